@@ -1,0 +1,95 @@
+"""The interface that every provider implements. Public surface: Connector, MailboxSession.
+
+A connector reads, and only reads: it opens mailboxes read-only and sets no flag. It knows nothing
+of the database; it raises only `connectors.errors` (anything else is a bug); it puts a deadline on
+every network operation; its memory depends on neither the mailbox's size nor its message count.
+
+The engine calls, for each mailbox, in one thread:
+
+    with connector:
+        with connector.open(mailbox) as session:
+            for folder in session.folders():
+                for page in session.changes(folder, cursor):      # lists: cheap
+                    for answer in session.fetch(folder, refs):    # downloads only what is unknown
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
+
+from connectors.types import (
+    Cursor,
+    Identity,
+    MessageRef,
+    Missing,
+    Page,
+    RawMessage,
+    RemoteFolder,
+    RemoteMailbox,
+)
+
+
+class _Closing:
+    def close(self) -> None:
+        """Free connections and threads, also after an error. Idempotent; never raises."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class Connector(_Closing, ABC):
+    """One configured connection to a provider."""
+
+    @abstractmethod
+    def check(self) -> Identity:
+        """Prove that mail can be read, not only that the login works.
+
+        Raises NeedsReauth or Fatal with a sentence that says what to change; Retryable where the
+        provider can't be reached now. Takes at most 15 s.
+        """
+
+    @abstractmethod
+    def mailboxes(self) -> Iterator[RemoteMailbox]:
+        """Yield every mailbox of the source, page by page, in the provider's order."""
+
+    @abstractmethod
+    def open(self, mailbox: RemoteMailbox) -> "MailboxSession":
+        """Open one mailbox. Raises MailboxUnavailable where this one can't be had."""
+
+
+class MailboxSession(_Closing, ABC):
+    """One mailbox, opened. Owns its network connections."""
+
+    @abstractmethod
+    def folders(self) -> Sequence[RemoteFolder]:
+        """List all folders that can hold mail, in one or two round trips for any number."""
+
+    @abstractmethod
+    def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
+        """Yield what changed after `since`, oldest first; from the beginning where it is None.
+
+        Yields nothing, at no cost, where nothing changed. Pages are bounded (a few thousand
+        refs). Every page's cursor can be resumed from, also in the middle of a first listing.
+        Raises CursorExpired where `since` is of no use any more: the engine calls again with
+        None. Raises FolderGone where the folder vanished.
+        """
+
+    @abstractmethod
+    def fetch(
+        self, folder: RemoteFolder, refs: Sequence[MessageRef]
+    ) -> Iterator[RawMessage | Missing]:
+        """Stream the messages, in any order, answering for every ref exactly once.
+
+        Hides latency (pipelined or concurrent), holds a bounded number of bytes, spools large
+        bodies. The caller closes spooled bodies. A dropped connection is Retryable after what
+        had arrived whole was yielded; the caller keeps that and asks again for the rest.
+        """

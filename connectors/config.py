@@ -1,0 +1,134 @@
+"""How a provider says which configuration it takes: fields, checks, and which fields are secret.
+
+A Config is a frozen dataclass whose fields are made with `field(...)`. The API, the admin's form
+and the command line are all derived from it, so that a new provider needs no code in any of them.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+
+class ConfigError(ValueError):
+    """The configuration is wrong. `errors` maps the camelCase field to reasons; echoes no value of a secret."""
+
+    def __init__(self, errors: dict[str, list[str]]) -> None:
+        self.errors = errors
+        super().__init__(", ".join(sorted(errors)))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Field:
+    """One field of a provider's configuration. `type` is str, int or bool."""
+
+    name: str
+    label: str
+    type: type
+    required: bool
+    secret: bool
+    default: Any
+    help: str
+    min_value: int | None = None
+    max_value: int | None = None
+    max_length: int = 1000
+
+
+def field(
+    label: str,
+    *,
+    default: Any = dataclasses.MISSING,
+    secret: bool = False,
+    help: str = "",
+    min_value: int | None = None,
+    max_value: int | None = None,
+    max_length: int = 1000,
+) -> Any:
+    """Declare a configuration field; without a default it is required."""
+    about = {
+        "label": label,
+        "secret": secret,
+        "help": help,
+        "min_value": min_value,
+        "max_value": max_value,
+        "max_length": max_length,
+    }
+    return dataclasses.field(default=default, repr=not secret, metadata=about)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What the deployment, not the source, decides. Made from the settings by the caller."""
+
+    forbid_private_addresses: bool = False
+    connections_per_account: int = 2
+    timeout_seconds: float = 30.0
+    max_message_bytes: int = 1_000_000_000
+    extra_ca_file: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of every provider's configuration. Field names are the API's, in camelCase."""
+
+    @classmethod
+    def fields(cls) -> Iterator[Field]:
+        """Yield the fields in the order in which a person fills them in."""
+        for f in dataclasses.fields(cls):
+            missing = f.default is dataclasses.MISSING
+            assert isinstance(f.type, type), "Config modules must not postpone annotations"
+            yield Field(
+                name=f.name,
+                type=f.type,
+                required=missing,
+                default=None if missing else f.default,
+                **f.metadata,
+            )
+
+    @classmethod
+    def parse(cls, given: Mapping[str, Any]) -> Self:
+        """Check a JSON object from outside. Raises ConfigError that names every wrong field."""
+        known = {f.name: f for f in cls.fields()}
+        errors: dict[str, list[str]] = {}
+        for name in given:
+            if name not in known:
+                errors[str(name)[:100]] = [f"Unknown field. Known fields: {', '.join(known)}."]
+        values: dict[str, Any] = {}
+        for f in known.values():
+            value = given.get(f.name)
+            if value is None or value == "":
+                if f.required:
+                    errors[f.name] = ["This field is required."]
+                continue
+            problem = _problem(f, value)
+            if problem:
+                errors[f.name] = [problem]
+            else:
+                values[f.name] = value
+        if errors:
+            raise ConfigError(errors)
+        config = cls(**values)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Check what concerns more than one field, or a field's form. Raises ConfigError."""
+
+
+_NAMES = {str: "text", int: "a whole number", bool: "true or false"}
+
+
+def _problem(field: Field, value: Any) -> str:
+    if type(value) is not field.type:
+        return f"Must be {_NAMES[field.type]}."
+    if isinstance(value, str):
+        if len(value) > field.max_length:
+            return f"Must be at most {field.max_length} characters."
+        if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
+            if not (field.secret and "\n" in value and "\0" not in value):
+                return "Must not contain control characters."
+    if field.type is int:
+        if field.min_value is not None and value < field.min_value:
+            return f"Must be at least {field.min_value}."
+        if field.max_value is not None and value > field.max_value:
+            return f"Must be at most {field.max_value}."
+    return ""

@@ -1,0 +1,39 @@
+"""Which providers there are. Public surface: PROVIDERS, config_fields, build.
+
+A provider is a folder with the same file names in each: connector.py, client.py, config.py.
+Adding one is adding a row here.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from typing import Any, cast
+
+from connectors.base import Connector
+from connectors.config import Config, Environment
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Provider:
+    """`slug` is the API's name, `label` is for people, `package` holds connector.py and config.py."""
+
+    slug: str
+    label: str
+    package: str
+
+    @property
+    def config(self) -> type[Config]:
+        """The provider's Config class: its fields, which of them are secret, and its checks."""
+        return cast(type[Config], importlib.import_module(f"{self.package}.config").CONFIG)
+
+
+PROVIDERS: Mapping[str, Provider] = {
+    p.slug: p for p in (Provider("generic_imap", "IMAP server", "connectors.generic_imap"),)
+}
+
+
+def build(slug: str, config: Mapping[str, Any], environment: Environment) -> Connector:
+    """Make the connector of a checked providerConfig. Opens no connection yet."""
+    provider = PROVIDERS[slug]
+    module = importlib.import_module(f"{provider.package}.connector")
+    return cast(Connector, module.CONNECTOR(provider.config.parse(config), environment))

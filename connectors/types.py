@@ -1,0 +1,124 @@
+"""The values that cross the boundary between the sync engine and a connector.
+
+Plain frozen dataclasses; times are aware UTC; sizes are bytes. Nothing here knows of Django.
+"""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, Protocol
+
+#: JSON object, opaque to everyone but the connector that minted it. Kept per folder.
+Cursor = Mapping[str, Any]
+
+#: Bodies up to this size are handed on as bytes; larger ones are spooled to a temporary file.
+SPOOL_BYTES = 4_000_000
+CHUNK_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Identity:
+    """Who the credentials turned out to be, for people: "alice@example.com, 12 folders"."""
+
+    account: str
+    detail: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteMailbox:
+    """One account's mail. `remote_id` is immutable at the provider; `address` may change.
+
+    `unavailable` is the reason why its mail can't be read (suspended, no licence), or "".
+    """
+
+    remote_id: str
+    address: str
+    unavailable: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RemoteFolder:
+    """What has a cursor of its own. `path` is decoded Unicode with "/" between levels, for people
+    and globs; `remote_id` is what the provider calls it. `role` is a value of states.FolderRole.
+    `message_count` is the provider's count, if it told. `state` is the connector's own note for
+    `changes()` (for IMAP the STATUS items); `stable_id` survives a rename where the provider has
+    one (IMAP MAILBOXID)."""
+
+    remote_id: str
+    path: str
+    role: str = ""
+    message_count: int | None = None
+    stable_id: str = ""
+    state: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class MessageRef:
+    """A message in a folder, as listed. (folder, remote_id) names immutable bytes for ever.
+
+    `stable_id` names the same bytes in every folder of the mailbox (EMAILID, X-GM-MSGID), or "".
+    `size_bytes` is what the provider claims; it may be wrong. `labels` are the placement's
+    attributes (IMAP flags such as "\\\\Seen", Gmail labels by display name), sorted.
+    """
+
+    remote_id: str
+    size_bytes: int | None = None
+    stable_id: str = ""
+    thread_id: str = ""
+    received_at: dt.datetime | None = None
+    labels: tuple[str, ...] = ()
+
+
+class RemoteIds(Protocol):
+    """A set of remote ids that may be held as ranges."""
+
+    def __contains__(self, remote_id: object, /) -> bool: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Page:
+    """One step of a listing. Once all of it is durable, `cursor` may be stored, never before.
+
+    `present`, where given, is every remote id now in the folder: any other is removed.
+    """
+
+    cursor: Cursor
+    added: Sequence[MessageRef] = ()
+    removed: Sequence[str] = ()
+    relabelled: Sequence[tuple[str, tuple[str, ...]]] = ()
+    present: RemoteIds | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class SpooledBody:
+    """The bytes of one large message in an anonymous temporary file; close() frees it."""
+
+    file: IO[bytes]
+    size: int
+
+    def chunks(self) -> Iterator[bytes]:
+        self.file.seek(0)
+        while chunk := self.file.read(CHUNK_BYTES):
+            yield chunk
+
+    def close(self) -> None:
+        self.file.close()
+
+
+Body = bytes | SpooledBody
+
+
+@dataclasses.dataclass(slots=True)
+class RawMessage:
+    """A message exactly as served. `received_at` is the provider's (INTERNALDATE), not a header."""
+
+    ref: MessageRef
+    body: Body
+
+
+@dataclasses.dataclass(slots=True)
+class Missing:
+    """A message that was asked for and can't be had, with the reason (Skippable)."""
+
+    ref: MessageRef
+    error: Exception

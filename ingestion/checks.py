@@ -1,0 +1,1 @@
+"""System checks of our own settings, part of `manage.py check`."""

@@ -1,0 +1,45 @@
+"""What a service refuses, named by what the caller must do.
+
+Interfaces (API, admin, commands) turn these into a 4xx, a message or an exit code; anything else
+that escapes a service is a bug and is shown as one. Provider errors are in `connectors.errors`.
+"""
+
+
+class ServiceError(Exception):
+    """A request that was understood and refused. `code` is stable; the text is for people."""
+
+    code = "refused"
+
+
+class InvalidInput(ServiceError):
+    """The input is wrong: correct it. `errors` maps a dotted camelCase field path to the reasons."""
+
+    code = "invalid"
+
+    def __init__(self, errors: dict[str, list[str]]) -> None:
+        self.errors = errors
+        super().__init__("; ".join(f"{field}: {' '.join(why)}" for field, why in errors.items()))
+
+
+class NotAllowedNow(ServiceError):
+    """The source's state forbids this: do what the message says, then ask again (HTTP 409)."""
+
+    code = "not_allowed_now"
+
+
+class LostRace(NotAllowedNow):
+    """Somebody else changed the source at the same time: read it again (HTTP 409)."""
+
+    code = "lost_race"
+
+
+class LeaseLost(ServiceError):
+    """Another worker owns this mailbox now: stop, write nothing more."""
+
+    code = "lease_lost"
+
+
+class Corrupt(ServiceError):
+    """Archived bytes do not match their SHA-256, or are missing. Restore the pack from a backup."""
+
+    code = "corrupt"

@@ -1,0 +1,21 @@
+"""The tables. Only `ingestion.services` writes them."""
+
+from ingestion.models.audit import ApiKey, AuditEvent
+from ingestion.models.mailbox import Folder, Mailbox
+from ingestion.models.message import FailedMessage, Message, Pack, Placement
+from ingestion.models.run import Run
+from ingestion.models.source import IngestionSource, StatusChange
+
+__all__ = [
+    "ApiKey",
+    "AuditEvent",
+    "FailedMessage",
+    "Folder",
+    "IngestionSource",
+    "Mailbox",
+    "Message",
+    "Pack",
+    "Placement",
+    "Run",
+    "StatusChange",
+]

@@ -1,0 +1,90 @@
+"""Mailbox (with its lease) and Folder (with its cursor): who owns the work, and how far it is.
+
+A mailbox owes work to `run` while that is set; it is due when `not_before` has passed and nobody
+holds its lease. The lease is a fence: every commit of a worker says `WHERE lease_token = mine`.
+"""
+
+import uuid
+
+from django.db import models
+from django.db.models.functions import Now
+
+from ingestion.models.run import Run
+from ingestion.models.source import IngestionSource
+from ingestion.states import FolderRole, MailboxState
+
+
+class Mailbox(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="mailboxes")
+    remote_id = models.TextField(help_text="The provider's immutable id of the account.")
+    address = models.TextField()
+    state = models.CharField(
+        max_length=16, choices=MailboxState.choices, default=MailboxState.ACTIVE
+    )
+    state_reason = models.TextField(blank=True)
+
+    run = models.ForeignKey(
+        Run,
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        related_name="mailboxes_due",
+        help_text="The run that this mailbox still owes work to.",
+    )
+    not_before = models.DateTimeField(db_default=Now())
+    attempts = models.PositiveIntegerField(
+        default=0, help_text="Failures since the last progress: sets the backoff."
+    )
+    last_error_code = models.CharField(max_length=64, blank=True)
+    last_error = models.TextField(blank=True)
+    rung_at = models.DateTimeField(null=True, editable=False)
+
+    lease_token = models.BigIntegerField(default=0, editable=False)
+    lease_expires_at = models.DateTimeField(null=True, editable=False)
+
+    message_count = models.BigIntegerField(default=0)
+    archived_bytes = models.BigIntegerField(default=0)
+    last_synced_at = models.DateTimeField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["address", "id"]
+        verbose_name_plural = "mailboxes"
+        constraints = [
+            models.UniqueConstraint(fields=["source", "remote_id"], name="mailbox_identity"),
+        ]
+        indexes = [
+            models.Index(
+                fields=["not_before"],
+                name="mailbox_due",
+                condition=models.Q(run__isnull=False),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.address
+
+
+class Folder(models.Model):
+    mailbox = models.ForeignKey(Mailbox, models.CASCADE, related_name="folders")
+    remote_id = models.TextField(help_text="What the provider calls it.")
+    stable_id = models.TextField(blank=True, help_text="Survives a rename, e.g. MAILBOXID.")
+    path = models.TextField(help_text='For people: "/" between levels.')
+    role = models.CharField(max_length=16, choices=FolderRole.choices, blank=True)
+    cursor = models.JSONField(null=True, blank=True, help_text="Opaque but to the connector.")
+    listed_at = models.DateTimeField(
+        null=True, help_text="When the whole folder had been listed; null during the first import."
+    )
+    remote_count = models.BigIntegerField(null=True, help_text="The provider's own count.")
+    removed_at = models.DateTimeField(null=True, help_text="When it was gone at the provider.")
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["path", "id"]
+        constraints = [
+            models.UniqueConstraint(fields=["mailbox", "remote_id"], name="folder_identity"),
+        ]
+
+    def __str__(self) -> str:
+        return self.path

@@ -1,0 +1,124 @@
+"""What is archived: Pack, Message (bytes once per mailbox), Placement (where it is), and
+FailedMessage (what could not be had, and when it is tried again)."""
+
+import uuid
+
+from django.contrib.postgres.fields import ArrayField
+from django.db import models
+from django.db.models.functions import Now
+
+from ingestion.models.mailbox import Folder, Mailbox
+from ingestion.models.source import IngestionSource
+
+
+class Pack(models.Model):
+    """One immutable file of many messages: `<source id>/<pack id>.pack`."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="packs")
+    size_bytes = models.BigIntegerField()
+    message_count = models.IntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class Message(models.Model):
+    """Bytes archived once per mailbox. The header fields are for people, never for identity."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    mailbox = models.ForeignKey(Mailbox, models.CASCADE, related_name="messages")
+    sha256 = models.BinaryField(max_length=32)
+    size_bytes = models.BigIntegerField()
+    pack = models.ForeignKey(Pack, models.PROTECT, related_name="messages")
+    pack_offset = models.BigIntegerField(help_text="Of the zstd frame, in bytes.")
+    pack_length = models.BigIntegerField(help_text="Of the zstd frame, in bytes.")
+    received_at = models.DateTimeField(null=True)
+    archived_at = models.DateTimeField(db_default=Now())
+
+    subject = models.TextField(blank=True)
+    sender = models.TextField(blank=True, help_text="The From header, decoded.")
+    recipients = models.TextField(blank=True, help_text="To and Cc, decoded.")
+    sent_at = models.DateTimeField(null=True, help_text="The Date header.")
+    message_id = models.TextField(blank=True, help_text="The Message-ID header: metadata only.")
+    defects = ArrayField(models.TextField(), default=list, blank=True)
+
+    class Meta:
+        ordering = ["-archived_at", "-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["mailbox", "sha256"], name="message_identity"),
+        ]
+        indexes = [
+            models.Index(fields=["mailbox", "archived_at", "id"], name="message_by_time"),
+            models.Index(fields=["archived_at", "id"], name="message_newest"),
+        ]
+
+    def __str__(self) -> str:
+        return self.subject or "(no subject)"
+
+    @property
+    def sha256_hex(self) -> str:
+        return bytes(self.sha256).hex()
+
+
+class Placement(models.Model):
+    """A message in a folder, with its labels and when it was first seen and removed there."""
+
+    id = models.BigAutoField(primary_key=True)
+    mailbox = models.ForeignKey(Mailbox, models.CASCADE, related_name="placements")
+    folder = models.ForeignKey(Folder, models.CASCADE, related_name="placements")
+    message = models.ForeignKey(Message, models.CASCADE, related_name="placements")
+    remote_id = models.TextField()
+    stable_id = models.TextField(blank=True)
+    thread_id = models.TextField(blank=True)
+    labels = ArrayField(models.TextField(), default=list, blank=True)
+    first_seen_at = models.DateTimeField(db_default=Now())
+    removed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["folder", "remote_id"], name="placement_identity"),
+        ]
+        indexes = [
+            models.Index(
+                fields=["mailbox", "stable_id"],
+                name="placement_stable",
+                condition=~models.Q(stable_id=""),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return self.remote_id
+
+
+class FailedMessage(models.Model):
+    """A message that could not be had: why, how often it was tried, when it is tried again.
+
+    The row goes away when the message is archived or is gone at the provider for good.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    mailbox = models.ForeignKey(Mailbox, models.CASCADE, related_name="failures")
+    folder = models.ForeignKey(Folder, models.CASCADE, related_name="failures")
+    remote_id = models.TextField()
+    stable_id = models.TextField(blank=True)
+    size_bytes = models.BigIntegerField(null=True)
+    received_at = models.DateTimeField(null=True)
+    labels = ArrayField(models.TextField(), default=list, blank=True)
+    code = models.CharField(max_length=64)
+    reason = models.TextField()
+    attempts = models.PositiveIntegerField(default=1)
+    not_before = models.DateTimeField()
+    first_failed_at = models.DateTimeField(db_default=Now())
+    last_failed_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        ordering = ["-last_failed_at", "-id"]
+        constraints = [
+            models.UniqueConstraint(fields=["folder", "remote_id"], name="failure_identity"),
+        ]
+        indexes = [models.Index(fields=["mailbox", "not_before"], name="failure_due")]
+
+    def __str__(self) -> str:
+        return f"{self.folder_id}/{self.remote_id}"

@@ -1,0 +1,156 @@
+"""All settings, from the environment. README.md has the table; a test keeps the two together.
+
+Without DATABASE_URL and REDIS_URL the service uses the PostgreSQL and Redis that
+`ingestion_project.embedded` runs under VAR_DIR.
+"""
+
+from pathlib import Path
+
+import environ
+
+from ingestion_project import embedded
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+env = environ.Env()
+
+VAR_DIR = Path(env.str("VAR_DIR", default=str(BASE_DIR / "var"))).resolve()
+_local = embedded.Local(VAR_DIR)
+
+# -- data ----------------------------------------------------------------------------------------
+DATABASES = {
+    "default": {
+        **(env.db_url("DATABASE_URL") if "DATABASE_URL" in env else _local.database()),
+        "ENGINE": "django.db.backends.postgresql",
+        "CONN_MAX_AGE": 60,
+        "CONN_HEALTH_CHECKS": True,
+    }
+}
+REDIS_URL = env.str("REDIS_URL", default=_local.redis_url)
+CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}}
+ARCHIVE_DIR = Path(env.str("ARCHIVE_DIR", default=str(VAR_DIR / "archive"))).resolve()
+
+# -- secrets -------------------------------------------------------------------------------------
+# Where a database of one's own is used, the keys must be given too: two machines that each made
+# their own could not read each other's credentials.
+_secrets = _local.secrets(create="DATABASE_URL" not in env)
+SECRET_KEY = env.str("SECRET_KEY", default=_secrets.get("SECRET_KEY", environ.Env.NOTSET))
+ENCRYPTION_KEYS = env.list(
+    "ENCRYPTION_KEYS", default=_secrets.get("ENCRYPTION_KEYS", environ.Env.NOTSET)
+)
+FERNET_KEYS = ENCRYPTION_KEYS
+FERNET_USE_HKDF = True
+
+# -- web -----------------------------------------------------------------------------------------
+DEBUG = env.bool("DEBUG", default=False)
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+HTTPS = env.bool("HTTPS", default=False)
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
+SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
+SECURE_HSTS_INCLUDE_SUBDOMAINS = SECURE_HSTS_PRELOAD = HTTPS
+SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
+SESSION_COOKIE_SAMESITE = "Lax"
+X_FRAME_OPTIONS = "DENY"
+DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000_000
+
+INSTALLED_APPS = [
+    "unfold",
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django.contrib.postgres",
+    "rest_framework",
+    "knox",
+    "django_filters",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "drf_standardized_errors",
+    "django_structlog",
+    "ingestion",
+]
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_structlog.middlewares.RequestMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "ingestion_project.urls"
+WSGI_APPLICATION = "ingestion_project.wsgi.application"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+STATIC_URL = "/static/"
+WHITENOISE_USE_FINDERS = True  # serves from the packages: no collectstatic step to forget
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+APPEND_SLASH = False  # a redirected POST loses its body; both spellings answer instead
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+USE_I18N = False
+
+# -- API -----------------------------------------------------------------------------------------
+API_REQUESTS_PER_MINUTE = env.int("API_REQUESTS_PER_MINUTE", default=1200)
+KNOX_TOKEN_MODEL = "ingestion.ApiKey"
+REST_KNOX = {
+    "AUTH_HEADER_PREFIX": "Bearer",
+    "TOKEN_TTL": None,
+    "AUTO_REFRESH": False,
+    "TOKEN_MODEL": "ingestion.ApiKey",
+}
+
+# -- engine --------------------------------------------------------------------------------------
+FORBID_PRIVATE_ADDRESSES = env.bool("FORBID_PRIVATE_ADDRESSES", default=False)
+IMAP_CONNECTIONS_PER_ACCOUNT = env.int("IMAP_CONNECTIONS_PER_ACCOUNT", default=2)
+NETWORK_TIMEOUT_SECONDS = env.float("NETWORK_TIMEOUT_SECONDS", default=30.0)
+MAX_MESSAGE_BYTES = env.int("MAX_MESSAGE_BYTES", default=1_000_000_000)
+EXTRA_CA_FILE = env.str("EXTRA_CA_FILE", default="")
+
+# -- logs ----------------------------------------------------------------------------------------
+LOG_FORMAT = env.str("LOG_FORMAT", default="json")
+
+# -- Celery --------------------------------------------------------------------------------------
+CELERY_BROKER_URL = REDIS_URL.replace("unix://", "redis+socket://")
+CELERY_TASK_IGNORE_RESULT = True
+CELERY_TASK_DEFAULT_QUEUE = "control"
+CELERY_TASK_ROUTES = {"ingestion.tasks.sync_mailbox": {"queue": "sync"}}
+CELERY_TASK_TIME_LIMIT = 900  # a last resort: every network operation has its own deadline
+CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout": 30}
+CELERY_BEAT_SCHEDULE = {
+    "dispatch": {
+        "task": "ingestion.tasks.dispatch",
+        "schedule": 3.0,
+        "options": {"expires": 3.0},
+    },
+    "housekeeping": {
+        "task": "ingestion.tasks.housekeeping",
+        "schedule": 600.0,
+        "options": {"expires": 600.0},
+    },
+}
+CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # in memory: no schedule file to lose or lock
