@@ -1,0 +1,1 @@
+"""The archive: immutable packs of messages. Public surface: `store.store`, `store.PackStore`."""

@@ -1,0 +1,178 @@
+"""The bytes of a pack. Pure: reads and writes file objects, knows no paths and no database.
+
+    pack   = info frame, record*
+    record = header frame, body frame
+    header, info frame: a zstd *skippable* frame (RFC 8878 section 3.1.2) holding a JSON object
+    body frame: one zstd frame of the message's exact bytes, with content size and checksum
+
+So the standard tools read a pack: `zstd -t` tests it, `zstd -dc` writes all of its messages one
+after the other; and the database can be made again from the packs alone.
+"""
+
+import dataclasses
+import hashlib
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Protocol
+
+import zstandard
+
+_SKIPPABLE = struct.Struct("<II")  # magic, length of what follows
+_SKIPPABLE_MAGIC = 0x184D2A50
+_MAX_HEADER_BYTES = 4_000_000
+_READ_BYTES = 1 << 18
+
+#: Level 1: 290 MB/s on 8 kB mail against 250 MB/s for level 3, for 1 % more space (one core).
+_LEVEL = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a message's zstd frame lies in its pack, in bytes."""
+
+    offset: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One record of a pack: its JSON header and where its body is."""
+
+    header: Mapping[str, Any]
+    extent: Extent
+
+
+class Chunked(Protocol):
+    """A body too large to hold: `size` bytes in `chunks()`."""
+
+    size: int
+
+    def chunks(self) -> Iterator[bytes]: ...
+
+
+class Damaged(Exception):
+    """The bytes of a pack are not what this module wrote."""
+
+
+def compressor() -> zstandard.ZstdCompressor:
+    """Make a compressor; reuse it for many frames. Not thread-safe."""
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
+
+
+def header_frame(header: Mapping[str, Any]) -> bytes:
+    body = json.dumps(header, separators=(",", ":")).encode("ascii")
+    return _SKIPPABLE.pack(_SKIPPABLE_MAGIC, len(body)) + body
+
+
+def write_body(
+    file: IO[bytes], body: bytes | Chunked, compress: zstandard.ZstdCompressor
+) -> int:
+    """Append one body frame; return its length in bytes. Holds one chunk of a large body."""
+    if isinstance(body, bytes):
+        return file.write(compress.compress(body))
+    before = file.tell()
+    with compress.stream_writer(file, size=body.size, closefd=False) as writer:
+        for chunk in body.chunks():
+            writer.write(chunk)
+    return file.tell() - before
+
+
+class HashingReader:
+    """Decompress one frame in chunks while hashing; `verify` afterwards."""
+
+    def __init__(self, file: IO[bytes], extent: Extent) -> None:
+        self._file = file
+        self._extent = extent
+        self._sha256 = hashlib.sha256()
+        self.size = 0
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the plain bytes. Raises Damaged where they are no whole zstd frame."""
+        self._file.seek(self._extent.offset)
+        left = self._extent.length
+        inflate = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            while left:
+                packed = self._file.read(min(left, _READ_BYTES))
+                if not packed:
+                    raise Damaged("the pack ends inside a message")
+                left -= len(packed)
+                chunk = inflate.decompress(packed)
+                if chunk:
+                    self._sha256.update(chunk)
+                    self.size += len(chunk)
+                    yield chunk
+        except zstandard.ZstdError as error:
+            raise Damaged(f"not a zstd frame: {error}") from error
+        if not inflate.eof:
+            raise Damaged("the message's zstd frame is not complete")
+
+    def digest(self) -> bytes:
+        return self._sha256.digest()
+
+
+def scan(file: IO[bytes]) -> Iterator[Entry]:
+    """Yield the records of a pack in order, reading no body. Raises Damaged at the first bad byte.
+
+    Body frames are skipped by walking their block headers (RFC 8878 section 3.1.1.2), so a scan
+    reads a few bytes per message and 128 kB of body.
+    """
+    file.seek(0, 2)
+    end = file.tell()
+    _read_header(file, 0, end)
+    offset = _header_end(file, 0, end)
+    while offset < end:
+        header = _read_header(file, offset, end)
+        start = _header_end(file, offset, end)
+        stop = _frame_end(file, start, end)
+        yield Entry(header, Extent(start, stop - start))
+        offset = stop
+
+
+def _exactly(file: IO[bytes], offset: int, length: int, end: int) -> bytes:
+    if offset + length > end:
+        raise Damaged(f"the pack ends inside a record at byte {offset}")
+    file.seek(offset)
+    return file.read(length)
+
+
+def _header_end(file: IO[bytes], offset: int, end: int) -> int:
+    magic, length = _SKIPPABLE.unpack(_exactly(file, offset, _SKIPPABLE.size, end))
+    if magic != _SKIPPABLE_MAGIC or length > _MAX_HEADER_BYTES:
+        raise Damaged(f"no record header at byte {offset}")
+    return offset + _SKIPPABLE.size + int(length)
+
+
+def _read_header(file: IO[bytes], offset: int, end: int) -> Mapping[str, Any]:
+    start = offset + _SKIPPABLE.size
+    stop = _header_end(file, offset, end)
+    try:
+        header = json.loads(_exactly(file, start, stop - start, end))
+    except ValueError as error:
+        raise Damaged(f"the record header at byte {offset} is no JSON") from error
+    if not isinstance(header, dict):
+        raise Damaged(f"the record header at byte {offset} is no JSON object")
+    return header
+
+
+def _frame_end(file: IO[bytes], offset: int, end: int) -> int:
+    try:
+        about = zstandard.get_frame_parameters(
+            _exactly(file, offset, min(18, end - offset), end)
+        )
+        position = offset + zstandard.frame_header_size(
+            _exactly(file, offset, min(18, end - offset), end)
+        )
+    except zstandard.ZstdError as error:
+        raise Damaged(f"no zstd frame at byte {offset}") from error
+    last = False
+    while not last:
+        block = int.from_bytes(_exactly(file, position, 3, end), "little")
+        last = bool(block & 1)
+        kind, size = block >> 1 & 3, block >> 3
+        position += 3 + (1 if kind == 1 else size)  # kind 1: one byte, repeated `size` times
+    position += 4 if about.has_checksum else 0
+    if position > end:
+        raise Damaged(f"the pack ends inside a message at byte {offset}")
+    return position

@@ -1,0 +1,152 @@
+"""Mail headers for people, from bytes. Pure; malformed mail yields defects, never an exception.
+
+Capture reads the header's few fields that lists and searches show. Nothing here decides whether
+mail is kept, and nothing it returns is ever used as an identity, a path or markup.
+"""
+
+import dataclasses
+import datetime as dt
+import email.header
+import email.utils
+import re
+
+#: A header larger than this is cut for parsing (never in the archive).
+MAX_HEAD_BYTES = 256_000
+_MAX_CHARS = {"subject": 2_000, "from": 2_000, "to": 10_000, "message-id": 1_000}
+
+_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+_FIELD = re.compile(
+    rb"^(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)", re.I | re.M
+)
+_FOLD = re.compile(r"[ \t]*\r?\n[ \t]*")
+_ENCODED_GAP = re.compile(r"(\?=)\s+(=\?)")
+#: What PostgreSQL text and a terminal must not see: C0/C1 controls, surrogates, bidi overrides.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_DATE = re.compile(
+    r"(?:[A-Za-z]{3},?\s+)?(\d{1,2})\s+([A-Za-z]{3})\s+(\d{4})\s+(\d\d):(\d\d)(?::(\d\d))?\s+"
+    r"(?:([+-])(\d\d)(\d\d)|(GMT|UTC?))"
+)
+_MONTHS = {
+    name: number
+    for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Headers:
+    """Decoded, unfolded, cut to sane lengths; "" or None where absent. `sent_at` is aware UTC."""
+
+    subject: str = ""
+    sender: str = ""
+    recipients: str = ""
+    sent_at: dt.datetime | None = None
+    message_id: str = ""
+    defects: tuple[str, ...] = ()
+
+
+def head_of(message: bytes) -> bytes:
+    """Return the header section of a message (at most MAX_HEAD_BYTES), without the empty line."""
+    end = _END_OF_HEAD.search(message, 0, MAX_HEAD_BYTES)
+    return message[: end.start() if end else MAX_HEAD_BYTES]
+
+
+def parse_headers(head: bytes) -> Headers:
+    """Decode the fields of a header section. Never raises: what is wrong is in `defects`."""
+    defects: list[str] = []
+    found: dict[str, list[bytes]] = {}
+    for match in _FIELD.finditer(head):
+        found.setdefault(match[1].decode("ascii").lower(), []).append(match[2])
+    if not found:
+        defects.append("no header fields")
+    for name in ("subject", "from", "date", "message-id"):
+        if len(found.get(name, ())) > 1:
+            defects.append(f"repeated header: {name}")
+
+    def text(name: str) -> str:
+        values = found.get(name)
+        return _text(values[0], name, defects) if values else ""
+
+    recipients = ", ".join(
+        _text(value, "to", defects) for value in (*found.get("to", ()), *found.get("cc", ()))
+    )
+    return Headers(
+        subject=text("subject"),
+        sender=text("from"),
+        recipients=recipients[: _MAX_CHARS["to"]],
+        sent_at=_date(found["date"][0], defects) if "date" in found else None,
+        message_id=text("message-id"),
+        defects=tuple(dict.fromkeys(defects)),
+    )
+
+
+def _text(raw: bytes, name: str, defects: list[str]) -> str:
+    limit = _MAX_CHARS[name]
+    raw = raw[: limit * 8]
+    try:
+        value = raw.decode("ascii")
+    except UnicodeDecodeError:
+        defects.append(f"8-bit header: {name}")
+        try:
+            value = raw.decode("utf-8")
+        except UnicodeDecodeError:
+            value = raw.decode("latin-1")
+    if "\n" in value:
+        value = _FOLD.sub(" ", value)
+    if "=?" in value:
+        value = _decode_words(value, name, defects)
+    value = value.strip()
+    if _UNSAFE.search(value):
+        value = _UNSAFE.sub(" ", value).strip()
+    return value[:limit]
+
+
+def _decode_words(value: str, name: str, defects: list[str]) -> str:
+    parts: list[str] = []
+    try:
+        decoded = email.header.decode_header(_ENCODED_GAP.sub(r"\1 \2", value))
+    except (ValueError, email.errors.HeaderParseError):
+        defects.append(f"undecodable header: {name}")
+        return value
+    for piece, charset in decoded:
+        if isinstance(piece, str):
+            parts.append(piece)
+            continue
+        try:
+            parts.append(piece.decode(charset or "ascii"))
+        except (LookupError, ValueError):
+            defects.append(f"undecodable header: {name}")
+            parts.append(piece.decode("utf-8", "replace"))
+    return "".join(parts)
+
+
+def _date(raw: bytes, defects: list[str]) -> dt.datetime | None:
+    text = _FOLD.sub(" ", raw[:200].decode("latin-1")).strip()
+    try:
+        return _usual_date(text) or _any_date(text)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        defects.append("undecodable header: date")
+        return None
+
+
+def _usual_date(text: str) -> dt.datetime | None:
+    """Parse what nearly all mail has (RFC 5322 section 3.3), in a tenth of the library's time."""
+    match = _DATE.match(text)
+    month = _MONTHS.get(match[2].lower()) if match else None
+    if match is None or month is None:
+        return None
+    local = dt.datetime(  # noqa: DTZ001 - the zone is added below
+        int(match[3]), month, int(match[1]), int(match[4]), int(match[5]), int(match[6] or 0)
+    )
+    offset = dt.timedelta()
+    if match[7]:
+        offset = dt.timedelta(hours=int(match[8]), minutes=int(match[9]))
+        if match[7] == "-":
+            offset = -offset
+    return (local - offset).replace(tzinfo=dt.UTC)
+
+
+def _any_date(text: str) -> dt.datetime:
+    parsed = email.utils.parsedate_to_datetime(text)
+    if parsed.tzinfo is None:
+        parsed = parsed.replace(tzinfo=dt.UTC)
+    return parsed.astimezone(dt.UTC)
