@@ -6,6 +6,7 @@ mail is kept, and nothing it returns is ever used as an identity, a path or mark
 
 import dataclasses
 import datetime as dt
+import email.errors
 import email.header
 import email.utils
 import re

@@ -30,6 +30,9 @@ class Run(models.Model):
     messages_done = models.BigIntegerField(default=0, help_text="Archived or recognised.")
     messages_new = models.BigIntegerField(default=0, help_text="Archived in this run.")
     messages_failed = models.BigIntegerField(default=0)
+    messages_gone = models.BigIntegerField(
+        default=0, help_text="Deleted at the provider between listing and download."
+    )
     bytes_done = models.BigIntegerField(default=0)
     started_at = models.DateTimeField(db_default=Now())
     progress_at = models.DateTimeField(null=True, help_text="When counters last moved.")

@@ -33,11 +33,15 @@ class IngestionSource(models.Model):
         max_length=16, choices=SourceStatus.choices, default=SourceStatus.PENDING_AUTH
     )
     status_message = models.TextField(blank=True, help_text="Why the status is what it is.")
-    resume_status = models.CharField(
-        max_length=16,
-        choices=SourceStatus.choices,
-        default=SourceStatus.AUTH_SUCCESS,
-        help_text="Where pause, an error or a check of new credentials returns to.",
+    # What is so whatever the status: where a pause, an error or a check returns to follows from it.
+    proven_at = models.DateTimeField(
+        null=True, editable=False, help_text="When these credentials worked; null: not proven."
+    )
+    imported_at = models.DateTimeField(
+        null=True, editable=False, help_text="When the first import was complete."
+    )
+    hold = models.BooleanField(
+        default=False, help_text="Paused by somebody: a check of credentials returns to paused."
     )
     auto_import = models.BooleanField(
         default=False, help_text="Start the import as soon as the credentials are proven."

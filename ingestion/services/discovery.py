@@ -1,0 +1,129 @@
+"""Lists the mailboxes of a source at the start of a run, and gives each that is wanted its work.
+
+Idempotent: a worker that dies half-way is replaced by one that lists again. Mailboxes already
+listed work on meanwhile.
+"""
+
+import itertools
+import uuid
+from collections.abc import Iterable, Iterator
+
+import structlog
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from connectors import errors, registry
+from connectors.types import RemoteMailbox
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import backoff, runs, sources
+from ingestion.services.options import Options
+from ingestion.services.status import locked
+from ingestion.states import MailboxState
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 500
+#: A login that fails this often in a row is no accident: stop, before the provider locks it.
+MAX_AUTH_FAILURES = 3
+
+
+def discover(run_id: uuid.UUID) -> None:
+    """List the source's mailboxes and make the wanted ones due. Network outside transactions."""
+    run = Run.objects.select_related("source").filter(pk=run_id, finished_at=None).first()
+    if run is None or run.discovered_at is not None or not run.source.runnable:
+        return
+    source = run.source
+    try:
+        with registry.build(
+            source.provider, {**source.config, **source.secrets}, sources.environment()
+        ) as connector:
+            seen = _store_all(source, run, connector.mailboxes())
+    except errors.Retryable as error:
+        _again_later(run, error, error.retry_after_seconds)
+    except errors.NeedsReauth as error:
+        if run.attempts + 1 < MAX_AUTH_FAILURES:
+            _again_later(run, error, None)
+        else:
+            _give_up(source, error)
+    except errors.ConnectorError as error:
+        _give_up(source, error)
+    else:
+        _settle(source, run, seen)
+        runs.finish_if_done(run.pk)
+
+
+def _store_all(
+    source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]
+) -> set[str]:
+    options = Options.of(source.options)
+    seen: set[str] = set()
+    for batch in _batched(mailboxes, _BATCH):
+        seen.update(mailbox.remote_id for mailbox in batch)
+        with transaction.atomic():
+            Mailbox.objects.bulk_create(
+                [_row(source, run, mailbox, options) for mailbox in batch],
+                update_conflicts=True,
+                unique_fields=["source", "remote_id"],
+                update_fields=["address", "state", "state_reason", "run"],
+            )
+    return seen
+
+
+def _row(
+    source: IngestionSource, run: Run, remote: RemoteMailbox, options: Options
+) -> Mailbox:
+    state, reason = MailboxState.ACTIVE, ""
+    if not options.wants_mailbox(remote.address):
+        state, reason = MailboxState.EXCLUDED, "Excluded by the source's options."
+    elif remote.unavailable:
+        state, reason = MailboxState.UNAVAILABLE, remote.unavailable
+    return Mailbox(
+        source=source,
+        remote_id=remote.remote_id,
+        address=remote.address,
+        state=state,
+        state_reason=reason,
+        run=run if state == MailboxState.ACTIVE else None,
+    )
+
+
+def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
+    with transaction.atomic():
+        mine = Mailbox.objects.filter(source=source)
+        for mailbox in mine.exclude(state=MailboxState.GONE).only("pk", "remote_id"):
+            if mailbox.remote_id not in seen:
+                mine.filter(pk=mailbox.pk).update(
+                    state=MailboxState.GONE,
+                    state_reason="No longer listed by the provider. What was archived stays.",
+                    run=None,
+                )
+        wanted = mine.filter(state=MailboxState.ACTIVE).count()
+        Run.objects.filter(pk=run.pk, discovered_at=None).update(
+            discovered_at=Now(), mailboxes_total=wanted, attempts=0, warning=""
+        )
+
+
+def _again_later(
+    run: Run, error: errors.ConnectorError, server_seconds: float | None
+) -> None:
+    wait = backoff.delay(run.attempts + 1, server_seconds=server_seconds)
+    Run.objects.filter(pk=run.pk).update(
+        attempts=F("attempts") + 1,
+        not_before=timezone.now() + wait,
+        rung_at=None,
+        warning=str(error),
+    )
+    log.info("discovery_deferred", run=str(run.pk), code=error.code)
+
+
+def _give_up(source: IngestionSource, error: errors.ConnectorError) -> None:
+    with transaction.atomic():
+        sources.fail(locked(source), str(error), actor="ingestion")
+
+
+def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch

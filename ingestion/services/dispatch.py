@@ -1,0 +1,178 @@
+"""Finds work that is due. PostgreSQL is the truth: lose the whole broker, and this finds it again.
+
+A row that was rung for is left alone for RING_AGAIN_SECONDS: by then its task has run, or has
+expired in the queue, and it is rung for again.
+"""
+
+import dataclasses
+import datetime as dt
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from django.core.cache import cache
+from django.db import connection, transaction
+from django.utils import timezone
+
+from ingestion.errors import NotAllowedNow
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import deletion, discovery, runs, sources, sync
+from ingestion.services.status import SYSTEM
+from ingestion.states import RUNNABLE, RunKind, SourceStatus
+
+RING_AGAIN_SECONDS = 20
+_HEARTBEAT_KEY = "ingestion:dispatched_at"
+_INLINE_POLL_SECONDS = 0.2
+
+Kind = Literal["check", "discover", "mailbox", "delete"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A row whose work is due: the task of `kind` is to be started for `pk`."""
+
+    kind: Kind
+    pk: uuid.UUID
+
+
+_RUNG = "(rung_at IS NULL OR rung_at < now() - %(again)s OR rung_at > now())"
+
+#: Each claims its rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work.
+_QUERIES: tuple[tuple[Kind, str], ...] = (
+    (
+        "delete",
+        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id IN (
+            SELECT id FROM ingestion_ingestionsource
+             WHERE deleted_at IS NOT NULL AND {_RUNG}
+             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",  # noqa: S608
+    ),
+    (
+        "check",
+        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id IN (
+            SELECT id FROM ingestion_ingestionsource
+             WHERE status = 'pending_auth' AND deleted_at IS NULL
+               AND check_not_before <= now() AND {_RUNG}
+             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",  # noqa: S608
+    ),
+    (
+        "discover",
+        f"""UPDATE ingestion_run r SET rung_at = now() WHERE id IN (
+            SELECT r.id FROM ingestion_run r JOIN ingestion_ingestionsource s ON s.id = r.source_id
+             WHERE r.finished_at IS NULL AND r.discovered_at IS NULL AND r.not_before <= now()
+               AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
+               AND {_RUNG.replace("rung_at", "r.rung_at")}
+             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED) RETURNING id""",  # noqa: S608
+    ),
+    (
+        "mailbox",
+        f"""UPDATE ingestion_mailbox m SET rung_at = now() WHERE id IN (
+            SELECT m.id FROM ingestion_mailbox m
+              JOIN ingestion_ingestionsource s ON s.id = m.source_id
+             WHERE m.run_id IS NOT NULL AND m.not_before <= now()
+               AND (m.lease_expires_at IS NULL OR m.lease_expires_at < now())
+               AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
+               AND {_RUNG.replace("rung_at", "m.rung_at")}
+             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED) RETURNING id""",  # noqa: S608
+    ),
+)
+
+
+def due(*, limit: int = 1000) -> Iterator[Doorbell]:
+    """Start the syncs whose time has come, and claim the rows whose work is due.
+
+    At most `limit` of each kind; each claim is its own transaction.
+    """
+    cache.set(_HEARTBEAT_KEY, time.time(), timeout=None)
+    _start_scheduled_syncs(limit)
+    _finish_settled_runs(limit)
+    parameters = {
+        "limit": limit,
+        "again": dt.timedelta(seconds=RING_AGAIN_SECONDS),
+        "runnable": [str(status) for status in RUNNABLE],
+    }
+    for kind, query in _QUERIES:
+        with connection.cursor() as cursor:
+            cursor.execute(query, parameters)
+            rows = cursor.fetchall()
+        for (pk,) in rows:
+            yield Doorbell(kind, pk)
+
+
+def seconds_since_heartbeat() -> float | None:
+    """How long ago `due` ran anywhere, as the cache remembers it; None: it does not."""
+    at: float | None = cache.get(_HEARTBEAT_KEY)
+    return None if at is None else max(0.0, time.time() - at)
+
+
+def _start_scheduled_syncs(limit: int) -> None:
+    with transaction.atomic():
+        ready = IngestionSource.objects.filter(
+            status=SourceStatus.ACTIVE, deleted_at=None, next_sync_at__lte=timezone.now()
+        ).order_by("next_sync_at")
+        for source in ready.select_for_update(skip_locked=True)[:limit]:
+            runs.start(source, kind=RunKind.SYNC, actor="schedule")
+
+
+def _finish_settled_runs(limit: int) -> None:
+    """Finish runs whose last worker died between settling its mailbox and finishing the run."""
+    settled = Run.objects.filter(
+        finished_at=None, discovered_at__isnull=False, mailboxes_due=None
+    ).values_list("pk", flat=True)
+    for pk in settled[:limit]:
+        runs.finish_if_done(pk)
+
+
+def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], None]) -> Run:
+    """Do all work of a source's unfinished run here and now, without worker or broker.
+
+    Waits out retry times and other workers' leases. Raises NotAllowedNow where there is no run or
+    the source stops being runnable (its status_message says why).
+    """
+    run = Run.objects.filter(source=source, finished_at=None).first()
+    if run is None:
+        raise NotAllowedNow("The source has no import or sync under way. Start one first.")
+    while True:
+        _work_once(source, run)
+        run.refresh_from_db()
+        on_progress(run)
+        if run.finished_at is not None:
+            return run
+        source.refresh_from_db()
+        if source.deleted_at or source.status in (SourceStatus.PAUSED, SourceStatus.ERROR):
+            raise NotAllowedNow(f"The source is {source.status}: {source.status_message}")
+        time.sleep(_INLINE_POLL_SECONDS)  # between retries; work itself blocks above
+
+
+def _work_once(source: IngestionSource, run: Run) -> None:
+    source.refresh_from_db()
+    now = timezone.now()
+    if source.status == SourceStatus.PENDING_AUTH:
+        if source.check_not_before <= now:
+            sources.verify(source, actor=SYSTEM)
+        return
+    if run.discovered_at is None:
+        if run.not_before <= now:
+            discovery.discover(run.pk)
+        return
+    owed = Mailbox.objects.filter(run=run, not_before__lte=now).order_by("address")
+    for pk in owed.values_list("pk", flat=True):
+        sync.sync_mailbox(pk)
+    runs.finish_if_done(run.pk)
+
+
+def do(bell: Doorbell) -> bool:
+    """Do the work of one doorbell; tell whether the same row has more to do at once."""
+    if bell.kind == "delete":
+        deletion.delete_source(bell.pk)
+    elif bell.kind == "discover":
+        discovery.discover(bell.pk)
+    elif bell.kind == "mailbox":
+        return sync.sync_mailbox(bell.pk)
+    else:
+        source = IngestionSource.objects.filter(
+            pk=bell.pk, status=SourceStatus.PENDING_AUTH, deleted_at=None
+        ).first()
+        if source is not None:
+            sources.verify(source, actor=SYSTEM)
+    return False

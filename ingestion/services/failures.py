@@ -1,0 +1,26 @@
+"""Messages that could not be had: trying them again because somebody asked."""
+
+from collections.abc import Collection
+
+from django.db import transaction
+from django.db.models.functions import Now
+
+from ingestion.models import FailedMessage, IngestionSource
+from ingestion.services import sources
+from ingestion.services.status import Actor, audit
+
+
+def retry(source: IngestionSource, *, actor: Actor, ids: Collection[int] | None = None) -> int:
+    """Make failed messages due now (all, or those of `ids`) and start a sync; return how many.
+
+    Raises NotAllowedNow when the source is paused. Opens its own transaction.
+    """
+    with transaction.atomic():
+        failed = FailedMessage.objects.filter(mailbox__source=source)
+        if ids is not None:
+            failed = failed.filter(pk__in=ids)
+        count = failed.update(not_before=Now())
+        if count:
+            audit(actor, "source.retry_failures", source, {"count": count})
+            sources.start_sync(source, actor=actor)
+    return count

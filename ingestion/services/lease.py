@@ -1,0 +1,136 @@
+"""The lease of a mailbox: one owner at a time, fenced by a token, kept alive while work goes on.
+
+    with lease.acquire(mailbox_id) as held: ... held.fence() inside every transaction ...
+
+Times are the database's own, so workers' clocks don't matter; and a lease that seems to reach
+further than a lease can (the database's clock was set back) counts as expired.
+"""
+
+import datetime as dt
+import threading
+import uuid
+from types import TracebackType
+from typing import Self
+
+import structlog
+from django.db import DatabaseError, connection
+
+from ingestion.errors import LeaseLost
+from ingestion.states import RUNNABLE
+
+log = structlog.get_logger(__name__)
+
+#: A worker that died is replaced after this long at most; the dispatcher adds its own few seconds.
+LEASE_SECONDS = 20
+RENEW_SECONDS = 5
+
+_RUNNABLE = "SELECT 1 FROM ingestion_ingestionsource s WHERE s.id = m.source_id \
+AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)"
+
+_ACQUIRE = f"""
+UPDATE ingestion_mailbox m
+   SET lease_token = lease_token + 1,
+       lease_expires_at = now() + %(lease)s
+ WHERE id = %(id)s AND run_id IS NOT NULL AND not_before <= now()
+   AND (lease_expires_at IS NULL OR lease_expires_at < now()
+        OR lease_expires_at > now() + 2 * %(lease)s)
+   AND EXISTS ({_RUNNABLE})
+RETURNING lease_token
+"""  # noqa: S608 - constants only
+
+_RENEW = f"""
+UPDATE ingestion_mailbox m
+   SET lease_expires_at = now() + %(lease)s
+ WHERE id = %(id)s AND lease_token = %(token)s
+RETURNING run_id IS NOT NULL AND EXISTS ({_RUNNABLE})
+"""  # noqa: S608 - constants only
+
+_FENCE = """
+UPDATE ingestion_mailbox SET lease_expires_at = now() + %(lease)s
+ WHERE id = %(id)s AND lease_token = %(token)s
+"""
+
+_RELEASE = """
+UPDATE ingestion_mailbox SET lease_expires_at = NULL
+ WHERE id = %(id)s AND lease_token = %(token)s
+"""
+
+
+class Lease:
+    """A lease that is held. `stopping` is set when the work must end: paused, deleted or lost."""
+
+    def __init__(self, mailbox_id: uuid.UUID, token: int) -> None:
+        self.mailbox_id = mailbox_id
+        self.token = token
+        self.stopping = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def fence(self) -> None:
+        """Lock the mailbox's row and prove that it is still ours, inside a transaction.
+
+        Raises LeaseLost: let the transaction roll back, write nothing more.
+        """
+        with connection.cursor() as cursor:
+            cursor.execute(_FENCE, self._parameters())
+            if cursor.rowcount != 1:
+                self.stopping.set()
+                raise LeaseLost("Another worker took over this mailbox.")
+
+    def _renew(self) -> None:
+        try:
+            while not self._closing.wait(RENEW_SECONDS):
+                self._renew_once()
+        finally:
+            connection.close()  # this thread's own
+
+    def _renew_once(self) -> None:
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_RENEW, self._parameters())
+                row = cursor.fetchone()
+        except DatabaseError as error:
+            # The database restarts: try again. If it takes long, fence() says who owns the lease.
+            log.warning("lease_not_renewed", error=type(error).__name__)
+            connection.close()
+            return
+        if row is None or not row[0]:
+            self.stopping.set()
+
+    def _parameters(self) -> dict[str, object]:
+        return _parameters(self.mailbox_id) | {"token": self.token}
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._closing.set()
+        self._thread.join()
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_RELEASE, self._parameters())
+        except DatabaseError as failure:
+            # It expires by itself.
+            log.warning("lease_not_released", error=type(failure).__name__)
+
+
+def acquire(mailbox_id: uuid.UUID) -> Lease | None:
+    """Take the lease of a mailbox that is due; None where there is nothing to do or it is held."""
+    with connection.cursor() as cursor:
+        cursor.execute(_ACQUIRE, _parameters(mailbox_id))
+        row = cursor.fetchone()
+    return Lease(mailbox_id, row[0]) if row else None
+
+
+def _parameters(mailbox_id: uuid.UUID) -> dict[str, object]:
+    return {
+        "id": mailbox_id,
+        "lease": dt.timedelta(seconds=LEASE_SECONDS),
+        "runnable": [str(status) for status in RUNNABLE],
+    }

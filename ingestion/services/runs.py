@@ -1,0 +1,99 @@
+"""Runs: start one, make its work due, finish it when nothing of it is owed any more."""
+
+from django.db import transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services.options import Options
+from ingestion.services.status import move
+from ingestion.states import RunKind, RunStatus, SourceStatus
+
+
+def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, bool]:
+    """Return the unfinished run of a source, or a new one, and whether it is new.
+
+    Call inside a transaction that holds the source's row lock.
+    """
+    unfinished = Run.objects.filter(source=source, finished_at=None).first()
+    if unfinished:
+        return unfinished, False
+    run = Run.objects.create(source=source, kind=kind, actor=actor)
+    IngestionSource.objects.filter(pk=source.pk).update(
+        last_sync_started_at=Now(), next_sync_at=None
+    )
+    run.refresh_from_db()
+    return run, True
+
+
+def make_due_now(source: IngestionSource) -> None:
+    """Let the dispatcher find at once what the source's unfinished run waits for."""
+    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
+    Mailbox.objects.filter(source=source, run__isnull=False).update(not_before=Now(), rung_at=None)
+
+
+def finish_if_done(run_id: object) -> bool:
+    """Finish a run that owes nothing any more; tell whether this call did it.
+
+    Call after the commit that settled a mailbox: of two workers that settle the last two at the
+    same time, neither sees the other's row before. Opens its own transaction.
+    """
+    with transaction.atomic():
+        done = (
+            Run.objects.filter(
+                pk=run_id, finished_at=None, discovered_at__isnull=False, mailboxes_due=None
+            )
+            .select_for_update(of=("self",), skip_locked=True)
+            .first()
+        )
+        if done is None:
+            return False
+        source = IngestionSource.objects.select_for_update().get(pk=done.source_id)
+        if source.deleted_at is not None:
+            return False
+        _finish(source, done, RunStatus.COMPLETED, summary(done))
+    return True
+
+
+def finish_unfinished(source: IngestionSource, *, failed: bool, message: str) -> None:
+    """End the source's unfinished run, if any. Call inside a transaction."""
+    run = Run.objects.filter(source=source, finished_at=None).first()
+    if run is None:
+        return
+    Mailbox.objects.filter(run=run).update(run=None)
+    _finish(source, run, RunStatus.FAILED if failed else RunStatus.STOPPED, message)
+
+
+def summary(run: Run) -> str:
+    """Say in words what a run did: "1,999 archived, 1 failed"."""
+    parts = [f"{run.messages_new:,} archived"]
+    known = run.messages_done - run.messages_new
+    if known > 0:
+        parts.append(f"{known:,} recognised")
+    if run.messages_failed:
+        parts.append(f"{run.messages_failed:,} failed")
+    if run.messages_gone:
+        parts.append(f"{run.messages_gone:,} deleted at the provider meanwhile")
+    return ", ".join(parts) + "."
+
+
+def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) -> None:
+    if run.warning and status == RunStatus.COMPLETED:
+        message = f"{message} {run.warning}"
+    Run.objects.filter(pk=run.pk).update(
+        status=status,
+        message=message,
+        finished_at=Now(),
+        messages_total=F("messages_done") + F("messages_failed"),
+    )
+    changes: dict[str, object] = {
+        "last_sync_finished_at": Now(),
+        "last_sync_status_message": message,
+        "next_sync_at": timezone.now() + Options.of(source.options).sync_interval,
+    }
+    if status == RunStatus.COMPLETED and run.kind == RunKind.IMPORT:
+        changes["imported_at"] = Now()
+    IngestionSource.objects.filter(pk=source.pk).update(**changes)
+    if status == RunStatus.COMPLETED and source.status == SourceStatus.IMPORTING:
+        move(source, SourceStatus.ACTIVE, reason=message, actor="ingestion")

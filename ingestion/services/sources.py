@@ -1,0 +1,474 @@
+"""What people and programs do with a source: create, change, check, pause, resume, delete.
+
+Status changes only through `services.status.move`, by the table of moves in `ingestion.states`.
+"""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any
+
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from connectors import errors as provider_errors
+from connectors import registry
+from connectors.config import Config, ConfigError, Environment
+from ingestion.crypto import Secrets
+from ingestion.errors import InvalidInput, NotAllowedNow
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import options as source_options
+from ingestion.services import runs
+from ingestion.services.status import SYSTEM, Actor, audit, locked, move
+from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
+
+__all__ = [
+    "Actor",
+    "Verdict",
+    "create",
+    "delete",
+    "environment",
+    "fail",
+    "move",
+    "pause",
+    "public_config",
+    "resume",
+    "start_import",
+    "start_sync",
+    "update",
+    "verify",
+]
+
+_MAX_NAME_CHARS = 200
+_CHECK_BACKOFF_SECONDS = (10, 30, 60, 120, 300, 600)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check of the credentials found. `code`: "ok" or a code of connectors.errors."""
+
+    ok: bool
+    code: str
+    message: str
+
+
+def environment() -> Environment:
+    """Return what the deployment decides for every connector."""
+    return Environment(
+        forbid_private_addresses=settings.FORBID_PRIVATE_ADDRESSES,
+        connections_per_account=settings.IMAP_CONNECTIONS_PER_ACCOUNT,
+        timeout_seconds=settings.NETWORK_TIMEOUT_SECONDS,
+        max_message_bytes=settings.MAX_MESSAGE_BYTES,
+        extra_ca_file=settings.EXTRA_CA_FILE,
+    )
+
+
+# -- create and change -------------------------------------------------------------------------
+
+
+def create(
+    *,
+    owner: User,
+    name: str,
+    provider: str,
+    provider_config: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+    auto_import: bool = False,
+    actor: Actor,
+) -> IngestionSource:
+    """Store a source; its credentials are checked in the background. Raises InvalidInput.
+
+    Opens its own transaction.
+    """
+    errors: dict[str, list[str]] = {}
+    _collect(errors, _check_name, name)
+    config = _collect(errors, _check_config, provider, provider_config)
+    parsed = _collect(errors, source_options.parse, options or {})
+    if errors or config is None or parsed is None:
+        raise InvalidInput(errors)
+    with transaction.atomic():
+        source = IngestionSource.objects.create(
+            owner=owner,
+            name=name,
+            provider=provider,
+            config=_public_part(config),
+            secrets=_secret_part(config),
+            options=parsed.as_json(),
+            auto_import=auto_import,
+        )
+        audit(actor, "source.create", source, {"name": name, "provider": provider})
+    source.refresh_from_db()
+    return source
+
+
+def update(
+    source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor
+) -> IngestionSource:
+    """Change some of name, provider, providerConfig, options, status (the API's names).
+
+    A secret that is missing or empty keeps its stored value. Changed credentials are checked
+    again. Raises InvalidInput, NotAllowedNow, LostRace. Opens its own transaction.
+    """
+    with transaction.atomic():
+        source = locked(source)
+        _apply_changes(source, changes, actor)
+        if "status" in changes:
+            _client_move(source, changes["status"], actor)
+    source.refresh_from_db()
+    return source
+
+
+def public_config(source: IngestionSource) -> dict[str, Any]:
+    """Return providerConfig without secrets, plus "<secret>Set" for each secret."""
+    fields = list(registry.PROVIDERS[source.provider].config.fields())
+    shown = {f.name: source.config.get(f.name, f.default) for f in fields if not f.secret}
+    return shown | {f"{f.name}Set": bool(source.secrets.get(f.name)) for f in fields if f.secret}
+
+
+def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: Actor) -> None:
+    errors: dict[str, list[str]] = {}
+    noted: dict[str, Any] = {}
+    if "name" in changes:
+        _collect(errors, _check_name, changes["name"])
+        noted["name"] = [source.name, changes["name"]]
+        source.name = changes["name"]
+    provider = changes.get("provider", source.provider)
+    new_config: Config | None = None
+    if provider != source.provider and "providerConfig" not in changes:
+        errors["providerConfig"] = ["A changed provider needs a whole providerConfig."]
+    elif "providerConfig" in changes:
+        given = changes["providerConfig"]
+        if provider == source.provider and isinstance(given, Mapping):
+            given = _merged(source, given)
+        new_config = _collect(errors, _check_config, provider, given)
+    if "options" in changes:
+        given_options = changes["options"]
+        if isinstance(given_options, Mapping):
+            given_options = {**source.options, **given_options}
+        parsed = _collect(errors, source_options.parse, given_options)
+        if parsed is not None:
+            noted["options"] = [source.options, parsed.as_json()]
+            source.options = parsed.as_json()
+    if errors:
+        raise InvalidInput(errors)
+    credentials_changed = new_config is not None and (
+        provider != source.provider
+        or _public_part(new_config) != source.config
+        or _secret_part(new_config) != source.secrets
+    )
+    if credentials_changed and new_config is not None:
+        noted["providerConfig"] = _changed_names(source, new_config)
+        source.provider = provider
+        source.config = _public_part(new_config)
+        source.secrets = _secret_part(new_config)
+    source.save()
+    audit(actor, "source.update", source, noted)
+    if credentials_changed:
+        _recheck(source, reason="Credentials changed.", actor=actor)
+
+
+def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]:
+    secret = {f.name for f in registry.PROVIDERS[source.provider].config.fields() if f.secret}
+    chosen = {k: v for k, v in given.items() if k not in secret or v not in (None, "")}
+    merged = {**source.config, **source.secrets, **chosen}
+    if "password" in chosen and "accessToken" not in chosen:
+        # A new credential of one kind replaces the stored one of the other.
+        for other in secret - {"password"}:
+            merged.pop(other, None) if other not in chosen else None
+    elif "password" not in chosen and secret & set(chosen) - {"password"}:
+        merged.pop("password", None)
+    return merged
+
+
+def _changed_names(source: IngestionSource, config: Config) -> dict[str, Any]:
+    """What the audit says of changed credentials: old and new values, secrets only by name."""
+    noted: dict[str, Any] = {}
+    for f in config.fields():
+        new = getattr(config, f.name)
+        old = (source.secrets if f.secret else source.config).get(f.name, f.default)
+        if new != old:
+            noted[f.name] = "changed" if f.secret else [old, new]
+    return noted
+
+
+def _check_name(name: Any) -> None:
+    if not isinstance(name, str) or not name.strip():
+        raise InvalidInput({"name": ["Must be a text that is not empty."]})
+    if len(name) > _MAX_NAME_CHARS:
+        raise InvalidInput({"name": [f"Must be at most {_MAX_NAME_CHARS} characters."]})
+    if any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
+        raise InvalidInput({"name": ["Must not contain control characters."]})
+
+
+def _check_config(provider: Any, given: Any) -> Config:
+    if not isinstance(provider, str) or provider not in registry.PROVIDERS:
+        known = ", ".join(registry.PROVIDERS)
+        raise InvalidInput({"provider": [f"Unknown provider. Known providers: {known}."]})
+    if not isinstance(given, Mapping):
+        raise InvalidInput({"providerConfig": ["Must be an object."]})
+    given = dict(given)
+    if given.pop("type", provider) != provider:
+        raise InvalidInput({"providerConfig.type": ["Must equal the provider, or be left out."]})
+    try:
+        return registry.PROVIDERS[provider].config.parse(given)
+    except ConfigError as error:
+        raise InvalidInput({f"providerConfig.{k}": v for k, v in error.errors.items()}) from error
+
+
+def _collect(errors: dict[str, list[str]], check: Any, *args: Any) -> Any:
+    try:
+        return check(*args)
+    except InvalidInput as error:
+        errors.update(error.errors)
+        return None
+
+
+def _public_part(config: Config) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in config.fields() if not f.secret}
+
+
+def _secret_part(config: Config) -> Secrets:
+    values = {f.name: getattr(config, f.name) for f in config.fields() if f.secret}
+    return Secrets({name: value for name, value in values.items() if value})
+
+
+# -- status ------------------------------------------------------------------------------------
+
+
+def _client_move(source: IngestionSource, to: Any, actor: Actor) -> None:
+    try:
+        wanted = SourceStatus(to)
+    except ValueError:
+        known = ", ".join(SourceStatus.values)
+        raise InvalidInput({"status": [f"Must be one of: {known}."]}) from None
+    here = SourceStatus(source.status)
+    if wanted == here:
+        return
+    allowed = CLIENT_MOVES[here]
+    if here == SourceStatus.PAUSED:
+        allowed = frozenset({_natural(source)})
+    if wanted not in allowed:
+        names = ", ".join(sorted(allowed)) or "none"
+        raise NotAllowedNow(f"From {here} a client may move to: {names}. Not to {wanted}.")
+    if wanted == SourceStatus.PAUSED:
+        _pause(source, actor)
+    else:
+        _resume(source, actor)
+
+
+def pause(source: IngestionSource, *, actor: Actor) -> IngestionSource:
+    """Stop all work; running work stops within one page. Twice is fine. Opens its own transaction.
+
+    Raises NotAllowedNow for a source whose credentials are not proven yet.
+    """
+    with transaction.atomic():
+        source = locked(source)
+        if source.status != SourceStatus.PAUSED:
+            _pause(source, actor)
+    source.refresh_from_db()
+    return source
+
+
+def _pause(source: IngestionSource, actor: Actor) -> None:
+    if source.status == SourceStatus.PENDING_AUTH:
+        raise NotAllowedNow(
+            "The source's credentials are still being checked. Pause it when that is done."
+        )
+    source.hold = True
+    source.save(update_fields=["hold"])
+    move(source, SourceStatus.PAUSED, reason=f"Paused by {actor.name}.", actor=actor)
+    audit(actor, "source.pause", source, {})
+
+
+def resume(source: IngestionSource, *, actor: Actor) -> IngestionSource:
+    """Go on where pause or an error stopped. A source that runs is left alone.
+
+    Opens its own transaction.
+    """
+    with transaction.atomic():
+        source = locked(source)
+        if source.status in (SourceStatus.PAUSED, SourceStatus.ERROR):
+            _resume(source, actor)
+    source.refresh_from_db()
+    return source
+
+
+def _resume(source: IngestionSource, actor: Actor) -> None:
+    source.hold = False
+    source.save(update_fields=["hold"])
+    to = _natural(source)
+    if to == SourceStatus.PENDING_AUTH:
+        _recheck(source, reason=f"Resumed by {actor.name}.", actor=actor)
+    else:
+        move(source, to, reason=f"Resumed by {actor.name}.", actor=actor)
+    runs.make_due_now(source)
+    IngestionSource.objects.filter(pk=source.pk, next_sync_at__gt=Now()).update(next_sync_at=Now())
+    audit(actor, "source.resume", source, {})
+
+
+def _natural(source: IngestionSource) -> SourceStatus:
+    """Where a source stands that nothing holds back."""
+    if source.proven_at is None:
+        return SourceStatus.PENDING_AUTH
+    if source.imported_at is not None:
+        return SourceStatus.ACTIVE
+    importing = Run.objects.filter(source=source, finished_at=None).exists()
+    return SourceStatus.IMPORTING if importing else SourceStatus.AUTH_SUCCESS
+
+
+def _recheck(source: IngestionSource, *, reason: str, actor: Actor) -> None:
+    """Go to pending_auth, due at once; a check that passes returns to where the source was."""
+    source.proven_at = None
+    source.check_attempts = 0
+    source.rung_at = None
+    source.check_not_before = timezone.now()
+    source.save(update_fields=["proven_at", "check_attempts", "rung_at", "check_not_before"])
+    if source.status != SourceStatus.PENDING_AUTH:
+        move(source, SourceStatus.PENDING_AUTH, reason=reason, actor=actor)
+
+
+# -- the check of the credentials --------------------------------------------------------------
+
+
+def verify(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
+    """Prove at the provider that mail can be read; move the status accordingly. Takes up to 15 s.
+
+    A provider that can't be reached now changes nothing: the check is due again, with backoff.
+    Network outside, transaction inside.
+    """
+    source.refresh_from_db()
+    seen = source.updated_at
+    verdict = _ask_provider(source)
+    with transaction.atomic():
+        source = locked(source)
+        if source.updated_at != seen and (source.status == SourceStatus.PENDING_AUTH):
+            return verdict  # changed while we asked: the new credentials are checked on their own
+        _act_on(source, verdict, actor)
+    return verdict
+
+
+def _ask_provider(source: IngestionSource) -> Verdict:
+    try:
+        with registry.build(
+            source.provider, {**source.config, **source.secrets}, environment()
+        ) as connector:
+            identity = connector.check()
+    except provider_errors.ConnectorError as error:
+        return Verdict(False, error.code, str(error))
+    except ConfigError as error:
+        return Verdict(False, "invalid_config", f"The configuration is not valid: {error}.")
+    return Verdict(True, "ok", f"{identity.account}: {identity.detail}".rstrip(": "))
+
+
+#: Verdicts that time alone may change: they don't make an error of the source.
+_PASSING_CODES = {"retryable", "rate_limited", "unavailable"}
+
+
+def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+    if verdict.ok:
+        if source.status == SourceStatus.ERROR:
+            _recheck(source, reason="Checked by hand.", actor=actor)
+        if source.status == SourceStatus.PENDING_AUTH:
+            _proven(source, verdict, actor)
+        return
+    if verdict.code in _PASSING_CODES:
+        if source.status == SourceStatus.PENDING_AUTH:
+            _check_again_later(source, verdict, actor)
+        return
+    if source.status not in (SourceStatus.ERROR, SourceStatus.PAUSED):
+        fail(source, verdict.message, actor=actor)
+
+
+def _proven(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+    source.check_attempts = 0
+    source.proven_at = timezone.now()
+    source.save(update_fields=["check_attempts", "proven_at"])
+    to = SourceStatus.PAUSED if source.hold else _natural(source)
+    move(source, to, reason=f"Credentials work. {verdict.message}", actor=actor)
+    if to == SourceStatus.AUTH_SUCCESS and source.auto_import:
+        _start(source, RunKind.IMPORT, actor)
+    runs.make_due_now(source)
+
+
+def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+    source.check_attempts += 1
+    if source.check_attempts > len(_CHECK_BACKOFF_SECONDS):
+        reason = f"Gave up after {source.check_attempts} tries: {verdict.message}"
+        fail(source, reason, actor=actor)
+        return
+    wait = _CHECK_BACKOFF_SECONDS[source.check_attempts - 1]
+    source.check_not_before = timezone.now() + dt.timedelta(seconds=wait)
+    source.status_message = f"{verdict.message} Tried again in {wait} s."
+    source.save(update_fields=["check_attempts", "check_not_before", "status_message"])
+
+
+def fail(source: IngestionSource, reason: str, *, actor: Actor | str) -> None:
+    """Move to error and end the unfinished run: an operator must act. Call inside a transaction."""
+    source.proven_at = None
+    source.save(update_fields=["proven_at"])
+    move(source, SourceStatus.ERROR, reason=reason, actor=actor)
+    runs.finish_unfinished(source, failed=True, message=reason)
+
+
+# -- import and sync ---------------------------------------------------------------------------
+
+
+def start_import(source: IngestionSource, *, actor: Actor) -> Run:
+    """Start the import, or return the run that is under way. Opens its own transaction.
+
+    From pending_auth or error the credentials are checked first. Raises NotAllowedNow when paused.
+    """
+    with transaction.atomic():
+        return _start(locked(source), RunKind.IMPORT, actor)
+
+
+def start_sync(source: IngestionSource, *, actor: Actor) -> Run:
+    """Sync now, or return the run that is under way; a source never imported imports.
+
+    Raises NotAllowedNow when paused. Opens its own transaction.
+    """
+    with transaction.atomic():
+        source = locked(source)
+        kind = RunKind.SYNC if source.imported_at else RunKind.IMPORT
+        return _start(source, kind, actor)
+
+
+def _start(source: IngestionSource, kind: RunKind, actor: Actor) -> Run:
+    """The row lock on the source makes two of these wait for each other."""
+    if source.status == SourceStatus.PAUSED:
+        raise NotAllowedNow("The source is paused. Resume it first.")
+    if source.status == SourceStatus.ERROR:
+        _recheck(source, reason=f"Started by {actor.name}.", actor=actor)
+    run, created = runs.start(source, kind=kind, actor=actor.name)
+    if created:
+        audit(actor, f"source.{kind}", source, {"run": str(run.pk)})
+        if kind == RunKind.IMPORT and source.status == SourceStatus.AUTH_SUCCESS:
+            move(source, SourceStatus.IMPORTING, reason="Import started.", actor=actor)
+    runs.make_due_now(source)
+    return run
+
+
+# -- delete ------------------------------------------------------------------------------------
+
+
+def delete(source: IngestionSource, *, actor: Actor) -> None:
+    """Take the source out of every answer at once; `services.deletion` removes the rest.
+
+    Idempotent. Opens its own transaction.
+    """
+    with transaction.atomic():
+        source = locked(source)
+        source.deleted_at = timezone.now()
+        source.secrets = Secrets()  # of no more use, so it is not kept while the rest goes
+        source.save(update_fields=["deleted_at", "secrets"])
+        # Every worker that holds a lease of this source finds its token gone at the next commit.
+        fenced = Mailbox.objects.filter(source=source)
+        for mailbox in fenced.select_for_update().only("pk", "lease_token"):
+            mailbox.lease_token += 1
+            mailbox.lease_expires_at = None
+            mailbox.run = None
+            mailbox.save(update_fields=["lease_token", "lease_expires_at", "run"])
+        audit(actor, "source.delete", source, {"name": source.name})

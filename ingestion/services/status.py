@@ -1,0 +1,83 @@
+"""The only writer of a source's status, and of the audit. The table of moves is `ingestion.states`."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Self
+
+from django.contrib.auth.models import AbstractUser
+from django.db.models.functions import Now
+from django.http import HttpRequest
+
+from ingestion.errors import LostRace, NotAllowedNow
+from ingestion.models import AuditEvent, IngestionSource, StatusChange
+from ingestion.states import MOVES, SourceStatus
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Actor:
+    """Who does it, for the audit: a user (by name and address) or a part of the service."""
+
+    name: str
+    user: AbstractUser | None = None
+    address: str | None = None
+
+    @classmethod
+    def system(cls, name: str) -> Self:
+        return cls(name)
+
+    @classmethod
+    def of_request(cls, request: HttpRequest) -> Self:
+        user = request.user if isinstance(request.user, AbstractUser) else None
+        name = user.get_username() if user else "anonymous"
+        return cls(name, user, request.META.get("REMOTE_ADDR") or None)
+
+
+SYSTEM = Actor.system("ingestion")
+
+
+def move(
+    source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor | str
+) -> None:
+    """Change the status, or raise NotAllowedNow or LostRace. Call inside a transaction.
+
+    Writes WHERE status = the one in `source`, so of two movers one is told that it lost.
+    """
+    old = SourceStatus(source.status)
+    if to not in MOVES[old]:
+        raise NotAllowedNow(f"A source that is {old.label.lower()} can't become {to.label.lower()}.")
+    changed = IngestionSource.objects.filter(
+        pk=source.pk, status=old, deleted_at=None
+    ).update(status=to, status_message=reason, updated_at=Now())
+    if changed != 1:
+        raise LostRace("The source was changed at the same time. Read it again.")
+    StatusChange.objects.create(
+        source=source,
+        from_status=old,
+        to_status=to,
+        reason=reason,
+        actor=actor if isinstance(actor, str) else actor.name,
+    )
+    source.status, source.status_message = to, reason
+
+
+def locked(source: IngestionSource) -> IngestionSource:
+    """Read the source again and lock its row. Raises LostRace where it was deleted."""
+    found = IngestionSource.objects.select_for_update().filter(pk=source.pk, deleted_at=None)
+    try:
+        return found.get()
+    except IngestionSource.DoesNotExist:
+        raise LostRace("The source was deleted.") from None
+
+
+def audit(
+    actor: Actor, action: str, source: IngestionSource | None, changes: Mapping[str, Any]
+) -> None:
+    """Record who did what. Call inside the transaction that does it. No secrets in `changes`."""
+    AuditEvent.objects.create(
+        actor=actor.name,
+        user=actor.user,
+        address=actor.address,
+        action=action,
+        source_id=source.pk if source else None,
+        changes=dict(changes),
+    )

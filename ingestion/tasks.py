@@ -1,0 +1,74 @@
+"""Celery tasks: a few lines each. A task is a doorbell; losing one costs seconds, never mail."""
+
+import uuid
+
+import structlog
+from celery import shared_task
+from django.db import transaction
+from kombu.exceptions import OperationalError
+
+from ingestion.models import IngestionSource
+from ingestion.services import dispatch as dispatching
+from ingestion.services import housekeeping as housekeeper
+
+log = structlog.get_logger(__name__)
+
+
+@shared_task
+def dispatch() -> None:
+    for bell in dispatching.due():
+        _ring(bell)
+
+
+@shared_task
+def check_source(pk: str) -> None:
+    dispatching.do(dispatching.Doorbell("check", uuid.UUID(pk)))
+
+
+@shared_task
+def discover(pk: str) -> None:
+    dispatching.do(dispatching.Doorbell("discover", uuid.UUID(pk)))
+    dispatch()
+
+
+@shared_task
+def sync_mailbox(pk: str) -> None:
+    bell = dispatching.Doorbell("mailbox", uuid.UUID(pk))
+    if dispatching.do(bell):
+        _ring(bell)
+
+
+@shared_task
+def delete_source(pk: str) -> None:
+    dispatching.do(dispatching.Doorbell("delete", uuid.UUID(pk)))
+
+
+@shared_task
+def housekeeping() -> None:
+    housekeeper.collect_orphans()
+
+
+_TASKS = {
+    "check": check_source,
+    "discover": discover,
+    "mailbox": sync_mailbox,
+    "delete": delete_source,
+}
+
+
+def _ring(bell: dispatching.Doorbell) -> None:
+    _TASKS[bell.kind].apply_async(
+        (str(bell.pk),), expires=dispatching.RING_AGAIN_SECONDS, retry=False
+    )
+
+
+def ring(source: IngestionSource) -> None:
+    """Have what the source owes found now instead of at the next beat. Safe to lose."""
+
+    def send() -> None:
+        try:
+            dispatch.apply_async(expires=dispatching.RING_AGAIN_SECONDS, retry=False)
+        except OperationalError:
+            log.warning("doorbell_lost", source=str(source.pk))  # beat rings within seconds
+
+    transaction.on_commit(send)
