@@ -128,6 +128,16 @@ def public_config(source: IngestionSource) -> dict[str, Any]:
     return shown | {f"{f.name}Set": bool(source.secrets.get(f.name)) for f in fields if f.secret}
 
 
+def checked_config(provider: Any, given: Any, source: IngestionSource | None = None) -> Config:
+    """Parse a providerConfig as `create` does, or as `update` of `source` does. Raises InvalidInput.
+
+    For forms that show what is wrong before they save.
+    """
+    if source is not None and provider == source.provider and isinstance(given, Mapping):
+        given = _merged(source, given)
+    return _check_config(provider, given)
+
+
 def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: Actor) -> None:
     errors: dict[str, list[str]] = {}
     noted: dict[str, Any] = {}
@@ -140,10 +150,9 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
     if provider != source.provider and "providerConfig" not in changes:
         errors["providerConfig"] = ["A changed provider needs a whole providerConfig."]
     elif "providerConfig" in changes:
-        given = changes["providerConfig"]
-        if provider == source.provider and isinstance(given, Mapping):
-            given = _merged(source, given)
-        new_config = _collect(errors, _check_config, provider, given)
+        new_config = _collect(
+            errors, checked_config, provider, changes["providerConfig"], source
+        )
     if "options" in changes:
         given_options = changes["options"]
         if isinstance(given_options, Mapping):
