@@ -75,7 +75,9 @@ class Config:
         """Yield the fields in the order in which a person fills them in."""
         for f in dataclasses.fields(cls):
             missing = f.default is dataclasses.MISSING
-            assert isinstance(f.type, type), "Config modules must not postpone annotations"
+            assert isinstance(f.type, type), (
+                "Config modules must not postpone annotations"
+            )
             yield Field(
                 name=f.name,
                 type=f.type,
@@ -91,7 +93,9 @@ class Config:
         errors: dict[str, list[str]] = {}
         for name in given:
             if name not in known:
-                errors[str(name)[:100]] = [f"Unknown field. Known fields: {', '.join(known)}."]
+                errors[str(name)[:100]] = [
+                    f"Unknown field. Known fields: {', '.join(known)}."
+                ]
         values: dict[str, Any] = {}
         for f in known.values():
             value = given.get(f.name)
@@ -123,7 +127,9 @@ def _problem(field: Field, value: Any) -> str:
     if isinstance(value, str):
         if len(value) > field.max_length:
             return f"Must be at most {field.max_length} characters."
-        if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
+        if any(
+            ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value
+        ):
             if not (field.secret and "\n" in value and "\0" not in value):
                 return "Must not contain control characters."
     if field.type is int:

@@ -27,7 +27,11 @@ class Retryable(ConnectorError):
     code = "retryable"
 
     def __init__(
-        self, message: str, *, retry_after_seconds: float | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        retry_after_seconds: float | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(message, code=code)
         self.retry_after_seconds = retry_after_seconds

@@ -17,7 +17,8 @@ _MAX_CHARS = {"subject": 2_000, "from": 2_000, "to": 10_000, "message-id": 1_000
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _FIELD = re.compile(
-    rb"^(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)", re.I | re.M
+    rb"^(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
+    re.IGNORECASE | re.MULTILINE,
 )
 _FOLD = re.compile(r"[ \t]*\r?\n[ \t]*")
 _ENCODED_GAP = re.compile(r"(\?=)\s+(=\?)")
@@ -29,7 +30,23 @@ _DATE = re.compile(
 )
 _MONTHS = {
     name: number
-    for number, name in enumerate("jan feb mar apr may jun jul aug sep oct nov dec".split(), 1)
+    for number, name in enumerate(
+        [
+            "jan",
+            "feb",
+            "mar",
+            "apr",
+            "may",
+            "jun",
+            "jul",
+            "aug",
+            "sep",
+            "oct",
+            "nov",
+            "dec",
+        ],
+        1,
+    )
 }
 
 
@@ -68,7 +85,8 @@ def parse_headers(head: bytes) -> Headers:
         return _text(values[0], name, defects) if values else ""
 
     recipients = ", ".join(
-        _text(value, "to", defects) for value in (*found.get("to", ()), *found.get("cc", ()))
+        _text(value, "to", defects)
+        for value in (*found.get("to", ()), *found.get("cc", ()))
     )
     return Headers(
         subject=text("subject"),
@@ -135,8 +153,13 @@ def _usual_date(text: str) -> dt.datetime | None:
     month = _MONTHS.get(match[2].lower()) if match else None
     if match is None or month is None:
         return None
-    local = dt.datetime(  # noqa: DTZ001 - the zone is added below
-        int(match[3]), month, int(match[1]), int(match[4]), int(match[5]), int(match[6] or 0)
+    local = dt.datetime(
+        int(match[3]),
+        month,
+        int(match[1]),
+        int(match[4]),
+        int(match[5]),
+        int(match[6] or 0),
     )
     offset = dt.timedelta()
     if match[7]:

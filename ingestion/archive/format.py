@@ -57,7 +57,9 @@ class Damaged(Exception):
 
 def compressor() -> zstandard.ZstdCompressor:
     """Make a compressor; reuse it for many frames. Not thread-safe."""
-    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
+    return zstandard.ZstdCompressor(
+        level=_LEVEL, write_checksum=True, write_content_size=True
+    )
 
 
 def header_frame(header: Mapping[str, Any]) -> bytes:
@@ -171,7 +173,9 @@ def _frame_end(file: IO[bytes], offset: int, end: int) -> int:
         block = int.from_bytes(_exactly(file, position, 3, end), "little")
         last = bool(block & 1)
         kind, size = block >> 1 & 3, block >> 3
-        position += 3 + (1 if kind == 1 else size)  # kind 1: one byte, repeated `size` times
+        position += 3 + (
+            1 if kind == 1 else size
+        )  # kind 1: one byte, repeated `size` times
     position += 4 if about.has_checksum else 0
     if position > end:
         raise Damaged(f"the pack ends inside a message at byte {offset}")

@@ -31,7 +31,9 @@ _STEPS = (
 
 def delete_source(source_id: uuid.UUID) -> None:
     """Remove all of a tombstoned source. Does nothing to any other."""
-    if not IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False).exists():
+    if not IngestionSource.objects.filter(
+        pk=source_id, deleted_at__isnull=False
+    ).exists():
         return
     for table, condition in _STEPS:
         while _delete_batch(table, condition, source_id):
@@ -44,7 +46,7 @@ def delete_source(source_id: uuid.UUID) -> None:
 
 def _delete_batch(table: str, condition: str, source_id: uuid.UUID) -> int:
     query = f"""DELETE FROM {table} WHERE ctid IN (
-        SELECT ctid FROM {table} WHERE {condition} LIMIT %(limit)s)"""  # noqa: S608 - constants
+        SELECT ctid FROM {table} WHERE {condition} LIMIT %(limit)s)"""
     with connection.cursor() as cursor:
         cursor.execute(query, {"source": source_id, "limit": _BATCH_ROWS})
         return int(cursor.rowcount)

@@ -31,7 +31,9 @@ MAX_AUTH_FAILURES = 3
 
 def discover(run_id: uuid.UUID) -> None:
     """List the source's mailboxes and make the wanted ones due. Network outside transactions."""
-    run = Run.objects.select_related("source").filter(pk=run_id, finished_at=None).first()
+    run = (
+        Run.objects.select_related("source").filter(pk=run_id, finished_at=None).first()
+    )
     if run is None or run.discovered_at is not None or not run.source.runnable:
         return
     source = run.source
@@ -123,7 +125,9 @@ def _give_up(source: IngestionSource, error: errors.ConnectorError) -> None:
         sources.fail(locked(source), str(error), actor="ingestion")
 
 
-def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:
+def _batched(
+    items: Iterable[RemoteMailbox], size: int
+) -> Iterator[list[RemoteMailbox]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

@@ -45,7 +45,7 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
         f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id IN (
             SELECT id FROM ingestion_ingestionsource
              WHERE deleted_at IS NOT NULL AND {_RUNG}
-             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",  # noqa: S608
+             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",
     ),
     (
         "check",
@@ -53,7 +53,7 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
             SELECT id FROM ingestion_ingestionsource
              WHERE status = 'pending_auth' AND deleted_at IS NULL
                AND check_not_before <= now() AND {_RUNG}
-             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",  # noqa: S608
+             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",
     ),
     (
         "discover",
@@ -62,7 +62,7 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
              WHERE r.finished_at IS NULL AND r.discovered_at IS NULL AND r.not_before <= now()
                AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
                AND {_RUNG.replace("rung_at", "r.rung_at")}
-             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED) RETURNING id""",  # noqa: S608
+             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED) RETURNING id""",
     ),
     (
         "mailbox",
@@ -73,7 +73,7 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
                AND (m.lease_expires_at IS NULL OR m.lease_expires_at < now())
                AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
                AND {_RUNG.replace("rung_at", "m.rung_at")}
-             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED) RETURNING id""",  # noqa: S608
+             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED) RETURNING id""",
     ),
 )
 
@@ -108,7 +108,9 @@ def seconds_since_heartbeat() -> float | None:
 def _start_scheduled_syncs(limit: int) -> None:
     with transaction.atomic():
         ready = IngestionSource.objects.filter(
-            status=SourceStatus.ACTIVE, deleted_at=None, next_sync_at__lte=timezone.now()
+            status=SourceStatus.ACTIVE,
+            deleted_at=None,
+            next_sync_at__lte=timezone.now(),
         ).order_by("next_sync_at")
         for source in ready.select_for_update(skip_locked=True)[:limit]:
             runs.start(source, kind=RunKind.SYNC, actor="schedule")
@@ -123,7 +125,9 @@ def _finish_settled_runs(limit: int) -> None:
         runs.finish_if_done(pk)
 
 
-def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], None]) -> Run:
+def work_until_done(
+    source: IngestionSource, *, on_progress: Callable[[Run], None]
+) -> Run:
     """Do all work of a source's unfinished run here and now, without worker or broker.
 
     Waits out retry times and other workers' leases. Raises NotAllowedNow where there is no run or
@@ -131,7 +135,9 @@ def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], Non
     """
     run = Run.objects.filter(source=source, finished_at=None).first()
     if run is None:
-        raise NotAllowedNow("The source has no import or sync under way. Start one first.")
+        raise NotAllowedNow(
+            "The source has no import or sync under way. Start one first."
+        )
     while True:
         _work_once(source, run)
         run.refresh_from_db()
@@ -139,8 +145,13 @@ def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], Non
         if run.finished_at is not None:
             return run
         source.refresh_from_db()
-        if source.deleted_at or source.status in (SourceStatus.PAUSED, SourceStatus.ERROR):
-            raise NotAllowedNow(f"The source is {source.status}: {source.status_message}")
+        if source.deleted_at or source.status in (
+            SourceStatus.PAUSED,
+            SourceStatus.ERROR,
+        ):
+            raise NotAllowedNow(
+                f"The source is {source.status}: {source.status_message}"
+            )
         time.sleep(_INLINE_POLL_SECONDS)  # between retries; work itself blocks above
 
 

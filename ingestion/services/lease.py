@@ -36,14 +36,14 @@ UPDATE ingestion_mailbox m
         OR lease_expires_at > now() + 2 * %(lease)s)
    AND EXISTS ({_RUNNABLE})
 RETURNING lease_token
-"""  # noqa: S608 - constants only
+"""
 
 _RENEW = f"""
 UPDATE ingestion_mailbox m
    SET lease_expires_at = now() + %(lease)s
  WHERE id = %(id)s AND lease_token = %(token)s
 RETURNING run_id IS NOT NULL AND EXISTS ({_RUNNABLE})
-"""  # noqa: S608 - constants only
+"""
 
 _FENCE = """
 UPDATE ingestion_mailbox SET lease_expires_at = now() + %(lease)s
@@ -63,6 +63,7 @@ class Lease:
         self.mailbox_id = mailbox_id
         self.token = token
         self.stopping = threading.Event()
+        self.lost = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -74,6 +75,7 @@ class Lease:
         with connection.cursor() as cursor:
             cursor.execute(_FENCE, self._parameters())
             if cursor.rowcount != 1:
+                self.lost = True
                 self.stopping.set()
                 raise LeaseLost("Another worker took over this mailbox.")
 

@@ -29,8 +29,12 @@ def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, b
 
 def make_due_now(source: IngestionSource) -> None:
     """Let the dispatcher find at once what the source's unfinished run waits for."""
-    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
-    Mailbox.objects.filter(source=source, run__isnull=False).update(not_before=Now(), rung_at=None)
+    Run.objects.filter(source=source, finished_at=None).update(
+        not_before=Now(), rung_at=None
+    )
+    Mailbox.objects.filter(source=source, run__isnull=False).update(
+        not_before=Now(), rung_at=None
+    )
 
 
 def finish_if_done(run_id: object) -> bool:
@@ -42,7 +46,10 @@ def finish_if_done(run_id: object) -> bool:
     with transaction.atomic():
         done = (
             Run.objects.filter(
-                pk=run_id, finished_at=None, discovered_at__isnull=False, mailboxes_due=None
+                pk=run_id,
+                finished_at=None,
+                discovered_at__isnull=False,
+                mailboxes_due=None,
             )
             .select_for_update(of=("self",), skip_locked=True)
             .first()

@@ -44,7 +44,9 @@ def move(
     """
     old = SourceStatus(source.status)
     if to not in MOVES[old]:
-        raise NotAllowedNow(f"A source that is {old.label.lower()} can't become {to.label.lower()}.")
+        raise NotAllowedNow(
+            f"A source that is {old.label.lower()} can't become {to.label.lower()}."
+        )
     changed = IngestionSource.objects.filter(
         pk=source.pk, status=old, deleted_at=None
     ).update(status=to, status_message=reason, updated_at=Now())
@@ -62,7 +64,9 @@ def move(
 
 def locked(source: IngestionSource) -> IngestionSource:
     """Read the source again and lock its row. Raises LostRace where it was deleted."""
-    found = IngestionSource.objects.select_for_update().filter(pk=source.pk, deleted_at=None)
+    found = IngestionSource.objects.select_for_update().filter(
+        pk=source.pk, deleted_at=None
+    )
     try:
         return found.get()
     except IngestionSource.DoesNotExist:
@@ -70,7 +74,10 @@ def locked(source: IngestionSource) -> IngestionSource:
 
 
 def audit(
-    actor: Actor, action: str, source: IngestionSource | None, changes: Mapping[str, Any]
+    actor: Actor,
+    action: str,
+    source: IngestionSource | None,
+    changes: Mapping[str, Any],
 ) -> None:
     """Record who did what. Call inside the transaction that does it. No secrets in `changes`."""
     AuditEvent.objects.create(
