@@ -95,7 +95,7 @@ def create(
             name=name,
             provider=provider,
             config=_public_part(config),
-            secrets=_secret_part(config),
+            secrets=_secret_part(config),  # type: ignore[misc] # the field is untyped
             options=parsed.as_json(),
             auto_import=auto_import,
         )

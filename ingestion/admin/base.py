@@ -1,0 +1,114 @@
+"""What every page of the admin shares: who may, counts that stay cheap, and read-only pages.
+
+The admin is an interface: it reads with querysets and writes through `ingestion.services` alone.
+Tables may hold hundreds of millions of rows, so nothing here counts, collects or sorts them all.
+"""
+
+import uuid
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from django.contrib import admin
+from django.contrib.postgres.expressions import ArraySubquery
+from django.core.paginator import Paginator
+from django.db.models import Func, IntegerField, Model, QuerySet
+from django.http import HttpRequest
+from django.utils.functional import cached_property
+
+if TYPE_CHECKING:
+    from django.contrib.admin.views.main import ChangeList
+
+    UnfoldAdmin: TypeAlias = admin.ModelAdmin[Any]
+else:
+    from unfold.admin import ModelAdmin as UnfoldAdmin
+    from unfold.views import ChangeList
+
+#: Lists count and page through this many rows; a filter or a search narrows down the rest.
+MAX_COUNTED_ROWS = 10_000
+
+
+class CappedPaginator(Paginator):  # type: ignore[type-arg] # the stubs' generic fails at run time
+    """Counts at most MAX_COUNTED_ROWS, so that a list of 100 million messages opens at once."""
+
+    template_name = "admin/ingestion/pagination.html"
+
+    @cached_property
+    def counted(self) -> int:
+        rows = self.object_list
+        if isinstance(rows, QuerySet):
+            return rows.order_by()[: MAX_COUNTED_ROWS + 1].count()
+        return len(rows)
+
+    @cached_property
+    def count(self) -> int:  # type: ignore[override] # a cached property in Django as well
+        return min(self.counted, MAX_COUNTED_ROWS)
+
+    @property
+    def count_text(self) -> str:
+        more = "+" if self.counted > MAX_COUNTED_ROWS else ""
+        return f"{self.count:,}{more}"
+
+
+class CappedChangeList(ChangeList):
+    """A change list that never counts the whole table."""
+
+    def get_results(self, request: HttpRequest) -> None:
+        super().get_results(request)
+        if not self.query and not self.has_active_filters:
+            self.full_result_count = (
+                self.result_count
+            )  # "10 results (show all)" says nothing here
+
+
+def capped_count(rows: QuerySet[Any], *, cap: int) -> Func:
+    """Return an expression that counts a correlated queryset up to `cap`, whatever its size."""
+    return Func(
+        ArraySubquery(rows.order_by().values("pk")[:cap]),
+        function="cardinality",
+        output_field=IntegerField(),
+    )
+
+
+def as_uuid(text: str) -> uuid.UUID | None:
+    """Return the UUID that a search box holds, or None."""
+    try:
+        return uuid.UUID(text.strip())
+    except ValueError:
+        return None
+
+
+class OperatorAdmin(UnfoldAdmin):
+    """Base of all pages: capped counts, 50 rows a page, an exact id found from any search box."""
+
+    paginator = CappedPaginator
+    show_full_result_count = False
+    list_per_page = 50
+    list_max_show_all = 200
+    search_by_id = True
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
+        return CappedChangeList
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Any], search_term: str
+    ) -> tuple[QuerySet[Any], bool]:
+        wanted = as_uuid(search_term) if self.search_by_id else None
+        if wanted is not None:
+            return queryset.filter(pk=wanted), False
+        return super().get_search_results(request, queryset, search_term)
+
+
+class ReadOnlyAdmin(OperatorAdmin):
+    """Rows that the service alone writes: shown, never edited."""
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        return False
+
+    def has_change_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        return False
+
+    def has_delete_permission(
+        self, request: HttpRequest, obj: Model | None = None
+    ) -> bool:
+        return False

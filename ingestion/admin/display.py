@@ -1,0 +1,149 @@
+"""How values look to people: sizes, times, durations, badges. Pure; everything is escaped."""
+
+import datetime as dt
+import json
+from typing import Any
+
+from django.urls import reverse
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+from ingestion.states import MailboxState, RunStatus, SourceStatus
+
+NOTHING = "—"
+
+#: A badge's colour says whether somebody has to act: danger yes, warning soon, the others no.
+SOURCE_TONES: dict[str, str] = {
+    SourceStatus.PENDING_AUTH: "warning",
+    SourceStatus.AUTH_SUCCESS: "info",
+    SourceStatus.IMPORTING: "primary",
+    SourceStatus.ACTIVE: "success",
+    SourceStatus.PAUSED: "neutral",
+    SourceStatus.ERROR: "danger",
+}
+RUN_TONES: dict[str, str] = {
+    RunStatus.RUNNING: "primary",
+    RunStatus.COMPLETED: "success",
+    RunStatus.STOPPED: "neutral",
+    RunStatus.FAILED: "danger",
+}
+MAILBOX_TONES: dict[str, str] = {
+    MailboxState.ACTIVE: "success",
+    MailboxState.EXCLUDED: "neutral",
+    MailboxState.UNAVAILABLE: "danger",
+    MailboxState.GONE: "neutral",
+}
+
+
+def size(size_bytes: int | None) -> str:
+    """Say bytes in decimal units: 999 B, 1.5 kB, 12.3 MB."""
+    if size_bytes is None:
+        return NOTHING
+    amount = float(size_bytes)
+    if amount < 1000:
+        return f"{size_bytes} B"
+    for unit in ("kB", "MB", "GB", "TB"):
+        amount /= 1000
+        if amount < 999.95:
+            return f"{amount:.1f} {unit}"
+    return f"{amount / 1000:,.1f} PB"
+
+
+def count(number: int, *, cap: int | None = None) -> str:
+    """Say a count with thousands separators; a capped one as "1,000+"."""
+    if cap is not None and number >= cap:
+        return f"{cap:,}+"
+    return f"{number:,}"
+
+
+def duration(seconds: float) -> str:
+    """Say a duration by its two largest units: 45 s, 3 min 20 s, 2 h 5 min, 4 d 3 h."""
+    left = max(0, round(seconds))
+    if left < 60:
+        return f"{left} s"
+    for big, big_unit, small, small_unit in (
+        (86_400, "d", 3600, "h"),
+        (3600, "h", 60, "min"),
+        (60, "min", 1, "s"),
+    ):
+        if left >= big:
+            rest = left % big // small
+            return f"{left // big} {big_unit}" + (
+                f" {rest} {small_unit}" if rest else ""
+            )
+    raise AssertionError(seconds)
+
+
+def when(moment: dt.datetime | None, *, now: dt.datetime | None = None) -> str:
+    """Say a time from now: "5 s ago", "in 2 min"; a date when it is more than a month away."""
+    if moment is None:
+        return NOTHING
+    seconds = ((now or timezone.now()) - moment).total_seconds()
+    if abs(seconds) >= 30 * 86_400:
+        return f"{moment:%Y-%m-%d}"
+    if abs(seconds) < 1:
+        return "now"
+    # One unit is enough for "ago": nobody reads the seconds of "2 h 5 min ago".
+    spoken = duration(abs(seconds)).split(" ")
+    words = " ".join(spoken[:2])
+    return f"{words} ago" if seconds > 0 else f"in {words}"
+
+
+def clock(moment: dt.datetime | None) -> str:
+    """Say a time in full, in UTC."""
+    return f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC" if moment else NOTHING
+
+
+def time_tag(moment: dt.datetime | None) -> SafeString | str:
+    """Return the time from now, with the full time under the pointer."""
+    if moment is None:
+        return NOTHING
+    return format_html(
+        '<time class="ing-nowrap" datetime="{}" title="{}">{}</time>',
+        moment.isoformat(),
+        clock(moment),
+        when(moment),
+    )
+
+
+def badge(text: str, tone: str, *, title: str = "") -> SafeString:
+    return format_html(
+        '<span class="ing-badge" data-tone="{}" title="{}">{}</span>', tone, title, text
+    )
+
+
+def clipped(text: str, *, characters: int = 80) -> SafeString | str:
+    """Return the start of a text, the whole of it under the pointer."""
+    if len(text) <= characters:
+        return text
+    return format_html(
+        '<span title="{}">{}…</span>', text[:1000], text[: characters - 1]
+    )
+
+
+def two_lines(first: Any, second: Any) -> SafeString:
+    return format_html(
+        '<span class="ing-two"><span>{}</span><span class="ing-subtle">{}</span></span>',
+        first,
+        second,
+    )
+
+
+def link(url: str, text: Any) -> SafeString:
+    return format_html('<a class="ing-link" href="{}">{}</a>', url, text)
+
+
+def page_of(row: Any) -> str:
+    """Return the address of a row's admin page."""
+    return reverse(
+        f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=(row.pk,)
+    )
+
+
+def pretty_json(value: Any) -> SafeString | str:
+    if value is None or value == {}:
+        return NOTHING
+    return format_html(
+        '<pre class="ing-pre">{}</pre>', json.dumps(value, indent=2, ensure_ascii=False)
+    )

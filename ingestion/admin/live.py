@@ -1,0 +1,132 @@
+"""What changes by itself on a page: a source's state and the progress of its run, in words.
+
+Pages show it when they are made, and `static/ingestion/live.js` asks for it again every few
+seconds. Both take the words from here, so they can't differ.
+"""
+
+import dataclasses
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+from django.db.models import OuterRef, Prefetch, QuerySet
+
+from ingestion.admin import display, verbs
+from ingestion.admin.base import capped_count
+from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
+from ingestion.states import RunKind
+
+#: One answer describes at most this many sources; a page of a list has fewer.
+MAX_SOURCES = 200
+FAILURES_CAP = 1_000
+MAILBOXES_CAP = 100_000
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """A run in words. `percent` is None while the total is unknown."""
+
+    run: str
+    title: str
+    percent: int | None
+    text: str
+    warning: str
+
+    @classmethod
+    def of(cls, run: Run) -> "Progress":
+        settled = run.messages_done + run.messages_failed + run.messages_gone
+        percent = None
+        if run.finished_at is not None:
+            percent = 100
+        elif run.messages_total:
+            percent = min(99, settled * 100 // run.messages_total)
+        return cls(
+            run=str(run.pk),
+            title="Importing" if run.kind == RunKind.IMPORT else "Syncing",
+            percent=percent,
+            text=_progress_text(run),
+            warning=run.warning,
+        )
+
+
+def _progress_text(run: Run) -> str:
+    if run.discovered_at is None:
+        return "Listing mailboxes…"
+    if not run.messages_total:
+        return (
+            "Looking for new mail…" if run.kind == RunKind.SYNC else "Listing folders…"
+        )
+    parts = [f"{run.messages_done:,} of {run.messages_total:,} messages"]
+    if run.messages_failed:
+        parts.append(f"{run.messages_failed:,} failed")
+    if run.bytes_done:
+        parts.append(display.size(run.bytes_done))
+    rate, eta = run.messages_per_second, run.eta_seconds
+    if rate is not None:
+        parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
+    if eta is not None and eta >= 1:
+        parts.append(f"{display.duration(eta)} left")
+    return " · ".join(parts)
+
+
+def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]:
+    """Add what `state` needs, in a constant number of queries."""
+    mailboxes = Mailbox.objects.filter(source=OuterRef("pk"))
+    failures = FailedMessage.objects.filter(mailbox__source=OuterRef("pk"))
+    return sources.annotate(
+        mailbox_total=capped_count(mailboxes, cap=MAILBOXES_CAP),
+        failure_total=capped_count(failures, cap=FAILURES_CAP),
+    ).prefetch_related(
+        Prefetch(
+            "runs", Run.objects.filter(finished_at=None), to_attr="unfinished_runs"
+        )
+    )
+
+
+def current_run(source: IngestionSource) -> Run | None:
+    """Return the unfinished run of a source that came through `with_state`."""
+    runs: list[Run] = source.unfinished_runs  # type: ignore[attr-defined]
+    return runs[0] if runs else None
+
+
+def texts(source: Any) -> dict[str, str]:
+    """Return the words of every cell that changes, by name."""
+    return {
+        "status": source.get_status_display(),
+        "message": source.status_message,
+        "mailboxes": display.count(source.mailbox_total, cap=MAILBOXES_CAP),
+        "messages": display.count(source.message_count),
+        "archived": display.size(source.archived_bytes),
+        "failures": display.count(source.failure_total, cap=FAILURES_CAP),
+        "lastSync": display.when(source.last_sync_finished_at),
+        "nextSync": _next_sync(source),
+        "lastSyncMessage": source.last_sync_status_message,
+    }
+
+
+def _next_sync(source: Any) -> str:
+    if current_run(source) is not None and source.runnable:
+        return "running"
+    if not source.runnable or source.next_sync_at is None:
+        return display.NOTHING
+    spoken = display.when(source.next_sync_at)
+    return "due" if spoken.endswith(("ago", "now")) else spoken
+
+
+def state(source: Any) -> dict[str, Any]:
+    """Return what the page's script needs of one source that came through `with_state`."""
+    run = current_run(source)
+    return {
+        "tone": display.SOURCE_TONES[source.status],
+        "texts": texts(source),
+        "run": dataclasses.asdict(Progress.of(run)) if run else None,
+        "refusals": verbs.refusals(source, failures=source.failure_total),
+    }
+
+
+def states(
+    sources: QuerySet[IngestionSource], ids: Iterable[uuid.UUID]
+) -> dict[str, dict[str, Any]]:
+    """Return the state of each of `ids` that is among `sources`."""
+    wanted = list(ids)[:MAX_SOURCES]
+    return {str(s.pk): state(s) for s in with_state(sources.filter(pk__in=wanted))}

@@ -1,0 +1,145 @@
+"""What an operator can do to a source: the buttons of its page and the bulk actions of the list.
+
+Each verb calls the service that the API calls, and says in words what came of it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from django.db import connection
+
+from ingestion import tasks
+from ingestion.errors import NotAllowedNow, ServiceError
+from ingestion.models import IngestionSource
+from ingestion.services import failures as failed_messages
+from ingestion.services import sources
+from ingestion.services.status import Actor
+from ingestion.states import RunKind, SourceStatus
+
+#: A check waits up to 15 s for the provider, so many are made side by side, and not too many.
+MAX_CHECKS = 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verb:
+    """`call` returns what happened, for people; raises ServiceError where it is refused."""
+
+    slug: str
+    label: str
+    icon: str
+    call: Callable[[IngestionSource, Actor], str]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Outcome:
+    source: IngestionSource
+    ok: bool
+    text: str
+
+
+class ProviderSaysNo(ServiceError):
+    """A check of the credentials that failed, as a refusal."""
+
+    code = "verdict"
+
+
+def _verify(source: IngestionSource, actor: Actor) -> str:
+    verdict = sources.verify(source, actor=actor)
+    if not verdict.ok:
+        raise ProviderSaysNo(verdict.message)
+    return f"The credentials work. {verdict.message}"
+
+
+def _import(source: IngestionSource, actor: Actor) -> str:
+    sources.start_import(source, actor=actor)
+    return "The import is under way."
+
+
+def _sync(source: IngestionSource, actor: Actor) -> str:
+    run = sources.start_sync(source, actor=actor)
+    if run.kind == RunKind.IMPORT:
+        return "It was never imported, so the import is under way."
+    return "The sync is under way."
+
+
+def _pause(source: IngestionSource, actor: Actor) -> str:
+    sources.pause(source, actor=actor)
+    return "Paused. Running work stops at the next page and keeps all it has."
+
+
+def _resume(source: IngestionSource, actor: Actor) -> str:
+    if source.status not in (SourceStatus.PAUSED, SourceStatus.ERROR):
+        raise NotAllowedNow("It is not paused, so there is nothing to resume.")
+    now = sources.resume(source, actor=actor)
+    if now.status == SourceStatus.PENDING_AUTH:
+        return "Resumed. Its credentials are being checked first."
+    return "Resumed."
+
+
+def _retry(source: IngestionSource, actor: Actor) -> str:
+    number = failed_messages.retry(source, actor=actor)
+    if not number:
+        raise NotAllowedNow("It has no failed messages, so there is nothing to retry.")
+    return f"{number:,} failed {'message is' if number == 1 else 'messages are'} tried again now."
+
+
+VERBS: Mapping[str, Verb] = {
+    verb.slug: verb
+    for verb in (
+        Verb("verify", "Verify", "verified_user", _verify),
+        Verb("import", "Import", "download", _import),
+        Verb("sync", "Sync", "sync", _sync),
+        Verb("pause", "Pause", "pause", _pause),
+        Verb("resume", "Resume", "play_arrow", _resume),
+        Verb("retry", "Retry failed", "replay", _retry),
+    )
+}
+
+
+def perform(verb: Verb, source: IngestionSource, *, actor: Actor) -> Outcome:
+    """Do it and ring the doorbell; a refusal is an outcome, anything else a bug."""
+    try:
+        text = verb.call(source, actor)
+    except ServiceError as refusal:
+        return Outcome(source, False, str(refusal))
+    tasks.ring(source)
+    return Outcome(source, True, text)
+
+
+def perform_all(
+    verb: Verb, chosen: Sequence[IngestionSource], *, actor: Actor
+) -> list[Outcome]:
+    """Do it to each, in order. Checks of credentials wait for providers side by side."""
+    if verb.slug != "verify":
+        return [perform(verb, source, actor=actor) for source in chosen]
+
+    def check(source: IngestionSource) -> Outcome:
+        try:
+            return perform(verb, source, actor=actor)
+        finally:
+            connection.close()  # this thread's own
+
+    with ThreadPoolExecutor(max_workers=MAX_CHECKS) as pool:
+        return list(pool.map(check, chosen[:MAX_CHECKS]))
+
+
+def refusals(source: IngestionSource, *, failures: int) -> dict[str, str]:
+    """Return why each verb makes no sense now, "" where it does; the service has the last word."""
+    paused = source.status == SourceStatus.PAUSED
+    pending = source.status == SourceStatus.PENDING_AUTH
+    started = "The source is paused. Resume it first." if paused else ""
+    imported = "It is imported already. Sync it." if source.imported_at else ""
+    stopped = paused or source.status == SourceStatus.ERROR
+    return {
+        "verify": "",
+        "import": started or imported,
+        "sync": started or ("" if source.imported_at else "Import it first."),
+        "pause": "It is paused already."
+        if paused
+        else "Its credentials are still being checked."
+        if pending
+        else "",
+        "resume": "" if stopped else "It is not paused.",
+        "retry": started or ("" if failures else "No message failed."),
+    }
