@@ -75,9 +75,7 @@ class Config:
         """Yield the fields in the order in which a person fills them in."""
         for f in dataclasses.fields(cls):
             missing = f.default is dataclasses.MISSING
-            assert isinstance(f.type, type), (
-                "Config modules must not postpone annotations"
-            )
+            assert isinstance(f.type, type), "Config modules must not postpone annotations"
             yield Field(
                 name=f.name,
                 type=f.type,
@@ -93,9 +91,7 @@ class Config:
         errors: dict[str, list[str]] = {}
         for name in given:
             if name not in known:
-                errors[str(name)[:100]] = [
-                    f"Unknown field. Known fields: {', '.join(known)}."
-                ]
+                errors[str(name)[:100]] = [f"Unknown field. Known fields: {', '.join(known)}."]
         values: dict[str, Any] = {}
         for f in known.values():
             value = given.get(f.name)
@@ -121,18 +117,23 @@ class Config:
 _NAMES = {str: "text", int: "a whole number", bool: "true or false"}
 
 
+def _is_unsafe(character: str, *, lines: bool) -> bool:
+    """Tell controls and lone surrogates. `lines`: a PEM key in a secret has line ends."""
+    if lines and character in "\r\n\t":
+        return False
+    code = ord(character)
+    return code < 32 or code == 127 or 0xD800 <= code <= 0xDFFF
+
+
 def _problem(field: Field, value: Any) -> str:
     if type(value) is not field.type:
         return f"Must be {_NAMES[field.type]}."
     if isinstance(value, str):
         if len(value) > field.max_length:
             return f"Must be at most {field.max_length} characters."
-        if any(
-            ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value
-        ):
-            if not (field.secret and "\n" in value and "\0" not in value):
-                return "Must not contain control characters."
-    if field.type is int:
+        if any(_is_unsafe(c, lines=field.secret) for c in value):
+            return "Must not contain control characters."
+    if isinstance(value, int):
         if field.min_value is not None and value < field.min_value:
             return f"Must be at least {field.min_value}."
         if field.max_value is not None and value > field.max_value:

@@ -24,14 +24,11 @@ class Provider:
     @property
     def config(self) -> type[Config]:
         """The provider's Config class: its fields, which of them are secret, and its checks."""
-        return cast(
-            type[Config], importlib.import_module(f"{self.package}.config").CONFIG
-        )
+        return cast(type[Config], importlib.import_module(f"{self.package}.config").CONFIG)
 
 
 PROVIDERS: Mapping[str, Provider] = {
-    p.slug: p
-    for p in (Provider("generic_imap", "IMAP server", "connectors.generic_imap"),)
+    p.slug: p for p in (Provider("generic_imap", "IMAP server", "connectors.generic_imap"),)
 }
 
 

@@ -20,7 +20,7 @@ class Secrets(dict[str, str]):
     __str__ = __repr__
 
 
-class EncryptedJSONField(EncryptedField, models.TextField):  # type: ignore[misc] # untyped base
+class EncryptedJSONField(EncryptedField, models.TextField):  # type: ignore[misc, type-arg] # untyped base
     """A JSON object of strings, encrypted.
 
     `update()` and `bulk_update()` with SQL expressions would store the encrypted *text of the
@@ -29,14 +29,10 @@ class EncryptedJSONField(EncryptedField, models.TextField):  # type: ignore[misc
 
     def get_db_prep_save(self, value: Any, connection: Any) -> Any:
         if hasattr(value, "as_sql"):
-            raise FieldError(
-                f"{self.name}: an encrypted field takes plain values, save() the row."
-            )
+            raise FieldError(f"{self.name}: an encrypted field takes plain values, save() the row.")
         return super().get_db_prep_save(json.dumps(value, sort_keys=True), connection)
 
-    def from_db_value(
-        self, value: Any, expression: Any, connection: Any, *args: Any
-    ) -> Any:
+    def from_db_value(self, value: Any, expression: Any, connection: Any, *args: Any) -> Any:
         plain = super().from_db_value(value, expression, connection, *args)
         return None if plain is None else Secrets(json.loads(plain))
 

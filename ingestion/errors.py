@@ -18,9 +18,7 @@ class InvalidInput(ServiceError):
 
     def __init__(self, errors: dict[str, list[str]]) -> None:
         self.errors = errors
-        super().__init__(
-            "; ".join(f"{field}: {' '.join(why)}" for field, why in errors.items())
-        )
+        super().__init__("; ".join(f"{field}: {' '.join(why)}" for field, why in errors.items()))
 
 
 class NotAllowedNow(ServiceError):

@@ -85,8 +85,7 @@ def parse_headers(head: bytes) -> Headers:
         return _text(values[0], name, defects) if values else ""
 
     recipients = ", ".join(
-        _text(value, "to", defects)
-        for value in (*found.get("to", ()), *found.get("cc", ()))
+        _text(value, "to", defects) for value in (*found.get("to", ()), *found.get("cc", ()))
     )
     return Headers(
         subject=text("subject"),

@@ -28,15 +28,11 @@ S = SourceStatus
 
 #: What the service itself may do. Key: from; value: the states reachable from it.
 MOVES: dict[SourceStatus, frozenset[SourceStatus]] = {
-    S.PENDING_AUTH: frozenset(
-        {S.AUTH_SUCCESS, S.IMPORTING, S.ACTIVE, S.PAUSED, S.ERROR}
-    ),
+    S.PENDING_AUTH: frozenset({S.AUTH_SUCCESS, S.IMPORTING, S.ACTIVE, S.PAUSED, S.ERROR}),
     S.AUTH_SUCCESS: frozenset({S.PENDING_AUTH, S.IMPORTING, S.PAUSED, S.ERROR}),
     S.IMPORTING: frozenset({S.PENDING_AUTH, S.ACTIVE, S.PAUSED, S.ERROR}),
     S.ACTIVE: frozenset({S.PENDING_AUTH, S.PAUSED, S.ERROR}),
-    S.PAUSED: frozenset(
-        {S.PENDING_AUTH, S.AUTH_SUCCESS, S.IMPORTING, S.ACTIVE, S.ERROR}
-    ),
+    S.PAUSED: frozenset({S.PENDING_AUTH, S.AUTH_SUCCESS, S.IMPORTING, S.ACTIVE, S.ERROR}),
     S.ERROR: frozenset({S.PENDING_AUTH, S.PAUSED}),
 }
 

@@ -69,8 +69,6 @@ def ring(source: IngestionSource) -> None:
         try:
             dispatch.apply_async(expires=dispatching.RING_AGAIN_SECONDS, retry=False)
         except OperationalError:
-            log.warning(
-                "doorbell_lost", source=str(source.pk)
-            )  # beat rings within seconds
+            log.warning("doorbell_lost", source=str(source.pk))  # beat rings within seconds
 
     transaction.on_commit(send)

@@ -5,16 +5,12 @@ import re
 
 from connectors.config import Config, ConfigError, field
 
-_HOST = re.compile(
-    r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?|[0-9A-Fa-f:.]{2,45}"
-)
+_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?|[0-9A-Fa-f:.]{2,45}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImapConfig(Config):
-    host: str = field(
-        "Host", help="Name or address of the IMAP server.", max_length=253
-    )
+    host: str = field("Host", help="Name or address of the IMAP server.", max_length=253)
     port: int = field("Port", default=993, min_value=1, max_value=65535)
     secure: bool = field(
         "TLS", default=True, help="Encrypt from the first byte (usual on port 993)."
@@ -47,9 +43,7 @@ class ImapConfig(Config):
     def check(self) -> None:
         errors: dict[str, list[str]] = {}
         if not _HOST.fullmatch(self.host):
-            errors["host"] = [
-                "Must be a host name or an IP address, without a scheme or path."
-            ]
+            errors["host"] = ["Must be a host name or an IP address, without a scheme or path."]
         if self.secure and self.startTls:
             errors["startTls"] = ["Choose one: secure (TLS at once) or startTls."]
         if not self.password and not self.accessToken:

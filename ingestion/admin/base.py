@@ -54,9 +54,7 @@ class CappedChangeList(ChangeList):
     def get_results(self, request: HttpRequest) -> None:
         super().get_results(request)
         if not self.query and not self.has_active_filters:
-            self.full_result_count = (
-                self.result_count
-            )  # "10 results (show all)" says nothing here
+            self.full_result_count = self.result_count  # "10 results (show all)" says nothing here
 
 
 def capped_count(rows: QuerySet[Any], *, cap: int) -> Func:
@@ -103,12 +101,8 @@ class ReadOnlyAdmin(OperatorAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         return False
 
-    def has_change_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
+    def has_change_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False
 
-    def has_delete_permission(
-        self, request: HttpRequest, obj: Model | None = None
-    ) -> bool:
+    def has_delete_permission(self, request: HttpRequest, obj: Model | None = None) -> bool:
         return False

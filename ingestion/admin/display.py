@@ -69,9 +69,7 @@ def duration(seconds: float) -> str:
     ):
         if left >= big:
             rest = left % big // small
-            return f"{left // big} {big_unit}" + (
-                f" {rest} {small_unit}" if rest else ""
-            )
+            return f"{left // big} {big_unit}" + (f" {rest} {small_unit}" if rest else "")
     raise AssertionError(seconds)
 
 
@@ -117,9 +115,7 @@ def clipped(text: str, *, characters: int = 80) -> SafeString | str:
     """Return the start of a text, the whole of it under the pointer."""
     if len(text) <= characters:
         return text
-    return format_html(
-        '<span title="{}">{}…</span>', text[:1000], text[: characters - 1]
-    )
+    return format_html('<span title="{}">{}…</span>', text[:1000], text[: characters - 1])
 
 
 def two_lines(first: Any, second: Any) -> SafeString:
@@ -136,9 +132,7 @@ def link(url: str, text: Any) -> SafeString:
 
 def page_of(row: Any) -> str:
     """Return the address of a row's admin page."""
-    return reverse(
-        f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=(row.pk,)
-    )
+    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=(row.pk,))
 
 
 def pretty_json(value: Any) -> SafeString | str:

@@ -53,9 +53,7 @@ def _progress_text(run: Run) -> str:
     if run.discovered_at is None:
         return "Listing mailboxes…"
     if not run.messages_total:
-        return (
-            "Looking for new mail…" if run.kind == RunKind.SYNC else "Listing folders…"
-        )
+        return "Looking for new mail…" if run.kind == RunKind.SYNC else "Listing folders…"
     parts = [f"{run.messages_done:,} of {run.messages_total:,} messages"]
     if run.messages_failed:
         parts.append(f"{run.messages_failed:,} failed")
@@ -77,9 +75,7 @@ def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]:
         mailbox_total=capped_count(mailboxes, cap=MAILBOXES_CAP),
         failure_total=capped_count(failures, cap=FAILURES_CAP),
     ).prefetch_related(
-        Prefetch(
-            "runs", Run.objects.filter(finished_at=None), to_attr="unfinished_runs"
-        )
+        Prefetch("runs", Run.objects.filter(finished_at=None), to_attr="unfinished_runs")
     )
 
 

@@ -107,9 +107,7 @@ def perform(verb: Verb, source: IngestionSource, *, actor: Actor) -> Outcome:
     return Outcome(source, True, text)
 
 
-def perform_all(
-    verb: Verb, chosen: Sequence[IngestionSource], *, actor: Actor
-) -> list[Outcome]:
+def perform_all(verb: Verb, chosen: Sequence[IngestionSource], *, actor: Actor) -> list[Outcome]:
     """Do it to each, in order. Checks of credentials wait for providers side by side."""
     if verb.slug != "verify":
         return [perform(verb, source, actor=actor) for source in chosen]

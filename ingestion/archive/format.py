@@ -57,9 +57,7 @@ class Damaged(Exception):
 
 def compressor() -> zstandard.ZstdCompressor:
     """Make a compressor; reuse it for many frames. Not thread-safe."""
-    return zstandard.ZstdCompressor(
-        level=_LEVEL, write_checksum=True, write_content_size=True
-    )
+    return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
 
 
 def header_frame(header: Mapping[str, Any]) -> bytes:
@@ -67,9 +65,7 @@ def header_frame(header: Mapping[str, Any]) -> bytes:
     return _SKIPPABLE.pack(_SKIPPABLE_MAGIC, len(body)) + body
 
 
-def write_body(
-    file: IO[bytes], body: bytes | Chunked, compress: zstandard.ZstdCompressor
-) -> int:
+def write_body(file: IO[bytes], body: bytes | Chunked, compress: zstandard.ZstdCompressor) -> int:
     """Append one body frame; return its length in bytes. Holds one chunk of a large body."""
     if isinstance(body, bytes):
         return file.write(compress.compress(body))
@@ -160,9 +156,7 @@ def _read_header(file: IO[bytes], offset: int, end: int) -> Mapping[str, Any]:
 
 def _frame_end(file: IO[bytes], offset: int, end: int) -> int:
     try:
-        about = zstandard.get_frame_parameters(
-            _exactly(file, offset, min(18, end - offset), end)
-        )
+        about = zstandard.get_frame_parameters(_exactly(file, offset, min(18, end - offset), end))
         position = offset + zstandard.frame_header_size(
             _exactly(file, offset, min(18, end - offset), end)
         )
@@ -173,9 +167,7 @@ def _frame_end(file: IO[bytes], offset: int, end: int) -> int:
         block = int.from_bytes(_exactly(file, position, 3, end), "little")
         last = bool(block & 1)
         kind, size = block >> 1 & 3, block >> 3
-        position += 3 + (
-            1 if kind == 1 else size
-        )  # kind 1: one byte, repeated `size` times
+        position += 3 + (1 if kind == 1 else size)  # kind 1: one byte, repeated `size` times
     position += 4 if about.has_checksum else 0
     if position > end:
         raise Damaged(f"the pack ends inside a message at byte {offset}")

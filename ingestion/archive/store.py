@@ -139,13 +139,9 @@ class PackStore:
                     for chunk in _bounded(reader, size):
                         spool.write(chunk)
         except FileNotFoundError as error:
-            raise Corrupt(
-                f"{where}: the pack is missing. Restore it from a backup."
-            ) from error
+            raise Corrupt(f"{where}: the pack is missing. Restore it from a backup.") from error
         except Damaged as error:
-            raise Corrupt(
-                f"{where}: {error}. Restore the pack from a backup."
-            ) from error
+            raise Corrupt(f"{where}: {error}. Restore the pack from a backup.") from error
         if reader.size != size or reader.digest() != sha256:
             if isinstance(body, SpooledBody):
                 body.close()
@@ -158,13 +154,9 @@ class PackStore:
             with open(self._path(source_id, pack_id), "rb") as file:
                 yield from pack_format.scan(file)
         except FileNotFoundError as error:
-            raise Corrupt(
-                f"pack {pack_id} is missing. Restore it from a backup."
-            ) from error
+            raise Corrupt(f"pack {pack_id} is missing. Restore it from a backup.") from error
         except Damaged as error:
-            raise Corrupt(
-                f"pack {pack_id}: {error}. Restore it from a backup."
-            ) from error
+            raise Corrupt(f"pack {pack_id}: {error}. Restore it from a backup.") from error
 
     def packs(self, source_id: uuid.UUID | None = None) -> Iterator[PackFile]:
         """Yield every pack in the store, committed or partial, in no order."""

@@ -33,9 +33,7 @@ class Migration(migrations.Migration):
                 ("name", models.CharField(max_length=100)),
                 (
                     "scopes",
-                    models.JSONField(
-                        default=list, help_text='Some of "read", "write", "export".'
-                    ),
+                    models.JSONField(default=list, help_text='Some of "read", "write", "export".'),
                 ),
                 (
                     "user",
@@ -72,21 +70,15 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "config",
-                    models.JSONField(
-                        default=dict, help_text="providerConfig without its secrets."
-                    ),
+                    models.JSONField(default=dict, help_text="providerConfig without its secrets."),
                 ),
                 (
                     "secrets",
-                    ingestion.crypto.EncryptedJSONField(
-                        default=ingestion.crypto.Secrets
-                    ),
+                    ingestion.crypto.EncryptedJSONField(default=ingestion.crypto.Secrets),
                 ),
                 (
                     "options",
-                    models.JSONField(
-                        default=dict, help_text="See services/options.py."
-                    ),
+                    models.JSONField(default=dict, help_text="See services/options.py."),
                 ),
                 (
                     "status",
@@ -105,9 +97,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "status_message",
-                    models.TextField(
-                        blank=True, help_text="Why the status is what it is."
-                    ),
+                    models.TextField(blank=True, help_text="Why the status is what it is."),
                 ),
                 (
                     "proven_at",
@@ -141,9 +131,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "check_not_before",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("check_attempts", models.PositiveIntegerField(default=0)),
                 ("next_sync_at", models.DateTimeField(blank=True, null=True)),
@@ -153,9 +141,7 @@ class Migration(migrations.Migration):
                 ("message_count", models.BigIntegerField(default=0)),
                 (
                     "archived_bytes",
-                    models.BigIntegerField(
-                        default=0, help_text="Sum of message sizes, unpacked."
-                    ),
+                    models.BigIntegerField(default=0, help_text="Sum of message sizes, unpacked."),
                 ),
                 (
                     "rung_at",
@@ -195,9 +181,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "remote_id",
-                    models.TextField(
-                        help_text="The provider's immutable id of the account."
-                    ),
+                    models.TextField(help_text="The provider's immutable id of the account."),
                 ),
                 ("address", models.TextField()),
                 (
@@ -216,9 +200,7 @@ class Migration(migrations.Migration):
                 ("state_reason", models.TextField(blank=True)),
                 (
                     "not_before",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "attempts",
@@ -237,9 +219,7 @@ class Migration(migrations.Migration):
                 ("last_synced_at", models.DateTimeField(blank=True, null=True)),
                 (
                     "created_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "source",
@@ -273,9 +253,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "stable_id",
-                    models.TextField(
-                        blank=True, help_text="Survives a rename, e.g. MAILBOXID."
-                    ),
+                    models.TextField(blank=True, help_text="Survives a rename, e.g. MAILBOXID."),
                 ),
                 ("path", models.TextField(help_text='For people: "/" between levels.')),
                 (
@@ -311,21 +289,15 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "remote_count",
-                    models.BigIntegerField(
-                        help_text="The provider's own count.", null=True
-                    ),
+                    models.BigIntegerField(help_text="The provider's own count.", null=True),
                 ),
                 (
                     "removed_at",
-                    models.DateTimeField(
-                        help_text="When it was gone at the provider.", null=True
-                    ),
+                    models.DateTimeField(help_text="When it was gone at the provider.", null=True),
                 ),
                 (
                     "created_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "mailbox",
@@ -363,15 +335,11 @@ class Migration(migrations.Migration):
                 ("not_before", models.DateTimeField()),
                 (
                     "first_failed_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "last_failed_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "folder",
@@ -410,9 +378,7 @@ class Migration(migrations.Migration):
                 ("message_count", models.IntegerField()),
                 (
                     "created_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "source",
@@ -449,9 +415,7 @@ class Migration(migrations.Migration):
                 ("received_at", models.DateTimeField(null=True)),
                 (
                     "archived_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("subject", models.TextField(blank=True)),
                 (
@@ -468,9 +432,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "message_id",
-                    models.TextField(
-                        blank=True, help_text="The Message-ID header: metadata only."
-                    ),
+                    models.TextField(blank=True, help_text="The Message-ID header: metadata only."),
                 ),
                 (
                     "defects",
@@ -520,9 +482,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "first_seen_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("removed_at", models.DateTimeField(null=True)),
                 (
@@ -584,9 +544,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "message",
-                    models.TextField(
-                        blank=True, help_text='In words: "1,999 archived, 1 failed."'
-                    ),
+                    models.TextField(blank=True, help_text='In words: "1,999 archived, 1 failed."'),
                 ),
                 (
                     "warning",
@@ -598,9 +556,7 @@ class Migration(migrations.Migration):
                 ("discovered_at", models.DateTimeField(null=True)),
                 (
                     "not_before",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("rung_at", models.DateTimeField(editable=False, null=True)),
@@ -609,15 +565,11 @@ class Migration(migrations.Migration):
                 ("messages_total", models.BigIntegerField(default=0)),
                 (
                     "messages_done",
-                    models.BigIntegerField(
-                        default=0, help_text="Archived or recognised."
-                    ),
+                    models.BigIntegerField(default=0, help_text="Archived or recognised."),
                 ),
                 (
                     "messages_new",
-                    models.BigIntegerField(
-                        default=0, help_text="Archived in this run."
-                    ),
+                    models.BigIntegerField(default=0, help_text="Archived in this run."),
                 ),
                 ("messages_failed", models.BigIntegerField(default=0)),
                 (
@@ -630,15 +582,11 @@ class Migration(migrations.Migration):
                 ("bytes_done", models.BigIntegerField(default=0)),
                 (
                     "started_at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "progress_at",
-                    models.DateTimeField(
-                        help_text="When counters last moved.", null=True
-                    ),
+                    models.DateTimeField(help_text="When counters last moved.", null=True),
                 ),
                 ("finished_at", models.DateTimeField(null=True)),
                 (
@@ -716,9 +664,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 (
                     "source",
@@ -747,9 +693,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "at",
-                    models.DateTimeField(
-                        db_default=django.db.models.functions.datetime.Now()
-                    ),
+                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
                 ),
                 ("actor", models.CharField(max_length=200)),
                 (
@@ -761,9 +705,7 @@ class Migration(migrations.Migration):
                 ("action", models.CharField(max_length=64)),
                 (
                     "source_id",
-                    models.UUIDField(
-                        help_text="Kept after the source is deleted.", null=True
-                    ),
+                    models.UUIDField(help_text="Kept after the source is deleted.", null=True),
                 ),
                 ("changes", models.JSONField(default=dict)),
                 (
@@ -778,9 +720,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "ordering": ["-at", "-id"],
-                "indexes": [
-                    models.Index(fields=["source_id", "at"], name="audit_by_source")
-                ],
+                "indexes": [models.Index(fields=["source_id", "at"], name="audit_by_source")],
             },
         ),
         migrations.AddIndex(
@@ -829,9 +769,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddIndex(
             model_name="message",
-            index=models.Index(
-                fields=["mailbox", "archived_at", "id"], name="message_by_time"
-            ),
+            index=models.Index(fields=["mailbox", "archived_at", "id"], name="message_by_time"),
         ),
         migrations.AddIndex(
             model_name="message",

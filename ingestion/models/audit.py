@@ -12,9 +12,7 @@ class ApiKey(AbstractAuthToken):  # type: ignore[misc] # untyped base
     SCOPES = ("read", "write", "export")
 
     name = models.CharField(max_length=100)
-    scopes = models.JSONField(
-        default=list, help_text='Some of "read", "write", "export".'
-    )
+    scopes = models.JSONField(default=list, help_text='Some of "read", "write", "export".')
 
     class Meta:
         ordering = ["-created"]
@@ -29,16 +27,10 @@ class AuditEvent(models.Model):
 
     at = models.DateTimeField(db_default=Now())
     actor = models.CharField(max_length=200)
-    user = models.ForeignKey(
-        settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True
-    )
-    address = models.GenericIPAddressField(
-        null=True, help_text="Where the request came from."
-    )
+    user = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True)
+    address = models.GenericIPAddressField(null=True, help_text="Where the request came from.")
     action = models.CharField(max_length=64)
-    source_id = models.UUIDField(
-        null=True, help_text="Kept after the source is deleted."
-    )
+    source_id = models.UUIDField(null=True, help_text="Kept after the source is deleted.")
     changes = models.JSONField(default=dict)
 
     class Meta:

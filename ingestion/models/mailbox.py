@@ -16,12 +16,8 @@ from ingestion.states import FolderRole, MailboxState
 
 class Mailbox(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    source = models.ForeignKey(
-        IngestionSource, models.CASCADE, related_name="mailboxes"
-    )
-    remote_id = models.TextField(
-        help_text="The provider's immutable id of the account."
-    )
+    source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="mailboxes")
+    remote_id = models.TextField(help_text="The provider's immutable id of the account.")
     address = models.TextField()
     state = models.CharField(
         max_length=16, choices=MailboxState.choices, default=MailboxState.ACTIVE
@@ -56,9 +52,7 @@ class Mailbox(models.Model):
         ordering = ["address", "id"]
         verbose_name_plural = "mailboxes"
         constraints = [
-            models.UniqueConstraint(
-                fields=["source", "remote_id"], name="mailbox_identity"
-            ),
+            models.UniqueConstraint(fields=["source", "remote_id"], name="mailbox_identity"),
         ]
         indexes = [
             models.Index(
@@ -75,32 +69,22 @@ class Mailbox(models.Model):
 class Folder(models.Model):
     mailbox = models.ForeignKey(Mailbox, models.CASCADE, related_name="folders")
     remote_id = models.TextField(help_text="What the provider calls it.")
-    stable_id = models.TextField(
-        blank=True, help_text="Survives a rename, e.g. MAILBOXID."
-    )
+    stable_id = models.TextField(blank=True, help_text="Survives a rename, e.g. MAILBOXID.")
     path = models.TextField(help_text='For people: "/" between levels.')
     role = models.CharField(max_length=16, choices=FolderRole.choices, blank=True)
-    cursor = models.JSONField(
-        null=True, blank=True, help_text="Opaque but to the connector."
-    )
+    cursor = models.JSONField(null=True, blank=True, help_text="Opaque but to the connector.")
     listed_at = models.DateTimeField(
         null=True,
         help_text="When the whole folder had been listed; null during the first import.",
     )
-    remote_count = models.BigIntegerField(
-        null=True, help_text="The provider's own count."
-    )
-    removed_at = models.DateTimeField(
-        null=True, help_text="When it was gone at the provider."
-    )
+    remote_count = models.BigIntegerField(null=True, help_text="The provider's own count.")
+    removed_at = models.DateTimeField(null=True, help_text="When it was gone at the provider.")
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         ordering = ["path", "id"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["mailbox", "remote_id"], name="folder_identity"
-            ),
+            models.UniqueConstraint(fields=["mailbox", "remote_id"], name="folder_identity"),
         ]
 
     def __str__(self) -> str:

@@ -41,22 +41,16 @@ class Message(models.Model):
     sender = models.TextField(blank=True, help_text="The From header, decoded.")
     recipients = models.TextField(blank=True, help_text="To and Cc, decoded.")
     sent_at = models.DateTimeField(null=True, help_text="The Date header.")
-    message_id = models.TextField(
-        blank=True, help_text="The Message-ID header: metadata only."
-    )
+    message_id = models.TextField(blank=True, help_text="The Message-ID header: metadata only.")
     defects = ArrayField(models.TextField(), default=list, blank=True)
 
     class Meta:
         ordering = ["-archived_at", "-id"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["mailbox", "sha256"], name="message_identity"
-            ),
+            models.UniqueConstraint(fields=["mailbox", "sha256"], name="message_identity"),
         ]
         indexes = [
-            models.Index(
-                fields=["mailbox", "archived_at", "id"], name="message_by_time"
-            ),
+            models.Index(fields=["mailbox", "archived_at", "id"], name="message_by_time"),
             models.Index(fields=["archived_at", "id"], name="message_newest"),
         ]
 
@@ -84,9 +78,7 @@ class Placement(models.Model):
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(
-                fields=["folder", "remote_id"], name="placement_identity"
-            ),
+            models.UniqueConstraint(fields=["folder", "remote_id"], name="placement_identity"),
         ]
         indexes = [
             models.Index(
@@ -124,9 +116,7 @@ class FailedMessage(models.Model):
     class Meta:
         ordering = ["-last_failed_at", "-id"]
         constraints = [
-            models.UniqueConstraint(
-                fields=["folder", "remote_id"], name="failure_identity"
-            ),
+            models.UniqueConstraint(fields=["folder", "remote_id"], name="failure_identity"),
         ]
         indexes = [models.Index(fields=["mailbox", "not_before"], name="failure_due")]
 

@@ -13,15 +13,9 @@ class Run(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="runs")
     kind = models.CharField(max_length=8, choices=RunKind.choices)
-    status = models.CharField(
-        max_length=12, choices=RunStatus.choices, default=RunStatus.RUNNING
-    )
-    message = models.TextField(
-        blank=True, help_text='In words: "1,999 archived, 1 failed."'
-    )
-    warning = models.TextField(
-        blank=True, help_text="Transient trouble, shown while it lasts."
-    )
+    status = models.CharField(max_length=12, choices=RunStatus.choices, default=RunStatus.RUNNING)
+    message = models.TextField(blank=True, help_text='In words: "1,999 archived, 1 failed."')
+    warning = models.TextField(blank=True, help_text="Transient trouble, shown while it lasts.")
     actor = models.CharField(max_length=200)
 
     # The listing of mailboxes is work in this row: due while discovered_at is null.
@@ -33,9 +27,7 @@ class Run(models.Model):
     mailboxes_total = models.PositiveIntegerField(default=0)
     mailboxes_done = models.PositiveIntegerField(default=0)
     messages_total = models.BigIntegerField(default=0)
-    messages_done = models.BigIntegerField(
-        default=0, help_text="Archived or recognised."
-    )
+    messages_done = models.BigIntegerField(default=0, help_text="Archived or recognised.")
     messages_new = models.BigIntegerField(default=0, help_text="Archived in this run.")
     messages_failed = models.BigIntegerField(default=0)
     messages_gone = models.BigIntegerField(

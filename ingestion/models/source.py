@@ -25,18 +25,14 @@ class IngestionSource(models.Model):
     )
     name = models.CharField(max_length=200)
     provider = models.CharField(max_length=32, choices=provider_choices)
-    config = models.JSONField(
-        default=dict, help_text="providerConfig without its secrets."
-    )
+    config = models.JSONField(default=dict, help_text="providerConfig without its secrets.")
     secrets = EncryptedJSONField(default=Secrets)
     options = models.JSONField(default=dict, help_text="See services/options.py.")
 
     status = models.CharField(
         max_length=16, choices=SourceStatus.choices, default=SourceStatus.PENDING_AUTH
     )
-    status_message = models.TextField(
-        blank=True, help_text="Why the status is what it is."
-    )
+    status_message = models.TextField(blank=True, help_text="Why the status is what it is.")
     # What is so whatever the status: where a pause, an error or a check returns to follows from it.
     proven_at = models.DateTimeField(
         null=True,
@@ -66,9 +62,7 @@ class IngestionSource(models.Model):
 
     # Kept by the capture transaction, so that a list of sources counts nothing.
     message_count = models.BigIntegerField(default=0)
-    archived_bytes = models.BigIntegerField(
-        default=0, help_text="Sum of message sizes, unpacked."
-    )
+    archived_bytes = models.BigIntegerField(default=0, help_text="Sum of message sizes, unpacked.")
 
     rung_at = models.DateTimeField(
         null=True,
@@ -111,15 +105,11 @@ class IngestionSource(models.Model):
 class StatusChange(models.Model):
     """One move of a source's status: from, to, why, who. Written in the same transaction."""
 
-    source = models.ForeignKey(
-        IngestionSource, models.CASCADE, related_name="status_changes"
-    )
+    source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="status_changes")
     from_status = models.CharField(max_length=16, choices=SourceStatus.choices)
     to_status = models.CharField(max_length=16, choices=SourceStatus.choices)
     reason = models.TextField(blank=True)
-    actor = models.CharField(
-        max_length=200, help_text="A user name, or the part of the service."
-    )
+    actor = models.CharField(max_length=200, help_text="A user name, or the part of the service.")
     at = models.DateTimeField(db_default=Now())
 
     class Meta:

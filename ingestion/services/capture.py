@@ -113,10 +113,7 @@ class Capture:
         self._waiting.append(_Waiting(answer, digest.digest(), size))
         self._waiting_bytes += size
         self._bytes_fetched += size
-        if (
-            self._waiting_bytes >= _LOOKUP_BYTES
-            or len(self._waiting) >= _LOOKUP_MESSAGES
-        ):
+        if self._waiting_bytes >= _LOOKUP_BYTES or len(self._waiting) >= _LOOKUP_MESSAGES:
             self._pack_waiting()
 
     def commit(
@@ -274,9 +271,7 @@ class Capture:
         return ids
 
     def _write_missing(self) -> tuple[int, int]:
-        gone = [
-            m.ref.remote_id for m in self._missing if isinstance(m.error, MessageGone)
-        ]
+        gone = [m.ref.remote_id for m in self._missing if isinstance(m.error, MessageGone)]
         failed = [m for m in self._missing if not isinstance(m.error, MessageGone)]
         sql.clear_failures(self._folder.pk, gone)
         new_failures = 0

@@ -28,9 +28,7 @@ def _run(query: str, parameters: Mapping[str, Any]) -> int:
         return int(cursor.rowcount)
 
 
-def known_hashes(
-    mailbox_id: uuid.UUID, hashes: Collection[bytes]
-) -> dict[bytes, uuid.UUID]:
+def known_hashes(mailbox_id: uuid.UUID, hashes: Collection[bytes]) -> dict[bytes, uuid.UUID]:
     """Return the message id of each hash that the mailbox has archived."""
     if not hashes:
         return {}
@@ -42,9 +40,7 @@ def known_hashes(
         return {bytes(sha256): pk for sha256, pk in cursor.fetchall()}
 
 
-def insert_pack(
-    pack_id: uuid.UUID, source_id: uuid.UUID, size_bytes: int, count: int
-) -> None:
+def insert_pack(pack_id: uuid.UUID, source_id: uuid.UUID, size_bytes: int, count: int) -> None:
     _run(
         "INSERT INTO ingestion_pack (id, source_id, size_bytes, message_count)"
         " VALUES (%(id)s, %(source)s, %(size)s, %(count)s)",
@@ -226,11 +222,7 @@ def count(
         given,
     )
     for table, key in (("mailbox", "mailbox"), ("ingestionsource", "source")):
-        extra = (
-            ", attempts = 0, last_error_code = '', last_error = ''"
-            if key == "mailbox"
-            else ""
-        )
+        extra = ", attempts = 0, last_error_code = '', last_error = ''" if key == "mailbox" else ""
         if messages or extra:
             _run(
                 f"""UPDATE ingestion_{table}

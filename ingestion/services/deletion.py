@@ -31,9 +31,7 @@ _STEPS = (
 
 def delete_source(source_id: uuid.UUID) -> None:
     """Remove all of a tombstoned source. Does nothing to any other."""
-    if not IngestionSource.objects.filter(
-        pk=source_id, deleted_at__isnull=False
-    ).exists():
+    if not IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False).exists():
         return
     for table, condition in _STEPS:
         while _delete_batch(table, condition, source_id):

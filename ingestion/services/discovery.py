@@ -31,9 +31,7 @@ MAX_AUTH_FAILURES = 3
 
 def discover(run_id: uuid.UUID) -> None:
     """List the source's mailboxes and make the wanted ones due. Network outside transactions."""
-    run = (
-        Run.objects.select_related("source").filter(pk=run_id, finished_at=None).first()
-    )
+    run = Run.objects.select_related("source").filter(pk=run_id, finished_at=None).first()
     if run is None or run.discovered_at is not None or not run.source.runnable:
         return
     source = run.source
@@ -56,9 +54,7 @@ def discover(run_id: uuid.UUID) -> None:
         runs.finish_if_done(run.pk)
 
 
-def _store_all(
-    source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]
-) -> set[str]:
+def _store_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]) -> set[str]:
     options = Options.of(source.options)
     seen: set[str] = set()
     for batch in _batched(mailboxes, _BATCH):
@@ -73,9 +69,7 @@ def _store_all(
     return seen
 
 
-def _row(
-    source: IngestionSource, run: Run, remote: RemoteMailbox, options: Options
-) -> Mailbox:
+def _row(source: IngestionSource, run: Run, remote: RemoteMailbox, options: Options) -> Mailbox:
     state, reason = MailboxState.ACTIVE, ""
     if not options.wants_mailbox(remote.address):
         state, reason = MailboxState.EXCLUDED, "Excluded by the source's options."
@@ -107,9 +101,7 @@ def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
         )
 
 
-def _again_later(
-    run: Run, error: errors.ConnectorError, server_seconds: float | None
-) -> None:
+def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float | None) -> None:
     wait = backoff.delay(run.attempts + 1, server_seconds=server_seconds)
     Run.objects.filter(pk=run.pk).update(
         attempts=F("attempts") + 1,
@@ -125,9 +117,7 @@ def _give_up(source: IngestionSource, error: errors.ConnectorError) -> None:
         sources.fail(locked(source), str(error), actor="ingestion")
 
 
-def _batched(
-    items: Iterable[RemoteMailbox], size: int
-) -> Iterator[list[RemoteMailbox]]:
+def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch

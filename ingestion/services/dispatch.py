@@ -9,7 +9,7 @@ import datetime as dt
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from django.core.cache import cache
 from django.db import connection, transaction
@@ -86,7 +86,7 @@ def due(*, limit: int = 1000) -> Iterator[Doorbell]:
     cache.set(_HEARTBEAT_KEY, time.time(), timeout=None)
     _start_scheduled_syncs(limit)
     _finish_settled_runs(limit)
-    parameters = {
+    parameters: dict[str, Any] = {
         "limit": limit,
         "again": dt.timedelta(seconds=RING_AGAIN_SECONDS),
         "runnable": [str(status) for status in RUNNABLE],
@@ -125,9 +125,7 @@ def _finish_settled_runs(limit: int) -> None:
         runs.finish_if_done(pk)
 
 
-def work_until_done(
-    source: IngestionSource, *, on_progress: Callable[[Run], None]
-) -> Run:
+def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], None]) -> Run:
     """Do all work of a source's unfinished run here and now, without worker or broker.
 
     Waits out retry times and other workers' leases. Raises NotAllowedNow where there is no run or
@@ -135,9 +133,7 @@ def work_until_done(
     """
     run = Run.objects.filter(source=source, finished_at=None).first()
     if run is None:
-        raise NotAllowedNow(
-            "The source has no import or sync under way. Start one first."
-        )
+        raise NotAllowedNow("The source has no import or sync under way. Start one first.")
     while True:
         _work_once(source, run)
         run.refresh_from_db()
@@ -149,9 +145,7 @@ def work_until_done(
             SourceStatus.PAUSED,
             SourceStatus.ERROR,
         ):
-            raise NotAllowedNow(
-                f"The source is {source.status}: {source.status_message}"
-            )
+            raise NotAllowedNow(f"The source is {source.status}: {source.status_message}")
         time.sleep(_INLINE_POLL_SECONDS)  # between retries; work itself blocks above
 
 

@@ -10,9 +10,7 @@ from ingestion.services import sources
 from ingestion.services.status import Actor, audit
 
 
-def retry(
-    source: IngestionSource, *, actor: Actor, ids: Collection[int] | None = None
-) -> int:
+def retry(source: IngestionSource, *, actor: Actor, ids: Collection[int] | None = None) -> int:
     """Make failed messages due now (all, or those of `ids`) and start a sync; return how many.
 
     Raises NotAllowedNow when the source is paused. Opens its own transaction.

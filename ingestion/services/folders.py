@@ -26,18 +26,14 @@ def store_listing(
     where nothing changed. Opens its own transaction.
     """
     wanted = [remote for remote in listed if options.wants_folder(remote)]
-    rows = {
-        folder.remote_id: folder for folder in Folder.objects.filter(mailbox=mailbox)
-    }
+    rows = {folder.remote_id: folder for folder in Folder.objects.filter(mailbox=mailbox)}
     _follow_renames(rows, listed)
     new, changed, added_count = [], [], 0
     for remote in wanted:
         row = rows.get(remote.remote_id)
         before = 0 if row is None else row.remote_count or 0
         if row is None:
-            row = rows[remote.remote_id] = Folder(
-                mailbox=mailbox, remote_id=remote.remote_id
-            )
+            row = rows[remote.remote_id] = Folder(mailbox=mailbox, remote_id=remote.remote_id)
             new.append(row)
         elif _differs(row, remote):
             changed.append(row)
@@ -45,9 +41,7 @@ def store_listing(
             added_count += remote.message_count - before
         _copy(row, remote)
     present = {remote.remote_id for remote in listed}
-    gone = [
-        f for f in rows.values() if f.remote_id not in present and f.removed_at is None
-    ]
+    gone = [f for f in rows.values() if f.remote_id not in present and f.removed_at is None]
     if new or changed or gone:
         with transaction.atomic():
             held.fence()
@@ -115,7 +109,5 @@ def _mark_gone(gone: Sequence[Folder]) -> None:
     if not ids:
         return
     # No cursor: should a folder of this name come back, it is listed from the beginning.
-    Folder.objects.filter(pk__in=ids).update(
-        removed_at=Now(), cursor=None, remote_count=None
-    )
+    Folder.objects.filter(pk__in=ids).update(removed_at=Now(), cursor=None, remote_count=None)
     Placement.objects.filter(folder__in=ids, removed_at=None).update(removed_at=Now())

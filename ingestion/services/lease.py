@@ -10,7 +10,7 @@ import datetime as dt
 import threading
 import uuid
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 from django.db import DatabaseError, connection
@@ -99,7 +99,7 @@ class Lease:
         if row is None or not row[0]:
             self.stopping.set()
 
-    def _parameters(self) -> dict[str, object]:
+    def _parameters(self) -> dict[str, Any]:
         return _parameters(self.mailbox_id) | {"token": self.token}
 
     def __enter__(self) -> Self:
@@ -130,7 +130,7 @@ def acquire(mailbox_id: uuid.UUID) -> Lease | None:
     return Lease(mailbox_id, row[0]) if row else None
 
 
-def _parameters(mailbox_id: uuid.UUID) -> dict[str, object]:
+def _parameters(mailbox_id: uuid.UUID) -> dict[str, Any]:
     return {
         "id": mailbox_id,
         "lease": dt.timedelta(seconds=LEASE_SECONDS),

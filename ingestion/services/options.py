@@ -40,9 +40,7 @@ _FIELDS = (
         (),
         "Globs on the address, e.g. *@example.com.",
     ),
-    OptionField(
-        "excludeMailboxes", "Except mailboxes", list, (), "Globs on the address."
-    ),
+    OptionField("excludeMailboxes", "Except mailboxes", list, (), "Globs on the address."),
     OptionField(
         "includeFolders",
         "Only folders",
@@ -51,12 +49,8 @@ _FIELDS = (
         "Globs on the path, e.g. Projects/*.",
     ),
     OptionField("excludeFolders", "Except folders", list, (), "Globs on the path."),
-    OptionField(
-        "includeJunk", "Junk too", bool, False, "Archive the junk folder as well."
-    ),
-    OptionField(
-        "includeTrash", "Trash too", bool, False, "Archive deleted items as well."
-    ),
+    OptionField("includeJunk", "Junk too", bool, False, "Archive the junk folder as well."),
+    OptionField("includeTrash", "Trash too", bool, False, "Archive deleted items as well."),
     OptionField("includeDrafts", "Drafts too", bool, False, "Archive drafts as well."),
     OptionField(
         "since",
@@ -176,11 +170,9 @@ def _problem(field: OptionField, value: Any) -> str:
     if field.type is dt.date:
         return _date_problem(value)
     if type(value) is not field.type:
-        return (
-            "Must be true or false."
-            if field.type is bool
-            else "Must be a whole number."
-        )
+        return "Must be true or false." if field.type is bool else "Must be a whole number."
+    if not isinstance(value, int):
+        return ""
     if field.min_value is not None and value < field.min_value:
         return f"Must be at least {field.min_value}."
     if field.max_value is not None and value > field.max_value:
@@ -195,9 +187,7 @@ def _globs_problem(value: Any) -> str:
         return f"Must have at most {_MAX_GLOBS} entries."
     if any(not 1 <= len(glob) <= _MAX_GLOB_CHARS for glob in value):
         return f"Each entry must have 1 to {_MAX_GLOB_CHARS} characters."
-    if any(
-        "\0" in glob or any(0xD800 <= ord(c) <= 0xDFFF for c in glob) for glob in value
-    ):
+    if any("\0" in glob or any(0xD800 <= ord(c) <= 0xDFFF for c in glob) for glob in value):
         return "Must not contain control characters."
     if any(glob.count("*") > 10 for glob in value):
         return "Each entry may have at most 10 asterisks."

@@ -1,5 +1,7 @@
 """Runs: start one, make its work due, finish it when nothing of it is owed any more."""
 
+import uuid
+
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
@@ -29,15 +31,11 @@ def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, b
 
 def make_due_now(source: IngestionSource) -> None:
     """Let the dispatcher find at once what the source's unfinished run waits for."""
-    Run.objects.filter(source=source, finished_at=None).update(
-        not_before=Now(), rung_at=None
-    )
-    Mailbox.objects.filter(source=source, run__isnull=False).update(
-        not_before=Now(), rung_at=None
-    )
+    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
+    Mailbox.objects.filter(source=source, run__isnull=False).update(not_before=Now(), rung_at=None)
 
 
-def finish_if_done(run_id: object) -> bool:
+def finish_if_done(run_id: uuid.UUID) -> bool:
     """Finish a run that owes nothing any more; tell whether this call did it.
 
     Call after the commit that settled a mailbox: of two workers that settle the last two at the

@@ -104,9 +104,7 @@ def create(
     return source
 
 
-def update(
-    source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor
-) -> IngestionSource:
+def update(source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor) -> IngestionSource:
     """Change some of name, provider, providerConfig, options, status (the API's names).
 
     A secret that is missing or empty keeps its stored value. Changed credentials are checked
@@ -124,33 +122,21 @@ def update(
 def public_config(source: IngestionSource) -> dict[str, Any]:
     """Return providerConfig without secrets, plus "<secret>Set" for each secret."""
     fields = list(registry.PROVIDERS[source.provider].config.fields())
-    shown = {
-        f.name: source.config.get(f.name, f.default) for f in fields if not f.secret
-    }
-    return shown | {
-        f"{f.name}Set": bool(source.secrets.get(f.name)) for f in fields if f.secret
-    }
+    shown = {f.name: source.config.get(f.name, f.default) for f in fields if not f.secret}
+    return shown | {f"{f.name}Set": bool(source.secrets.get(f.name)) for f in fields if f.secret}
 
 
-def checked_config(
-    provider: Any, given: Any, source: IngestionSource | None = None
-) -> Config:
+def checked_config(provider: Any, given: Any, source: IngestionSource | None = None) -> Config:
     """Parse a providerConfig as `create` does, or as `update` of `source` does. Raises InvalidInput.
 
     For forms that show what is wrong before they save.
     """
-    if (
-        source is not None
-        and provider == source.provider
-        and isinstance(given, Mapping)
-    ):
+    if source is not None and provider == source.provider and isinstance(given, Mapping):
         given = _merged(source, given)
     return _check_config(provider, given)
 
 
-def _apply_changes(
-    source: IngestionSource, changes: Mapping[str, Any], actor: Actor
-) -> None:
+def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: Actor) -> None:
     errors: dict[str, list[str]] = {}
     noted: dict[str, Any] = {}
     if "name" in changes:
@@ -162,9 +148,7 @@ def _apply_changes(
     if provider != source.provider and "providerConfig" not in changes:
         errors["providerConfig"] = ["A changed provider needs a whole providerConfig."]
     elif "providerConfig" in changes:
-        new_config = _collect(
-            errors, checked_config, provider, changes["providerConfig"], source
-        )
+        new_config = _collect(errors, checked_config, provider, changes["providerConfig"], source)
     if "options" in changes:
         given_options = changes["options"]
         if isinstance(given_options, Mapping):
@@ -192,9 +176,7 @@ def _apply_changes(
 
 
 def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]:
-    secret = {
-        f.name for f in registry.PROVIDERS[source.provider].config.fields() if f.secret
-    }
+    secret = {f.name for f in registry.PROVIDERS[source.provider].config.fields() if f.secret}
     chosen = {k: v for k, v in given.items() if k not in secret or v not in (None, "")}
     merged = {**source.config, **source.secrets, **chosen}
     if "password" in chosen and "accessToken" not in chosen:
@@ -229,22 +211,16 @@ def _check_name(name: Any) -> None:
 def _check_config(provider: Any, given: Any) -> Config:
     if not isinstance(provider, str) or provider not in registry.PROVIDERS:
         known = ", ".join(registry.PROVIDERS)
-        raise InvalidInput(
-            {"provider": [f"Unknown provider. Known providers: {known}."]}
-        )
+        raise InvalidInput({"provider": [f"Unknown provider. Known providers: {known}."]})
     if not isinstance(given, Mapping):
         raise InvalidInput({"providerConfig": ["Must be an object."]})
     given = dict(given)
     if given.pop("type", provider) != provider:
-        raise InvalidInput(
-            {"providerConfig.type": ["Must equal the provider, or be left out."]}
-        )
+        raise InvalidInput({"providerConfig.type": ["Must equal the provider, or be left out."]})
     try:
         return registry.PROVIDERS[provider].config.parse(given)
     except ConfigError as error:
-        raise InvalidInput(
-            {f"providerConfig.{k}": v for k, v in error.errors.items()}
-        ) from error
+        raise InvalidInput({f"providerConfig.{k}": v for k, v in error.errors.items()}) from error
 
 
 def _collect(errors: dict[str, list[str]], check: Any, *args: Any) -> Any:
@@ -281,9 +257,7 @@ def _client_move(source: IngestionSource, to: Any, actor: Actor) -> None:
         allowed = frozenset({_natural(source)})
     if wanted not in allowed:
         names = ", ".join(sorted(allowed)) or "none"
-        raise NotAllowedNow(
-            f"From {here} a client may move to: {names}. Not to {wanted}."
-        )
+        raise NotAllowedNow(f"From {here} a client may move to: {names}. Not to {wanted}.")
     if wanted == SourceStatus.PAUSED:
         _pause(source, actor)
     else:
@@ -336,9 +310,7 @@ def _resume(source: IngestionSource, actor: Actor) -> None:
     else:
         move(source, to, reason=f"Resumed by {actor.name}.", actor=actor)
     runs.make_due_now(source)
-    IngestionSource.objects.filter(pk=source.pk, next_sync_at__gt=Now()).update(
-        next_sync_at=Now()
-    )
+    IngestionSource.objects.filter(pk=source.pk, next_sync_at__gt=Now()).update(next_sync_at=Now())
     audit(actor, "source.resume", source, {})
 
 
@@ -358,9 +330,7 @@ def _recheck(source: IngestionSource, *, reason: str, actor: Actor) -> None:
     source.check_attempts = 0
     source.rung_at = None
     source.check_not_before = timezone.now()
-    source.save(
-        update_fields=["proven_at", "check_attempts", "rung_at", "check_not_before"]
-    )
+    source.save(update_fields=["proven_at", "check_attempts", "rung_at", "check_not_before"])
     if source.status != SourceStatus.PENDING_AUTH:
         move(source, SourceStatus.PENDING_AUTH, reason=reason, actor=actor)
 
@@ -394,9 +364,7 @@ def _ask_provider(source: IngestionSource) -> Verdict:
     except provider_errors.ConnectorError as error:
         return Verdict(False, error.code, str(error))
     except ConfigError as error:
-        return Verdict(
-            False, "invalid_config", f"The configuration is not valid: {error}."
-        )
+        return Verdict(False, "invalid_config", f"The configuration is not valid: {error}.")
     return Verdict(True, "ok", f"{identity.account}: {identity.detail}".rstrip(": "))
 
 
@@ -499,9 +467,7 @@ def delete(source: IngestionSource, *, actor: Actor) -> None:
     with transaction.atomic():
         source = locked(source)
         source.deleted_at = timezone.now()
-        source.secrets = (
-            Secrets()
-        )  # of no more use, so it is not kept while the rest goes
+        source.secrets = Secrets()  # of no more use, so it is not kept while the rest goes
         source.save(update_fields=["deleted_at", "secrets"])
         # Every worker that holds a lease of this source finds its token gone at the next commit.
         fenced = Mailbox.objects.filter(source=source)

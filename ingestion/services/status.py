@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-from django.contrib.auth.models import AbstractUser
+from django.contrib.auth.models import User
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
@@ -18,7 +18,7 @@ class Actor:
     """Who does it, for the audit: a user (by name and address) or a part of the service."""
 
     name: str
-    user: AbstractUser | None = None
+    user: User | None = None
     address: str | None = None
 
     @classmethod
@@ -27,7 +27,7 @@ class Actor:
 
     @classmethod
     def of_request(cls, request: HttpRequest) -> Self:
-        user = request.user if isinstance(request.user, AbstractUser) else None
+        user = request.user if isinstance(request.user, User) else None
         name = user.get_username() if user else "anonymous"
         return cls(name, user, request.META.get("REMOTE_ADDR") or None)
 
@@ -35,9 +35,7 @@ class Actor:
 SYSTEM = Actor.system("ingestion")
 
 
-def move(
-    source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor | str
-) -> None:
+def move(source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor | str) -> None:
     """Change the status, or raise NotAllowedNow or LostRace. Call inside a transaction.
 
     Writes WHERE status = the one in `source`, so of two movers one is told that it lost.
@@ -47,9 +45,9 @@ def move(
         raise NotAllowedNow(
             f"A source that is {old.label.lower()} can't become {to.label.lower()}."
         )
-    changed = IngestionSource.objects.filter(
-        pk=source.pk, status=old, deleted_at=None
-    ).update(status=to, status_message=reason, updated_at=Now())
+    changed = IngestionSource.objects.filter(pk=source.pk, status=old, deleted_at=None).update(
+        status=to, status_message=reason, updated_at=Now()
+    )
     if changed != 1:
         raise LostRace("The source was changed at the same time. Read it again.")
     StatusChange.objects.create(
@@ -64,9 +62,7 @@ def move(
 
 def locked(source: IngestionSource) -> IngestionSource:
     """Read the source again and lock its row. Raises LostRace where it was deleted."""
-    found = IngestionSource.objects.select_for_update().filter(
-        pk=source.pk, deleted_at=None
-    )
+    found = IngestionSource.objects.select_for_update().filter(pk=source.pk, deleted_at=None)
     try:
         return found.get()
     except IngestionSource.DoesNotExist:

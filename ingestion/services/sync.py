@@ -44,9 +44,7 @@ _ATTEMPTS_PER_RUN = {RunKind.SYNC: 6, RunKind.IMPORT: 40}
 _SWEEP_ROWS = 5_000
 
 
-def sync_mailbox(
-    mailbox_id: uuid.UUID, *, slice_seconds: float = SLICE_SECONDS
-) -> bool:
+def sync_mailbox(mailbox_id: uuid.UUID, *, slice_seconds: float = SLICE_SECONDS) -> bool:
     """Work on a mailbox that is due, for one time slice; tell whether it has more to do at once.
 
     Does nothing where the mailbox is not due or another worker has it. Raises nothing that an
@@ -77,9 +75,7 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
             log.warning("lease_lost")
             return False
         except errors.Retryable as error:
-            _retry_later(
-                held, mailbox, run, error, server_seconds=error.retry_after_seconds
-            )
+            _retry_later(held, mailbox, run, error, server_seconds=error.retry_after_seconds)
         except errors.NeedsReauth as error:
             if mailbox.attempts + 1 >= MAX_AUTH_FAILURES:
                 _stop_source(mailbox, error)
@@ -104,17 +100,13 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
         return False
     return (
         not held.stopping.is_set()
-        and Mailbox.objects.filter(
-            pk=mailbox.pk, run__isnull=False, not_before__lte=Now()
-        ).exists()
+        and Mailbox.objects.filter(pk=mailbox.pk, run__isnull=False, not_before__lte=Now()).exists()
     )
 
 
 def _storage_error(error: OSError) -> errors.Unavailable:
     reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
-    return errors.Unavailable(
-        f"{reason} Free space or mend ARCHIVE_DIR.", code="storage"
-    )
+    return errors.Unavailable(f"{reason} Free space or mend ARCHIVE_DIR.", code="storage")
 
 
 def _bug(error: Exception) -> errors.ConnectorError:
@@ -147,9 +139,7 @@ def _settle(held: Lease, mailbox: Mailbox, run: Run) -> None:
 def _yield_turn(held: Lease) -> None:
     with transaction.atomic():
         held.fence()
-        Mailbox.objects.filter(pk=held.mailbox_id).update(
-            not_before=Now(), rung_at=Now()
-        )
+        Mailbox.objects.filter(pk=held.mailbox_id).update(not_before=Now(), rung_at=Now())
 
 
 def _retry_later(
@@ -186,9 +176,7 @@ def _retry_later(
     )
 
 
-def _set_aside(
-    held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorError
-) -> None:
+def _set_aside(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorError) -> None:
     """This one mailbox can't be had; the next run's listing tries it again."""
     with transaction.atomic():
         held.fence()
@@ -239,27 +227,20 @@ class _Mailbox:
                 self.held, self.run, self.mailbox, session.folders(), self.options
             )
             return self._retry_failures(session, followed) and all(
-                self._follow(session, remote_folder, folder)
-                for remote_folder, folder in followed
+                self._follow(session, remote_folder, folder) for remote_folder, folder in followed
             )
 
     def _must_stop(self) -> bool:
         return self.held.stopping.is_set() or time.monotonic() >= self.until
 
-    def _follow(
-        self, session: MailboxSession, remote: RemoteFolder, folder: Folder
-    ) -> bool:
+    def _follow(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
         try:
-            return self._pages(
-                session, remote, folder, session.changes(remote, folder.cursor)
-            )
+            return self._pages(session, remote, folder, session.changes(remote, folder.cursor))
         except errors.CursorExpired:
             log.info("cursor_expired", folder=folder.pk)
             return self._pages(session, remote, folder, session.changes(remote, None))
         except errors.FolderGone:
-            log.info(
-                "folder_gone", folder=folder.pk
-            )  # the next listing says what became of it
+            log.info("folder_gone", folder=folder.pk)  # the next listing says what became of it
             return True
 
     def _pages(
@@ -278,9 +259,7 @@ class _Mailbox:
     def _capture_page(
         self, session: MailboxSession, remote: RemoteFolder, folder: Folder, page: Page
     ) -> None:
-        wanted = [
-            ref for ref in page.added if self.options.wants_message(ref.received_at)
-        ]
+        wanted = [ref for ref in page.added if self.options.wants_message(ref.received_at)]
         known, unknown = self._split(folder, wanted)
         if self.run.kind == RunKind.SYNC and wanted:
             Run.objects.filter(pk=self.run.pk).update(
@@ -301,9 +280,7 @@ class _Mailbox:
         folder.cursor = dict(page.cursor)
 
     def _capture(self, folder: Folder) -> Capture:
-        return Capture(
-            self.held, store=store(), run=self.run, mailbox=self.mailbox, folder=folder
-        )
+        return Capture(self.held, store=store(), run=self.run, mailbox=self.mailbox, folder=folder)
 
     def _fetch_into(
         self,
@@ -405,9 +382,7 @@ class _Mailbox:
         """Fetch again what failed before and is due. Returns False where the work had to stop."""
         remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
         due: dict[int, list[MessageRef]] = {}
-        for row in FailedMessage.objects.filter(
-            mailbox=self.mailbox, not_before__lte=Now()
-        ):
+        for row in FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now()):
             ref = MessageRef(
                 remote_id=row.remote_id,
                 size_bytes=row.size_bytes,

@@ -30,9 +30,7 @@ def write(store: PackStore, *bodies: bytes) -> tuple[uuid.UUID, list[Extent]]:
 
 
 def read(store: PackStore, pack: uuid.UUID, extent: Extent, body: bytes) -> Body:
-    return store.open(
-        SOURCE, pack, extent, sha256=hashlib.sha256(body).digest(), size=len(body)
-    )
+    return store.open(SOURCE, pack, extent, sha256=hashlib.sha256(body).digest(), size=len(body))
 
 
 @settings(max_examples=30)
@@ -41,9 +39,7 @@ def test_what_goes_in_comes_out_and_a_scan_finds_it(bodies: list[bytes]) -> None
     with tempfile.TemporaryDirectory() as root:
         store = PackStore(Path(root))
         pack, extents = write(store, *bodies)
-        assert [
-            read(store, pack, e, b) for e, b in zip(extents, bodies, strict=True)
-        ] == bodies
+        assert [read(store, pack, e, b) for e, b in zip(extents, bodies, strict=True)] == bodies
         entries = list(store.scan(SOURCE, pack))
         assert [e.extent for e in entries] == extents
         assert [e.header["size"] for e in entries] == [len(b) for b in bodies]
@@ -55,9 +51,7 @@ def test_a_large_body_is_spooled_both_ways(tmp_path: Path) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(body)
         with store.writer(SOURCE) as writer:
-            extent = writer.append(
-                {"sha256": "", "size": len(body)}, SpooledBody(file, len(body))
-            )
+            extent = writer.append({"sha256": "", "size": len(body)}, SpooledBody(file, len(body)))
             writer.commit()
     found = read(store, writer.pack_id, extent, body)
     assert isinstance(found, SpooledBody)
@@ -76,9 +70,7 @@ def test_without_commit_nothing_remains(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("where", [0.2, 0.5, 0.9])
-def test_one_flipped_bit_is_found_before_a_byte_is_handed_out(
-    tmp_path: Path, where: float
-) -> None:
+def test_one_flipped_bit_is_found_before_a_byte_is_handed_out(tmp_path: Path, where: float) -> None:
     store = PackStore(tmp_path)
     body = os.urandom(5000)
     pack, [extent] = write(store, body)
@@ -112,9 +104,7 @@ def test_the_standard_tool_reads_a_pack(tmp_path: Path) -> None:
     store = PackStore(tmp_path)
     pack, _ = write(store, b"first message\r\n", b"second message\r\n")
     path = tmp_path / str(SOURCE) / f"{pack}.pack"
-    plain = subprocess.run(
-        [tool, "-dc", str(path)], capture_output=True, check=True
-    ).stdout
+    plain = subprocess.run([tool, "-dc", str(path)], capture_output=True, check=True).stdout
     assert plain == b"first message\r\nsecond message\r\n"
 
 

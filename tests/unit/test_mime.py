@@ -42,9 +42,7 @@ def test_the_usual_header_is_decoded() -> None:
         (b"Subject: =?nonsense?q?abc?=\n\n", "undecodable header: subject"),
     ],
 )
-def test_a_malformed_header_is_a_defect_and_no_error(
-    message: bytes, defect: str
-) -> None:
+def test_a_malformed_header_is_a_defect_and_no_error(message: bytes, defect: str) -> None:
     assert defect in parse(message).defects
 
 
@@ -61,6 +59,4 @@ def test_a_header_without_end_is_cut() -> None:
 def test_no_bytes_raise(noise: bytes) -> None:
     for name in (b"Subject: ", b"Date: ", b"From: =?utf-8?b?", b"To: =?"):
         text = parse(name + noise)
-        assert (
-            "\0" not in text.subject + text.sender + text.recipients + text.message_id
-        )
+        assert "\0" not in text.subject + text.sender + text.recipients + text.message_id
