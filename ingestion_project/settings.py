@@ -4,6 +4,7 @@ Without DATABASE_URL and REDIS_URL the service uses the PostgreSQL and Redis tha
 `ingestion_project.embedded` runs under VAR_DIR.
 """
 
+import os
 from pathlib import Path
 
 import environ
@@ -41,6 +42,8 @@ FERNET_KEYS = ENCRYPTION_KEYS
 FERNET_USE_HKDF = True
 
 # -- web -----------------------------------------------------------------------------------------
+HOST = env.str("HOST", default="127.0.0.1")
+PORT = env.int("PORT", default=8000)
 DEBUG = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
@@ -114,6 +117,9 @@ USE_I18N = False
 # -- API -----------------------------------------------------------------------------------------
 API_REQUESTS_PER_MINUTE = env.int("API_REQUESTS_PER_MINUTE", default=1200)
 KNOX_TOKEN_MODEL = "ingestion.ApiKey"
+# knox's own migrations make its table even where the model is swapped for ours: a table that
+# no model knows, which nothing would ever empty.
+MIGRATION_MODULES = {"knox": None}
 REST_KNOX = {
     "AUTH_HEADER_PREFIX": "Bearer",
     "TOKEN_TTL": None,
@@ -137,6 +143,7 @@ CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_DEFAULT_QUEUE = "control"
 CELERY_TASK_ROUTES = {"ingestion.tasks.sync_mailbox": {"queue": "sync"}}
 CELERY_TASK_TIME_LIMIT = 900  # a last resort: every network operation has its own deadline
+CELERY_WORKER_CONCURRENCY = env.int("WORKER_CONCURRENCY", default=os.cpu_count() or 1)
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True

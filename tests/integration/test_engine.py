@@ -1,0 +1,519 @@
+"""The sync engine on a real PostgreSQL and a real archive, against a provider with faults."""
+
+import concurrent.futures
+import datetime as dt
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+from django.utils import timezone
+
+from connectors.errors import Fatal, MailboxUnavailable, MessageRefused, NeedsReauth, Unavailable
+from ingestion.archive.store import Extent, store
+from ingestion.errors import LeaseLost, NotAllowedNow
+from ingestion.models import (
+    FailedMessage,
+    Folder,
+    IngestionSource,
+    Mailbox,
+    Message,
+    Pack,
+    Placement,
+    Run,
+    StatusChange,
+)
+from ingestion.services import (
+    deletion,
+    discovery,
+    dispatch,
+    failures,
+    housekeeping,
+    lease,
+    sources,
+    sync,
+)
+from ingestion.services.sources import Actor
+from tests.servers import scripted_provider
+from tests.servers.scripted_provider import Server
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ACTOR = Actor.system("test")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with scripted_provider.installed() as installed:
+        yield installed
+
+
+@pytest.fixture(autouse=True)
+def archive(settings: pytest.FixtureRequest, tmp_path: Path) -> None:
+    settings.ARCHIVE_DIR = tmp_path / "archive"  # type: ignore[attr-defined] # pytest-django's
+
+
+@pytest.fixture
+def source(server: Server) -> IngestionSource:
+    return sources.create(
+        owner=User.objects.create_user("engine"),
+        name="Scripted",
+        provider=scripted_provider.SLUG,
+        provider_config={"password": "secret"},
+        actor=ACTOR,
+    )
+
+
+def body(number: int) -> bytes:
+    return b"Subject: %d\r\nMessage-ID: <same@example.com>\r\n\r\nBody %d\r\n" % (number, number)
+
+
+def start(source: IngestionSource) -> Run:
+    """Start an import and do its check and listing, so that the mailbox is due."""
+    run = sources.start_import(source, actor=ACTOR)
+    sources.verify(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    return run
+
+
+def due_now() -> Mailbox:
+    """Return the mailbox, with its wait over."""
+    Mailbox.objects.update(not_before=timezone.now() - dt.timedelta(seconds=1))
+    return Mailbox.objects.get()
+
+
+def work() -> None:
+    """Give the mailbox one slice of work, as a worker does."""
+    sync.sync_mailbox(due_now().pk)
+
+
+def finish(source: IngestionSource) -> Run:
+    for _ in range(60):
+        work()
+        run = Run.objects.filter(source=source).latest("started_at")
+        if run.finished_at:
+            return run
+    raise AssertionError("the run does not finish")
+
+
+def synced(source: IngestionSource) -> Run:
+    run = sources.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    return finish(source)
+
+
+def archived(source: IngestionSource) -> dict[tuple[str, str], bytes]:
+    """Read back, through the verified path, what is placed now: (folder, remote id) -> bytes."""
+    found = {}
+    for placement in Placement.objects.filter(removed_at=None).select_related("message", "folder"):
+        message = placement.message
+        found[(placement.folder.remote_id, placement.remote_id)] = store().open(
+            source.pk,
+            message.pack_id,
+            Extent(message.pack_offset, message.pack_length),
+            sha256=bytes(message.sha256),
+            size=message.size_bytes,
+        )
+    return found
+
+
+def held_by(server: Server) -> dict[tuple[str, str], bytes]:
+    return {
+        (name, f"{server.validity[name]}:{uid}"): mail.body
+        for name, mails in server.folders.items()
+        for uid, mail in mails.items()
+    }
+
+
+def assert_exact(server: Server, source: IngestionSource) -> None:
+    assert archived(source) == held_by(server)
+    source.refresh_from_db()
+    assert source.message_count == Message.objects.count()
+    assert source.archived_bytes == sum(Message.objects.values_list("size_bytes", flat=True))
+
+
+def fill(server: Server, count: int = 40, folder: str = "INBOX") -> None:
+    for number in range(count):
+        server.deliver(folder, body(number))
+
+
+def test_an_import_is_exact_and_a_second_sync_downloads_nothing(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server)
+    fill(server, 25, "Sent")
+    server.deliver("Empty", b"")
+    start(source)
+    run = finish(source)
+    assert run.message == "41 archived, 25 recognised."  # Sent has the bytes of INBOX
+    assert (run.messages_total, run.messages_done, run.mailboxes_done) == (66, 66, 1)
+    assert_exact(server, source)
+    assert source.status == "active"
+    server.fetched.clear()
+    assert synced(source).message == "0 archived."
+    assert server.fetched == []
+
+
+def test_a_connection_dropped_at_the_sixth_body_loses_and_doubles_nothing(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server)
+
+    def drop(handed_out: int) -> None:
+        if handed_out == 5:
+            server.before_message = lambda _: None
+            raise Unavailable("The connection was dropped.")
+
+    server.before_message = drop
+    start(source)
+    work()
+    assert Message.objects.count() == 5  # what had arrived whole is kept
+    assert Folder.objects.get().cursor is None
+    mailbox = Mailbox.objects.get()
+    assert (mailbox.last_error_code, mailbox.attempts) == ("unavailable", 1)
+    assert finish(source).message == "40 archived."
+    assert len(server.fetched) == len(set(server.fetched)) == 40
+    assert_exact(server, source)
+
+
+def test_one_refused_message_is_shown_and_retried_alone(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server)
+    server.refused["1:7"] = MessageRefused("The server said NO to this message.")
+    start(source)
+    assert finish(source).message == "39 archived, 1 failed."
+    failure = FailedMessage.objects.get()
+    assert (failure.remote_id, failure.code) == ("1:7", "message_refused")
+    source.refresh_from_db()
+    assert source.status == "active"
+    server.fetched.clear()
+    synced(source)
+    assert server.fetched == []  # not due yet
+    server.refused.clear()
+    assert failures.retry(source, actor=ACTOR) == 1
+    discovery.discover(Run.objects.get(finished_at=None).pk)
+    finish(source)
+    assert server.fetched == ["INBOX/1:7"]
+    assert not FailedMessage.objects.exists()
+    assert_exact(server, source)
+
+
+def test_a_message_that_the_reply_misses_is_an_error_and_the_cursor_stays(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+    server.unanswered.add("1:3")
+    start(source)
+    work()
+    assert Mailbox.objects.get().last_error_code == "short_reply"
+    assert Folder.objects.get().cursor is None
+    server.unanswered.clear()
+    finish(source)
+    assert_exact(server, source)
+
+
+def test_a_message_deleted_before_download_is_counted_and_not_failed(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+
+    def expunge(handed_out: int) -> None:
+        if handed_out == 2:
+            server.folders["INBOX"].pop(4, None)
+
+    server.before_message = expunge
+    start(source)
+    assert finish(source).message == "4 archived, 1 deleted at the provider meanwhile."
+    assert_exact(server, source)
+
+
+def test_an_expired_cursor_relists_and_doubles_nothing(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 25)
+    start(source)
+    finish(source)
+    del server.folders["INBOX"][3]
+    server.renumber("INBOX")
+    server.deliver("INBOX", body(99))
+    synced(source)
+    assert Message.objects.count() == 26  # the removed one stays archived
+    assert_exact(server, source)
+
+
+def test_a_stable_id_saves_the_second_download(server: Server, source: IngestionSource) -> None:
+    server.deliver("INBOX", body(1), stable_id="E1")
+    start(source)
+    finish(source)
+    server.deliver("Archive", body(1), stable_id="E1")
+    server.fetched.clear()
+    synced(source)
+    assert server.fetched == []
+    assert_exact(server, source)
+
+
+def test_one_message_id_with_two_contents_is_two_messages(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 2)
+    start(source)
+    finish(source)
+    assert Message.objects.filter(message_id="<same@example.com>").count() == 2
+
+
+def test_removals_labels_and_vanished_folders_are_followed(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+    fill(server, 3, "Old")
+    start(source)
+    finish(source)
+    del server.folders["INBOX"][2]
+    server.folders["INBOX"][1].labels = ("\\Seen",)
+    del server.folders["Old"]
+    synced(source)
+    assert_exact(server, source)
+    assert Message.objects.count() == 5
+    assert Placement.objects.get(remote_id="1:1", folder__path="INBOX").labels == ["\\Seen"]
+    assert Folder.objects.get(path="Old").removed_at is not None
+    fill(server, 3, "Old")
+    synced(source)
+    assert_exact(server, source)
+
+
+def test_a_worker_that_lost_its_lease_can_not_commit(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+
+    def steal(handed_out: int) -> None:
+        if handed_out == 4:
+            Mailbox.objects.update(lease_token=Mailbox.objects.get().lease_token + 1)
+
+    server.before_message = steal
+    start(source)
+    work()
+    assert not Message.objects.exists()
+    assert not Pack.objects.exists()
+    assert list(store().packs()) == []
+    server.before_message = lambda _: None
+    Mailbox.objects.update(lease_expires_at=None)
+    finish(source)
+    assert_exact(server, source)
+
+
+def test_a_lease_is_exclusive_expires_and_survives_a_clock_set_back(
+    server: Server, source: IngestionSource
+) -> None:
+    start(source)
+    mailbox = due_now()
+    first = lease.acquire(mailbox.pk)
+    assert first is not None
+    assert lease.acquire(mailbox.pk) is None
+    for expires in (dt.timedelta(seconds=-1), dt.timedelta(hours=1)):
+        Mailbox.objects.update(lease_expires_at=timezone.now() + expires)
+        other = lease.acquire(mailbox.pk)
+        assert other is not None
+    with pytest.raises(LeaseLost), transaction.atomic():
+        first.fence()
+
+
+def test_a_pack_without_its_transaction_is_collected_and_the_import_completes(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+    with store().writer(source.pk) as writer:
+        writer.append({"sha256": ""}, b"bytes of a worker that died here")
+        writer.commit()
+    start(source)
+    finish(source)
+    assert housekeeping.collect_orphans() == 0  # too young: its transaction may be under way
+    assert housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5)) == 1
+    assert_exact(server, source)
+
+
+def test_a_full_disk_is_told_and_loses_nothing(
+    server: Server, source: IngestionSource, tmp_path: Path
+) -> None:
+    fill(server, 5)
+    (tmp_path / "archive").write_text("a file where the directory should be")
+    start(source)
+    work()
+    mailbox = Mailbox.objects.get()
+    assert mailbox.last_error_code == "storage"
+    assert "ARCHIVE_DIR" in mailbox.last_error
+    (tmp_path / "archive").unlink()
+    finish(source)
+    assert_exact(server, source)
+
+
+def test_pause_stops_within_a_page_and_keeps_all_it_has(
+    server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
+    fill(server, 40)
+
+    def pause(handed_out: int) -> None:
+        if handed_out == 15:
+            sources.pause(source, actor=ACTOR)
+        if handed_out >= 15:
+            time.sleep(0.05)  # a slow server: the lease's thread looks at the row meanwhile
+
+    server.before_message = pause
+    start(source)
+    work()
+    source.refresh_from_db()
+    assert source.status == "paused"
+    kept = Message.objects.count()
+    assert 10 <= kept < 40
+    with pytest.raises(NotAllowedNow):
+        sources.start_sync(source, actor=ACTOR)
+    work()
+    assert Message.objects.count() == kept
+    server.before_message = lambda _: None
+    sources.resume(source, actor=ACTOR)
+    finish(source)
+    assert_exact(server, source)
+    assert len(server.fetched) == 40
+
+
+def test_repeated_authentication_failures_stop_the_source(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    server.open_error = NeedsReauth("The password was refused. Give the source a new one.")
+    for _ in range(discovery.MAX_AUTH_FAILURES):
+        source.refresh_from_db()
+        assert source.status == "importing"
+        work()
+    source.refresh_from_db()
+    assert (source.status, source.status_message) == (
+        "error",
+        "The password was refused. Give the source a new one.",
+    )
+    server.open_error = None
+    assert sources.resume(source, actor=ACTOR).status == "pending_auth"
+    start(source)
+    finish(source)
+    assert_exact(server, source)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(MailboxUnavailable("No licence."), "active"), (Fatal("Not an IMAP server."), "error")],
+)
+def test_only_a_fault_of_the_whole_source_makes_it_an_error(
+    server: Server, source: IngestionSource, error: Exception, status: str
+) -> None:
+    start(source)
+    server.open_error = error
+    work()
+    source.refresh_from_db()
+    assert source.status == status
+
+
+def test_a_bug_is_shown_as_one_and_the_mailbox_goes_on_later(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    server.open_error = ZeroDivisionError("secret-in-an-exception")
+    start(source)
+    work()
+    mailbox = Mailbox.objects.get()
+    assert mailbox.last_error_code == "internal_error"
+    assert "secret" not in mailbox.last_error
+    server.open_error = None
+    finish(source)
+    assert_exact(server, source)
+
+
+def test_many_triggers_at_once_start_one_run(server: Server, source: IngestionSource) -> None:
+    fill(server, 3)
+    sources.verify(source, actor=ACTOR)
+
+    def trigger(number: int) -> str:
+        verb = sources.start_import if number % 2 else sources.start_sync
+        try:
+            return str(verb(source, actor=ACTOR).pk)
+        finally:
+            connection.close()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        runs = set(pool.map(trigger, range(16)))
+    assert len(runs) == 1
+    assert Run.objects.count() == 1
+
+
+def test_a_doorbell_rings_once_and_again_when_nobody_came(
+    server: Server, source: IngestionSource
+) -> None:
+    start(source)
+    assert [bell.kind for bell in dispatch.due()] == ["mailbox"]
+    assert list(dispatch.due()) == []
+    later = dt.timedelta(seconds=dispatch.RING_AGAIN_SECONDS + 1)
+    Mailbox.objects.update(rung_at=timezone.now() - later)
+    assert [bell.kind for bell in dispatch.due()] == ["mailbox"]
+
+
+def test_a_schedule_starts_the_next_sync(server: Server, source: IngestionSource) -> None:
+    fill(server, 3)
+    start(source)
+    finish(source)
+    assert list(dispatch.due()) == []
+    IngestionSource.objects.update(next_sync_at=timezone.now() - dt.timedelta(seconds=1))
+    assert [bell.kind for bell in dispatch.due()] == ["discover"]
+    assert Run.objects.get(finished_at=None).kind == "sync"
+
+
+def test_deletion_leaves_nothing_and_stops_a_running_worker(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 40)
+
+    def delete(handed_out: int) -> None:
+        if handed_out == 15:
+            sources.delete(source, actor=ACTOR)
+
+    server.before_message = delete
+    start(source)
+    work()
+    assert Message.objects.count() == 10
+    assert [bell.kind for bell in dispatch.due()] == ["delete"]
+    deletion.delete_source(source.pk)
+    for model in (IngestionSource, Mailbox, Folder, Message, Placement, Pack, Run, StatusChange):
+        assert not model.objects.exists(), model
+    assert list(store().packs()) == []
+
+
+def test_credentials_are_checked_in_the_background_and_failures_say_why(
+    server: Server, source: IngestionSource
+) -> None:
+    server.check_error = Unavailable("The server does not answer.")
+    sources.verify(source, actor=ACTOR)
+    source.refresh_from_db()
+    assert source.status == "pending_auth"
+    assert "does not answer" in source.status_message
+    assert source.check_not_before > timezone.now()
+    server.check_error = NeedsReauth("The password was refused.")
+    assert not sources.verify(source, actor=ACTOR).ok
+    source.refresh_from_db()
+    assert (source.status, source.status_message) == ("error", "The password was refused.")
+
+
+def test_new_credentials_are_checked_and_the_source_returns_to_where_it_was(
+    server: Server, source: IngestionSource
+) -> None:
+    start(source)
+    finish(source)
+    sources.pause(source, actor=ACTOR)
+    source = sources.update(source, changes={"providerConfig": {"password": "new"}}, actor=ACTOR)
+    assert source.status == "pending_auth"
+    sources.verify(source, actor=ACTOR)
+    source.refresh_from_db()
+    assert source.status == "paused"
+    assert sources.resume(source, actor=ACTOR).status == "active"
+    same = sources.update(source, changes={"providerConfig": {"password": ""}}, actor=ACTOR)
+    assert (same.status, same.secrets) == ("active", {"password": "new"})

@@ -1,0 +1,177 @@
+"""A provider in memory, with faults on demand, for tests of the engine alone.
+
+It implements the connector interface honestly; what real servers do is tested with real servers.
+"""
+
+import contextlib
+import dataclasses
+import sys
+import types
+from collections.abc import Callable, Iterator, Sequence
+
+from connectors import registry
+from connectors.base import Connector, MailboxSession
+from connectors.config import Config, Environment, field
+from connectors.errors import CursorExpired, MessageGone
+from connectors.types import (
+    Cursor,
+    Identity,
+    MessageRef,
+    Missing,
+    Page,
+    RawMessage,
+    RemoteFolder,
+    RemoteMailbox,
+)
+
+SLUG = "scripted"
+
+
+@dataclasses.dataclass
+class Mail:
+    body: bytes
+    stable_id: str = ""
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Server:
+    """What the provider holds, and how it misbehaves. Folders: name -> {uid: Mail}."""
+
+    folders: dict[str, dict[int, Mail]] = dataclasses.field(default_factory=dict)
+    validity: dict[str, int] = dataclasses.field(default_factory=dict)
+    page_size: int = 10
+    fetched: list[str] = dataclasses.field(default_factory=list)
+    #: Called before each message is handed out, with the number handed out so far: may raise.
+    before_message: Callable[[int], None] = lambda _: None
+    refused: dict[str, Exception] = dataclasses.field(default_factory=dict)
+    unanswered: set[str] = dataclasses.field(default_factory=set)
+    check_error: Exception | None = None
+    open_error: Exception | None = None
+
+    def deliver(self, folder: str, body: bytes, *, stable_id: str = "") -> int:
+        mails = self.folders.setdefault(folder, {})
+        self.validity.setdefault(folder, 1)
+        uid = max(mails, default=0) + 1
+        mails[uid] = Mail(body, stable_id)
+        return uid
+
+    def renumber(self, folder: str) -> None:
+        """Give the folder a new UIDVALIDITY and new uids."""
+        self.validity[folder] += 1
+        self.folders[folder] = dict(enumerate(self.folders[folder].values(), 1))
+
+    def ids(self, folder: str) -> set[str]:
+        return {f"{self.validity[folder]}:{uid}" for uid in self.folders[folder]}
+
+
+SERVER = Server()
+
+
+class ScriptedConnector(Connector):
+    def __init__(self, config: Config, environment: Environment) -> None:
+        pass
+
+    def check(self) -> Identity:
+        if SERVER.check_error:
+            raise SERVER.check_error
+        return Identity("me@example.com")
+
+    def mailboxes(self) -> Iterator[RemoteMailbox]:
+        yield RemoteMailbox("me", "me@example.com")
+
+    def open(self, mailbox: RemoteMailbox) -> MailboxSession:
+        if SERVER.open_error:
+            raise SERVER.open_error
+        return ScriptedSession()
+
+
+class ScriptedSession(MailboxSession):
+    def folders(self) -> Sequence[RemoteFolder]:
+        return [
+            RemoteFolder(name, name, message_count=len(mails))
+            for name, mails in SERVER.folders.items()
+        ]
+
+    def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
+        name, validity = folder.remote_id, SERVER.validity[folder.remote_id]
+        if since is not None and since["validity"] != validity:
+            raise CursorExpired("The folder was renumbered.")
+        first = since["next"] if since else 1
+        before = {int(uid): tuple(labels) for uid, labels in since["seen"]} if since else {}
+        mails = SERVER.folders[name]
+        new = sorted(uid for uid in mails if uid >= first)
+        for start in range(0, len(new), SERVER.page_size):
+            uids = new[start : start + SERVER.page_size]
+            seen = [(u, m.labels) for u, m in mails.items() if u <= uids[-1]]
+            yield Page(
+                {"validity": validity, "next": uids[-1] + 1, "seen": seen},
+                added=[self._ref(name, uid) for uid in uids],
+                present=SERVER.ids(name) if uids[-1] == new[-1] else None,
+            )
+        removed = [f"{validity}:{uid}" for uid in before if uid not in mails]
+        relabelled = [
+            (f"{validity}:{uid}", mails[uid].labels)
+            for uid, labels in before.items()
+            if uid in mails and mails[uid].labels != labels
+        ]
+        if removed or relabelled:
+            seen = [(uid, mail.labels) for uid, mail in mails.items()]
+            cursor = {"validity": validity, "next": max(mails, default=0) + 1, "seen": seen}
+            yield Page(cursor, removed=removed, relabelled=relabelled)
+
+    def fetch(
+        self, folder: RemoteFolder, refs: Sequence[MessageRef]
+    ) -> Iterator[RawMessage | Missing]:
+        for ref in refs:
+            SERVER.before_message(len(SERVER.fetched))
+            if ref.remote_id in SERVER.unanswered:
+                continue
+            if ref.remote_id in SERVER.refused:
+                yield Missing(ref, SERVER.refused[ref.remote_id])
+                continue
+            mail = SERVER.folders[folder.remote_id].get(int(ref.remote_id.split(":")[1]))
+            if mail is None:
+                yield Missing(ref, MessageGone("Gone."))
+                continue
+            SERVER.fetched.append(f"{folder.remote_id}/{ref.remote_id}")
+            yield RawMessage(ref, mail.body)
+
+    def _ref(self, folder: str, uid: int) -> MessageRef:
+        mail = SERVER.folders[folder][uid]
+        return MessageRef(
+            f"{SERVER.validity[folder]}:{uid}",
+            size_bytes=len(mail.body),
+            stable_id=mail.stable_id,
+            labels=mail.labels,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScriptedConfig(Config):
+    host: str = field("Host", default="")
+    password: str = field("Password", secret=True)
+
+
+@contextlib.contextmanager
+def installed() -> Iterator[Server]:
+    """Register the provider, with a fresh Server, for the length of a test."""
+    package, connector, config = (
+        types.ModuleType(name)
+        for name in ("scripted_pkg", "scripted_pkg.connector", "scripted_pkg.config")
+    )
+    connector.CONNECTOR = ScriptedConnector  # type: ignore[attr-defined] # made here
+    config.CONFIG = ScriptedConfig  # type: ignore[attr-defined] # made here
+    made = {module.__name__: module for module in (package, connector, config)}
+    sys.modules.update(made)
+    providers = dict(registry.PROVIDERS)
+    registry.PROVIDERS = providers | {
+        SLUG: registry.Provider(SLUG, "Scripted", "scripted_pkg")
+    }
+    SERVER.__dict__.update(Server().__dict__)
+    try:
+        yield SERVER
+    finally:
+        registry.PROVIDERS = providers
+        for name in made:
+            del sys.modules[name]
