@@ -7,11 +7,21 @@ expire when nobody took them before the dispatcher rings again.
 """
 
 import os
+from typing import Any
 
 from celery import Celery
+from celery.signals import worker_process_init
+
+from ingestion_project import supervisor
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
 
 app = Celery("ingestion")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+
+@worker_process_init.connect
+def end_with_the_worker(**_: Any) -> None:
+    """Leave no child behind when the worker's main process is killed."""
+    supervisor.end_with_parent()

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import environ
+from django.templatetags.static import static
 
 from ingestion_project import embedded
 
@@ -27,7 +28,9 @@ DATABASES = {
     }
 }
 REDIS_URL = env.str("REDIS_URL", default=_local.redis_url)
-CACHES = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}}
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
+}
 ARCHIVE_DIR = Path(env.str("ARCHIVE_DIR", default=str(VAR_DIR / "archive"))).resolve()
 
 # -- secrets -------------------------------------------------------------------------------------
@@ -58,6 +61,7 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000_000
 
 INSTALLED_APPS = [
     "unfold",
+    "unfold.contrib.filters",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
@@ -125,6 +129,34 @@ REST_KNOX = {
     "TOKEN_TTL": None,
     "AUTO_REFRESH": False,
     "TOKEN_MODEL": "ingestion.ApiKey",
+}
+
+# -- admin ---------------------------------------------------------------------------------------
+UNFOLD = {
+    "SITE_TITLE": "Email ingestion",
+    "SITE_HEADER": "Email ingestion",
+    "SITE_SYMBOL": "stacked_email",
+    "SITE_URL": "/api/docs",
+    "SHOW_VIEW_ON_SITE": False,
+    "STYLES": [lambda request: static("ingestion/admin.css")],
+    "SCRIPTS": [lambda request: static("ingestion/live.js")],
+    "DASHBOARD_CALLBACK": "ingestion.admin.dashboard.context",
+    "SIDEBAR": {"navigation": "ingestion.admin.navigation.sections"},
+    "COLORS": {
+        "primary": {
+            "50": "oklch(97% .014 254.604)",
+            "100": "oklch(93.2% .032 255.585)",
+            "200": "oklch(88.2% .059 254.128)",
+            "300": "oklch(80.9% .105 251.813)",
+            "400": "oklch(70.7% .165 254.624)",
+            "500": "oklch(62.3% .214 259.815)",
+            "600": "oklch(54.6% .245 262.881)",
+            "700": "oklch(48.8% .243 264.376)",
+            "800": "oklch(42.4% .199 265.638)",
+            "900": "oklch(37.9% .146 265.522)",
+            "950": "oklch(28.2% .091 267.935)",
+        }
+    },
 }
 
 # -- engine --------------------------------------------------------------------------------------

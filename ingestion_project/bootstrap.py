@@ -1,0 +1,74 @@
+"""Brings the database up to date and makes the first admin user. Run before the service starts.
+
+`python -m ingestion_project.bootstrap`: safe to run again, and from several machines at once.
+"""
+
+import os
+import secrets
+import sys
+import time
+
+import django
+from django.core.management import call_command
+
+_LOCK_ID = 7_153_092_441  # any number that nobody else takes as an advisory lock in this database
+_PATIENCE_SECONDS = 60.0
+
+
+def main() -> int:
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
+    django.setup()
+    from django.db import connection  # noqa: PLC0415 - needs the settings
+
+    if trouble := _wait_for_database():
+        print(
+            f"The database does not answer after {_PATIENCE_SECONDS:.0f} s: {trouble}\n"
+            "Is DATABASE_URL right, and is the server up?",
+            file=sys.stderr,
+        )
+        return 1
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(%s)", [_LOCK_ID])  # freed with the connection
+        call_command("migrate", interactive=False, verbosity=0)
+        password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))
+    if password:
+        print(
+            f"Made the first admin user. Log in as: admin   password: {password}\n"
+            "This password is shown only now. `manage.py changepassword admin` sets another."
+        )
+    return 0
+
+
+def create_first_admin(*, password: str = "") -> str:
+    """Make the superuser `admin` unless there is a superuser; return the password to show.
+
+    Returns "" when there was one already, or when the caller chose the password.
+    """
+    from django.contrib.auth import get_user_model  # noqa: PLC0415 - needs the settings
+
+    users = get_user_model()._default_manager
+    if users.filter(is_superuser=True).exists():
+        return ""
+    chosen = password or secrets.token_urlsafe(12)
+    users.create_superuser("admin", password=chosen)  # type: ignore[attr-defined] # UserManager
+    return "" if password else chosen
+
+
+def _wait_for_database() -> str:
+    """Return "" once it takes connections, or why it does not after a minute."""
+    from django.db import OperationalError, connection  # noqa: PLC0415 - needs the settings
+
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            connection.ensure_connection()
+        except OperationalError as error:
+            if time.monotonic() > deadline:
+                return str(error)
+            time.sleep(0.2)  # polling a server that starts
+        else:
+            return ""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

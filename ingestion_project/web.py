@@ -1,0 +1,22 @@
+"""Gunicorn's settings: threads, so that a slow client or an event stream holds no whole process."""
+
+from typing import Any
+
+from ingestion_project import settings, supervisor
+
+bind = f"{settings.HOST}:{settings.PORT}"
+worker_class = "gthread"
+workers = 2
+threads = 32  # each event stream holds one
+timeout = 60
+graceful_timeout = 5
+keepalive = 5
+errorlog = "-"
+accesslog = None  # django_structlog logs the requests, with their ids
+control_socket_disable = True
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    """End the worker with its parent, also when that is killed."""
+    del server, worker
+    supervisor.end_with_parent()

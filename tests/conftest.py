@@ -1,0 +1,167 @@
+"""What every test can ask for: PostgreSQL and Redis, the service, users, an API client, Dovecot.
+
+The two servers start before Django reads its settings, once per run, in a throwaway VAR_DIR. This
+is why pyproject.toml does not name the settings: pytest-django would read them before this file.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
+
+    from tests.servers.dovecot import Dovecot
+    from tests.servers.stack import Service, Supervised
+
+#: Settings of the developer's own shell must not change what the tests see.
+_OWN_SETTINGS = (
+    *("ADMIN_PASSWORD", "ALLOWED_HOSTS", "ARCHIVE_DIR", "DATABASE_URL", "DEBUG", "ENCRYPTION_KEYS"),
+    *("EXTRA_CA_FILE", "HOST", "HTTPS", "LOG_FORMAT", "PORT", "REDIS_URL", "SECRET_KEY"),
+    *("VAR_DIR", "WORKER_CONCURRENCY"),
+)
+_started: dict[str, Any] = {}
+
+
+def _start_servers() -> None:
+    for name in _OWN_SETTINGS:
+        os.environ.pop(name, None)
+    var_dir = Path(tempfile.mkdtemp(prefix="ingestion-tests-"))
+    os.environ["VAR_DIR"] = str(var_dir)
+    from tests.servers.stack import Supervised  # noqa: PLC0415 - after VAR_DIR
+
+    servers = Supervised.start(
+        "--only-services", "--no-fsync", env=os.environ, log=var_dir / "services.log"
+    )
+    _started.update(var_dir=var_dir, servers=servers)
+    atexit.register(_stop_servers)  # also where pytest itself ends badly
+    servers.wait_for_line("are ready")
+    os.environ["DJANGO_SETTINGS_MODULE"] = "ingestion_project.settings"
+    from django.conf import settings  # noqa: PLC0415 - after VAR_DIR
+
+    assert var_dir == settings.VAR_DIR, "The settings were read too early."
+
+
+def _stop_servers() -> None:
+    servers: Supervised = _started["servers"]
+    servers.stop()
+    shutil.rmtree(_started["var_dir"], ignore_errors=True)
+
+
+_start_servers()  # at import, so that test modules may import models
+
+
+@pytest.fixture(scope="session")
+def var_dir() -> Path:
+    """The throwaway VAR_DIR of this run."""
+    path: Path = _started["var_dir"]
+    return path
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings() -> None:
+    """Give the test database the name that the service uses, so that its processes find it."""
+    import psycopg  # noqa: PLC0415
+    from django.conf import settings  # noqa: PLC0415
+
+    database = settings.DATABASES["default"]
+    database["TEST"]["NAME"] = database["NAME"]
+    with psycopg.connect(
+        host=database["HOST"], user="postgres", dbname="postgres", autocommit=True
+    ) as connection:
+        connection.execute(f'DROP DATABASE "{database["NAME"]}"')  # Django makes its own
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., Any]:
+    """`wait_for(predicate, timeout_seconds=30)` returns the first true answer, or fails."""
+    from tests.servers import stack  # noqa: PLC0415
+
+    return stack.wait_for
+
+
+@pytest.fixture(scope="session")
+def _processes(
+    django_db_setup: None, django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator["Service"]:
+    from tests.servers.stack import Service  # noqa: PLC0415
+
+    log = tmp_path_factory.mktemp("service") / "service.log"
+    with django_db_blocker.unblock():
+        service = Service.start(env=os.environ, log=log)
+    yield service
+    service.supervised.stop()
+
+
+@pytest.fixture
+def service(_processes: "Service", transactional_db: None) -> Iterator["Service"]:
+    """The service as real processes (web, worker, control, beat) on the test database."""
+    with _processes.quiet_afterwards():
+        yield _processes
+
+
+@pytest.fixture
+def owner(db: None) -> "User":
+    """A user who may own sources."""
+    from django.contrib.auth.models import User  # noqa: PLC0415
+
+    return User.objects.create_user("owner", password="the-owner-of-the-tests")
+
+
+@pytest.fixture
+def other_user(db: None) -> "User":
+    """A user who owns nothing of `owner`'s."""
+    from django.contrib.auth.models import User  # noqa: PLC0415
+
+    return User.objects.create_user("other", password="the-other-of-the-tests")
+
+
+@pytest.fixture
+def admin_user(db: None) -> "User":
+    """The superuser `admin` with the password "the-admin-of-the-tests"."""
+    from django.contrib.auth.models import User  # noqa: PLC0415
+
+    return User.objects.create_superuser("admin", password="the-admin-of-the-tests")
+
+
+@pytest.fixture
+def make_key() -> Callable[..., str]:
+    """`make_key(user, scopes=("read", "write", "export"))` returns a new bearer key."""
+
+    def make(user: "User", scopes: tuple[str, ...] = ("read", "write", "export")) -> str:
+        from ingestion.models import ApiKey  # noqa: PLC0415
+
+        _, key = ApiKey.objects.create(user=user, name="tests", scopes=list(scopes))
+        return str(key)
+
+    return make
+
+
+@pytest.fixture
+def api(service: "Service", owner: "User", make_key: Callable[..., str]) -> Iterator[httpx.Client]:
+    """An HTTP client of the API with a key of `owner` that may do everything."""
+    with httpx.Client(
+        base_url=f"{service.url}/api/v1",
+        headers={"Authorization": f"Bearer {make_key(owner)}"},
+        timeout=30,
+        trust_env=False,
+    ) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def dovecot(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Dovecot"]:
+    """A real Dovecot on loopback, for the whole run; ask it for an account of the test's own."""
+    if shutil.which("dovecot", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
+        pytest.fail("These tests need a real Dovecot: apt-get install dovecot-imapd", pytrace=False)
+    from tests.servers.dovecot import Dovecot  # noqa: PLC0415
+
+    with Dovecot() as instance:
+        yield instance

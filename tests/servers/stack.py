@@ -1,0 +1,230 @@
+"""The service as real processes: the supervisor with gunicorn, Celery workers and beat.
+
+Owns starting, killing and quieting them. What they serve is the test database: it has the name
+that the service uses by default, so that any `manage.py` with the same VAR_DIR sees it too.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import redis
+from django.db import connection, transaction
+from django.db.utils import OperationalError
+
+from ingestion_project.supervisor import end_with_parent
+
+ROOT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+
+
+def wait_for(predicate: Callable[[], T], timeout_seconds: float = 30) -> T:
+    """Return the predicate's first true answer. Raises AssertionError when none comes in time."""
+    deadline = time.monotonic() + timeout_seconds
+    while not (answer := predicate()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"Still {answer!r} after {timeout_seconds} s.")
+        time.sleep(0.05)
+    return answer
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclasses.dataclass
+class Supervised:
+    """`python -m ingestion_project.run` with its output in a file."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @classmethod
+    def start(cls, *arguments: str, env: Mapping[str, str], log: Path) -> "Supervised":
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "ingestion_project.run", *arguments],
+                cwd=ROOT,
+                env=dict(env),
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+                preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # noqa: PLW1509 - only a prctl
+            )
+        return cls(process, log)
+
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for_line(self, text: str, timeout_seconds: float = 60) -> None:
+        def said() -> bool:
+            if self.process.poll() is not None:
+                raise AssertionError(f"It ended with {self.process.returncode}:\n{self.output()}")
+            return text in self.output()
+
+        try:
+            wait_for(said, timeout_seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error} No {text!r} in:\n{self.output()}") from None
+
+    def children(self) -> dict[str, int]:
+        """Return the pids of the programs by name: what gunicorn, Celery and the servers call."""
+        found = {}
+        for pid in child_pids(self.process.pid):
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                for name, pattern in _COMMANDS.items():
+                    if re.search(pattern, command):
+                        found[name] = pid
+        return found
+
+    def stop(self, timeout_seconds: float = 30) -> int:
+        self.process.terminate()
+        try:
+            return self.process.wait(timeout_seconds)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+
+
+_COMMANDS = {
+    "web": r"gunicorn",
+    "worker": r"celery .*--queues sync",
+    "control": r"celery .*--queues control",
+    "beat": r"celery .* beat",
+    "postgres": r"bin/postgres ",
+    "redis": r"redis-server",
+}
+
+
+def child_pids(pid: int) -> list[int]:
+    """Return the direct children of a process, of all its threads."""
+    pids = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            pids += [int(word) for word in task.read_text().split()]
+    return pids
+
+
+def descendants(pid: int) -> list[int]:
+    return [p for child in child_pids(pid) for p in (child, *descendants(child))]
+
+
+@dataclasses.dataclass
+class Service:
+    """The running service. `env` makes a `manage.py` process of a test part of it."""
+
+    url: str
+    env: dict[str, str]
+    supervised: Supervised
+
+    @classmethod
+    def start(cls, *, env: Mapping[str, str], log: Path) -> "Service":
+        """Start web, worker, control and beat on the services that run already."""
+        from django.conf import settings  # noqa: PLC0415 - the environment must be set up before
+
+        port = free_port()
+        database = settings.DATABASES["default"]
+        own = {
+            **env,
+            "PORT": str(port),
+            "WORKER_CONCURRENCY": "2",
+            "ADMIN_PASSWORD": "the-admin-of-the-tests",
+        }
+        addresses = {
+            "DATABASE_URL": f"postgres://postgres@/{database['HOST']}/{database['NAME']}",
+            "REDIS_URL": settings.REDIS_URL,
+            "SECRET_KEY": settings.SECRET_KEY,
+            "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
+        }
+        supervised = Supervised.start(env={**own, **addresses}, log=log)
+        try:
+            supervised.wait_for_line("Ready: ")
+        except BaseException:
+            supervised.stop()
+            raise
+        return cls(f"http://127.0.0.1:{port}", own, supervised)
+
+    def pid(self, name: str) -> int:
+        """Return the pid of web, worker, control or beat."""
+        return wait_for(lambda: self.supervised.children().get(name))  # type: ignore[return-value]
+
+    def kill(self, name: str) -> int:
+        """Kill -9 the program's main process and return its pid; the supervisor restarts it."""
+        pid = self.pid(name)
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def output(self) -> str:
+        """Return everything that the processes have said so far."""
+        return self.supervised.output()
+
+    @contextlib.contextmanager
+    def quiet_afterwards(self) -> Iterator[None]:
+        """Leave an empty database and workers that have nothing to do.
+
+        Beat is stopped meanwhile, so that nothing new starts; a worker in the middle of something
+        finds its source gone and gives up.
+        """
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid("beat"), signal.SIGCONT)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid("beat"), signal.SIGSTOP)
+            _flush_redis()
+            empty_database()
+            wait_for(_nobody_is_busy, 30)
+
+
+def _flush_redis() -> None:
+    from django.conf import settings  # noqa: PLC0415 - the environment must be set up before
+
+    client = redis.Redis.from_url(settings.REDIS_URL)
+    client.flushdb()
+    client.close()
+
+
+def empty_database() -> None:
+    """Empty every table but the migrations', giving way to transactions that are under way."""
+    tables = [
+        table for table in connection.introspection.table_names() if table != "django_migrations"
+    ]
+    if not tables:
+        return
+    names = ", ".join(connection.ops.quote_name(table) for table in tables)
+
+    def truncated() -> bool:
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SET LOCAL lock_timeout = '1s'")
+                cursor.execute(f"TRUNCATE {names} RESTART IDENTITY")
+        except OperationalError:  # a deadlock with, or a lock held by, a worker that ends soon
+            return False
+        return True
+
+    wait_for(truncated, 30)
+
+
+def _nobody_is_busy() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND pid <> pg_backend_pid() AND state <> 'idle'"
+        )
+        row = cursor.fetchone()
+    return bool(row and row[0] == 0)
