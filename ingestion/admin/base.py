@@ -39,7 +39,7 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg] # the stubs' generic
         return len(rows)
 
     @cached_property
-    def count(self) -> int:  # type: ignore[override] # a cached property in Django as well
+    def count(self) -> int:
         return min(self.counted, MAX_COUNTED_ROWS)
 
     @property

@@ -9,6 +9,7 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from ingestion.models import StatusChange
 from ingestion.states import MailboxState, RunStatus, SourceStatus
 
 NOTHING = "—"
@@ -132,7 +133,8 @@ def link(url: str, text: Any) -> SafeString:
 
 def page_of(row: Any) -> str:
     """Return the address of a row's admin page."""
-    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_change", args=(row.pk,))
+    about = row._meta  # noqa: SLF001 - documented by Django
+    return reverse(f"admin:{about.app_label}_{about.model_name}_change", args=(row.pk,))
 
 
 def pretty_json(value: Any) -> SafeString | str:
@@ -141,3 +143,18 @@ def pretty_json(value: Any) -> SafeString | str:
     return format_html(
         '<pre class="ing-pre">{}</pre>', json.dumps(value, indent=2, ensure_ascii=False)
     )
+
+
+def status_move(change: StatusChange) -> SafeString:
+    """Return a source's move from one status to another, as two badges."""
+    old, new = change.from_status, change.to_status
+    return format_html(
+        '<span class="ing-nowrap">{} <span class="ing-subtle">→</span> {}</span>',
+        badge(SourceStatus(old).label, SOURCE_TONES[old]),
+        badge(SourceStatus(new).label, SOURCE_TONES[new]),
+    )
+
+
+def refreshed(key: str, shown: Any) -> SafeString:
+    """Mark a part of the page that the script fetches again when a run begins or ends."""
+    return format_html('<span data-refresh="{}">{}</span>', key, shown)

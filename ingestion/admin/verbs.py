@@ -38,7 +38,7 @@ class Outcome:
     text: str
 
 
-class ProviderSaysNo(ServiceError):
+class ProviderRefusedError(ServiceError):
     """A check of the credentials that failed, as a refusal."""
 
     code = "verdict"
@@ -47,7 +47,7 @@ class ProviderSaysNo(ServiceError):
 def _verify(source: IngestionSource, actor: Actor) -> str:
     verdict = sources.verify(source, actor=actor)
     if not verdict.ok:
-        raise ProviderSaysNo(verdict.message)
+        raise ProviderRefusedError(verdict.message)
     return f"The credentials work. {verdict.message}"
 
 
@@ -102,9 +102,9 @@ def perform(verb: Verb, source: IngestionSource, *, actor: Actor) -> Outcome:
     try:
         text = verb.call(source, actor)
     except ServiceError as refusal:
-        return Outcome(source, False, str(refusal))
+        return Outcome(source, ok=False, text=str(refusal))
     tasks.ring(source)
-    return Outcome(source, True, text)
+    return Outcome(source, ok=True, text=text)
 
 
 def perform_all(verb: Verb, chosen: Sequence[IngestionSource], *, actor: Actor) -> list[Outcome]:

@@ -1,0 +1,100 @@
+"""The pages of messages that could not be had: which, why, when they are tried again."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+
+from ingestion import tasks
+from ingestion.admin import display
+from ingestion.admin.base import ReadOnlyAdmin
+from ingestion.errors import ServiceError
+from ingestion.models import FailedMessage, IngestionSource
+from ingestion.services import failures
+from ingestion.services.status import Actor
+
+
+@admin.register(FailedMessage)
+class FailedMessageAdmin(ReadOnlyAdmin):
+    list_display = ("title", "mailbox_name", "why", "attempts", "last_failed", "next_try")
+    list_filter = (
+        ("mailbox__source", AutocompleteSelectFilter),
+        ("mailbox", AutocompleteSelectFilter),
+    )
+    list_filter_submit = True
+    list_select_related = ("folder", "mailbox", "mailbox__source")
+    search_fields = ("code__exact", "remote_id__exact")
+    search_help_text = "Code, or the provider's id of a message"
+    search_by_id = False
+    ordering = ("-id",)
+    sortable_by = ()
+    actions = ("retry_selected",)
+    fieldsets = (
+        ("Message", {"fields": ("folder", "mailbox", "remote_id", "size", "received", "labels")}),
+        (
+            "Failure",
+            {"fields": ("code", "reason", "attempts", "first_failed", "last_failed", "next_try")},
+        ),
+    )
+    readonly_fields = ("size", "received", "first_failed", "last_failed", "next_try")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[FailedMessage]:
+        return super().get_queryset(request).filter(mailbox__source__deleted_at=None)
+
+    def has_retry_permission(self, request: HttpRequest) -> bool:
+        """A retry starts a sync, so it takes the right to change sources."""
+        return request.user.has_perm("ingestion.change_ingestionsource")
+
+    @admin.action(description="Try again now", permissions=["retry"])
+    def retry_selected(self, request: HttpRequest, chosen: QuerySet[FailedMessage]) -> None:
+        by_source: dict[IngestionSource, list[int]] = {}
+        for failed in chosen.select_related("mailbox__source"):
+            by_source.setdefault(failed.mailbox.source, []).append(failed.pk)
+        for source, ids in by_source.items():
+            try:
+                number = failures.retry(source, actor=Actor.of_request(request), ids=ids)
+            except ServiceError as refusal:
+                self.message_user(request, f"“{source.name}”: {refusal}", messages.ERROR)
+                continue
+            tasks.ring(source)
+            noun = "message is" if number == 1 else "messages are"
+            text = f"“{source.name}”: {number:,} failed {noun} tried again now."
+            self.message_user(request, text, messages.SUCCESS)
+
+    @admin.display(description="Message")
+    def title(self, failed: FailedMessage) -> Any:
+        return display.two_lines(
+            display.clipped(failed.folder.path, characters=60), f"id {failed.remote_id}"
+        )
+
+    @admin.display(description="Mailbox")
+    def mailbox_name(self, failed: FailedMessage) -> Any:
+        return display.two_lines(
+            display.clipped(failed.mailbox.address, characters=40), failed.mailbox.source.name
+        )
+
+    @admin.display(description="Reason")
+    def why(self, failed: FailedMessage) -> Any:
+        return display.two_lines(display.clipped(failed.reason, characters=100), failed.code)
+
+    @admin.display(description="Size")
+    def size(self, failed: FailedMessage) -> str:
+        return display.size(failed.size_bytes)
+
+    @admin.display(description="Received")
+    def received(self, failed: FailedMessage) -> Any:
+        return display.time_tag(failed.received_at)
+
+    @admin.display(description="First failed")
+    def first_failed(self, failed: FailedMessage) -> Any:
+        return display.time_tag(failed.first_failed_at)
+
+    @admin.display(description="Last failed")
+    def last_failed(self, failed: FailedMessage) -> Any:
+        return display.time_tag(failed.last_failed_at)
+
+    @admin.display(description="Tried again")
+    def next_try(self, failed: FailedMessage) -> Any:
+        return display.time_tag(failed.not_before)

@@ -1,0 +1,93 @@
+"""The pages of what happened: status changes of sources, and the audit. Read-only."""
+
+from typing import Any
+
+from django.contrib import admin
+from django.db.models import OuterRef, Q, QuerySet
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.html import format_html
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+
+from ingestion.admin import display
+from ingestion.admin.base import ReadOnlyAdmin, as_uuid
+from ingestion.models import AuditEvent, IngestionSource, StatusChange
+
+
+@admin.register(StatusChange)
+class StatusChangeAdmin(ReadOnlyAdmin):
+    list_display = ("name", "move", "reason_text", "actor", "time")
+    list_filter = ("to_status", ("source", AutocompleteSelectFilter))
+    list_filter_submit = True
+    list_select_related = ("source",)
+    ordering = ("-id",)
+    sortable_by = ()
+    fields = ("source", "move", "reason", "actor", "time")
+    readonly_fields = ("move", "time")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[StatusChange]:
+        return super().get_queryset(request).filter(source__deleted_at=None)
+
+    @admin.display(description="Source")
+    def name(self, change: StatusChange) -> str:
+        return change.source.name
+
+    @admin.display(description="Status")
+    def move(self, change: StatusChange) -> Any:
+        return display.status_move(change)
+
+    @admin.display(description="Reason")
+    def reason_text(self, change: StatusChange) -> Any:
+        return display.clipped(change.reason, characters=120) or display.NOTHING
+
+    @admin.display(description="When")
+    def time(self, change: StatusChange) -> Any:
+        return display.time_tag(change.at)
+
+
+@admin.register(AuditEvent)
+class AuditEventAdmin(ReadOnlyAdmin):
+    list_display = ("action", "actor", "source", "summary", "address", "time")
+    search_fields = ("actor",)
+    search_help_text = "User, action or id of a source"
+    ordering = ("-id",)
+    sortable_by = ()
+    fields = ("action", "actor", "user", "address", "source", "what", "time")
+    readonly_fields = ("source", "what", "time")
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[AuditEvent]:
+        sources = IngestionSource.objects.filter(pk=OuterRef("source_id"), deleted_at=None)
+        events: QuerySet[AuditEvent] = super().get_queryset(request)
+        return events.annotate(source_name=sources.values("name")[:1])
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[AuditEvent], search_term: str
+    ) -> tuple[QuerySet[AuditEvent], bool]:
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        source = as_uuid(term)
+        if source:
+            return queryset.filter(source_id=source), False
+        return queryset.filter(Q(actor=term) | Q(action=term)), False
+
+    @admin.display(description="Source")
+    def source(self, event: Any) -> Any:
+        if event.source_id is None:
+            return display.NOTHING
+        if event.source_name is None:
+            return format_html('<span title="{}">deleted</span>', event.source_id)
+        url = reverse("admin:ingestion_ingestionsource_change", args=(event.source_id,))
+        return display.link(url, event.source_name)
+
+    @admin.display(description="Changes")
+    def summary(self, event: AuditEvent) -> Any:
+        return display.clipped(", ".join(event.changes)) or display.NOTHING
+
+    @admin.display(description="Changes")
+    def what(self, event: AuditEvent) -> Any:
+        return display.pretty_json(event.changes)
+
+    @admin.display(description="When")
+    def time(self, event: AuditEvent) -> Any:
+        return display.time_tag(event.at)

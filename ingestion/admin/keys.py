@@ -1,0 +1,133 @@
+"""The pages of API keys: made here, shown once, revoked by deletion."""
+
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
+from django.utils import timezone
+from django.views.decorators.cache import never_cache
+from unfold import widgets
+
+from ingestion.admin import display
+from ingestion.admin.base import OperatorAdmin
+from ingestion.models import ApiKey
+from ingestion.services import keys
+from ingestion.services.status import Actor
+
+
+class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic fails at run time
+    scopes = forms.MultipleChoiceField(
+        choices=[(scope, scope.capitalize()) for scope in ApiKey.SCOPES],
+        initial=list(ApiKey.SCOPES),
+        widget=widgets.UnfoldAdminCheckboxSelectMultipleWidget,
+        help_text="Read sees sources and mail, write changes sources, export takes mail out.",
+    )
+
+    class Meta:
+        model = ApiKey
+        fields = ("user", "name", "scopes", "expiry")
+
+    def clean_expiry(self) -> Any:
+        expiry = self.cleaned_data["expiry"]
+        if expiry is not None and expiry <= timezone.now():
+            raise forms.ValidationError("Must be in the future. Leave it empty for no expiry.")
+        return expiry
+
+
+@admin.register(ApiKey)
+class ApiKeyAdmin(OperatorAdmin):
+    form = ApiKeyForm
+    list_display = ("name", "user", "scope_names", "start", "expires", "made")
+    list_select_related = ("user",)
+    search_fields = ("name__istartswith", "user__username__istartswith")
+    search_help_text = "Start of a name or a user"
+    search_by_id = False
+    autocomplete_fields = ("user",)
+    ordering = ("-created",)
+
+    def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
+        return False  # a key is made and revoked, never edited
+
+    def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        if obj is None:
+            return [("New API key", {"fields": ("user", "name", "scopes", "expiry")})]
+        shown = ("name", "user", "scope_names", "start", "expires", "made")
+        return [("API key", {"fields": shown})]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
+        return ("scope_names", "start", "expires", "made") if obj else ()
+
+    def get_changeform_initial_data(self, request: HttpRequest) -> Any:
+        return {"user": request.user.pk, **super().get_changeform_initial_data(request)}
+
+    @admin.display(description="Scopes")
+    def scope_names(self, key: ApiKey) -> str:
+        return ", ".join(key.scopes) or display.NOTHING
+
+    @admin.display(description="Begins with")
+    def start(self, key: ApiKey) -> str:
+        return f"{key.token_key}…"
+
+    @admin.display(description="Expires", ordering="expiry")
+    def expires(self, key: ApiKey) -> Any:
+        if key.expiry is None:
+            return "never"
+        if key.expiry <= timezone.now():
+            return display.badge("expired", "neutral", title=display.clock(key.expiry))
+        return display.time_tag(key.expiry)
+
+    @admin.display(description="Made", ordering="created")
+    def made(self, key: ApiKey) -> Any:
+        return display.time_tag(key.created)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        context = {"show_save_and_continue": False, "show_save_and_add_another": False}
+        return super().changeform_view(
+            request, object_id, form_url, context | (extra_context or {})
+        )
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        given = form.cleaned_data
+        made, key = keys.create(
+            given["user"],
+            name=given["name"],
+            scopes=given["scopes"],
+            expires_at=given["expiry"],
+            actor=Actor.of_request(request),
+        )
+        obj.pk = made.pk
+        obj.refresh_from_db()
+        obj.plain_key = key  # lives as long as this request
+
+    @never_cache
+    def response_add(
+        self, request: HttpRequest, obj: Any, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        """Show the key, this one time: a redirect would have to keep it somewhere."""
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "API key",
+            "key": obj,
+            "plain_key": obj.plain_key,
+        }
+        return TemplateResponse(request, "admin/ingestion/api_key_created.html", context)
+
+    def delete_model(self, request: HttpRequest, obj: ApiKey) -> None:
+        keys.revoke(obj, actor=Actor.of_request(request))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
+        for key in queryset:
+            self.delete_model(request, key)
+        self.message_user(
+            request, "Programs that used them are refused from now on.", messages.INFO
+        )

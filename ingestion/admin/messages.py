@@ -1,0 +1,205 @@
+"""The pages of archived messages: what was archived, where it was, and its exact bytes.
+
+A read is verified: bytes that don't match their SHA-256 are never shown or handed out. Mail is
+shown as text; nothing of it becomes markup. Read-only.
+"""
+
+import contextlib
+import re
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import Q, QuerySet
+from django.http import (
+    Http404,
+    HttpRequest,
+    HttpResponse,
+    HttpResponseBase,
+    HttpResponseRedirect,
+    StreamingHttpResponse,
+)
+from django.urls import URLPattern, path
+from django.views.decorators.cache import never_cache
+from unfold.contrib.filters.admin import AutocompleteSelectFilter
+
+from connectors.types import Body, SpooledBody
+from ingestion.admin import display
+from ingestion.admin.base import ReadOnlyAdmin, as_uuid
+from ingestion.admin.preview import MAX_BYTES, Preview, preview
+from ingestion.archive.store import Extent, store
+from ingestion.errors import Corrupt
+from ingestion.mime import head_of
+from ingestion.models import Mailbox, Message
+
+#: A search for words looks through this many of the newest messages of the chosen filters.
+SEARCHED_MESSAGES = 10_000
+#: A message beyond this is shown without its text: its bytes would be verified for one glance.
+_MAX_PREVIEWED_BYTES = 20_000_000
+_MAX_HEADER_CHARACTERS = 50_000
+_MAX_PLACEMENTS = 100
+_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+@admin.register(Message)
+class MessageAdmin(ReadOnlyAdmin):
+    list_display = ("title", "sender_text", "mailbox_name", "received", "size", "archived")
+    list_filter = (
+        ("mailbox__source", AutocompleteSelectFilter),
+        ("mailbox", AutocompleteSelectFilter),
+    )
+    list_filter_submit = True
+    list_select_related = ("mailbox", "mailbox__source")
+    search_fields = ("subject",)
+    search_help_text = "Subject, sender, Message-ID, SHA-256 or id"
+    ordering = ("-archived_at", "-id")
+    sortable_by = ()
+    fieldsets = ()
+    change_form_outer_before_template = "admin/ingestion/message.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Message]:
+        return super().get_queryset(request).filter(mailbox__source__deleted_at=None)
+
+    def get_fieldsets(self, request: HttpRequest, obj: Message | None = None) -> Any:
+        return []  # the template shows all of it
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[Message], search_term: str
+    ) -> tuple[QuerySet[Message], bool]:
+        """Find by id or hash anywhere, by words among the newest: no scan of the whole table."""
+        term = search_term.strip()
+        if not term:
+            return queryset, False
+        if _SHA256.fullmatch(term):
+            # The unique index is (mailbox, sha256): one probe for each mailbox.
+            mailboxes = Mailbox.objects.values("pk")
+            return queryset.filter(mailbox__in=mailboxes, sha256=bytes.fromhex(term)), False
+        found = as_uuid(term)
+        if found:
+            return queryset.filter(pk=found), False
+        newest = queryset.order_by("-archived_at", "-id").values("pk")[:SEARCHED_MESSAGES]
+        words = Q(subject__icontains=term) | Q(sender__icontains=term) | Q(message_id=term)
+        return queryset.filter(words, pk__in=newest), False
+
+    @admin.display(description="Subject")
+    def title(self, message: Message) -> Any:
+        return display.clipped(str(message))
+
+    @admin.display(description="From")
+    def sender_text(self, message: Message) -> Any:
+        return display.clipped(message.sender, characters=40) or display.NOTHING
+
+    @admin.display(description="Mailbox")
+    def mailbox_name(self, message: Message) -> Any:
+        return display.two_lines(
+            display.clipped(message.mailbox.address, characters=40), message.mailbox.source.name
+        )
+
+    @admin.display(description="Received")
+    def received(self, message: Message) -> Any:
+        return display.time_tag(message.received_at)
+
+    @admin.display(description="Size")
+    def size(self, message: Message) -> str:
+        return display.size(message.size_bytes)
+
+    @admin.display(description="Archived")
+    def archived(self, message: Message) -> Any:
+        return display.time_tag(message.archived_at)
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view(never_cache(self.raw_view))
+        return [path("<uuid:pk>/raw/", view, name="ingestion_message_raw"), *super().get_urls()]
+
+    def change_view(
+        self,
+        request: HttpRequest,
+        object_id: str,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        pk = as_uuid(object_id)
+        found = self.get_queryset(request).select_related("mailbox", "mailbox__source")
+        message = found.filter(pk=pk).first() if pk else None
+        context = dict(extra_context or {})
+        if message is not None and self.has_view_permission(request, message):
+            context |= {"title": "Message", "mail": _details(message)}
+        return super().change_view(request, object_id, form_url, context)
+
+    def raw_view(self, request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
+        """Hand out the exact bytes, verified before the first of them is sent."""
+        message = self.get_queryset(request).filter(pk=pk).select_related("mailbox").first()
+        if message is None:
+            raise Http404
+        if not self.has_view_permission(request, message):
+            raise PermissionDenied
+        try:
+            body = _open(message)
+        except Corrupt as error:
+            self.message_user(request, f"Not downloaded. {error}", messages.ERROR)
+            return HttpResponseRedirect(display.page_of(message))
+        response: HttpResponseBase
+        if isinstance(body, bytes):
+            response = HttpResponse(body, content_type="message/rfc822")
+        else:
+            response = StreamingHttpResponse(_chunks(body), content_type="message/rfc822")
+        response["Content-Length"] = str(message.size_bytes)
+        response["Content-Disposition"] = f'attachment; filename="{message.sha256_hex[:16]}.eml"'
+        response["X-Content-Type-Options"] = "nosniff"
+        response["Content-Security-Policy"] = "sandbox; default-src 'none'"
+        return response
+
+
+def _open(message: Message) -> Body:
+    return store().open(
+        message.mailbox.source_id,
+        message.pack_id,
+        Extent(message.pack_offset, message.pack_length),
+        sha256=bytes(message.sha256),
+        size=message.size_bytes,
+    )
+
+
+def _chunks(body: SpooledBody) -> Iterator[bytes]:
+    with contextlib.closing(body):
+        yield from body.chunks()
+
+
+def _details(message: Message) -> dict[str, Any]:
+    """Return the context of `message.html`."""
+    shown, headers, damage = Preview(note="Too large for a preview. Download it."), "", ""
+    if message.size_bytes <= _MAX_PREVIEWED_BYTES:
+        try:
+            start = _start(_open(message))
+        except Corrupt as error:
+            damage = str(error)
+            shown = Preview(note="The archived bytes can't be shown.")
+        else:
+            shown = preview(start)
+            headers = head_of(start).decode("utf-8", "replace")[:_MAX_HEADER_CHARACTERS]
+    placements = message.placements.select_related("folder").order_by("id")
+    return {
+        "message": message,
+        "damage": damage,
+        "preview": shown,
+        "headers": headers,
+        "placements": placements[:_MAX_PLACEMENTS],
+        "size": display.size(message.size_bytes),
+        "facts": [
+            ("From", message.sender),
+            ("To", message.recipients),
+            ("Date", display.clock(message.sent_at)),
+            ("Message-ID", message.message_id),
+        ],
+    }
+
+
+def _start(body: Body) -> bytes:
+    if isinstance(body, bytes):
+        return body[:MAX_BYTES]
+    try:
+        return next(iter(body.chunks()), b"")[:MAX_BYTES]
+    finally:
+        body.close()

@@ -1,0 +1,156 @@
+"""What stands above a source's form: its state, its progress, its verbs and what happened last."""
+
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from django.db.models import Q
+from django.urls import reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString, mark_safe
+
+from connectors.registry import PROVIDERS
+from ingestion.admin import display, live, verbs
+from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
+from ingestion.services import options as source_options
+from ingestion.services import sources
+from ingestion.services.options import Options
+from ingestion.states import MailboxState
+
+_ROWS = 6
+
+
+def progress_bar(source_id: uuid.UUID, run: Run | None, *, run_only: bool = False) -> SafeString:
+    """Return the live bar of a source's run; hidden while there is none.
+
+    With `run_only` it follows this one run, not whichever comes next.
+    """
+    progress = live.Progress.of(run) if run else None
+    known = progress is not None and progress.percent is not None
+    flags = ("" if progress else " hidden") + (" data-run-only" if run_only else "")
+    return format_html(
+        '<span class="ing-progress" data-live-source="{}" data-live="progress" data-address="{}"'
+        ' data-showing="{}"{}>'
+        '<span class="ing-progress-title" data-part="title">{}</span>'
+        '<progress max="100"{} aria-label="Progress"></progress>'
+        '<span class="ing-progress-percent" data-part="percent">{}</span>'
+        '<span class="ing-progress-text" data-part="text">{}</span>'
+        '<span class="ing-progress-warning" data-part="warning">{}</span></span>',
+        source_id,
+        reverse("admin:ingestion_source_live"),
+        run.pk if run else "",
+        mark_safe(flags),  # noqa: S308 - constants
+        progress.title if progress else "",
+        format_html(' value="{}"', progress.percent) if progress and known else "",
+        f"{progress.percent} %" if progress and known else "",
+        progress.text if progress else "",
+        progress.warning if progress else "",
+    )
+
+
+def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
+    """Return the context of `source_overview.html`; the source came through `live.with_state`."""
+    return {
+        "source": source,
+        "tone": display.SOURCE_TONES[source.status],
+        "texts": live.texts(source),
+        "progress": progress_bar(source.pk, live.current_run(source)),
+        "buttons": _buttons(source) if may_change else [],
+        "tiles": _tiles(source),
+        "settings": [*_connection(source), *_options(source)],
+        "runs": Run.objects.filter(source=source).order_by("-started_at")[:_ROWS],
+        "mailboxes": _mailboxes(source),
+        "failures": FailedMessage.objects.filter(mailbox__source=source)
+        .select_related("folder", "mailbox")
+        .order_by("-id")[:_ROWS],
+        "changes": StatusChange.objects.filter(source=source).order_by("-id")[:_ROWS],
+        "all": _lists_of(source),
+    }
+
+
+def _buttons(source: Any) -> list[dict[str, Any]]:
+    refusals = verbs.refusals(source, failures=source.failure_total)
+    return [
+        {"verb": verb, "refusal": refusals[slug], "primary": slug == _next_step(source)}
+        for slug, verb in verbs.VERBS.items()
+    ]
+
+
+def _next_step(source: IngestionSource) -> str:
+    """Return the verb that an operator most likely came for."""
+    return {
+        "pending_auth": "verify",
+        "auth_success": "import",
+        "importing": "",
+        "active": "sync",
+        "paused": "resume",
+        "error": "resume",
+    }[source.status]
+
+
+def _lists_of(source: IngestionSource) -> dict[str, str]:
+    wanted = {
+        "runs": ("run", "source__id__exact"),
+        "mailboxes": ("mailbox", "source__id__exact"),
+        "failures": ("failedmessage", "mailbox__source__id__exact"),
+        "messages": ("message", "mailbox__source__id__exact"),
+        "changes": ("statuschange", "source__id__exact"),
+    }
+    return {
+        name: f"{reverse(f'admin:ingestion_{model}_changelist')}?{lookup}={source.pk}"
+        for name, (model, lookup) in wanted.items()
+    }
+
+
+def _tiles(source: Any) -> list[dict[str, str]]:
+    texts, lists = live.texts(source), _lists_of(source)
+    return [
+        {"label": label, "live": name, "text": texts[name], "url": lists.get(target, "")}
+        for label, name, target in (
+            ("Messages archived", "messages", "messages"),
+            ("Size", "archived", ""),
+            ("Mailboxes", "mailboxes", "mailboxes"),
+            ("Failed messages", "failures", "failures"),
+            ("Last sync", "lastSync", "runs"),
+            ("Next sync", "nextSync", ""),
+        )
+    ]
+
+
+def _mailboxes(source: IngestionSource) -> list[Mailbox]:
+    """Return the mailboxes that need somebody first, then the others by address."""
+    ours = Mailbox.objects.filter(source=source).order_by("address")
+    trouble = Q(state=MailboxState.UNAVAILABLE) | Q(attempts__gt=0)
+    found = list(ours.filter(trouble)[:_ROWS])
+    return [*found, *ours.exclude(trouble)[: _ROWS - len(found)]]
+
+
+def _connection(source: IngestionSource) -> list[tuple[str, str]]:
+    shown = sources.public_config(source)
+    rows: list[tuple[str, str]] = []
+    for field in PROVIDERS[source.provider].config.fields():
+        if not field.secret:
+            rows.append((field.label, _spoken(shown[field.name])))
+        elif shown[f"{field.name}Set"]:
+            rows.append((field.label, "Stored"))
+    return rows
+
+
+def _options(source: IngestionSource) -> list[tuple[str, str]]:
+    """Return the options that differ from their defaults, and how often it syncs."""
+    values: Mapping[str, Any] = Options.of(source.options).values
+    return [
+        (option.label, _spoken(values[option.name]))
+        for option in source_options.describe()
+        if values[option.name] != option.default or option.name == "syncIntervalSeconds"
+    ]
+
+
+def _spoken(value: Any) -> str:
+    if value is None or value == "":
+        return display.NOTHING
+    if isinstance(value, bool):
+        return "Yes" if value else "No"
+    if isinstance(value, (tuple, list)):
+        return ", ".join(value)
+    return str(value)

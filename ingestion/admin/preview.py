@@ -1,0 +1,116 @@
+"""A message's text for people, from bytes of strangers. Pure; plain text, never markup.
+
+The stored bytes are what counts; this only shows what the mail is about. It parses with limits, so
+that no crafted mail can hold a web process: size, depth and the number of parts are all bounded.
+"""
+
+import dataclasses
+import email.errors
+import email.message
+import email.parser
+import email.policy
+import re
+from html.parser import HTMLParser
+
+#: What of a message is parsed, and what of its text is shown.
+MAX_BYTES = 256_000
+MAX_CHARACTERS = 20_000
+_MAX_HTML_CHARACTERS = 64_000  # the parser takes quadratic time on some malformed markup
+_MAX_BOUNDARIES = 200
+_HIDDEN = frozenset({"script", "style", "head", "title", "template"})
+_BREAKS = frozenset({"p", "br", "div", "tr", "li", "h1", "h2", "h3", "table", "blockquote"})
+#: Controls but tab and newline, surrogates, and the marks that reverse the direction of text.
+_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+_BLANK_LINES = re.compile(r"\n\s*\n\s*\n+")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Preview:
+    """`note` says what the text is not: from HTML, cut, or why there is none."""
+
+    text: str = ""
+    note: str = ""
+    parts: tuple[str, ...] = ()
+
+
+def preview(start: bytes) -> Preview:
+    """Return the text of a message from its first MAX_BYTES. Never raises on malformed mail."""
+    start = start[:MAX_BYTES]
+    if start.count(b"boundary") > _MAX_BOUNDARIES or start.count(b"\n--") > _MAX_BOUNDARIES * 10:
+        return Preview(note="Too deeply nested for a preview. Download it to read it.")
+    try:
+        message = email.parser.BytesParser(policy=email.policy.compat32).parsebytes(start)
+        parts = [part for part in message.walk() if not part.is_multipart()]
+        return _chosen(parts)
+    except (RecursionError, email.errors.MessageError, LookupError, ValueError, TypeError):
+        return Preview(note="Too malformed for a preview. Download it to read it.")
+
+
+def _chosen(parts: list[email.message.Message]) -> Preview:
+    described = tuple(_description(part) for part in parts if not _is_body(part))
+    for kind in ("text/plain", "text/html"):
+        for part in parts:
+            if part.get_content_type() != kind or not _is_body(part):
+                continue
+            text = _decoded(part)
+            if kind == "text/html":
+                text = text_of_html(text)
+            if text.strip():
+                notes = ["Text of an HTML message."] if kind == "text/html" else []
+                if len(text) > MAX_CHARACTERS:
+                    notes.append(f"The first {MAX_CHARACTERS:,} characters.")
+                return Preview(text[:MAX_CHARACTERS].strip(), " ".join(notes), described)
+    return Preview(note="This message has no text.", parts=described)
+
+
+def _is_body(part: email.message.Message) -> bool:
+    return part.get_content_maintype() == "text" and not part.get_filename()
+
+
+def _description(part: email.message.Message) -> str:
+    name = _safe(str(part.get_filename() or "unnamed"))
+    return f"{name[:200]} ({_safe(part.get_content_type())[:100]})"
+
+
+def _decoded(part: email.message.Message) -> str:
+    raw = part.get_payload(decode=True)
+    if not isinstance(raw, bytes):
+        return ""
+    try:
+        text = raw.decode(part.get_content_charset() or "utf-8", "replace")
+    except LookupError:
+        text = raw.decode("utf-8", "replace")
+    return _safe(text)
+
+
+def _safe(text: str) -> str:
+    return _UNSAFE.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
+class _Text(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.pieces: list[str] = []
+        self._hidden = 0
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag in _HIDDEN:
+            self._hidden += 1
+        elif tag in _BREAKS:
+            self.pieces.append("\n")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in _HIDDEN:
+            self._hidden = max(0, self._hidden - 1)
+
+    def handle_data(self, data: str) -> None:
+        if not self._hidden:
+            self.pieces.append(data)
+
+
+def text_of_html(markup: str) -> str:
+    """Return the words of HTML without its tags; what it returns is text and must be escaped."""
+    parser = _Text()
+    parser.feed(markup[:_MAX_HTML_CHARACTERS])
+    parser.close()
+    return _BLANK_LINES.sub("\n\n", _safe("".join(parser.pieces))).strip()

@@ -1,0 +1,226 @@
+"""The form of a source: the fields of every provider and the options, from their own descriptions.
+
+A new provider needs no code here: its fields come from its Config. What a person typed is checked
+by the parsers that the service uses, so each error stands at its field. Secrets are write-only: the
+page never holds one, and an empty field keeps what is stored.
+"""
+
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from django import forms
+from unfold import widgets
+
+from connectors.config import Field
+from connectors.registry import PROVIDERS, Provider
+from ingestion.errors import InvalidInput
+from ingestion.models import IngestionSource
+from ingestion.services import options as source_options
+from ingestion.services import sources
+from ingestion.services.options import OptionField, Options
+
+#: A secret that may be longer than this gets several lines: one line would lose a PEM's newlines.
+_ONE_LINE_CHARACTERS = 20_000
+_OPTIONS = "options"
+
+
+def field_name(group: str, name: str) -> str:
+    """Return the form's name of a provider's field or of an option."""
+    return f"{group}__{name}"
+
+
+class LinesField(forms.CharField):
+    """A list of texts, one in a line."""
+
+    widget = widgets.UnfoldAdminTextareaWidget
+
+    def prepare_value(self, value: Any) -> Any:
+        return "\n".join(value) if isinstance(value, (list, tuple)) else value
+
+    def to_python(self, value: Any) -> Any:
+        text = super().to_python(value) or ""
+        return [line.strip() for line in text.splitlines() if line.strip()]
+
+    def has_changed(self, initial: Any, data: Any) -> bool:
+        return bool(list(initial or ()) != self.to_python(data))
+
+
+class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at run time
+    """Base of the form; `form_class` adds the fields. After `is_valid`, `changes` is what to do."""
+
+    use_required_attribute = False
+    providers: ClassVar[Mapping[str, Provider]] = PROVIDERS
+
+    auto_import = forms.BooleanField(
+        label="Import at once",
+        required=False,
+        widget=widgets.UnfoldBooleanSwitchWidget,
+        help_text="Start the import as soon as the credentials are proven.",
+    )
+
+    class Meta:
+        model = IngestionSource
+        fields = ("name", "provider")
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        #: What differs from the stored source, by the names that sources.update takes.
+        self.changes: dict[str, Any] = {}
+        self._fill_options()
+        for slug, provider in self.providers.items():
+            for field in provider.config.fields():
+                self._fill(slug, field)
+
+    @property
+    def _stored(self) -> IngestionSource | None:
+        adding = self.instance._state.adding  # noqa: SLF001 - documented by Django
+        return None if adding else self.instance
+
+    @property
+    def _chosen(self) -> str:
+        """The provider that the visitor chose, or that the source has."""
+        return str(self["provider"].value() or "")
+
+    def _fill(self, slug: str, field: Field) -> None:
+        shown = self.fields[field_name(slug, field.name)]
+        stored = self._stored if self.initial.get("provider") == slug else None
+        is_set = stored is not None and field.secret and bool(stored.secrets.get(field.name))
+        shown.required = (
+            field.required and not is_set and (not self.is_bound or slug == self._chosen)
+        )
+        if field.secret:
+            if stored is not None:
+                state = "Stored: leave empty to keep it." if is_set else "Not set."
+                shown.help_text = f"{state} {field.help}".strip()
+            return
+        value = stored.config.get(field.name, field.default) if stored else field.default
+        self.initial[field_name(slug, field.name)] = value
+
+    def _fill_options(self) -> None:
+        stored = self._stored.options if self._stored else {}
+        for name, value in Options.of(stored).values.items():
+            self.initial[field_name(_OPTIONS, name)] = value
+
+    def clean(self) -> dict[str, Any]:
+        """Parse what was typed as the service will; put each error at its field."""
+        cleaned = super().clean() or self.cleaned_data
+        provider = cleaned.get("provider")
+        given: dict[str, Any] = {}
+        for name in ("name", "provider"):
+            if name in cleaned:
+                given[name] = cleaned[name]
+        if provider:
+            given["providerConfig"] = self._typed(provider)
+            self._check(sources.checked_config, provider, given["providerConfig"], self._stored)
+        given["options"] = self._typed_options()
+        self._check(source_options.parse, given["options"])
+        if self._stored is None:
+            self.changes = given
+        else:
+            self.changes = {key: given[key] for key in given if self._differs(key, provider)}
+        return cleaned
+
+    def _check(self, parse: Any, *given: Any) -> None:
+        try:
+            parse(*given)
+        except InvalidInput as error:
+            self.add_errors(error)
+
+    def add_errors(self, error: InvalidInput) -> None:
+        """Put the service's reasons at the fields they name, or above the form."""
+        for path, reasons in error.errors.items():
+            group, _, name = path.partition(".")
+            group = self.cleaned_data.get("provider", "") if group == "providerConfig" else group
+            field = field_name(group, name) if name else group
+            if field not in self.fields:
+                self.add_error(None, [f"{path}: {reason}" for reason in reasons])
+            elif field not in self.errors:
+                self.add_error(field, reasons)
+
+    def _differs(self, key: str, provider: str | None) -> bool:
+        if key == "providerConfig":
+            changed = any(name.startswith(f"{provider}__") for name in self.changed_data)
+            return changed or "provider" in self.changed_data
+        if key == _OPTIONS:
+            return any(name.startswith(f"{_OPTIONS}__") for name in self.changed_data)
+        return key in self.changed_data
+
+    def _typed(self, slug: str) -> dict[str, Any]:
+        """Return the providerConfig that was typed; fields left empty are left out."""
+        typed: dict[str, Any] = {}
+        for field in self.providers[slug].config.fields():
+            value = self.cleaned_data.get(field_name(slug, field.name))
+            if value not in (None, "") or not field.secret:
+                typed[field.name] = value
+        return typed
+
+    def _typed_options(self) -> dict[str, Any]:
+        typed: dict[str, Any] = {}
+        for option in source_options.describe():
+            value = self.cleaned_data.get(field_name(_OPTIONS, option.name))
+            typed[option.name] = value.isoformat() if isinstance(value, dt.date) else value
+        return typed
+
+
+def form_class(providers: Mapping[str, Provider] = PROVIDERS) -> type[SourceForm]:
+    """Make the form that has the fields of all `providers`."""
+    fields: dict[str, Any] = {
+        field_name(slug, field.name): _config_field(field)
+        for slug, provider in providers.items()
+        for field in provider.config.fields()
+    }
+    for option in source_options.describe():
+        fields[field_name(_OPTIONS, option.name)] = _option_field(option)
+    return type("ProviderSourceForm", (SourceForm,), fields | {"providers": providers})
+
+
+def fieldsets(
+    *, adding: bool, providers: Mapping[str, Provider] = PROVIDERS
+) -> list[tuple[str | None, dict[str, Any]]]:
+    """Return the form's sections: the source, each provider's (one is shown), what to archive."""
+    first = ("name", "provider", "auto_import") if adding else ("name", "provider")
+    sections: list[tuple[str | None, dict[str, Any]]] = [("Source", {"fields": first})]
+    for slug, provider in providers.items():
+        names = [field_name(slug, field.name) for field in provider.config.fields()]
+        classes = ("provider-fields", f"provider-{slug}")
+        sections.append((provider.label, {"fields": names, "classes": classes}))
+    names = [field_name(_OPTIONS, option.name) for option in source_options.describe()]
+    sections.append(("What is archived, and how often", {"fields": names}))
+    return sections
+
+
+def _config_field(field: Field) -> forms.Field:
+    about: dict[str, Any] = {"label": field.label, "help_text": field.help, "required": False}
+    if field.type is bool:
+        return forms.BooleanField(widget=widgets.UnfoldBooleanSwitchWidget, **about)
+    if field.type is int:
+        return forms.IntegerField(widget=widgets.UnfoldAdminIntegerFieldWidget, **about)
+    if not field.secret:
+        return forms.CharField(widget=widgets.UnfoldAdminTextInputWidget, **about)
+    if field.max_length > _ONE_LINE_CHARACTERS:
+        return forms.CharField(widget=_WriteOnlyTextarea, strip=False, **about)
+    return forms.CharField(
+        widget=widgets.UnfoldAdminPasswordWidget({"autocomplete": "new-password"}),
+        strip=False,
+        **about,
+    )
+
+
+def _option_field(option: OptionField) -> forms.Field:
+    about: dict[str, Any] = {"label": option.label, "help_text": option.help, "required": False}
+    if option.type is bool:
+        return forms.BooleanField(widget=widgets.UnfoldBooleanSwitchWidget, **about)
+    if option.type is int:
+        return forms.IntegerField(widget=widgets.UnfoldAdminIntegerFieldWidget, **about)
+    if option.type is dt.date:
+        return forms.DateField(widget=widgets.UnfoldAdminSingleDateWidget, **about)
+    about["help_text"] = f"{option.help} One in a line."
+    return LinesField(widget=widgets.UnfoldAdminTextareaWidget({"rows": 2}), **about)
+
+
+class _WriteOnlyTextarea(widgets.UnfoldAdminTextareaWidget):  # type: ignore[misc] # untyped base
+    """Several lines that are sent and never shown again."""
+
+    def format_value(self, value: Any) -> None:
+        return None

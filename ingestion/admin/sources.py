@@ -1,0 +1,307 @@
+"""The pages of sources: the list with live progress, the form, the verbs, deletion."""
+
+from typing import Any
+
+from django.contrib import admin, messages
+from django.core.exceptions import PermissionDenied
+from django.db.models import QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.urls import URLPattern, path, reverse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django.utils.text import capfirst
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST
+
+from ingestion import tasks
+from ingestion.admin import display, live, overview, source_form, verbs
+from ingestion.admin.base import OperatorAdmin, as_uuid
+from ingestion.admin.filters import SourceQuestion
+from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
+from ingestion.models import IngestionSource
+from ingestion.services import sources
+from ingestion.services.status import Actor
+
+#: A bulk action says this many refusals one by one.
+_REFUSALS_SHOWN = 10
+_NAMES_SHOWN = 5
+
+
+def _live(source: Any, name: str, text: str, *, classes: str = "") -> SafeString:
+    return format_html(
+        '<span class="{}" data-live-source="{}" data-live="{}">{}</span>',
+        classes,
+        source.pk,
+        name,
+        text,
+    )
+
+
+def _bulk(verb: verbs.Verb) -> Any:
+    @admin.action(description=verb.label, permissions=["change"])
+    def act(page: "SourceAdmin", request: HttpRequest, chosen: QuerySet[IngestionSource]) -> None:
+        page.perform_on(request, verb, list(chosen))
+
+    act.__name__ = f"{verb.slug}_selected"
+    return act
+
+
+@admin.register(IngestionSource)
+class SourceAdmin(OperatorAdmin):
+    list_display = (
+        "title",
+        "state",
+        "progress",
+        "mailbox_count",
+        "messages_archived",
+        "archived_size",
+        "failures",
+        "last_sync",
+        "next_sync",
+    )
+    list_filter = (SourceQuestion, "status", "provider")
+    search_fields = ("name",)
+    search_help_text = "Name or id"
+    actions = tuple(_bulk(verb) for verb in verbs.VERBS.values())
+    ordering = ("name", "id")
+    list_before_template = "admin/ingestion/source_questions.html"
+    change_form_outer_before_template = "admin/ingestion/source_overview.html"
+    warn_unsaved_form = True
+    list_fullwidth = True
+
+    class Media:
+        js = ("ingestion/source_form.js",)
+
+    # -- reading ---------------------------------------------------------------------------
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[IngestionSource]:
+        shown = super().get_queryset(request).filter(deleted_at=None).select_related("owner")
+        return live.with_state(shown)
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        questions = SourceQuestion.links(request)
+        return super().changelist_view(request, {"questions": questions, **(extra_context or {})})
+
+    @admin.display(description="Source", ordering="name")
+    def title(self, source: IngestionSource) -> SafeString:
+        return display.two_lines(source.name, source.get_provider_display())
+
+    @admin.display(description="Status", ordering="status")
+    def state(self, source: IngestionSource) -> SafeString:
+        return format_html(
+            '<span class="ing-badge" data-tone="{}" title="{}" data-live-source="{}"'
+            ' data-live="status">{}</span>',
+            display.SOURCE_TONES[source.status],
+            source.status_message,
+            source.pk,
+            source.get_status_display(),
+        )
+
+    @admin.display(description="Progress")
+    def progress(self, source: IngestionSource) -> SafeString:
+        return overview.progress_bar(source.pk, live.current_run(source))
+
+    @admin.display(description="Mailboxes")
+    def mailbox_count(self, source: IngestionSource) -> SafeString:
+        return _live(source, "mailboxes", live.texts(source)["mailboxes"], classes="ing-number")
+
+    @admin.display(description="Messages", ordering="message_count")
+    def messages_archived(self, source: IngestionSource) -> SafeString:
+        return _live(source, "messages", live.texts(source)["messages"], classes="ing-number")
+
+    @admin.display(description="Size", ordering="archived_bytes")
+    def archived_size(self, source: IngestionSource) -> SafeString:
+        return _live(source, "archived", live.texts(source)["archived"], classes="ing-number")
+
+    @admin.display(description="Failed")
+    def failures(self, source: Any) -> SafeString:
+        text = _live(source, "failures", live.texts(source)["failures"], classes="ing-number")
+        if not source.failure_total:
+            return text
+        url = reverse("admin:ingestion_failedmessage_changelist")
+        return display.link(f"{url}?mailbox__source__id__exact={source.pk}", text)
+
+    @admin.display(description="Last sync", ordering="last_sync_finished_at")
+    def last_sync(self, source: IngestionSource) -> SafeString:
+        return format_html(
+            '<span title="{}">{}</span>',
+            source.last_sync_status_message,
+            _live(source, "lastSync", live.texts(source)["lastSync"], classes="ing-nowrap"),
+        )
+
+    @admin.display(description="Next sync", ordering="next_sync_at")
+    def next_sync(self, source: IngestionSource) -> SafeString:
+        return _live(source, "nextSync", live.texts(source)["nextSync"], classes="ing-nowrap")
+
+    def get_urls(self) -> list[URLPattern]:
+        view = self.admin_site.admin_view
+        return [
+            path("live/", view(never_cache(self.live_view)), name="ingestion_source_live"),
+            path("<uuid:pk>/do/", view(require_POST(self.verb_view)), name="ingestion_source_verb"),
+            *super().get_urls(),
+        ]
+
+    def live_view(self, request: HttpRequest) -> JsonResponse:
+        """Answer the state of the sources `?id=…&id=…`, for the page's script."""
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
+        ids = [found for text in request.GET.getlist("id") if (found := as_uuid(text))]
+        visible = IngestionSource.objects.filter(deleted_at=None)
+        return JsonResponse({"sources": live.states(visible, ids)})
+
+    # -- verbs -----------------------------------------------------------------------------
+
+    def verb_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
+        """Do what the button of a source's page says, and go back to the page."""
+        source = self.get_queryset(request).filter(pk=pk).first()
+        verb = verbs.VERBS.get(request.POST.get("verb", ""))
+        if source is None or verb is None:
+            raise Http404
+        if not self.has_change_permission(request, source):
+            raise PermissionDenied
+        outcome = verbs.perform(verb, source, actor=Actor.of_request(request))
+        level = messages.SUCCESS if outcome.ok else messages.ERROR
+        self.message_user(request, outcome.text, level)
+        return HttpResponseRedirect(display.page_of(source))
+
+    def perform_on(
+        self, request: HttpRequest, verb: verbs.Verb, chosen: list[IngestionSource]
+    ) -> None:
+        """Do a verb to many sources and say what came of it."""
+        if verb.slug == "verify" and len(chosen) > verbs.MAX_CHECKS:
+            self.message_user(
+                request,
+                f"Verify asks each provider, so it takes at most {verbs.MAX_CHECKS} sources at a"
+                f" time. {len(chosen):,} are selected: select fewer.",
+                messages.ERROR,
+            )
+            return
+        outcomes = verbs.perform_all(verb, chosen, actor=Actor.of_request(request))
+        done = [outcome for outcome in outcomes if outcome.ok]
+        refused = [outcome for outcome in outcomes if not outcome.ok]
+        if done:
+            self.message_user(request, f"{verb.label}: {_names(done)}.", messages.SUCCESS)
+        for outcome in refused[:_REFUSALS_SHOWN]:
+            text = f"{verb.label}: “{outcome.source.name}” was refused. {outcome.text}"
+            self.message_user(request, text, messages.ERROR)
+        if len(refused) > _REFUSALS_SHOWN:
+            more = len(refused) - _REFUSALS_SHOWN
+            self.message_user(request, f"{verb.label}: {more:,} more were refused.", messages.ERROR)
+
+    # -- the form --------------------------------------------------------------------------
+
+    def get_form(
+        self,
+        request: HttpRequest,
+        obj: IngestionSource | None = None,
+        change: bool = False,
+        **kwargs: Any,
+    ) -> Any:
+        return super().get_form(request, obj, change, form=source_form.form_class(), **kwargs)
+
+    def get_fieldsets(self, request: HttpRequest, obj: IngestionSource | None = None) -> Any:
+        if obj is not None and not self.has_change_permission(request, obj):
+            return []  # the overview above says it all
+        return source_form.fieldsets(adding=obj is None)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        context = {
+            "show_save_and_continue": False,
+            "show_save_and_add_another": False,
+            **(extra_context or {}),
+        }
+        pk = as_uuid(object_id) if object_id else None
+        source = self.get_queryset(request).filter(pk=pk).first() if pk else None
+        if source is not None and request.method == "GET":
+            context["overview"] = overview.of_source(
+                source, may_change=self.has_change_permission(request, source)
+            )
+        try:
+            return super().changeform_view(request, object_id, form_url, context)
+        except (InvalidInput, NotAllowedNow) as refusal:
+            self.message_user(request, f"Not saved. {refusal}", messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Create or change it through the service. Raises ServiceError: see changeform_view."""
+        actor = Actor.of_request(request)
+        given = form.changes
+        if change:
+            if given:
+                sources.update(obj, changes=given, actor=actor)
+        else:
+            created = sources.create(
+                owner=request.user,  # type: ignore[arg-type] # staff, so no AnonymousUser
+                name=given["name"],
+                provider=given["provider"],
+                provider_config=given["providerConfig"],
+                options=given["options"],
+                auto_import=form.cleaned_data["auto_import"],
+                actor=actor,
+            )
+            obj.pk = created.pk
+        obj.refresh_from_db()
+        tasks.ring(obj)
+
+    def response_add(
+        self, request: HttpRequest, obj: IngestionSource, post_url_continue: str | None = None
+    ) -> HttpResponse:
+        text = f"“{obj.name}” is added. Its credentials are being checked."
+        self.message_user(request, text, messages.SUCCESS)
+        return HttpResponseRedirect(display.page_of(obj))
+
+    def response_change(self, request: HttpRequest, obj: IngestionSource) -> HttpResponse:
+        text = f"“{obj.name}” is saved."
+        if obj.status == "pending_auth":
+            text += " Its credentials are being checked."
+        self.message_user(request, text, messages.SUCCESS)
+        return HttpResponseRedirect(display.page_of(obj))
+
+    # -- deletion --------------------------------------------------------------------------
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """Say what goes, without collecting it: there may be millions of rows."""
+        chosen = list(objs)
+        lines = [
+            f"{source.name}: {source.message_count:,} messages,"
+            f" {display.size(source.archived_bytes)}"
+            for source in chosen
+        ]
+        totals = {
+            "sources": f"{len(chosen):,}",
+            "archived messages": f"{sum(source.message_count for source in chosen):,}",
+        }
+        lacking = (
+            set()
+            if self.has_delete_permission(request)
+            else {capfirst(str(self.opts.verbose_name_plural))}
+        )
+        return lines, totals, lacking, []
+
+    def delete_model(self, request: HttpRequest, obj: IngestionSource) -> None:
+        sources.delete(obj, actor=Actor.of_request(request))
+        tasks.ring(obj)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[IngestionSource]) -> None:
+        for source in queryset:
+            try:
+                self.delete_model(request, source)
+            except ServiceError as refusal:  # somebody else deleted it at the same time
+                self.message_user(request, f"“{source.name}”: {refusal}", messages.WARNING)
+
+
+def _names(outcomes: list[verbs.Outcome]) -> str:
+    """Say what was done: one source with its own words, more of them by name."""
+    if len(outcomes) == 1:
+        return f"“{outcomes[0].source.name}”. {outcomes[0].text}".rstrip(".")
+    names = ", ".join(outcome.source.name for outcome in outcomes[:_NAMES_SHOWN])
+    more = len(outcomes) - _NAMES_SHOWN
+    return f"{len(outcomes):,} sources ({names}{f' and {more:,} more' if more > 0 else ''})"
