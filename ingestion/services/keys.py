@@ -1,0 +1,52 @@
+"""API keys of programs: make one, revoke one. A key is hashed at rest and shown once."""
+
+import datetime as dt
+from collections.abc import Collection
+
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.utils import timezone
+
+from ingestion.errors import InvalidInput
+from ingestion.models import ApiKey
+from ingestion.services.status import Actor, audit
+
+_MAX_NAME_CHARS = 100
+
+
+def create(
+    user: User,
+    *,
+    name: str,
+    scopes: Collection[str] = ApiKey.SCOPES,
+    expires_at: dt.datetime | None = None,
+    actor: Actor,
+) -> tuple[ApiKey, str]:
+    """Return a new key's row and the key itself, which nothing can show again.
+
+    Raises InvalidInput. Opens its own transaction.
+    """
+    errors: dict[str, list[str]] = {}
+    if not name.strip() or len(name) > _MAX_NAME_CHARS:
+        errors["name"] = [f"Must have 1 to {_MAX_NAME_CHARS} characters."]
+    unknown = sorted(set(scopes) - set(ApiKey.SCOPES))
+    if unknown or not scopes:
+        errors["scopes"] = [f"Must be some of: {', '.join(ApiKey.SCOPES)}."]
+    if expires_at is not None and expires_at <= timezone.now():
+        errors["expiresAt"] = ["Must be in the future."]
+    if errors:
+        raise InvalidInput(errors)
+    lifetime = expires_at - timezone.now() if expires_at else None
+    ordered = [scope for scope in ApiKey.SCOPES if scope in scopes]
+    with transaction.atomic():
+        key, plain = ApiKey.objects.create(user=user, expiry=lifetime, name=name, scopes=ordered)
+        audit(actor, "key.create", None, {"name": name, "for": user.get_username()})
+    return key, plain
+
+
+def revoke(key: ApiKey, *, actor: Actor) -> None:
+    """Refuse the key from now on. Idempotent. Opens its own transaction."""
+    with transaction.atomic():
+        if ApiKey.objects.filter(pk=key.pk).delete()[0]:
+            about = {"name": key.name, "for": key.user.get_username()}
+            audit(actor, "key.revoke", None, about)
