@@ -1,0 +1,98 @@
+"""The generic IMAP connector: one account is one mailbox. It only reads: EXAMINE and BODY.PEEK[].
+
+A session has one connection for listing, which also downloads, and opens more for a large download
+(Environment.connections_per_account). A connection that fails is dropped, never repaired.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from connectors.base import Connector, MailboxSession
+from connectors.config import Environment
+from connectors.errors import ConnectorError, Fatal
+from connectors.generic_imap import client, folders, listing, reader
+from connectors.generic_imap.client import Login
+from connectors.generic_imap.config import ImapConfig
+from connectors.types import (
+    Cursor,
+    Identity,
+    MessageRef,
+    Missing,
+    Page,
+    RawMessage,
+    RemoteFolder,
+    RemoteMailbox,
+)
+
+_CHECK_SECONDS = 7.0
+
+
+class ImapConnector(Connector):
+    def __init__(self, config: ImapConfig, environment: Environment) -> None:
+        self._config, self._environment = config, environment
+
+    def check(self) -> Identity:
+        quick = dataclasses.replace(
+            self._environment, timeout_seconds=min(_CHECK_SECONDS, self._environment.timeout_seconds)
+        )
+        with ImapSession(self._config, quick) as session:
+            found = session.folders()
+            if not found:
+                raise Fatal("The account has no folder that can be read.", code="no_folders")
+            inbox = next((folder for folder in found if folder.role == "inbox"), found[0])
+            session.probe(inbox)
+        return Identity(self._config.username, f"{len(found)} folders")
+
+    def mailboxes(self) -> Iterator[RemoteMailbox]:
+        yield RemoteMailbox(self._config.username, self._config.username)
+
+    def open(self, mailbox: RemoteMailbox) -> MailboxSession:
+        return ImapSession(self._config, self._environment)
+
+
+class ImapSession(MailboxSession):
+    def __init__(self, config: ImapConfig, environment: Environment) -> None:
+        self._config, self._environment = config, environment
+        self._main = client.login(config, environment)
+        self._extra: list[Login] = []
+        self._refused_more = False
+        if self._main.can("QRESYNC"):
+            self._main.wire.run(b"ENABLE QRESYNC")
+
+    def close(self) -> None:
+        for login in (self._main, *self._extra):
+            login.close()
+
+    def folders(self) -> Sequence[RemoteFolder]:
+        return folders.list_folders(self._main)
+
+    def probe(self, folder: RemoteFolder) -> None:
+        """Prove that a folder can be opened."""
+        listing.examine(self._main, folder)
+
+    def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
+        return listing.changes(self._main, folder, since)
+
+    def fetch(
+        self, folder: RemoteFolder, refs: Sequence[MessageRef]
+    ) -> Iterator[RawMessage | Missing]:
+        return reader.Fetch(
+            folder,
+            refs,
+            main=self._main,
+            more=self._connections,
+            max_message_bytes=self._environment.max_message_bytes,
+        ).answers()
+
+    def _connections(self, count: int) -> list[Login]:
+        """Return up to `count` more connections; fewer where the server takes no more."""
+        wanted = min(count, self._environment.connections_per_account - 1)
+        while len(self._extra) < wanted and not self._refused_more:
+            try:
+                self._extra.append(client.login(self._config, self._environment))
+            except ConnectorError:
+                self._refused_more = True  # one connection is enough; the next session asks again
+        return self._extra[:wanted]
+
+
+CONNECTOR = ImapConnector

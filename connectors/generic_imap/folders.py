@@ -1,0 +1,187 @@
+"""Listing the folders of an account: one or two round trips for any number."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from imapclient import imap_utf7
+
+from connectors.errors import Fatal
+from connectors.generic_imap import wire
+from connectors.generic_imap.client import Login, refusal
+from connectors.types import RemoteFolder
+
+#: RFC 6154 section 2, and Gmail's \\Important which is a view and no folder of its own.
+_ROLES = {
+    b"\\ALL": "all",
+    b"\\ARCHIVE": "archive",
+    b"\\DRAFTS": "drafts",
+    b"\\FLAGGED": "flagged",
+    b"\\JUNK": "junk",
+    b"\\SENT": "sent",
+    b"\\TRASH": "trash",
+}
+#: Usual names, for servers that mark no special use at all.
+_NAMES = {
+    "drafts": "drafts",
+    "draft": "drafts",
+    "junk": "junk",
+    "spam": "junk",
+    "junk e-mail": "junk",
+    "junk email": "junk",
+    "bulk mail": "junk",
+    "sent": "sent",
+    "sent items": "sent",
+    "sent messages": "sent",
+    "trash": "trash",
+    "deleted items": "trash",
+    "deleted messages": "trash",
+}
+_UNREADABLE = {b"\\NOSELECT", b"\\NONEXISTENT"}
+_STATUS_BATCH = 100
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
+
+
+def list_folders(login: Login) -> list[RemoteFolder]:
+    """Return all folders that can hold mail, with their STATUS in `state`."""
+    items = _status_items(login)
+    with_status = login.can("LIST-STATUS")
+    returns = ["SPECIAL-USE"] if login.can("SPECIAL-USE") and login.can("LIST-EXTENDED") else []
+    if with_status:
+        returns.append(f"STATUS ({items})")
+    tail = f" RETURN ({' '.join(returns)})" if returns else ""
+    line, untagged = login.wire.run(b'LIST "" "*"' + tail.encode())
+    if not line.upper().startswith(b"OK"):
+        raise refusal(wire.printable(line), otherwise=Fatal)
+    listed, states = _read(untagged)
+    listed = [entry for entry in listed if not entry[0] & _UNREADABLE]
+    if not with_status:
+        states |= _ask_status(login, [name for _, _, name in listed], items)
+    return _without_views(login, [_folder(entry, states) for entry in _with_roles(listed)])
+
+
+def remote_id(name: bytes) -> str:
+    """Return a folder's name as the server writes it, byte for byte, as text."""
+    return name.decode("latin-1")
+
+
+def name_of(folder: RemoteFolder) -> bytes:
+    return folder.remote_id.encode("latin-1")
+
+
+def _status_items(login: Login) -> str:
+    items = "MESSAGES UIDNEXT UIDVALIDITY"
+    if login.can("CONDSTORE") or login.can("QRESYNC"):
+        items += " HIGHESTMODSEQ"
+    if login.can("OBJECTID"):
+        items += " MAILBOXID"
+    return items
+
+
+_Entry = tuple[set[bytes], bytes | None, bytes]
+
+
+def _read(untagged: Sequence[list[bytes]]) -> tuple[list[_Entry], dict[bytes, dict[str, Any]]]:
+    listed: dict[bytes, _Entry] = {}
+    states: dict[bytes, dict[str, Any]] = {}
+    for response in untagged:
+        values = wire.parse(response)
+        kind = values[0].upper() if values and isinstance(values[0], bytes) else b""
+        if kind == b"LIST" and len(values) >= 4 and isinstance(values[3], bytes):
+            attributes = {a.upper() for a in values[1] or [] if isinstance(a, bytes)}
+            name = b"INBOX" if values[3].upper() == b"INBOX" else values[3]
+            listed.setdefault(name, (attributes, values[2], name))
+        elif kind == b"STATUS" and len(values) >= 3 and isinstance(values[2], list):
+            name = b"INBOX" if values[1].upper() == b"INBOX" else values[1]
+            states[name] = _state(wire.pairs(values[2]))
+    return list(listed.values()), states
+
+
+def _state(items: Mapping[bytes, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for name in (b"MESSAGES", b"UIDNEXT", b"UIDVALIDITY", b"HIGHESTMODSEQ"):
+        value = items.get(name)
+        if isinstance(value, bytes) and value.isdigit():
+            state[name.decode().lower()] = int(value)
+    object_id = items.get(b"MAILBOXID")
+    if isinstance(object_id, list) and object_id and isinstance(object_id[0], bytes):
+        state["mailboxid"] = wire.printable(object_id[0])
+    return state
+
+
+def _ask_status(
+    login: Login, names: Sequence[bytes], items: str
+) -> dict[bytes, dict[str, Any]]:
+    """STATUS of each folder, pipelined. A folder whose STATUS fails is listed without one."""
+    states: dict[bytes, dict[str, Any]] = {}
+    for start in range(0, len(names), _STATUS_BATCH):
+        arguments = [wire.string(name) for name in names[start : start + _STATUS_BATCH]]
+        open_tags = {login.wire.command(b"STATUS", a, f"({items})".encode()) for a in arguments}
+        untagged: list[list[bytes]] = []
+        while open_tags:
+            line = login.wire.readline()
+            if line.startswith(b"* "):
+                response = login.wire.complete(line)
+                response[0] = response[0][2:]
+                if response[0][:4].upper() == b"BYE ":
+                    raise login.wire.bye(response[0])
+                untagged.append(response)
+            else:
+                open_tags.discard(line.partition(b" ")[0])
+        states |= _read(untagged)[1]
+    return states
+
+
+def _with_roles(listed: Sequence[_Entry]) -> list[tuple[_Entry, str]]:
+    marked = any(attributes & _ROLES.keys() for attributes, _, _ in listed)
+    return [(entry, _role(entry, by_name=not marked)) for entry in listed]
+
+
+def _role(entry: _Entry, *, by_name: bool) -> str:
+    attributes, delimiter, name = entry
+    if name == b"INBOX":
+        return "inbox"
+    for attribute, role in _ROLES.items():
+        if attribute in attributes:
+            return role
+    if not by_name:
+        return ""
+    last = _path(name, delimiter).rpartition("/")[2]
+    return _NAMES.get(last.casefold(), "")
+
+
+def _folder(
+    entry_and_role: tuple[_Entry, str], states: Mapping[bytes, dict[str, Any]]
+) -> RemoteFolder:
+    (_, delimiter, name), role = entry_and_role
+    state = states.get(name, {})
+    return RemoteFolder(
+        remote_id=remote_id(name),
+        path=_path(name, delimiter),
+        role=role,
+        message_count=state.get("messages"),
+        stable_id=str(state.get("mailboxid", "")),
+        state=state,
+    )
+
+
+def _path(name: bytes, delimiter: bytes | None) -> str:
+    levels = name.split(delimiter) if delimiter else [name]
+    return "/".join(decoded(level) for level in levels)
+
+
+def decoded(raw: bytes) -> str:
+    """Decode one level, or a label, from modified UTF-7 (RFC 3501 section 5.1.3); raw UTF-8 where it is that; never fail."""
+    try:
+        text = raw.decode("utf-8") if any(b > 127 for b in raw) else str(imap_utf7.decode(raw))
+    except (UnicodeError, ValueError):
+        text = raw.decode("latin-1")
+    return _UNSAFE.sub("\ufffd", text).replace("/", "\u2215")
+
+
+def _without_views(login: Login, folders: list[RemoteFolder]) -> list[RemoteFolder]:
+    """On Gmail a folder is a view of All Mail, which has all but spam and trash. Users may hide
+    All Mail from IMAP; then every folder is read, and X-GM-MSGID saves the second downloads."""
+    if not login.can("X-GM-EXT-1") or not any(folder.role == "all" for folder in folders):
+        return folders
+    return [folder for folder in folders if folder.role in ("all", "junk", "trash")]

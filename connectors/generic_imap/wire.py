@@ -1,0 +1,256 @@
+"""The bytes of an IMAP connection: deadlines, bounded reads, commands, and the response reader.
+
+`Wire` is imaplib's connection with its documented overridables (open, read, readline, send,
+shutdown) on a socket of our own, so that IMAPClient can log in over it. Everything after the login
+goes through `command` and `responses`: imaplib would hold a whole reply before showing a line of it.
+"""
+
+import imaplib
+import itertools
+import re
+import socket
+import ssl
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from connectors.errors import Fatal, Unavailable
+from connectors.types import CHUNK_BYTES, SPOOL_BYTES, Body, SpooledBody
+
+_RECV_BYTES = 1 << 18
+#: A line holds no body: only a long SEARCH, LIST or FLAGS reply. Two million UIDs fit.
+_MAX_LINE_BYTES = 16_000_000
+#: A literal that is no body: a folder name, a label, an address.
+_MAX_SMALL_LITERAL_BYTES = 1_000_000
+#: A reply that comes slower than this is no progress: the deadline of a literal (bytes/second).
+_MIN_RATE = 1_000
+_COMMAND_SECONDS = 120.0
+
+_LITERAL = re.compile(rb"~?\{(\d+)\+?\}\r?\n$")
+_TOKEN = re.compile(rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.)*)"|([^ ()"\r\n]+(?:\[[^\]]*\])?[^ ()"\r\n]*))')
+_ESCAPE = re.compile(rb"\\(.)")
+
+#: A parsed response: atoms, strings and literals as bytes, NIL as None, parentheses as lists.
+Value = Any
+
+
+class Literal:
+    """An argument that no quoted string can carry."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class Wire(imaplib.IMAP4):
+    """One connection. Raises Unavailable (EOF, timeout, deadline) from every read."""
+
+    def __init__(self, connection: socket.socket, *, name: str, timeout_seconds: float) -> None:
+        self._given = connection
+        self._name = name
+        self._timeout_seconds = timeout_seconds
+        self._buffer = b""
+        self._position = 0
+        self._tags = itertools.count(1)
+        self.deadline = time.monotonic() + _COMMAND_SECONDS
+        super().__init__(name)
+
+    # -- what imaplib asks for -----------------------------------------------------------------
+
+    def open(self, host: str = "", port: int = 143, timeout: float | None = None) -> None:
+        self.host, self.port = host, port
+        self.sock = self._given
+        self.sock.settimeout(self._timeout_seconds)
+
+    def read(self, size: int) -> bytes:
+        """Read a literal on imaplib's behalf: none of those is a body."""
+        if size > _MAX_SMALL_LITERAL_BYTES:
+            raise self._lost(f"announced {size:,} bytes where none were asked for")
+        return self.exactly(size)
+
+    def readline(self) -> bytes:
+        start = self._position
+        while (end := self._buffer.find(b"\n", start)) < 0:
+            start = len(self._buffer) - self._position
+            if start > _MAX_LINE_BYTES:
+                raise self._lost("sent a line without end")
+            self._fill()
+        line = self._buffer[self._position : end + 1]
+        self._position = end + 1
+        return line
+
+    def send(self, data: bytes) -> None:
+        try:
+            self.sock.sendall(data)
+        except OSError as error:
+            raise self._lost("closed the connection") from error
+
+    def shutdown(self) -> None:
+        self.sock.close()
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def exactly(self, size: int) -> bytes:
+        """Return the next `size` bytes."""
+        have = len(self._buffer) - self._position
+        if have >= size:
+            data = self._buffer[self._position : self._position + size]
+            self._position += size
+            return data
+        parts = [self._buffer[self._position :]]
+        self._buffer, self._position = b"", 0
+        missing = size - have
+        while missing > 0:
+            part = self._receive(max(missing, _RECV_BYTES))
+            if len(part) > missing:
+                self._buffer, part = part, part[:missing]
+                self._position = missing
+            parts.append(part)
+            missing -= len(part)
+        return b"".join(parts)
+
+    def body(self, size: int) -> Body:
+        """Read the literal of a message: in memory, or spooled where it is large."""
+        self.deadline = time.monotonic() + self._timeout_seconds * 2 + size / _MIN_RATE
+        if size <= SPOOL_BYTES:
+            return self.exactly(size)
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by SpooledBody.close
+        try:
+            for start in range(0, size, CHUNK_BYTES):
+                spool.write(self.exactly(min(CHUNK_BYTES, size - start)))
+        except BaseException:
+            spool.close()
+            raise
+        return SpooledBody(spool, size)
+
+    @property
+    def has_buffered(self) -> bool:
+        return self._position < len(self._buffer)
+
+    def _fill(self) -> None:
+        self._buffer = self._buffer[self._position :] + self._receive(_RECV_BYTES)
+        self._position = 0
+
+    def _receive(self, size: int) -> bytes:
+        if time.monotonic() > self.deadline:
+            raise self._lost("answers too slowly")
+        try:
+            data = self.sock.recv(size)
+        except TimeoutError as error:
+            raise self._lost(f"did not answer for {self._timeout_seconds:.0f} s") from error
+        except (OSError, ssl.SSLError) as error:
+            raise self._lost("dropped the connection") from error
+        if not data:
+            raise self._lost("closed the connection")
+        return data
+
+    def _lost(self, what: str) -> Unavailable:
+        return Unavailable(f"The server {self._name} {what}. It is tried again.", code="connection")
+
+    # -- TLS -----------------------------------------------------------------------------------
+
+    def use(self, connection: ssl.SSLSocket) -> None:
+        """Go on over an encrypted socket. Raises Fatal where plain bytes came after the OK."""
+        if self.has_buffered:
+            raise Fatal(f"{self._name} sent more than it may before TLS. Don't use it.", code="tls")
+        self.sock = connection
+
+    # -- commands ------------------------------------------------------------------------------
+
+    def command(self, *parts: bytes | Literal) -> bytes:
+        """Send one command; return its tag. A Literal waits for the server's "+"."""
+        tag = b"W%d" % next(self._tags)
+        self.deadline = time.monotonic() + _COMMAND_SECONDS
+        line = tag
+        for part in parts:
+            if isinstance(part, Literal):
+                self.send(line + b" {%d}\r\n" % len(part.data))
+                while not (answer := self.readline()).startswith(b"+"):
+                    if answer.startswith(tag):
+                        raise Fatal(f"{self._name} refuses a literal.", code="protocol")
+                line = part.data
+            else:
+                line += b" " + part
+        self.send(line + b"\r\n")
+        return tag
+
+    def complete(self, line: bytes) -> list[bytes]:
+        """Return a response as [text, literal, text, ...], reading its small literals."""
+        parts = [line]
+        while match := _LITERAL.search(parts[-1]):
+            parts[-1] = parts[-1][: match.start()]
+            parts += [self.read(int(match[1])), self.readline()]
+        return parts
+
+    def run(self, *parts: bytes | Literal) -> tuple[bytes, list[list[bytes]]]:
+        """Run one command to its end. Returns its status line without the tag, and the untagged
+        responses (each as `complete` gives it, without "* ")."""
+        tag = self.command(*parts)
+        untagged: list[list[bytes]] = []
+        while True:
+            line = self.readline()
+            if line.startswith(b"* "):
+                response = self.complete(line)
+                response[0] = response[0][2:]
+                if response[0][:4].upper() == b"BYE ":
+                    raise self.bye(response[0])
+                untagged.append(response)
+            elif line.startswith(tag + b" "):
+                return line[len(tag) + 1 :].strip(), untagged
+
+    def bye(self, line: bytes) -> Unavailable:
+        """The error for an untagged BYE."""
+        text = printable(line[4:])
+        return Unavailable(f"The server {self._name} said goodbye: {text}", code="bye")
+
+
+def string(data: bytes) -> bytes | Literal:
+    """Return an argument as a quoted string, or as a literal where it must be one."""
+    if re.search(rb"[\x00\r\n\x80-\xff]", data):
+        return Literal(data)
+    return b'"' + data.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
+def parse(parts: Sequence[bytes]) -> list[Value]:
+    """Parse a response into values. Anything that is no response gives what could be read of it."""
+    root: list[Value] = []
+    stack = [root]
+    for index, part in enumerate(parts):
+        if index % 2:
+            stack[-1].append(part)
+            continue
+        for match in _TOKEN.finditer(part):
+            opened, closed, quoted, atom = match.groups()
+            if opened:
+                child: list[Value] = []
+                stack[-1].append(child)
+                stack.append(child)
+            elif closed:
+                if len(stack) > 1:
+                    stack.pop()
+            elif quoted is not None:
+                stack[-1].append(_ESCAPE.sub(rb"\1", quoted) if b"\\" in quoted else quoted)
+            else:
+                stack[-1].append(None if atom.upper() == b"NIL" else atom)
+    return root
+
+
+def pairs(values: Sequence[Value]) -> dict[bytes, Value]:
+    """Read [name, value, name, value ...] as a dictionary with upper-case names."""
+    names = (v.upper() if isinstance(v, bytes) else b"" for v in values[::2])
+    return dict(zip(names, values[1::2], strict=False))
+
+
+def ranges(text: bytes) -> Iterator[tuple[int, int]]:
+    """Parse a UID set ("1:5,9") into ascending-by-pair (low, high)."""
+    for piece in text.split(b","):
+        low, colon, high = piece.partition(b":")
+        if low.isdigit() and (high.isdigit() or not colon):
+            first, last = int(low), int(high or low)
+            yield min(first, last), max(first, last)
+
+
+def printable(data: bytes) -> str:
+    """Return a server's text for people: one line, no controls, at most 300 characters."""
+    text = data[:300].decode("utf-8", "replace")
+    return "".join(c if c.isprintable() else " " for c in text).strip()

@@ -1,0 +1,119 @@
+"""TCP and TLS for connectors: one deadline, and no connection to where it is forbidden.
+
+The address that was checked is the one that is connected to: a name that resolves to a public
+address when checked and to a private one a moment later (DNS rebinding) gains nothing.
+"""
+
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+
+from connectors.errors import Fatal, Unavailable
+
+_MAX_ADDRESSES = 8
+
+
+def connect(
+    host: str, port: int, *, timeout_seconds: float, forbid_private_addresses: bool
+) -> socket.socket:
+    """Open a TCP connection within `timeout_seconds`, name resolution included.
+
+    Raises Fatal where the host has no address or only forbidden ones, Unavailable where none
+    answers.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    addresses = _resolve(host, port, timeout_seconds)
+    if forbid_private_addresses:
+        addresses = [address for address in addresses if is_public(address)]
+        if not addresses:
+            raise Fatal(
+                f"{host} has only private addresses, which this installation forbids. "
+                "Use a public host, or unset FORBID_PRIVATE_ADDRESSES.",
+                code="forbidden_address",
+            )
+    problem = "no address answered"
+    for address in addresses[:_MAX_ADDRESSES]:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            break
+        try:
+            connection = socket.create_connection((address, port), timeout=left)
+        except OSError as error:
+            problem = error.strerror or "timed out"
+            continue
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(timeout_seconds)
+        return connection
+    raise Unavailable(f"Can't connect to {host}:{port} ({problem}). Check host, port and firewall.")
+
+
+def is_public(address: str) -> bool:
+    """Tell whether an IP address is one of the public Internet."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if embedded is not None:
+            return is_public(str(embedded))
+        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64, RFC 6052
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+    return ip.is_global and not ip.is_multicast
+
+
+def tls_context(*, verify: bool, extra_ca_file: str = "") -> ssl.SSLContext:
+    """Return a client context: verified against the system's authorities unless told otherwise."""
+    context = ssl.create_default_context()
+    if extra_ca_file:
+        context.load_verify_locations(cafile=extra_ca_file)
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def start_tls(
+    connection: socket.socket, host: str, context: ssl.SSLContext
+) -> ssl.SSLSocket:
+    """Encrypt an open connection. Raises Fatal where the certificate is not to be trusted."""
+    try:
+        return context.wrap_socket(connection, server_hostname=host)
+    except ssl.SSLCertVerificationError as error:
+        raise Fatal(
+            f"The certificate of {host} can't be verified ({error.verify_message}). "
+            "Correct the host name or the server's certificate; allowInsecureCert accepts any.",
+            code="certificate",
+        ) from error
+    except ssl.SSLError as error:
+        reason = error.reason or "TLS failed"
+        raise Fatal(
+            f"{host} does not speak TLS on this port ({reason}). Check secure, startTls and port.",
+            code="tls",
+        ) from error
+    except OSError as error:
+        raise Unavailable(f"The connection to {host} was lost while TLS was set up.") from error
+
+
+def _resolve(host: str, port: int, timeout_seconds: float) -> list[str]:
+    """Resolve with a deadline, which getaddrinfo itself does not have."""
+    found: list[str] = []
+    failed: list[OSError | UnicodeError] = []
+
+    def ask() -> None:
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            failed.append(error)
+        else:
+            found.extend(dict.fromkeys(str(answer[4][0]) for answer in answers))
+
+    thread = threading.Thread(target=ask, name="resolve", daemon=True)
+    thread.start()
+    thread.join(timeout_seconds)
+    if found:
+        return found
+    if failed and isinstance(failed[0], socket.gaierror) and failed[0].errno == socket.EAI_AGAIN:
+        raise Unavailable(f"The name {host} can't be resolved now. Check the DNS.", code="dns")
+    if failed:
+        raise Fatal(f"There is no host named {host}. Check the host.", code="unknown_host")
+    raise Unavailable(f"Resolving {host} took too long. Check the DNS.", code="dns")
