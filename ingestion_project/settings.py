@@ -4,13 +4,14 @@ Without DATABASE_URL and REDIS_URL the service uses the PostgreSQL and Redis tha
 `ingestion_project.embedded` runs under VAR_DIR.
 """
 
+import logging
 import os
 from pathlib import Path
 
 import environ
 from django.templatetags.static import static
 
-from ingestion_project import embedded
+from ingestion_project import embedded, logs
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = environ.Env()
@@ -132,6 +133,7 @@ REST_KNOX = {
 }
 
 # -- admin ---------------------------------------------------------------------------------------
+LOGIN_REDIRECT_URL = "/admin/"
 UNFOLD = {
     "SITE_TITLE": "Email ingestion",
     "SITE_HEADER": "Email ingestion",
@@ -167,7 +169,9 @@ MAX_MESSAGE_BYTES = env.int("MAX_MESSAGE_BYTES", default=1_000_000_000)
 EXTRA_CA_FILE = env.str("EXTRA_CA_FILE", default="")
 
 # -- logs ----------------------------------------------------------------------------------------
-LOG_FORMAT = env.str("LOG_FORMAT", default="json")
+LOG_FORMAT = env.str("LOG_FORMAT", default="json")  # or "console"
+LOGGING = logs.configure(LOG_FORMAT)
+DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # the line at the end says it all
 
 # -- Celery --------------------------------------------------------------------------------------
 CELERY_BROKER_URL = REDIS_URL.replace("unix://", "redis+socket://")
@@ -177,7 +181,6 @@ CELERY_TASK_ROUTES = {"ingestion.tasks.sync_mailbox": {"queue": "sync"}}
 CELERY_TASK_TIME_LIMIT = 900  # a last resort: every network operation has its own deadline
 CELERY_WORKER_CONCURRENCY = env.int("WORKER_CONCURRENCY", default=os.cpu_count() or 1)
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
-CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout": 30}
 CELERY_BEAT_SCHEDULE = {
