@@ -46,7 +46,7 @@ def create_first_admin(*, password: str = "") -> str:
     """
     from django.contrib.auth import get_user_model  # noqa: PLC0415 - needs the settings
 
-    users = get_user_model()._default_manager
+    users = get_user_model().objects
     if users.filter(is_superuser=True).exists():
         return ""
     chosen = password or secrets.token_urlsafe(12)

@@ -6,11 +6,12 @@ doorbell: what is due stands in PostgreSQL, so tasks are not retried, not acknow
 expire when nobody took them before the dispatcher rings again.
 """
 
+import logging.config
 import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init
+from celery.signals import setup_logging, worker_process_init
 
 from ingestion_project import supervisor
 
@@ -25,3 +26,11 @@ app.autodiscover_tasks()
 def end_with_the_worker(**_: Any) -> None:
     """Leave no child behind when the worker's main process is killed."""
     supervisor.end_with_parent()
+
+
+@setup_logging.connect
+def log_as_everything_else(**_: Any) -> None:
+    """Use the settings' LOGGING; a receiver here keeps Celery from its own set-up."""
+    from django.conf import settings  # noqa: PLC0415 - this module is imported by the settings
+
+    logging.config.dictConfig(settings.LOGGING)

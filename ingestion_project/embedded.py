@@ -96,7 +96,7 @@ class Local:
 
     # -- PostgreSQL ------------------------------------------------------------------------------
     def postgres(self, *, durable: bool = True) -> Program:
-        """Return the program that runs PostgreSQL; its data directory is made at the first start."""
+        """Return the program that runs PostgreSQL; the first start makes its data directory."""
         options = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.socket_dir),

@@ -11,7 +11,7 @@ threads = 32  # each event stream holds one
 timeout = 60
 graceful_timeout = 5
 keepalive = 5
-errorlog = "-"
+logconfig_dict = settings.LOGGING
 accesslog = None  # django_structlog logs the requests, with their ids
 control_socket_disable = True
 

@@ -1,0 +1,80 @@
+# make demo   a whole import on this machine, checked byte for byte (EXIT=1: end when it is done)
+# make run    the service for real use: data under VAR_DIR (var/), port PORT (8000)
+# make test   every check and test there is
+#
+# Each makes .venv first, and again when the pinned requirements change.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run test lint format types check pytest system-packages clean
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Redis comes in a wheel for CPython up to 3.12.
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,3p'
+
+demo: $(VENV)/runtime
+	@$(BIN)/python -m ingestion_project.demo $(if $(EXIT),--exit)
+
+run: $(VENV)/runtime
+	@exec $(BIN)/python -m ingestion_project.run
+
+# The order is that of the quickest answer. pytest's summary line comes last.
+test: lint types check pytest
+
+lint: $(VENV)/development
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/lint-imports
+
+format: $(VENV)/development
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+types: $(VENV)/development
+	$(BIN)/mypy
+
+# Settings as a deployment has them; neither command asks the database anything.
+DEPLOYED = DATABASE_URL=postgres://unused/unused REDIS_URL=redis://unused HTTPS=1 \
+	SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz ENCRYPTION_KEYS=unused
+
+check: $(VENV)/development
+	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
+	$(DEPLOYED) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
+
+pytest: $(VENV)/development system-packages
+	$(BIN)/python -m pytest
+
+system-packages:
+	@sh tests/system-packages.sh
+
+$(VENV)/runtime: requirements.txt
+	@$(call environment)
+	@$(call install,requirements.txt)
+	@touch $@
+
+$(VENV)/development: requirements-dev.txt requirements.txt
+	@$(call environment)
+	@$(call install,requirements-dev.txt)
+	@touch $@ $(VENV)/runtime
+
+define environment
+	test -n "$(PYTHON)" || { echo "Python 3.11 is needed: apt-get install python3 python3-venv"; exit 1; }; \
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "Python 3.11 or 3.12 is needed, not `$(PYTHON) -V`: make PYTHON=/path/to/python3.11 ..."; exit 1; }; \
+	test -x $(BIN)/pip || { echo "Making $(VENV) with `$(PYTHON) -V`"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV) 2>/dev/null; } || \
+		{ rm -rf $(VENV); echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
+endef
+
+define install
+	echo "Installing $(1)"; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary -r $(1) || \
+		{ echo "The packages could not be installed: see above. Without a network there is nothing to install from;" \
+		"where a compiler is missing: apt-get install build-essential python3-dev"; exit 1; }
+endef
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Installs what the tests need from Debian, where this may be done; else says what is missing.
+# Nothing is skipped without it: the tests that need it fail and say the same.
+set -u
+PATH="$PATH:/usr/sbin:/sbin"
+missing=""
+command -v dovecot >/dev/null || missing="$missing dovecot-imapd"
+command -v chromium >/dev/null || missing="$missing chromium"
+command -v openssl >/dev/null || missing="$missing openssl"
+[ -z "$missing" ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # several words on purpose
+    { apt-get install -qq --no-install-recommends $missing ||
+        { apt-get update -qq && apt-get install -qq --no-install-recommends $missing; }; } \
+        >/tmp/system-packages.$$.log 2>&1 && { rm -f /tmp/system-packages.$$.log; exit 0; }
+    cat /tmp/system-packages.$$.log
+    rm -f /tmp/system-packages.$$.log
+fi
+echo "Tests that need a real IMAP server or browser will fail. As root: apt-get install$missing"
