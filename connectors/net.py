@@ -72,9 +72,7 @@ def tls_context(*, verify: bool, extra_ca_file: str = "") -> ssl.SSLContext:
     return context
 
 
-def start_tls(
-    connection: socket.socket, host: str, context: ssl.SSLContext
-) -> ssl.SSLSocket:
+def start_tls(connection: socket.socket, host: str, context: ssl.SSLContext) -> ssl.SSLSocket:
     """Encrypt an open connection. Raises Fatal where the certificate is not to be trusted."""
     try:
         return context.wrap_socket(connection, server_hostname=host)

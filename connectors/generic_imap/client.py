@@ -113,7 +113,9 @@ def login(config: ImapConfig, environment: Environment) -> Login:
             if not status.upper().startswith(b"OK"):
                 raise Fatal(f"{config.host} refuses STARTTLS. Check startTls and port.", code="tls")
             opened.use(net.start_tls(connection, config.host, context))
-        _authenticate(opened, config)
+            _authenticate(opened, config, _capabilities(opened))
+        else:
+            _authenticate(opened, config, frozenset(opened.capabilities))
         return Login(opened, _capabilities(opened))
     except BaseException:
         connection.close()
@@ -136,9 +138,8 @@ def _greet(connection: object, config: ImapConfig, environment: Environment) -> 
         ) from error
 
 
-def _authenticate(opened: Wire, config: ImapConfig) -> None:
+def _authenticate(opened: Wire, config: ImapConfig, capabilities: frozenset[str]) -> None:
     secrets = (config.password, config.accessToken)
-    capabilities = _capabilities(opened)
     client = _Client(opened)
     plain_allowed = "LOGINDISABLED" not in capabilities
     try:

@@ -33,7 +33,8 @@ class ImapConnector(Connector):
 
     def check(self) -> Identity:
         quick = dataclasses.replace(
-            self._environment, timeout_seconds=min(_CHECK_SECONDS, self._environment.timeout_seconds)
+            self._environment,
+            timeout_seconds=min(_CHECK_SECONDS, self._environment.timeout_seconds),
         )
         with ImapSession(self._config, quick) as session:
             found = session.folders()

@@ -44,6 +44,8 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u206
 
 def list_folders(login: Login) -> list[RemoteFolder]:
     """Return all folders that can hold mail, with their STATUS in `state`."""
+    if login.opened is not None:
+        login.wire.run(b"NOOP")  # STATUS of an open folder shows it as of its last update
     items = _status_items(login)
     with_status = login.can("LIST-STATUS")
     returns = ["SPECIAL-USE"] if login.can("SPECIAL-USE") and login.can("LIST-EXTENDED") else []
@@ -109,9 +111,7 @@ def _state(items: Mapping[bytes, Any]) -> dict[str, Any]:
     return state
 
 
-def _ask_status(
-    login: Login, names: Sequence[bytes], items: str
-) -> dict[bytes, dict[str, Any]]:
+def _ask_status(login: Login, names: Sequence[bytes], items: str) -> dict[bytes, dict[str, Any]]:
     """STATUS of each folder, pipelined. A folder whose STATUS fails is listed without one."""
     states: dict[bytes, dict[str, Any]] = {}
     for start in range(0, len(names), _STATUS_BATCH):

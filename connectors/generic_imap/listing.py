@@ -34,7 +34,9 @@ _SIZE = re.compile(rb"\bRFC822\.SIZE (\d+)")
 _FLAGS = re.compile(rb"\bFLAGS \(([^)]*)\)")
 _DATE = re.compile(rb'\bINTERNALDATE "([^"]*)"')
 _FETCH = re.compile(rb"\d+ FETCH \(", re.I)
-_MONTHS = {m: i for i, m in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+_MONTHS = {
+    m: i for i, m in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
+}
 
 
 class Uids:
@@ -172,8 +174,13 @@ def _new_messages(login: Login, opened: Opened, since: Cursor) -> Iterator[Page]
         yield Page(dict(cursor), added=refs)
     following = max(cursor["n"], opened.next_uid or 1)
     yield Page(
-        {"v": opened.validity, "n": following, "m": _seen_modseq(opened, since), "c": opened.count,
-         "done": True},
+        {
+            "v": opened.validity,
+            "n": following,
+            "m": _seen_modseq(opened, since),
+            "c": opened.count,
+            "done": True,
+        },
         present=Present(opened.validity, uids, following) if whole else None,
     )
 
@@ -242,7 +249,9 @@ def _describe(login: Login, validity: int, uids: Uids) -> list[MessageRef]:
             if ref is not None and uid in uids:
                 refs[uid] = ref
     absent = [uid for uid in uids if uid not in refs]
-    if absent and (still := [u for u in absent if u in _search(login, str(Uids((a, a) for a in absent)))]):
+    if absent and (
+        still := [u for u in absent if u in _search(login, str(Uids((a, a) for a in absent)))]
+    ):
         raise Unavailable(
             f"The server left out {len(still)} messages of its listing.", code="short_reply"
         )
@@ -303,8 +312,13 @@ def _internal_date(text: bytes) -> dt.datetime | None:
         hour, minute, second = clock.split(b":")
         offset = dt.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
         local = dt.datetime(  # the zone is taken off below
-            int(year), _MONTHS[month.title()], int(day), int(hour), int(minute),
-            min(int(second), 59), tzinfo=dt.UTC,
+            int(year),
+            _MONTHS[month.title()],
+            int(day),
+            int(hour),
+            int(minute),
+            min(int(second), 59),
+            tzinfo=dt.UTC,
         )
         return local + offset if zone[:1] == b"-" else local - offset
     except (ValueError, KeyError, IndexError, OverflowError):
@@ -356,9 +370,7 @@ def _vanished(
         yield Page(cursor, present=present)
 
 
-def _relabelled(
-    response: Sequence[bytes], validity: int
-) -> tuple[str, tuple[str, ...]] | None:
+def _relabelled(response: Sequence[bytes], validity: int) -> tuple[str, tuple[str, ...]] | None:
     if not _FETCH.match(response[0]):
         return None
     values = wire.parse(response)

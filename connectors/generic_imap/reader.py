@@ -249,7 +249,9 @@ class Fetch:
         if size > self._max_message_bytes:
             if before and (ref := _claim(batches, int(before[1]))):
                 sender.add(Missing(ref, self._too_large(size)))
-            raise Unavailable(f"The server announced a message of {size:,} bytes.", code="too_large")
+            raise Unavailable(
+                f"The server announced a message of {size:,} bytes.", code="too_large"
+            )
         body = connection.body(size)
         rest = connection.complete(connection.readline())
         uid = before or _UID.search(rest[0])

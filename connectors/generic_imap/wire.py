@@ -28,7 +28,9 @@ _MIN_RATE = 1_000
 _COMMAND_SECONDS = 120.0
 
 _LITERAL = re.compile(rb"~?\{(\d+)\+?\}\r?\n$")
-_TOKEN = re.compile(rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.)*)"|([^ ()"\r\n]+(?:\[[^\]]*\])?[^ ()"\r\n]*))')
+_TOKEN = re.compile(
+    rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.)*)"|([^ ()"\r\n]+(?:\[[^\]]*\])?[^ ()"\r\n]*))'
+)
 _ESCAPE = re.compile(rb"\\(.)")
 
 #: A parsed response: atoms, strings and literals as bytes, NIL as None, parentheses as lists.
