@@ -3,6 +3,8 @@
 It reads with querysets and writes through `ingestion.services`, like the API and the commands.
 """
 
+from django.contrib import admin
+
 from ingestion.admin import (
     failures,
     history,
@@ -13,6 +15,8 @@ from ingestion.admin import (
     sources,
     users,
 )
+
+admin.site.index_title = "Dashboard"
 
 __all__ = [
     "failures",

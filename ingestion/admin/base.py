@@ -95,7 +95,22 @@ class OperatorAdmin(UnfoldAdmin):
         return super().get_search_results(request, queryset, search_term)
 
 
-class ReadOnlyAdmin(OperatorAdmin):
+class AuditedAdmin(OperatorAdmin):
+    """Rows that services write, each change with its AuditEvent: Django keeps no second log."""
+
+    actions_detail_hide_default = True  # so its history would always be empty
+
+    def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Leave it to the audit."""
+
+    def log_change(self, request: HttpRequest, obj: Any, message: Any) -> Any:
+        """Leave it to the audit."""
+
+    def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
+        """Leave it to the audit."""
+
+
+class ReadOnlyAdmin(AuditedAdmin):
     """Rows that the service alone writes: shown, never edited."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -106,6 +106,35 @@ def time_tag(moment: dt.datetime | None) -> SafeString | str:
     )
 
 
+def full_time(moment: dt.datetime | None) -> SafeString | str:
+    """Return the time in full and from now, for pages where there is room."""
+    if moment is None:
+        return NOTHING
+    return format_html(
+        '<time datetime="{}">{}</time> <span class="ing-subtle">{}</span>',
+        moment.isoformat(),
+        clock(moment),
+        when(moment),
+    )
+
+
+def date_tag(moment: dt.datetime | None) -> SafeString | str:
+    """Return the date and time of mail in UTC, from now under the pointer."""
+    if moment is None:
+        return NOTHING
+    return format_html(
+        '<time class="ing-number" datetime="{}" title="{}">{}</time>',
+        moment.isoformat(),
+        f"{clock(moment)}, {when(moment)}",
+        f"{moment.astimezone(dt.UTC):%Y-%m-%d %H:%M}",
+    )
+
+
+def number(text: str) -> SafeString:
+    """Keep a number and its unit in one line."""
+    return format_html('<span class="ing-number">{}</span>', text)
+
+
 def badge(text: str, tone: str, *, title: str = "") -> SafeString:
     return format_html(
         '<span class="ing-badge" data-tone="{}" title="{}">{}</span>', tone, title, text

@@ -85,11 +85,11 @@ class FailedMessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Received")
     def received(self, failed: FailedMessage) -> Any:
-        return display.time_tag(failed.received_at)
+        return display.full_time(failed.received_at)
 
     @admin.display(description="First failed")
     def first_failed(self, failed: FailedMessage) -> Any:
-        return display.time_tag(failed.first_failed_at)
+        return display.full_time(failed.first_failed_at)
 
     @admin.display(description="Last failed")
     def last_failed(self, failed: FailedMessage) -> Any:

@@ -12,7 +12,7 @@ from django.views.decorators.cache import never_cache
 from unfold import widgets
 
 from ingestion.admin import display
-from ingestion.admin.base import OperatorAdmin
+from ingestion.admin.base import AuditedAdmin
 from ingestion.models import ApiKey
 from ingestion.services import keys
 from ingestion.services.status import Actor
@@ -38,7 +38,7 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generi
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(OperatorAdmin):
+class ApiKeyAdmin(AuditedAdmin):
     form = ApiKeyForm
     list_display = ("name", "user", "scope_names", "start", "expires", "made")
     list_select_related = ("user",)

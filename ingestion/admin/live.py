@@ -14,7 +14,7 @@ from django.db.models import OuterRef, Prefetch, QuerySet
 from ingestion.admin import display, verbs
 from ingestion.admin.base import capped_count
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.states import RunKind
+from ingestion.states import RunKind, SourceStatus
 
 #: One answer describes at most this many sources; a page of a list has fewer.
 MAX_SOURCES = 200
@@ -40,16 +40,28 @@ class Progress:
             percent = 100
         elif run.messages_total:
             percent = min(99, settled * 100 // run.messages_total)
+        noun = "Import" if run.kind == RunKind.IMPORT else "Sync"
+        waits = _WAITING.get(run.source.status, "")
         return cls(
             run=str(run.pk),
-            title="Importing" if run.kind == RunKind.IMPORT else "Syncing",
+            title=f"{noun} {waits}" if waits else f"{noun}ing",
             percent=percent,
-            text=_progress_text(run),
+            text=_progress_text(run, moving=not waits),
             warning=run.warning,
         )
 
 
-def _progress_text(run: Run) -> str:
+#: Why an unfinished run does not move, by the status of its source.
+_WAITING: dict[str, str] = {
+    SourceStatus.PENDING_AUTH: "waits until the credentials are checked",
+    SourceStatus.PAUSED: "is paused",
+    SourceStatus.ERROR: "waits until the error is solved",
+}
+
+
+def _progress_text(run: Run, *, moving: bool) -> str:
+    if run.discovered_at is None and not moving:
+        return ""
     if run.discovered_at is None:
         return "Listing mailboxes…"
     if not run.messages_total:
@@ -60,6 +72,8 @@ def _progress_text(run: Run) -> str:
     if run.bytes_done:
         parts.append(display.size(run.bytes_done))
     rate, eta = run.messages_per_second, run.eta_seconds
+    if not moving:
+        return " · ".join(parts)
     if rate is not None:
         parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s")
     if eta is not None and eta >= 1:
@@ -96,8 +110,16 @@ def texts(source: Any) -> dict[str, str]:
         "failures": display.count(source.failure_total, cap=FAILURES_CAP),
         "lastSync": display.when(source.last_sync_finished_at),
         "nextSync": _next_sync(source),
-        "lastSyncMessage": source.last_sync_status_message,
+        "now": _now(source),
     }
+
+
+def _now(source: Any) -> str:
+    """Say what a list shows of a source that has no bar: why it stands, or what it did last."""
+    if current_run(source) is not None:
+        return ""
+    said = source.last_sync_status_message if source.status == SourceStatus.ACTIVE else ""
+    return str(said or source.status_message)
 
 
 def _next_sync(source: Any) -> str:
@@ -109,6 +131,11 @@ def _next_sync(source: Any) -> str:
     return "due" if spoken.endswith(("ago", "now")) else spoken
 
 
+def refusals(source: Any) -> dict[str, str]:
+    """Return why each verb makes no sense now, "" where it does."""
+    return verbs.refusals(source, run=current_run(source), failures=source.failure_total)
+
+
 def state(source: Any) -> dict[str, Any]:
     """Return what the page's script needs of one source that came through `with_state`."""
     run = current_run(source)
@@ -116,7 +143,7 @@ def state(source: Any) -> dict[str, Any]:
         "tone": display.SOURCE_TONES[source.status],
         "texts": texts(source),
         "run": dataclasses.asdict(Progress.of(run)) if run else None,
-        "refusals": verbs.refusals(source, failures=source.failure_total),
+        "refusals": refusals(source),
     }
 
 

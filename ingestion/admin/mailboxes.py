@@ -1,5 +1,6 @@
 """The pages of mailboxes and of folders with their cursors. Read-only."""
 
+import json
 from typing import Any
 
 from django.contrib import admin
@@ -63,8 +64,8 @@ class MailboxAdmin(ReadOnlyAdmin):
         return display.link(f"{url}?mailbox__id__exact={mailbox.pk}", f"{mailbox.message_count:,}")
 
     @admin.display(description="Size")
-    def size(self, mailbox: Mailbox) -> str:
-        return display.size(mailbox.archived_bytes)
+    def size(self, mailbox: Mailbox) -> Any:
+        return display.number(display.size(mailbox.archived_bytes))
 
     @admin.display(description="Archived")
     def contents(self, mailbox: Mailbox) -> Any:
@@ -154,7 +155,7 @@ class FolderAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Cursor")
     def cursor_text(self, folder: Folder) -> Any:
-        return display.clipped(str(folder.cursor)) if folder.cursor else display.NOTHING
+        return display.clipped(json.dumps(folder.cursor)) if folder.cursor else display.NOTHING
 
     @admin.display(description="Cursor")
     def cursor_pretty(self, folder: Folder) -> Any:

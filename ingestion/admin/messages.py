@@ -99,11 +99,11 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Received")
     def received(self, message: Message) -> Any:
-        return display.time_tag(message.received_at)
+        return display.date_tag(message.received_at)
 
     @admin.display(description="Size")
-    def size(self, message: Message) -> str:
-        return display.size(message.size_bytes)
+    def size(self, message: Message) -> Any:
+        return display.number(display.size(message.size_bytes))
 
     @admin.display(description="Archived")
     def archived(self, message: Message) -> Any:

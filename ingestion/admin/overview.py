@@ -57,7 +57,8 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
         "progress": progress_bar(source.pk, live.current_run(source)),
         "buttons": _buttons(source) if may_change else [],
         "tiles": _tiles(source),
-        "settings": [*_connection(source), *_options(source)],
+        # Who may change the settings sees them in the form below.
+        "settings": [] if may_change else [*_connection(source), *_options(source)],
         "runs": Run.objects.filter(source=source).order_by("-started_at")[:_ROWS],
         "mailboxes": _mailboxes(source),
         "failures": FailedMessage.objects.filter(mailbox__source=source)
@@ -69,7 +70,7 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
 
 
 def _buttons(source: Any) -> list[dict[str, Any]]:
-    refusals = verbs.refusals(source, failures=source.failure_total)
+    refusals = live.refusals(source)
     return [
         {"verb": verb, "refusal": refusals[slug], "primary": slug == _next_step(source)}
         for slug, verb in verbs.VERBS.items()
@@ -96,10 +97,11 @@ def _lists_of(source: IngestionSource) -> dict[str, str]:
         "messages": ("message", "mailbox__source__id__exact"),
         "changes": ("statuschange", "source__id__exact"),
     }
-    return {
+    lists = {
         name: f"{reverse(f'admin:ingestion_{model}_changelist')}?{lookup}={source.pk}"
         for name, (model, lookup) in wanted.items()
     }
+    return lists | {"audit": f"{reverse('admin:ingestion_auditevent_changelist')}?q={source.pk}"}
 
 
 def _tiles(source: Any) -> list[dict[str, str]]:

@@ -73,7 +73,7 @@ class RunAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Size")
     def size(self, run: Run) -> Any:
-        return self._refreshed(run, "size", display.size(run.bytes_done))
+        return self._refreshed(run, "size", display.number(display.size(run.bytes_done)))
 
     @admin.display(description="Mailboxes")
     def mailboxes(self, run: Run) -> str:

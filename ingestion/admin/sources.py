@@ -15,7 +15,7 @@ from django.views.decorators.http import require_POST
 
 from ingestion import tasks
 from ingestion.admin import display, live, overview, source_form, verbs
-from ingestion.admin.base import OperatorAdmin, as_uuid
+from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
@@ -47,14 +47,13 @@ def _bulk(verb: verbs.Verb) -> Any:
 
 
 @admin.register(IngestionSource)
-class SourceAdmin(OperatorAdmin):
+class SourceAdmin(AuditedAdmin):
     list_display = (
         "title",
         "state",
         "progress",
         "mailbox_count",
-        "messages_archived",
-        "archived_size",
+        "archived",
         "failures",
         "last_sync",
         "next_sync",
@@ -99,21 +98,23 @@ class SourceAdmin(OperatorAdmin):
             source.get_status_display(),
         )
 
-    @admin.display(description="Progress")
+    @admin.display(description="Now")
     def progress(self, source: IngestionSource) -> SafeString:
-        return overview.progress_bar(source.pk, live.current_run(source))
+        bar = overview.progress_bar(source.pk, live.current_run(source))
+        said = live.texts(source)["now"]
+        return format_html("{}{}", bar, _live(source, "now", said, classes="ing-said"))
 
     @admin.display(description="Mailboxes")
     def mailbox_count(self, source: IngestionSource) -> SafeString:
         return _live(source, "mailboxes", live.texts(source)["mailboxes"], classes="ing-number")
 
     @admin.display(description="Messages", ordering="message_count")
-    def messages_archived(self, source: IngestionSource) -> SafeString:
-        return _live(source, "messages", live.texts(source)["messages"], classes="ing-number")
-
-    @admin.display(description="Size", ordering="archived_bytes")
-    def archived_size(self, source: IngestionSource) -> SafeString:
-        return _live(source, "archived", live.texts(source)["archived"], classes="ing-number")
+    def archived(self, source: IngestionSource) -> SafeString:
+        texts = live.texts(source)
+        return display.two_lines(
+            _live(source, "messages", texts["messages"], classes="ing-number"),
+            _live(source, "archived", texts["archived"], classes="ing-number"),
+        )
 
     @admin.display(description="Failed")
     def failures(self, source: Any) -> SafeString:

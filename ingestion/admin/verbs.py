@@ -11,7 +11,7 @@ from django.db import connection
 
 from ingestion import tasks
 from ingestion.errors import NotAllowedNow, ServiceError
-from ingestion.models import IngestionSource
+from ingestion.models import IngestionSource, Run
 from ingestion.services import failures as failed_messages
 from ingestion.services import sources
 from ingestion.services.status import Actor
@@ -122,11 +122,13 @@ def perform_all(verb: Verb, chosen: Sequence[IngestionSource], *, actor: Actor) 
         return list(pool.map(check, chosen[:MAX_CHECKS]))
 
 
-def refusals(source: IngestionSource, *, failures: int) -> dict[str, str]:
+def refusals(source: IngestionSource, *, run: Run | None, failures: int) -> dict[str, str]:
     """Return why each verb makes no sense now, "" where it does; the service has the last word."""
     paused = source.status == SourceStatus.PAUSED
     pending = source.status == SourceStatus.PENDING_AUTH
-    started = "The source is paused. Resume it first." if paused else ""
+    paused_first = started = "The source is paused. Resume it first." if paused else ""
+    if run is not None and not started:
+        started = f"{run.get_kind_display()} is under way."
     imported = "It is imported already. Sync it." if source.imported_at else ""
     stopped = paused or source.status == SourceStatus.ERROR
     return {
@@ -139,5 +141,5 @@ def refusals(source: IngestionSource, *, failures: int) -> dict[str, str]:
         if pending
         else "",
         "resume": "" if stopped else "It is not paused.",
-        "retry": started or ("" if failures else "No message failed."),
+        "retry": paused_first or ("" if failures else "No message failed."),
     }

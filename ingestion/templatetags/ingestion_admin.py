@@ -21,6 +21,13 @@ def time(moment: dt.datetime | None) -> SafeString | str:
     return display.time_tag(moment)
 
 
+@register.filter("ing_full_time")
+def full_time(moment: dt.datetime | None) -> SafeString | str:
+    from ingestion.admin import display  # noqa: PLC0415 - see above
+
+    return display.full_time(moment)
+
+
 @register.filter("ing_count")
 def count(number: int) -> str:
     from ingestion.admin import display  # noqa: PLC0415 - see above
