@@ -138,6 +138,13 @@ UNFOLD = {
     "SITE_TITLE": "Email ingestion",
     "SITE_HEADER": "Email ingestion",
     "SITE_SYMBOL": "stacked_email",
+    "SITE_FAVICONS": [
+        {
+            "rel": "icon",
+            "type": "image/svg+xml",
+            "href": lambda request: static("ingestion/favicon.svg"),
+        }
+    ],
     "SITE_URL": "/api/docs",
     "SHOW_VIEW_ON_SITE": False,
     "STYLES": [lambda request: static("ingestion/admin.css")],
