@@ -142,13 +142,13 @@ UNFOLD = {
         {
             "rel": "icon",
             "type": "image/svg+xml",
-            "href": lambda request: static("ingestion/favicon.svg"),
+            "href": lambda _: static("ingestion/favicon.svg"),
         }
     ],
     "SITE_URL": "/api/docs",
     "SHOW_VIEW_ON_SITE": False,
-    "STYLES": [lambda request: static("ingestion/admin.css")],
-    "SCRIPTS": [lambda request: static("ingestion/live.js")],
+    "STYLES": [lambda _: static("ingestion/admin.css")],
+    "SCRIPTS": [lambda _: static("ingestion/live.js")],
     "DASHBOARD_CALLBACK": "ingestion.admin.dashboard.context",
     "SIDEBAR": {"navigation": "ingestion.admin.navigation.sections"},
     "COLORS": {
