@@ -60,13 +60,19 @@ def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
             " in the database.",
         }
     late = sources.filter(overdue())[: _ROWS + 1].count()
-    if silent is None or silent > _SILENT_SECONDS:
-        since = "" if silent is None else f" for {display.duration(silent)}"
+    if silent is None:
+        return {
+            "tone": "warning",
+            "title": "No sign of the workers yet",
+            "text": "They report every few seconds. If this stays, start beat and a control worker:"
+            " nothing is imported or synced until they run.",
+        }
+    if silent > _SILENT_SECONDS:
         return {
             "tone": "danger",
             "title": "Nothing is being done",
-            "text": f"Neither beat nor a control worker has reported{since}. Start both: nothing"
-            " is imported or synced until they run.",
+            "text": f"Beat or the control worker has been silent for {display.duration(silent)}."
+            " Start both: nothing is imported or synced until they run.",
         }
     if late:
         noun = "source is" if late == 1 else "sources are"

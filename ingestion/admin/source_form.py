@@ -217,7 +217,7 @@ def _option_field(option: OptionField) -> forms.Field:
         return forms.DateField(widget=widgets.UnfoldAdminSingleDateWidget, **about)
     about["help_text"] = f"{option.help} One in a line."
     return LinesField(
-        widget=widgets.UnfoldAdminTextareaWidget({"rows": 2, "class": "max-w-2xl"}), **about
+        widget=widgets.UnfoldAdminTextareaWidget({"rows": 2}), **about
     )
 
 

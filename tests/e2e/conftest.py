@@ -1,0 +1,119 @@
+"""A real browser for the pages: Chromium, watched for whatever a page must never do."""
+
+import dataclasses
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+if TYPE_CHECKING:
+    from django.contrib.auth.models import User
+
+    from tests.servers.stack import Service
+
+#: Screenshots for people; CI keeps this folder.
+RESULTS = Path(__file__).resolve().parents[2] / "test-results"
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+ADMIN_PASSWORD = "the-admin-of-the-tests"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.fail("These tests need a browser: apt-get install chromium", pytrace=False)
+    # Playwright's own loop runs in this thread, which Django takes for asynchronous code.
+    os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(
+            executable_path=path, headless=True, args=_ARGUMENTS
+        )
+        yield chromium
+        chromium.close()
+
+
+@dataclasses.dataclass
+class Visitor:
+    """One person's browser. `complaints` is what went wrong on the pages; a test expects none."""
+
+    url: str
+    context: BrowserContext
+    page: Page
+    complaints: list[str]
+
+    def go(self, path: str) -> Page:
+        self.page.goto(f"{self.url}{path}", wait_until="load")
+        return self.page
+
+    def log_in(self, name: str, password: str) -> None:
+        self.go("/admin/login/")
+        self.page.fill("input[name=username]", name)
+        self.page.fill("input[name=password]", password)
+        self.page.click("button[type=submit]")
+        self.page.wait_for_url(re.compile(r"/admin/$"))
+
+    def shoot(self, name: str) -> None:
+        """Keep a picture of the page in both themes."""
+        RESULTS.mkdir(exist_ok=True)
+        for theme in ("light", "dark"):
+            self.page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
+            self.page.screenshot(path=RESULTS / f"admin-{name}-{theme}.png", full_page=True)
+        self.page.emulate_media(color_scheme="light")
+
+
+@pytest.fixture
+def visit(service: "Service", browser: Browser) -> Iterator[Callable[[], Visitor]]:
+    """`visit()` opens a browser of its own for one person; all their complaints fail the test."""
+    visitors: list[Visitor] = []
+
+    def open_browser() -> Visitor:
+        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        context.set_default_timeout(15_000)
+        visitor = Visitor(service.url, context, context.new_page(), [])
+        _watch(visitor)
+        visitors.append(visitor)
+        return visitor
+
+    yield open_browser
+    for visitor in visitors:
+        visitor.context.close()
+    assert [complaint for visitor in visitors for complaint in visitor.complaints] == []
+
+
+def _watch(visitor: Visitor) -> None:
+    page, complaints = visitor.page, visitor.complaints
+    page.on("pageerror", lambda error: complaints.append(f"script error: {error}"))
+    page.on(
+        "dialog", lambda box: (complaints.append(f"injected: {box.message}"), box.dismiss())
+    )
+    page.on(
+        "request",
+        lambda request: request.url.startswith((visitor.url, "data:", "blob:"))
+        or complaints.append(f"left the service: {request.url}"),
+    )
+    page.on(
+        "response",
+        lambda answer: answer.status < 400
+        or complaints.append(f"{answer.status} for {answer.request.method} {answer.url}"),
+    )
+
+
+@pytest.fixture
+def operator(visit: Callable[[], Visitor], admin_user: "User") -> Visitor:
+    """The superuser, logged in, on the dashboard."""
+    visitor = visit()
+    visitor.log_in(admin_user.get_username(), ADMIN_PASSWORD)
+    return visitor
