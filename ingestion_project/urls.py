@@ -1,4 +1,22 @@
-from django.contrib import admin
-from django.urls import path
+"""All addresses: the admin, the API with its documentation, and a sign of life."""
 
-urlpatterns = [path("admin/", admin.site.urls)]
+from django.contrib import admin
+from django.http import HttpRequest, HttpResponse
+from django.urls import include, path
+from django.views.generic import RedirectView
+
+handler404 = "ingestion.api.errors.not_found"
+handler500 = "ingestion.api.errors.server_error"
+
+
+def healthz(request: HttpRequest) -> HttpResponse:
+    """Tell that this process answers; `manage.py doctor` looks at the rest."""
+    return HttpResponse("ok\n", content_type="text/plain")
+
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("api/", include("ingestion.api.urls")),
+    path("healthz", healthz),
+    path("", RedirectView.as_view(url="/admin/")),
+]

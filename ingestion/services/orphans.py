@@ -1,0 +1,61 @@
+"""Packs without a row: whether one holds mail that no row knows, and so must not be thrown away.
+
+A crash between a pack and its transaction leaves such a pack; the messages are then fetched again
+into another one. A database restored from an older backup, or a wrong DATABASE_URL, makes orphans
+of packs that hold the only copy. The two can only be told apart by what is inside.
+"""
+
+import uuid
+from collections.abc import Iterable, Iterator
+
+from ingestion.archive.store import Entry, PackStore
+from ingestion.models import AuditEvent, IngestionSource, Message
+
+_BATCH_RECORDS = 1_000
+
+
+def is_needed(archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
+    """Tell whether a pack without a row holds a message that no row has. Reads no body.
+
+    Raises Corrupt where the pack is damaged. A pack of a source that was deleted on purpose is
+    not needed; one of a source that this database never heard of is.
+    """
+    if not IngestionSource.objects.filter(pk=source_id, deleted_at=None).exists():
+        return not _was_deleted(source_id)
+    return any(True for _ in unknown_records(archive, source_id, pack_id))
+
+
+def unknown_records(
+    archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID
+) -> Iterator[Entry]:
+    """Yield the records of a pack whose bytes no message row of their mailbox has.
+
+    Raises Corrupt at the first damaged record, after the good ones before it.
+    """
+    batch: list[Entry] = []
+    for entry in archive.scan(source_id, pack_id):
+        batch.append(entry)
+        if len(batch) >= _BATCH_RECORDS:
+            yield from _unknown(source_id, batch)
+            batch = []
+    yield from _unknown(source_id, batch)
+
+
+def _unknown(source_id: uuid.UUID, batch: Iterable[Entry]) -> Iterator[Entry]:
+    by_mailbox: dict[str, list[Entry]] = {}
+    for entry in batch:
+        by_mailbox.setdefault(str(entry.header.get("mailbox", "")), []).append(entry)
+    for remote_id, entries in by_mailbox.items():
+        hashes = [bytes.fromhex(str(entry.header["sha256"])) for entry in entries]
+        rows = Message.objects.filter(
+            mailbox__source_id=source_id, mailbox__remote_id=remote_id, sha256__in=hashes
+        ).values_list("sha256", flat=True)
+        known = {bytes(sha256).hex() for sha256 in rows}
+        yield from (entry for entry in entries if entry.header["sha256"] not in known)
+
+
+def _was_deleted(source_id: uuid.UUID) -> bool:
+    """Whether somebody deleted this source: its audit outlives it."""
+    tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
+    audit = AuditEvent.objects.filter(source_id=source_id, action="source.delete")
+    return tombstone.exists() or audit.exists()

@@ -1,0 +1,104 @@
+"""What one record of a pack says, checked: the way back from a pack to rows.
+
+The way there is `services.capture`, which writes the record's header.
+"""
+
+import dataclasses
+import datetime as dt
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from connectors.types import SpooledBody
+from ingestion import mime
+from ingestion.archive.store import Entry, Extent, PackStore
+from ingestion.models import Folder, Mailbox, Placement
+from ingestion.services import capture_sql as sql
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One message of a pack. `headers` only once its bytes were read."""
+
+    sha256: bytes
+    size: int
+    extent: Extent
+    mailbox: str
+    address: str
+    folder: str
+    path: str
+    remote_id: str
+    stable_id: str
+    received_at: dt.datetime | None
+    labels: tuple[str, ...]
+    headers: mime.Headers = mime.Headers()
+
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """Read a record's header. Raises ValueError where a field is missing or no good."""
+        given = entry.header
+        try:
+            sha256 = bytes.fromhex(given["sha256"])
+            received = given["received_at"]
+            record = cls(
+                sha256=sha256,
+                size=int(given["size"]),
+                extent=entry.extent,
+                mailbox=str(given["mailbox"]),
+                address=str(given.get("address", "")),
+                folder=str(given["folder"]),
+                path=str(given.get("path", "")),
+                remote_id=str(given["remote_id"]),
+                stable_id=str(given.get("stable_id", "")),
+                received_at=dt.datetime.fromisoformat(received) if received else None,
+                labels=tuple(str(label) for label in given.get("labels", ())),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            where = f"the record at byte {entry.extent.offset} has no usable header"
+            raise ValueError(f"{where} ({type(error).__name__}: {error})") from error
+        if len(sha256) != 32:
+            raise ValueError(f"the record at byte {entry.extent.offset} has no SHA-256")
+        return record
+
+    def read(self, archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> Self:
+        """Return the record with its headers, its bytes having been checked. Raises Corrupt."""
+        body = archive.open(source_id, pack_id, self.extent, sha256=self.sha256, size=self.size)
+        if isinstance(body, SpooledBody):
+            try:
+                head = next(body.chunks(), b"")
+            finally:
+                body.close()
+        else:
+            head = body
+        return dataclasses.replace(self, headers=mime.parse_headers(mime.head_of(head)))
+
+    def placement(
+        self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, uuid.UUID]
+    ) -> Placement:
+        """Return the row, not yet stored, of where the message was archived from."""
+        return Placement(
+            mailbox=mailbox,
+            folder=folder,
+            message_id=messages[self.sha256],
+            remote_id=self.remote_id,
+            stable_id=self.stable_id,
+            labels=list(self.labels),
+        )
+
+
+def columns_of(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """Return the columns of message rows, as `capture_sql.insert_messages` takes them."""
+    return {
+        "id": [uuid.uuid4() for _ in records],
+        "sha256": [r.sha256 for r in records],
+        "size_bytes": [r.size for r in records],
+        "pack_offset": [r.extent.offset for r in records],
+        "pack_length": [r.extent.length for r in records],
+        "received_at": [r.received_at for r in records],
+        "subject": [r.headers.subject for r in records],
+        "sender": [r.headers.sender for r in records],
+        "recipients": [r.headers.recipients for r in records],
+        "sent_at": [r.headers.sent_at for r in records],
+        "message_id": [r.headers.message_id for r in records],
+        "defects": [sql.array_literal(r.headers.defects) for r in records],
+    }
