@@ -8,14 +8,19 @@ expire when nobody took them before the dispatcher rings again.
 
 import logging.config
 import os
+import warnings
 from typing import Any
 
 from celery import Celery
+from celery.platforms import SecurityWarning
 from celery.signals import setup_logging, worker_process_init
 
 from ingestion_project import supervisor
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
+
+# It warns of root because pickled messages could run anything; ours are JSON.
+warnings.filterwarnings("ignore", category=SecurityWarning)
 
 app = Celery("ingestion")
 app.config_from_object("django.conf:settings", namespace="CELERY")

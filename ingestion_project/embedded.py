@@ -102,7 +102,8 @@ class Local:
             "unix_socket_directories": str(self.socket_dir),
             "max_connections": "200",
             "shared_buffers": "128MB",
-            "log_min_messages": "warning",
+            "log_min_messages": "fatal",  # an error is its client's to tell
+            "log_checkpoints": "off",
             "timezone": "UTC",
             **({} if durable else _WITHOUT_FSYNC),
         }
@@ -231,6 +232,7 @@ class Local:
             "--appendonly": "no",
             "--maxmemory-policy": "noeviction",
             "--loglevel": "warning",
+            "--logfile": str(self.var_dir / "redis.log"),
         }
         return Program(
             name="redis",

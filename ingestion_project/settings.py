@@ -121,7 +121,7 @@ USE_I18N = False
 
 # -- API -----------------------------------------------------------------------------------------
 API_REQUESTS_PER_MINUTE = env.int("API_REQUESTS_PER_MINUTE", default=1200)
-KNOX_TOKEN_MODEL = "ingestion.ApiKey"
+KNOX_TOKEN_MODEL = "ingestion.ApiKey"  # noqa: S105 - a model's name
 # knox's own migrations make its table even where the model is swapped for ours: a table that
 # no model knows, which nothing would ever empty.
 MIGRATION_MODULES = {"knox": None}
@@ -179,7 +179,10 @@ SPECTACULAR_SETTINGS = {
             for code in (401, 403, 404, 405, 406, 415, 429, 500)
         },
     },
-    "POSTPROCESSING_HOOKS": ["drf_standardized_errors.openapi_hooks.postprocess_schema_enums"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_standardized_errors.openapi_hooks.postprocess_schema_enums",
+        "ingestion.api.schema.without_trailing_slash",
+    ],
 }
 
 # -- admin ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ handler404 = "ingestion.api.errors.not_found"
 handler500 = "ingestion.api.errors.server_error"
 
 
-def healthz(request: HttpRequest) -> HttpResponse:
+def healthz(_: HttpRequest) -> HttpResponse:
     """Tell that this process answers; `manage.py doctor` looks at the rest."""
     return HttpResponse("ok\n", content_type="text/plain")
 
