@@ -1,0 +1,215 @@
+"""`make run` as people run it: what dies comes back, and nothing outlives it."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.servers.stack import ROOT, Service, Supervised, descendants, free_port, wait_for
+
+pytestmark = pytest.mark.timeout(120)
+NAMES = {"web", "worker", "control", "beat", "postgres", "redis"}
+
+
+@pytest.fixture(scope="module")
+def short_dir() -> Iterator[Path]:
+    """A directory that only its owner may enter, as VAR_DIR's parent often is."""
+    path = Path(tempfile.mkdtemp(prefix="run-"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def start(short_dir: Path, tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
+    """`start(*arguments, **environ)` runs the supervisor on a VAR_DIR of the module's own."""
+    started = []
+
+    def run(*arguments: str, **environ: str) -> Supervised:
+        own = {**os.environ, "VAR_DIR": str(short_dir / "var"), "PORT": str(free_port()), **environ}
+        log = tmp_path / f"run-{len(started)}.log"
+        one = Supervised.start(*arguments, env=own, log=log)
+        started.append(one)
+        return one
+
+    yield run
+    for one in started:
+        if one.process.poll() is None:
+            one.stop()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process exists and is not merely waiting to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def all_end(pids: list[int]) -> bool:
+    return not [pid for pid in pids if alive(pid)]
+
+
+def manage(*arguments: str, env: dict[str, str]) -> str:
+    return subprocess.run(
+        [sys.executable, "manage.py", *arguments],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout
+
+
+@pytest.mark.parametrize("name", ["web", "worker", "control", "beat"])
+def test_a_killed_process_is_started_again_and_leaves_no_child(service: Service, name: str) -> None:
+    old = service.pid(name)
+    children = descendants(old)
+    service.kill(name)
+    wait_for(lambda: service.supervised.children().get(name, old) != old, 20)
+    assert wait_for(lambda: all_end([old, *children]), 10)
+    assert f"{name} was killed by SIGKILL; starting it again" in service.output()
+
+
+def test_a_killed_web_server_answers_again(service: Service) -> None:
+    service.kill("web")
+
+    def answers() -> bool:
+        try:
+            return httpx.get(f"{service.url}/healthz", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    assert wait_for(answers, 30)
+
+
+def test_the_database_and_the_broker_come_back_and_keep_what_they_had(
+    start: Callable[..., Supervised], short_dir: Path
+) -> None:
+    running = start(ADMIN_PASSWORD="")
+    running.wait_for_line("Ready: ")
+    assert set(running.children()) == NAMES
+    assert running.output().count("Made the first admin user") == 1
+    assert "password: " in running.output()
+    env = {**os.environ, "VAR_DIR": str(short_dir / "var")}
+    names = (
+        "from django.contrib.auth.models import User as U; "
+        "print(*U.objects.values_list('username', flat=True))"
+    )
+    count = ("shell", "-v0", "-c", names)
+    # manage.py beside a running service finds the same database
+    assert manage(*count, env=env).split() == ["admin"]
+    for name in ("postgres", "redis"):
+        old = running.children()[name]
+        os.kill(old, signal.SIGKILL)
+        assert wait_for(lambda n=name, o=old: running.children().get(n, o) != o, 20)  # type: ignore[misc]
+    assert wait_for(lambda: _finds_admin(count, env), 30)
+
+
+def _finds_admin(command: tuple[str, ...], env: dict[str, str]) -> bool:
+    try:
+        return manage(*command, env=env).split() == ["admin"]
+    except subprocess.CalledProcessError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_everything_ends_with_the_supervisor(
+    start: Callable[..., Supervised], number: signal.Signals
+) -> None:
+    running = start()
+    running.wait_for_line("Ready: ")
+    pids = wait_for(
+        lambda: set(running.children()) == NAMES and descendants(running.process.pid), 20
+    )
+    assert isinstance(pids, list)
+    running.process.send_signal(number)
+    assert running.process.wait(30) == (0 if number != signal.SIGKILL else -signal.SIGKILL)
+    assert wait_for(lambda: all_end(pids), 20)
+
+
+def test_it_starts_on_what_a_killed_one_left(start: Callable[..., Supervised]) -> None:
+    first = start("--only-services", "--no-fsync")
+    first.wait_for_line("are ready")
+    first.process.kill()
+    second = start("--only-services", "--no-fsync")  # the old servers may still be shutting down
+    second.wait_for_line("are ready")
+
+
+def test_a_lock_of_a_pid_that_is_now_somebody_else_is_no_obstacle(
+    start: Callable[..., Supervised], short_dir: Path
+) -> None:
+    first = start("--only-services", "--no-fsync")
+    first.wait_for_line("are ready")
+    lock = short_dir / "var/postgres/postmaster.pid"
+    left = lock.read_text().splitlines()
+    first.stop()
+    left[0] = str(os.getpid())
+    lock.write_text("\n".join(left) + "\n")
+    second = start("--only-services", "--no-fsync")
+    second.wait_for_line("are ready")
+
+
+def test_a_second_instance_on_the_same_data_is_refused(start: Callable[..., Supervised]) -> None:
+    first = start("--only-services", "--no-fsync")
+    first.wait_for_line("are ready")
+    second = start()
+    assert second.process.wait(20) == 2
+    assert "already runs" in second.output()
+    assert str(first.process.pid) in second.output()
+    assert first.process.poll() is None
+
+
+def test_a_busy_port_is_told_before_anything_starts(start: Callable[..., Supervised]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        refused = start(PORT=str(port))
+        assert refused.process.wait(20) == 2
+    assert f"Can't listen on 127.0.0.1:{port}: Address already in use." in refused.output()
+    assert "PORT=" in refused.output()
+    assert "postgres" not in refused.output()
+
+
+def test_a_database_that_cannot_be_prepared_ends_the_start(
+    start: Callable[..., Supervised],
+) -> None:
+    failing = start(ARCHIVE_DIR="relative", DJANGO_SETTINGS_MODULE="no_such_settings")
+    assert failing.process.wait(60) == 2
+    assert "could not be prepared" in failing.output()
+    assert not descendants(failing.process.pid)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_an_ordinary_user_can_run_it(tmp_path: Path) -> None:
+    """As `nobody`, with only the right to enter this checkout, wherever root keeps it."""
+    own = Path(tempfile.mkdtemp(prefix="run-"))
+    shutil.chown(own, 65534, 65534)
+    log = tmp_path / "nobody.log"
+    command = [
+        *("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"),
+        *("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"),
+        *(sys.executable, "-m", "ingestion_project.run", "--only-services"),
+    ]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, "VAR_DIR": str(own / "var"), "HOME": str(own)},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    running = Supervised(process, log)
+    try:
+        running.wait_for_line("are ready")
+        assert (own / "var/postgres").stat().st_uid == 65534
+    finally:
+        running.stop()
+        shutil.rmtree(own)
