@@ -10,7 +10,7 @@ from typing import Any, Self
 
 
 class ConfigError(ValueError):
-    """The configuration is wrong. `errors` maps the camelCase field to reasons; echoes no value of a secret."""
+    """The configuration is wrong. `errors`: camelCase field -> reasons; echoes no secret."""
 
     def __init__(self, errors: dict[str, list[str]]) -> None:
         self.errors = errors
@@ -38,7 +38,7 @@ def field(
     *,
     default: Any = dataclasses.MISSING,
     secret: bool = False,
-    help: str = "",
+    help: str = "",  # noqa: A002 - the word of forms and command lines
     min_value: int | None = None,
     max_value: int | None = None,
     max_length: int = 1000,

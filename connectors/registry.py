@@ -15,7 +15,7 @@ from connectors.config import Config, Environment
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Provider:
-    """`slug` is the API's name, `label` is for people, `package` holds connector.py and config.py."""
+    """`slug` is the API's name, `label` for people, `package` holds connector.py and config.py."""
 
     slug: str
     label: str
@@ -24,7 +24,7 @@ class Provider:
     @property
     def config(self) -> type[Config]:
         """The provider's Config class: its fields, which of them are secret, and its checks."""
-        return cast(type[Config], importlib.import_module(f"{self.package}.config").CONFIG)
+        return cast("type[Config]", importlib.import_module(f"{self.package}.config").CONFIG)
 
 
 PROVIDERS: Mapping[str, Provider] = {
@@ -36,4 +36,4 @@ def build(slug: str, config: Mapping[str, Any], environment: Environment) -> Con
     """Make the connector of a checked providerConfig. Opens no connection yet."""
     provider = PROVIDERS[slug]
     module = importlib.import_module(f"{provider.package}.connector")
-    return cast(Connector, module.CONNECTOR(provider.config.parse(config), environment))
+    return cast("Connector", module.CONNECTOR(provider.config.parse(config), environment))

@@ -12,7 +12,7 @@ class ServiceError(Exception):
 
 
 class InvalidInput(ServiceError):
-    """The input is wrong: correct it. `errors` maps a dotted camelCase field path to the reasons."""
+    """The input is wrong: correct it. `errors`: dotted camelCase field path -> reasons."""
 
     code = "invalid"
 

@@ -76,9 +76,8 @@ def parse_headers(head: bytes) -> Headers:
         found.setdefault(match[1].decode("ascii").lower(), []).append(match[2])
     if not found:
         defects.append("no header fields")
-    for name in ("subject", "from", "date", "message-id"):
-        if len(found.get(name, ())) > 1:
-            defects.append(f"repeated header: {name}")
+    single = ("subject", "from", "date", "message-id")
+    defects += [f"repeated header: {name}" for name in single if len(found.get(name, ())) > 1]
 
     def text(name: str) -> str:
         values = found.get(name)
@@ -159,13 +158,14 @@ def _usual_date(text: str) -> dt.datetime | None:
         int(match[4]),
         int(match[5]),
         int(match[6] or 0),
+        tzinfo=dt.UTC,  # the offset is taken off below
     )
     offset = dt.timedelta()
     if match[7]:
         offset = dt.timedelta(hours=int(match[8]), minutes=int(match[9]))
         if match[7] == "-":
             offset = -offset
-    return (local - offset).replace(tzinfo=dt.UTC)
+    return local - offset
 
 
 def _any_date(text: str) -> dt.datetime:

@@ -110,8 +110,6 @@ def _read_cursor(cursor: str) -> tuple[dt.datetime, uuid.UUID]:
     try:
         at, after = json.loads(base64.urlsafe_b64decode(cursor))
         moment = dt.datetime.fromisoformat(at)
-        if moment.tzinfo is None:
-            raise ValueError("no zone")
-        return moment, uuid.UUID(after)
+        return moment.astimezone(dt.UTC), uuid.UUID(after)
     except (binascii.Error, ValueError, TypeError, AttributeError) as error:
         raise ValueError("not a cursor") from error

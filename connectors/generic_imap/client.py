@@ -13,7 +13,6 @@ from connectors.errors import (
     ConnectorError,
     Fatal,
     FolderGone,
-    MailboxUnavailable,
     MessageRefused,
     NeedsReauth,
     RateLimited,
@@ -42,13 +41,13 @@ _CODES: dict[str, Callable[[str], ConnectorError]] = {
 }
 _CODE = re.compile(r"\[([A-Za-z0-9-]+)[^\]]*\]")
 #: Exchange Online: "Request is throttled. Suggested Backoff Time: 299961 milliseconds".
-_BACKOFF = re.compile(r"Backoff Time:? (\d+) milliseconds", re.I)
+_BACKOFF = re.compile(r"Backoff Time:? (\d+) milliseconds", re.IGNORECASE)
 
 
 def refusal(
     text: str, *, otherwise: Callable[[str], ConnectorError], secrets: tuple[str, ...] = ()
 ) -> ConnectorError:
-    """Return the error for a server's NO or BAD; `otherwise` makes it where the text has no code."""
+    """Return the error for a server's NO or BAD; `otherwise` makes it where it has no code."""
     for secret in secrets:
         if secret:
             text = text.replace(secret, "***")
@@ -62,7 +61,7 @@ def refusal(
     return make(f"The server says: {text}")
 
 
-class _Client(imapclient.IMAPClient):
+class _Client(imapclient.IMAPClient):  # type: ignore[misc] # untyped base
     """IMAPClient on a connection that is open already."""
 
     def __init__(self, connection: Wire) -> None:
@@ -111,7 +110,9 @@ def login(config: ImapConfig, environment: Environment) -> Login:
         if config.startTls:
             status, _ = opened.run(b"STARTTLS")
             if not status.upper().startswith(b"OK"):
-                raise Fatal(f"{config.host} refuses STARTTLS. Check startTls and port.", code="tls")
+                raise Fatal(  # noqa: TRY301 - closes the connection on the way out
+                    f"{config.host} refuses STARTTLS. Check startTls and port.", code="tls"
+                )
             opened.use(net.start_tls(connection, config.host, context))
             _authenticate(opened, config, _capabilities(opened))
         else:

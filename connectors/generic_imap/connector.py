@@ -47,7 +47,7 @@ class ImapConnector(Connector):
     def mailboxes(self) -> Iterator[RemoteMailbox]:
         yield RemoteMailbox(self._config.username, self._config.username)
 
-    def open(self, mailbox: RemoteMailbox) -> MailboxSession:
+    def open(self, mailbox: RemoteMailbox) -> MailboxSession:  # noqa: ARG002 - there is one
         return ImapSession(self._config, self._environment)
 
 

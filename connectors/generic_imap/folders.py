@@ -171,7 +171,7 @@ def _path(name: bytes, delimiter: bytes | None) -> str:
 
 
 def decoded(raw: bytes) -> str:
-    """Decode one level, or a label, from modified UTF-7 (RFC 3501 section 5.1.3); raw UTF-8 where it is that; never fail."""
+    """Decode a level or a label: modified UTF-7 (RFC 3501 section 5.1.3) or UTF-8; never fail."""
     try:
         text = raw.decode("utf-8") if any(b > 127 for b in raw) else str(imap_utf7.decode(raw))
     except (UnicodeError, ValueError):

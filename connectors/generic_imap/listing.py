@@ -33,7 +33,7 @@ _UID = re.compile(rb"\bUID (\d+)")
 _SIZE = re.compile(rb"\bRFC822\.SIZE (\d+)")
 _FLAGS = re.compile(rb"\bFLAGS \(([^)]*)\)")
 _DATE = re.compile(rb'\bINTERNALDATE "([^"]*)"')
-_FETCH = re.compile(rb"\d+ FETCH \(", re.I)
+_FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
 _MONTHS = {
     m: i for i, m in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
 }
@@ -72,11 +72,12 @@ class Uids:
         page: list[tuple[int, int]] = []
         room = size
         for low, high in self._ranges:
-            while low <= high:
-                upto = min(high, low + room - 1)
-                page.append((low, upto))
-                room -= upto - low + 1
-                low = upto + 1
+            first = low
+            while first <= high:
+                upto = min(high, first + room - 1)
+                page.append((first, upto))
+                room -= upto - first + 1
+                first = upto + 1
                 if room == 0:
                     yield Uids(page)
                     page, room = [], size
@@ -205,9 +206,8 @@ def _all_uids(login: Login, opened: Opened) -> Uids:
     found: list[tuple[int, int]] = []
     for start in range(1, opened.count + 1, _SEQUENCE_STEP):
         stop = min(opened.count, start + _SEQUENCE_STEP - 1)
-        for response in _run(login, f"FETCH {start}:{stop} (UID)"):
-            if match := _UID.search(response[0]):
-                found.append((int(match[1]), int(match[1])))
+        replies = (_UID.search(reply[0]) for reply in _run(login, f"FETCH {start}:{stop} (UID)"))
+        found.extend((int(match[1]), int(match[1])) for match in replies if match)
     return Uids([*found, *((uid, uid) for uid in uids)])
 
 
@@ -412,5 +412,5 @@ def _refused(text: str) -> ConnectorError:
 
 
 def _number(pattern: bytes, text: bytes) -> int | None:
-    match = re.search(pattern, text, re.I)
+    match = re.search(pattern, text, re.IGNORECASE)
     return int(match[1]) if match else None

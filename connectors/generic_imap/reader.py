@@ -36,7 +36,9 @@ _CHUNK_BYTES = 500_000
 _CHUNK_MESSAGES = 64
 _CHUNKS = 16
 
-_BODY = re.compile(rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.I | re.S)
+_BODY = re.compile(
+    rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
+)
 _UID = re.compile(rb"\bUID (\d+)")
 
 Answer = RawMessage | Missing
@@ -122,13 +124,13 @@ class Fetch:
         """Cut what can be asked for into batches; answer for the rest."""
         wanted: list[tuple[int, MessageRef]] = []
         for ref in self._refs:
-            of, _, uid = ref.remote_id.partition(":")
+            of, _, number = ref.remote_id.partition(":")
             if of != str(validity):
                 yield Missing(ref, MessageGone("The folder was renumbered by the server."))
             elif (ref.size_bytes or 0) > self._max_message_bytes:
                 yield Missing(ref, self._too_large(ref.size_bytes or 0))
             else:
-                wanted.append((int(uid), ref))
+                wanted.append((int(number), ref))
         refs: dict[int, MessageRef] = {}
         size = 0
         for uid, ref in sorted(wanted, key=lambda pair: pair[0]):
@@ -171,11 +173,11 @@ class Fetch:
                 sender.flush()
         except _Stopped:
             login.close()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
             login.close()
-            self._put(error, even_if_stopped=True)
+            self.put(error, even_if_stopped=True)
         finally:
-            self._put(None, even_if_stopped=True)
+            self.put(None, even_if_stopped=True)
 
     def _download(self, login: Login, sender: "_Sender") -> None:
         flying: collections.deque[tuple[bytes, _Batch]] = collections.deque()
@@ -274,7 +276,7 @@ class Fetch:
             if ref is not None:
                 sender.add(RawMessage(ref, body))
 
-    def _put(
+    def put(
         self, item: list[Answer] | BaseException | None, *, even_if_stopped: bool = False
     ) -> None:
         while True:
@@ -311,7 +313,7 @@ class _Sender:
         if self._chunk:
             chunk, self._chunk, self._bytes = self._chunk, [], 0
             try:
-                self._fetch._put(chunk)
+                self._fetch.put(chunk)
             except _Stopped:
                 _discard(chunk)
                 raise

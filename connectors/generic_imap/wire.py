@@ -2,7 +2,7 @@
 
 `Wire` is imaplib's connection with its documented overridables (open, read, readline, send,
 shutdown) on a socket of our own, so that IMAPClient can log in over it. Everything after the login
-goes through `command` and `responses`: imaplib would hold a whole reply before showing a line of it.
+goes through `command` and `run`: imaplib would hold a whole reply before it shows a line.
 """
 
 import imaplib
@@ -59,7 +59,7 @@ class Wire(imaplib.IMAP4):
 
     # -- what imaplib asks for -----------------------------------------------------------------
 
-    def open(self, host: str = "", port: int = 143, timeout: float | None = None) -> None:
+    def open(self, host: str = "", port: int = 143, timeout: float | None = None) -> None:  # noqa: ARG002 - imaplib's
         self.host, self.port = host, port
         self.sock = self._given
         self.sock.settimeout(self._timeout_seconds)
@@ -81,7 +81,7 @@ class Wire(imaplib.IMAP4):
         self._position = end + 1
         return line
 
-    def send(self, data: bytes) -> None:
+    def send(self, data: Any) -> None:
         try:
             self.sock.sendall(data)
         except OSError as error:

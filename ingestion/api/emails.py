@@ -40,7 +40,7 @@ class EmailViewSet(viewsets.GenericViewSet[Message]):
     lookup_value_regex = "[^/]+"
 
     def get_queryset(self) -> Any:
-        found = queries.visible_messages(cast(User, self.request.user))
+        found = queries.visible_messages(cast("User", self.request.user))
         return found.select_related("mailbox", "pack").prefetch_related("placements__folder")
 
     @extend_schema(
@@ -64,7 +64,7 @@ class EmailViewSet(viewsets.GenericViewSet[Message]):
         )
         try:
             page, following = queries.messages(
-                cast(User, request.user),
+                cast("User", request.user),
                 narrowed,
                 cursor=wanted.get("cursor", ""),
                 size=wanted["pageSize"],

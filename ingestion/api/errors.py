@@ -25,7 +25,7 @@ class InternalError(exceptions.APIException):
     default_code = "internal_error"
 
 
-class Handler(ExceptionHandler):  # type: ignore[misc] # untyped base
+class Handler(ExceptionHandler):
     """Turns services' refusals into 400 and 409, and whatever else is unknown into a bare 500."""
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:

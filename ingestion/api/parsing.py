@@ -1,4 +1,4 @@
-"""Strict JSON: what a database, a log or a page must not see is refused before anything reads it."""
+"""Strict JSON: what a database, log or page must not see is refused before anything reads it."""
 
 import json
 from collections.abc import Mapping

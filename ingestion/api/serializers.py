@@ -17,11 +17,11 @@ _PROVIDERS = [(p.slug, p.label) for p in PROVIDERS.values()]
 class _Strict(serializers.Serializer[Any]):
     """Refuses what it does not know, by name."""
 
-    read_only: tuple[str, ...] = ()
+    not_writable: tuple[str, ...] = ()
 
     def to_internal_value(self, data: Any) -> Any:
         unknown = {
-            name: ["Read-only." if name in self.read_only else "Unknown field."]
+            name: ["Read-only." if name in self.not_writable else "Unknown field."]
             for name in data
             if name not in self.fields
         }
@@ -40,21 +40,21 @@ _READ_ONLY = (
 class CreateIngestionSource(_Strict):
     """CreateIngestionSourceDto."""
 
-    read_only = (*_READ_ONLY, "status")
+    not_writable = (*_READ_ONLY, "status")
     name = serializers.CharField(max_length=200, trim_whitespace=False)
     provider = serializers.ChoiceField(choices=_PROVIDERS)
-    providerConfig = serializers.DictField()  # noqa: N815 - the API's name
+    providerConfig = serializers.DictField()
     options = serializers.DictField(required=False)
-    autoImport = serializers.BooleanField(default=False)  # noqa: N815 - the API's name
+    autoImport = serializers.BooleanField(default=False)
 
 
 class UpdateIngestionSource(_Strict):
     """UpdateIngestionSourceDto: all fields are optional."""
 
-    read_only = (*_READ_ONLY, "autoImport")
+    not_writable = (*_READ_ONLY, "autoImport")
     name = serializers.CharField(max_length=200, required=False, trim_whitespace=False)
     provider = serializers.ChoiceField(choices=_PROVIDERS, required=False)
-    providerConfig = serializers.DictField(required=False)  # noqa: N815 - the API's name
+    providerConfig = serializers.DictField(required=False)
     options = serializers.DictField(required=False)
     status = serializers.ChoiceField(choices=SourceStatus.choices, required=False)
 
@@ -64,23 +64,19 @@ class ListQuery(serializers.Serializer[Any]):
     status = serializers.ChoiceField(choices=SourceStatus.choices, required=False)
     search = serializers.CharField(required=False, max_length=200)
     page = serializers.IntegerField(required=False, min_value=1, max_value=1_000_000)
-    pageSize = serializers.IntegerField(  # noqa: N815 - the API's name
-        required=False, min_value=1, max_value=1000
-    )
+    pageSize = serializers.IntegerField(required=False, min_value=1, max_value=1000)
 
 
 class EmailQuery(serializers.Serializer[Any]):
-    source = serializers.UUIDField(required=False)
+    source = serializers.UUIDField(required=False)  # type: ignore[assignment] # the API's name
     mailbox = serializers.UUIDField(required=False)
     folder = serializers.IntegerField(required=False, min_value=1, max_value=2**62)
     sender = serializers.CharField(required=False, max_length=200)
     subject = serializers.CharField(required=False, max_length=200)
-    receivedFrom = serializers.DateTimeField(required=False)  # noqa: N815 - the API's name
-    receivedBefore = serializers.DateTimeField(required=False)  # noqa: N815 - the API's name
+    receivedFrom = serializers.DateTimeField(required=False)
+    receivedBefore = serializers.DateTimeField(required=False)
     cursor = serializers.CharField(required=False, max_length=500)
-    pageSize = serializers.IntegerField(  # noqa: N815 - the API's name
-        required=False, default=50, min_value=1, max_value=500
-    )
+    pageSize = serializers.IntegerField(required=False, default=50, min_value=1, max_value=500)
 
 
 class RetryFailures(_Strict):
@@ -92,19 +88,17 @@ class RetryFailures(_Strict):
 
 
 class RunOut(serializers.ModelSerializer[Run]):
-    mailboxesTotal = serializers.IntegerField(source="mailboxes_total")  # noqa: N815
-    mailboxesDone = serializers.IntegerField(source="mailboxes_done")  # noqa: N815
-    messagesTotal = serializers.IntegerField(source="messages_total")  # noqa: N815
-    messagesDone = serializers.IntegerField(source="messages_done")  # noqa: N815
-    messagesNew = serializers.IntegerField(source="messages_new")  # noqa: N815
-    messagesFailed = serializers.IntegerField(source="messages_failed")  # noqa: N815
-    bytesDone = serializers.IntegerField(source="bytes_done")  # noqa: N815
-    messagesPerSecond = serializers.FloatField(  # noqa: N815
-        source="messages_per_second", allow_null=True
-    )
-    etaSeconds = serializers.FloatField(source="eta_seconds", allow_null=True)  # noqa: N815
-    startedAt = serializers.DateTimeField(source="started_at")  # noqa: N815
-    finishedAt = serializers.DateTimeField(source="finished_at", allow_null=True)  # noqa: N815
+    mailboxesTotal = serializers.IntegerField(source="mailboxes_total")
+    mailboxesDone = serializers.IntegerField(source="mailboxes_done")
+    messagesTotal = serializers.IntegerField(source="messages_total")
+    messagesDone = serializers.IntegerField(source="messages_done")
+    messagesNew = serializers.IntegerField(source="messages_new")
+    messagesFailed = serializers.IntegerField(source="messages_failed")
+    bytesDone = serializers.IntegerField(source="bytes_done")
+    messagesPerSecond = serializers.FloatField(source="messages_per_second", allow_null=True)
+    etaSeconds = serializers.FloatField(source="eta_seconds", allow_null=True)
+    startedAt = serializers.DateTimeField(source="started_at")
+    finishedAt = serializers.DateTimeField(source="finished_at", allow_null=True)
 
     class Meta:
         model = Run
@@ -118,24 +112,20 @@ class RunOut(serializers.ModelSerializer[Run]):
 class SourceOut(serializers.ModelSerializer[IngestionSource]):
     """The source object. Needs `queries.with_counts` and `runs` in its context."""
 
-    statusMessage = serializers.CharField(source="status_message")  # noqa: N815
-    providerConfig = serializers.SerializerMethodField()  # noqa: N815
+    statusMessage = serializers.CharField(source="status_message")
+    providerConfig = serializers.SerializerMethodField()
     options = serializers.SerializerMethodField()
-    lastSyncStartedAt = serializers.DateTimeField(  # noqa: N815
-        source="last_sync_started_at", allow_null=True
-    )
-    lastSyncFinishedAt = serializers.DateTimeField(  # noqa: N815
-        source="last_sync_finished_at", allow_null=True
-    )
-    lastSyncStatusMessage = serializers.CharField(source="last_sync_status_message")  # noqa: N815
-    nextSyncAt = serializers.DateTimeField(source="next_sync_at", allow_null=True)  # noqa: N815
-    mailboxCount = serializers.IntegerField(source="mailbox_count")  # noqa: N815
-    messageCount = serializers.IntegerField(source="message_count")  # noqa: N815
-    archivedBytes = serializers.IntegerField(source="archived_bytes")  # noqa: N815
-    failedMessageCount = serializers.IntegerField(source="failed_message_count")  # noqa: N815
-    currentRun = serializers.SerializerMethodField()  # noqa: N815
-    createdAt = serializers.DateTimeField(source="created_at")  # noqa: N815
-    updatedAt = serializers.DateTimeField(source="updated_at")  # noqa: N815
+    lastSyncStartedAt = serializers.DateTimeField(source="last_sync_started_at", allow_null=True)
+    lastSyncFinishedAt = serializers.DateTimeField(source="last_sync_finished_at", allow_null=True)
+    lastSyncStatusMessage = serializers.CharField(source="last_sync_status_message")
+    nextSyncAt = serializers.DateTimeField(source="next_sync_at", allow_null=True)
+    mailboxCount = serializers.IntegerField(source="mailbox_count")
+    messageCount = serializers.IntegerField(source="message_count")
+    archivedBytes = serializers.IntegerField(source="archived_bytes")
+    failedMessageCount = serializers.IntegerField(source="failed_message_count")
+    currentRun = serializers.SerializerMethodField()
+    createdAt = serializers.DateTimeField(source="created_at")
+    updatedAt = serializers.DateTimeField(source="updated_at")
 
     class Meta:
         model = IngestionSource
@@ -176,11 +166,11 @@ class RetriedOut(serializers.Serializer[Any]):
 
 
 class MailboxOut(serializers.ModelSerializer[Mailbox]):
-    stateReason = serializers.CharField(source="state_reason")  # noqa: N815
-    messageCount = serializers.IntegerField(source="message_count")  # noqa: N815
-    archivedBytes = serializers.IntegerField(source="archived_bytes")  # noqa: N815
-    lastSyncedAt = serializers.DateTimeField(source="last_synced_at", allow_null=True)  # noqa: N815
-    lastError = serializers.CharField(source="last_error")  # noqa: N815
+    stateReason = serializers.CharField(source="state_reason")
+    messageCount = serializers.IntegerField(source="message_count")
+    archivedBytes = serializers.IntegerField(source="archived_bytes")
+    lastSyncedAt = serializers.DateTimeField(source="last_synced_at", allow_null=True)
+    lastError = serializers.CharField(source="last_error")
 
     class Meta:
         model = Mailbox
@@ -193,11 +183,11 @@ class MailboxOut(serializers.ModelSerializer[Mailbox]):
 class FailureOut(serializers.ModelSerializer[FailedMessage]):
     mailbox = serializers.CharField(source="mailbox.address")
     folder = serializers.CharField(source="folder.path")
-    remoteId = serializers.CharField(source="remote_id")  # noqa: N815
-    sizeBytes = serializers.IntegerField(source="size_bytes", allow_null=True)  # noqa: N815
-    retryAt = serializers.DateTimeField(source="not_before")  # noqa: N815
-    firstFailedAt = serializers.DateTimeField(source="first_failed_at")  # noqa: N815
-    lastFailedAt = serializers.DateTimeField(source="last_failed_at")  # noqa: N815
+    remoteId = serializers.CharField(source="remote_id")
+    sizeBytes = serializers.IntegerField(source="size_bytes", allow_null=True)
+    retryAt = serializers.DateTimeField(source="not_before")
+    firstFailedAt = serializers.DateTimeField(source="first_failed_at")
+    lastFailedAt = serializers.DateTimeField(source="last_failed_at")
 
     class Meta:
         model = FailedMessage
@@ -209,8 +199,8 @@ class FailureOut(serializers.ModelSerializer[FailedMessage]):
 
 class StatsOut(serializers.Serializer[Any]):
     messages = serializers.IntegerField()
-    archivedBytes = serializers.IntegerField()  # noqa: N815
-    storedBytes = serializers.IntegerField()  # noqa: N815
+    archivedBytes = serializers.IntegerField()
+    storedBytes = serializers.IntegerField()
     packs = serializers.IntegerField()
     folders = serializers.IntegerField()
     failures = serializers.IntegerField()
@@ -218,10 +208,10 @@ class StatsOut(serializers.Serializer[Any]):
 
 class PlacementOut(serializers.ModelSerializer[Placement]):
     folder = serializers.CharField(source="folder.path")
-    folderId = serializers.IntegerField(source="folder_id")  # noqa: N815
-    remoteId = serializers.CharField(source="remote_id")  # noqa: N815
-    firstSeenAt = serializers.DateTimeField(source="first_seen_at")  # noqa: N815
-    removedAt = serializers.DateTimeField(source="removed_at", allow_null=True)  # noqa: N815
+    folderId = serializers.IntegerField(source="folder_id")
+    remoteId = serializers.CharField(source="remote_id")
+    firstSeenAt = serializers.DateTimeField(source="first_seen_at")
+    removedAt = serializers.DateTimeField(source="removed_at", allow_null=True)
 
     class Meta:
         model = Placement
@@ -229,14 +219,14 @@ class PlacementOut(serializers.ModelSerializer[Placement]):
 
 
 class EmailOut(serializers.ModelSerializer[Message]):
-    sourceId = serializers.UUIDField(source="mailbox.source_id")  # noqa: N815
+    sourceId = serializers.UUIDField(source="mailbox.source_id")
     mailbox = serializers.CharField(source="mailbox.address")
     sha256 = serializers.CharField(source="sha256_hex")
-    sizeBytes = serializers.IntegerField(source="size_bytes")  # noqa: N815
-    receivedAt = serializers.DateTimeField(source="received_at", allow_null=True)  # noqa: N815
-    archivedAt = serializers.DateTimeField(source="archived_at")  # noqa: N815
-    sentAt = serializers.DateTimeField(source="sent_at", allow_null=True)  # noqa: N815
-    messageId = serializers.CharField(source="message_id")  # noqa: N815
+    sizeBytes = serializers.IntegerField(source="size_bytes")
+    receivedAt = serializers.DateTimeField(source="received_at", allow_null=True)
+    archivedAt = serializers.DateTimeField(source="archived_at")
+    sentAt = serializers.DateTimeField(source="sent_at", allow_null=True)
+    messageId = serializers.CharField(source="message_id")
     placements = PlacementOut(many=True)
 
     class Meta:
@@ -249,4 +239,4 @@ class EmailOut(serializers.ModelSerializer[Message]):
 
 class EmailPage(serializers.Serializer[Any]):
     results = EmailOut(many=True)
-    nextCursor = serializers.CharField(allow_blank=True)  # noqa: N815
+    nextCursor = serializers.CharField(allow_blank=True)

@@ -30,7 +30,7 @@ class SourceViewSet(viewsets.GenericViewSet[IngestionSource]):
     lookup_value_regex = "[^/]+"
 
     def get_queryset(self) -> Any:
-        return queries.with_counts(queries.visible_sources(cast(User, self.request.user)))
+        return queries.with_counts(queries.visible_sources(cast("User", self.request.user)))
 
     def _source(self) -> IngestionSource:
         return self.get_object()
@@ -78,11 +78,11 @@ class SourceViewSet(viewsets.GenericViewSet[IngestionSource]):
         body.is_valid(raise_exception=True)
         given = body.validated_data
         source = sources.create(
-            owner=cast(User, request.user),
+            owner=cast("User", request.user),
             name=given["name"],
             provider=given["provider"],
-            provider_config=request.data["providerConfig"],
-            options=request.data.get("options") or {},
+            provider_config=given["providerConfig"],
+            options=given.get("options") or {},
             auto_import=given["autoImport"],
             actor=Actor.of_request(request._request),  # noqa: SLF001 - DRF's own way to it
         )
@@ -103,7 +103,7 @@ class SourceViewSet(viewsets.GenericViewSet[IngestionSource]):
         source = self._source()
         body = serializers.UpdateIngestionSource(data=request.data)
         body.is_valid(raise_exception=True)
-        source = sources.update(source, changes=request.data, actor=self._actor())
+        source = sources.update(source, changes=body.validated_data, actor=self._actor())
         tasks.ring(source)
         return self._shown(source)
 

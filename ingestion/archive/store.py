@@ -56,7 +56,8 @@ class PackWriter:
         self._compressor = pack_format.compressor()
         self._partial = directory / f".{self.pack_id}.partial"
         _make_durable_directory(directory)
-        self._file = open(self._partial, "xb", buffering=_BUFFER_BYTES)
+        # Closed by commit or __exit__.
+        self._file = self._partial.open("xb", buffering=_BUFFER_BYTES)
         self._offset = self._file.write(
             pack_format.header_frame(
                 {"format": 1, "source": str(source_id), "pack": str(self.pack_id)}
@@ -81,7 +82,7 @@ class PackWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
-        os.rename(self._partial, self._directory / f"{self.pack_id}.pack")
+        self._partial.rename(self._directory / f"{self.pack_id}.pack")
         _fsync_directory(self._directory)
         self._committed = True
         return self._offset
@@ -128,7 +129,7 @@ class PackStore:
         """
         where = f"message {sha256.hex()[:12]} in pack {pack_id}"
         try:
-            with open(self._path(source_id, pack_id), "rb", buffering=0) as file:
+            with self._path(source_id, pack_id).open("rb", buffering=0) as file:
                 reader = pack_format.HashingReader(file, extent)
                 body: Body
                 if size <= SPOOL_BYTES:
@@ -151,7 +152,7 @@ class PackStore:
     def scan(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> Iterator[Entry]:
         """Yield a pack's records without reading bodies. Raises Corrupt at the first bad one."""
         try:
-            with open(self._path(source_id, pack_id), "rb") as file:
+            with self._path(source_id, pack_id).open("rb") as file:
                 yield from pack_format.scan(file)
         except FileNotFoundError as error:
             raise Corrupt(f"pack {pack_id} is missing. Restore it from a backup.") from error
@@ -215,7 +216,7 @@ def _bounded(reader: pack_format.HashingReader, size: int) -> Iterator[bytes]:
 
 def _names(directory: Path) -> list[str]:
     try:
-        return os.listdir(directory)
+        return [entry.name for entry in directory.iterdir()]
     except FileNotFoundError:
         return []
 

@@ -1,8 +1,9 @@
-"""How long to wait before trying again: exponential, with jitter, never less than the server says."""
+"""How long to wait before trying again: exponential, with jitter, never less than asked for."""
 
 import datetime as dt
-import random
+import secrets
 
+_JITTER = secrets.SystemRandom()
 _FIRST_SECONDS = 2.0
 _LONGEST_SECONDS = 600.0
 
@@ -13,11 +14,11 @@ def delay(attempts: int, *, server_seconds: float | None = None) -> dt.timedelta
     The jitter keeps a thousand mailboxes that failed together from coming back together.
     """
     seconds = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2 ** min(attempts - 1, 16))
-    seconds *= random.uniform(0.75, 1.25)
+    seconds *= _JITTER.uniform(0.75, 1.25)
     return dt.timedelta(seconds=min(3600.0, max(seconds, server_seconds or 0.0)))
 
 
 def failure_delay(attempts: int) -> dt.timedelta:
     """Return the wait before one failed message is tried again: 1, 4, 16 minutes ... one day."""
     seconds = min(86_400.0, 60.0 * 4 ** min(attempts - 1, 8))
-    return dt.timedelta(seconds=seconds * random.uniform(0.9, 1.1))
+    return dt.timedelta(seconds=seconds * _JITTER.uniform(0.9, 1.1))

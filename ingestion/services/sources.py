@@ -127,9 +127,9 @@ def public_config(source: IngestionSource) -> dict[str, Any]:
 
 
 def checked_config(provider: Any, given: Any, source: IngestionSource | None = None) -> Config:
-    """Parse a providerConfig as `create` does, or as `update` of `source` does. Raises InvalidInput.
+    """Parse a providerConfig as `create` does, or as `update` of `source` does.
 
-    For forms that show what is wrong before they save.
+    Raises InvalidInput. For forms that show what is wrong before they save.
     """
     if source is not None and provider == source.provider and isinstance(given, Mapping):
         given = _merged(source, given)

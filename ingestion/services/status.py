@@ -1,4 +1,7 @@
-"""The only writer of a source's status, and of the audit. The table of moves is `ingestion.states`."""
+"""The only writer of a source's status, and of the audit.
+
+The table of moves is `ingestion.states`.
+"""
 
 import dataclasses
 from collections.abc import Mapping

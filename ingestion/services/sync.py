@@ -13,7 +13,7 @@ but what Capture commits.
 
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 
 import structlog
 from django.db import DatabaseError, InterfaceError, connection, transaction
@@ -74,17 +74,8 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
         except LeaseLost:
             log.warning("lease_lost")
             return False
-        except errors.Retryable as error:
-            _retry_later(held, mailbox, run, error, server_seconds=error.retry_after_seconds)
-        except errors.NeedsReauth as error:
-            if mailbox.attempts + 1 >= MAX_AUTH_FAILURES:
-                _stop_source(mailbox, error)
-            else:
-                _retry_later(held, mailbox, run, error, server_seconds=20.0)
-        except errors.MailboxUnavailable as error:
-            _set_aside(held, mailbox, run, error)
-        except errors.Fatal as error:
-            _stop_source(mailbox, error)
+        except errors.ConnectorError as error:
+            _act_on(error, held, mailbox, run)
         except (DatabaseError, InterfaceError) as error:
             # Nobody can be told in rows: the lease expires and the dispatcher finds the mailbox.
             log.warning("database_unavailable", error=type(error).__name__)
@@ -102,6 +93,21 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
         not held.stopping.is_set()
         and Mailbox.objects.filter(pk=mailbox.pk, run__isnull=False, not_before__lte=Now()).exists()
     )
+
+
+def _act_on(error: errors.ConnectorError, held: Lease, mailbox: Mailbox, run: Run) -> None:
+    """What each class of error means, by what it asks of the caller."""
+    if isinstance(error, errors.Retryable):
+        _retry_later(held, mailbox, run, error, server_seconds=error.retry_after_seconds)
+    elif isinstance(error, errors.MailboxUnavailable):
+        _set_aside(held, mailbox, run, error)
+    elif isinstance(error, errors.NeedsReauth) and mailbox.attempts + 1 < MAX_AUTH_FAILURES:
+        _retry_later(held, mailbox, run, error, server_seconds=20.0)
+    elif isinstance(error, errors.NeedsReauth | errors.Fatal):
+        _stop_source(mailbox, error)
+    else:
+        log.error("sync_bug", error=type(error).__name__)
+        _retry_later(held, mailbox, run, _bug(error), server_seconds=None)
 
 
 def _storage_error(error: OSError) -> errors.Unavailable:
@@ -309,8 +315,8 @@ class _Mailbox:
                         capture.commit()
                         return False
             finally:
-                if isinstance(answers, Iterator) and hasattr(answers, "close"):
-                    answers.close()
+                if isinstance(answers, Generator):
+                    answers.close()  # its threads end here, not when it is collected
         except errors.ConnectorError:
             if not capture.empty:
                 capture.commit()

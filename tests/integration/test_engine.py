@@ -12,6 +12,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from connectors.errors import Fatal, MailboxUnavailable, MessageRefused, NeedsReauth, Unavailable
+from connectors.types import Body
 from ingestion.archive.store import Extent, store
 from ingestion.errors import LeaseLost, NotAllowedNow
 from ingestion.models import (
@@ -103,9 +104,9 @@ def synced(source: IngestionSource) -> Run:
     return finish(source)
 
 
-def archived(source: IngestionSource) -> dict[tuple[str, str], bytes]:
+def archived(source: IngestionSource) -> dict[tuple[str, str], Body]:
     """Read back, through the verified path, what is placed now: (folder, remote id) -> bytes."""
-    found = {}
+    found: dict[tuple[str, str], Body] = {}
     for placement in Placement.objects.filter(removed_at=None).select_related("message", "folder"):
         message = placement.message
         found[(placement.folder.remote_id, placement.remote_id)] = store().open(
@@ -118,7 +119,7 @@ def archived(source: IngestionSource) -> dict[tuple[str, str], bytes]:
     return found
 
 
-def held_by(server: Server) -> dict[tuple[str, str], bytes]:
+def held_by(server: Server) -> dict[tuple[str, str], Body]:
     return {
         (name, f"{server.validity[name]}:{uid}"): mail.body
         for name, mails in server.folders.items()

@@ -208,7 +208,7 @@ class Dovecot:
     def token(self, name: str, *, lifetime_seconds: int = 3600) -> str:
         """Return an OAuth access token for XOAUTH2."""
         now = int(time.time())
-        claims = {"iat": now, "nbf": now - 5, "exp": now + lifetime_seconds}
+        claims: dict[str, object] = {"iat": now, "nbf": now - 5, "exp": now + lifetime_seconds}
         claims |= {"email": name, "sub": name}
         parts = [
             _b64(json.dumps(part).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims)

@@ -165,9 +165,7 @@ def installed() -> Iterator[Server]:
     made = {module.__name__: module for module in (package, connector, config)}
     sys.modules.update(made)
     providers = dict(registry.PROVIDERS)
-    registry.PROVIDERS = providers | {
-        SLUG: registry.Provider(SLUG, "Scripted", "scripted_pkg")
-    }
+    registry.PROVIDERS = providers | {SLUG: registry.Provider(SLUG, "Scripted", "scripted_pkg")}
     SERVER.__dict__.update(Server().__dict__)
     try:
         yield SERVER
