@@ -82,6 +82,7 @@ class OperatorAdmin(UnfoldAdmin):
     list_per_page = 50
     list_max_show_all = 200
     search_by_id = True
+    nothing_yet = ""  # what an empty list says
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return CappedChangeList

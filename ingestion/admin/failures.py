@@ -27,6 +27,7 @@ class FailedMessageAdmin(ReadOnlyAdmin):
     list_select_related = ("folder", "mailbox", "mailbox__source")
     search_fields = ("code__exact", "remote_id__exact")
     search_help_text = "Code, or the provider's id of a message"
+    nothing_yet = "Every message that was listed has been archived."
     search_by_id = False
     ordering = ("-id",)
     sortable_by = ()

@@ -21,6 +21,7 @@ class StatusChangeAdmin(ReadOnlyAdmin):
     list_filter_submit = True
     list_select_related = ("source",)
     ordering = ("-id",)
+    nothing_yet = "Each change of a source's status appears here, with its reason."
     sortable_by = ()
     fields = ("source", "move", "reason", "actor", "time")
     readonly_fields = ("move", "time")
@@ -50,6 +51,7 @@ class AuditEventAdmin(ReadOnlyAdmin):
     list_display = ("action", "actor", "source", "summary", "address", "time")
     search_fields = ("actor",)
     search_help_text = "User, action or id of a source"
+    nothing_yet = "Each change by a person or a program appears here."
     ordering = ("-id",)
     sortable_by = ()
     fields = ("action", "actor", "user", "address", "source", "what", "time")

@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils import timezone
-from django.views.decorators.cache import never_cache
+from django.utils.cache import add_never_cache_headers
 from unfold import widgets
 
 from ingestion.admin import display
@@ -44,6 +44,7 @@ class ApiKeyAdmin(AuditedAdmin):
     list_select_related = ("user",)
     search_fields = ("name__istartswith", "user__username__istartswith")
     search_help_text = "Start of a name or a user"
+    nothing_yet = "A program needs one to use the API."
     search_by_id = False
     autocomplete_fields = ("user",)
     ordering = ("-created",)
@@ -108,7 +109,6 @@ class ApiKeyAdmin(AuditedAdmin):
         obj.refresh_from_db()
         obj.plain_key = key  # lives as long as this request
 
-    @never_cache
     def response_add(
         self, request: HttpRequest, obj: Any, post_url_continue: str | None = None
     ) -> HttpResponse:
@@ -120,7 +120,9 @@ class ApiKeyAdmin(AuditedAdmin):
             "key": obj,
             "plain_key": obj.plain_key,
         }
-        return TemplateResponse(request, "admin/ingestion/api_key_created.html", context)
+        response = TemplateResponse(request, "admin/ingestion/api_key_created.html", context)
+        add_never_cache_headers(response)
+        return response
 
     def delete_model(self, request: HttpRequest, obj: ApiKey) -> None:
         keys.revoke(obj, actor=Actor.of_request(request))

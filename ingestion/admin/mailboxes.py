@@ -23,6 +23,7 @@ class MailboxAdmin(ReadOnlyAdmin):
     list_select_related = ("source", "run")
     search_fields = ("address__istartswith",)
     search_help_text = "Start of an address, or an id"
+    nothing_yet = "The first import of a source lists its mailboxes."
     ordering = ("address", "id")
     fieldsets = (
         (
@@ -112,6 +113,7 @@ class FolderAdmin(ReadOnlyAdmin):
     list_select_related = ("mailbox", "mailbox__source")
     search_fields = ("path__istartswith",)
     search_help_text = "Start of a path"
+    nothing_yet = "The first import of a mailbox lists its folders."
     search_by_id = False
     ordering = ("id",)
     sortable_by = ()

@@ -54,6 +54,7 @@ class MessageAdmin(ReadOnlyAdmin):
     list_select_related = ("mailbox", "mailbox__source")
     search_fields = ("subject",)
     search_help_text = "Subject, sender, Message-ID, SHA-256 or id"
+    nothing_yet = "What an import archives appears here within seconds."
     ordering = ("-archived_at", "-id")
     sortable_by = ()
     fieldsets = ()

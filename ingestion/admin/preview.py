@@ -9,19 +9,19 @@ import email.errors
 import email.message
 import email.parser
 import email.policy
+import html
 import re
-from html.parser import HTMLParser
 
 #: What of a message is parsed, and what of its text is shown.
 MAX_BYTES = 256_000
 MAX_CHARACTERS = 20_000
-_MAX_HTML_CHARACTERS = 64_000  # the parser takes quadratic time on some malformed markup
 _MAX_BOUNDARIES = 200
 _HIDDEN = frozenset({"script", "style", "head", "title", "template"})
 _BREAKS = frozenset({"p", "br", "div", "tr", "li", "h1", "h2", "h3", "table", "blockquote"})
 #: Controls but tab and newline, surrogates, and the marks that reverse the direction of text.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_BLANK_LINES = re.compile(r"\n\s*\n\s*\n+")
+_TAG = re.compile(r"<([!?/]?[a-zA-Z][a-zA-Z0-9]*)")
+_BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -87,30 +87,36 @@ def _safe(text: str) -> str:
     return _UNSAFE.sub(" ", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-class _Text(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.pieces: list[str] = []
-        self._hidden = 0
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag in _HIDDEN:
-            self._hidden += 1
-        elif tag in _BREAKS:
-            self.pieces.append("\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in _HIDDEN:
-            self._hidden = max(0, self._hidden - 1)
-
-    def handle_data(self, data: str) -> None:
-        if not self._hidden:
-            self.pieces.append(data)
-
-
 def text_of_html(markup: str) -> str:
-    """Return the words of HTML without its tags; what it returns is text and must be escaped."""
-    parser = _Text()
-    parser.feed(markup[:_MAX_HTML_CHARACTERS])
-    parser.close()
-    return _BLANK_LINES.sub("\n\n", _safe("".join(parser.pieces))).strip()
+    """Return the words of HTML without its tags; what it returns is text and must be escaped.
+
+    A scan in linear time: html.parser takes 13 s for 64 kB of unfinished tags.
+    """
+    pieces: list[str] = []
+    at = 0
+    while (tag := markup.find("<", at)) >= 0:
+        pieces.append(markup[at:tag])
+        at, shown = _after_tag(markup, tag)
+        pieces.append(shown)
+    pieces.append(markup[at:])
+    return _BLANK_LINES.sub("\n\n", _safe(html.unescape("".join(pieces)))).strip()
+
+
+def _after_tag(markup: str, start: int) -> tuple[int, str]:
+    """Return where the text goes on after what begins with "<" at `start`, and what it shows."""
+    if markup.startswith("<!--", start):
+        return _past(markup, "-->", start + 4), ""
+    name = _TAG.match(markup, start)
+    if name is None:
+        return start + 1, "<"
+    end = _past(markup, ">", start)
+    tag = name[1].lower()
+    if tag in _HIDDEN:
+        closing = re.compile(f"</{tag}", re.IGNORECASE).search(markup, end)
+        return (closing.start() if closing else len(markup)), ""
+    return end, "\n" if tag.removeprefix("/") in _BREAKS else ""
+
+
+def _past(markup: str, what: str, start: int) -> int:
+    found = markup.find(what, start)
+    return len(markup) if found < 0 else found + len(what)

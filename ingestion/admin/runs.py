@@ -21,6 +21,7 @@ class RunAdmin(ReadOnlyAdmin):
     list_select_related = ("source",)
     search_fields = ("source__name__istartswith",)
     search_help_text = "Start of a source's name, or an id"
+    nothing_yet = "Each import and each sync of a source appears here."
     ordering = ("-started_at", "-id")
     sortable_by = ("started",)
     fieldsets = (

@@ -216,9 +216,7 @@ def _option_field(option: OptionField) -> forms.Field:
     if option.type is dt.date:
         return forms.DateField(widget=widgets.UnfoldAdminSingleDateWidget, **about)
     about["help_text"] = f"{option.help} One in a line."
-    return LinesField(
-        widget=widgets.UnfoldAdminTextareaWidget({"rows": 2}), **about
-    )
+    return LinesField(widget=widgets.UnfoldAdminTextareaWidget({"rows": 2}), **about)
 
 
 class _WriteOnlyTextarea(widgets.UnfoldAdminTextareaWidget):  # type: ignore[misc] # untyped base

@@ -61,6 +61,7 @@ class SourceAdmin(AuditedAdmin):
     list_filter = (SourceQuestion, "status", "provider")
     search_fields = ("name",)
     search_help_text = "Name or id"
+    nothing_yet = "An account, or a whole domain, to copy and follow."
     actions = tuple(_bulk(verb) for verb in verbs.VERBS.values())
     ordering = ("name", "id")
     list_before_template = "admin/ingestion/source_questions.html"
@@ -272,8 +273,8 @@ class SourceAdmin(AuditedAdmin):
         """Say what goes, without collecting it: there may be millions of rows."""
         chosen = list(objs)
         lines = [
-            f"{source.name}: {source.message_count:,} messages,"
-            f" {display.size(source.archived_bytes)}"
+            f"{source.name}: {source.message_count:,} archived messages,"
+            f" {display.size(source.archived_bytes)}, deleted for good"
             for source in chosen
         ]
         totals = {

@@ -9,7 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    Dialog,
+    Error,
+    Page,
+    Request,
+    Response,
+    sync_playwright,
+)
 
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
@@ -27,6 +36,7 @@ _ARGUMENTS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+_WIDTH, _HEIGHT = 1440, 900
 ADMIN_PASSWORD = "the-admin-of-the-tests"
 
 
@@ -38,9 +48,7 @@ def browser() -> Iterator[Browser]:
     # Playwright's own loop runs in this thread, which Django takes for asynchronous code.
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(
-            executable_path=path, headless=True, args=_ARGUMENTS
-        )
+        chromium = playwright.chromium.launch(executable_path=path, headless=True, args=_ARGUMENTS)
         yield chromium
         chromium.close()
 
@@ -68,10 +76,15 @@ class Visitor:
     def shoot(self, name: str) -> None:
         """Keep a picture of the page in both themes."""
         RESULTS.mkdir(exist_ok=True)
-        for theme in ("light", "dark"):
-            self.page.emulate_media(color_scheme=theme)  # type: ignore[arg-type]
-            self.page.screenshot(path=RESULTS / f"admin-{name}-{theme}.png", full_page=True)
-        self.page.emulate_media(color_scheme="light")
+        height = self.page.evaluate("document.documentElement.scrollHeight")
+        self.page.set_viewport_size({"width": _WIDTH, "height": min(height, 4_000)})
+        for theme in ("dark", "light"):
+            self.page.evaluate(
+                "dark => document.documentElement.classList.toggle('dark', dark)", theme == "dark"
+            )
+            path = RESULTS / f"admin-{name}-{theme}.png"
+            self.page.screenshot(path=path, animations="disabled")
+        self.page.set_viewport_size({"width": _WIDTH, "height": _HEIGHT})
 
 
 @pytest.fixture
@@ -80,7 +93,7 @@ def visit(service: "Service", browser: Browser) -> Iterator[Callable[[], Visitor
     visitors: list[Visitor] = []
 
     def open_browser() -> Visitor:
-        context = browser.new_context(viewport={"width": 1440, "height": 900})
+        context = browser.new_context(viewport={"width": _WIDTH, "height": _HEIGHT})
         context.set_default_timeout(15_000)
         visitor = Visitor(service.url, context, context.new_page(), [])
         _watch(visitor)
@@ -94,21 +107,25 @@ def visit(service: "Service", browser: Browser) -> Iterator[Callable[[], Visitor
 
 
 def _watch(visitor: Visitor) -> None:
-    page, complaints = visitor.page, visitor.complaints
-    page.on("pageerror", lambda error: complaints.append(f"script error: {error}"))
-    page.on(
-        "dialog", lambda box: (complaints.append(f"injected: {box.message}"), box.dismiss())
-    )
-    page.on(
-        "request",
-        lambda request: request.url.startswith((visitor.url, "data:", "blob:"))
-        or complaints.append(f"left the service: {request.url}"),
-    )
-    page.on(
-        "response",
-        lambda answer: answer.status < 400
-        or complaints.append(f"{answer.status} for {answer.request.method} {answer.url}"),
-    )
+    def script_failed(error: Error) -> None:
+        visitor.complaints.append(f"script error: {error}")
+
+    def box_opened(box: Dialog) -> None:
+        visitor.complaints.append(f"injected: {box.message}")
+        box.dismiss()
+
+    def asked(request: Request) -> None:
+        if not request.url.startswith((visitor.url, "data:", "blob:")):
+            visitor.complaints.append(f"left the service: {request.url}")
+
+    def answered(answer: Response) -> None:
+        if answer.status >= 400:
+            visitor.complaints.append(f"{answer.status} for {answer.request.method} {answer.url}")
+
+    visitor.page.on("pageerror", script_failed)
+    visitor.page.on("dialog", box_opened)
+    visitor.page.on("request", asked)
+    visitor.page.on("response", answered)
 
 
 @pytest.fixture

@@ -276,7 +276,7 @@ def test_deletion_in_bulk_happens_in_the_background(
     page.check(f"input.action-select[value='{gone.pk}']")
     page.select_option("select[name=action]", "delete_selected")
     page.get_by_role("button", name="Run").click()
-    expect(page.locator("#content")).to_contain_text("Goes: 0 messages")
+    expect(page.locator("#content")).to_contain_text("Goes: 0 archived messages")
     operator.shoot("delete")
     page.get_by_role("button", name=re.compile("Yes")).click()
     page.wait_for_load_state()
