@@ -1,1 +1,102 @@
-"""System checks of our own settings, part of `manage.py check`."""
+"""System checks of our own settings, part of `manage.py check` and `manage.py doctor`.
+
+They look at settings and the file system alone; whether servers answer is `services.doctor`.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004
+
+_MIN_KEY_CHARS = 32
+
+
+@register(Tags.security)
+def encryption_keys(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """E001 no key; E002 a key twice or empty."""
+    del app_configs
+    keys: list[str] = settings.ENCRYPTION_KEYS
+    if not keys:
+        return [
+            Error(
+                "ENCRYPTION_KEYS is empty, so credentials can't be stored.",
+                hint=_NEW_KEY,
+                id="ingestion.E001",
+            )
+        ]
+    if len(set(keys)) != len(keys) or not all(key.strip() == key and key for key in keys):
+        return [
+            Error(
+                "ENCRYPTION_KEYS holds an empty key, one twice, or one with spaces around it.",
+                hint="Separate different keys by commas alone; the newest comes first.",
+                id="ingestion.E002",
+            )
+        ]
+    return []
+
+
+_NEW_KEY = "Make one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
+
+
+@register(Tags.security, deploy=True)
+def encryption_key_strength(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """W001 the key that encrypts is short."""
+    del app_configs
+    keys: list[str] = settings.ENCRYPTION_KEYS
+    if keys and len(keys[0]) < _MIN_KEY_CHARS:
+        text = f"The first of ENCRYPTION_KEYS has fewer than {_MIN_KEY_CHARS} characters."
+        return [Warning(text, hint=_NEW_KEY, id="ingestion.W001")]
+    return []
+
+
+@register(Tags.files)
+def archive_directory(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """E003 ARCHIVE_DIR can't be written, or can't be made."""
+    del app_configs
+    existing: Path = settings.ARCHIVE_DIR
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+        return []
+    return [
+        Error(
+            f"ARCHIVE_DIR {settings.ARCHIVE_DIR} can't be written by this user.",
+            hint="Make it writable for the service's user, mount it, or set another.",
+            id="ingestion.E003",
+        )
+    ]
+
+
+@register(Tags.files)
+def extra_ca_file(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """E004 EXTRA_CA_FILE can't be read."""
+    del app_configs
+    if not settings.EXTRA_CA_FILE or os.access(settings.EXTRA_CA_FILE, os.R_OK):
+        return []
+    return [
+        Error(
+            f"EXTRA_CA_FILE {settings.EXTRA_CA_FILE} can't be read, so no TLS connection works.",
+            hint="Name a file of PEM certificates that this user may read, or leave it out.",
+            id="ingestion.E004",
+        )
+    ]
+
+
+@register(Tags.compatibility)
+def engine_limits(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """E005 a number that must be positive is not."""
+    del app_configs
+    names = (
+        "API_REQUESTS_PER_MINUTE",
+        "CELERY_WORKER_CONCURRENCY",
+        "IMAP_CONNECTIONS_PER_ACCOUNT",
+        "MAX_MESSAGE_BYTES",
+        "NETWORK_TIMEOUT_SECONDS",
+    )
+    return [
+        Error(f"{name.removeprefix('CELERY_')} must be more than 0.", id="ingestion.E005")
+        for name in names
+        if getattr(settings, name) <= 0
+    ]

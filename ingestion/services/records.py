@@ -31,7 +31,7 @@ class Record:
     stable_id: str
     received_at: dt.datetime | None
     labels: tuple[str, ...]
-    headers: mime.Headers = mime.Headers()
+    headers: mime.Headers = dataclasses.field(default_factory=mime.Headers)
 
     @classmethod
     def of(cls, entry: Entry) -> Self:

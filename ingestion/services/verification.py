@@ -28,7 +28,7 @@ _IN_FLIGHT = dt.timedelta(minutes=1)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `messages` is how many messages it concerns; `text` is for people."""
+    """One thing that is wrong. `messages`: how many messages it concerns; `text` is for people."""
 
     kind: Kind
     source_id: uuid.UUID

@@ -1,0 +1,229 @@
+"""Is the deployment sound? Asks every part that the service stands on, and says what to do.
+
+Each check is independent of the others and bounded in time. Changes nothing; writes one small file
+into the archive and removes it again.
+"""
+
+import dataclasses
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from celery import current_app
+from django.conf import settings
+from django.core import checks as system_checks
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from ingestion.services import dispatch, encryption
+
+State = Literal["ok", "warning", "problem"]
+
+_PING_SECONDS = 2
+#: Beat rings every 3 s (settings.CELERY_BEAT_SCHEDULE).
+_HEARTBEAT_SECONDS = 30.0
+#: Leases are 20 s by the database's clock; schedules are made by the application's.
+_MAX_SKEW_SECONDS = 5.0
+_MIN_FREE_BYTES = 1_000_000_000
+_LOW_FREE_SHARE = 0.05
+_SLOW_FSYNC_SECONDS = 1.0
+_QUEUES = {"sync": "worker", "control": "control"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found: what is so, and what to do where it is not well."""
+
+    name: str
+    state: State
+    message: str
+    advice: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Yield the findings one by one, what others stand on first. Takes a few seconds at most."""
+    database = _database()
+    yield database
+    if database.state != "problem":
+        yield _clock()
+        yield _keys()
+    yield _broker()
+    yield from _workers()
+    yield _beat()
+    yield _storage()
+    yield _settings()
+
+
+def _database() -> Finding:
+    try:
+        executor = MigrationExecutor(connection)
+        waiting = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW server_version")
+            version = cursor.fetchone()[0].split()[0]
+    except DatabaseError as error:
+        return Finding(
+            "database",
+            "problem",
+            f"PostgreSQL does not answer: {_first_line(error)}",
+            "Start it (make run brings its own), or correct DATABASE_URL.",
+        )
+    if waiting:
+        return Finding(
+            "database",
+            "problem",
+            f"PostgreSQL {version} answers, but {len(waiting)} migrations are not applied.",
+            "Run manage.py migrate.",
+        )
+    return Finding("database", "ok", f"PostgreSQL {version} answers and is migrated.")
+
+
+def _clock() -> Finding:
+    before = time.time()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
+        at_database = float(cursor.fetchone()[0])
+    skew = abs(at_database - (before + time.time()) / 2)
+    if skew > _MAX_SKEW_SECONDS:
+        return Finding(
+            "clock",
+            "problem",
+            f"This machine's clock and the database's differ by {skew:.1f} s.",
+            "Run NTP on both: schedules and retry times would be off by as much.",
+        )
+    return Finding("clock", "ok", f"This clock and the database's agree within {skew:.1f} s.")
+
+
+def _keys() -> Finding:
+    found = encryption.survey()
+    if found.unreadable:
+        ids = ", ".join(str(pk) for pk in found.unreadable[:5])
+        return Finding(
+            "keys",
+            "problem",
+            f"No encryption key reads the credentials of {len(found.unreadable)} of "
+            f"{found.sources} sources: {ids}.",
+            "Put the key they were stored with back into ENCRYPTION_KEYS, or set these sources' "
+            "credentials anew.",
+        )
+    if found.reencrypted:
+        return Finding(
+            "keys",
+            "warning",
+            f"{found.reencrypted} of {found.sources} sources are encrypted with an older key.",
+            "Run manage.py rotate_credentials_key before you take that key away.",
+        )
+    return Finding("keys", "ok", f"The newest key reads all {found.sources} sources' credentials.")
+
+
+def _broker() -> Finding:
+    try:
+        with current_app.connection_for_read() as broker:
+            broker.ensure_connection(max_retries=1, timeout=_PING_SECONDS)
+    except (OperationalError, OSError) as error:
+        return Finding(
+            "broker",
+            "problem",
+            f"Redis does not answer: {_first_line(error)}",
+            "Start it (make run brings its own), or correct REDIS_URL. Nothing is lost: what is "
+            "due stands in the database.",
+        )
+    return Finding("broker", "ok", "Redis answers.")
+
+
+def _workers() -> Iterator[Finding]:
+    try:
+        queues = current_app.control.inspect(timeout=_PING_SECONDS).active_queues() or {}
+    except (OperationalError, RedisError, OSError):
+        queues = {}  # the broker's own finding says so
+    for queue, entry in _QUEUES.items():
+        names = [name for name, taken in queues.items() if any(q["name"] == queue for q in taken)]
+        if names:
+            yield Finding(f"queue {queue}", "ok", f"Served by {', '.join(sorted(names))}.")
+        else:
+            yield Finding(
+                f"queue {queue}",
+                "problem",
+                "No worker serves it, so its work waits.",
+                f"Start the Procfile's entry '{entry}'; see its log if it is meant to run.",
+            )
+
+
+def _beat() -> Finding:
+    try:
+        age = dispatch.seconds_since_heartbeat()
+    except (RedisError, OSError):
+        age = None
+    if age is None or age > _HEARTBEAT_SECONDS:
+        last = "has not been seen" if age is None else f"was last seen {age:.0f} s ago"
+        return Finding(
+            "beat",
+            "problem",
+            f"The dispatcher {last}: scheduled syncs don't start.",
+            "Start the Procfile's entries 'beat' and 'control'; see their logs if they run.",
+        )
+    return Finding("beat", "ok", f"The dispatcher ran {age:.0f} s ago.")
+
+
+def _storage() -> Finding:
+    root: Path = settings.ARCHIVE_DIR
+    try:
+        seconds = _write_durably(root)
+        usage = shutil.disk_usage(root)
+    except OSError as error:
+        return Finding(
+            "storage",
+            "problem",
+            f"{root} can't be written: {error.strerror}.",
+            "Make it writable for the service's user, mount it, or correct ARCHIVE_DIR.",
+        )
+    free = f"{usage.free / 1e9:,.1f} GB free of {usage.total / 1e9:,.1f} GB"
+    if usage.free < _MIN_FREE_BYTES:
+        return Finding("storage", "problem", f"{root}: {free}.", "Make room: imports stop soon.")
+    if usage.free < usage.total * _LOW_FREE_SHARE:
+        return Finding("storage", "warning", f"{root}: {free}.", "Make room before it is full.")
+    if seconds > _SLOW_FSYNC_SECONDS:
+        text = f"{root}: a durable write took {seconds:.1f} s; {free}."
+        return Finding("storage", "warning", text, "Use faster storage: every commit waits for it.")
+    return Finding("storage", "ok", f"{root}: durable write in {seconds * 1e3:.0f} ms, {free}.")
+
+
+def _write_durably(root: Path) -> float:
+    """Write, fsync and remove a small file as packs are written; return the seconds it took."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f".doctor-{secrets.token_hex(8)}"
+    began = time.monotonic()
+    try:
+        with path.open("xb") as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+    return time.monotonic() - began
+
+
+def _settings() -> Finding:
+    """Run the system checks, our own among them, without those for a public deployment."""
+    found = system_checks.run_checks()
+    serious = [message for message in found if message.is_serious()]
+    if not found:
+        return Finding("settings", "ok", "Django's checks and ours find nothing.")
+    worst = serious or found
+    hints = " ".join(str(message.hint) for message in worst if message.hint)
+    return Finding(
+        "settings",
+        "problem" if serious else "warning",
+        " ".join(str(message.msg) for message in worst),
+        hints or "See manage.py check.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
