@@ -1,0 +1,1 @@
+"""The command line of operators. Commands parse, call one service and present."""

@@ -1,0 +1,223 @@
+"""What every command has in common: help with an example, --json, sources by name, exit codes.
+
+A command subclasses OperatorCommand (or SourceCommand, when it is about sources) and writes
+`perform`, which returns an exit code. Errors that services raise become one sentence on stderr and
+an exit code here, so no command catches them.
+"""
+
+import argparse
+import contextlib
+import difflib
+import getpass
+import json
+import logging
+import os
+import sys
+import textwrap
+import uuid
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from enum import IntEnum
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.core.management.base import BaseCommand
+from django.core.serializers.json import DjangoJSONEncoder
+from django.db import InterfaceError, OperationalError, ProgrammingError
+
+from connectors.errors import ConnectorError
+from ingestion.errors import InvalidInput, ServiceError
+from ingestion.management.presentation import printable
+from ingestion.models import IngestionSource
+from ingestion.services.status import Actor
+
+EXIT_CODES = """exit codes:
+  0  done, all is well
+  1  refused, failed, or a problem was found: the message says what to do
+  2  the command line is wrong: an unknown option, source or value
+  130  interrupted with Ctrl-C"""
+
+
+#: Options of every Django command that no operator needs: they work, and are not in the help.
+_DJANGOS_OWN = frozenset(
+    {
+        *("--version", "--settings", "--pythonpath", "--traceback"),
+        *("--no-color", "--force-color", "--skip-checks"),
+    }
+)
+
+
+class Exit(IntEnum):
+    """What a command ends with; EXIT_CODES says it to people."""
+
+    OK = 0
+    PROBLEM = 1
+    USAGE = 2
+    INTERRUPTED = 130
+
+
+class UsageError(Exception):
+    """What was typed is wrong; the text says what would be right. Ends with Exit.USAGE."""
+
+
+class OperatorCommand(BaseCommand):
+    """Base of all our commands. Set `help` and `example`; `reports` adds --json."""
+
+    example = ""
+    reports = True
+    requires_system_checks: list[str] = []  # `doctor` runs them, and `manage.py check`
+
+    def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
+        parser = super().create_parser(
+            prog_name,
+            subcommand,
+            epilog=f"example:\n{_indented(self.example)}\n\n{EXIT_CODES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **kwargs,
+        )
+        parser.description = textwrap.fill(self.help, 78, break_on_hyphens=False)
+        for action in parser._actions:  # noqa: SLF001 - argparse has no other way to them
+            if action.option_strings and action.option_strings[-1] in _DJANGOS_OWN:
+                action.help = argparse.SUPPRESS
+        return parser
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        if self.reports:
+            parser.add_argument(
+                "--json", action="store_true", help="print one JSON document on stdout, alone"
+            )
+        self.add_own_arguments(parser)
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        """Add the command's own arguments."""
+
+    def perform(self, options: dict[str, Any]) -> Exit:
+        """Do it and return how it ended."""
+        raise NotImplementedError
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        del args
+        self.as_json: bool = options.get("json", False)
+        if options["verbosity"] < 2:  # people read our sentences; the service's log has the rest
+            logging.getLogger().setLevel(logging.ERROR)
+        code = self._perform(options)
+        if code != Exit.OK:
+            raise SystemExit(int(code))
+
+    def _perform(self, options: dict[str, Any]) -> Exit:
+        try:
+            return self.perform(options)
+        except UsageError as error:
+            self.say(str(error))
+            return Exit.USAGE
+        except InvalidInput as error:
+            for field, reasons in error.errors.items():
+                self.say(f"{field}: {' '.join(reasons)}")
+            return Exit.USAGE
+        except (ServiceError, ConnectorError) as error:
+            self.say(str(error))
+            return Exit.PROBLEM
+        except (OperationalError, InterfaceError) as error:
+            self.say(
+                f"The database does not answer: {_first_line(error)}\n"
+                "Start it (make run brings its own), or correct DATABASE_URL or VAR_DIR."
+            )
+            return Exit.PROBLEM
+        except ProgrammingError as error:
+            if "does not exist" not in str(error):
+                raise
+            self.say(
+                f"The database is not up to date: {_first_line(error)}\nRun manage.py migrate."
+            )
+            return Exit.PROBLEM
+        except KeyboardInterrupt:
+            self.say("Interrupted.")
+            return Exit.INTERRUPTED
+        except BrokenPipeError:  # whoever read the output (head, less) has enough
+            with contextlib.suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.OK
+
+    # -- output ------------------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """Tell a person something, on stderr."""
+        lines = "\n".join(printable(line) for line in text.splitlines())
+        self.stderr.write(lines, style_func=str)  # not all in red: much of it is no error
+
+    def report(self, document: Any, text: str | Iterable[str]) -> None:
+        """Print the result on stdout: the document with --json, else the text."""
+        if self.as_json:
+            self.stdout.write(json.dumps(document, indent=2, cls=DjangoJSONEncoder))
+            return
+        for line in [text] if isinstance(text, str) else text:
+            self.stdout.write(line)
+
+    # -- who and what ------------------------------------------------------------------------------
+
+    @property
+    def actor(self) -> Actor:
+        """Who the audit says it was: the operating system's user."""
+        try:
+            name = getpass.getuser()
+        except (KeyError, OSError):
+            name = f"uid {os.getuid()}"
+        return Actor.system(f"command line ({name})")
+
+    def find_user(self, name: str) -> User:
+        """Return an active user by name. Raises UsageError."""
+        user = User.objects.filter(username=name, is_active=True).first()
+        if user is None:
+            names = User.objects.filter(is_active=True).values_list("username", flat=True)[:500]
+            raise UsageError(
+                f"There is no active user {name!r}.{_similar(name, list(names))} "
+                "Make one in the admin, or with manage.py createsuperuser."
+            )
+        return user
+
+    def find_source(self, given: str) -> IngestionSource:
+        """Return a source by its id or unique name. Raises UsageError."""
+        sources = IngestionSource.objects.filter(deleted_at=None).select_related("owner")
+        with contextlib.suppress(ValueError):
+            by_id = sources.filter(pk=uuid.UUID(given)).first()
+            if by_id is not None:
+                return by_id
+        named = list(sources.filter(name=given)[:10])
+        if len(named) == 1:
+            return named[0]
+        if named:
+            which = "".join(f"\n  {s.pk}  owned by {s.owner.get_username()}" for s in named)
+            raise UsageError(f"{len(named)} sources have the name {given!r}. Give an id:{which}")
+        names = list(sources.values_list("name", flat=True)[:2_000])
+        raise UsageError(
+            f"There is no source with the id or name {given!r}.{_similar(given, names)} "
+            "source_status lists them all."
+        )
+
+
+class SourceCommand(OperatorCommand):
+    """A command about one source, the first argument."""
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("source", metavar="SOURCE", help="its id, or its name if it is unique")
+        super().add_arguments(parser)
+
+    def perform(self, options: dict[str, Any]) -> Exit:
+        return self.perform_on(self.find_source(options["source"]), options)
+
+    def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
+        """Do it to this source and return how it ended."""
+        raise NotImplementedError
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.strip().splitlines())
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _similar(given: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(given, names, n=3)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,0 +1,243 @@
+"""add_source: configure a new source."""
+
+import argparse
+import getpass
+import json
+import os
+import re
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from django.contrib.auth.models import User
+
+from connectors.config import Field
+from connectors.registry import PROVIDERS
+from ingestion import tasks
+from ingestion.management.base import Exit, OperatorCommand, UsageError
+from ingestion.management.presentation import source_object
+from ingestion.models import IngestionSource
+from ingestion.services import options as source_options
+from ingestion.services import sources
+
+
+class Command(OperatorCommand):
+    help = (
+        "Add a source. Its configuration comes from single options, from --config-file, or from "
+        "--config; single options win. A secret is taken from an environment variable, from "
+        "standard input or from a file, so that it need not stand on the command line, where "
+        "others on this machine see it; on a terminal it is asked for. The credentials are checked "
+        "in the background, or now with --verify (then it ends with 1 where they don't work)."
+    )
+    example = (
+        'manage.py add_source "Alice" --host imap.example.com --username alice@example.com '
+        "--password-env IMAP_PASSWORD --verify\n"
+        'pass mail/alice | manage.py add_source "Alice" --host imap.example.com --username alice '
+        "--password-stdin --auto-import\n"
+        'manage.py add_source "Alice" --config-file alice.json --exclude-folders "Lists/*"'
+    )
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name", metavar="NAME", help="what it is called")
+        parser.add_argument(
+            "--provider",
+            choices=list(PROVIDERS),
+            default="generic_imap",
+            help="what kind of server it is (default generic_imap)",
+        )
+        parser.add_argument(
+            "--owner", metavar="USER", help="whose it is (default: the only administrator)"
+        )
+        parser.add_argument(
+            "--auto-import", action="store_true", help="import as soon as the credentials work"
+        )
+        parser.add_argument(
+            "--verify", action="store_true", help="check the credentials now, within 15 s"
+        )
+        whole = parser.add_argument_group("configuration as a whole")
+        whole.add_argument("--config", metavar="JSON", help="a JSON object, e.g. '{\"port\": 143}'")
+        whole.add_argument(
+            "--config-file", metavar="FILE", help="the same in a file, or - for standard input"
+        )
+        single = parser.add_argument_group("configuration by single options")
+        for field, providers in _config_fields():
+            _add_config_option(single, field, providers)
+        archived = parser.add_argument_group("what is archived, and how often")
+        for option in source_options.describe():
+            _add_source_option(archived, option)
+
+    def perform(self, options: dict[str, Any]) -> Exit:
+        source = sources.create(
+            owner=self._owner(options["owner"]),
+            name=options["name"],
+            provider=options["provider"],
+            provider_config=self._config(options),
+            options=_chosen_options(options),
+            auto_import=options["auto_import"],
+            actor=self.actor,
+        )
+        if not options["verify"]:
+            tasks.ring(source)
+            return self._added(source, "Its credentials are being checked: see source_status.")
+        verdict = sources.verify(source, actor=self.actor)
+        tasks.ring(source)
+        source.refresh_from_db()
+        if verdict.ok:
+            return self._added(source, f"The credentials work. {verdict.message}")
+        self.say(
+            f"The credentials don't work ({verdict.code}): {verdict.message} The source was added; "
+            "correct it in the admin or with PUT, or delete_source and add it again."
+        )
+        self._added(source, "")
+        return Exit.PROBLEM
+
+    def _added(self, source: IngestionSource, then: str) -> Exit:
+        self.report(source_object(source), f"Added {source.name} as {source.pk}. {then}".strip())
+        return Exit.OK
+
+    def _owner(self, name: str | None) -> User:
+        if name is not None:
+            return self.find_user(name)
+        administrators = list(User.objects.filter(is_superuser=True, is_active=True)[:2])
+        if len(administrators) == 1:
+            return administrators[0]
+        raise UsageError(
+            "Say with --owner whose source it is: there is not just one administrator."
+        )
+
+    # -- configuration -----------------------------------------------------------------------------
+
+    def _config(self, options: dict[str, Any]) -> dict[str, Any]:
+        fields = list(PROVIDERS[options["provider"]].config.fields())
+        own = {f.name for f in fields}
+        config = self._whole_config(options, fields)
+        for field, _ in _config_fields():
+            value = _given(field, options)
+            if value is None:
+                continue
+            if field.name not in own:
+                raise UsageError(f"{_flag(field.name)} is no option of {options['provider']}.")
+            config[field.name] = value
+        self._ask_for_secret(config, fields)
+        return config
+
+    def _whole_config(self, options: dict[str, Any], fields: list[Field]) -> dict[str, Any]:
+        config: dict[str, Any] = {}
+        if options["config_file"] is not None:
+            config |= _json_object(_read(options["config_file"]), "--config-file")
+        if options["config"] is not None:
+            given = _json_object(options["config"], "--config")
+            secret = [f.name for f in fields if f.secret and given.get(f.name)]
+            if secret:
+                self.say(
+                    f"{' and '.join(secret)} stood on the command line, where others on this "
+                    "machine can see it. --config-file or the -env and -stdin options avoid that."
+                )
+            config |= given
+        return config
+
+    def _ask_for_secret(self, config: dict[str, Any], fields: list[Field]) -> None:
+        """Ask for the first secret where none was given and a person is there to type it."""
+        secrets = [f for f in fields if f.secret]
+        if not secrets or any(config.get(f.name) for f in secrets) or not sys.stdin.isatty():
+            return
+        config[secrets[0].name] = getpass.getpass(f"{secrets[0].label}: ")
+
+
+def _config_fields() -> Iterator[tuple[Field, list[str]]]:
+    """Yield every provider's fields once, with the providers that have them."""
+    found: dict[str, tuple[Field, list[str]]] = {}
+    for provider in PROVIDERS.values():
+        for field in provider.config.fields():
+            found.setdefault(field.name, (field, []))[1].append(provider.slug)
+    yield from found.values()
+
+
+def _flag(name: str) -> str:
+    """Return the option of a camelCase field: "--start-tls"."""
+    return "--" + re.sub(r"(?<=[a-z])(?=[A-Z])", "-", name).lower()
+
+
+def _dest(name: str) -> str:
+    return f"field_{name}"
+
+
+def _add_config_option(group: Any, field: Field, providers: list[str]) -> None:
+    about = f"{field.label}. {field.help}".strip().replace("%", "%%")
+    if field.default not in (None, ""):
+        about = f"{about} Default: {json.dumps(field.default)}."
+    if len(providers) < len(PROVIDERS):
+        about = f"{about} ({', '.join(providers)})"
+    flag, dest = _flag(field.name), _dest(field.name)
+    if field.secret:
+        group.add_argument(
+            f"{flag}-env", dest=f"{dest}_env", metavar="VAR", help=f"{about} From this variable."
+        )
+        group.add_argument(
+            f"{flag}-stdin",
+            dest=f"{dest}_stdin",
+            action="store_true",
+            help="The same from the first line of standard input.",
+        )
+    elif field.type is bool:
+        group.add_argument(flag, dest=dest, action=argparse.BooleanOptionalAction, help=about)
+    else:
+        group.add_argument(flag, dest=dest, type=field.type, metavar="VALUE", help=about)
+
+
+def _given(field: Field, options: dict[str, Any]) -> Any:
+    dest = _dest(field.name)
+    if not field.secret:
+        return options[dest]
+    variable = options[f"{dest}_env"]
+    if variable is not None:
+        if not os.environ.get(variable):
+            raise UsageError(f"The environment variable {variable} is not set, or is empty.")
+        return os.environ[variable]
+    if options[f"{dest}_stdin"]:
+        line = sys.stdin.readline().rstrip("\r\n")
+        if not line:
+            raise UsageError(f"{_flag(field.name)}-stdin: standard input was empty.")
+        return line
+    return None
+
+
+def _add_source_option(group: Any, option: source_options.OptionField) -> None:
+    about = option.help.replace("%", "%%")
+    flag, dest = _flag(option.name), _dest(option.name)
+    if option.type is list:
+        group.add_argument(
+            flag, dest=dest, action="append", metavar="GLOB", help=f"{about} May be repeated."
+        )
+    elif option.type is bool:
+        group.add_argument(flag, dest=dest, action="store_const", const=True, help=about)
+    elif option.type is int:
+        text = f"{about} Default: {option.default}."
+        group.add_argument(flag, dest=dest, type=int, metavar="N", help=text)
+    else:
+        group.add_argument(flag, dest=dest, metavar="YYYY-MM-DD", help=about)
+
+
+def _chosen_options(options: dict[str, Any]) -> dict[str, Any]:
+    given = {o.name: options[_dest(o.name)] for o in source_options.describe()}
+    return {name: value for name, value in given.items() if value is not None}
+
+
+def _read(path: str) -> str:
+    try:
+        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config-file {path} can't be read: {error}") from error
+
+
+def _json_object(text: str, where: str) -> dict[str, Any]:
+    """Parse without repeating the text in an error: it may hold a secret."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f'{where} must be a JSON object such as {{"host": "imap.example.com"}}.')
+    return value

@@ -1,0 +1,105 @@
+"""reconcile_source: compare the provider's folders with the archive, by id."""
+
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from typing import Any
+
+from ingestion.management.base import Exit, SourceCommand
+from ingestion.management.counter import Counting
+from ingestion.management.presentation import printable, table
+from ingestion.models import IngestionSource
+from ingestion.services import reconcile
+
+_COLUMNS = ("Mailbox", "Folder", "Server", "Present", "Missing", "Failed", "Left out", "Note")
+
+
+class Command(SourceCommand):
+    help = (
+        "List every folder at the provider and compare it with the archive, message by message: "
+        "present, missing, failed. Downloads and changes nothing. Mail that came since the last "
+        "sync counts as missing: sync first. Ends with 1 where anything is missing or failed."
+    )
+    example = (
+        'manage.py sync_source "Alice" --follow && manage.py reconcile_source "Alice"\n'
+        "manage.py reconcile_source \"Alice\" --json | jq '.folders[] | select(.missing > 0)'"
+    )
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "--max-ids",
+            type=int,
+            default=1_000,
+            metavar="N",
+            help="list at most so many missing and failed ids per folder (default 1000)",
+        )
+
+    def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
+        reports = []
+        with Counting("Comparing") as counting:
+            for report in reconcile.reconcile(source, max_ids=max(0, options["max_ids"])):
+                reports.append(report)
+                counting.show(
+                    f"{len(reports):,} folders, {sum(r.listed for r in reports):,} listed"
+                )
+        totals = {
+            name: sum(getattr(r, name) for r in reports if r.wanted)
+            for name in ("listed", "present", "missing", "failed", "excluded")
+        }
+        ok = all(report.ok for report in reports)
+        document = {
+            "sourceId": source.pk,
+            "ok": ok,
+            **totals,
+            "folders": [_object(report) for report in reports],
+        }
+        self.report(document, self._lines(reports, totals, ok=ok))
+        return Exit.OK if ok else Exit.PROBLEM
+
+    def _lines(
+        self, reports: list[reconcile.FolderReport], totals: dict[str, int], *, ok: bool
+    ) -> Iterable[str]:
+        yield table(_COLUMNS, map(_row, reports), numbers=set(_COLUMNS[2:7]))
+        for report in reports:
+            for word, ids in (("missing", report.missing_ids), ("failed", report.failed_ids)):
+                if ids:
+                    shown = ", ".join(printable(one) for one in ids)
+                    yield f"{word} in {printable(report.path)}: {shown}"
+        yield (
+            f"{totals['listed']:,} at the provider: {totals['present']:,} present, "
+            f"{totals['missing']:,} missing, {totals['failed']:,} failed, "
+            f"{totals['excluded']:,} left out by the options."
+        )
+        if ok:
+            yield "Nothing is missing."
+        elif totals["missing"]:
+            yield "Run sync_source: what came meanwhile is no longer missing then."
+        elif totals["failed"]:
+            yield "source_status says why messages failed; retry_failed tries them again."
+
+
+def _row(report: reconcile.FolderReport) -> tuple[str, ...]:
+    note = report.error
+    if not report.wanted:
+        return (report.mailbox, report.path, f"{report.listed:,}", *[""] * 4, "left out by options")
+    if report.kept and not note:
+        note = f"{report.kept:,} archived, no longer there"
+    numbers = (report.listed, report.present, report.missing, report.failed, report.excluded)
+    return (report.mailbox, report.path, *(f"{number:,}" for number in numbers), note)
+
+
+def _object(report: reconcile.FolderReport) -> dict[str, Any]:
+    return {
+        "mailbox": report.mailbox,
+        "path": report.path,
+        "remoteId": report.remote_id,
+        "wanted": report.wanted,
+        "listed": report.listed,
+        "present": report.present,
+        "missing": report.missing,
+        "failed": report.failed,
+        "excluded": report.excluded,
+        "noLongerListed": report.kept,
+        "missingIds": report.missing_ids,
+        "failedIds": report.failed_ids,
+        "error": report.error,
+    }

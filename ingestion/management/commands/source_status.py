@@ -1,0 +1,198 @@
+"""source_status: how the sources are, or all about one."""
+
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from typing import Any
+
+from ingestion.management.base import Exit, OperatorCommand
+from ingestion.management.presentation import (
+    duration,
+    printable,
+    run_object,
+    size,
+    source_objects,
+    table,
+    when,
+)
+from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
+from ingestion.states import MailboxState, SourceStatus
+
+_MAX_FAILURES = 1_000
+_SHOWN_FAILURES = 20
+_SHOWN_MAILBOXES = 50
+_SHOWN_HISTORY = 5
+
+
+class Command(OperatorCommand):
+    help = (
+        "Show how the sources are: status, progress, counts, last and next sync. Named ones are "
+        "shown in full, with their mailboxes' troubles, failed messages and history. Ends with 1 "
+        "where one is in error."
+    )
+    example = (
+        'manage.py source_status\nmanage.py source_status "Alice"\n'
+        "manage.py source_status --json | jq '.sources[] | select(.status == \"error\").name'"
+    )
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument(
+            "sources", metavar="SOURCE", nargs="*", help="ids or names (default: a list of all)"
+        )
+
+    def perform(self, options: dict[str, Any]) -> Exit:
+        chosen = [self.find_source(given) for given in options["sources"]]
+        if chosen:
+            self._show_in_full(chosen)
+        else:
+            chosen = list(IngestionSource.objects.filter(deleted_at=None))
+            objects = source_objects(chosen)
+            self.report({"sources": objects}, _overview(objects, chosen))
+        in_error = any(source.status == SourceStatus.ERROR for source in chosen)
+        return Exit.PROBLEM if in_error else Exit.OK
+
+    def _show_in_full(self, chosen: list[IngestionSource]) -> None:
+        objects = source_objects(chosen)
+        for shown, source in zip(objects, chosen, strict=True):
+            shown["mailboxes"] = [_mailbox_object(m) for m in source.mailboxes.all()]
+            shown["failures"] = [_failure_object(f) for f in _failures(source)[:_MAX_FAILURES]]
+            shown["runs"] = [run_object(run) for run in _runs(source)]
+        text = "\n\n".join(
+            "\n".join(_in_full(source, shown))
+            for source, shown in zip(chosen, objects, strict=True)
+        )
+        self.report({"sources": objects}, text)
+
+
+def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> Iterator[str]:
+    if not chosen:
+        yield "There is no source yet. add_source makes one."
+        return
+    columns = ("Name", "Status", "Messages", "Size", "Failed", "Last sync", "Next", "Now")
+    rows = [
+        (
+            source.name,
+            source.status,
+            f"{source.message_count:,}",
+            size(source.archived_bytes),
+            f"{shown['failedMessageCount']:,}",
+            when(source.last_sync_finished_at),
+            when(source.next_sync_at) if source.next_sync_at else "",
+            _now(shown),
+        )
+        for shown, source in zip(objects, chosen, strict=True)
+    ]
+    yield table(columns, rows, numbers={"Messages", "Size", "Failed"})
+    for source in chosen:
+        if source.status == SourceStatus.ERROR:
+            yield f"{printable(source.name)} is in error: {printable(source.status_message)}"
+
+
+def _now(shown: dict[str, Any]) -> str:
+    run = shown["currentRun"]
+    if run is None:
+        return ""
+    total = f"/{run['messagesTotal']:,}" if run["messagesTotal"] else ""
+    rate = f", {run['messagesPerSecond']:,.0f} msg/s" if run["messagesPerSecond"] else ""
+    eta = f", ETA {duration(run['etaSeconds'])}" if run["etaSeconds"] else ""
+    return f"{run['kind']} {run['messagesDone']:,}{total}{rate}{eta}"
+
+
+def _in_full(source: IngestionSource, shown: dict[str, Any]) -> Iterator[str]:
+    state = source.get_status_display()
+    reason = f": {source.status_message}" if source.status_message else ""
+    facts = {
+        "Source": f"{source.name}  ({source.pk})",
+        "Provider": f"{source.get_provider_display()}, owned by {source.owner.get_username()}",
+        "Status": f"{state}{reason}",
+        "Archived": f"{source.message_count:,} messages, {size(source.archived_bytes)}, "
+        f"in {shown['mailboxCount']:,} mailboxes",
+        "Failed": f"{shown['failedMessageCount']:,} messages",
+        "Last sync": f"{when(source.last_sync_finished_at)} {source.last_sync_status_message}",
+        "Next sync": when(source.next_sync_at) if source.next_sync_at else "not scheduled",
+    }
+    if shown["currentRun"]:
+        facts["Now"] = f"{_now(shown)} {shown['currentRun']['warning']}"
+    for label, value in facts.items():
+        yield f"{label + ':':<11}{printable(value.strip())}"
+    yield from _troubles(source)
+    yield from _failure_lines(source)
+    yield from _history(source)
+
+
+def _troubles(source: IngestionSource) -> Iterator[str]:
+    """Show the mailboxes where something is not as usual."""
+    odd = source.mailboxes.exclude(state=MailboxState.ACTIVE, last_error="")[:_SHOWN_MAILBOXES]
+    rows = [(m.address, m.state, m.state_reason or m.last_error, when(m.not_before)) for m in odd]
+    if rows:
+        yield "\nMailboxes with something to say:"
+        yield table(("Mailbox", "State", "Reason", "Next try"), rows, numbers=set())
+
+
+def _failure_lines(source: IngestionSource) -> Iterator[str]:
+    failures = list(_failures(source)[: _SHOWN_FAILURES + 1])
+    if not failures:
+        return
+    yield "\nFailed messages (retry_failed tries them now):"
+    rows = [
+        (
+            str(f.pk),
+            f.folder.path,
+            f.remote_id,
+            f.code,
+            f.reason,
+            str(f.attempts),
+            when(f.not_before),
+        )
+        for f in failures[:_SHOWN_FAILURES]
+    ]
+    columns = ("Id", "Folder", "Remote id", "Code", "Reason", "Tries", "Next try")
+    yield table(columns, rows, numbers={"Id", "Tries"})
+    if len(failures) > _SHOWN_FAILURES:
+        yield f"... and more: --json lists the first {_MAX_FAILURES:,}."
+
+
+def _history(source: IngestionSource) -> Iterator[str]:
+    yield "\nRuns:"
+    rows = [(when(r.started_at), r.kind, r.status, r.message or r.warning) for r in _runs(source)]
+    yield table(("Started", "Kind", "Status", "Message"), rows, numbers=set())
+    yield "\nStatus changes:"
+    changes = StatusChange.objects.filter(source=source)[:_SHOWN_HISTORY]
+    moved = [(when(c.at), f"{c.from_status} → {c.to_status}", c.actor, c.reason) for c in changes]
+    yield table(("When", "Change", "By", "Reason"), moved, numbers=set())
+
+
+def _runs(source: IngestionSource) -> list[Run]:
+    return list(Run.objects.filter(source=source)[:_SHOWN_HISTORY])
+
+
+def _failures(source: IngestionSource) -> Any:
+    return FailedMessage.objects.filter(mailbox__source=source).select_related("folder", "mailbox")
+
+
+def _mailbox_object(mailbox: Mailbox) -> dict[str, Any]:
+    return {
+        "id": mailbox.pk,
+        "address": mailbox.address,
+        "state": mailbox.state,
+        "stateReason": mailbox.state_reason,
+        "messageCount": mailbox.message_count,
+        "archivedBytes": mailbox.archived_bytes,
+        "lastSyncedAt": mailbox.last_synced_at,
+        "attempts": mailbox.attempts,
+        "lastErrorCode": mailbox.last_error_code,
+        "lastError": mailbox.last_error,
+    }
+
+
+def _failure_object(failure: FailedMessage) -> dict[str, Any]:
+    return {
+        "id": failure.pk,
+        "mailbox": failure.mailbox.address,
+        "folder": failure.folder.path,
+        "remoteId": failure.remote_id,
+        "code": failure.code,
+        "reason": failure.reason,
+        "attempts": failure.attempts,
+        "notBefore": failure.not_before,
+        "lastFailedAt": failure.last_failed_at,
+    }

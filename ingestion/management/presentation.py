@@ -1,0 +1,128 @@
+"""How commands show things: sizes, times, tables for people; camelCase objects for programs.
+
+The objects have the names of the HTTP API, so that a script can read either.
+"""
+
+import datetime as dt
+import io
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from django.utils import timezone
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ingestion import queries
+from ingestion.models import IngestionSource, Run
+from ingestion.services import sources
+from ingestion.services.options import Options
+
+_WIDTH = 200
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal would act on: folder names and servers' answers are strangers'."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def size(size_bytes: float) -> str:
+    """Say a number of bytes in decimal units: "1.5 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size_bytes < 1000:
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    return f"{size_bytes:,.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """Say a time span roughly: "42 s", "3 min 5 s", "2 h 10 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    if whole < 86_400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
+
+
+def when(moment: dt.datetime | None) -> str:
+    """Say a moment relative to now: "5 min 0 s ago", "in 20 s", "never"."""
+    if moment is None:
+        return "never"
+    seconds = (timezone.now() - moment).total_seconds()
+    return f"{duration(seconds)} ago" if seconds >= 0 else f"in {duration(-seconds)}"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: set[str]) -> str:
+    """Lay out a table as text; the columns named in `numbers` are right-aligned."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        shown.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    for row in rows:
+        shown.add_row(*(Text(printable(cell)) for cell in row))
+    page = io.StringIO()
+    Console(file=page, width=_WIDTH, color_system=None).print(shown)
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def run_object(run: Run) -> dict[str, Any]:
+    """Return a run as the API shows it."""
+    return {
+        "id": run.pk,
+        "kind": run.kind,
+        "status": run.status,
+        "message": run.message,
+        "warning": run.warning,
+        "mailboxesTotal": run.mailboxes_total,
+        "mailboxesDone": run.mailboxes_done,
+        "messagesTotal": run.messages_total,
+        "messagesDone": run.messages_done,
+        "messagesNew": run.messages_new,
+        "messagesFailed": run.messages_failed,
+        "bytesDone": run.bytes_done,
+        "messagesPerSecond": run.messages_per_second,
+        "etaSeconds": run.eta_seconds,
+        "startedAt": run.started_at,
+        "finishedAt": run.finished_at,
+    }
+
+
+def source_objects(chosen: Iterable[IngestionSource]) -> list[dict[str, Any]]:
+    """Return sources as the API shows them, in the order given. A constant number of queries."""
+    order = [source.pk for source in chosen]
+    found = queries.with_counts(IngestionSource.objects.filter(pk__in=order)).in_bulk()
+    runs = queries.current_runs(found.values())
+    return [_source_object(found[pk], runs.get(pk)) for pk in order if pk in found]
+
+
+def source_object(source: IngestionSource) -> dict[str, Any]:
+    """Return one source as the API shows it."""
+    return source_objects([source])[0]
+
+
+def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
+    return {
+        "id": source.pk,
+        "name": source.name,
+        "provider": source.provider,
+        "status": source.status,
+        "statusMessage": source.status_message,
+        "options": Options.of(source.options).as_json(),
+        "providerConfig": sources.public_config(source),
+        "lastSyncStartedAt": source.last_sync_started_at,
+        "lastSyncFinishedAt": source.last_sync_finished_at,
+        "lastSyncStatusMessage": source.last_sync_status_message,
+        "nextSyncAt": source.next_sync_at,
+        "mailboxCount": source.mailbox_count,
+        "messageCount": source.message_count,
+        "archivedBytes": source.archived_bytes,
+        "failedMessageCount": source.failed_message_count,
+        "currentRun": run_object(run) if run else None,
+        "createdAt": source.created_at,
+        "updatedAt": source.updated_at,
+    }
