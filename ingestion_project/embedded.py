@@ -210,7 +210,12 @@ class Local:
             "--clear-groups",
             "--pdeathsig=INT",  # set here: changing the user clears what the parent set
         )
-        capability = ("--inh-caps=+dac_override", "--ambient-caps=+dac_override")
+        capability = (
+            "--inh-caps=+dac_override",
+            "--ambient-caps=+dac_override",
+            # Without it access(2), with which initdb looks for its programs, ignores capabilities.
+            "--securebits=+no_setuid_fixup",
+        )
         if setpriv and _works((setpriv, *user, *capability, "/bin/true")):
             return (setpriv, *user, *capability)
         raise EmbeddedError(
