@@ -50,7 +50,7 @@ def create_first_admin(*, password: str = "") -> str:
     if users.filter(is_superuser=True).exists():
         return ""
     chosen = password or secrets.token_urlsafe(12)
-    users.create_superuser("admin", password=chosen)  # type: ignore[attr-defined] # UserManager
+    users.create_superuser("admin", password=chosen)
     return "" if password else chosen
 
 

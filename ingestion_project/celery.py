@@ -12,7 +12,7 @@ import warnings
 from typing import Any
 
 from celery import Celery
-from celery.platforms import SecurityWarning
+from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # missing in its stubs
 from celery.signals import setup_logging, worker_process_init
 
 from ingestion_project import supervisor

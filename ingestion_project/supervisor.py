@@ -65,6 +65,7 @@ class _Running:
         self.started_at = 0.0
         self.start_at = 0.0
         self.backoff_seconds = FIRST_BACKOFF_SECONDS
+        self.pipe: IO[bytes] | None = None
         self.pending = b""
 
     def start(self) -> None:
@@ -80,6 +81,7 @@ class _Running:
             start_new_session=True,
             preexec_fn=lambda: end_with_parent(orphan_signal),  # noqa: PLW1509 - one thread
         )
+        self.pipe = self.process.stdout
         self.started_at = time.monotonic()
         self.pending = b""
 
@@ -103,6 +105,13 @@ class _Running:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
+
+    def end(self) -> None:
+        """Kill what is left of it, and wait until it is gone."""
+        self.kill_group()
+        if self.process is not None:
+            self.process.wait()
+            self.process = None
 
     def signal(self, number: int) -> None:
         if self.process is not None:
@@ -184,7 +193,8 @@ class Supervisor:
                 if self._asked_to_stop:
                     raise StoppedError
         finally:
-            running.kill_group()
+            running.end()
+            self._finish(running)
         return status
 
     def run_until_stopped(self) -> None:
@@ -218,10 +228,9 @@ class Supervisor:
         yield servers
 
     def _watch(self, running: _Running) -> None:
-        assert running.process is not None
-        assert running.process.stdout is not None
-        os.set_blocking(running.process.stdout.fileno(), False)
-        self._selector.register(running.process.stdout, selectors.EVENT_READ, running)
+        assert running.pipe is not None
+        os.set_blocking(running.pipe.fileno(), False)
+        self._selector.register(running.pipe, selectors.EVENT_READ, running)
 
     def _step(self, timeout_seconds: float) -> None:
         """Wait for output, a signal or the time; show the output; see to what has died."""
@@ -230,7 +239,7 @@ class Supervisor:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake_read, 512)
             else:
-                self._pump(key.data, key.fileobj)  # type: ignore[arg-type] # what _watch gave
+                self._pump(key.data)
         for running in list(self._running.values()):
             self._see_to(running)
 
@@ -238,8 +247,13 @@ class Supervisor:
         waits = [r.start_at - time.monotonic() for r in self._running.values() if not r.alive]
         return max(0.0, min([timeout_seconds, *waits]))
 
-    def _pump(self, running: _Running, pipe: IO[bytes]) -> None:
-        chunk = os.read(pipe.fileno(), _LINE_LIMIT_BYTES)
+    def _pump(self, running: _Running) -> bool:
+        """Show what the program has said since; return whether there may be more right now."""
+        assert running.pipe is not None
+        try:
+            chunk = os.read(running.pipe.fileno(), _LINE_LIMIT_BYTES)
+        except BlockingIOError:
+            return False
         *lines, running.pending = (running.pending + chunk).split(b"\n")
         if not chunk or len(running.pending) > _LINE_LIMIT_BYTES:
             lines.append(running.pending)
@@ -248,8 +262,20 @@ class Supervisor:
             if line:
                 self._show(running.program.name, line.decode(errors="backslashreplace"))
         if not chunk:
-            self._selector.unregister(pipe)
-            pipe.close()
+            self._forget(running)
+        return bool(chunk)
+
+    def _finish(self, running: _Running) -> None:
+        """Show the last words of a program that has ended, and let go of its pipe."""
+        while running.pipe is not None and self._pump(running):
+            pass
+        self._forget(running)
+
+    def _forget(self, running: _Running) -> None:
+        if running.pipe is not None:
+            self._selector.unregister(running.pipe)
+            running.pipe.close()
+            running.pipe = None
 
     def _see_to(self, running: _Running) -> None:
         """Note a death and plan the next start; start what is due."""
@@ -257,6 +283,7 @@ class Supervisor:
             status = running.reap()
             if status is None:
                 return
+            self._finish(running)
             if time.monotonic() - running.started_at > WELL_AFTER_SECONDS:
                 running.backoff_seconds = FIRST_BACKOFF_SECONDS
             running.start_at = time.monotonic() + running.backoff_seconds
