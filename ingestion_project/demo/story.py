@@ -250,6 +250,7 @@ class Demo:
     ) -> dict[str, Any]:
         """Watch the source until it is done. Raises DemoError when nothing moves any more."""
         last, moved_at = None, time.monotonic()
+        source: dict[str, Any]
         while not done(source := self._call("GET", self.path)):
             if source["status"] == "error":
                 raise DemoError(f"The source is in error: {source['lastSyncStatusMessage']}")
