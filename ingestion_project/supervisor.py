@@ -295,8 +295,13 @@ class Supervisor:
                 )
             running.backoff_seconds = min(running.backoff_seconds * 2, LONGEST_BACKOFF_SECONDS)
         elif not self._asked_to_stop and time.monotonic() >= running.start_at:
-            running.start()
-            self._watch(running)
+            try:
+                running.start()
+            except OSError as error:  # no process or file to be had just now
+                self._show("system", f"{running.program.name} could not start: {error}")
+                running.start_at = time.monotonic() + LONGEST_BACKOFF_SECONDS
+            else:
+                self._watch(running)
 
 
 def describe_exit(status: int) -> str:

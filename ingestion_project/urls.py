@@ -16,6 +16,7 @@ def healthz(_: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("admin/", admin.site.urls),
+    path("admin", RedirectView.as_view(url="/admin/")),
     path("api/", include("ingestion.api.urls")),
     path("healthz", healthz),
     path("", RedirectView.as_view(url="/admin/")),

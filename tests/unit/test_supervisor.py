@@ -1,0 +1,124 @@
+"""The supervisor by itself, with shell scripts for programs."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingestion_project.supervisor import Program, StoppedError, Supervisor, describe_exit
+from tests.servers.stack import ROOT, wait_for
+
+Lines = list[tuple[str, str]]
+
+
+def shell(name: str, script: str, directory: Path) -> Program:
+    return Program(
+        name=name,
+        command=("/bin/sh", "-c", script),
+        environ={"PATH": os.defpath},
+        directory=directory,
+    )
+
+
+def step_until(supervisor: Supervisor, predicate: Callable[[], object]) -> None:
+    def stepped() -> object:
+        supervisor._step(0.05)
+        return predicate()
+
+    wait_for(stepped, 20)
+
+
+def gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return True
+    return state in "ZX"
+
+
+def test_what_ends_is_started_again_later_each_time(tmp_path: Path) -> None:
+    lines: Lines = []
+    with Supervisor(lambda *line: lines.append(line)) as supervisor:
+        supervisor.start(shell("short", "echo hello; exit 3", tmp_path))
+        step_until(supervisor, lambda: lines.count(("short", "hello")) == 3)
+    said = [text for name, text in lines if name == "system"]
+    assert said[:2] == [
+        "short ended with status 3; starting it again in 0.5 s",
+        "short ended with status 3; starting it again in 1.0 s",
+    ]
+
+
+def test_the_children_of_a_killed_program_go_with_it(tmp_path: Path) -> None:
+    lines: Lines = []
+    with Supervisor(lambda *line: lines.append(line)) as supervisor:
+        script = "sleep 1000 >/dev/null & echo $!; kill -9 $$"
+        supervisor.start(shell("parent", script, tmp_path))
+        step_until(supervisor, lambda: any(name == "system" for name, _ in lines))
+        child = int(next(text for name, text in lines if name == "parent"))
+        assert wait_for(lambda: gone(child), 5)
+
+
+def test_leaving_ends_what_others_stand_on_last(tmp_path: Path) -> None:
+    lines: Lines = []
+    script = 'trap "echo bye; exit 0" TERM; echo up; while :; do sleep 0.05; done'
+    with Supervisor(lambda *line: lines.append(line)) as supervisor:
+        for name in ("postgres", "web"):
+            supervisor.start(shell(name, script, tmp_path))
+        step_until(supervisor, lambda: {("postgres", "up"), ("web", "up")} <= set(lines))
+    assert [name for name, text in lines if text == "bye"] == ["web", "postgres"]
+
+
+def test_a_program_run_once_gives_its_status_and_all_its_output(tmp_path: Path) -> None:
+    lines: Lines = []
+    with Supervisor(lambda *line: lines.append(line)) as supervisor:
+        assert supervisor.run_once(shell("once", "seq 1 2000; exit 7", tmp_path)) == 7
+    assert [text for _, text in lines] == [str(n) for n in range(1, 2001)]
+
+
+def test_waiting_for_what_never_gets_ready_ends(tmp_path: Path) -> None:
+    never = Program(
+        name="never",
+        command=("/bin/sh", "-c", "sleep 1000"),
+        environ={"PATH": os.defpath},
+        directory=tmp_path,
+        ready=lambda: False,
+    )
+    with Supervisor(lambda *_: None) as supervisor:
+        supervisor.start(never)
+        with pytest.raises(TimeoutError, match="never is not ready"):
+            supervisor.wait_until_ready("never", timeout_seconds=0.2)
+
+
+def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
+    with Supervisor(lambda *_: None) as supervisor:
+        began = time.monotonic()
+        with pytest.raises(StoppedError):
+            supervisor.run_once(shell("once", f"kill -INT {os.getpid()}; sleep 1000", tmp_path))
+        assert time.monotonic() - began < 10
+
+
+def test_a_busy_child_ends_with_its_parent() -> None:
+    script = (
+        "import os, signal, time\n"
+        "from ingestion_project.supervisor import end_with_parent\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    end_with_parent()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "time.sleep(1000)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
+    with parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+    assert wait_for(lambda: gone(child), 5)
+
+
+def test_an_exit_is_told_in_words() -> None:
+    assert describe_exit(0) == "ended with status 0"
+    assert describe_exit(-9) == "was killed by SIGKILL"
