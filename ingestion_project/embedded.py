@@ -219,10 +219,10 @@ class Local:
         if setpriv and _works((setpriv, *user, *capability, "/bin/true")):
             return (setpriv, *user, *capability)
         raise EmbeddedError(
-            "PostgreSQL refuses to run as root, and this machine can't start it as another user "
-            "(it needs setpriv of util-linux 2.33 or newer, and the capabilities SETUID, SETGID "
-            "and DAC_OVERRIDE). Run as an ordinary user, or set DATABASE_URL to a PostgreSQL of "
-            "your own."
+            "PostgreSQL refuses to run as root, and this machine can't start it as another user: "
+            "that needs setpriv of util-linux 2.33 or newer, and the capabilities SETUID, SETGID, "
+            "SETPCAP and DAC_OVERRIDE. Run as an ordinary user, or set DATABASE_URL to a "
+            "PostgreSQL of your own."
         )
 
     # -- Redis -----------------------------------------------------------------------------------
