@@ -79,6 +79,7 @@ class OperatorAdmin(UnfoldAdmin):
 
     paginator = CappedPaginator
     show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER  # counts of every filter would read the whole table
     list_per_page = 50
     list_max_show_all = 200
     search_by_id = True

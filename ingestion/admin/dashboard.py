@@ -164,6 +164,6 @@ def _running(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
         .order_by("started_at")[:_ROWS]
     )
     return [
-        {"source": run.source, "progress": overview.progress_bar(run.source_id, run)}
+        {"source": run.source, "progress": overview.progress_bar(run.source, run)}
         for run in unfinished
     ]

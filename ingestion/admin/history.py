@@ -12,12 +12,25 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from ingestion.admin import display
 from ingestion.admin.base import ReadOnlyAdmin, as_uuid
 from ingestion.models import AuditEvent, IngestionSource, StatusChange
+from ingestion.states import SourceStatus
+
+
+class NewStatus(admin.SimpleListFilter):
+    title = "new status"
+    parameter_name = "to"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return list(SourceStatus.choices)
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        known = self.value() in SourceStatus.values
+        return queryset.filter(to_status=self.value()) if known else queryset
 
 
 @admin.register(StatusChange)
 class StatusChangeAdmin(ReadOnlyAdmin):
     list_display = ("name", "move", "reason_text", "actor", "time")
-    list_filter = ("to_status", ("source", AutocompleteSelectFilter))
+    list_filter = (NewStatus, ("source", AutocompleteSelectFilter))
     list_filter_submit = True
     list_select_related = ("source",)
     ordering = ("-id",)

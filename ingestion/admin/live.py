@@ -144,6 +144,7 @@ def state(source: Any) -> dict[str, Any]:
         "texts": texts(source),
         "run": dataclasses.asdict(Progress.of(run)) if run else None,
         "refusals": refusals(source),
+        "next": verbs.next_step(source),
     }
 
 

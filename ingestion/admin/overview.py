@@ -1,6 +1,5 @@
 """What stands above a source's form: its state, its progress, its verbs and what happened last."""
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from ingestion.states import MailboxState
 _ROWS = 6
 
 
-def progress_bar(source_id: uuid.UUID, run: Run | None, *, run_only: bool = False) -> SafeString:
+def progress_bar(source: IngestionSource, run: Run | None, *, run_only: bool = False) -> SafeString:
     """Return the live bar of a source's run; hidden while there is none.
 
     With `run_only` it follows this one run, not whichever comes next.
@@ -30,15 +29,16 @@ def progress_bar(source_id: uuid.UUID, run: Run | None, *, run_only: bool = Fals
     flags = ("" if progress else " hidden") + (" data-run-only" if run_only else "")
     return format_html(
         '<span class="ing-progress" data-live-source="{}" data-live="progress" data-address="{}"'
-        ' data-showing="{}"{}>'
+        ' data-showing="{}" data-status="{}"{}>'
         '<span class="ing-progress-title" data-part="title">{}</span>'
         '<progress max="100"{} aria-label="Progress"></progress>'
         '<span class="ing-progress-percent" data-part="percent">{}</span>'
         '<span class="ing-progress-text" data-part="text">{}</span>'
         '<span class="ing-progress-warning" data-part="warning">{}</span></span>',
-        source_id,
+        source.pk,
         reverse("admin:ingestion_source_live"),
         run.pk if run else "",
+        source.get_status_display(),
         mark_safe(flags),  # noqa: S308 - constants
         progress.title if progress else "",
         format_html(' value="{}"', progress.percent) if progress and known else "",
@@ -54,7 +54,7 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
         "source": source,
         "tone": display.SOURCE_TONES[source.status],
         "texts": live.texts(source),
-        "progress": progress_bar(source.pk, live.current_run(source)),
+        "progress": progress_bar(source, live.current_run(source)),
         "buttons": _buttons(source) if may_change else [],
         "tiles": _tiles(source),
         # Who may change the settings sees them in the form below.
@@ -72,21 +72,9 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
 def _buttons(source: Any) -> list[dict[str, Any]]:
     refusals = live.refusals(source)
     return [
-        {"verb": verb, "refusal": refusals[slug], "primary": slug == _next_step(source)}
+        {"verb": verb, "refusal": refusals[slug], "primary": slug == verbs.next_step(source)}
         for slug, verb in verbs.VERBS.items()
     ]
-
-
-def _next_step(source: IngestionSource) -> str:
-    """Return the verb that an operator most likely came for."""
-    return {
-        "pending_auth": "verify",
-        "auth_success": "import",
-        "importing": "",
-        "active": "sync",
-        "paused": "resume",
-        "error": "resume",
-    }[source.status]
 
 
 def _lists_of(source: IngestionSource) -> dict[str, str]:

@@ -59,7 +59,7 @@ class RunAdmin(ReadOnlyAdmin):
     @admin.display(description="Progress")
     def result(self, run: Run) -> Any:
         if run.finished_at is None:
-            shown: Any = overview.progress_bar(run.source_id, run, run_only=True)
+            shown: Any = overview.progress_bar(run.source, run, run_only=True)
         else:
             shown = run.message or display.NOTHING
         return self._refreshed(run, "result", shown)

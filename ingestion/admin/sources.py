@@ -101,7 +101,7 @@ class SourceAdmin(AuditedAdmin):
 
     @admin.display(description="Now")
     def progress(self, source: IngestionSource) -> SafeString:
-        bar = overview.progress_bar(source.pk, live.current_run(source))
+        bar = overview.progress_bar(source, live.current_run(source))
         said = live.texts(source)["now"]
         return format_html("{}{}", bar, _live(source, "now", said, classes="ing-said"))
 

@@ -143,3 +143,15 @@ def refusals(source: IngestionSource, *, run: Run | None, failures: int) -> dict
         "resume": "" if stopped else "It is not paused.",
         "retry": paused_first or ("" if failures else "No message failed."),
     }
+
+
+def next_step(source: IngestionSource) -> str:
+    """Return the verb that an operator most likely came for, or ""."""
+    steps: dict[str, str] = {
+        SourceStatus.PENDING_AUTH: "verify",
+        SourceStatus.AUTH_SUCCESS: "import",
+        SourceStatus.ACTIVE: "sync",
+        SourceStatus.PAUSED: "resume",
+        SourceStatus.ERROR: "resume",
+    }
+    return steps.get(source.status, "")

@@ -60,7 +60,8 @@ def test_an_operator_adds_a_source_imports_it_and_reads_a_message_without_a_relo
 
     status = page.locator("[data-live=status]")
     expect(status).to_have_text("Authenticated", timeout=30_000)  # by itself
-    page.evaluate("window.sameDocument = true")
+    expect(page.locator("[data-refresh=changes]")).to_contain_text("Credentials work.")
+    expect(page.locator(".ing-button.is-primary")).to_contain_text("Import")
     operator.shoot("source-authenticated")
     page.get_by_role("button", name="Import").click()
     page.wait_for_load_state()

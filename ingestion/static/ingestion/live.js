@@ -2,7 +2,7 @@
  *
  * Elements say what they show: data-live-source is the source's id, data-live the name of a text,
  * of "progress", or of a verb's button. The words come from the server; nothing here makes markup.
- * Parts marked data-refresh are fetched again from the page itself when a run begins or ends.
+ * Parts marked data-refresh are fetched again from the page itself when a run begins or ends or the status changes.
  */
 "use strict";
 
@@ -10,7 +10,7 @@
   const BUSY_MS = 1500;
   const IDLE_MS = 8000;
   const AFTER_ERROR_MS = 15000;
-  const runs = new Map(); // source id -> run id, as last seen
+  const seen = new Map(); // source id -> the run and the status that the page shows
   const MOST_SOURCES = 80; // of one question: its address must stay under 4,000 characters
   let address = "";
 
@@ -37,7 +37,8 @@
     }
   }
 
-  function showVerb(element, refusal) {
+  function showVerb(element, refusal, next) {
+    element.classList.toggle("is-primary", element.value === next);
     element.disabled = Boolean(refusal) || element.form.getAttribute("aria-busy") === "true";
     element.title = refusal;
   }
@@ -45,7 +46,7 @@
   function show(element, state) {
     const name = element.dataset.live;
     if (name === "progress") showProgress(element, state.run);
-    else if (name === "verb") showVerb(element, state.refusals[element.value]);
+    else if (name === "verb") showVerb(element, state.refusals[element.value], state.next);
     else if (name in state.texts) showText(element, state.texts[name]);
     if (name === "status") element.dataset.tone = state.tone;
     if (name === "status" || name === "message") element.title = state.texts.message;
@@ -78,10 +79,12 @@
     let changed = false;
     let busy = false;
     for (const id of ids) {
-      const run = sources[id] && sources[id].run ? sources[id].run.run : "";
-      changed ||= runs.has(id) && runs.get(id) !== run;
-      busy ||= run !== "";
-      runs.set(id, run);
+      const state = sources[id];
+      if (!state) continue;
+      const now = `${state.run ? state.run.run : ""} ${state.texts.status}`;
+      changed ||= seen.has(id) && seen.get(id) !== now;
+      busy ||= state.run !== null;
+      seen.set(id, now);
     }
     for (const element of elements()) {
       const state = sources[element.dataset.liveSource];
@@ -119,8 +122,11 @@
     const bars = document.querySelectorAll('[data-live="progress"]');
     if (!bars.length) return;
     address = bars[0].dataset.address;
-    // A run that ends before the first answer is noticed as well.
-    bars.forEach((bar) => runs.set(bar.dataset.liveSource, bar.dataset.showing));
+    // What changes before the first answer is noticed as well.
+    bars.forEach((bar) => {
+      const { liveSource, showing, status } = bar.dataset;
+      seen.set(liveSource, `${showing} ${status}`);
+    });
     window.setTimeout(follow, BUSY_MS);
   });
 })();
