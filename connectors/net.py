@@ -14,14 +14,61 @@ from connectors.errors import Fatal, Unavailable
 
 _MAX_ADDRESSES = 8
 
+#: IANA's special-purpose registries (RFC 6890 and updates). Not `ipaddress.is_global`: releases of
+#: Python disagree on some, and 3.11.7 calls ::127.0.0.1, fec0::/10 and 64:ff9b:1::/48 global.
+_SPECIAL_V4 = tuple(
+    ipaddress.IPv4Network(block)
+    for block in (
+        "0.0.0.0/8",
+        "10.0.0.0/8",
+        "100.64.0.0/10",  # carrier-grade NAT
+        "127.0.0.0/8",
+        "169.254.0.0/16",  # link-local; the clouds' metadata service is here
+        "172.16.0.0/12",
+        "192.0.0.0/24",
+        "192.0.2.0/24",
+        "192.88.99.0/24",
+        "192.168.0.0/16",
+        "198.18.0.0/15",
+        "198.51.100.0/24",
+        "203.0.113.0/24",
+        "224.0.0.0/3",  # multicast, reserved, broadcast
+    )
+)
+_GLOBAL_V6 = ipaddress.IPv6Network("2000::/3")
+_SPECIAL_V6 = tuple(
+    ipaddress.IPv6Network(block)
+    for block in (
+        "2001::/23",  # Teredo, ORCHID, benchmarking
+        "2001:db8::/32",
+        "2002::/16",  # 6to4 carries any IPv4 address
+        "3fff::/20",
+    )
+)
+#: These carry an IPv4 address in their last 32 bits: mapped, and NAT64 (RFC 6052).
+_CARRIES_V4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
+#: OpenSSL's reasons that no second try will change; any other may be the network's fault.
+_NO_TLS_THERE = frozenset(
+    {
+        "WRONG_VERSION_NUMBER",
+        "UNSUPPORTED_PROTOCOL",
+        "UNKNOWN_PROTOCOL",
+        "NO_PROTOCOLS_AVAILABLE",
+        "PACKET_LENGTH_TOO_LONG",
+        "RECORD_LAYER_FAILURE",
+        "TLSV1_ALERT_PROTOCOL_VERSION",
+        "SSLV3_ALERT_HANDSHAKE_FAILURE",
+    }
+)
+
 
 def connect(
     host: str, port: int, *, timeout_seconds: float, forbid_private_addresses: bool
 ) -> socket.socket:
     """Open a TCP connection within `timeout_seconds`, name resolution included.
 
-    Raises Fatal where the host has no address or only forbidden ones, Unavailable where none
-    answers.
+    Raises Fatal where the host has only forbidden addresses, Unavailable where it has none (code
+    "unknown_host") or none answers.
     """
     deadline = time.monotonic() + timeout_seconds
     addresses = _resolve(host, port, timeout_seconds)
@@ -53,12 +100,11 @@ def is_public(address: str) -> bool:
     """Tell whether an IP address is one of the public Internet."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        embedded = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        if embedded is not None:
-            return is_public(str(embedded))
-        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64, RFC 6052
-            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-    return ip.is_global and not ip.is_multicast
+        if any(ip in network for network in _CARRIES_V4):
+            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        else:
+            return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
+    return not any(ip in network for network in _SPECIAL_V4)
 
 
 def tls_context(*, verify: bool, extra_ca_file: str = "") -> ssl.SSLContext:
@@ -84,6 +130,8 @@ def start_tls(connection: socket.socket, host: str, context: ssl.SSLContext) -> 
         ) from error
     except ssl.SSLError as error:
         reason = error.reason or "TLS failed"
+        if reason not in _NO_TLS_THERE:
+            raise Unavailable(f"TLS with {host} could not be set up ({reason}).") from error
         raise Fatal(
             f"{host} does not speak TLS on this port ({reason}). Check secure, startTls and port.",
             code="tls",
@@ -111,7 +159,8 @@ def _resolve(host: str, port: int, timeout_seconds: float) -> list[str]:
     if found:
         return found
     if failed and isinstance(failed[0], socket.gaierror) and failed[0].errno == socket.EAI_AGAIN:
-        raise Unavailable(f"The name {host} can't be resolved now. Check the DNS.", code="dns")
+        raise Unavailable(f"The name {host} can't be resolved now. Check the DNS.")
     if failed:
-        raise Fatal(f"There is no host named {host}. Check the host.", code="unknown_host")
-    raise Unavailable(f"Resolving {host} took too long. Check the DNS.", code="dns")
+        # Its code fails a check of the credentials; a source that worked waits for the DNS.
+        raise Unavailable(f"There is no host named {host}. Check the host.", code="unknown_host")
+    raise Unavailable(f"Resolving {host} took too long. Check the DNS.")
