@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import urllib.parse
 
 from connectors.config import Config, ConfigError, field
 
@@ -40,18 +41,52 @@ class ImapConfig(Config):
         help="Instead of a password: logs in with XOAUTH2.",
     )
 
+    refreshToken: str = field(
+        "OAuth refresh token",
+        default="",
+        secret=True,
+        max_length=20_000,
+        help="Instead of an access token: a new one is asked for at each connection.",
+    )
+    tokenUrl: str = field(
+        "OAuth token URL",
+        default="",
+        max_length=2_000,
+        help="Where access tokens are issued, e.g. https://oauth2.googleapis.com/token.",
+    )
+    clientId: str = field("OAuth client id", default="")
+    clientSecret: str = field("OAuth client secret", default="", secret=True)
+
     def check(self) -> None:
         errors: dict[str, list[str]] = {}
         if not _HOST.fullmatch(self.host):
             errors["host"] = ["Must be a host name or an IP address, without a scheme or path."]
         if self.secure and self.startTls:
             errors["startTls"] = ["Choose one: secure (TLS at once) or startTls."]
-        if not self.password and not self.accessToken:
-            errors["password"] = ["Give a password or an accessToken."]
-        if self.password and self.accessToken:
-            errors["accessToken"] = ["Give a password or an accessToken, not both."]
+        given = [
+            name for name in ("password", "accessToken", "refreshToken") if getattr(self, name)
+        ]
+        if not given:
+            errors["password"] = ["Give a password, an accessToken or a refreshToken."]
+        for name in given[1:]:
+            errors[name] = ["Give a password, an accessToken or a refreshToken, not several."]
+        if self.refreshToken:
+            if not self.clientId:
+                errors["clientId"] = ["Required with a refreshToken."]
+            if not _is_https_url(self.tokenUrl):
+                errors["tokenUrl"] = ["Required with a refreshToken: an https:// address."]
         if errors:
             raise ConfigError(errors)
+
+
+def _is_https_url(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        _ = parts.port  # raises where it is no number
+    except ValueError:
+        return False
+    plain = text.isascii() and not any(c.isspace() for c in text)
+    return plain and parts.scheme == "https" and bool(parts.hostname) and "@" not in parts.netloc
 
 
 CONFIG = ImapConfig
