@@ -1,13 +1,14 @@
 """Connecting and logging in, and what the server's refusals mean."""
 
 import dataclasses
+import math
 import re
+import time
 from collections.abc import Callable
 
 import imapclient
-from imapclient.exceptions import IMAPClientError
 
-from connectors import net
+from connectors import net, oauth
 from connectors.config import Environment
 from connectors.errors import (
     ConnectorError,
@@ -16,6 +17,7 @@ from connectors.errors import (
     MessageRefused,
     NeedsReauth,
     RateLimited,
+    Retryable,
     Unavailable,
 )
 from connectors.generic_imap import wire
@@ -24,9 +26,9 @@ from connectors.generic_imap.wire import Wire
 
 #: RFC 5530 section 3 and RFC 9051 section 7.1: response code -> what the caller must do.
 _CODES: dict[str, Callable[[str], ConnectorError]] = {
-    "UNAVAILABLE": lambda text: Unavailable(text, code="server_unavailable"),
-    "INUSE": lambda text: Unavailable(text, code="in_use"),
-    "SERVERBUG": lambda text: Unavailable(text, code="server_bug"),
+    "UNAVAILABLE": Unavailable,
+    "INUSE": Unavailable,
+    "SERVERBUG": Unavailable,
     "LIMIT": lambda text: RateLimited(text, retry_after_seconds=60),
     "OVERQUOTA": lambda text: RateLimited(text, retry_after_seconds=300),
     "THROTTLED": lambda text: RateLimited(text, retry_after_seconds=60),
@@ -41,24 +43,58 @@ _CODES: dict[str, Callable[[str], ConnectorError]] = {
 }
 _CODE = re.compile(r"\[([A-Za-z0-9-]+)[^\]]*\]")
 #: Exchange Online: "Request is throttled. Suggested Backoff Time: 299961 milliseconds".
-_BACKOFF = re.compile(r"Backoff Time:? (\d+) milliseconds", re.IGNORECASE)
+_BACKOFF = re.compile(r"Backoff Time:? (\d{1,9}) milliseconds", re.IGNORECASE)
+_LONGEST_WAIT_SECONDS = 3600.0
+#: Words of servers that send no code. Passing trouble must not look like a wrong password.
+_PHRASES: tuple[tuple[re.Pattern[str], Callable[[str], ConnectorError]], ...] = tuple(
+    (re.compile(phrase, re.IGNORECASE), make)
+    for phrase, make in (
+        (r"throttled|too many (simultaneous |concurrent )?(connections|requests)", RateLimited),
+        (r"(connection|rate|bandwidth|command) limits? (was )?(exceeded|reached)", RateLimited),
+        (r"authenticated but not connected", Unavailable),  # Outlook.com, passing
+        (r"temporar|try again|try later|internal (server )?error|server (is )?busy", Unavailable),
+        (r"system (error|problem)|timed? ?out", Unavailable),
+    )
+)
 
 
 def refusal(
-    text: str, *, otherwise: Callable[[str], ConnectorError], secrets: tuple[str, ...] = ()
+    text: str,
+    *,
+    otherwise: Callable[[str], ConnectorError],
+    allowed: tuple[type[ConnectorError], ...] = (ConnectorError,),
 ) -> ConnectorError:
-    """Return the error for a server's NO or BAD; `otherwise` makes it where it has no code."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "***")
-    text = text[:300]
+    """Return the error for a server's NO, BAD or BYE.
+
+    `otherwise` makes it where no code and no phrase says what it is, or says what makes no sense
+    there (not `allowed`: a folder's error at the login). `text` holds no secret (Wire.words).
+    """
+    error = _by_code_or_phrase(text)
+    if error is None or not isinstance(error, allowed):
+        return otherwise(f"The server says: {text}")
+    return error
+
+
+def _by_code_or_phrase(text: str) -> ConnectorError | None:
+    message = f"The server says: {text}"
     if backoff := _BACKOFF.search(text):
-        return RateLimited(f"The server says: {text}", retry_after_seconds=int(backoff[1]) / 1000)
-    if "authenticated but not connected" in text:  # Outlook.com, passing
-        return Unavailable(f"The server says: {text}", code="not_connected")
+        wait = min(int(backoff[1]) / 1000, _LONGEST_WAIT_SECONDS)
+        return RateLimited(message, retry_after_seconds=wait)
     code = _CODE.search(text)
-    make = _CODES.get(code[1].upper(), otherwise) if code else otherwise
-    return make(f"The server says: {text}")
+    if code and code[1].upper() in _CODES:
+        return _CODES[code[1].upper()](message)
+    for phrase, make in _PHRASES:
+        if phrase.search(text):
+            return make(message)
+    return None
+
+
+def must_wait(error: ConnectorError) -> bool:
+    """Tell whether a refusal concerns the account and the moment, whatever it was said about.
+
+    Not so "unavailable" and "server bug": servers say those of one message that they can't read.
+    """
+    return isinstance(error, RateLimited)
 
 
 class _Client(imapclient.IMAPClient):  # type: ignore[misc] # untyped base
@@ -68,6 +104,7 @@ class _Client(imapclient.IMAPClient):  # type: ignore[misc] # untyped base
         self._wire = connection
         super().__init__(connection.host, use_uid=True, ssl=False)
         connection.debug = 0  # IMAPClient sets 5: every reply would be repr()ed twice
+        connection.limit_silence()  # IMAPClient takes the limit off: reads would wait for ever
 
     def _create_IMAP4(self) -> Wire:  # noqa: N802 - IMAPClient's name
         return self._wire
@@ -81,105 +118,181 @@ class Login:
     capabilities: frozenset[str]
     #: The folder that is open (its remote id) and its UIDVALIDITY.
     opened: tuple[str, int] | None = None
+    #: How many messages it has (after EXISTS and EXPUNGE), and how many were expunged since.
+    exists: int = 0
+    expunged: int = 0
 
     def can(self, name: str) -> bool:
         return name in self.capabilities
 
+    @property
+    def alive(self) -> bool:
+        return self.wire.alive
+
     def close(self) -> None:
+        """Free the connection. Without LOGOUT: a round trip that nobody reads. Never raises."""
         self.wire.shutdown()
 
 
-def login(config: ImapConfig, environment: Environment) -> Login:
-    """Connect, encrypt and log in.
+def login(config: ImapConfig, environment: Environment, *, until: float = math.inf) -> Login:
+    """Connect, encrypt and log in. `until` (monotonic) ends the connection whatever it is doing.
 
-    Raises Unavailable, Fatal (encryption, address, login disabled) or NeedsReauth.
+    Raises Unavailable, RateLimited, Fatal (encryption, address, login disabled) or NeedsReauth.
     """
+    token = _access_token(config, environment)
     context = net.tls_context(
         verify=not config.allowInsecureCert, extra_ca_file=environment.extra_ca_file
     )
     connection = net.connect(
         config.host,
         config.port,
-        timeout_seconds=environment.timeout_seconds,
+        timeout_seconds=max(0.1, min(environment.timeout_seconds, until - time.monotonic())),
         forbid_private_addresses=environment.forbid_private_addresses,
     )
     try:
         if config.secure:
             connection = net.start_tls(connection, config.host, context)
-        opened = _greet(connection, config, environment)
+        secrets = (config.password, token, *_spoken(config, token))
+        opened = _greet(connection, config, environment, secrets, until)
+        capabilities = frozenset(opened.capabilities)
         if config.startTls:
             status, _ = opened.run(b"STARTTLS")
-            if not status.upper().startswith(b"OK"):
-                raise Fatal(  # noqa: TRY301 - closes the connection on the way out
-                    f"{config.host} refuses STARTTLS. Check startTls and port.", code="tls"
-                )
+            _require_starttls(status, config)
             opened.use(net.start_tls(connection, config.host, context))
-            _authenticate(opened, config, _capabilities(opened))
-        else:
-            _authenticate(opened, config, frozenset(opened.capabilities))
-        return Login(opened, _capabilities(opened))
+            capabilities = _capabilities(opened)  # what was said before TLS counts for nothing
+        opened.response("CAPABILITY")  # forget those from before the login
+        told = b""
+        if opened.state != "AUTH":
+            told = _authenticate(opened, config, token, capabilities)
+        capabilities = _words(told) or _capabilities(opened)
+        if "ID" in capabilities:  # NetEase opens no folder for a client without a name
+            opened.run(b'ID ("name" "ingestion")')
+        return Login(opened, capabilities)
     except BaseException:
         connection.close()
         raise
 
 
-def _greet(connection: object, config: ImapConfig, environment: Environment) -> Wire:
+def _require_starttls(status: bytes, config: ImapConfig) -> None:
+    """Never go on in the clear where encryption was asked for."""
+    if not status.upper().startswith(b"OK"):
+        raise Fatal(f"{config.host} refuses STARTTLS. Check startTls and port.", code="tls")
+
+
+def _access_token(config: ImapConfig, environment: Environment) -> str:
+    if not config.refreshToken:
+        return config.accessToken
+    return oauth.refreshed_access_token(
+        config.tokenUrl,
+        refresh_token=config.refreshToken,
+        client_id=config.clientId,
+        client_secret=config.clientSecret,
+        environment=environment,
+    )
+
+
+def _spoken(config: ImapConfig, token: str) -> tuple[str, ...]:
+    """What a SASL dialogue says in base64, which a server may echo."""
+    if token:
+        return tuple(_bearer(m, config.username, token) for m in ("XOAUTH2", "OAUTHBEARER"))
+    return (f"\0{config.username}\0{config.password}",)
+
+
+def _greet(
+    connection: object,
+    config: ImapConfig,
+    environment: Environment,
+    secrets: tuple[str, ...],
+    until: float,
+) -> Wire:
     try:
         return Wire(
             connection,  # type: ignore[arg-type] # a socket, plain or TLS
             name=config.host,
             timeout_seconds=environment.timeout_seconds,
+            secrets=secrets,
+            until=until,
         )
-    except Wire.abort as error:
-        raise Unavailable(f"{config.host} hung up: {_text(error)}", code="bye") from error
     except Wire.error as error:
+        said = _text(error).encode()
+        if b"BYE" in said.upper():  # full, or under maintenance: no fault of the configuration
+            raise refusal(
+                wire.printable(said), otherwise=Unavailable, allowed=(Retryable,)
+            ) from None
         raise Fatal(
             f"{config.host}:{config.port} does not speak IMAP. Check host and port.",
             code="not_imap",
-        ) from error
-
-
-def _authenticate(opened: Wire, config: ImapConfig, capabilities: frozenset[str]) -> None:
-    secrets = (config.password, config.accessToken)
-    client = _Client(opened)
-    plain_allowed = "LOGINDISABLED" not in capabilities
-    try:
-        if config.accessToken:
-            client.oauth2_login(config.username, config.accessToken)
-        elif "AUTH=PLAIN" in capabilities:
-            client.plain_login(config.username, config.password)
-        elif plain_allowed:
-            client.login(config.username, config.password)
-        else:
-            raise Fatal(
-                f"{config.host} takes no password on this connection. Turn on secure or startTls.",
-                code="login_disabled",
-            )
-    except (IMAPClientError, Wire.error) as error:
-        if isinstance(error, Wire.abort):
-            raise Unavailable(f"{config.host} hung up during the login.", code="bye") from None
-        raise refusal(
-            f"{_text(error)} The login was refused: check user name and password (many providers "
-            "want an app password).",
-            otherwise=NeedsReauth,
-            secrets=secrets,
-        ) from None  # the cause's text may hold what the server echoed
-    except UnicodeError:
-        raise Fatal(
-            f"{config.host} offers no login that carries this password's characters. "
-            "Choose a password of ASCII characters.",
-            code="password_characters",
         ) from None
+
+
+def _authenticate(
+    opened: Wire, config: ImapConfig, token: str, capabilities: frozenset[str]
+) -> bytes:
+    """Log in; return the capabilities that the server tells with its OK, b"" where it doesn't."""
+    if token:
+        mechanism = "XOAUTH2" if "AUTH=XOAUTH2" in capabilities else "OAUTHBEARER"
+        if f"AUTH={mechanism}" not in capabilities:
+            raise Fatal(f"{config.host} takes no OAuth token. Give a password.", code="no_oauth")
+        _sasl(opened, mechanism, _bearer(mechanism, config.username, token))
+    elif "AUTH=PLAIN" in capabilities:
+        _sasl(opened, "PLAIN", f"\0{config.username}\0{config.password}")
+    elif "LOGINDISABLED" in capabilities:
+        raise Fatal(
+            f"{config.host} takes no password on this connection. Turn on secure or startTls.",
+            code="login_disabled",
+        )
+    else:  # not imaplib's: it quotes no user name and sends nothing but ASCII
+        name, password = config.username.encode(), config.password.encode()
+        status, _ = opened.run(b"LOGIN", wire.string(name), wire.string(password))
+        if not status.upper().startswith(b"OK"):
+            raise _login_refused(opened.words(status))
+        found = re.search(rb"\[CAPABILITY ([^\]]*)\]", status, re.IGNORECASE)
+        return found[1] if found else b""
+    told = opened.response("CAPABILITY")[1]
+    return told[-1] if told and isinstance(told[-1], bytes) else b""
+
+
+def _bearer(mechanism: str, name: str, token: str) -> str:
+    """XOAUTH2 as Google and Microsoft document it, or its standard form (RFC 7628)."""
+    if mechanism == "XOAUTH2":
+        return f"user={name}\1auth=Bearer {token}\1\1"
+    return f"n,a={name.replace('=', '=3D').replace(',', '=2C')},\1auth=Bearer {token}\1\1"
+
+
+def _sasl(opened: Wire, mechanism: str, response: str) -> None:
+    """Answer the first challenge; any later one with an empty line, which is how a server gets to
+    say NO after XOAUTH2's error document."""
+    answers = [response]
+    try:
+        _Client(opened).sasl_login(mechanism, lambda _: answers.pop() if answers else b"")
+    except Wire.abort:
+        raise Unavailable(f"{opened.host} hung up during the login.") from None
+    except (Wire.error, ValueError) as error:  # their causes may hold what the server echoed
+        raise _login_refused(opened.words(_text(error).encode())) from None
+
+
+def _login_refused(said: str) -> ConnectorError:
+    error = refusal(said, otherwise=NeedsReauth, allowed=(NeedsReauth, Fatal, Retryable))
+    if not isinstance(error, NeedsReauth):
+        return error
+    return NeedsReauth(
+        f"{error} The login was refused: check user name and password (many providers want an app"
+        " password)."
+    )
 
 
 def _capabilities(opened: Wire) -> frozenset[str]:
     _, untagged = opened.run(b"CAPABILITY")
-    words: set[str] = set()
+    found: frozenset[str] = frozenset()
     for response in untagged:
         name, _, rest = response[0].partition(b" ")
         if name.upper() == b"CAPABILITY":
-            words.update(wire.printable(word).upper() for word in rest.split())
-    return frozenset(words)
+            found |= _words(rest)
+    return found
+
+
+def _words(text: bytes) -> frozenset[str]:
+    return frozenset(wire.printable(word).upper() for word in text.split())
 
 
 def _text(error: Exception) -> str:

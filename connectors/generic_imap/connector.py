@@ -1,15 +1,17 @@
 """The generic IMAP connector: one account is one mailbox. It only reads: EXAMINE and BODY.PEEK[].
 
 A session has one connection for listing, which also downloads, and opens more for a large download
-(Environment.connections_per_account). A connection that fails is dropped, never repaired.
+(Environment.connections_per_account). A connection that failed is never repaired.
 """
 
 import dataclasses
+import math
+import time
 from collections.abc import Iterator, Sequence
 
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
-from connectors.errors import ConnectorError, Fatal
+from connectors.errors import ConnectorError, Fatal, FolderGone
 from connectors.generic_imap import client, folders, listing, reader
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
@@ -24,7 +26,9 @@ from connectors.types import (
     RemoteMailbox,
 )
 
-_CHECK_SECONDS = 7.0
+#: MailboxSession.check() has 15 s; each step of it less.
+_CHECK_SECONDS = 13.0
+_CHECK_STEP_SECONDS = 6.0
 
 
 class ImapConnector(Connector):
@@ -34,14 +38,18 @@ class ImapConnector(Connector):
     def check(self) -> Identity:
         quick = dataclasses.replace(
             self._environment,
-            timeout_seconds=min(_CHECK_SECONDS, self._environment.timeout_seconds),
+            timeout_seconds=min(_CHECK_STEP_SECONDS, self._environment.timeout_seconds),
         )
-        with ImapSession(self._config, quick) as session:
+        until = time.monotonic() + _CHECK_SECONDS
+        with ImapSession(self._config, quick, until=until) as session:
             found = session.folders()
             if not found:
                 raise Fatal("The account has no folder that can be read.", code="no_folders")
             inbox = next((folder for folder in found if folder.role == "inbox"), found[0])
-            session.probe(inbox)
+            try:
+                session.probe(inbox)
+            except FolderGone as error:
+                raise Fatal(f"The login works, and {inbox.path} can't be read. {error}") from None
         return Identity(self._config.username, f"{len(found)} folders")
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
@@ -52,24 +60,27 @@ class ImapConnector(Connector):
 
 
 class ImapSession(MailboxSession):
-    def __init__(self, config: ImapConfig, environment: Environment) -> None:
-        self._config, self._environment = config, environment
-        self._main = client.login(config, environment)
+    """Connections to one account. One that broke, or was left in the middle of a reply, is replaced
+    at the next use."""
+
+    def __init__(
+        self, config: ImapConfig, environment: Environment, *, until: float = math.inf
+    ) -> None:
+        self._config, self._environment, self._until = config, environment, until
         self._extra: list[Login] = []
         self._refused_more = False
-        if self._main.can("QRESYNC"):
-            self._main.wire.run(b"ENABLE QRESYNC")
+        self._first = self._log_in()
 
     def close(self) -> None:
-        for login in (self._main, *self._extra):
+        for login in (self._first, *self._extra):
             login.close()
 
     def folders(self) -> Sequence[RemoteFolder]:
-        return folders.list_folders(self._main)
+        return folders.list_folders(self._main())
 
     def probe(self, folder: RemoteFolder) -> None:
         """Prove that a folder can be opened."""
-        listing.examine(self._main, folder)
+        listing.examine(self._main(), folder)
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
         return listing.changes(self._main, folder, since)
@@ -80,17 +91,32 @@ class ImapSession(MailboxSession):
         return reader.Fetch(
             folder,
             refs,
-            main=self._main,
+            main=self._main(),
             more=self._connections,
             max_message_bytes=self._environment.max_message_bytes,
         ).answers()
 
+    def _log_in(self) -> Login:
+        login = client.login(self._config, self._environment, until=self._until)
+        if login.can("QRESYNC"):
+            login.wire.run(b"ENABLE QRESYNC")
+        return login
+
+    def _main(self) -> Login:
+        if not self._first.alive:
+            self._first.close()
+            self._first = self._log_in()
+        return self._first
+
     def _connections(self, count: int) -> list[Login]:
         """Return up to `count` more connections; fewer where the server takes no more."""
+        for login in [login for login in self._extra if not login.alive]:
+            login.close()
+            self._extra.remove(login)
         wanted = min(count, self._environment.connections_per_account - 1)
         while len(self._extra) < wanted and not self._refused_more:
             try:
-                self._extra.append(client.login(self._config, self._environment))
+                self._extra.append(self._log_in())
             except ConnectorError:
                 self._refused_more = True  # one connection is enough; the next session asks again
         return self._extra[:wanted]

@@ -6,7 +6,7 @@ from typing import Any
 
 from imapclient import imap_utf7
 
-from connectors.errors import Fatal
+from connectors.errors import NeedsReauth, Retryable, Unavailable
 from connectors.generic_imap import wire
 from connectors.generic_imap.client import Login, refusal
 from connectors.types import RemoteFolder
@@ -39,6 +39,8 @@ _NAMES = {
 }
 _UNREADABLE = {b"\\NOSELECT", b"\\NONEXISTENT"}
 _STATUS_BATCH = 100
+_CONTROLS = {code: 0xE000 + code for code in (*range(32), *range(127, 160))}
+_CONTROLS_BACK = {private: code for code, private in _CONTROLS.items()}
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
@@ -54,7 +56,9 @@ def list_folders(login: Login) -> list[RemoteFolder]:
     tail = f" RETURN ({' '.join(returns)})" if returns else ""
     line, untagged = login.wire.run(b'LIST "" "*"' + tail.encode())
     if not line.upper().startswith(b"OK"):
-        raise refusal(wire.printable(line), otherwise=Fatal)
+        raise refusal(
+            login.wire.words(line), otherwise=Unavailable, allowed=(NeedsReauth, Retryable)
+        )
     listed, states = _read(untagged)
     listed = [entry for entry in listed if not entry[0] & _UNREADABLE]
     if not with_status:
@@ -63,12 +67,15 @@ def list_folders(login: Login) -> list[RemoteFolder]:
 
 
 def remote_id(name: bytes) -> str:
-    """Return a folder's name as the server writes it, byte for byte, as text."""
-    return name.decode("latin-1")
+    """Return a folder's name as the server writes it, byte for byte, as text.
+
+    Controls, which no row or log may hold, become private-use characters; `name_of` undoes it.
+    """
+    return name.decode("latin-1").translate(_CONTROLS)
 
 
 def name_of(folder: RemoteFolder) -> bytes:
-    return folder.remote_id.encode("latin-1")
+    return folder.remote_id.translate(_CONTROLS_BACK).encode("latin-1")
 
 
 def _status_items(login: Login) -> str:
@@ -89,14 +96,21 @@ def _read(untagged: Sequence[list[bytes]]) -> tuple[list[_Entry], dict[bytes, di
     for response in untagged:
         values = wire.parse(response)
         kind = values[0].upper() if values and isinstance(values[0], bytes) else b""
-        if kind == b"LIST" and len(values) >= 4 and isinstance(values[3], bytes):
+        if kind == b"LIST" and len(values) >= 4:
             attributes = {a.upper() for a in values[1] or [] if isinstance(a, bytes)}
-            name = b"INBOX" if values[3].upper() == b"INBOX" else values[3]
-            listed.setdefault(name, (attributes, values[2], name))
+            delimiter = values[2] if isinstance(values[2], bytes) else None
+            name = _name(values[3])
+            listed.setdefault(name, (attributes, delimiter, name))
         elif kind == b"STATUS" and len(values) >= 3 and isinstance(values[2], list):
-            name = b"INBOX" if values[1].upper() == b"INBOX" else values[1]
-            states[name] = _state(wire.pairs(values[2]))
+            states[_name(values[1])] = _state(wire.pairs(values[2]))
     return list(listed.values()), states
+
+
+def _name(value: Any) -> bytes:
+    """Return a folder's name. INBOX is the only one whose case means nothing (RFC 9051 s5.1)."""
+    if not isinstance(value, bytes):
+        return b"NIL"  # a folder may be called so, without quotes
+    return b"INBOX" if value.upper() == b"INBOX" else value
 
 
 def _state(items: Mapping[bytes, Any]) -> dict[str, Any]:
@@ -167,16 +181,19 @@ def _folder(
 
 def _path(name: bytes, delimiter: bytes | None) -> str:
     levels = name.split(delimiter) if delimiter else [name]
-    return "/".join(decoded(level) for level in levels)
+    return "/".join(decoded(level).replace("/", "\u2215") for level in levels)
 
 
 def decoded(raw: bytes) -> str:
-    """Decode a level or a label: modified UTF-7 (RFC 3501 section 5.1.3) or UTF-8; never fail."""
+    """Decode a name or label from modified UTF-7 (RFC 3501 s5.1.3), or from UTF-8 where it is that.
+
+    Never fails; what could harm a page or a log becomes U+FFFD.
+    """
     try:
         text = raw.decode("utf-8") if any(b > 127 for b in raw) else str(imap_utf7.decode(raw))
     except (UnicodeError, ValueError):
         text = raw.decode("latin-1")
-    return _UNSAFE.sub("\ufffd", text).replace("/", "\u2215")
+    return "".join(c if c.isprintable() else "\ufffd" for c in _UNSAFE.sub("\ufffd", text))
 
 
 def _without_views(login: Login, folders: list[RemoteFolder]) -> list[RemoteFolder]:

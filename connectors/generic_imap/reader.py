@@ -5,8 +5,8 @@ the connections' threads and the caller. Every reference is answered exactly onc
 """
 
 import collections
+import contextlib
 import dataclasses
-import queue
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -15,17 +15,22 @@ from connectors.errors import (
     ConnectorError,
     MessageGone,
     MessageRefused,
-    Retryable,
-    Skippable,
     Unavailable,
 )
 from connectors.generic_imap import listing, wire
-from connectors.generic_imap.client import Login, refusal
-from connectors.generic_imap.listing import Uids
-from connectors.types import MessageRef, Missing, RawMessage, RemoteFolder, SpooledBody
+from connectors.generic_imap.client import Login, must_wait, refusal
+from connectors.generic_imap.uids import Uids
+from connectors.types import (
+    SPOOL_BYTES,
+    MessageRef,
+    Missing,
+    RawMessage,
+    RemoteFolder,
+    SpooledBody,
+)
 
 #: Measured on loopback: more per command gains nothing, less costs at 40 ms of latency.
-_BATCH_BYTES = 2_000_000
+_BATCH_BYTES = 1_000_000
 _BATCH_MESSAGES = 400
 _IN_FLIGHT = 2
 #: A second connection pays for its login only on more than this.
@@ -34,7 +39,10 @@ _MESSAGES_PER_CONNECTION = 500
 #: What waits between the threads and the caller: at most this many chunks of this size.
 _CHUNK_BYTES = 500_000
 _CHUNK_MESSAGES = 64
-_CHUNKS = 16
+_WAITING_BYTES = 16_000_000
+#: More untagged responses in a row that nobody asked for are an attack. One flag change by another
+#: client may send one per message of the folder.
+_MAX_UNASKED = 2_000_000
 
 _BODY = re.compile(
     rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
@@ -42,6 +50,7 @@ _BODY = re.compile(
 _UID = re.compile(rb"\bUID (\d+)")
 
 Answer = RawMessage | Missing
+_Item = list[Answer] | BaseException | None
 
 
 @dataclasses.dataclass(slots=True)
@@ -72,16 +81,18 @@ class Fetch:
     ) -> None:
         self._folder, self._main, self._more = folder, main, more
         self._max_message_bytes = max_message_bytes
-        self._out: queue.Queue[list[Answer] | BaseException | None] = queue.Queue(_CHUNKS)
+        self._out = _Outbox()
         self._stop = threading.Event()
+        self._validity = 0
+        self._delivered = 0
         self._refs = refs
         self._batches: collections.deque[_Batch] = collections.deque()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[tuple[Login, threading.Thread]] = []
 
     def answers(self) -> Iterator[Answer]:
         """Yield every answer. Raises Retryable after what had arrived whole was yielded."""
-        opened = self._open(self._main)
-        yield from self._sort_out(opened)
+        self._validity = self._open(self._main)
+        yield from self._sort_out(self._validity)
         logins = [self._main, *self._more(self._connections_that_pay() - 1)]
         problem: BaseException | None = None
         try:
@@ -101,16 +112,14 @@ class Fetch:
             raise problem
 
     def close(self) -> None:
-        """Stop the threads; their connections are of no more use where they were reading."""
+        """Stop the threads and wait for them. A connection in the middle of a reply is ended."""
         self._stop.set()
-        for thread in self._threads:
-            while thread.is_alive():
-                try:
-                    _discard(self._out.get(timeout=0.05))
-                except queue.Empty:
-                    continue
-        while not self._out.empty():
-            _discard(self._out.get_nowait())
+        self._out.close()
+        for login, thread in self._threads:
+            if thread.is_alive():
+                login.wire.cut()
+            thread.join()
+        self._out.discard()
 
     # -- preparing -----------------------------------------------------------------------------
 
@@ -158,26 +167,36 @@ class Fetch:
     def _start(self, logins: Sequence[Login]) -> None:
         for login in logins:
             thread = threading.Thread(target=self._work, args=(login,), name="imap", daemon=True)
-            self._threads.append(thread)
+            self._threads.append((login, thread))
+        for _, thread in self._threads:
             thread.start()
 
     # -- in a thread ---------------------------------------------------------------------------
 
     def _work(self, login: Login) -> None:
+        sender = _Sender(self._out)
         try:
-            sender = _Sender(self)
-            try:
-                if self._open(login) is not None:
-                    self._download(login, sender)
-            finally:
-                sender.flush()
+            if self._is_ready(login):
+                self._download(login, sender)
         except _Stopped:
-            login.close()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
-            login.close()
-            self.put(error, even_if_stopped=True)
+            login.wire.cut()
+        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
+            login.wire.cut()
+            sender.give_up()
+            self._out.put(error, 0)
         finally:
-            self.put(None, even_if_stopped=True)
+            sender.give_up()
+            self._out.put(None, 0)
+
+    def _is_ready(self, login: Login) -> bool:
+        """Have the folder open. A second connection that finds another folder under the name (made
+        again meanwhile), or none, is of no use: its UIDs would name other messages."""
+        if login is self._main:
+            return True
+        try:
+            return self._open(login) == self._validity
+        except ConnectorError:
+            return False
 
     def _download(self, login: Login, sender: "_Sender") -> None:
         flying: collections.deque[tuple[bytes, _Batch]] = collections.deque()
@@ -191,10 +210,27 @@ class Fetch:
             status = self._read_until(login, tag, [b for _, b in flying], sender)
             flying.popleft()
             if not status.upper().startswith(b"OK"):
-                _raise_if_passing(status)
+                _raise_if_to_wait(login, status)
             again.extend(batch.refs.values())
-        for ref in again:
-            sender.add(self._one(login, ref, sender))
+        self._ask_again(login, again, sender)
+
+    def _ask_again(self, login: Login, refs: Sequence[MessageRef], sender: "_Sender") -> None:
+        """Answer for what no batch answered: gone, or asked for once more and singly."""
+        of_uid = {int(ref.remote_id.partition(":")[2]): ref for ref in refs}
+        refusals = 0
+        for part in Uids((uid, uid) for uid in of_uid).commands():
+            there = listing.search(login, str(part))
+            for uid in part:
+                answer = (
+                    self._one(login, uid, of_uid[uid], sender)
+                    if uid in there
+                    else _gone(of_uid[uid])
+                )
+                sender.add(answer)
+                refused = isinstance(answer, Missing) and isinstance(answer.error, MessageRefused)
+                refusals = refusals + 1 if refused else 0
+                if refusals >= listing.MAX_REFUSALS and not self._delivered:
+                    raise Unavailable(f"The server refuses every message. {answer.error}")  # type: ignore[union-attr] # refused says it is Missing
 
     def _next(self) -> _Batch | None:
         try:
@@ -202,22 +238,18 @@ class Fetch:
         except IndexError:
             return None
 
-    def _one(self, login: Login, ref: MessageRef, sender: "_Sender") -> Answer | None:
-        """Ask once more, singly, for what a batch did not answer; say why it can't be had."""
-        uid = int(ref.remote_id.partition(":")[2])
+    def _one(self, login: Login, uid: int, ref: MessageRef, sender: "_Sender") -> Answer | None:
+        """Ask for one message; return why it can't be had, None where it came."""
         batch = _Batch({uid: ref})
-        status = self._read_until(login, login.wire.command(batch.command()), [batch], sender)
+        tag = login.wire.command(batch.command())
+        status = self._read_until(login, tag, [batch], sender)
         if not batch.refs:
             return None
-        if not status.upper().startswith(b"OK"):
-            _raise_if_passing(status)
-            error = refusal(wire.printable(status), otherwise=MessageRefused)
-            if not isinstance(error, Skippable):
-                error = MessageRefused(str(error))
-            return Missing(ref, error)
-        if listing.exists(login, uid):
+        if status.upper().startswith(b"OK"):
             return Missing(ref, MessageRefused("The server has the message and sends no body."))
-        return Missing(ref, MessageGone("The message was deleted before it could be fetched."))
+        _raise_if_to_wait(login, status)
+        # Whatever it calls it: the others can be had, this one can't.
+        return Missing(ref, MessageRefused(f"The server says: {login.wire.words(status)}"))
 
     def _read_until(
         self, login: Login, tag: bytes, batches: Sequence[_Batch], sender: "_Sender"
@@ -225,19 +257,37 @@ class Fetch:
         """Read replies up to a tagged one; return its status. Answered refs leave their batch."""
         connection = login.wire
         ending = tag + b" "
+        unasked = 0
         while True:
+            # Hand on what is whole before waiting for more; the caller's time is not the server's.
+            if not connection.has_buffered and sender.flush():
+                connection.renew()
             line = connection.readline()
             if line.startswith(ending):
                 return line[len(ending) :].strip()
-            match = _BODY.match(line)
-            if match is None:
-                if line[:6].upper() == b"* BYE ":
-                    raise connection.bye(line[2:])
-                connection.complete(line)
-            elif match[2] is not None:
-                self._take(connection, match, batches, sender)
-            elif match[3] is None:
-                self._take_quoted(connection.complete(line), batches, sender)
+            if self._is_answer(connection, line, batches, sender):
+                unasked = 0
+                self._delivered += 1
+                connection.renew()
+                continue
+            unasked += 1
+            if unasked > _MAX_UNASKED:
+                raise Unavailable("The server sends replies that nobody asked for, without end.")
+
+    def _is_answer(
+        self, connection: wire.Wire, line: bytes, batches: Sequence[_Batch], sender: "_Sender"
+    ) -> bool:
+        """Read the rest of an untagged response; tell whether it was a body that we asked for."""
+        match = _BODY.match(line)
+        if match is None:
+            if line[:6].upper() == b"* BYE ":
+                raise connection.bye(line[2:])
+            connection.complete(line)
+            return False
+        if match[2] is not None:
+            return self._take(connection, match, batches, sender)
+        response = connection.complete(line)
+        return match[3] is None and self._take_quoted(response, batches, sender)
 
     def _take(
         self,
@@ -245,57 +295,85 @@ class Fetch:
         match: re.Match[bytes],
         batches: Sequence[_Batch],
         sender: "_Sender",
-    ) -> None:
+    ) -> bool:
+        """Read a body; tell whether it was asked for."""
         size = int(match[2])
         before = _UID.search(match[1])
         if size > self._max_message_bytes:
             if before and (ref := _claim(batches, int(before[1]))):
                 sender.add(Missing(ref, self._too_large(size)))
-            raise Unavailable(
-                f"The server announced a message of {size:,} bytes.", code="too_large"
-            )
+            raise Unavailable(f"The server announced a message of {size:,} bytes.")
         body = connection.body(size)
         rest = connection.complete(connection.readline())
         uid = before or _UID.search(rest[0])
-        ref = _claim(batches, int(uid[1])) if uid else None
+        ref = _claim(batches, int(uid[1]), empty=not size) if uid else None
         if ref is not None:
             sender.add(RawMessage(ref, body))
         elif isinstance(body, SpooledBody):
             body.close()
+        return ref is not None
 
     def _take_quoted(
         self, response: list[bytes], batches: Sequence[_Batch], sender: "_Sender"
-    ) -> None:
-        """Take a short body that came as a quoted string."""
+    ) -> bool:
+        """Take a short body that came as a quoted string; tell whether it was asked for."""
         response[0] = response[0][2:]
         values = wire.parse(response)
         items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
         uid, body = items.get(b"UID"), items.get(b"BODY[]")
-        if isinstance(uid, bytes) and isinstance(body, bytes):
-            ref = _claim(batches, int(uid))
-            if ref is not None:
-                sender.add(RawMessage(ref, body))
+        if not (isinstance(uid, bytes) and uid.isdigit() and isinstance(body, bytes)):
+            return False
+        ref = _claim(batches, int(uid), empty=not body)
+        if ref is not None:
+            sender.add(RawMessage(ref, body))
+        return ref is not None
 
-    def put(
-        self, item: list[Answer] | BaseException | None, *, even_if_stopped: bool = False
-    ) -> None:
-        while True:
-            if self._stop.is_set() and not even_if_stopped:
+
+class _Outbox:
+    """What the threads hand to the caller: at most _WAITING_BYTES wait in it (or one item)."""
+
+    def __init__(self) -> None:
+        self._items: collections.deque[tuple[_Item, int]] = collections.deque()
+        self._bytes = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def put(self, item: "_Item", size: int) -> None:
+        """Wait for room. Raises _Stopped where nobody reads any more, but for signs of the end."""
+        with self._changed:
+            while size and self._bytes and self._bytes + size > _WAITING_BYTES and not self._closed:
+                self._changed.wait()
+            if self._closed and size:
                 raise _Stopped
-            try:
-                self._out.put(item, timeout=0.2)
-            except queue.Full:
-                if self._stop.is_set():
-                    return  # nobody reads any more
-                continue
-            return
+            self._items.append((item, size))
+            self._bytes += size
+            self._changed.notify_all()
+
+    def get(self) -> "_Item":
+        with self._changed:
+            while not self._items:
+                self._changed.wait()
+            item, size = self._items.popleft()
+            self._bytes -= size
+            self._changed.notify_all()
+            return item
+
+    def close(self) -> None:
+        """Let go of threads that wait for room."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+    def discard(self) -> None:
+        while self._items:
+            _discard(self._items.popleft()[0])
 
 
 class _Sender:
     """Gathers one thread's answers into chunks: a queue operation per message would cost more."""
 
-    def __init__(self, fetch: Fetch) -> None:
-        self._fetch = fetch
+    def __init__(self, out: _Outbox) -> None:
+        self._out = out
         self._chunk: list[Answer] = []
         self._bytes = 0
 
@@ -305,37 +383,55 @@ class _Sender:
         self._chunk.append(answer)
         if isinstance(answer, RawMessage):
             body = answer.body
-            self._bytes += len(body) if isinstance(body, bytes) else 0
+            self._bytes += len(body) if isinstance(body, bytes) else SPOOL_BYTES
         if len(self._chunk) >= _CHUNK_MESSAGES or self._bytes >= _CHUNK_BYTES:
             self.flush()
 
-    def flush(self) -> None:
-        if self._chunk:
-            chunk, self._chunk, self._bytes = self._chunk, [], 0
-            try:
-                self._fetch.put(chunk)
-            except _Stopped:
-                _discard(chunk)
-                raise
+    def flush(self) -> bool:
+        """Hand the chunk over, waiting for room; tell whether there was one."""
+        if not self._chunk:
+            return False
+        chunk, size = self._chunk, self._bytes
+        self._chunk, self._bytes = [], 0
+        try:
+            self._out.put(chunk, size + 1)
+        except _Stopped:
+            _discard(chunk)
+            raise
+        return True
+
+    def give_up(self) -> None:
+        """Hand on what is whole, if somebody still wants it. Idempotent."""
+        with contextlib.suppress(_Stopped):
+            self.flush()
 
 
-def _claim(batches: Sequence[_Batch], uid: int) -> MessageRef | None:
-    """Take a reference out of the batch that asked for it; None: nobody did, or it was answered."""
+def _claim(batches: Sequence[_Batch], uid: int, *, empty: bool = False) -> MessageRef | None:
+    """Take a reference out of the batch that asked for it; None: nobody did, or it was answered.
+
+    An empty body of a message that has a size is none: it stays unanswered, to be asked for again.
+    """
     for batch in batches:
-        ref = batch.refs.pop(uid, None)
+        ref = batch.refs.get(uid)
         if ref is not None:
-            return ref
+            if empty and ref.size_bytes:
+                return None
+            return batch.refs.pop(uid)
     return None
 
 
-def _raise_if_passing(status: bytes) -> None:
-    """Raise where a NO is about the moment (throttled, unavailable), not about the message."""
-    error: ConnectorError = refusal(wire.printable(status), otherwise=MessageRefused)
-    if isinstance(error, Retryable):
+def _gone(ref: MessageRef) -> Missing:
+    return Missing(ref, MessageGone("The message was deleted before it could be fetched."))
+
+
+def _raise_if_to_wait(login: Login, status: bytes) -> None:
+    """Raise where a NO is about the account and the moment (throttled), not about the message."""
+    error = refusal(login.wire.words(status), otherwise=MessageRefused)
+    if must_wait(error):
         raise error
 
 
-def _discard(item: list[Answer] | BaseException | None) -> None:
+def _discard(item: "_Item") -> None:
     for answer in item if isinstance(item, list) else ():
         if isinstance(answer, RawMessage) and isinstance(answer.body, SpooledBody):
             answer.body.close()

@@ -5,14 +5,17 @@ shutdown) on a socket of our own, so that IMAPClient can log in over it. Everyth
 goes through `command` and `run`: imaplib would hold a whole reply before it shows a line.
 """
 
+import base64
+import contextlib
 import imaplib
 import itertools
+import math
 import re
 import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from connectors.errors import Fatal, Unavailable
@@ -26,11 +29,12 @@ _MAX_SMALL_LITERAL_BYTES = 1_000_000
 #: A reply that comes slower than this is no progress: the deadline of a literal (bytes/second).
 _MIN_RATE = 1_000
 _COMMAND_SECONDS = 120.0
+#: What one command may answer in all, where the reply is held: LIST of 200,000 folders fits.
+MAX_REPLY_BYTES = 64_000_000
 
+_STATUS = re.compile(rb"\* (?:OK|NO|BAD|BYE|PREAUTH)\b", re.IGNORECASE)
 _LITERAL = re.compile(rb"~?\{(\d+)\+?\}\r?\n$")
-_TOKEN = re.compile(
-    rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.)*)"|([^ ()"\r\n]+(?:\[[^\]]*\])?[^ ()"\r\n]*))'
-)
+_TOKEN = re.compile(rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.|\\\Z)*)(?:"|\Z)|([^ ()"\r\n]+))')
 _ESCAPE = re.compile(rb"\\(.)")
 
 #: A parsed response: atoms, strings and literals as bytes, NIL as None, parentheses as lists.
@@ -47,14 +51,29 @@ class Literal:
 class Wire(imaplib.IMAP4):
     """One connection. Raises Unavailable (EOF, timeout, deadline) from every read."""
 
-    def __init__(self, connection: socket.socket, *, name: str, timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        connection: socket.socket,
+        *,
+        name: str,
+        timeout_seconds: float,
+        secrets: Iterable[str] = (),
+        until: float = math.inf,
+    ) -> None:
+        """`until` (monotonic) ends the connection whatever it is doing. `secrets` are taken out of
+        all that the server says."""
         self._given = connection
         self._name = name
         self._timeout_seconds = timeout_seconds
+        self._until = until
+        self._secrets = _spellings(secrets)
+        self.greeting = b""
         self._buffer = b""
         self._position = 0
         self._tags = itertools.count(1)
-        self.deadline = time.monotonic() + _COMMAND_SECONDS
+        self._alive = True
+        self._shortened = False
+        self.renew()
         super().__init__(name)
 
     # -- what imaplib asks for -----------------------------------------------------------------
@@ -79,6 +98,8 @@ class Wire(imaplib.IMAP4):
             self._fill()
         line = self._buffer[self._position : end + 1]
         self._position = end + 1
+        if not self.greeting:
+            self.greeting = line
         return line
 
     def send(self, data: Any) -> None:
@@ -88,7 +109,36 @@ class Wire(imaplib.IMAP4):
             raise self._lost("closed the connection") from error
 
     def shutdown(self) -> None:
+        self.cut()
         self.sock.close()
+
+    def cut(self) -> None:
+        """End the connection, from any thread: whoever waits in it gets Unavailable. Idempotent."""
+        self._alive = False
+        with contextlib.suppress(OSError):  # not connected any more: what is wanted
+            # Not SSLSocket.shutdown(), which takes the TLS state from under the reading thread.
+            socket.socket.shutdown(self.sock, socket.SHUT_RDWR)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the connection may be used: no command failed half-way."""
+        return self._alive
+
+    # -- limits --------------------------------------------------------------------------------
+
+    def renew(self, seconds: float = _COMMAND_SECONDS) -> None:
+        """Start the clock of a command, or of a reply that made progress."""
+        self.deadline = min(self._until, time.monotonic() + seconds)
+
+    def limit_silence(self) -> None:
+        """Set the socket's time limit again. IMAPClient's constructor takes it off."""
+        self.sock.settimeout(self._timeout_seconds)
+
+    def words(self, said: bytes) -> str:
+        """Return a server's text for people, without any secret that it echoes."""
+        for secret in self._secrets:
+            said = said.replace(secret, b"***")
+        return printable(said)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -113,7 +163,7 @@ class Wire(imaplib.IMAP4):
 
     def body(self, size: int) -> Body:
         """Read the literal of a message: in memory, or spooled where it is large."""
-        self.deadline = time.monotonic() + self._timeout_seconds * 2 + size / _MIN_RATE
+        self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
         if size <= SPOOL_BYTES:
             return self.exactly(size)
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by SpooledBody.close
@@ -134,12 +184,19 @@ class Wire(imaplib.IMAP4):
         self._position = 0
 
     def _receive(self, size: int) -> bytes:
-        if time.monotonic() > self.deadline:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
             raise self._lost("answers too slowly")
         try:
+            if left < self._timeout_seconds:
+                self.sock.settimeout(left)
+                self._shortened = True
+            elif self._shortened:
+                self.limit_silence()
+                self._shortened = False
             data = self.sock.recv(size)
         except TimeoutError as error:
-            raise self._lost(f"did not answer for {self._timeout_seconds:.0f} s") from error
+            raise self._lost("did not answer in time") from error
         except (OSError, ssl.SSLError) as error:
             raise self._lost("dropped the connection") from error
         if not data:
@@ -147,7 +204,8 @@ class Wire(imaplib.IMAP4):
         return data
 
     def _lost(self, what: str) -> Unavailable:
-        return Unavailable(f"The server {self._name} {what}. It is tried again.", code="connection")
+        self._alive = False
+        return Unavailable(f"The server {self._name} {what}. It is tried again.")
 
     # -- TLS -----------------------------------------------------------------------------------
 
@@ -162,14 +220,15 @@ class Wire(imaplib.IMAP4):
     def command(self, *parts: bytes | Literal) -> bytes:
         """Send one command; return its tag. A Literal waits for the server's "+"."""
         tag = b"W%d" % next(self._tags)
-        self.deadline = time.monotonic() + _COMMAND_SECONDS
+        self.renew()
         line = tag
         for part in parts:
             if isinstance(part, Literal):
                 self.send(line + b" {%d}\r\n" % len(part.data))
                 while not (answer := self.readline()).startswith(b"+"):
                     if answer.startswith(tag):
-                        raise Fatal(f"{self._name} refuses a literal.", code="protocol")
+                        self._alive = False
+                        raise Unavailable(f"{self._name} refuses a literal: {self.words(answer)}")
                 line = part.data
             else:
                 line += b" " + part
@@ -179,9 +238,15 @@ class Wire(imaplib.IMAP4):
     def complete(self, line: bytes) -> list[bytes]:
         """Return a response as [text, literal, text, ...], reading its small literals."""
         parts = [line]
+        if _STATUS.match(line):
+            return parts  # words for people, in which "{5}" announces nothing
+        size = 0
         while match := _LITERAL.search(parts[-1]):
             parts[-1] = parts[-1][: match.start()]
             parts += [self.read(int(match[1])), self.readline()]
+            size += len(parts[-2]) + len(parts[-1])
+            if size > _MAX_LINE_BYTES:
+                raise self._lost("sent a response without end")
         return parts
 
     def run(self, *parts: bytes | Literal) -> tuple[bytes, list[list[bytes]]]:
@@ -189,6 +254,7 @@ class Wire(imaplib.IMAP4):
         responses (each as `complete` gives it, without "* ")."""
         tag = self.command(*parts)
         untagged: list[list[bytes]] = []
+        size = 0
         while True:
             line = self.readline()
             if line.startswith(b"* "):
@@ -197,13 +263,27 @@ class Wire(imaplib.IMAP4):
                 if response[0][:4].upper() == b"BYE ":
                     raise self.bye(response[0])
                 untagged.append(response)
+                size += sum(map(len, response))
+                if size > MAX_REPLY_BYTES:
+                    raise self._lost("sent a reply without end")
             elif line.startswith(tag + b" "):
                 return line[len(tag) + 1 :].strip(), untagged
 
     def bye(self, line: bytes) -> Unavailable:
         """The error for an untagged BYE."""
-        text = printable(line[4:])
-        return Unavailable(f"The server {self._name} said goodbye: {text}", code="bye")
+        self._alive = False
+        return Unavailable(f"The server {self._name} said goodbye: {self.words(line[4:].strip())}")
+
+
+def _spellings(secrets: Iterable[str]) -> list[bytes]:
+    """Return how secrets can come back: as they are, quoted, and in base64; longest first."""
+    found: set[bytes] = set()
+    for secret in secrets:
+        if secret:
+            raw = secret.encode()
+            quoted = raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+            found |= {raw, quoted, base64.b64encode(raw)}
+    return sorted(found, key=len, reverse=True)
 
 
 def string(data: bytes) -> bytes | Literal:

@@ -323,6 +323,7 @@ class Client:
     def _fetch(self, uids: Sequence[int], items: bytes) -> bytes:
         assert self.box is not None
         wants_body = b"BODY" in items
+        numbers = {uid: number for number, uid in enumerate(sorted(self.box.mails), 1)}
         for uid in uids:
             mail = self.box.mails.get(uid)
             if mail is None:
@@ -334,8 +335,7 @@ class Client:
                 return refusal
             if wants_body:
                 self.server.before_each_mail(self, uid)
-            number = sorted(self.box.mails).index(uid) + 1 if uid in self.box.mails else 1
-            self.send(b"* %d FETCH (%s)\r\n" % (number, self._items(uid, mail, items)))
+            self.send(b"* %d FETCH (%s)\r\n" % (numbers[uid], self._items(uid, mail, items)))
         return b"OK"
 
     def _items(self, uid: int, mail: Mail, items: bytes) -> bytes:
@@ -360,9 +360,7 @@ class Client:
         highest = max(self.box.mails, default=0)
         wanted = _ranges(text, highest)
         return [
-            uid
-            for uid in sorted(self.box.mails)
-            if any(low <= uid <= high for low, high in wanted)
+            uid for uid in sorted(self.box.mails) if any(low <= uid <= high for low, high in wanted)
         ]
 
 

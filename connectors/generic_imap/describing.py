@@ -1,0 +1,98 @@
+"""What one line of a FETCH says of a message: size, date, flags, labels, stable ids. Pure."""
+
+import datetime as dt
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from connectors.generic_imap import wire
+from connectors.generic_imap.folders import decoded
+from connectors.types import MessageRef
+
+_UID = re.compile(rb"\bUID (\d+)")
+_SIZE = re.compile(rb"\bRFC822\.SIZE (\d+)")
+_FLAGS = re.compile(rb"\bFLAGS \(([^)]*)\)")
+_DATE = re.compile(rb'\bINTERNALDATE "([^"]*)"')
+_FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
+_MONTHS = {
+    m: i for i, m in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
+}
+
+
+def reference(
+    response: Sequence[bytes], validity: int, *, plain: bool
+) -> tuple[int, MessageRef | None]:
+    line = response[0]
+    if plain and len(response) == 1:
+        uid, size = _UID.search(line), _SIZE.search(line)
+        flags, date = _FLAGS.search(line), _DATE.search(line)
+        if not uid or not flags or not date:
+            return 0, None  # unsolicited: only flags
+        return int(uid[1]), MessageRef(
+            f"{validity}:{int(uid[1])}",
+            size_bytes=int(size[1]) if size else None,
+            received_at=_internal_date(date[1]),
+            labels=_labels(flags[1].split()),
+        )
+    values = wire.parse(response)
+    items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
+    if not isinstance(items.get(b"UID"), bytes) or b"INTERNALDATE" not in items:
+        return 0, None
+    uid_number = int(items[b"UID"])
+    size_text = items.get(b"RFC822.SIZE")
+    return uid_number, MessageRef(
+        f"{validity}:{uid_number}",
+        size_bytes=int(size_text) if size_text and size_text.isdigit() else None,
+        stable_id=_object_id(items, b"X-GM-MSGID", b"EMAILID"),
+        thread_id=_object_id(items, b"X-GM-THRID", b"THREADID"),
+        received_at=_internal_date(items[b"INTERNALDATE"] or b""),
+        labels=_labels([*(items.get(b"FLAGS") or ()), *(items.get(b"X-GM-LABELS") or ())]),
+    )
+
+
+def _object_id(items: dict[bytes, Any], *names: bytes) -> str:
+    for name in names:
+        value = items.get(name)
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if isinstance(value, bytes):
+            return wire.printable(value)
+    return ""
+
+
+def _labels(words: Iterable[Any]) -> tuple[str, ...]:
+    texts = {decoded(w) for w in words if isinstance(w, bytes)}
+    return tuple(sorted(texts - {"\\Recent"}))
+
+
+def _internal_date(text: bytes) -> dt.datetime | None:
+    """Parse " 1-Feb-2024 12:34:56 +0100" (RFC 9051 section 9, date-time)."""
+    try:
+        day, month, rest = text.strip().split(b"-", 2)
+        year, clock, zone = rest.split()
+        hour, minute, second = clock.split(b":")
+        offset = dt.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
+        local = dt.datetime(  # the zone is taken off below
+            int(year),
+            _MONTHS[month.title()],
+            int(day),
+            int(hour),
+            int(minute),
+            min(int(second), 59),
+            tzinfo=dt.UTC,
+        )
+        return local + offset if zone[:1] == b"-" else local - offset
+    except (ValueError, KeyError, IndexError, OverflowError):
+        return None
+
+
+def relabelled(response: Sequence[bytes], validity: int) -> tuple[str, tuple[str, ...]] | None:
+    if not _FETCH.match(response[0]):
+        return None
+    values = wire.parse(response)
+    items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
+    uid = items.get(b"UID")
+    if not isinstance(uid, bytes) or b"FLAGS" not in items:
+        return None
+    words = [*(items[b"FLAGS"] or ()), *(items.get(b"X-GM-LABELS") or ())]
+    return f"{validity}:{int(uid)}", _labels(words)
