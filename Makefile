@@ -39,7 +39,7 @@ types: $(VENV)/development
 
 # Settings as a deployment has them; neither command asks the database anything.
 DEPLOYED = DATABASE_URL=postgres://unused/unused REDIS_URL=redis://unused HTTPS=1 \
-	SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz ENCRYPTION_KEYS=unused
+	SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz ENCRYPTION_KEYS=only-for-this-check-0123456789-abcdefghijklmnop
 
 check: $(VENV)/development
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
