@@ -22,13 +22,20 @@ def test_an_import_survives_the_death_of_every_process(
     print("seed", seed)
     chance = random.Random(seed)
     name, password = dovecot.user()
-    bodies = [b"Subject: %d\r\n\r\n" % n + chance.randbytes(9_000).hex().encode() for n in range(1500)]
+    bodies = [
+        b"Subject: %d\r\n\r\n" % n + chance.randbytes(9_000).hex().encode() for n in range(1500)
+    ]
     dovecot.append(name, "INBOX", *bodies)
     config = {
         "host": dovecot.host, "port": dovecot.port, "secure": False,
         "username": name, "password": password,
     }  # fmt: skip
-    body = {"name": "Crash", "provider": "generic_imap", "providerConfig": config, "autoImport": True}
+    body = {
+        "name": "Crash",
+        "provider": "generic_imap",
+        "providerConfig": config,
+        "autoImport": True,
+    }
     url = f"/ingestion/{api.post('/ingestion', json=body).json()['id']}"
     wait_for(lambda: Message.objects.exists() or api.get(url).json()["status"] == "active", 60)
     for victim in ("worker", "control", "beat", "worker"):
