@@ -116,7 +116,8 @@ class _Running:
     def signal(self, number: int) -> None:
         if self.process is not None:
             with contextlib.suppress(ProcessLookupError):
-                self.process.send_signal(number)
+                # Not send_signal(): that polls, and takes the exit status away from reap().
+                os.kill(self.process.pid, number)
 
 
 class StoppedError(Exception):
