@@ -64,7 +64,8 @@ def _store_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMail
                 [_row(source, run, mailbox, options) for mailbox in batch],
                 update_conflicts=True,
                 unique_fields=["source", "remote_id"],
-                update_fields=["address", "state", "state_reason", "run"],
+                # rung_at: what was rung for the run before says nothing about this one
+                update_fields=["address", "state", "state_reason", "run", "rung_at"],
             )
     return seen
 
