@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-_LINE_EVERY_SECONDS = 2.0
+_LINE_EVERY_SECONDS = 5.0
 
 
 @dataclasses.dataclass
@@ -40,7 +40,7 @@ class Screen:
                 Panel(text, title=f"[bold]{name}[/]", title_align="left", expand=False)
             )
         else:
-            self.console.print(f"{name}: {text}")
+            self.console.print(f"{name}: {text}", soft_wrap=True)
 
     @contextlib.contextmanager
     def step(self, label: str) -> Iterator[Step]:

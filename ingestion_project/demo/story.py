@@ -56,13 +56,15 @@ class Interrupted(BaseException):
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--exit", action="store_true", help="end once everything is checked")
+    parser.add_argument("--messages", type=int, default=MESSAGES, help="about how many")
+    parser.add_argument("--directory", type=Path, default=VAR_DIR, help="emptied at the start")
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     screen = Screen()
     try:
         with contextlib.ExitStack() as stack:
-            Demo(screen, stack).play()
+            Demo(screen, stack, options.messages, options.directory.resolve()).play()
             if not options.exit:
                 screen.console.print("\nServing until Ctrl-C.")
                 signal.pause()
@@ -71,7 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 130 if options.exit else 0
     except (DemoError, httpx.HTTPError, OSError, imaplib.IMAP4.error) as error:
         screen.console.print(f"\n[bold red]The demo failed:[/] {error}", soft_wrap=True)
-        screen.console.print(f"What the service said: {VAR_DIR / 'service.log'}", soft_wrap=True)
+        screen.console.print(
+            f"What the service said: {options.directory / 'service.log'}", soft_wrap=True
+        )
         return 1
     screen.console.print("\n[bold green]Every check held.[/]")
     return 0
@@ -84,14 +88,17 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 class Demo:
     """The parts as they come up; `stack` takes them down again in reverse."""
 
-    def __init__(self, screen: Screen, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, screen: Screen, stack: contextlib.ExitStack, messages: int, var_dir: Path
+    ) -> None:
         self.screen, self.stack = screen, stack
+        self.messages, self.var_dir = messages, var_dir
         self.password = secrets.token_urlsafe(9)
 
     def play(self) -> None:
         self.screen.title(
             "Email ingestion",
-            f"A mailbox of about {MESSAGES:,} messages ends up in the archive, and is compared "
+            f"About {self.messages:,} messages end up in the archive, and are compared "
             "byte for byte.",
         )
         self._prepare()
@@ -107,19 +114,19 @@ class Demo:
     # -- coming up ---------------------------------------------------------------------------------
     def _prepare(self) -> None:
         """Start from nothing: the data of the last demo goes."""
-        VAR_DIR.parent.mkdir(exist_ok=True)
-        lock = self.stack.enter_context((VAR_DIR.parent / "demo.lock").open("w"))
+        self.var_dir.parent.mkdir(parents=True, exist_ok=True)
+        lock = self.stack.enter_context(self.var_dir.with_suffix(".lock").open("w"))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise DemoError("Another demo runs in this directory. End it first.") from None
-        shutil.rmtree(VAR_DIR, ignore_errors=True)
-        VAR_DIR.mkdir()
+        shutil.rmtree(self.var_dir, ignore_errors=True)
+        self.var_dir.mkdir()
 
     def _start_imap_server(self) -> None:
         with self.screen.step("Mail server") as step:
             server = self._spawn(
-                "ingestion_project.demo.imap_server", str(MESSAGES), stdout=subprocess.PIPE
+                "ingestion_project.demo.imap_server", str(self.messages), stdout=subprocess.PIPE
             )
             assert server.stdout is not None
             self.imap_port = int(server.stdout.readline())
@@ -133,20 +140,20 @@ class Demo:
             self.url = f"http://127.0.0.1:{self.port}"
             self.environ = {
                 **{k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")},
-                "VAR_DIR": str(VAR_DIR),
+                "VAR_DIR": str(self.var_dir),
                 "HOST": "127.0.0.1",
                 "PORT": str(self.port),
                 "ADMIN_PASSWORD": self.password,
                 "API_REQUESTS_PER_MINUTE": "1000000",
             }
-            log = self.stack.enter_context((VAR_DIR / "service.log").open("wb"))
+            log = self.stack.enter_context((self.var_dir / "service.log").open("wb"))
             service = self._spawn("ingestion_project.run", stdout=log, environ=self.environ)
             _wait(lambda: self._up(service), _START_SECONDS, "the service to answer")
             step.detail = f"PostgreSQL, Redis, web, workers and beat at {self.url}"
 
     def _up(self, service: "subprocess.Popen[bytes]") -> bool:
         if service.poll() is not None:
-            said = (VAR_DIR / "service.log").read_text(errors="replace").strip()
+            said = (self.var_dir / "service.log").read_text(errors="replace").strip()
             raise DemoError(f"The service could not start.\n{said[-2000:]}")
         try:
             return httpx.get(f"{self.url}/admin/login/", trust_env=False).status_code < 500
@@ -368,7 +375,7 @@ class Demo:
                 ("Log in as", f"admin   {self.password}"),
                 ("API docs", f"{self.url}/api/docs"),
                 ("API key", self.key),
-                ("Logs", str((VAR_DIR / "service.log").relative_to(BASE_DIR))),
+                ("Logs", os.path.relpath(self.var_dir / "service.log")),
             ],
         )
         for path in ("/ingestion", f"/emails?source={self.source_id}"):

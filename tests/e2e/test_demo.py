@@ -1,0 +1,70 @@
+"""`make demo` from end to end, with fewer messages."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers.stack import ROOT, descendants, free_port, wait_for
+
+pytestmark = pytest.mark.timeout(150)
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """`start(*arguments)` runs the demo in a directory of its own, on a free port."""
+    directory = Path(tempfile.mkdtemp(prefix="demo-"))
+    started = []
+
+    def run(*arguments: str) -> "subprocess.Popen[str]":
+        fixed = ("--messages", "200", "--directory", str(directory / "var"))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ingestion_project.demo", *fixed, *arguments],
+            cwd=ROOT,
+            env={**os.environ, "PORT": str(free_port()), "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_the_demo_checks_everything_and_ends_well(start: Start) -> None:
+    demo = start("--exit")
+    said, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 0, said
+    for part in ("Import", "every byte is the server's", "the sync picked them up", "curl -H"):
+        assert part in said
+    assert "Every check held." in said
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_the_demo(start: Start, number: signal.Signals) -> None:
+    demo = start()
+    assert demo.stdout is not None
+    said = ""
+    while "Serving until Ctrl-C" not in said:
+        line = demo.stdout.readline()
+        assert line, said
+        said += line
+    pids = descendants(demo.pid)
+    assert len(pids) > 8
+    demo.send_signal(number)
+    assert demo.wait(30) == (0 if number == signal.SIGINT else -number)
+    wait_for(lambda: not [pid for pid in pids if Path(f"/proc/{pid}").exists()], 30)
