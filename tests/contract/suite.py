@@ -1,0 +1,272 @@
+"""What every provider must keep to, as one list. A provider's test class inherits ConnectorContract.
+
+It needs a scripted server on a socket that the provider's own connector talks to: see `Account`.
+"""
+
+import abc
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from connectors.base import Connector, MailboxSession
+from connectors.errors import ConnectorError, CursorExpired, MessageGone, NeedsReauth, Retryable
+from connectors.types import (
+    Cursor,
+    MessageRef,
+    Missing,
+    Page,
+    RawMessage,
+    RemoteFolder,
+    SpooledBody,
+)
+
+SECRET = "canary-9f3b"
+
+
+class Account(abc.ABC):
+    """One account on a scripted server of the provider. Made anew for each test."""
+
+    @abc.abstractmethod
+    def connector(self, *, secret: str = SECRET) -> Connector:
+        """Return a connector to the account, not yet connected."""
+
+    @abc.abstractmethod
+    def deliver(self, body: bytes) -> str:
+        """Put a message into the folder; return its remote id."""
+
+    @abc.abstractmethod
+    def remove(self, remote_id: str) -> None: ...
+
+    @abc.abstractmethod
+    def relabel(self, remote_id: str) -> None:
+        """Change the message's labels (flags)."""
+
+    @abc.abstractmethod
+    def renumber(self) -> None:
+        """Make every cursor useless."""
+
+    @abc.abstractmethod
+    def drop_connection_at(self, remote_id: str) -> None:
+        """Break the connection instead of sending this message, once."""
+
+    @abc.abstractmethod
+    def requests(self) -> int:
+        """Return how many requests were made so far."""
+
+
+class ConnectorContract:
+    """Subclasses give an `account` fixture."""
+
+    @pytest.fixture
+    def session(self, account: Account) -> Iterator[MailboxSession]:
+        with self.opened(account) as session:
+            yield session
+
+    @staticmethod
+    @contextlib.contextmanager
+    def opened(account: Account) -> Iterator[MailboxSession]:
+        with account.connector() as connector:
+            [mailbox] = connector.mailboxes()
+            with connector.open(mailbox) as session:
+                yield session
+
+    @staticmethod
+    def folder(session: MailboxSession) -> RemoteFolder:
+        return next(iter(session.folders()))
+
+    def listed(self, session: MailboxSession, since: Cursor | None = None) -> list[Page]:
+        return list(session.changes(self.folder(session), since))
+
+    def followed(self, account: Account, since: Cursor) -> list[Page]:
+        with self.opened(account) as session:
+            return self.listed(session, since)
+
+    # -- the way in ------------------------------------------------------------------------------
+
+    def test_a_good_account_is_recognised(self, account: Account) -> None:
+        with account.connector() as connector:
+            assert connector.check().account
+
+    def test_a_wrong_secret_needs_a_person_and_is_not_repeated_to_them(
+        self, account: Account
+    ) -> None:
+        with pytest.raises(NeedsReauth) as caught, account.connector(secret="wrong-7c1d") as c:
+            c.check()
+        assert "wrong-7c1d" not in str(caught.value)
+
+    def test_no_secret_is_in_a_repr(self, account: Account) -> None:
+        connector = account.connector()
+        assert SECRET not in repr(connector) + repr(vars(connector))
+
+    def test_a_mailbox_has_the_same_id_each_time(self, account: Account) -> None:
+        first, again = (list(account.connector().mailboxes()) for _ in range(2))
+        assert first == again
+        assert len({mailbox.remote_id for mailbox in first}) == len(first)
+
+    # -- listing ---------------------------------------------------------------------------------
+
+    def test_every_message_is_listed_once(self, account: Account) -> None:
+        ids = [account.deliver(b"message %d" % n) for n in range(5)]
+        with self.opened(account) as session:
+            pages = self.listed(session)
+        assert sorted(ref.remote_id for page in pages for ref in page.added) == sorted(ids)
+
+    def test_cursors_survive_being_stored(self, account: Account) -> None:
+        account.deliver(b"one")
+        with self.opened(account) as session:
+            for page in self.listed(session):
+                assert json.loads(json.dumps(dict(page.cursor))) == dict(page.cursor)
+
+    def test_an_empty_folder_gets_a_cursor_too(self, account: Account) -> None:
+        with self.opened(account) as session:
+            pages = self.listed(session)
+        assert pages
+        new = account.deliver(b"the first")
+        found = [r.remote_id for p in self.followed(account, pages[-1].cursor) for r in p.added]
+        assert found == [new]
+
+    def test_a_folder_without_changes_costs_nothing(self, account: Account) -> None:
+        account.deliver(b"one")
+        with self.opened(account) as session:
+            cursor = self.listed(session)[-1].cursor
+        with self.opened(account) as session:
+            folder = self.folder(session)
+            before = account.requests()
+            assert list(session.changes(folder, cursor)) == []
+            assert account.requests() == before
+
+    def test_each_pages_cursor_goes_on_where_the_page_ended(self, account: Account) -> None:
+        ids = {account.deliver(b"message %d" % n) for n in range(7)}
+        with self.opened(account) as session:
+            pages = self.listed(session)
+        done: set[str] = set()
+        for page in pages:
+            done |= {ref.remote_id for ref in page.added}
+            rest = {r.remote_id for p in self.followed(account, page.cursor) for r in p.added}
+            assert done | rest >= ids
+
+    def test_what_is_new_changed_and_gone_is_told(self, account: Account) -> None:
+        kept, changed, gone = (account.deliver(b"message %d" % n) for n in range(3))
+        with self.opened(account) as session:
+            cursor = self.listed(session)[-1].cursor
+        account.relabel(changed)
+        account.remove(gone)
+        new = account.deliver(b"new")
+        pages = self.followed(account, cursor)
+        assert [ref.remote_id for page in pages for ref in page.added] == [new]
+        assert changed in {remote_id for page in pages for remote_id, _ in page.relabelled}
+        assert self.removed_of(pages, {kept, changed, gone, new}) == {gone}
+        assert self.followed(account, pages[-1].cursor) == []
+
+    @staticmethod
+    def removed_of(pages: list[Page], known: set[str]) -> set[str]:
+        removed = {remote_id for page in pages for remote_id in page.removed}
+        for page in pages:
+            if page.present is not None:
+                removed |= {remote_id for remote_id in known if remote_id not in page.present}
+        return removed
+
+    def test_a_useless_cursor_is_said_to_be_one(self, account: Account) -> None:
+        old = account.deliver(b"one")
+        with self.opened(account) as session:
+            cursor = self.listed(session)[-1].cursor
+        account.renumber()
+        with self.opened(account) as session:
+            with pytest.raises(CursorExpired):
+                self.listed(session, cursor)
+            pages = self.listed(session)
+        [ref] = [ref for page in pages for ref in page.added]
+        if ref.remote_id != old:
+            assert self.removed_of(pages, {old, ref.remote_id}) == {old}
+
+    # -- downloading -----------------------------------------------------------------------------
+
+    def test_bytes_are_exact(self, account: Account, session: MailboxSession) -> None:
+        bodies = [b"plain\r\n", b"bare\nline\n", b"\x00\xff\x80", b"x" * 70_000, b")\r\n{3}\r\n"]
+        of_id = {account.deliver(body): body for body in bodies}
+        refs = [ref for page in self.listed(session) for ref in page.added]
+        got = {a.ref.remote_id: content(a) for a in session.fetch(self.folder(session), refs)}
+        assert got == of_id
+
+    def test_a_large_message_is_on_disk(self, account: Account, session: MailboxSession) -> None:
+        body = bytes(range(256)) * 20_000
+        account.deliver(body)
+        refs = [ref for page in self.listed(session) for ref in page.added]
+        [answer] = session.fetch(self.folder(session), refs)
+        assert isinstance(answer, RawMessage)
+        assert isinstance(answer.body, SpooledBody)
+        assert content(answer) == body
+
+    def test_every_reference_is_answered_once(
+        self, account: Account, session: MailboxSession
+    ) -> None:
+        ids = [account.deliver(b"message %d" % n) for n in range(20)]
+        refs = [ref for page in self.listed(session) for ref in page.added]
+        account.remove(ids[3])
+        answers = list(session.fetch(self.folder(session), refs))
+        assert sorted(answer.ref.remote_id for answer in answers) == sorted(ids)
+        [missing] = [answer for answer in answers if isinstance(answer, Missing)]
+        assert missing.ref.remote_id == ids[3]
+        assert isinstance(missing.error, MessageGone)
+
+    def test_nothing_is_asked_for_nothing(self, account: Account, session: MailboxSession) -> None:
+        assert list(session.fetch(self.folder(session), [])) == []
+
+    def test_a_broken_connection_keeps_what_came_and_the_rest_can_be_had(
+        self, account: Account
+    ) -> None:
+        ids = [account.deliver(b"message %d" % n) for n in range(10)]
+        account.drop_connection_at(ids[5])
+        got: list[str] = []
+        with self.opened(account) as session:
+            refs = [ref for page in self.listed(session) for ref in page.added]
+            with pytest.raises(Retryable):
+                for answer in session.fetch(self.folder(session), refs):
+                    assert isinstance(answer, RawMessage)
+                    got.append(answer.ref.remote_id)
+        rest = [ref for ref in refs if ref.remote_id not in got]
+        with self.opened(account) as session:
+            got += [a.ref.remote_id for a in session.fetch(self.folder(session), rest)]
+        assert sorted(got) == sorted(ids)
+
+    def test_a_download_can_be_left_in_the_middle_and_the_session_used_on(
+        self, account: Account, session: MailboxSession
+    ) -> None:
+        for n in range(300):
+            account.deliver(b"message %d" % n + b"x" * 20_000)
+        refs = [ref for page in self.listed(session) for ref in page.added]
+        folder = self.folder(session)
+        answers = session.fetch(folder, refs)
+        next(answers)
+        close: Any = answers
+        close.close()
+        assert len(list(session.fetch(folder, refs[:3]))) == 3
+
+    def test_closing_twice_is_nothing(self, account: Account) -> None:
+        connector = account.connector()
+        [mailbox] = connector.mailboxes()
+        session = connector.open(mailbox)
+        for _ in range(2):
+            session.close()
+            connector.close()
+
+    def test_only_known_errors_come_out(self, account: Account, session: MailboxSession) -> None:
+        foreign = MessageRef("no id of ours")
+        try:
+            answers = list(session.fetch(self.folder(session), [foreign]))
+        except ConnectorError:
+            return
+        assert [type(answer) for answer in answers] == [Missing]
+
+
+def content(answer: RawMessage | Missing) -> bytes:
+    """Return a body's bytes. Fails where the message is missing."""
+    assert isinstance(answer, RawMessage), answer
+    if isinstance(answer.body, bytes):
+        return answer.body
+    whole = b"".join(answer.body.chunks())
+    answer.body.close()
+    return whole
