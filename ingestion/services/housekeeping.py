@@ -1,12 +1,19 @@
-"""Collects what crashes leave behind: packs whose transaction never came, and half-written ones."""
+"""Collects what crashes leave behind: packs whose transaction never came, and half-written ones.
+
+Never the only copy of a message: after a crash the same messages are fetched again into another
+pack, but a database that is lost, restored from an old backup, or the wrong one also makes packs
+without a row. Those stay until `services.rebuild` takes them in.
+"""
 
 import datetime as dt
 
 import structlog
 from django.utils import timezone
 
-from ingestion.archive.store import PackFile, store
+from ingestion.archive.store import PackFile, PackStore, store
+from ingestion.errors import Corrupt
 from ingestion.models import Pack
+from ingestion.services import orphans
 
 log = structlog.get_logger(__name__)
 
@@ -15,18 +22,30 @@ ORPHAN_AGE = dt.timedelta(hours=1)
 
 
 def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
-    """Remove packs without a row that are older than `older_than`; return how many. Idempotent."""
+    """Remove packs without a row that are older than `older_than` and hold nothing that is not
+    archived elsewhere; return how many. Idempotent."""
     archive = store()
     oldest_kept = timezone.now() - older_than
     removed = 0
     for source_id in archive.sources():
         old = [p for p in archive.packs(source_id) if p.modified_at < oldest_kept]
         for orphan in _without_row(old):
-            archive.delete(orphan.source_id, orphan.pack_id)
-            removed += 1
+            if orphan.partial or not _is_needed(archive, orphan):
+                archive.delete(orphan.source_id, orphan.pack_id)
+                removed += 1
     if removed:
         log.info("orphans_collected", count=removed)
     return removed
+
+
+def _is_needed(archive: PackStore, orphan: PackFile) -> bool:
+    try:
+        needed = orphans.is_needed(archive, orphan.source_id, orphan.pack_id)
+    except Corrupt:
+        needed = True  # for a person to look at: verify_archive tells of it
+    if needed:
+        log.warning("orphan_kept", source=str(orphan.source_id), pack=str(orphan.pack_id))
+    return needed
 
 
 def _without_row(packs: list[PackFile]) -> list[PackFile]:

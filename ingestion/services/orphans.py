@@ -5,11 +5,13 @@ into another one. A database restored from an older backup, or a wrong DATABASE_
 of packs that hold the only copy. The two can only be told apart by what is inside.
 """
 
+import contextlib
 import uuid
 from collections.abc import Iterable, Iterator
 
-from ingestion.archive.store import Entry, PackStore
+from ingestion.archive.store import PackStore
 from ingestion.models import AuditEvent, IngestionSource, Message
+from ingestion.services.records import Record
 
 _BATCH_RECORDS = 1_000
 
@@ -27,31 +29,34 @@ def is_needed(archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> b
 
 def unknown_records(
     archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID
-) -> Iterator[Entry]:
+) -> Iterator[Record]:
     """Yield the records of a pack whose bytes no message row of their mailbox has.
 
-    Raises Corrupt at the first damaged record, after the good ones before it.
+    Leaves out records whose header is of no use to `services.rebuild`. Raises Corrupt at the
+    first damaged record, after the good ones before it.
     """
-    batch: list[Entry] = []
+    batch: list[Record] = []
     for entry in archive.scan(source_id, pack_id):
-        batch.append(entry)
+        with contextlib.suppress(ValueError):
+            batch.append(Record.of(entry))
         if len(batch) >= _BATCH_RECORDS:
             yield from _unknown(source_id, batch)
             batch = []
     yield from _unknown(source_id, batch)
 
 
-def _unknown(source_id: uuid.UUID, batch: Iterable[Entry]) -> Iterator[Entry]:
-    by_mailbox: dict[str, list[Entry]] = {}
-    for entry in batch:
-        by_mailbox.setdefault(str(entry.header.get("mailbox", "")), []).append(entry)
-    for remote_id, entries in by_mailbox.items():
-        hashes = [bytes.fromhex(str(entry.header["sha256"])) for entry in entries]
+def _unknown(source_id: uuid.UUID, batch: Iterable[Record]) -> Iterator[Record]:
+    by_mailbox: dict[str, list[Record]] = {}
+    for record in batch:
+        by_mailbox.setdefault(record.mailbox, []).append(record)
+    for remote_id, records in by_mailbox.items():
         rows = Message.objects.filter(
-            mailbox__source_id=source_id, mailbox__remote_id=remote_id, sha256__in=hashes
+            mailbox__source_id=source_id,
+            mailbox__remote_id=remote_id,
+            sha256__in=[record.sha256 for record in records],
         ).values_list("sha256", flat=True)
-        known = {bytes(sha256).hex() for sha256 in rows}
-        yield from (entry for entry in entries if entry.header["sha256"] not in known)
+        known = {bytes(sha256) for sha256 in rows}
+        yield from (record for record in records if record.sha256 not in known)
 
 
 def _was_deleted(source_id: uuid.UUID) -> bool:
