@@ -16,7 +16,7 @@ import sys
 import textwrap
 import uuid
 from argparse import ArgumentParser
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any
 
@@ -98,9 +98,9 @@ class OperatorCommand(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         del args
         self.as_json: bool = options.get("json", False)
-        if options["verbosity"] < 2:  # people read our sentences; the service's log has the rest
-            logging.getLogger().setLevel(logging.ERROR)
-        code = self._perform(options)
+        # People read our sentences, the service's log has the rest; -v 2 shows it here.
+        with _log_level(logging.ERROR if options["verbosity"] < 2 else logging.INFO):
+            code = self._perform(options)
         if code != Exit.OK:
             raise SystemExit(int(code))
 
@@ -208,6 +208,17 @@ class SourceCommand(OperatorCommand):
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         """Do it to this source and return how it ended."""
         raise NotImplementedError
+
+
+@contextlib.contextmanager
+def _log_level(level: int) -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.level
+    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.setLevel(before)
 
 
 def _indented(text: str) -> str:

@@ -109,6 +109,7 @@ class _Display:
         self._task = self._bar.add_task("Waiting", total=None, about="")
         self._seen: deque[tuple[float, int]] = deque()
         self._next_line = 0.0
+        self._stage = ""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -134,8 +135,8 @@ class _Display:
         shown = printable(about)
         self._bar.update(self._task, description=stage, total=total, completed=settled, about=shown)
         now = time.monotonic()
-        if self._bar.disable and now >= self._next_line:
-            self._next_line = now + _LINE_SECONDS
+        if self._bar.disable and (now >= self._next_line or stage != self._stage):
+            self._next_line, self._stage = now + _LINE_SECONDS, stage
             self._console.print(f"{stage}: {shown}", markup=False, soft_wrap=True)
 
     def _about(self, run: Run, *, worked_here: bool) -> str:

@@ -63,8 +63,7 @@ class RunCommand(SourceCommand):
     def _ended(self, source: IngestionSource, run: Run) -> Exit:
         run.refresh_from_db()
         failed = FailedMessage.objects.filter(mailbox__source=source).count()
-        word = "done" if run.status == RunStatus.COMPLETED else run.status
-        lines = [f"The {run.kind} of {source.name} is {word}: {run.message}"]
+        lines = [f"The {run.kind} of {source.name} {_ENDS[RunStatus(run.status)]}: {run.message}"]
         if failed:
             lines.append(
                 f"{failed:,} messages could not be had so far: source_status says why. They are "
@@ -75,6 +74,12 @@ class RunCommand(SourceCommand):
         return Exit.OK if run.status == RunStatus.COMPLETED and not failed else Exit.PROBLEM
 
 
+_ENDS = {
+    RunStatus.RUNNING: "goes on",
+    RunStatus.COMPLETED: "is done",
+    RunStatus.STOPPED: "was stopped",
+    RunStatus.FAILED: "failed",
+}
 _INTERRUPTED_FOLLOWING = "No longer following. The work goes on in the background."
 _INTERRUPTED_NOW = (
     "Stopped. What is archived is kept: start it again, or let the workers go on from there."
