@@ -10,10 +10,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from django.contrib.auth.models import AnonymousUser, User
-from django.db.models import Count, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message, Run
+from ingestion.models import (
+    FailedMessage,
+    Folder,
+    IngestionSource,
+    Mailbox,
+    Message,
+    Pack,
+    Placement,
+    Run,
+)
 
 
 def visible_sources(user: User | AnonymousUser) -> QuerySet[IngestionSource]:
@@ -44,6 +53,39 @@ def current_runs(sources: Iterable[IngestionSource]) -> dict[uuid.UUID, Run]:
     return {run.source_id: run for run in Run.objects.filter(source__in=ids, finished_at=None)}
 
 
+def stats(source: IngestionSource) -> dict[str, int]:
+    """Return how much is archived of a source, and how many bytes its packs take."""
+    packs = Pack.objects.filter(source=source).aggregate(n=Count("pk"), size=Sum("size_bytes"))
+    return {
+        "mailboxes": Mailbox.objects.filter(source=source).count(),
+        "folders": Folder.objects.filter(mailbox__source=source, removed_at=None).count(),
+        "messages": source.message_count,
+        "failures": FailedMessage.objects.filter(mailbox__source=source).count(),
+        "archivedBytes": source.archived_bytes,
+        "storedBytes": packs["size"] or 0,
+        "packs": packs["n"],
+    }
+
+
+def folders_with_counts(source: IngestionSource) -> QuerySet[Folder]:
+    """Return a source's folders; annotates `message_count`, `failed_message_count`.
+
+    Counts what lies in each folder now. The counting is done for the rows that are read alone:
+    read a page of them.
+    """
+    here = Placement.objects.filter(folder=OuterRef("pk"), removed_at=None).order_by()
+    failures = FailedMessage.objects.filter(folder=OuterRef("pk")).order_by()
+    return (
+        Folder.objects.filter(mailbox__source=source, removed_at=None)
+        .annotate(
+            message_count=_count(here.values("folder")),
+            failed_message_count=_count(failures.values("folder")),
+        )
+        .select_related("mailbox")
+        .order_by("mailbox__address", "mailbox", "path", "pk")
+    )
+
+
 # -- messages ----------------------------------------------------------------------------------
 
 
@@ -61,8 +103,15 @@ class MessageFilter:
 
 
 def visible_messages(user: User | AnonymousUser) -> QuerySet[Message]:
-    """Return the archived messages of the sources that a user may see."""
-    return Message.objects.filter(mailbox__source__in=visible_sources(user))
+    """Return the archived messages that a user may see: of their own sources.
+
+    Staff need the permission to see messages besides the one to see sources: a source's state is
+    an operator's business, the mail in it is not.
+    """
+    sources = visible_sources(user)
+    if not user.has_perm("ingestion.view_message"):
+        sources = sources.filter(owner_id=user.pk)
+    return Message.objects.filter(mailbox__source__in=sources)
 
 
 def messages(
@@ -79,7 +128,8 @@ def messages(
     if wanted.mailbox:
         found = found.filter(mailbox=wanted.mailbox)
     if wanted.folder:
-        found = found.filter(placements__folder=wanted.folder).distinct()
+        in_folder = Placement.objects.filter(message=OuterRef("pk"), folder=wanted.folder)
+        found = found.filter(Exists(in_folder))
     if wanted.sender:
         found = found.filter(sender__icontains=wanted.sender)
     if wanted.subject:
@@ -90,7 +140,9 @@ def messages(
         found = found.filter(received_at__lt=wanted.received_before)
     if cursor:
         at, after = _read_cursor(cursor)
-        found = found.filter(Q(archived_at__lt=at) | Q(archived_at=at, pk__lt=after))
+        # The first condition alone is a range of the index, which the OR would not be.
+        found = found.filter(archived_at__lte=at)
+        found = found.filter(Q(archived_at__lt=at) | Q(pk__lt=after))
     page = list(
         found.order_by("-archived_at", "-pk")
         .select_related("mailbox")
@@ -111,5 +163,5 @@ def _read_cursor(cursor: str) -> tuple[dt.datetime, uuid.UUID]:
         at, after = json.loads(base64.urlsafe_b64decode(cursor))
         moment = dt.datetime.fromisoformat(at)
         return moment.astimezone(dt.UTC), uuid.UUID(after)
-    except (binascii.Error, ValueError, TypeError, AttributeError) as error:
+    except (binascii.Error, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError("not a cursor") from error

@@ -142,19 +142,16 @@ REST_FRAMEWORK = {
         "ingestion.api.access.OwnsOrMay",
     ],
     "DEFAULT_THROTTLE_CLASSES": ["ingestion.api.access.PerUser"],
-    "DEFAULT_PARSER_CLASSES": ["ingestion.api.parsing.StrictJSONParser"],
+    "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_SCHEMA_CLASS": "drf_standardized_errors.openapi.AutoSchema",
+    "DEFAULT_SCHEMA_CLASS": "ingestion.api.schema.Schema",
     "EXCEPTION_HANDLER": "drf_standardized_errors.handler.exception_handler",
     "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
 }
 DRF_STANDARDIZED_ERRORS = {
     "EXCEPTION_HANDLER_CLASS": "ingestion.api.errors.Handler",
     "ENABLE_IN_DEBUG_FOR_UNHANDLED_EXCEPTIONS": True,
-    "ALLOWED_ERROR_STATUS_CODES": ["400", "401", "403", "404", "405", "409", "415", "429", "500"],
-    "ERROR_SCHEMAS": {"409": "ingestion.api.schema.ErrorResponse409"},
 }
-_ERROR_ENUMS = "drf_standardized_errors.openapi_serializers"
 SPECTACULAR_SETTINGS = {
     "TITLE": "Ingestion Service API",
     "DESCRIPTION": "Manages ingestion sources, which connect to email providers and import emails.",
@@ -170,18 +167,10 @@ SPECTACULAR_SETTINGS = {
         "RunStatusEnum": "ingestion.states.RunStatus",
         "RunKindEnum": "ingestion.states.RunKind",
         "MailboxStateEnum": "ingestion.states.MailboxState",
-        **{
-            name: f"{_ERROR_ENUMS}.{name}.choices"
-            for name in ("ValidationErrorEnum", "ClientErrorEnum", "ServerErrorEnum")
-        },
-        **{
-            f"ErrorCode{code}Enum": f"{_ERROR_ENUMS}.ErrorCode{code}Enum.choices"
-            for code in (401, 403, 404, 405, 406, 415, 429, 500)
-        },
     },
     "POSTPROCESSING_HOOKS": [
-        "drf_standardized_errors.openapi_hooks.postprocess_schema_enums",
-        "ingestion.api.schema.without_trailing_slash",
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "ingestion.api.schema.paths_of_the_reference",
     ],
 }
 

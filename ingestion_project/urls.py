@@ -5,6 +5,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+handler400 = "ingestion.api.errors.bad_request"
 handler404 = "ingestion.api.errors.not_found"
 handler500 = "ingestion.api.errors.server_error"
 

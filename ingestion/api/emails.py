@@ -1,58 +1,42 @@
 """/api/v1/emails: what was archived, and its exact bytes."""
 
-from typing import Any, cast
+from collections.abc import Iterator
+from typing import Any
 
-from django.contrib.auth.models import User
 from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.utils.http import parse_etags
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiResponse, extend_schema
-from rest_framework import viewsets
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.decorators import action
 from rest_framework.exceptions import ValidationError
-from rest_framework.renderers import BaseRenderer, JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from connectors.types import SpooledBody
+from connectors.types import Body, SpooledBody
 from ingestion import queries
-from ingestion.api import serializers
+from ingestion.api import inputs, serializers
+from ingestion.api.base import ApiViewSet
 from ingestion.archive.store import Extent, store
 from ingestion.models import Message
 
-_GONE = OpenApiResponse(description="Email not found.")
 
-
-class _RawRenderer(BaseRenderer):
-    """Lets a client ask for message/rfc822; errors are JSON all the same."""
-
-    media_type = "message/rfc822"
-    format = "eml"
-    charset = None
-
-    def render(self, data: Any, *args: Any, **kwargs: Any) -> bytes:
-        return JSONRenderer().render(data)
-
-
-class EmailViewSet(viewsets.GenericViewSet[Message]):
+class EmailViewSet(ApiViewSet[Message]):
     """Archived emails."""
 
     serializer_class = serializers.EmailOut
-    lookup_value_regex = "[^/]+"
 
     def get_queryset(self) -> Any:
-        found = queries.visible_messages(cast("User", self.request.user))
-        return found.select_related("mailbox", "pack").prefetch_related("placements__folder")
+        found = queries.visible_messages(self.user)
+        return found.select_related("mailbox").prefetch_related("placements__folder")
 
     @extend_schema(
-        parameters=[serializers.EmailQuery],
-        responses={200: serializers.EmailPage},
         operation_id="listEmails",
+        parameters=[inputs.EmailQuery],
+        responses={200: serializers.EmailPage},
     )
     def list(self, request: Request) -> Response:
         """List archived emails, newest archived first; follow `nextCursor`."""
-        query = serializers.EmailQuery(data=request.query_params)
-        query.is_valid(raise_exception=True)
-        wanted = query.validated_data
+        wanted = self.query(inputs.EmailQuery)
         narrowed = queries.MessageFilter(
             source=wanted.get("source"),
             mailbox=wanted.get("mailbox"),
@@ -62,38 +46,39 @@ class EmailViewSet(viewsets.GenericViewSet[Message]):
             received_from=wanted.get("receivedFrom"),
             received_before=wanted.get("receivedBefore"),
         )
+        cursor, size = wanted.get("cursor", ""), wanted["pageSize"]
         try:
-            page, following = queries.messages(
-                cast("User", request.user),
-                narrowed,
-                cursor=wanted.get("cursor", ""),
-                size=wanted["pageSize"],
-            )
+            page, following = queries.messages(self.user, narrowed, cursor=cursor, size=size)
         except ValueError:
             raise ValidationError({"cursor": ["Not a cursor of this list."]}) from None
-        return Response(
-            {"results": serializers.EmailOut(page, many=True).data, "nextCursor": following}
-        )
+        shown = serializers.EmailPage({"results": page, "nextCursor": following})
+        return Response(shown.data)
 
-    @extend_schema(responses={200: serializers.EmailOut, 404: _GONE})
+    @extend_schema(operation_id="getEmail", responses={200: serializers.EmailOut})
     def retrieve(self, request: Request, pk: str) -> Response:
         """Retrieve an email's headers and where it is."""
         return Response(serializers.EmailOut(self.get_object()).data)
 
     @extend_schema(
+        operation_id="downloadEmail",
+        parameters=[
+            OpenApiParameter("If-None-Match", str, OpenApiParameter.HEADER),
+            OpenApiParameter("ETag", str, OpenApiParameter.HEADER, response=[200, 304]),
+        ],
         responses={
             (200, "message/rfc822"): OpenApiTypes.BINARY,
-            304: OpenApiResponse(description="The client has it: If-None-Match names the ETag."),
-            404: _GONE,
+            304: OpenApiResponse(description="If-None-Match names the ETag: the client has it."),
         },
-        request=None,
     )
-    @action(detail=True, methods=["get"], renderer_classes=[_RawRenderer])
+    @action(detail=True, methods=["get"], scope="export")
     def raw(self, request: Request, pk: str) -> HttpResponseBase:
-        """Download the exact bytes, checked against their SHA-256. The ETag is the SHA-256."""
+        """Download the exact bytes, checked against their SHA-256, which is the ETag.
+
+        A key needs the scope `export`.
+        """
         message: Message = self.get_object()
         etag = f'"{message.sha256_hex}"'
-        if etag in request.headers.get("If-None-Match", ""):
+        if _names(request.headers.get("If-None-Match", ""), etag):
             return HttpResponse(status=304, headers={"ETag": etag})
         body = store().open(
             message.mailbox.source_id,
@@ -102,20 +87,38 @@ class EmailViewSet(viewsets.GenericViewSet[Message]):
             sha256=bytes(message.sha256),
             size=message.size_bytes,
         )
-        response: HttpResponseBase
-        if isinstance(body, SpooledBody):
-            response = StreamingHttpResponse(_chunks(body), content_type="message/rfc822")
-        else:
-            response = HttpResponse(body, content_type="message/rfc822")
+        response = _download(body)
         response["Content-Length"] = str(message.size_bytes)
         response["Content-Disposition"] = f'attachment; filename="{message.pk}.eml"'
-        response["X-Content-Type-Options"] = "nosniff"
         response["ETag"] = etag
         return response
 
 
-def _chunks(body: SpooledBody) -> Any:
-    try:
-        yield from body.chunks()
-    finally:
-        body.close()
+def _names(if_none_match: str, etag: str) -> bool:
+    """Compare weakly, as RFC 9110 section 13.1.2 has it for If-None-Match."""
+    given = [tag.removeprefix("W/") for tag in parse_etags(if_none_match)]
+    return etag in given or "*" in given
+
+
+def _download(body: Body) -> HttpResponseBase:
+    """Answer bytes that nothing may open as a page: they are a stranger's."""
+    headers = {
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+        "Cache-Control": "private, no-cache",
+    }
+    kind = "message/rfc822"
+    if isinstance(body, SpooledBody):
+        return StreamingHttpResponse(_Chunks(body), content_type=kind, headers=headers)
+    return HttpResponse(body, content_type=kind, headers=headers)
+
+
+class _Chunks:
+    """A spooled body that is freed also where no byte of it was sent."""
+
+    def __init__(self, body: SpooledBody) -> None:
+        self.close = body.close
+        self._chunks = body.chunks
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks()

@@ -1,10 +1,13 @@
 """One format for every error under /api (drf-standardized-errors), with nothing internal in it."""
 
+import re
 import uuid
 from typing import Any
 
 import structlog
-from django.http import HttpRequest, JsonResponse
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
+from django.views import defaults
 from drf_standardized_errors.handler import ExceptionHandler
 from rest_framework import exceptions, status
 
@@ -12,10 +15,20 @@ from ingestion.errors import InvalidInput, NotAllowedNow
 
 log = structlog.get_logger(__name__)
 
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
 
 class Conflict(exceptions.APIException):
+    """The source's state forbids this now; the text says what to do first."""
+
     status_code = status.HTTP_409_CONFLICT
     default_code = "conflict"
+
+
+class TooLarge(exceptions.APIException):
+    status_code = status.HTTP_413_REQUEST_ENTITY_TOO_LARGE
+    default_code = "too_large"
+    default_detail = "The request is too large."
 
 
 class InternalError(exceptions.APIException):
@@ -33,29 +46,46 @@ class Handler(ExceptionHandler):
             return exceptions.ValidationError(_nested(exc.errors))
         if isinstance(exc, NotAllowedNow):
             return Conflict(str(exc), code=exc.code)
+        if isinstance(exc, RequestDataTooBig):
+            return TooLarge()
+        if isinstance(exc, SuspiciousOperation | UnreadablePostError):
+            return exceptions.ParseError("The request is malformed.")
         converted: Exception = super().convert_known_exceptions(exc)
         return converted
 
     def convert_unhandled_exceptions(self, exc: Exception) -> exceptions.APIException:
         if isinstance(exc, exceptions.APIException):
             return exc
-        request_id = str(uuid.uuid4())
-        log.error("request_failed", request=request_id, exc_info=exc)
-        return InternalError(f"Something went wrong. Tell the operator this id: {request_id}")
+        return InternalError(_reported(exc))
 
     def report_exception(self, exc: Exception, response: Any) -> None:
-        """Logged above, once, with the id."""
+        """Reported above, once, with the id."""
+
+
+def _reported(exc: BaseException | None) -> str:
+    """Log a bug, and return what the client is told of it. The id is that of all its log lines."""
+    known = str(structlog.contextvars.get_contextvars().get("request_id", ""))
+    request_id = known if _REQUEST_ID.fullmatch(known) else str(uuid.uuid4())
+    log.error("request_failed", failed_request=request_id, exc_info=exc)
+    return f"Something went wrong. Tell the operator this id: {request_id}"
 
 
 def _nested(errors: dict[str, list[str]]) -> dict[str, Any]:
+    """Turn {"providerConfig.host": [...]} into the nested shape that the formatter flattens."""
     tree: dict[str, Any] = {}
     for path, reasons in errors.items():
         head, dot, rest = path.partition(".")
-        if dot:
-            tree.setdefault(head, {})[rest] = reasons
-        else:
-            tree[head] = reasons
+        inner = tree.setdefault(head, {} if dot else reasons)
+        if dot and isinstance(inner, dict):
+            inner[rest] = reasons
     return tree
+
+
+# -- what fails before or outside a view of the API --------------------------------------------
+
+
+def _is_api(request: HttpRequest) -> bool:
+    return request.path == "/api" or request.path.startswith("/api/")
 
 
 def _plain(code: int, kind: str, name: str, detail: str) -> JsonResponse:
@@ -63,22 +93,23 @@ def _plain(code: int, kind: str, name: str, detail: str) -> JsonResponse:
     return JsonResponse(body, status=code)
 
 
-def not_found(request: HttpRequest, exception: Exception | None = None) -> Any:
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """handler400: the API's format under /api, Django's page elsewhere."""
+    if _is_api(request):
+        return _plain(400, "client_error", "bad_request", "The request is malformed.")
+    return defaults.bad_request(request, exception)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
     """handler404: the API's format under /api, Django's page elsewhere."""
-    if request.path.startswith("/api/"):
+    if _is_api(request):
         return _plain(404, "client_error", "not_found", "There is nothing at this address.")
-    from django.views.defaults import page_not_found  # noqa: PLC0415 - only here
-
-    return page_not_found(request, exception or Exception())
+    return defaults.page_not_found(request, exception)
 
 
-def server_error(request: HttpRequest) -> Any:
-    """handler500: for what fails before or after a view."""
-    if request.path.startswith("/api/"):
-        request_id = str(uuid.uuid4())
-        log.error("request_failed", request=request_id)
-        detail = f"Something went wrong. Tell the operator this id: {request_id}"
+def server_error(request: HttpRequest) -> HttpResponse:
+    """handler500: the id alone, under /api as elsewhere. Django has logged the exception."""
+    detail = _reported(None)
+    if _is_api(request):
         return _plain(500, "server_error", "internal_error", detail)
-    from django.views.defaults import server_error as page  # noqa: PLC0415 - only here
-
-    return page(request)
+    return HttpResponse(f"{detail}\n", status=500, content_type="text/plain")

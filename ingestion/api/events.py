@@ -1,58 +1,88 @@
 """Server-sent events: a source's progress, once a second, for as long as there is any.
 
-A stream holds a web thread, so it ends when the run does, and after MAX_SECONDS: clients of
-EventSource reconnect by themselves.
+A stream holds a thread of the web process but no database connection between two looks. It ends
+with the run, and after MAX_SECONDS: EventSource connects again by itself. MAX_STREAMS per process
+leave threads for everybody else.
 """
 
-import json
+import threading
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
+from django.contrib.auth.models import User
 from django.db import connection
-from rest_framework.renderers import BaseRenderer, JSONRenderer
+from rest_framework.exceptions import Throttled
+from rest_framework.renderers import JSONRenderer
 
 from ingestion import queries
 from ingestion.api import serializers
-from ingestion.models import IngestionSource
+from ingestion.models import IngestionSource, Run
 
 MAX_SECONDS = 300
+MAX_STREAMS = 16  # of the 32 threads of one web process
 _TICK_SECONDS = 1.0
+_RECONNECT_MILLISECONDS = 5000
+
+_places = threading.BoundedSemaphore(MAX_STREAMS)
 
 
-class EventStreamRenderer(BaseRenderer):
-    """Lets a client ask for text/event-stream; errors are JSON all the same."""
+class Progress(Iterator[bytes]):
+    """The bytes of one stream. Raises Throttled when made while too many are open.
 
-    media_type = "text/event-stream"
-    format = "events"
-    charset = None
+    Yields `progress` events while a run is under way, comments while nothing changes, then one
+    `end` event. The server calls `close`, also for a client that is gone before the first byte.
+    """
 
-    def render(self, data: Any, *args: Any, **kwargs: Any) -> bytes:
-        return JSONRenderer().render(data)
+    def __init__(self, source_id: uuid.UUID, user: User) -> None:
+        if not _places.acquire(blocking=False):
+            raise Throttled(wait=_RECONNECT_MILLISECONDS / 1000)
+        self._open = True
+        self._events = _events(source_id, user)
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> bytes:
+        return next(self._events)
+
+    def close(self) -> None:
+        """Give the place back. Idempotent."""
+        if self._open:
+            self._open = False
+            _places.release()
 
 
-def progress(source_id: uuid.UUID) -> Iterator[bytes]:
-    """Yield `progress` events until no run is under way, then one `end` event."""
+def _events(source_id: uuid.UUID, user: User) -> Iterator[bytes]:
+    yield f"retry: {_RECONNECT_MILLISECONDS}\n\n".encode()
     until = time.monotonic() + MAX_SECONDS
+    said = b""
     while time.monotonic() < until:
-        found = queries.with_counts(IngestionSource.objects.filter(pk=source_id, deleted_at=None))
-        source = found.first()
-        run = queries.current_runs([source]).get(source_id) if source else None
-        state = _state(source, run) if source else {"status": "deleted"}
-        connection.close()  # between two looks the thread needs none
-        yield _event("progress" if run else "end", state)
-        if run is None:
+        source, run = _look(source_id, user)
+        event = _event(source, run)
+        yield event if event != said else b": nothing new\n\n"  # finds out who is gone
+        if source is None or run is None:
             return
+        said = event
         time.sleep(_TICK_SECONDS)  # the rhythm of the stream, not a wait for something
 
 
-def _state(source: IngestionSource, run: Any) -> dict[str, Any]:
-    context = {"runs": {source.pk: run} if run else {}}
-    shown = serializers.SourceOut(source, context=context).data
-    names = ("status", "statusMessage", "messageCount", "archivedBytes", "currentRun")
-    return {name: shown[name] for name in (*names, "failedMessageCount")}
+def _look(source_id: uuid.UUID, user: User) -> tuple[IngestionSource | None, Run | None]:
+    try:
+        visible = queries.visible_sources(user)
+        source = queries.with_counts(visible).filter(pk=source_id).first()
+        return source, queries.current_runs([source]).get(source_id) if source else None
+    finally:
+        connection.close()  # between two looks the thread needs none
 
 
-def _event(name: str, data: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(data, default=str)}\n\n".encode()
+def _event(source: IngestionSource | None, run: Run | None) -> bytes:
+    data: dict[str, Any] = {"status": "deleted"}
+    if source is not None:
+        context = {"runs": {source.pk: run} if run else {}}
+        shown = serializers.SourceOut(source, context=context).data
+        names = ("status", "statusMessage", "messageCount", "archivedBytes", "failedMessageCount")
+        data = {name: shown[name] for name in (*names, "currentRun")}
+    name = "end" if source is None or run is None else "progress"
+    return b"event: %s\ndata: %s\n\n" % (name.encode(), JSONRenderer().render(data))

@@ -1,90 +1,22 @@
-"""The shapes that go in and out. What is right is decided by the services; these only present."""
+"""The shapes that come out. No cursor, token, key or password ever appears in one."""
 
 from typing import Any
 
-from drf_spectacular.utils import extend_schema_field
+from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
-from connectors.registry import PROVIDERS
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message, Placement, Run
+from ingestion.api.inputs import ProviderConfig, SourceOptions
+from ingestion.models import (
+    FailedMessage,
+    Folder,
+    IngestionSource,
+    Mailbox,
+    Message,
+    Placement,
+    Run,
+)
 from ingestion.services import sources
 from ingestion.services.options import Options
-from ingestion.states import SourceStatus
-
-_PROVIDERS = [(p.slug, p.label) for p in PROVIDERS.values()]
-
-
-class _Strict(serializers.Serializer[Any]):
-    """Refuses what it does not know, by name."""
-
-    not_writable: tuple[str, ...] = ()
-
-    def to_internal_value(self, data: Any) -> Any:
-        unknown = {
-            name: ["Read-only." if name in self.not_writable else "Unknown field."]
-            for name in data
-            if name not in self.fields
-        }
-        if unknown:
-            raise serializers.ValidationError(unknown)
-        return super().to_internal_value(data)
-
-
-_READ_ONLY = (
-    *("id", "lastSyncStartedAt", "lastSyncFinishedAt", "lastSyncStatusMessage", "nextSyncAt"),
-    *("mailboxCount", "messageCount", "archivedBytes", "failedMessageCount", "currentRun"),
-    *("createdAt", "updatedAt", "statusMessage"),
-)
-
-
-class CreateIngestionSource(_Strict):
-    """CreateIngestionSourceDto."""
-
-    not_writable = (*_READ_ONLY, "status")
-    name = serializers.CharField(max_length=200, trim_whitespace=False)
-    provider = serializers.ChoiceField(choices=_PROVIDERS)
-    providerConfig = serializers.DictField()
-    options = serializers.DictField(required=False)
-    autoImport = serializers.BooleanField(default=False)
-
-
-class UpdateIngestionSource(_Strict):
-    """UpdateIngestionSourceDto: all fields are optional."""
-
-    not_writable = (*_READ_ONLY, "autoImport")
-    name = serializers.CharField(max_length=200, required=False, trim_whitespace=False)
-    provider = serializers.ChoiceField(choices=_PROVIDERS, required=False)
-    providerConfig = serializers.DictField(required=False)
-    options = serializers.DictField(required=False)
-    status = serializers.ChoiceField(choices=SourceStatus.choices, required=False)
-
-
-class ListQuery(serializers.Serializer[Any]):
-    provider = serializers.ChoiceField(choices=_PROVIDERS, required=False)
-    status = serializers.ChoiceField(choices=SourceStatus.choices, required=False)
-    search = serializers.CharField(required=False, max_length=200)
-    page = serializers.IntegerField(required=False, min_value=1, max_value=1_000_000)
-    pageSize = serializers.IntegerField(required=False, min_value=1, max_value=1000)
-
-
-class EmailQuery(serializers.Serializer[Any]):
-    source = serializers.UUIDField(required=False)  # type: ignore[assignment] # the API's name
-    mailbox = serializers.UUIDField(required=False)
-    folder = serializers.IntegerField(required=False, min_value=1, max_value=2**62)
-    sender = serializers.CharField(required=False, max_length=200)
-    subject = serializers.CharField(required=False, max_length=200)
-    receivedFrom = serializers.DateTimeField(required=False)
-    receivedBefore = serializers.DateTimeField(required=False)
-    cursor = serializers.CharField(required=False, max_length=500)
-    pageSize = serializers.IntegerField(required=False, default=50, min_value=1, max_value=500)
-
-
-class RetryFailures(_Strict):
-    ids = serializers.ListField(
-        child=serializers.IntegerField(min_value=1, max_value=2**62),
-        required=False,
-        max_length=1000,
-    )
 
 
 class RunOut(serializers.ModelSerializer[Run]):
@@ -110,7 +42,7 @@ class RunOut(serializers.ModelSerializer[Run]):
 
 
 class SourceOut(serializers.ModelSerializer[IngestionSource]):
-    """The source object. Needs `queries.with_counts` and `runs` in its context."""
+    """The source object. Needs `queries.with_counts`, and `runs` in its context."""
 
     statusMessage = serializers.CharField(source="status_message")
     providerConfig = serializers.SerializerMethodField()
@@ -136,11 +68,11 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
             *("currentRun", "createdAt", "updatedAt"),
         )
 
-    @extend_schema_field(serializers.DictField())
+    @extend_schema_field(ProviderConfig(read_only=True))
     def get_providerConfig(self, source: IngestionSource) -> dict[str, Any]:  # noqa: N802
         return sources.public_config(source)
 
-    @extend_schema_field(serializers.DictField())
+    @extend_schema_field(SourceOptions(read_only=True))
     def get_options(self, source: IngestionSource) -> dict[str, Any]:
         return Options.of(source.options).as_json()
 
@@ -156,6 +88,8 @@ class StartedOut(serializers.Serializer[Any]):
 
 
 class VerdictOut(serializers.Serializer[Any]):
+    """What the check of the credentials found. `code` is "ok", or says what is wrong."""
+
     ok = serializers.BooleanField()
     code = serializers.CharField()
     message = serializers.CharField()
@@ -197,13 +131,33 @@ class FailureOut(serializers.ModelSerializer[FailedMessage]):
         )
 
 
+class FolderOut(serializers.ModelSerializer[Folder]):
+    """A folder and how much of it is archived. `remoteCount` is the provider's own count."""
+
+    mailbox = serializers.CharField(source="mailbox.address")
+    messages = serializers.IntegerField(source="message_count")
+    failures = serializers.IntegerField(source="failed_message_count")
+    remoteCount = serializers.IntegerField(source="remote_count", allow_null=True)
+    listedAt = serializers.DateTimeField(source="listed_at", allow_null=True)
+
+    class Meta:
+        model = Folder
+        fields = (
+            *("id", "mailbox", "path", "role", "messages", "failures", "remoteCount", "listedAt"),
+        )
+
+
 class StatsOut(serializers.Serializer[Any]):
-    messages = serializers.IntegerField()
-    archivedBytes = serializers.IntegerField()
-    storedBytes = serializers.IntegerField()
-    packs = serializers.IntegerField()
+    """How much is archived, and what it takes. `byFolder` is one page of the folders."""
+
+    mailboxes = serializers.IntegerField()
     folders = serializers.IntegerField()
+    messages = serializers.IntegerField()
     failures = serializers.IntegerField()
+    archivedBytes = serializers.IntegerField(help_text="Of the messages as they were served.")
+    storedBytes = serializers.IntegerField(help_text="Of the packs, which are compressed.")
+    packs = serializers.IntegerField()
+    byFolder = FolderOut(many=True)
 
 
 class PlacementOut(serializers.ModelSerializer[Placement]):
@@ -220,6 +174,7 @@ class PlacementOut(serializers.ModelSerializer[Placement]):
 
 class EmailOut(serializers.ModelSerializer[Message]):
     sourceId = serializers.UUIDField(source="mailbox.source_id")
+    mailboxId = serializers.UUIDField(source="mailbox_id")
     mailbox = serializers.CharField(source="mailbox.address")
     sha256 = serializers.CharField(source="sha256_hex")
     sizeBytes = serializers.IntegerField(source="size_bytes")
@@ -232,11 +187,15 @@ class EmailOut(serializers.ModelSerializer[Message]):
     class Meta:
         model = Message
         fields = (
-            *("id", "sourceId", "mailbox", "sha256", "sizeBytes", "receivedAt", "archivedAt"),
-            *("subject", "sender", "recipients", "sentAt", "messageId", "defects", "placements"),
+            *("id", "sourceId", "mailboxId", "mailbox", "sha256", "sizeBytes", "receivedAt"),
+            *("archivedAt", "subject", "sender", "recipients", "sentAt", "messageId", "defects"),
+            "placements",
         )
 
 
+@extend_schema_serializer(many=False)
 class EmailPage(serializers.Serializer[Any]):
+    """Emails, newest archived first. `nextCursor` is empty on the last page."""
+
     results = EmailOut(many=True)
     nextCursor = serializers.CharField(allow_blank=True)

@@ -1,0 +1,169 @@
+"""The shapes that go in: bodies and queries. They check types; what a value means, services check.
+
+What is not known here is refused by name, never ignored.
+"""
+
+from typing import Any
+
+from rest_framework import serializers
+
+from connectors.registry import PROVIDERS
+from ingestion.states import SourceStatus
+
+
+class Strict(serializers.Serializer[Any]):
+    """Refuses what it does not know, by name."""
+
+    not_writable: tuple[str, ...] = ()
+
+    def to_internal_value(self, data: Any) -> Any:
+        unknown = {name[:100]: [self._refusal(name)] for name in data if name not in self.fields}
+        if unknown:
+            raise serializers.ValidationError(unknown)
+        return super().to_internal_value(data)
+
+    def _refusal(self, name: str) -> str:
+        if name in self.not_writable:
+            return "This field is read-only."
+        known = ", ".join(self.fields)
+        return f"Unknown. Known: {known}." if known else "Unknown: nothing is expected here."
+
+
+class Text(serializers.CharField):
+    """A JSON string, and no number that could be read as one."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class Flag(serializers.BooleanField):
+    """true or false, and no "yes"."""
+
+    def to_internal_value(self, data: Any) -> bool:
+        if not isinstance(data, bool):
+            self.fail("invalid", input=data)
+        return data
+
+
+class Choice(serializers.ChoiceField):
+    """One of some texts. What was given instead is not echoed: it may be a secret gone astray."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str) or data not in self.choices:
+            raise serializers.ValidationError(
+                f"Must be one of: {', '.join(self.choices)}.", code="invalid_choice"
+            )
+        return data
+
+
+class RowId(serializers.IntegerField):
+    """A number in a body, and no text that looks like one."""
+
+    def to_internal_value(self, data: Any) -> int:
+        if type(data) is not int:
+            self.fail("invalid")
+        return super().to_internal_value(data)
+
+
+class ProviderConfig(serializers.DictField):
+    """What a provider needs to connect. Checked by `connectors.config`; see `api.schema`."""
+
+
+class SourceOptions(serializers.DictField):
+    """What is archived and how often. Checked by `services.options`; see `api.schema`."""
+
+
+def _providers() -> list[tuple[str, str]]:
+    return [(p.slug, p.label) for p in PROVIDERS.values()]
+
+
+# -- bodies ------------------------------------------------------------------------------------
+
+_READ_ONLY = (
+    *("id", "statusMessage", "lastSyncStartedAt", "lastSyncFinishedAt", "lastSyncStatusMessage"),
+    *("nextSyncAt", "mailboxCount", "messageCount", "archivedBytes", "failedMessageCount"),
+    *("currentRun", "createdAt", "updatedAt"),
+)
+
+
+class Nothing(Strict):
+    """The body of a verb: empty, or {}."""
+
+
+class CreateIngestionSource(Strict):
+    """CreateIngestionSourceDto."""
+
+    not_writable = (*_READ_ONLY, "status")
+    name = Text(max_length=200, trim_whitespace=False)
+    provider = Choice(choices=_providers())
+    providerConfig = ProviderConfig()
+    options = SourceOptions(required=False)
+    autoImport = Flag(
+        default=False, help_text="Start the import as soon as the credentials are proven."
+    )
+
+
+class UpdateIngestionSource(Strict):
+    """UpdateIngestionSourceDto: all fields are optional.
+
+    A secret that is left out or empty keeps its stored value. A changed provider needs a whole
+    providerConfig. `status` accepts the moves that are allowed now; a 409 names them.
+    """
+
+    not_writable = (*_READ_ONLY, "autoImport")
+    name = Text(max_length=200, required=False, trim_whitespace=False)
+    provider = Choice(choices=_providers(), required=False)
+    providerConfig = ProviderConfig(required=False)
+    options = SourceOptions(required=False)
+    status = Choice(choices=SourceStatus.choices, required=False)
+
+
+class RetryFailures(Strict):
+    ids = serializers.ListField(
+        child=RowId(min_value=1, max_value=2**62),
+        required=False,
+        max_length=1000,
+        help_text="Which failures; all of them where it is left out.",
+    )
+
+
+# -- queries -----------------------------------------------------------------------------------
+
+
+class PageQuery(Strict):
+    page = serializers.IntegerField(required=False, min_value=1, max_value=1_000_000)
+    pageSize = serializers.IntegerField(required=False, min_value=1, max_value=1000)
+
+
+class ListQuery(PageQuery):
+    provider = Choice(choices=_providers(), required=False)
+    status = Choice(choices=SourceStatus.choices, required=False)
+    search = serializers.CharField(
+        required=False, max_length=200, help_text="A part of the name, in any case."
+    )
+
+
+class StatsQuery(PageQuery):
+    mailbox = serializers.UUIDField(required=False, help_text="Only this mailbox's folders.")
+
+
+class EmailQuery(Strict):
+    source = serializers.UUIDField(required=False)  # type: ignore[assignment] # Field.source
+    mailbox = serializers.UUIDField(required=False)
+    folder = serializers.IntegerField(
+        required=False, min_value=1, max_value=2**62, help_text="The id of a folder."
+    )
+    sender = serializers.CharField(
+        required=False, max_length=200, help_text="A part of the From header, in any case."
+    )
+    subject = serializers.CharField(
+        required=False, max_length=200, help_text="A part of the subject, in any case."
+    )
+    receivedFrom = serializers.DateTimeField(required=False, help_text="At this time or later.")
+    receivedBefore = serializers.DateTimeField(required=False, help_text="Before this time.")
+    cursor = serializers.CharField(
+        required=False, max_length=500, help_text="`nextCursor` of the page before."
+    )
+    pageSize = serializers.IntegerField(required=False, default=50, min_value=1, max_value=500)
