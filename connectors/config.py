@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
+from connectors.throttle import Local, Throttle
+
 
 class ConfigError(ValueError):
     """The configuration is wrong. `errors`: camelCase field -> reasons; echoes no secret."""
@@ -64,6 +66,8 @@ class Environment:
     timeout_seconds: float = 30.0
     max_message_bytes: int = 1_000_000_000
     extra_ca_file: str = ""
+    #: Shared by all workers where the engine made it; of this process otherwise.
+    throttle: Throttle = dataclasses.field(default_factory=Local, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

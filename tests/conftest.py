@@ -58,6 +58,11 @@ def _stop_servers() -> None:
 _start_servers()  # at import, so that test modules may import models
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run what needs the service last: its workers live on, and do whatever is due."""
+    items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(scope="session")
 def var_dir() -> Path:
     """The throwaway VAR_DIR of this run."""
