@@ -42,6 +42,9 @@ class Mailbox(models.Model):
 
     lease_token = models.BigIntegerField(default=0, editable=False)
     lease_expires_at = models.DateTimeField(null=True, editable=False)
+    # Which database session took the lease: once that is gone, so is its worker.
+    lease_session_pid = models.IntegerField(null=True, editable=False)
+    lease_session_started_at = models.DateTimeField(null=True, editable=False)
 
     message_count = models.BigIntegerField(default=0)
     archived_bytes = models.BigIntegerField(default=0)

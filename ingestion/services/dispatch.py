@@ -17,9 +17,9 @@ from django.utils import timezone
 
 from ingestion.errors import NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import deletion, discovery, runs, sources, sync
+from ingestion.services import deletion, discovery, lease, runs, sources, sync
 from ingestion.services.status import SYSTEM
-from ingestion.states import RUNNABLE, RunKind, SourceStatus
+from ingestion.states import RunKind, SourceStatus
 
 RING_AGAIN_SECONDS = 20
 _HEARTBEAT_KEY = "ingestion:dispatched_at"
@@ -69,8 +69,7 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
         f"""UPDATE ingestion_mailbox m SET rung_at = now() WHERE id IN (
             SELECT m.id FROM ingestion_mailbox m
               JOIN ingestion_ingestionsource s ON s.id = m.source_id
-             WHERE m.run_id IS NOT NULL AND m.not_before <= now()
-               AND (m.lease_expires_at IS NULL OR m.lease_expires_at < now())
+             WHERE m.run_id IS NOT NULL AND m.not_before <= now() AND {lease.FREE}
                AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
                AND {_RUNG.replace("rung_at", "m.rung_at")}
              ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED) RETURNING id""",
@@ -87,9 +86,9 @@ def due(*, limit: int = 1000) -> Iterator[Doorbell]:
     _start_scheduled_syncs(limit)
     _finish_settled_runs(limit)
     parameters: dict[str, Any] = {
+        **lease.parameters(),
         "limit": limit,
         "again": dt.timedelta(seconds=RING_AGAIN_SECONDS),
-        "runnable": [str(status) for status in RUNNABLE],
     }
     for kind, query in _QUERIES:
         with connection.cursor() as cursor:

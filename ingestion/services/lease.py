@@ -4,6 +4,9 @@
 
 Times are the database's own, so workers' clocks don't matter; and a lease that seems to reach
 further than a lease can (the database's clock was set back) counts as expired.
+
+A worker that was killed is replaced at once: the lease names the database session that took it, and
+a session that is gone can't come back. One that merely sleeps keeps its lease until it expires.
 """
 
 import datetime as dt
@@ -20,20 +23,30 @@ from ingestion.states import RUNNABLE
 
 log = structlog.get_logger(__name__)
 
-#: A worker that died is replaced after this long at most; the dispatcher adds its own few seconds.
+#: A worker that hangs is replaced after this long at most; the dispatcher adds its own few seconds.
 LEASE_SECONDS = 20
 RENEW_SECONDS = 5
 
 _RUNNABLE = "SELECT 1 FROM ingestion_ingestionsource s WHERE s.id = m.source_id \
 AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)"
 
+#: Nobody works under the lease of the mailbox `m`. Behind a pooler that hands one session to
+#: several workers the last line only looks away: then the lease expires, as everybody's does.
+FREE = """(m.lease_expires_at IS NULL OR m.lease_expires_at < now()
+        OR m.lease_expires_at > now() + 2 * %(lease)s
+        OR NOT EXISTS (SELECT 1 FROM pg_stat_get_activity(m.lease_session_pid) a
+                        WHERE a.backend_start = m.lease_session_started_at))"""
+
 _ACQUIRE = f"""
 UPDATE ingestion_mailbox m
    SET lease_token = lease_token + 1,
-       lease_expires_at = now() + %(lease)s
+       lease_expires_at = now() + %(lease)s,
+       lease_session_pid = a.pid,
+       lease_session_started_at = a.backend_start,
+       rung_at = NULL
+  FROM pg_stat_get_activity(pg_backend_pid()) a
  WHERE id = %(id)s AND run_id IS NOT NULL AND not_before <= now()
-   AND (lease_expires_at IS NULL OR lease_expires_at < now()
-        OR lease_expires_at > now() + 2 * %(lease)s)
+   AND {FREE}
    AND EXISTS ({_RUNNABLE})
 RETURNING lease_token
 """
@@ -100,7 +113,7 @@ class Lease:
             self.stopping.set()
 
     def _parameters(self) -> dict[str, Any]:
-        return _parameters(self.mailbox_id) | {"token": self.token}
+        return {**parameters(), "id": self.mailbox_id, "token": self.token}
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -125,14 +138,14 @@ class Lease:
 def acquire(mailbox_id: uuid.UUID) -> Lease | None:
     """Take the lease of a mailbox that is due; None where there is nothing to do or it is held."""
     with connection.cursor() as cursor:
-        cursor.execute(_ACQUIRE, _parameters(mailbox_id))
+        cursor.execute(_ACQUIRE, {**parameters(), "id": mailbox_id})
         row = cursor.fetchone()
     return Lease(mailbox_id, row[0]) if row else None
 
 
-def _parameters(mailbox_id: uuid.UUID) -> dict[str, Any]:
+def parameters() -> dict[str, Any]:
+    """Return what FREE and the question whether a source is runnable refer to."""
     return {
-        "id": mailbox_id,
         "lease": dt.timedelta(seconds=LEASE_SECONDS),
         "runnable": [str(status) for status in RUNNABLE],
     }

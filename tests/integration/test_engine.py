@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import datetime as dt
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ from ingestion.services import (
 from ingestion.services.sources import Actor
 from tests.servers import scripted_provider
 from tests.servers.scripted_provider import Server
+from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 ACTOR = Actor.system("test")
@@ -319,6 +321,22 @@ def test_a_lease_is_exclusive_expires_and_survives_a_clock_set_back(
         assert other is not None
     with pytest.raises(LeaseLost), transaction.atomic():
         first.fence()
+
+
+def test_the_lease_of_a_worker_that_died_is_free_at_once(
+    server: Server, source: IngestionSource
+) -> None:
+    start(source)
+    mailbox = due_now()
+    dead = threading.Thread(target=lambda: (lease.acquire(mailbox.pk), connection.close()))
+    dead.start()
+    dead.join()
+    row = Mailbox.objects.get()
+    assert row.lease_expires_at is not None
+    assert row.lease_expires_at > timezone.now()
+    wait_for(lambda: dispatch.Doorbell("mailbox", mailbox.pk) in dispatch.due())
+    assert lease.acquire(mailbox.pk) is not None
+    assert list(dispatch.due()) == []
 
 
 def test_a_pack_without_its_transaction_is_collected_and_the_import_completes(
