@@ -15,10 +15,10 @@ import re
 MAX_HEAD_BYTES = 256_000
 _MAX_CHARS = {"subject": 2_000, "from": 2_000, "to": 10_000, "message-id": 1_000}
 
-_END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
+#: Begins with a literal, which the regex engine looks for much faster than for "^" or classes.
 _FIELD = re.compile(
-    rb"^(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
-    re.IGNORECASE | re.MULTILINE,
+    rb"\n(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
+    re.IGNORECASE,
 )
 _FOLD = re.compile(r"[ \t]*\r?\n[ \t]*")
 _ENCODED_GAP = re.compile(r"(\?=)\s+(=\?)")
@@ -64,34 +64,39 @@ class Headers:
 
 def head_of(message: bytes) -> bytes:
     """Return the header section of a message (at most MAX_HEAD_BYTES), without the empty line."""
-    end = _END_OF_HEAD.search(message, 0, MAX_HEAD_BYTES)
-    return message[: end.start() if end else MAX_HEAD_BYTES]
+    end = message.find(b"\n\r\n", 0, MAX_HEAD_BYTES)
+    bare = message.find(b"\n\n", 0, MAX_HEAD_BYTES if end < 0 else end)
+    end = bare if bare >= 0 else end
+    return message[: end if end >= 0 else MAX_HEAD_BYTES]
 
 
 def parse_headers(head: bytes) -> Headers:
     """Decode the fields of a header section. Never raises: what is wrong is in `defects`."""
     defects: list[str] = []
-    found: dict[str, list[bytes]] = {}
-    for match in _FIELD.finditer(head):
-        found.setdefault(match[1].decode("ascii").lower(), []).append(match[2])
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in _FIELD.findall(b"\n" + head):
+        found.setdefault(name.lower(), []).append(value)
     if not found:
         defects.append("no header fields")
-    single = ("subject", "from", "date", "message-id")
-    defects += [f"repeated header: {name}" for name in single if len(found.get(name, ())) > 1]
 
-    def text(name: str) -> str:
+    def only(name: bytes) -> bytes:
         values = found.get(name)
-        return _text(values[0], name, defects) if values else ""
+        if not values:
+            return b""
+        if len(values) > 1:
+            defects.append(f"repeated header: {name.decode()}")
+        return values[0]
 
-    recipients = ", ".join(
-        _text(value, "to", defects) for value in (*found.get("to", ()), *found.get("cc", ()))
-    )
+    recipients = [
+        _text(value, "to", defects) for value in (*found.get(b"to", ()), *found.get(b"cc", ()))
+    ]
+    date = only(b"date")
     return Headers(
-        subject=text("subject"),
-        sender=text("from"),
-        recipients=recipients[: _MAX_CHARS["to"]],
-        sent_at=_date(found["date"][0], defects) if "date" in found else None,
-        message_id=text("message-id"),
+        subject=_text(only(b"subject"), "subject", defects),
+        sender=_text(only(b"from"), "from", defects),
+        recipients=", ".join(recipients)[: _MAX_CHARS["to"]],
+        sent_at=_date(date, defects) if date else None,
+        message_id=_text(only(b"message-id"), "message-id", defects),
         defects=tuple(dict.fromkeys(defects)),
     )
 
@@ -112,7 +117,7 @@ def _text(raw: bytes, name: str, defects: list[str]) -> str:
     if "=?" in value:
         value = _decode_words(value, name, defects)
     value = value.strip()
-    if _UNSAFE.search(value):
+    if not value.isprintable():
         value = _UNSAFE.sub(" ", value).strip()
     return value[:limit]
 
@@ -137,7 +142,9 @@ def _decode_words(value: str, name: str, defects: list[str]) -> str:
 
 
 def _date(raw: bytes, defects: list[str]) -> dt.datetime | None:
-    text = _FOLD.sub(" ", raw[:200].decode("latin-1")).strip()
+    text = raw[:200].decode("latin-1").strip()
+    if "\n" in text:
+        text = _FOLD.sub(" ", text)
     try:
         return _usual_date(text) or _any_date(text)
     except (ValueError, TypeError, IndexError, OverflowError):
