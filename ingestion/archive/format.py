@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, Protocol
 
 import zstandard
@@ -60,15 +60,24 @@ def compressor() -> zstandard.ZstdCompressor:
     return zstandard.ZstdCompressor(level=_LEVEL, write_checksum=True, write_content_size=True)
 
 
+_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
 def header_frame(header: Mapping[str, Any]) -> bytes:
-    body = json.dumps(header, separators=(",", ":")).encode("ascii")
+    body = _json(header).encode("ascii")
     return _SKIPPABLE.pack(_SKIPPABLE_MAGIC, len(body)) + body
 
 
-def write_body(file: IO[bytes], body: bytes | Chunked, compress: zstandard.ZstdCompressor) -> int:
-    """Append one body frame; return its length in bytes. Holds one chunk of a large body."""
-    if isinstance(body, bytes):
-        return file.write(compress.compress(body))
+def body_frames(bodies: Sequence[bytes], compress: zstandard.ZstdCompressor) -> list[bytes]:
+    """Compress each body into a frame of its own, letting other threads run meanwhile."""
+    if not any(bodies):  # which the library takes for a mistake
+        return [compress.compress(body) for body in bodies]
+    frames = compress.multi_compress_to_buffer(list(bodies), threads=1)
+    return [frames[index].tobytes() for index in range(len(bodies))]
+
+
+def write_large_body(file: IO[bytes], body: Chunked, compress: zstandard.ZstdCompressor) -> int:
+    """Append one body frame; return its length in bytes. Holds one chunk of it."""
     before = file.tell()
     with compress.stream_writer(file, size=body.size, closefd=False) as writer:
         for chunk in body.chunks():

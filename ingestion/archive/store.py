@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,11 +71,27 @@ class PackWriter:
 
     def append(self, header: Mapping[str, Any], body: Body) -> Extent:
         """Add a message. Raises OSError (a full disk): leave the `with`, nothing remains."""
-        start = self._offset + self._file.write(pack_format.header_frame(header))
-        length = pack_format.write_body(self._file, body, self._compressor)
-        self._offset = start + length
-        self.message_count += 1
-        return Extent(start, length)
+        return self.append_all([(header, body)])[0]
+
+    def append_all(self, records: Sequence[tuple[Mapping[str, Any], Body]]) -> list[Extent]:
+        """Add messages, compressing the small ones in one call; return where each frame lies."""
+        small = [body for _, body in records if isinstance(body, bytes)]
+        frames = iter(pack_format.body_frames(small, self._compressor))
+        extents = []
+        for header, body in records:
+            start = self._offset + self._file.write(pack_format.header_frame(header))
+            if isinstance(body, bytes):
+                length = self._file.write(next(frames))
+            else:
+                length = pack_format.write_large_body(self._file, body, self._compressor)
+            self._offset = start + length
+            extents.append(Extent(start, length))
+        self.message_count += len(records)
+        return extents
+
+    def remove(self) -> None:
+        """Delete the pack after its commit: no row will ever name it. Idempotent."""
+        (self._directory / f"{self.pack_id}.pack").unlink(missing_ok=True)
 
     def commit(self) -> int:
         """Make the pack durable under its final name; return its size in bytes."""

@@ -1,5 +1,10 @@
 """What is archived: Pack, Message (bytes once per mailbox), Placement (where it is), and
-FailedMessage (what could not be had, and when it is tried again)."""
+FailedMessage (what could not be had, and when it is tried again).
+
+Message and Placement are written a thousand at a time under the mailbox's row lock, so the database
+checks there what only it can know: identities, and that a placement's message and a message's pack
+exist. The mailbox needs no check, being locked, and no index of its own: others begin with it.
+"""
 
 import uuid
 
@@ -28,7 +33,9 @@ class Message(models.Model):
     """Bytes archived once per mailbox. The header fields are for people, never for identity."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    mailbox = models.ForeignKey(Mailbox, models.CASCADE, related_name="messages")
+    mailbox = models.ForeignKey(
+        Mailbox, models.CASCADE, related_name="messages", db_constraint=False, db_index=False
+    )
     sha256 = models.BinaryField(max_length=32)
     size_bytes = models.BigIntegerField()
     pack = models.ForeignKey(Pack, models.PROTECT, related_name="messages")
@@ -66,8 +73,12 @@ class Placement(models.Model):
     """A message in a folder, with its labels and when it was first seen and removed there."""
 
     id = models.BigAutoField(primary_key=True)
-    mailbox = models.ForeignKey(Mailbox, models.CASCADE, related_name="placements")
-    folder = models.ForeignKey(Folder, models.CASCADE, related_name="placements")
+    mailbox = models.ForeignKey(
+        Mailbox, models.CASCADE, related_name="placements", db_constraint=False, db_index=False
+    )
+    folder = models.ForeignKey(
+        Folder, models.CASCADE, related_name="placements", db_constraint=False, db_index=False
+    )
     message = models.ForeignKey(Message, models.CASCADE, related_name="placements")
     remote_id = models.TextField()
     stable_id = models.TextField(blank=True)

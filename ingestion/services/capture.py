@@ -1,118 +1,72 @@
-"""Makes fetched messages durable: bytes into a pack, the pack onto disk, then ONE transaction.
+"""Takes fetched messages: hashes them, drops the bytes that are archived, packs the rest.
 
-    add() ... -> look up known bytes -> append to the pack
-    commit()  -> pack durable -> transaction { lease fence, pack, messages, placements, failures,
-                                               counters, folder cursor }
+    add() ... -> hash -> look up known bytes -> parse headers, compress, append to the pack
+    commit()  -> hand the batch to `services.commit`, which makes it durable and visible while the
+                 next one is filled
 
-Owns what is written for a page, not which pages there are (`services.sync`). Plain SQL over arrays:
-ORM objects would cost more than hashing and compressing together.
+Owns which bytes are new and what a batch holds; not which pages there are (`services.sync`), nor
+how a batch becomes rows.
 """
 
-import dataclasses
-import datetime as dt
 import hashlib
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from django.db import transaction
-from django.utils import timezone
-
-from connectors.errors import ConnectorError, MessageGone
-from connectors.types import Cursor, MessageRef, Missing, RawMessage, SpooledBody
+from connectors.types import CHUNK_BYTES, Body, Cursor, MessageRef, Missing, RawMessage, SpooledBody
 from ingestion import mime
-from ingestion.archive.store import Extent, PackStore, PackWriter
-from ingestion.models import Folder, Mailbox, Run
-from ingestion.services import backoff
+from ingestion.archive.store import PackStore
+from ingestion.models import Folder, Mailbox
 from ingestion.services import capture_sql as sql
-from ingestion.services.lease import Lease
+from ingestion.services.capture_sql import NewMessage, new_message_id
+from ingestion.services.commit import Batch, Committer
 
-#: A commit happens at the latest after this much: it bounds memory and what a crash repeats.
+#: A batch ends at the latest after this much: it bounds memory and what a crash repeats.
 COMMIT_BYTES = 16_000_000
 COMMIT_MESSAGES = 2_000
-#: One query finds which of this many bodies are archived already.
+#: One query finds which of this many bodies are archived already; one call compresses them.
 _LOOKUP_BYTES = 2_000_000
 _LOOKUP_MESSAGES = 250
-
-
-@dataclasses.dataclass(slots=True)
-class _New:
-    """Bytes that are in the pack and get a message row."""
-
-    id: uuid.UUID
-    sha256: bytes
-    size: int
-    extent: Extent
-    received_at: dt.datetime | None
-    headers: mime.Headers
-
-
-@dataclasses.dataclass(slots=True)
-class _Waiting:
-    raw: RawMessage
-    sha256: bytes
-    size: int
 
 
 class Capture:
     """The capture of one folder's messages under one lease. Not thread-safe."""
 
     def __init__(
-        self,
-        lease: Lease,
-        *,
-        store: PackStore,
-        run: Run,
-        mailbox: Mailbox,
-        folder: Folder,
+        self, committer: Committer, *, store: PackStore, mailbox: Mailbox, folder: Folder
     ) -> None:
-        self._lease, self._store = lease, store
-        self._run, self._mailbox, self._folder = run, mailbox, folder
-        self._writer: PackWriter | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._waiting: list[_Waiting] = []
+        self._committer, self._store = committer, store
+        self._mailbox, self._folder = mailbox, folder
+        self._batch = Batch(folder.pk)
+        self._waiting: list[tuple[RawMessage, bytes, int]] = []
         self._waiting_bytes = 0
-        self._new: dict[bytes, _New] = {}
-        self._placements: list[tuple[MessageRef, bytes]] = []
-        self._known: list[tuple[MessageRef, uuid.UUID]] = []
-        self._missing: list[Missing] = []
-        self._bytes_fetched = 0
+        #: Message ids by hash of what is packed and may not be visible yet.
+        self._packed: dict[bytes, uuid.UUID] = {}
+        self._committing: dict[bytes, uuid.UUID] = {}
 
     @property
     def full(self) -> bool:
         """Whether it is time to commit."""
-        count = len(self._placements) + len(self._waiting) + len(self._missing)
-        return count >= COMMIT_MESSAGES or self._bytes_fetched >= COMMIT_BYTES
+        count = len(self._batch.placements) + len(self._waiting) + len(self._batch.missing)
+        return count >= COMMIT_MESSAGES or self._batch.fetched_bytes >= COMMIT_BYTES
 
     @property
     def empty(self) -> bool:
-        return not (self._placements or self._waiting or self._missing or self._known)
+        return not (self._batch.placements or self._waiting or self._batch.missing)
 
     def place(self, known: Sequence[tuple[MessageRef, uuid.UUID]]) -> None:
         """Take references whose bytes are archived under the given message ids."""
-        self._known.extend(known)
+        self._batch.placements.extend(known)
 
     def add(self, answer: RawMessage | Missing) -> None:
-        """Take one answer of fetch(). Closes a spooled body."""
+        """Take one answer of fetch(). Closes a spooled body, sooner or later."""
         if isinstance(answer, Missing):
-            self._missing.append(answer)
+            self._batch.missing.append(answer)
             return
-        body = answer.body
-        digest = hashlib.sha256()
-        if isinstance(body, bytes):
-            digest.update(body)
-            size = len(body)
-        else:
-            size = 0
-            for chunk in body.chunks():
-                digest.update(chunk)
-                size += len(chunk)
-            body.size = size
-        self._waiting.append(_Waiting(answer, digest.digest(), size))
+        sha256, size = _hashed(answer.body)
+        self._waiting.append((answer, sha256, size))
         self._waiting_bytes += size
-        self._bytes_fetched += size
+        self._batch.fetched_bytes += size
         if self._waiting_bytes >= _LOOKUP_BYTES or len(self._waiting) >= _LOOKUP_MESSAGES:
             self._pack_waiting()
 
@@ -124,174 +78,85 @@ class Capture:
         relabelled: Sequence[tuple[str, tuple[str, ...]]] = (),
         listed: bool = False,
     ) -> None:
-        """Make all of it durable, then visible, and the folder's cursor with it where one is given.
-
-        Raises LeaseLost, OSError (disk) or DatabaseError; then nothing of it is visible, and the
-        same messages are fetched again.
+        """Have all of it made durable, then visible, and the folder's cursor with it where one is
+        given. Returns when the batch before is: raises what became of that, and then this one is
+        dropped, so that the same messages are fetched again.
         """
         self._pack_waiting()
-        pack_size = self._writer.commit() if self._writer else 0
-        try:
-            with transaction.atomic():
-                self._write(pack_size, cursor, removed, relabelled, listed)
-        except Exception:
-            self._discard_pack()
-            raise
-        self._writer = None
-        self._reset()
+        batch = self._batch
+        batch.cursor, batch.listed = cursor, listed
+        batch.removed, batch.relabelled = removed, relabelled
+        self._batch = Batch(self._folder.pk)
+        self._committer.submit(batch)
+        self._committing, self._packed = self._packed, {}
 
     def abandon(self) -> None:
         """Drop what was not committed; leaves no file behind. Idempotent."""
-        for waiting in self._waiting:
-            _close(waiting.raw)
-        if self._writer is not None:
-            self._writer.__exit__(None, None, None)
-            self._writer = None
-        self._reset()
-
-    # -- the pack --------------------------------------------------------------------------------
+        for raw, _, _ in self._waiting:
+            _close(raw.body)
+        self._batch.drop()
+        self._batch, self._waiting, self._packed = Batch(self._folder.pk), [], {}
 
     def _pack_waiting(self) -> None:
         if not self._waiting:
             return
-        hashes = {w.sha256 for w in self._waiting} - self._new.keys()
-        archived = sql.known_hashes(self._mailbox.pk, hashes)
-        for waiting in self._waiting:
-            if waiting.sha256 in archived:
-                self._known.append((waiting.raw.ref, archived[waiting.sha256]))
-            else:
-                if waiting.sha256 not in self._new:
-                    self._new[waiting.sha256] = self._append(waiting)
-                self._placements.append((waiting.raw.ref, waiting.sha256))
-            _close(waiting.raw)
-        self._waiting = []
-        self._waiting_bytes = 0
+        mine = self._committing | self._packed
+        hashes = {sha256 for _, sha256, _ in self._waiting} - mine.keys()
+        archived = sql.known_hashes(self._mailbox.pk, hashes) | mine
+        new: dict[bytes, tuple[RawMessage, int]] = {}
+        for raw, sha256, size in self._waiting:
+            if sha256 not in archived:
+                archived[sha256] = self._packed[sha256] = new_message_id()
+                new[sha256] = (raw, size)
+            self._batch.placements.append((raw.ref, archived[sha256]))
+        if new:
+            self._pack(new)
+        for raw, _, _ in self._waiting:
+            _close(raw.body)
+        self._waiting, self._waiting_bytes = [], 0
 
-    def _append(self, waiting: _Waiting) -> _New:
-        raw = waiting.raw
-        received = raw.ref.received_at
-        if self._writer is None:
-            self._writer = self._store.writer(self._mailbox.source_id)
-        extent = self._writer.append(
-            {
-                "sha256": waiting.sha256.hex(),
-                "size": waiting.size,
-                "mailbox": self._mailbox.remote_id,
-                "address": self._mailbox.address,
-                "folder": self._folder.remote_id,
-                "path": self._folder.path,
-                "remote_id": raw.ref.remote_id,
-                "stable_id": raw.ref.stable_id,
-                "received_at": received.isoformat() if received else None,
-                "labels": raw.ref.labels,
-            },
-            raw.body,
+    def _pack(self, new: dict[bytes, tuple[RawMessage, int]]) -> None:
+        if self._batch.writer is None:
+            self._batch.writer = self._store.writer(self._mailbox.source_id)
+        extents = self._batch.writer.append_all(
+            [(self._record(sha256, size, raw.ref), raw.body) for sha256, (raw, size) in new.items()]
         )
-        head = raw.body if isinstance(raw.body, bytes) else next(raw.body.chunks(), b"")
-        return _New(
-            uuid.uuid4(),
-            waiting.sha256,
-            waiting.size,
-            extent,
-            received,
-            mime.parse_headers(mime.head_of(head)),
-        )
+        for (sha256, (raw, size)), extent in zip(new.items(), extents, strict=True):
+            headers = mime.parse_headers(mime.head_of(_beginning(raw.body)))
+            received_at = raw.ref.received_at
+            pk = self._packed[sha256]
+            self._batch.new.append(NewMessage(pk, sha256, size, extent, received_at, headers))
 
-    def _discard_pack(self) -> None:
-        """The transaction did not come: if it truly did not, the pack is an orphan.
-
-        After a lost connection nobody knows, so the pack stays for housekeeping to decide.
-        """
-        if self._writer is not None and self._lease.lost:
-            self._store.delete(self._mailbox.source_id, self._writer.pack_id)
-        self._writer = None
-        self._reset()
-
-    # -- the transaction -------------------------------------------------------------------------
-
-    def _write(
-        self,
-        pack_size: int,
-        cursor: Cursor | None,
-        removed: Sequence[str],
-        relabelled: Sequence[tuple[str, tuple[str, ...]]],
-        listed: bool,
-    ) -> None:
-        self._lease.fence()
-        ids: dict[bytes, uuid.UUID] = {}
-        if self._writer is not None:
-            sql.insert_pack(
-                self._writer.pack_id, self._mailbox.source_id, pack_size, len(self._new)
-            )
-            ids = self._insert_messages(self._writer.pack_id)
-        stored = sum(n.size for n in self._new.values() if ids[n.sha256] == n.id)
-        count = sum(1 for n in self._new.values() if ids[n.sha256] == n.id)
-        rows = [(ref, ids[sha256]) for ref, sha256 in self._placements] + self._known
-        placed = sql.upsert_placements(self._mailbox.pk, self._folder.pk, rows)
-        sql.clear_failures(self._folder.pk, [ref.remote_id for ref, _ in rows])
-        failed, gone = self._write_missing()
-        if removed:
-            sql.mark_removed(self._folder.pk, removed)
-        if relabelled:
-            sql.relabel(self._folder.pk, relabelled)
-        if cursor is not None:
-            sql.store_cursor(self._folder.pk, cursor, listed=listed)
-        sql.count(
-            self._run.pk,
-            self._mailbox.pk,
-            self._mailbox.source_id,
-            messages=count,
-            stored_bytes=stored,
-            placed=placed,
-            failed=failed,
-            gone=gone,
-            fetched_bytes=self._bytes_fetched,
-        )
-
-    def _insert_messages(self, pack_id: uuid.UUID) -> dict[bytes, uuid.UUID]:
-        news = list(self._new.values())
-        columns: dict[str, list[Any]] = {
-            "id": [n.id for n in news],
-            "sha256": [n.sha256 for n in news],
-            "size_bytes": [n.size for n in news],
-            "pack_offset": [n.extent.offset for n in news],
-            "pack_length": [n.extent.length for n in news],
-            "received_at": [n.received_at for n in news],
-            "subject": [n.headers.subject for n in news],
-            "sender": [n.headers.sender for n in news],
-            "recipients": [n.headers.recipients for n in news],
-            "sent_at": [n.headers.sent_at for n in news],
-            "message_id": [n.headers.message_id for n in news],
-            "defects": [sql.array_literal(n.headers.defects) for n in news],
+    def _record(self, sha256: bytes, size: int, ref: MessageRef) -> dict[str, Any]:
+        """Return what the pack says of a message: enough to make the rows again."""
+        return {
+            "sha256": sha256.hex(),
+            "size": size,
+            "mailbox": self._mailbox.remote_id,
+            "address": self._mailbox.address,
+            "folder": self._folder.remote_id,
+            "path": self._folder.path,
+            "remote_id": ref.remote_id,
+            "stable_id": ref.stable_id,
+            "received_at": ref.received_at.isoformat() if ref.received_at else None,
+            "labels": ref.labels,
         }
-        inserted = sql.insert_messages(self._mailbox.pk, pack_id, columns)
-        ids = {n.sha256: n.id for n in news}
-        if inserted < len(news):  # somebody else archived the same bytes: theirs count
-            ids.update(sql.known_hashes(self._mailbox.pk, set(ids)))
-        return ids
-
-    def _write_missing(self) -> tuple[int, int]:
-        gone = [m.ref.remote_id for m in self._missing if isinstance(m.error, MessageGone)]
-        failed = [m for m in self._missing if not isinstance(m.error, MessageGone)]
-        sql.clear_failures(self._folder.pk, gone)
-        new_failures = 0
-        for missing in failed:
-            error = missing.error
-            code = error.code if isinstance(error, ConnectorError) else "internal_error"
-            attempts = sql.failure_attempts(self._folder.pk, missing.ref.remote_id) + 1
-            new_failures += attempts == 1
-            sql.upsert_failure(
-                self._mailbox.pk,
-                self._folder.pk,
-                missing.ref,
-                code=code,
-                reason=str(error)[:2000].replace("\0", ""),
-                attempts=attempts,
-                not_before=timezone.now() + backoff.failure_delay(attempts),
-            )
-        return new_failures, len(gone)
 
 
-def _close(raw: RawMessage) -> None:
-    if isinstance(raw.body, SpooledBody):
-        raw.body.close()
+def _hashed(body: Body) -> tuple[bytes, int]:
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).digest(), len(body)
+    digest, body.size = hashlib.sha256(), 0
+    for chunk in body.chunks():
+        digest.update(chunk)
+        body.size += len(chunk)
+    return digest.digest(), body.size
+
+
+def _beginning(body: Body) -> bytes:
+    return body if isinstance(body, bytes) else next(body.chunks(), b"")[:CHUNK_BYTES]
+
+
+def _close(body: Body) -> None:
+    if isinstance(body, SpooledBody):
+        body.close()

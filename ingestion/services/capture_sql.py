@@ -1,25 +1,72 @@
-"""The statements of the capture transaction, over arrays: a thousand rows cost one round trip."""
+"""The statements of the capture transaction: a thousand rows cost one round trip.
 
+Values go as PostgreSQL's own text forms, written here: psycopg's adaptation of Python lists costs
+several times what hashing a message does.
+"""
+
+import dataclasses
 import datetime as dt
+import functools
 import json
+import os
+import time
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 
 from connectors.types import Cursor, MessageRef
+from ingestion import mime
+from ingestion.archive.store import Extent
 
 
-def array_literal(values: Sequence[str]) -> str:
-    """Write a PostgreSQL text[] literal; unnest() can't take arrays of arrays of any length."""
-    if not values:
-        return "{}"
-    quoted = (
-        '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") + '"'
-        for value in values
-    )
-    return "{" + ",".join(quoted) + "}"
+@dataclasses.dataclass(slots=True)
+class NewMessage:
+    """Bytes that are in the pack and get a message row."""
+
+    id: uuid.UUID
+    sha256: bytes
+    size: int
+    extent: Extent
+    received_at: dt.datetime | None
+    headers: mime.Headers
+
+
+def new_message_id() -> uuid.UUID:
+    """Make a UUIDv7 (RFC 9562 s5.7): what is archived together lies together in the index."""
+    random = int.from_bytes(os.urandom(10), "big")
+    milliseconds = time.time_ns() // 1_000_000
+    high, low = random >> 68, random & ((1 << 62) - 1)
+    return uuid.UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 2 << 62 | low)
+
+
+def array_literal(values: Iterable[str]) -> str:
+    """Write a PostgreSQL text[] literal."""
+    return "{" + ",".join(map(_element, values)) + "}"
+
+
+def _element(value: str) -> str:
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") + '"'
+
+
+@functools.lru_cache(maxsize=1000)  # few sets of labels are all there are
+def _labels_literal(labels: tuple[str, ...]) -> str:
+    return array_literal(labels)
+
+
+@functools.lru_cache(maxsize=1000)
+def _labels_element(labels: tuple[str, ...]) -> str:
+    """Write labels as one element: unnest() can't take arrays of arrays of any length."""
+    return _element(_labels_literal(labels))
+
+
+def _uuids(values: Iterable[uuid.UUID]) -> str:
+    return "{" + ",".join([value.hex for value in values]) + "}"
+
+
+def _bytes(values: Iterable[bytes]) -> str:
+    return "{" + ",".join(['"\\\\x' + value.hex() + '"' for value in values]) + "}"
 
 
 def _run(query: str, parameters: Mapping[str, Any]) -> int:
@@ -28,16 +75,58 @@ def _run(query: str, parameters: Mapping[str, Any]) -> int:
         return int(cursor.rowcount)
 
 
+def _pairs(query: str, parameters: Mapping[str, Any]) -> dict[Any, Any]:
+    with connection.cursor() as cursor:
+        cursor.execute(query, parameters)
+        return dict(cursor.fetchall())
+
+
+# -- what is known -----------------------------------------------------------------------------
+
+
 def known_hashes(mailbox_id: uuid.UUID, hashes: Collection[bytes]) -> dict[bytes, uuid.UUID]:
     """Return the message id of each hash that the mailbox has archived."""
     if not hashes:
         return {}
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT sha256, id FROM ingestion_message WHERE mailbox_id = %s AND sha256 = ANY(%s)",
-            (mailbox_id, list(hashes)),
-        )
-        return {bytes(sha256): pk for sha256, pk in cursor.fetchall()}
+    return _pairs(
+        "SELECT sha256, id FROM ingestion_message"
+        " WHERE mailbox_id = %(mailbox)s AND sha256 = ANY(%(hashes)s::bytea[])",
+        {"mailbox": mailbox_id, "hashes": _bytes(hashes)},
+    )
+
+
+def placed(folder_id: int, remote_ids: Iterable[str]) -> dict[str, uuid.UUID]:
+    """Return the message id of each remote id that the folder has, or had, a placement of."""
+    return _pairs(
+        "SELECT remote_id, message_id FROM ingestion_placement"
+        " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s::text[])",
+        {"folder": folder_id, "ids": array_literal(remote_ids)},
+    )
+
+
+def stable(mailbox_id: uuid.UUID, stable_ids: Collection[str]) -> dict[str, uuid.UUID]:
+    """Return the message id of each stable id that the mailbox has a placement of."""
+    if not stable_ids:
+        return {}
+    return _pairs(
+        "SELECT stable_id, message_id FROM ingestion_placement"
+        " WHERE mailbox_id = %(mailbox)s AND stable_id = ANY(%(ids)s::text[]) AND stable_id <> ''",
+        {"mailbox": mailbox_id, "ids": array_literal(stable_ids)},
+    )
+
+
+def failed(folder_id: int, remote_ids: Sequence[str]) -> dict[str, int]:
+    """Return the number of attempts of each remote id that is recorded as failed."""
+    if not remote_ids:
+        return {}
+    return _pairs(
+        "SELECT remote_id, attempts FROM ingestion_failedmessage"
+        " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s::text[])",
+        {"folder": folder_id, "ids": array_literal(remote_ids)},
+    )
+
+
+# -- what becomes visible ----------------------------------------------------------------------
 
 
 def insert_pack(pack_id: uuid.UUID, source_id: uuid.UUID, size_bytes: int, count: int) -> None:
@@ -48,26 +137,52 @@ def insert_pack(pack_id: uuid.UUID, source_id: uuid.UUID, size_bytes: int, count
     )
 
 
+_COPY_MESSAGES = """COPY ingestion_message
+    (mailbox_id, pack_id, id, sha256, size_bytes, pack_offset, pack_length, received_at, subject,
+     sender, recipients, sent_at, message_id, defects) FROM STDIN"""
+
+
 def insert_messages(
-    mailbox_id: uuid.UUID, pack_id: uuid.UUID, columns: Mapping[str, list[Any]]
-) -> int:
-    """Insert messages; return how many were new."""
-    return _run(
-        """INSERT INTO ingestion_message
-             (mailbox_id, pack_id, id, sha256, size_bytes, pack_offset, pack_length, received_at,
-              subject, sender, recipients, sent_at, message_id, defects)
-           SELECT %(mailbox)s, %(pack)s, id, sha256, size_bytes, pack_offset, pack_length,
-                  received_at, subject, sender, recipients, sent_at, message_id, defects::text[]
-             FROM unnest(%(id)s::uuid[], %(sha256)s::bytea[], %(size_bytes)s::bigint[],
-                         %(pack_offset)s::bigint[], %(pack_length)s::bigint[],
-                         %(received_at)s::timestamptz[], %(subject)s::text[], %(sender)s::text[],
-                         %(recipients)s::text[], %(sent_at)s::timestamptz[],
-                         %(message_id)s::text[], %(defects)s::text[])
-               AS n(id, sha256, size_bytes, pack_offset, pack_length, received_at, subject, sender,
-                    recipients, sent_at, message_id, defects)
-           ON CONFLICT (mailbox_id, sha256) DO NOTHING""",
-        {**columns, "mailbox": mailbox_id, "pack": pack_id},
+    mailbox_id: uuid.UUID, pack_id: uuid.UUID, messages: Sequence[NewMessage]
+) -> None:
+    """Insert message rows. The caller owns the mailbox (its lease, or its row's lock) and knows
+    that it has none of these hashes; where that is wrong, the database says IntegrityError."""
+    start = f"{mailbox_id.hex}\t{pack_id.hex}\t"
+    lines = [start + _line(message) for message in messages]
+    with connection.cursor() as cursor, cursor.cursor.copy(_COPY_MESSAGES) as copy:
+        copy.write("".join(lines))
+
+
+def _line(message: NewMessage) -> str:
+    """Write what follows mailbox and pack, in COPY's text format."""
+    headers, extent = message.headers, message.extent
+    return (
+        "\t".join(
+            (
+                message.id.hex,
+                "\\\\x" + message.sha256.hex(),
+                str(message.size),
+                str(extent.offset),
+                str(extent.length),
+                str(message.received_at or "\\N"),
+                _copied(headers.subject),
+                _copied(headers.sender),
+                _copied(headers.recipients),
+                str(headers.sent_at or "\\N"),
+                _copied(headers.message_id),
+                _copied(array_literal(headers.defects)),
+            )
+        )
+        + "\n"
     )
+
+
+#: COPY's text format: what delimits columns and rows, and the backslash; NUL can't be stored.
+_COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": ""})
+
+
+def _copied(text: str) -> str:
+    return text if text.isalnum() else text.translate(_COPY_ESCAPES)
 
 
 def upsert_placements(
@@ -78,9 +193,11 @@ def upsert_placements(
     if not rows:
         return 0
     unique = {ref.remote_id: (ref, message) for ref, message in rows}
+    refs = [ref for ref, _ in unique.values()]
     with connection.cursor() as cursor:
         cursor.execute(
-            """INSERT INTO ingestion_placement AS p
+            """WITH placed AS (
+               INSERT INTO ingestion_placement AS p
                  (mailbox_id, folder_id, message_id, remote_id, stable_id, thread_id, labels)
                SELECT %(mailbox)s, %(folder)s, message_id, remote_id, stable_id, thread_id,
                       labels::text[]
@@ -89,25 +206,27 @@ def upsert_placements(
                    AS n(message_id, remote_id, stable_id, thread_id, labels)
                ON CONFLICT (folder_id, remote_id) DO UPDATE
                  SET removed_at = NULL, labels = EXCLUDED.labels
-               RETURNING (xmax = 0)""",
+               RETURNING (xmax = 0) AS is_new)
+               SELECT count(*) FILTER (WHERE is_new) FROM placed""",
             {
                 "mailbox": mailbox_id,
                 "folder": folder_id,
-                "message": [message for _, message in unique.values()],
-                "remote": list(unique),
-                "stable": [ref.stable_id for ref, _ in unique.values()],
-                "thread": [ref.thread_id for ref, _ in unique.values()],
-                "labels": [array_literal(ref.labels) for ref, _ in unique.values()],
+                "message": _uuids([message for _, message in unique.values()]),
+                "remote": array_literal(unique),
+                "stable": array_literal([ref.stable_id for ref in refs]),
+                "thread": array_literal([ref.thread_id for ref in refs]),
+                "labels": "{" + ",".join([_labels_element(ref.labels) for ref in refs]) + "}",
             },
         )
-        return sum(1 for (new,) in cursor.fetchall() if new)
+        row = cursor.fetchone()
+    return int(row[0]) if row else 0
 
 
 def mark_removed(folder_id: int, remote_ids: Sequence[str]) -> None:
     _run(
         "UPDATE ingestion_placement SET removed_at = now()"
-        " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s) AND removed_at IS NULL",
-        {"folder": folder_id, "ids": list(remote_ids)},
+        " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s::text[]) AND removed_at IS NULL",
+        {"folder": folder_id, "ids": array_literal(remote_ids)},
     )
 
 
@@ -119,8 +238,8 @@ def relabel(folder_id: int, changes: Sequence[tuple[str, tuple[str, ...]]]) -> N
               AND p.labels IS DISTINCT FROM n.labels::text[]""",
         {
             "folder": folder_id,
-            "ids": [remote_id for remote_id, _ in changes],
-            "labels": [array_literal(labels) for _, labels in changes],
+            "ids": array_literal([remote_id for remote_id, _ in changes]),
+            "labels": "{" + ",".join([_labels_element(labels) for _, labels in changes]) + "}",
         },
     )
 
@@ -137,19 +256,9 @@ def clear_failures(folder_id: int, remote_ids: Sequence[str]) -> None:
     if remote_ids:
         _run(
             "DELETE FROM ingestion_failedmessage"
-            " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s)",
-            {"folder": folder_id, "ids": list(remote_ids)},
+            " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s::text[])",
+            {"folder": folder_id, "ids": array_literal(remote_ids)},
         )
-
-
-def failure_attempts(folder_id: int, remote_id: str) -> int:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT attempts FROM ingestion_failedmessage WHERE folder_id = %s AND remote_id = %s",
-            (folder_id, remote_id),
-        )
-        row = cursor.fetchone()
-    return row[0] if row else 0
 
 
 def upsert_failure(
@@ -190,7 +299,6 @@ def upsert_failure(
 def count(
     run_id: uuid.UUID,
     mailbox_id: uuid.UUID,
-    source_id: uuid.UUID,
     *,
     messages: int,
     stored_bytes: int,
@@ -199,11 +307,10 @@ def count(
     gone: int,
     fetched_bytes: int,
 ) -> None:
-    """Move the counters of the run, the mailbox and the source."""
+    """Move the counters of the mailbox and the run."""
     given = {
         "run": run_id,
         "mailbox": mailbox_id,
-        "source": source_id,
         "messages": messages,
         "stored": stored_bytes,
         "placed": placed,
@@ -211,6 +318,14 @@ def count(
         "gone": gone,
         "fetched": fetched_bytes,
     }
+    _run(
+        """UPDATE ingestion_mailbox
+              SET message_count = message_count + %(messages)s,
+                  archived_bytes = archived_bytes + %(stored)s,
+                  attempts = 0, last_error_code = '', last_error = ''
+            WHERE id = %(mailbox)s""",
+        given,
+    )
     _run(
         """UPDATE ingestion_run
               SET messages_done = messages_done + %(placed)s,
@@ -221,13 +336,26 @@ def count(
             WHERE id = %(run)s""",
         given,
     )
-    for table, key in (("mailbox", "mailbox"), ("ingestionsource", "source")):
-        extra = ", attempts = 0, last_error_code = '', last_error = ''" if key == "mailbox" else ""
-        if messages or extra:
-            _run(
-                f"""UPDATE ingestion_{table}
-                       SET message_count = message_count + %(messages)s,
-                           archived_bytes = archived_bytes + %(stored)s{extra}
-                     WHERE id = %({key})s""",
-                given,
-            )
+
+
+def recount_source(source_id: uuid.UUID) -> None:
+    """Set the source's counters to the sums of its mailboxes'.
+
+    Not in the transaction that changes a mailbox: there, the source's row would be a lock that all
+    mailboxes of a tenant wait for.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        # The lock first, in a statement of its own, so that the sums are of what is visible then.
+        cursor.execute(
+            "SELECT 1 FROM ingestion_ingestionsource WHERE id = %s FOR NO KEY UPDATE", (source_id,)
+        )
+        cursor.execute(
+            """UPDATE ingestion_ingestionsource s
+                  SET message_count = n.messages, archived_bytes = n.bytes
+                 FROM (SELECT coalesce(sum(message_count), 0) AS messages,
+                              coalesce(sum(archived_bytes), 0) AS bytes
+                         FROM ingestion_mailbox WHERE source_id = %(source)s) n
+                WHERE s.id = %(source)s
+                  AND (s.message_count, s.archived_bytes) <> (n.messages, n.bytes)""",
+            {"source": source_id},
+        )

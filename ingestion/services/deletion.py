@@ -15,11 +15,12 @@ log = structlog.get_logger(__name__)
 
 _BATCH_ROWS = 20_000
 _MAILBOXES = "SELECT id FROM ingestion_mailbox WHERE source_id = %(source)s"
+_FOLDERS = f"SELECT id FROM ingestion_folder WHERE mailbox_id IN ({_MAILBOXES})"
 
 #: Children before parents. Each is deleted in batches of ctid, so that no transaction is long.
 _STEPS = (
     ("ingestion_failedmessage", f"mailbox_id IN ({_MAILBOXES})"),
-    ("ingestion_placement", f"mailbox_id IN ({_MAILBOXES})"),
+    ("ingestion_placement", f"folder_id IN ({_FOLDERS})"),
     ("ingestion_message", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_folder", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_mailbox", "source_id = %(source)s"),

@@ -111,7 +111,7 @@ def _start_scheduled_syncs(limit: int) -> None:
             deleted_at=None,
             next_sync_at__lte=timezone.now(),
         ).order_by("next_sync_at")
-        for source in ready.select_for_update(skip_locked=True)[:limit]:
+        for source in ready.select_for_update(no_key=True, skip_locked=True)[:limit]:
             runs.start(source, kind=RunKind.SYNC, actor="schedule")
 
 

@@ -76,7 +76,6 @@ class Lease:
         self.mailbox_id = mailbox_id
         self.token = token
         self.stopping = threading.Event()
-        self.lost = False
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
@@ -88,7 +87,6 @@ class Lease:
         with connection.cursor() as cursor:
             cursor.execute(_FENCE, self._parameters())
             if cursor.rowcount != 1:
-                self.lost = True
                 self.stopping.set()
                 raise LeaseLost("Another worker took over this mailbox.")
 

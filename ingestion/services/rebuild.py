@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import Count, Exists, F, OuterRef, QuerySet, Sum
+from django.db.models import Count, Exists, F, OuterRef, Sum
 from django.utils import timezone
 
 from connectors import registry
@@ -20,7 +20,7 @@ from ingestion.archive.store import Entry, PackFile, PackStore, store
 from ingestion.errors import Corrupt, InvalidInput, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.services import capture_sql as sql
-from ingestion.services.records import Record, columns_of
+from ingestion.services.records import Record
 from ingestion.services.status import Actor, audit, move
 from ingestion.states import SourceStatus
 
@@ -176,16 +176,21 @@ class _Rebuild:
                     pk=pack.pack_id, source=self.source, size_bytes=pack.size_bytes, message_count=0
                 )
                 Pack.objects.bulk_create([row], ignore_conflicts=True)
-                added = sql.insert_messages(mailbox.pk, pack.pack_id, columns_of(new))
+                # What a capture archived since: from here on the mailbox is this transaction's.
+                archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
+                rows = {r.sha256: r.message() for r in new if r.sha256 not in archived}
+                sql.insert_messages(mailbox.pk, pack.pack_id, list(rows.values()))
                 Pack.objects.filter(pk=pack.pack_id).update(
-                    message_count=F("message_count") + added
+                    message_count=F("message_count") + len(rows)
                 )
-                self.result.messages_added += added
+                self.result.messages_added += len(rows)
             ids = sql.known_hashes(mailbox.pk, {record.sha256 for record in everything})
             folders = self._folders(mailbox, everything)
-            rows = [record.placement(mailbox, folders[record.folder], ids) for record in everything]
-            Placement.objects.bulk_create(rows, ignore_conflicts=True)
-            self.result.placements_added += len(rows)
+            places = [
+                record.placement(mailbox, folders[record.folder], ids) for record in everything
+            ]
+            Placement.objects.bulk_create(places, ignore_conflicts=True)
+            self.result.placements_added += len(places)
 
     def _mailbox(self, remote_id: str, address: str) -> Mailbox:
         """Find or make the mailbox, and fence off a worker that began since: it knows less now."""
@@ -225,20 +230,14 @@ def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 def _recount(source: IngestionSource) -> None:
     """Set the counters to what the rows say.
 
-    Under the row locks that a capture takes too, so that what it adds meanwhile is counted once.
+    Under the row lock that a capture takes too, so that what it adds meanwhile is counted once.
     """
     for pk in Mailbox.objects.filter(source=source).values_list("pk", flat=True):
         with transaction.atomic():
-            Mailbox.objects.select_for_update().get(pk=pk)
-            _set_counters(Mailbox, pk, Message.objects.filter(mailbox=pk))
-    with transaction.atomic():
-        IngestionSource.objects.select_for_update().get(pk=source.pk)
-        _set_counters(IngestionSource, source.pk, Message.objects.filter(mailbox__source=source))
-
-
-def _set_counters(
-    model: type[Mailbox] | type[IngestionSource], pk: uuid.UUID, messages: QuerySet[Message]
-) -> None:
-    counted = messages.aggregate(count=Count("pk"), size=Sum("size_bytes"))
-    rows = model._default_manager.filter(pk=pk)  # noqa: SLF001 - Django's public name for it
-    rows.update(message_count=counted["count"], archived_bytes=counted["size"] or 0)
+            Mailbox.objects.select_for_update(no_key=True).get(pk=pk)
+            messages = Message.objects.filter(mailbox=pk)
+            counted = messages.aggregate(count=Count("pk"), size=Sum("size_bytes"))
+            Mailbox.objects.filter(pk=pk).update(
+                message_count=counted["count"], archived_bytes=counted["size"] or 0
+            )
+    sql.recount_source(source.pk)

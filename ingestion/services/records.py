@@ -6,14 +6,14 @@ The way there is `services.capture`, which writes the record's header.
 import dataclasses
 import datetime as dt
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Self
 
 from connectors.types import SpooledBody
 from ingestion import mime
 from ingestion.archive.store import Entry, Extent, PackStore
 from ingestion.models import Folder, Mailbox, Placement
-from ingestion.services import capture_sql as sql
+from ingestion.services.capture_sql import NewMessage, new_message_id
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -72,6 +72,12 @@ class Record:
             head = body
         return dataclasses.replace(self, headers=mime.parse_headers(mime.head_of(head)))
 
+    def message(self) -> NewMessage:
+        """Return the row, not yet stored, of the message."""
+        return NewMessage(
+            new_message_id(), self.sha256, self.size, self.extent, self.received_at, self.headers
+        )
+
     def placement(
         self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, uuid.UUID]
     ) -> Placement:
@@ -84,21 +90,3 @@ class Record:
             stable_id=self.stable_id,
             labels=list(self.labels),
         )
-
-
-def columns_of(records: Sequence[Record]) -> dict[str, list[Any]]:
-    """Return the columns of message rows, as `capture_sql.insert_messages` takes them."""
-    return {
-        "id": [uuid.uuid4() for _ in records],
-        "sha256": [r.sha256 for r in records],
-        "size_bytes": [r.size for r in records],
-        "pack_offset": [r.extent.offset for r in records],
-        "pack_length": [r.extent.length for r in records],
-        "received_at": [r.received_at for r in records],
-        "subject": [r.headers.subject for r in records],
-        "sender": [r.headers.sender for r in records],
-        "recipients": [r.headers.recipients for r in records],
-        "sent_at": [r.headers.sent_at for r in records],
-        "message_id": [r.headers.message_id for r in records],
-        "defects": [sql.array_literal(r.headers.defects) for r in records],
-    }

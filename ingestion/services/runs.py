@@ -1,4 +1,7 @@
-"""Runs: start one, make its work due, finish it when nothing of it is owed any more."""
+"""Runs: start one, make its work due, finish it when nothing of it is owed any more.
+
+Row locks are taken in one order everywhere, so that nobody waits in a circle: source, mailbox, run.
+"""
 
 import uuid
 
@@ -7,9 +10,11 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from ingestion.errors import LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import capture_sql as sql
 from ingestion.services.options import Options
-from ingestion.services.status import move
+from ingestion.services.status import locked, move
 from ingestion.states import RunKind, RunStatus, SourceStatus
 
 
@@ -31,8 +36,8 @@ def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, b
 
 def make_due_now(source: IngestionSource) -> None:
     """Let the dispatcher find at once what the source's unfinished run waits for."""
-    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
     Mailbox.objects.filter(source=source, run__isnull=False).update(not_before=Now(), rung_at=None)
+    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
 
 
 def finish_if_done(run_id: uuid.UUID) -> bool:
@@ -41,21 +46,18 @@ def finish_if_done(run_id: uuid.UUID) -> bool:
     Call after the commit that settled a mailbox: of two workers that settle the last two at the
     same time, neither sees the other's row before. Opens its own transaction.
     """
+    settled = Run.objects.filter(
+        pk=run_id, finished_at=None, discovered_at__isnull=False, mailboxes_due=None
+    )
+    if not (found := settled.first()):
+        return False
     with transaction.atomic():
-        done = (
-            Run.objects.filter(
-                pk=run_id,
-                finished_at=None,
-                discovered_at__isnull=False,
-                mailboxes_due=None,
-            )
-            .select_for_update(of=("self",), skip_locked=True)
-            .first()
-        )
-        if done is None:
+        try:
+            source = locked(found.source)
+        except LostRace:  # deleted
             return False
-        source = IngestionSource.objects.select_for_update().get(pk=done.source_id)
-        if source.deleted_at is not None:
+        done = settled.select_for_update(of=("self",)).first()
+        if done is None:
             return False
         _finish(source, done, RunStatus.COMPLETED, summary(done))
     return True
@@ -86,6 +88,7 @@ def summary(run: Run) -> str:
 def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) -> None:
     if run.warning and status == RunStatus.COMPLETED:
         message = f"{message} {run.warning}"
+    sql.recount_source(source.pk)  # a worker may have died before it did
     Run.objects.filter(pk=run.pk).update(
         status=status,
         message=message,

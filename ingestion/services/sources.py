@@ -11,6 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -470,10 +471,7 @@ def delete(source: IngestionSource, *, actor: Actor) -> None:
         source.secrets = Secrets()  # of no more use, so it is not kept while the rest goes
         source.save(update_fields=["deleted_at", "secrets"])
         # Every worker that holds a lease of this source finds its token gone at the next commit.
-        fenced = Mailbox.objects.filter(source=source)
-        for mailbox in fenced.select_for_update().only("pk", "lease_token"):
-            mailbox.lease_token += 1
-            mailbox.lease_expires_at = None
-            mailbox.run = None
-            mailbox.save(update_fields=["lease_token", "lease_expires_at", "run"])
+        Mailbox.objects.filter(source=source).update(
+            lease_token=F("lease_token") + 1, lease_expires_at=None, run=None
+        )
         audit(actor, "source.delete", source, {"name": source.name})

@@ -64,8 +64,12 @@ def move(source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor
 
 
 def locked(source: IngestionSource) -> IngestionSource:
-    """Read the source again and lock its row. Raises LostRace where it was deleted."""
-    found = IngestionSource.objects.select_for_update().filter(pk=source.pk, deleted_at=None)
+    """Read the source again and lock its row. Raises LostRace where it was deleted.
+
+    Rows that refer to it can be inserted meanwhile: a capture must not wait for us.
+    """
+    rows = IngestionSource.objects.select_for_update(no_key=True)
+    found = rows.filter(pk=source.pk, deleted_at=None)
     try:
         return found.get()
     except IngestionSource.DoesNotExist:

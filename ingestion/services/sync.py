@@ -28,7 +28,9 @@ from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
 from ingestion.services import backoff, folders, lease, runs, sources
+from ingestion.services import capture_sql as sql
 from ingestion.services.capture import Capture
+from ingestion.services.commit import Committer
 from ingestion.services.discovery import MAX_AUTH_FAILURES
 from ingestion.services.lease import Lease
 from ingestion.services.options import Options
@@ -216,6 +218,7 @@ class _Mailbox:
     def __init__(self, held: Lease, mailbox: Mailbox, run: Run, until: float) -> None:
         self.held, self.mailbox, self.run, self.until = held, mailbox, run, until
         self.options = Options.of(mailbox.source.options)
+        self.committer = Committer(held, run=run, mailbox=mailbox)
 
     def work(self) -> bool:
         """Return whether every folder is followed to the end."""
@@ -228,6 +231,7 @@ class _Mailbox:
                 sources.environment(),
             ) as connector,
             connector.open(remote) as session,
+            self.committer,
         ):
             followed = folders.store_listing(
                 self.held, self.run, self.mailbox, session.folders(), self.options
@@ -266,6 +270,8 @@ class _Mailbox:
         self, session: MailboxSession, remote: RemoteFolder, folder: Folder, page: Page
     ) -> None:
         wanted = [ref for ref in page.added if self.options.wants_message(ref.received_at)]
+        if any(ref.stable_id for ref in wanted):
+            self.committer.wait()  # what it is about to show may be the same messages
         known, unknown = self._split(folder, wanted)
         if self.run.kind == RunKind.SYNC and wanted:
             Run.objects.filter(pk=self.run.pk).update(
@@ -286,7 +292,7 @@ class _Mailbox:
         folder.cursor = dict(page.cursor)
 
     def _capture(self, folder: Folder) -> Capture:
-        return Capture(self.held, store=store(), run=self.run, mailbox=self.mailbox, folder=folder)
+        return Capture(self.committer, store=store(), mailbox=self.mailbox, folder=folder)
 
     def _fetch_into(
         self,
@@ -336,32 +342,18 @@ class _Mailbox:
     ) -> tuple[list[tuple[MessageRef, uuid.UUID]], list[MessageRef]]:
         """Part the references into those whose bytes are archived (and by which message id), and
         those to fetch. A message that failed is fetched when its own time has come, not before."""
-        placed = dict(
-            Placement.objects.filter(
-                folder=folder, remote_id__in=[ref.remote_id for ref in refs]
-            ).values_list("remote_id", "message_id")
-        )
-        stable = dict(
-            Placement.objects.filter(
-                mailbox=self.mailbox,
-                stable_id__in={r.stable_id for r in refs if r.stable_id} or [""],
-            )
-            .exclude(stable_id="")
-            .values_list("stable_id", "message_id")
-        )
-        failed = set(
-            FailedMessage.objects.filter(
-                folder=folder, remote_id__in=[ref.remote_id for ref in refs]
-            ).values_list("remote_id", flat=True)
-        )
-        known, unknown = [], []
+        ids = [ref.remote_id for ref in refs]
+        stable_ids = {ref.stable_id for ref in refs} - {""}
+        placed, failed = sql.placed(folder.pk, ids), sql.failed(folder.pk, ids)
+        stable = sql.stable(self.mailbox.pk, stable_ids)
+        known, unknown = [], {}
         for ref in refs:
             message_id = placed.get(ref.remote_id) or stable.get(ref.stable_id)
             if message_id is not None:
                 known.append((ref, message_id))
             elif ref.remote_id not in failed:
-                unknown.append(ref)
-        return known, unknown
+                unknown[ref.remote_id] = ref  # once, also where a provider repeats itself
+        return known, list(unknown.values())
 
     def _sweep(self, folder: Folder, page: Page) -> None:
         """Mark as removed what the whole listing no longer has. Each step its own transaction."""
