@@ -1,6 +1,7 @@
 """What one line of a FETCH says of a message: size, date, flags, labels, stable ids. Pure."""
 
 import datetime as dt
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -32,7 +33,7 @@ def reference(
             f"{validity}:{int(uid[1])}",
             size_bytes=int(size[1]) if size else None,
             received_at=_internal_date(date[1]),
-            labels=_labels(flags[1].split()),
+            labels=_flags(flags[1]),
         )
     values = wire.parse(response)
     items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
@@ -65,25 +66,33 @@ def _labels(words: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(texts - {"\\Recent"}))
 
 
+@functools.lru_cache(maxsize=1000)  # few sets of flags are all there are
+def _flags(words: bytes) -> tuple[str, ...]:
+    return _labels(words.split())
+
+
 def _internal_date(text: bytes) -> dt.datetime | None:
-    """Parse " 1-Feb-2024 12:34:56 +0100" (RFC 9051 section 9, date-time)."""
+    """Parse " 1-Feb-2024 12:34:56 +0100" (RFC 9051 section 9, date-time: of fixed width)."""
+    text = text.strip().rjust(26)
     try:
-        day, month, rest = text.strip().split(b"-", 2)
-        year, clock, zone = rest.split()
-        hour, minute, second = clock.split(b":")
-        offset = dt.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
         local = dt.datetime(  # the zone is taken off below
-            int(year),
-            _MONTHS[month.title()],
-            int(day),
-            int(hour),
-            int(minute),
-            min(int(second), 59),
+            int(text[7:11]),
+            _MONTHS[text[3:6].title()],
+            int(text[:2]),
+            int(text[12:14]),
+            int(text[15:17]),
+            min(int(text[18:20]), 59),
             tzinfo=dt.UTC,
         )
-        return local + offset if zone[:1] == b"-" else local - offset
-    except (ValueError, KeyError, IndexError, OverflowError):
+        return local if text[22:] == b"0000" else local - _offset(text[21:])
+    except (ValueError, KeyError, OverflowError):
         return None
+
+
+def _offset(zone: bytes) -> dt.timedelta:
+    """Parse "+0100"."""
+    offset = dt.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
+    return -offset if zone[:1] == b"-" else offset
 
 
 def relabelled(response: Sequence[bytes], validity: int) -> tuple[str, tuple[str, ...]] | None:

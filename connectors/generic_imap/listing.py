@@ -26,7 +26,8 @@ from connectors.generic_imap.folders import name_of
 from connectors.generic_imap.uids import Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
 
-PAGE_MESSAGES = 2_000
+#: A page costs a few round trips before its first body: a third of the time with 2,000 at 20 ms.
+PAGE_MESSAGES = 10_000
 #: More removals than this are told as "all but these", so that a page stays small.
 _MAX_REMOVED = 10_000
 _SEQUENCE_STEP = 5_000

@@ -157,32 +157,21 @@ def _line(message: NewMessage) -> str:
     """Write what follows mailbox and pack, in COPY's text format."""
     headers, extent = message.headers, message.extent
     return (
-        "\t".join(
-            (
-                message.id.hex,
-                "\\\\x" + message.sha256.hex(),
-                str(message.size),
-                str(extent.offset),
-                str(extent.length),
-                str(message.received_at or "\\N"),
-                _copied(headers.subject),
-                _copied(headers.sender),
-                _copied(headers.recipients),
-                str(headers.sent_at or "\\N"),
-                _copied(headers.message_id),
-                _copied(array_literal(headers.defects)),
-            )
-        )
-        + "\n"
+        f"{message.id.hex}\t\\\\x{message.sha256.hex()}\t{message.size}\t"
+        f"{extent.offset}\t{extent.length}\t{message.received_at or _NULL}\t"
+        f"{_copied(headers.subject)}\t{_copied(headers.sender)}\t{_copied(headers.recipients)}\t"
+        f"{headers.sent_at or _NULL}\t{_copied(headers.message_id)}\t"
+        f"{_copied(array_literal(headers.defects))}\n"
     )
 
 
+_NULL = r"\N"
 #: COPY's text format: what delimits columns and rows, and the backslash; NUL can't be stored.
 _COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": ""})
 
 
 def _copied(text: str) -> str:
-    return text if text.isalnum() else text.translate(_COPY_ESCAPES)
+    return text.replace("\\", r"\\") if text.isprintable() else text.translate(_COPY_ESCAPES)
 
 
 def upsert_placements(
