@@ -40,9 +40,7 @@ class Capture:
         self._batch = Batch(folder.pk)
         self._waiting: list[tuple[RawMessage, bytes, int]] = []
         self._waiting_bytes = 0
-        #: Message ids by hash of what is packed and may not be visible yet.
-        self._packed: dict[bytes, uuid.UUID] = {}
-        self._committing: dict[bytes, uuid.UUID] = {}
+        self._packed: dict[bytes, uuid.UUID] = {}  # message ids by hash
 
     @property
     def full(self) -> bool:
@@ -87,8 +85,8 @@ class Capture:
         batch.cursor, batch.listed = cursor, listed
         batch.removed, batch.relabelled = removed, relabelled
         self._batch = Batch(self._folder.pk)
+        self._packed = {}
         self._committer.submit(batch)
-        self._committing, self._packed = self._packed, {}
 
     def abandon(self) -> None:
         """Drop what was not committed; leaves no file behind. Idempotent."""
@@ -100,7 +98,7 @@ class Capture:
     def _pack_waiting(self) -> None:
         if not self._waiting:
             return
-        mine = self._committing | self._packed
+        mine = self._committer.ids_under_way | self._packed
         hashes = {sha256 for _, sha256, _ in self._waiting} - mine.keys()
         archived = sql.known_hashes(self._mailbox.pk, hashes) | mine
         new: dict[bytes, tuple[RawMessage, int]] = {}

@@ -58,6 +58,8 @@ class Committer:
         self._lease, self._run, self._mailbox = lease, run, mailbox
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._under_way: concurrent.futures.Future[None] | None = None
+        #: Message ids by hash of the batch under way, which no query may find yet.
+        self.ids_under_way: dict[bytes, uuid.UUID] = {}
 
     def submit(self, batch: Batch) -> None:
         """Begin to commit a batch once the one before is settled.
@@ -70,6 +72,7 @@ class Committer:
         except BaseException:
             batch.drop()
             raise
+        self.ids_under_way = {message.sha256: message.id for message in batch.new}
         self._under_way = self._thread.submit(self._commit, batch)
 
     def wait(self) -> None:

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Generator, Iterable, Sequence
 
 import structlog
-from django.db import DatabaseError, InterfaceError, connection, transaction
+from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -78,7 +78,7 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
             return False
         except errors.ConnectorError as error:
             _act_on(error, held, mailbox, run)
-        except (DatabaseError, InterfaceError) as error:
+        except (OperationalError, InterfaceError) as error:
             # Nobody can be told in rows: the lease expires and the dispatcher finds the mailbox.
             log.warning("database_unavailable", error=type(error).__name__)
             connection.close()

@@ -286,6 +286,42 @@ def test_removals_labels_and_vanished_folders_are_followed(
     assert_exact(server, source)
 
 
+def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
+    server: Server, source: IngestionSource
+) -> None:
+    server.page_size = 300
+    for folder in ("INBOX", "Copies"):
+        for number in range(300):
+            server.deliver(folder, b"Subject: %d\r\n\r\nThe same.\r\n" % number)
+    start(source)
+    row = due_now()
+    locked, release = threading.Event(), threading.Event()
+
+    def hold_the_row() -> None:
+        with transaction.atomic():
+            Mailbox.objects.select_for_update().get(pk=row.pk)
+            locked.set()
+            release.wait(20)
+        connection.close()
+
+    holder = threading.Thread(target=hold_the_row)
+
+    def hold_back(handed_out: int) -> None:
+        if handed_out == 290:
+            holder.start()
+            locked.wait(20)
+        elif handed_out == 590:  # by now it has looked for the first copies among what is archived
+            release.set()
+
+    server.before_message = hold_back
+    finish(source)
+    holder.join()
+    assert Message.objects.count() == 300
+    assert Placement.objects.count() == 600
+    assert_exact(server, source)
+    assert len(list(store().packs())) == 1
+
+
 def test_a_worker_that_lost_its_lease_can_not_commit(
     server: Server, source: IngestionSource
 ) -> None:
