@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+import socket
+import ssl
 import time
 from collections.abc import Callable
 
@@ -140,9 +142,6 @@ def login(config: ImapConfig, environment: Environment, *, until: float = math.i
     Raises Unavailable, RateLimited, Fatal (encryption, address, login disabled) or NeedsReauth.
     """
     token = _access_token(config, environment)
-    context = net.tls_context(
-        verify=not config.allowInsecureCert, extra_ca_file=environment.extra_ca_file
-    )
     connection = net.connect(
         config.host,
         config.port,
@@ -151,14 +150,14 @@ def login(config: ImapConfig, environment: Environment, *, until: float = math.i
     )
     try:
         if config.secure:
-            connection = net.start_tls(connection, config.host, context)
+            connection = _encrypted(connection, config, environment)
         secrets = (config.password, token, *_spoken(config, token))
         opened = _greet(connection, config, environment, secrets, until)
         capabilities = frozenset(opened.capabilities)
         if config.startTls:
             status, _ = opened.run(b"STARTTLS")
             _require_starttls(status, config)
-            opened.use(net.start_tls(connection, config.host, context))
+            opened.use(_encrypted(connection, config, environment))
             capabilities = _capabilities(opened)  # what was said before TLS counts for nothing
         opened.response("CAPABILITY")  # forget those from before the login
         told = b""
@@ -171,6 +170,15 @@ def login(config: ImapConfig, environment: Environment, *, until: float = math.i
     except BaseException:
         connection.close()
         raise
+
+
+def _encrypted(
+    connection: socket.socket, config: ImapConfig, environment: Environment
+) -> ssl.SSLSocket:
+    context = net.tls_context(
+        verify=not config.allowInsecureCert, extra_ca_file=environment.extra_ca_file
+    )
+    return net.start_tls(connection, config.host, context)
 
 
 def _require_starttls(status: bytes, config: ImapConfig) -> None:

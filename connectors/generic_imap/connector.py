@@ -98,8 +98,12 @@ class ImapSession(MailboxSession):
 
     def _log_in(self) -> Login:
         login = client.login(self._config, self._environment, until=self._until)
-        if login.can("QRESYNC"):
-            login.wire.run(b"ENABLE QRESYNC")
+        try:
+            if login.can("QRESYNC"):
+                login.wire.run(b"ENABLE QRESYNC")
+        except BaseException:
+            login.close()
+            raise
         return login
 
     def _main(self) -> Login:
