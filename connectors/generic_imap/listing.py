@@ -8,7 +8,8 @@ A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or 
     later           flags of the UIDs before "n" (CHANGEDSINCE, or all of them), removals (VANISHED,
                     or what is present where the counts differ), then the UIDs from "n" on in pages
 
-"m" is the value from before the pass, so what changes meanwhile is seen by the next one. "n" and
+"m" is the value from before the pass, so what changes meanwhile is seen by the next one; a first
+listing that was interrupted follows the flags of its earlier part before it ends. "n" and
 "c" are of one EXAMINE: "c" messages had UIDs below "n". "c" is null where that is not certain (a
 page in the middle; a server that shows less than it counts): the next pass then looks for itself.
 """
@@ -101,14 +102,18 @@ class _Listing:
 
     def __init__(self, login: Login, folder: RemoteFolder, opened: Opened, since: Cursor) -> None:
         self._login, self._folder, self._opened, self._since = login, folder, opened, since
+        #: How far the pages that were yielded are.
+        self._reached = since
         self._refusals = 0
 
     def first(self) -> Iterator[Page]:
         """List from the cursor to the end, and say what is present."""
         uids, whole = self._all_uids()
-        # An interrupted listing knows the flags only from when it began.
-        last = self._last_cursor(uids, modseq=self._since["m"], certain=whole)
+        last = self._last_cursor(uids, certain=whole)
         yield from self._pages(uids.since(self._since["n"]))
+        if self._since["n"] > 1 and self._flags_may_differ():
+            # The part of the listing before an interruption knows the flags from when it began.
+            yield from self._flags()
         present = Present(self._opened.validity, uids, last["n"]) if whole else None
         yield Page(last, present=present)
 
@@ -120,17 +125,16 @@ class _Listing:
             # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
             new = self._uids_by(f"UID FETCH {since['n']}:* (UID)").since(since["n"])
         certain = True
-        told = False
         if since["n"] > 1:
-            if opened.modseq is None or opened.modseq != since["m"]:
-                told = self._login.can("QRESYNC") and None not in (opened.modseq, since["m"])
-                yield from self._flags(vanished=told)
+            told = self._flags_may_differ() and self._tells_removals()
+            if self._flags_may_differ():
+                yield from self._flags()
             if not told and (since["c"] is None or self._login.exists - len(new) != since["c"]):
                 uids, certain = self._all_uids()
                 if certain:
                     present = Present(opened.validity, uids, since["n"])
                     yield Page(dict(since), present=present)
-        last = self._last_cursor(new, modseq=opened.modseq, certain=certain)
+        last = self._last_cursor(new, certain=certain)
         yield from self._pages(new)
         yield Page(last)
 
@@ -139,16 +143,18 @@ class _Listing:
         for page in uids.pages(PAGE_MESSAGES):
             refs = self._describe(page)
             cursor["n"] = page.last + 1
-            yield Page(dict(cursor), added=refs)
+            self._reached = dict(cursor)
+            yield Page(self._reached, added=refs)
 
-    def _last_cursor(self, uids: Uids, *, modseq: int | None, certain: bool) -> dict[str, Any]:
+    def _last_cursor(self, uids: Uids, *, certain: bool) -> dict[str, Any]:
         opened = self._opened
         told = opened.next_uid or 1
         following = max(self._since["n"], told, uids.last + 1)
         # Beyond UIDNEXT: came after EXAMINE counted, or a server that counts wrongly.
         certain = certain and following == told
         count = opened.count if certain else None
-        return {"v": opened.validity, "n": following, "m": modseq, "c": count, "done": True}
+        cursor = {"v": opened.validity, "n": following, "m": opened.modseq, "c": count}
+        return {**cursor, "done": True}
 
     # -- which UIDs there are --------------------------------------------------------------------
 
@@ -217,12 +223,21 @@ class _Listing:
 
     # -- flags -----------------------------------------------------------------------------------
 
-    def _flags(self, *, vanished: bool) -> Iterator[Page]:
-        """Yield changed flags and, where the server tells them, removals."""
+    def _flags_may_differ(self) -> bool:
+        modseq = self._opened.modseq
+        return modseq is None or modseq != self._since["m"]
+
+    def _tells_removals(self) -> bool:
+        known = None not in (self._opened.modseq, self._since["m"])
+        return known and self._login.can("QRESYNC")
+
+    def _flags(self) -> Iterator[Page]:
+        """Yield changed flags and, where the server tells them, removals: of UIDs before "n"."""
         since, opened = self._since, self._opened
         modifier = ""
         if opened.modseq is not None and since["m"] is not None:
-            modifier = f" (CHANGEDSINCE {since['m']}{' VANISHED' if vanished else ''})"
+            vanished = " VANISHED" if self._tells_removals() else ""
+            modifier = f" (CHANGEDSINCE {since['m']}{vanished})"
         gmail = " X-GM-LABELS" if self._login.can("X-GM-EXT-1") else ""
         gone: list[tuple[int, int]] = []
         for low, high in self._flag_windows():
@@ -233,7 +248,7 @@ class _Listing:
                 elif (found := relabelled(response, opened.validity)) is not None:
                     changed.append(found)
             for at in range(0, len(changed), PAGE_MESSAGES):
-                yield Page(dict(since), relabelled=changed[at : at + PAGE_MESSAGES])
+                yield Page(self._reached, relabelled=changed[at : at + PAGE_MESSAGES])
         yield from self._vanished(Uids(gone).before(since["n"]))
 
     def _flag_windows(self) -> Iterator[tuple[int, int]]:
@@ -244,11 +259,12 @@ class _Listing:
             yield from self._search("1:*").windows(_FLAGS_WINDOW, last)
 
     def _vanished(self, gone: Uids) -> Iterator[Page]:
-        validity, cursor = self._opened.validity, dict(self._since)
+        validity, cursor = self._opened.validity, self._reached
         if 0 < len(gone) <= _MAX_REMOVED:
             yield Page(cursor, removed=[f"{validity}:{uid}" for uid in gone])
         elif len(gone):
-            yield Page(cursor, present=Present(validity, gone, cursor["n"], inverted=True))
+            upto = self._since["n"]
+            yield Page(cursor, present=Present(validity, gone, upto, inverted=True))
 
     # -- commands --------------------------------------------------------------------------------
 

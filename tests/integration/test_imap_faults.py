@@ -1,6 +1,7 @@
 """The IMAP connector against servers that misbehave: each way that mail could be lost or blocked."""
 
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from connectors.errors import (
     Retryable,
     Unavailable,
 )
+from connectors.generic_imap import listing
 from connectors.types import MessageRef, Missing, Page, RawMessage, RemoteFolder, SpooledBody
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 
@@ -220,6 +222,38 @@ def test_a_folder_made_again_under_a_second_connection_gives_no_wrong_bytes(
                 got[int(answer.ref.remote_id[2:])] = _content(answer)
     wrong = [u for u, body in got.items() if isinstance(body, bytes) and body != old.mails[u].body]
     assert not wrong
+
+
+@pytest.mark.parametrize(
+    "capabilities", [PLAIN, CONDSTORE_ONLY, MODERN], ids=["plain", "condstore", "modern"]
+)
+def test_a_listing_that_was_interrupted_ends_with_the_flags_of_today(
+    capabilities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "PAGE_MESSAGES", 4)
+    with ImapScript(capabilities=capabilities) as server:
+        fill(server.inbox, 10)
+        with opened(server) as session:
+            first = next(iter(session.changes(inbox_of(session), None)))
+        server.inbox.flag(2, b"\\Seen")
+        with opened(server) as session:
+            pages = listed(session, first.cursor)
+        assert dict(c for page in pages for c in page.relabelled)["1:2"] == ("\\Seen",)
+        assert [page.cursor["n"] for page in pages] == sorted(page.cursor["n"] for page in pages)
+        with opened(server) as session:
+            assert not refs_of(listed(session, pages[-1].cursor))
+
+
+def test_a_connection_that_ends_after_the_login_is_closed(server: ImapScript) -> None:
+    def drop(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"ENABLE"):
+            client.hang_up()
+        return command.startswith(b"ENABLE")
+
+    server.hooks.append(drop)
+    with pytest.raises(Unavailable):  # and no ResourceWarning, which would be an error
+        connector(server).open(next(iter(connector(server).mailboxes())))
+    gc.collect()
 
 
 # -- one bad message -------------------------------------------------------------------------------
