@@ -212,6 +212,8 @@ def upsert_placements(
 
 
 def mark_removed(folder_id: int, remote_ids: Sequence[str]) -> None:
+    """Mark placements as removed. What failed and is gone now is not to be retried."""
+    clear_failures(folder_id, remote_ids)
     _run(
         "UPDATE ingestion_placement SET removed_at = now()"
         " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s::text[]) AND removed_at IS NULL",
@@ -220,17 +222,19 @@ def mark_removed(folder_id: int, remote_ids: Sequence[str]) -> None:
 
 
 def relabel(folder_id: int, changes: Sequence[tuple[str, tuple[str, ...]]]) -> None:
-    _run(
-        """UPDATE ingestion_placement p SET labels = n.labels::text[]
-             FROM unnest(%(ids)s::text[], %(labels)s::text[]) AS n(remote_id, labels)
-            WHERE p.folder_id = %(folder)s AND p.remote_id = n.remote_id
-              AND p.labels IS DISTINCT FROM n.labels::text[]""",
-        {
-            "folder": folder_id,
-            "ids": array_literal([remote_id for remote_id, _ in changes]),
-            "labels": "{" + ",".join([_labels_element(labels) for _, labels in changes]) + "}",
-        },
-    )
+    """Give placements new labels, and failures: one that succeeds later is placed with those."""
+    for table in ("placement", "failedmessage"):
+        _run(
+            f"""UPDATE ingestion_{table} p SET labels = n.labels::text[]
+                 FROM unnest(%(ids)s::text[], %(labels)s::text[]) AS n(remote_id, labels)
+                WHERE p.folder_id = %(folder)s AND p.remote_id = n.remote_id
+                  AND p.labels IS DISTINCT FROM n.labels::text[]""",
+            {
+                "folder": folder_id,
+                "ids": array_literal([remote_id for remote_id, _ in changes]),
+                "labels": "{" + ",".join([_labels_element(labels) for _, labels in changes]) + "}",
+            },
+        )
 
 
 def store_cursor(folder_id: int, cursor: Cursor, *, listed: bool) -> None:

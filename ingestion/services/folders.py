@@ -7,7 +7,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from connectors.types import RemoteFolder
-from ingestion.models import Folder, Mailbox, Placement, Run
+from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
 from ingestion.services.lease import Lease
 from ingestion.services.options import Options
 from ingestion.states import RunKind
@@ -111,3 +111,4 @@ def _mark_gone(gone: Sequence[Folder]) -> None:
     # No cursor: should a folder of this name come back, it is listed from the beginning.
     Folder.objects.filter(pk__in=ids).update(removed_at=Now(), cursor=None, remote_count=None)
     Placement.objects.filter(folder__in=ids, removed_at=None).update(removed_at=Now())
+    FailedMessage.objects.filter(folder__in=ids).delete()  # nowhere to try again

@@ -23,7 +23,7 @@ from django.utils import timezone
 
 from connectors import errors, registry
 from connectors.base import MailboxSession
-from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
+from connectors.types import MessageRef, Page, RemoteFolder, RemoteIds, RemoteMailbox
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
@@ -356,8 +356,12 @@ class _Mailbox:
         return known, list(unknown.values())
 
     def _sweep(self, folder: Folder, page: Page) -> None:
-        """Mark as removed what the whole listing no longer has. Each step its own transaction."""
+        """Mark as removed what the whole listing no longer has, and forget that it failed.
+
+        Each step is its own transaction.
+        """
         assert page.present is not None
+        self._forget_failures(folder, page.present)
         after = 0
         while True:
             rows = list(
@@ -373,6 +377,14 @@ class _Mailbox:
                 with transaction.atomic():
                     self.held.fence()
                     Placement.objects.filter(pk__in=absent).update(removed_at=Now())
+
+    def _forget_failures(self, folder: Folder, present: RemoteIds) -> None:
+        failed = FailedMessage.objects.filter(folder=folder).values_list("pk", "remote_id")
+        absent = [pk for pk, remote_id in failed.iterator() if remote_id not in present]
+        if absent:
+            with transaction.atomic():
+                self.held.fence()
+                FailedMessage.objects.filter(pk__in=absent).delete()
 
     def _retry_failures(
         self, session: MailboxSession, followed: Sequence[tuple[RemoteFolder, Folder]]

@@ -203,6 +203,40 @@ def test_one_refused_message_is_shown_and_retried_alone(
     assert_exact(server, source)
 
 
+def test_a_failure_is_forgotten_when_its_message_is_gone(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+    fill(server, 5, "Old")
+    fill(server, 5, "Renumbered")
+    for name in ("1:2", "1:3"):
+        server.refused[name] = MessageRefused("The server said NO to this message.")
+    start(source)
+    finish(source)
+    assert FailedMessage.objects.count() == 6
+    del server.folders["INBOX"][2]
+    del server.folders["Old"]
+    server.refused.clear()
+    server.renumber("Renumbered")
+    synced(source)
+    assert FailedMessage.objects.values_list("folder__path", "remote_id").get() == ("INBOX", "1:3")
+
+
+def test_a_message_that_failed_is_placed_with_the_labels_of_today(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+    server.refused["1:2"] = MessageRefused("The server said NO to this message.")
+    start(source)
+    finish(source)
+    server.folders["INBOX"][2].labels = ("\\Seen",)
+    synced(source)
+    server.refused.clear()
+    failures.retry(source, actor=ACTOR)
+    synced(source)
+    assert Placement.objects.get(remote_id="1:2").labels == ["\\Seen"]
+
+
 def test_a_message_that_the_reply_misses_is_an_error_and_the_cursor_stays(
     server: Server, source: IngestionSource
 ) -> None:
