@@ -9,6 +9,7 @@ how a batch becomes rows.
 """
 
 import hashlib
+import time
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +22,11 @@ from ingestion.services import capture_sql as sql
 from ingestion.services.capture_sql import NewMessage, new_message_id
 from ingestion.services.commit import Batch, Committer
 
-#: A batch ends at the latest after this much: it bounds memory and what a crash repeats.
+#: A batch ends at the latest after this much: it bounds memory and what a crash repeats. The time is
+#: for slow servers, where the rest is hours: people see progress, and a crash costs seconds.
 COMMIT_BYTES = 16_000_000
 COMMIT_MESSAGES = 2_000
+COMMIT_SECONDS = 3.0
 #: One query finds which of this many bodies are archived already; one call compresses them.
 _LOOKUP_BYTES = 2_000_000
 _LOOKUP_MESSAGES = 250
@@ -41,12 +44,17 @@ class Capture:
         self._waiting: list[tuple[RawMessage, bytes, int]] = []
         self._waiting_bytes = 0
         self._packed: dict[bytes, uuid.UUID] = {}  # message ids by hash
+        self._since = time.monotonic()
 
     @property
     def full(self) -> bool:
         """Whether it is time to commit."""
         count = len(self._batch.placements) + len(self._waiting) + len(self._batch.missing)
-        return count >= COMMIT_MESSAGES or self._batch.fetched_bytes >= COMMIT_BYTES
+        return (
+            count >= COMMIT_MESSAGES
+            or self._batch.fetched_bytes >= COMMIT_BYTES
+            or time.monotonic() - self._since >= COMMIT_SECONDS
+        )
 
     @property
     def empty(self) -> bool:
@@ -85,7 +93,7 @@ class Capture:
         batch.cursor, batch.listed = cursor, listed
         batch.removed, batch.relabelled = removed, relabelled
         self._batch = Batch(self._folder.pk)
-        self._packed = {}
+        self._packed, self._since = {}, time.monotonic()
         self._committer.submit(batch)
 
     def abandon(self) -> None:
