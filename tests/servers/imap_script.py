@@ -128,6 +128,7 @@ class ImapScript:
                 connection, _ = self._listener.accept()
             except OSError:
                 return
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # it sends in pieces
             client = Client(self, connection)
             with self._lock:
                 self._clients.append(client)
