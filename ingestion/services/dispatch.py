@@ -13,13 +13,14 @@ from typing import Any, Literal
 
 from django.core.cache import cache
 from django.db import connection, transaction
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from ingestion.errors import NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import deletion, discovery, lease, runs, sources, sync
 from ingestion.services.status import SYSTEM
-from ingestion.states import RunKind, SourceStatus
+from ingestion.states import SourceStatus
 
 RING_AGAIN_SECONDS = 20
 _HEARTBEAT_KEY = "ingestion:dispatched_at"
@@ -38,41 +39,43 @@ class Doorbell:
 
 _RUNG = "(rung_at IS NULL OR rung_at < now() - %(again)s OR rung_at > now())"
 
-#: Each claims its rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work.
+#: As a scalar: a join would read all sources once the planner expects some hundred rows.
+_RUNNABLE = """(SELECT s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
+                  FROM ingestion_ingestionsource s WHERE s.id = {row}.source_id)"""
+
+#: Each claims its rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work. An array,
+#: because IN is a join too.
 _QUERIES: tuple[tuple[Kind, str], ...] = (
     (
         "delete",
-        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id IN (
+        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id = ANY(ARRAY(
             SELECT id FROM ingestion_ingestionsource
              WHERE deleted_at IS NOT NULL AND {_RUNG}
-             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",
+             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) RETURNING id""",
     ),
     (
         "check",
-        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id IN (
+        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id = ANY(ARRAY(
             SELECT id FROM ingestion_ingestionsource
              WHERE status = 'pending_auth' AND deleted_at IS NULL
                AND check_not_before <= now() AND {_RUNG}
-             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED) RETURNING id""",
+             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) RETURNING id""",
     ),
     (
         "discover",
-        f"""UPDATE ingestion_run r SET rung_at = now() WHERE id IN (
-            SELECT r.id FROM ingestion_run r JOIN ingestion_ingestionsource s ON s.id = r.source_id
+        f"""UPDATE ingestion_run r SET rung_at = now() WHERE id = ANY(ARRAY(
+            SELECT r.id FROM ingestion_run r
              WHERE r.finished_at IS NULL AND r.discovered_at IS NULL AND r.not_before <= now()
-               AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
-               AND {_RUNG.replace("rung_at", "r.rung_at")}
-             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED) RETURNING id""",
+               AND {_RUNNABLE.format(row="r")} AND {_RUNG.replace("rung_at", "r.rung_at")}
+             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED)) RETURNING id""",
     ),
     (
         "mailbox",
-        f"""UPDATE ingestion_mailbox m SET rung_at = now() WHERE id IN (
+        f"""UPDATE ingestion_mailbox m SET rung_at = now() WHERE id = ANY(ARRAY(
             SELECT m.id FROM ingestion_mailbox m
-              JOIN ingestion_ingestionsource s ON s.id = m.source_id
              WHERE m.run_id IS NOT NULL AND m.not_before <= now() AND {lease.FREE}
-               AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
-               AND {_RUNG.replace("rung_at", "m.rung_at")}
-             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED) RETURNING id""",
+               AND {_RUNNABLE.format(row="m")} AND {_RUNG.replace("rung_at", "m.rung_at")}
+             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED)) RETURNING id""",
     ),
 )
 
@@ -106,13 +109,15 @@ def seconds_since_heartbeat() -> float | None:
 
 def _start_scheduled_syncs(limit: int) -> None:
     with transaction.atomic():
-        ready = IngestionSource.objects.filter(
-            status=SourceStatus.ACTIVE,
-            deleted_at=None,
-            next_sync_at__lte=timezone.now(),
-        ).order_by("next_sync_at")
-        for source in ready.select_for_update(no_key=True, skip_locked=True)[:limit]:
-            runs.start(source, kind=RunKind.SYNC, actor="schedule")
+        ready = (
+            IngestionSource.objects.filter(
+                status=SourceStatus.ACTIVE, deleted_at=None, next_sync_at__lte=Now()
+            )
+            .order_by("next_sync_at")
+            .select_for_update(no_key=True, skip_locked=True)
+            .values_list("pk", flat=True)
+        )
+        runs.start_syncs(list(ready[:limit]), actor="schedule")
 
 
 def _finish_settled_runs(limit: int) -> None:

@@ -4,6 +4,7 @@ Row locks are taken in one order everywhere, so that nobody waits in a circle: s
 """
 
 import uuid
+from collections.abc import Collection
 
 from django.db import transaction
 from django.db.models import F
@@ -32,6 +33,22 @@ def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, b
     )
     run.refresh_from_db()
     return run, True
+
+
+def start_syncs(source_ids: Collection[uuid.UUID], *, actor: str) -> None:
+    """Start a sync of each source that has no unfinished run: two statements for any number.
+
+    Call inside a transaction that holds the sources' row locks.
+    """
+    if not source_ids:
+        return
+    Run.objects.bulk_create(
+        [Run(source_id=pk, kind=RunKind.SYNC, actor=actor) for pk in source_ids],
+        ignore_conflicts=True,  # one_unfinished_run_per_source
+    )
+    IngestionSource.objects.filter(pk__in=source_ids).update(
+        last_sync_started_at=Now(), next_sync_at=None
+    )
 
 
 def make_due_now(source: IngestionSource) -> None:

@@ -1,0 +1,109 @@
+"""What a beat costs with 10,000 sources of which 100 are due: by plan and count, not by the clock."""
+
+import datetime as dt
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.db.models import Model
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import dispatch
+
+SOURCES, DUE = 10_000, 100
+#: Tables that grow with the number of sources: reading one from end to end is too much for a beat.
+_GROWING = {"ingestion_ingestionsource", "ingestion_mailbox", "ingestion_run"}
+
+
+@pytest.fixture
+def sources(transactional_db: None) -> None:
+    """10,000 sources with a mailbox and two finished runs each; of each kind of work 100 are due.
+
+    By name: 1-100 a sync, 101-200 a listing of mailboxes, 201-300 a mailbox, 301-400 a check of the
+    credentials, 401-500 deletion.
+    """
+    now = timezone.now()
+    long_ago, later = now - dt.timedelta(hours=1), now + dt.timedelta(days=1)
+    owner = User.objects.create_user("many")
+    one = IngestionSource.objects.create(
+        owner=owner, name="0", provider="generic_imap", status="active", next_sync_at=later
+    )
+    finished = Run.objects.create(
+        source=one, kind="sync", actor="schedule", finished_at=long_ago, discovered_at=long_ago
+    )
+    Mailbox.objects.create(source=one, remote_id="me", address="me@example.com")
+    multiply(IngestionSource, f"generate_series(1, {SOURCES}) n", name="n::text")
+    others = "ingestion_ingestionsource s CROSS JOIN generate_series(1, 2) WHERE s.name <> '0'"
+    multiply(Run, others, source_id="s.id")
+    multiply(Mailbox, "ingestion_ingestionsource s WHERE s.name <> '0'", source_id="s.id")
+    due = {
+        start: IngestionSource.objects.filter(name__in=[str(start + n) for n in range(1, DUE + 1)])
+        for start in range(0, 500, 100)
+    }
+    due[0].update(next_sync_at=long_ago)
+    due[300].update(status="pending_auth", check_not_before=long_ago)
+    due[400].update(deleted_at=long_ago)
+    usual = {"kind": "sync", "actor": "schedule", "not_before": long_ago}
+    Run.objects.bulk_create(Run(source=source, **usual) for source in due[100].defer("secrets"))
+    for source in due[200].defer("secrets"):
+        run = Run.objects.create(source=source, discovered_at=long_ago, **usual)
+        Mailbox.objects.filter(source=source).update(run=run, not_before=long_ago)
+    assert finished.finished_at
+    with connection.cursor() as cursor:
+        cursor.execute(f"ANALYZE {', '.join(sorted(_GROWING))}")
+
+
+def multiply(model: type[Model], rows: str, **columns: str) -> None:
+    """Copy the table's only row for each of `rows`, with these columns' values and a new id."""
+    table, names = model._meta.db_table, [field.column for field in model._meta.concrete_fields]
+    values = [{"id": "gen_random_uuid()", **columns}.get(name, f"o.{name}") for name in names]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"WITH o AS (SELECT * FROM {table} LIMIT 1) INSERT INTO {table} ({', '.join(names)})"
+            f" SELECT {', '.join(values)} FROM o CROSS JOIN {rows}"
+        )
+
+
+def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield (kind of node, table) of a plan."""
+    if "Relation Name" in plan:
+        yield plan["Node Type"], plan["Relation Name"]
+    for part in plan.get("Plans", ()):
+        yield from scans(part)
+
+
+def explained(statement: str) -> set[tuple[str, str]]:
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN (FORMAT JSON) " + statement.replace("%", "%%"), [])
+        (answer,) = cursor.fetchone() or ("[]",)
+    [whole] = json.loads(answer) if isinstance(answer, str) else answer
+    return set(scans(whole["Plan"]))
+
+
+def counted(queries: CaptureQueriesContext) -> list[str]:
+    ends = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
+    return [query["sql"] for query in queries if not query["sql"].startswith(ends)]
+
+
+def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
+    with CaptureQueriesContext(connection) as queries:
+        bells = list(dispatch.due())
+    kinds = [bell.kind for bell in bells]
+    assert {kind: kinds.count(kind) for kind in kinds} == {
+        "delete": 100, "check": 100, "discover": 200, "mailbox": 100,
+    }  # fmt: skip
+    statements = counted(queries)
+    assert len(statements) <= 8, statements
+    plans = {statement: explained(statement) for statement in statements}
+    read = {table for plan in plans.values() for _, table in plan}
+    assert read >= _GROWING  # the plans were understood
+    for statement, plan in plans.items():
+        assert not plan & {("Seq Scan", table) for table in _GROWING}, (plan, statement)
+    with CaptureQueriesContext(connection) as queries:
+        assert list(dispatch.due()) == []
+    assert len(counted(queries)) <= 6
