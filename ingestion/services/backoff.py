@@ -14,8 +14,14 @@ def delay(attempts: int, *, server_seconds: float | None = None) -> dt.timedelta
     The jitter keeps a thousand mailboxes that failed together from coming back together.
     """
     seconds = min(_LONGEST_SECONDS, _FIRST_SECONDS * 2 ** min(attempts - 1, 16))
-    seconds *= _JITTER.uniform(0.75, 1.25)
-    return dt.timedelta(seconds=min(3600.0, max(seconds, server_seconds or 0.0)))
+    return spread(seconds, server_seconds=server_seconds)
+
+
+def spread(seconds: float, *, server_seconds: float | None = None) -> dt.timedelta:
+    """Return about `seconds`, and not before the server's own time; at most an hour."""
+    own = seconds * _JITTER.uniform(0.75, 1.25)
+    asked = (server_seconds or 0.0) * _JITTER.uniform(1.0, 1.1)
+    return dt.timedelta(seconds=min(3600.0, max(own, asked)))
 
 
 def failure_delay(attempts: int) -> dt.timedelta:

@@ -4,7 +4,6 @@ Status changes only through `services.status.move`, by the table of moves in `in
 """
 
 import dataclasses
-import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from ingestion.crypto import Secrets
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import options as source_options
-from ingestion.services import runs
+from ingestion.services import backoff, runs
 from ingestion.services.status import SYSTEM, Actor, audit, locked, move
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
 
@@ -49,11 +48,15 @@ _CHECK_BACKOFF_SECONDS = (10, 30, 60, 120, 300, 600)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check of the credentials found. `code`: "ok" or a code of connectors.errors."""
+    """What a check of the credentials found. `code`: "ok" or a code of connectors.errors.
+
+    `retry_after_seconds`: not to be asked again before, where the provider said so.
+    """
 
     ok: bool
     code: str
     message: str
+    retry_after_seconds: float | None = None
 
 
 def environment() -> Environment:
@@ -362,6 +365,8 @@ def _ask_provider(source: IngestionSource) -> Verdict:
             source.provider, {**source.config, **source.secrets}, environment()
         ) as connector:
             identity = connector.check()
+    except provider_errors.Retryable as error:
+        return Verdict(False, error.code, str(error), error.retry_after_seconds)
     except provider_errors.ConnectorError as error:
         return Verdict(False, error.code, str(error))
     except ConfigError as error:
@@ -405,9 +410,12 @@ def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) 
         reason = f"Gave up after {source.check_attempts} tries: {verdict.message}"
         fail(source, reason, actor=actor)
         return
-    wait = _CHECK_BACKOFF_SECONDS[source.check_attempts - 1]
-    source.check_not_before = timezone.now() + dt.timedelta(seconds=wait)
-    source.status_message = f"{verdict.message} Tried again in {wait} s."
+    wait = backoff.spread(
+        _CHECK_BACKOFF_SECONDS[source.check_attempts - 1],
+        server_seconds=verdict.retry_after_seconds,
+    )
+    source.check_not_before = timezone.now() + wait
+    source.status_message = f"{verdict.message} Tried again in {wait.total_seconds():.0f} s."
     source.save(update_fields=["check_attempts", "check_not_before", "status_message"])
 
 

@@ -1,0 +1,206 @@
+"""How often the service asks again: never a login too many, never before the server's own time.
+
+On a real socket (tests/servers/imap_script.py), which counts the logins. Times are put back in the
+rows instead of waited for.
+"""
+
+import datetime as dt
+import statistics
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db.models import Model
+from django.utils import timezone
+
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import backoff, dispatch, sources
+from ingestion.services.discovery import MAX_AUTH_FAILURES
+from ingestion.services.sources import Actor
+from tests.servers.imap_script import Client, ImapScript
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ACTOR = Actor.system("test")
+
+
+@pytest.fixture
+def server(settings: Any, tmp_path: Path) -> Iterator[ImapScript]:
+    settings.ARCHIVE_DIR = tmp_path / "archive"
+    with ImapScript() as script:
+        script.inbox.deliver(b"Subject: one\r\n\r\n1")
+        yield script
+
+
+@pytest.fixture
+def source(server: ImapScript) -> IngestionSource:
+    return sources.create(
+        owner=User.objects.create_user("retries"),
+        name="Retries",
+        provider="generic_imap",
+        provider_config={
+            "host": server.host, "port": server.port, "secure": False,
+            "username": server.name, "password": server.password,
+        },
+        actor=ACTOR,
+    )  # fmt: skip
+
+
+def work() -> None:
+    """Do all that is due, as dispatcher and workers do, until nothing is due any more."""
+    while bells := list(dispatch.due()):
+        for bell in bells:
+            dispatch.do(bell)
+
+
+def an_hour_passes() -> None:
+    """Put the times of all rows back."""
+    fields: tuple[tuple[type[Model], tuple[str, ...]], ...] = (
+        (IngestionSource, ("check_not_before", "next_sync_at", "rung_at")),
+        (Run, ("not_before", "rung_at")),
+        (Mailbox, ("not_before", "rung_at")),
+    )
+    for model, names in fields:
+        for row in model._default_manager.all():
+            past = {
+                name: getattr(row, name) - dt.timedelta(hours=1)
+                for name in names
+                if getattr(row, name) is not None
+            }
+            model._default_manager.filter(pk=row.pk).update(**past)
+
+
+def logins(server: ImapScript) -> int:
+    return len(server.asked(b"LOGIN "))
+
+
+def refusing(answer: bytes) -> Callable[[Client, bytes, bytes], bool]:
+    def refuse(client: Client, tag: bytes, command: bytes) -> bool:
+        if not command.startswith(b"LOGIN "):
+            return False
+        client.send(tag + b" " + answer + b"\r\n")
+        return True
+
+    return refuse
+
+
+def wait_of(row: Any, field: str) -> float:
+    row.refresh_from_db()
+    seconds: float = (getattr(row, field) - timezone.now()).total_seconds()
+    return seconds
+
+
+def imported(server: ImapScript, source: IngestionSource) -> None:
+    sources.start_import(source, actor=ACTOR)
+    work()
+    source.refresh_from_db()
+    assert source.status == "active"
+    server.commands.clear()
+
+
+def test_a_wrong_password_is_tried_once_and_never_again(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    server.password = "changed"
+    for _ in range(3):
+        work()
+        an_hour_passes()
+    source.refresh_from_db()
+    assert source.status == "error"
+    assert "check user name and password" in source.status_message
+    assert logins(server) == 1
+
+
+def test_a_password_that_stops_working_is_tried_a_few_times_and_then_not_at_all(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    imported(server, source)
+    server.password = "changed"
+    sources.start_sync(source, actor=ACTOR)
+    for attempt in range(1, MAX_AUTH_FAILURES + 1):
+        work()
+        assert logins(server) == attempt
+        if attempt < MAX_AUTH_FAILURES:
+            source.refresh_from_db()
+            assert source.status == "active"
+            assert wait_of(Mailbox.objects.get(), "not_before") > 19
+            work()  # its time has not come
+            assert logins(server) == attempt
+        an_hour_passes()
+    source.refresh_from_db()
+    assert source.status == "error"
+    assert "check user name and password" in source.status_message
+    for _ in range(3):
+        work()
+        an_hour_passes()
+    assert logins(server) == MAX_AUTH_FAILURES
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [
+        (b"NO [LIMIT] slow down", 60),
+        (b"NO [OVERQUOTA] too much today", 300),
+        (b"NO Request is throttled. Suggested Backoff Time: 299961 milliseconds", 299),
+    ],
+)
+def test_the_servers_own_wait_is_kept(
+    server: ImapScript, source: IngestionSource, answer: bytes, seconds: float
+) -> None:
+    server.hooks.append(refusing(answer))
+    work()
+    assert seconds <= wait_of(source, "check_not_before") + 1 < seconds * 1.2
+    assert source.status == "pending_auth"
+    work()
+    assert logins(server) == 1
+    server.hooks.clear()
+    an_hour_passes()
+    imported(server, source)
+    server.hooks.append(refusing(answer))
+    sources.start_sync(source, actor=ACTOR)
+    work()
+    work()
+    assert seconds <= wait_of(Mailbox.objects.get(), "not_before") + 1 < seconds * 1.2
+    assert logins(server) == 1
+    source.refresh_from_db()
+    assert source.status == "active"
+
+
+def test_a_server_that_is_down_is_asked_less_and_less_often(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    imported(server, source)
+    server.hooks.append(refusing(b"NO [UNAVAILABLE] maintenance"))
+    sources.start_sync(source, actor=ACTOR)
+    waits = []
+    for _ in range(5):
+        work()
+        waits.append(wait_of(Mailbox.objects.get(), "not_before"))
+        an_hour_passes()
+    assert logins(server) == 5
+    assert all(later > 1.15 * earlier for earlier, later in zip(waits, waits[1:], strict=False))
+    work()  # the sixth: the run gives up, and the schedule tries again
+    run = Run.objects.latest("started_at")
+    assert (run.status, logins(server)) == ("completed", 6)
+    assert "maintenance" in run.message
+    server.hooks.clear()
+    an_hour_passes()
+    work()
+    assert Run.objects.latest("started_at").message == "0 archived."
+
+
+def test_waits_grow_are_spread_and_end() -> None:
+    means = [
+        statistics.fmean(backoff.delay(attempt).total_seconds() for _ in range(200))
+        for attempt in range(1, 13)
+    ]
+    assert all(later > 1.5 * earlier for earlier, later in zip(means[:8], means[1:9], strict=True))
+    assert max(means) < 700
+    together = {backoff.delay(3).total_seconds() for _ in range(100)}
+    told = {backoff.delay(1, server_seconds=60).total_seconds() for _ in range(100)}
+    for waits in (together, told):  # who failed together does not come back together
+        assert len(waits) > 90
+        assert max(waits) - min(waits) > 0.05 * min(waits)
+    assert min(told) >= 60
+    assert backoff.delay(99, server_seconds=86_400).total_seconds() == 3600
