@@ -1,11 +1,12 @@
 # make demo   a whole import on this machine, checked byte for byte (EXIT=1: end when it is done)
 # make run    the service for real use: data under VAR_DIR (var/), port PORT (8000)
 # make test   every check and test there is
+# make bench  how fast it is, beside its peers (QUICK=1: within a minute; ONLY=import: one scenario)
 #
 # Each makes .venv first, and again when the pinned requirements change.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run test lint format types check pytest system-packages clean
+.PHONY: help demo run bench test lint format types check pytest system-packages clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
 
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,3p'
+	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,4p'
 
 demo: $(VENV)/runtime
 	@$(BIN)/python -m ingestion_project.demo $(if $(EXIT),--exit)
@@ -50,6 +51,10 @@ pytest: $(VENV)/development system-packages
 
 system-packages:
 	@sh tests/system-packages.sh
+
+bench: $(VENV)/development
+	@sh bench/system-packages.sh
+	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY)) $(BENCH)
 
 $(VENV)/runtime: requirements.txt
 	@$(call environment)

@@ -218,6 +218,11 @@ class Dovecot:
 
     # -- the process ---------------------------------------------------------------------------
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def __enter__(self) -> Self:
         self._configure()
         self._process = subprocess.Popen(

@@ -1,0 +1,36 @@
+"""What the figures were measured on: they say little without it."""
+
+import datetime as dt
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+
+def describe(directory: Path) -> dict[str, str]:
+    """Return date, CPU, memory, disk of `directory`, kernel and what ran, in words."""
+    return {
+        "date": f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d %H:%M} UTC",
+        "cpu": f"{_cpu()}, {os.cpu_count()} cores",
+        "memory": f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB",
+        "disk": disk(directory),
+        "kernel": f"Linux {platform.release()}",
+        "python": f"Python {platform.python_version()}",
+        "load": f"load {os.getloadavg()[2]:.1f} (15 min)",
+    }
+
+
+def _cpu() -> str:
+    found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    return found[1] if found else platform.machine()
+
+
+def disk(directory: Path) -> str:
+    """Return what `directory` lies on, e.g. "ext4 on /dev/vda"."""
+    directory.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["df", "--output=fstype,source", str(directory)], capture_output=True, text=True, check=True
+    )
+    kind, _, source = done.stdout.splitlines()[1].partition(" ")
+    return f"{kind} on {source.strip()}"

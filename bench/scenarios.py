@@ -1,0 +1,190 @@
+"""What is measured for speed, and what each must reach. `limits` has what is not about speed.
+
+A scenario is a function of the stage that returns its rows. All contenders of a scenario take
+turns, so that what else the machine does falls on all of them.
+"""
+
+from collections.abc import Callable, Iterator
+
+from bench.results import Row, Sample, alternate, at_least, at_most, ratio
+from bench.service import Account, Service
+from bench.stage import Stage
+
+_MB = 1_000_000
+_ADDED_SECONDS = 0.020
+MEMORY_BYTES = 200 * _MB
+
+
+def _megabytes(value: float) -> str:
+    return f"{value / _MB:,.0f} MB"
+
+
+def memory(row: Row, target: int = MEMORY_BYTES) -> None:
+    """Check the peak memory of a worker: the highest of all samples, not the median."""
+    peak = max((s.rss_bytes or 0 for s in row.samples), default=0)
+    row.checks.append(at_most("peak RSS", peak, target, show=_megabytes))
+
+
+def ours(
+    service: Service, account: Account, *, port: int, **config: object
+) -> Callable[[], Sample]:
+    """Import the account by a new source each time."""
+
+    def run() -> Sample:
+        return service.measure(service.connect(account, port=port, **config))
+
+    return run
+
+
+def imports(stage: Stage) -> Iterator[Row]:
+    """The import beside its peers."""
+    quick = stage.plan.quick
+    account, port, peers = stage.main, stage.dovecot.port, stage.peers
+    name = f"{account.messages:,} × {account.size / account.messages / 1000:.0f} kB"
+    us, floor = Row(name, "ours"), Row(name, "floor", note="reads and discards")
+    synced = Row(name, "mbsync, fsync")
+    contenders = [
+        (us, ours(stage.service, account, port=port)),
+        (floor, lambda: peers.floor(account, port=port)),
+    ]
+    version = peers.version("mbsync")
+    rows = [synced]
+    if version is None:
+        synced.note = "isync is not installed: not measured"
+    else:
+        synced.note = version
+        contenders.insert(1, (synced, lambda: peers.mbsync(account, port=port, fsync=True)))
+        if not quick:
+            fast = Row(name, "mbsync, no fsync", note=version)
+            rows.append(fast)
+            contenders.insert(2, (fast, lambda: peers.mbsync(account, port=port, fsync=False)))
+    stage.say("Importing, in turns")
+    alternate(stage.plan.rounds, contenders)
+    us.checks = [
+        at_least("of mbsync with fsync", ratio(us, synced), 3),
+        at_least("of the floor", ratio(us, floor), 0.25),
+    ]
+    memory(us)
+    yield us
+    yield from rows
+    if not quick:
+        yield _offlineimap(stage)
+    yield floor
+
+
+def _offlineimap(stage: Stage) -> Row:
+    version = stage.peers.version("offlineimap")
+    row = Row(f"{stage.plan.subset:,} of them", "offlineimap, fsync")
+    if version is None:
+        row.note = "offlineimap3 is not installed: not measured"
+        return row
+    stage.say("Letting offlineimap have its turn")
+    account = stage.warm(stage.account(stage.pool.messages(stage.plan.subset)))
+    row.note = f"{version}; a subset, as it is slow; once"
+    row.samples.append(stage.peers.offlineimap(account, port=stage.dovecot.port))
+    return row
+
+
+def latency(stage: Stage) -> Iterator[Row]:
+    """The same import with 20 ms more to each round trip."""
+    account, port = stage.main, stage.dovecot.port
+    name = f"+{_ADDED_SECONDS * 1000:.0f} ms round trip"
+    near, far = Row(name, "ours, directly"), Row(name, "ours, delayed")
+    near_floor, far_floor = Row(name, "floor, directly"), Row(name, "floor, delayed")
+    with stage.proxy(each_way_seconds=_ADDED_SECONDS / 2) as distant:
+        stage.say("Importing over a long line, in turns")
+        alternate(
+            stage.plan.rounds,
+            [
+                (near, ours(stage.service, account, port=port)),
+                (far, ours(stage.service, account, port=distant)),
+                (near_floor, lambda: stage.peers.floor(account, port=port)),
+                (far_floor, lambda: stage.peers.floor(account, port=distant)),
+            ],
+        )
+    far.checks = [at_least("of our rate without", ratio(far, near), 0.8)]
+    share = ratio(far_floor, near_floor)
+    far_floor.note = "not measured" if share is None else f"{share:.2f} of the floor without: "
+    far_floor.note += "what the proxy itself costs"
+    yield from (near, far, near_floor, far_floor)
+
+
+def large(stage: Stage) -> Iterator[Row]:
+    """Messages of about 100 kB."""
+    account = stage.warm(stage.account(stage.pool.messages(2_000, size=100_000)))
+    port, peers = stage.dovecot.port, stage.peers
+    name = f"{account.messages:,} × {account.size / account.messages / 1000:.0f} kB"
+    us, floor = Row(name, "ours"), Row(name, "floor")
+    contenders = [(us, ours(stage.service, account, port=port))]
+    synced = Row(name, "mbsync, fsync")
+    if peers.version("mbsync") is None:
+        synced.note = "isync is not installed: not measured"
+    else:
+        contenders.append((synced, lambda: peers.mbsync(account, port=port, fsync=True)))
+    contenders.append((floor, lambda: peers.floor(account, port=port)))
+    stage.say("Importing large messages, in turns")
+    alternate(stage.plan.rounds, contenders)
+    us.checks = [
+        at_least("of mbsync with fsync", ratio(us, synced), 3),
+        at_least("of the floor", ratio(us, floor), 0.25),
+    ]
+    memory(us)
+    yield from (us, synced, floor)
+
+
+def tls(stage: Stage) -> Iterator[Row]:
+    """The same import over TLS, the certificate checked."""
+    account = stage.main
+    plain, encrypted = Row("TLS", "ours, plain"), Row("TLS", "ours, TLS")
+    service = stage.another_service(EXTRA_CA_FILE=str(stage.dovecot.root / "cert.pem"))
+    stage.say("Importing over TLS, in turns")
+    alternate(
+        stage.plan.rounds,
+        [
+            (plain, ours(service, account, port=stage.dovecot.port)),
+            (encrypted, ours(service, account, port=stage.dovecot.tls_port, secure=True)),
+        ],
+    )
+    share = ratio(encrypted, plain)
+    encrypted.note = "" if share is None else f"{share:.2f} of the rate without"
+    yield from (plain, encrypted)
+
+
+def workers(stage: Stage) -> Iterator[Row]:
+    """Four accounts at once, by one worker process and by two."""
+    accounts = [
+        stage.warm(stage.account(stage.pool.messages(5_000, start=5_000 * n))) for n in range(4)
+    ]
+    one, two = Row("four accounts at once", "one worker"), Row("four accounts at once", "two")
+    services = {one.contender: stage.another_service(WORKER_CONCURRENCY="1")}
+    services[two.contender] = stage.another_service(WORKER_CONCURRENCY="2")
+
+    def all_at_once(service: Service) -> Callable[[], Sample]:
+        def run() -> Sample:
+            port = stage.dovecot.port
+            return service.measure(*[service.connect(a, port=port) for a in accounts])
+
+        return run
+
+    stage.say("Importing four accounts at once, in turns")
+    alternate(
+        stage.plan.rounds, [(row, all_at_once(services[row.contender])) for row in (one, two)]
+    )
+    two.checks = [at_least("of one worker", ratio(two, one), 1.8)]
+    for row in (one, two):
+        row.note = _busy(row)
+    memory(two)
+    yield from (one, two)
+
+
+def _busy(row: Row) -> str:
+    """Say how many cores were in use: two workers can't be faster than the machine."""
+    shares = [
+        (s.cpu_seconds + s.server_cpu_seconds + s.database_cpu_seconds) / s.seconds
+        for s in row.samples
+        if s.seconds
+        and s.cpu_seconds is not None
+        and s.server_cpu_seconds is not None
+        and s.database_cpu_seconds is not None
+    ]
+    return f"{sum(shares) / len(shares):.1f} cores busy" if shares else ""

@@ -1,0 +1,213 @@
+"""The real service under measure: web, worker, control, beat, PostgreSQL with fsync, Redis.
+
+Owns a VAR_DIR of its own, and knows how to import an account and what that took.
+"""
+
+import dataclasses
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import psycopg
+
+from bench import processes
+from bench.results import Sample
+from ingestion_project.embedded import Local
+from tests.servers.stack import ROOT, Supervised, free_port
+
+#: The user's own deployment must not be what is measured.
+_FOREIGN = (
+    *("ADMIN_PASSWORD", "ARCHIVE_DIR", "DATABASE_URL", "ENCRYPTION_KEYS", "EXTRA_CA_FILE", "HOST"),
+    *("HTTPS", "LOG_FORMAT", "REDIS_URL", "SECRET_KEY", "WORKER_CONCURRENCY"),
+)
+_PATIENCE_SECONDS = 900.0
+_WEEK_SECONDS = 604_800
+
+
+class BenchError(Exception):
+    """What was to be measured did not happen; the text says what did."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Account:
+    """An account on the server, and what lies in it."""
+
+    user: str
+    password: str
+    messages: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Source:
+    """A source of the service whose credentials are proven."""
+
+    id: str
+    account: Account
+
+
+class Service:
+    """`python -m ingestion_project.run` on a directory. A context manager."""
+
+    def __init__(
+        self, directory: Path, *, server_pid: int, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.directory = directory
+        self._server_pid = server_pid
+        self._port = free_port()
+        own = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
+        self.env = {**own, "VAR_DIR": str(directory), "PORT": str(self._port), **(env or {})}
+
+    def __enter__(self) -> Self:
+        self.directory.mkdir(parents=True)
+        self.supervised = Supervised.start(env=self.env, log=self.directory / "service.log")
+        try:
+            self.supervised.wait_for_line("Ready: ", 120)
+            key = subprocess.run(
+                [*self._manage, "create_api_key", "--user", "admin", "--name", "bench"],
+                cwd=ROOT,
+                env=self.env,
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout.strip()
+            self._api = httpx.Client(
+                base_url=f"http://127.0.0.1:{self._port}/api/v1",
+                headers={"Authorization": f"Bearer {key}"},
+                timeout=30,
+            )
+            address = Local(self.directory).database()
+            self.database = psycopg.connect(
+                host=address["HOST"], user="postgres", dbname=address["NAME"], autocommit=True
+            )
+        except BaseException:
+            self.supervised.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.database.close()
+        self._api.close()
+        self.supervised.stop()
+
+    @property
+    def _manage(self) -> list[str]:
+        return [sys.executable, str(ROOT / "manage.py")]
+
+    def worker_pid(self) -> int:
+        return self.supervised.children()["worker"]
+
+    # -- what is measured --------------------------------------------------------------------------
+    def connect(self, account: Account, *, port: int, **config: Any) -> Source:
+        """Make a source and wait until its credentials are proven."""
+        body = {
+            "name": account.user,
+            "provider": "generic_imap",
+            "providerConfig": {
+                "host": "127.0.0.1",
+                "port": port,
+                "secure": False,
+                "username": account.user,
+                "password": account.password,
+                **config,
+            },
+            "options": {"syncIntervalSeconds": _WEEK_SECONDS},
+        }
+        made = self._post("/ingestion", body)
+        deadline = time.monotonic() + 60
+        while (found := self._api.get(f"/ingestion/{made['id']}").json())[
+            "status"
+        ] != "auth_success":
+            if found["status"] == "error" or time.monotonic() > deadline:
+                raise BenchError(f"The source is {found['status']}: {found.get('statusMessage')}")
+            time.sleep(0.1)
+        return Source(made["id"], account)
+
+    def measure(self, *sources: Source, verb: str = "import") -> Sample:
+        """Import (or `verb="sync"`) these sources at once; return what it took until all was done.
+
+        From the trigger to the run's last transaction, both by the database's clock. Raises
+        BenchError unless every message is archived afterwards.
+        """
+        programs = self.supervised.children()
+        worker = programs["worker"]
+        children = processes.tree(worker)
+        processes.forget_peaks(children)
+        cpu = self._cpu(programs)
+        before = self._counters(sources)
+        started = self._now()
+        for source in sources:
+            self._post(f"/ingestion/{source.id}/{verb}")
+        finished = self._wait_for_runs(sources)
+        used = {name: after - cpu[name] for name, after in self._cpu(programs).items()}
+        after = self._counters(sources)
+        self._check(sources, after)
+        return Sample(
+            seconds=finished - started,
+            messages=after[0] - before[0],
+            size=after[1] - before[1],
+            cpu_seconds=used["worker"],
+            server_cpu_seconds=used["server"],
+            database_cpu_seconds=used["postgres"],
+            rss_bytes=processes.peak_rss_bytes(children),
+        )
+
+    def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        answer = self._api.post(path, json=body or {})
+        if answer.is_error:
+            raise BenchError(f"POST {path}: {answer.status_code} {answer.text}")
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def _cpu(self, programs: Mapping[str, int]) -> dict[str, float]:
+        pids = {"server": self._server_pid, **{n: programs[n] for n in ("worker", "postgres")}}
+        return {name: processes.cpu_seconds(pid) for name, pid in pids.items()}
+
+    def _now(self) -> float:
+        return float(self._ask("SELECT extract(epoch FROM clock_timestamp())")[0][0])
+
+    def _wait_for_runs(self, sources: tuple[Source, ...]) -> float:
+        """Return when the last run was finished, by the database's clock."""
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        query = """SELECT status, message, extract(epoch FROM finished_at) FROM ingestion_run
+                    WHERE id IN (SELECT DISTINCT ON (source_id) id FROM ingestion_run
+                                  WHERE source_id = ANY(%s) ORDER BY source_id, started_at DESC)"""
+        while True:
+            found = self._ask(query, [[source.id for source in sources]])
+            if all(finished for _, _, finished in found):
+                break
+            if time.monotonic() > deadline:
+                raise BenchError(f"Not done after {_PATIENCE_SECONDS:.0f} s: {found}")
+            time.sleep(0.02)
+        for status, message, _ in found:
+            if status != "completed":
+                raise BenchError(f"A run is {status}: {message}")
+        return max(float(finished) for _, _, finished in found)
+
+    def _counters(self, sources: tuple[Source, ...]) -> tuple[int, int]:
+        query = """SELECT count(*), coalesce(sum(m.size_bytes), 0) FROM ingestion_message m
+                     JOIN ingestion_mailbox b ON b.id = m.mailbox_id WHERE b.source_id = ANY(%s)"""
+        count, size = self._ask(query, [[source.id for source in sources]])[0]
+        return int(count), int(size)
+
+    def _check(self, sources: tuple[Source, ...], counted: tuple[int, int]) -> None:
+        wanted = (
+            sum(source.account.messages for source in sources),
+            sum(source.account.size for source in sources),
+        )
+        if counted != wanted:
+            raise BenchError(f"{counted} messages and bytes are archived, not {wanted}.")
+
+    def _ask(self, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+        return self.database.execute(query.encode(), parameters).fetchall()

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Installs what the bench needs from Debian, where this may be done; else says what is missing.
+# A peer that can't be had is named in the table as not measured.
+set -u
+PATH="$PATH:/usr/sbin:/sbin"
+missing=""
+command -v dovecot >/dev/null || missing="$missing dovecot-imapd"
+command -v openssl >/dev/null || missing="$missing openssl"
+command -v cc >/dev/null || missing="$missing gcc libc6-dev"
+command -v mbsync >/dev/null || missing="$missing isync"
+command -v offlineimap >/dev/null || missing="$missing offlineimap3"
+[ -z "$missing" ] && exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    echo "Installing$missing"
+    export DEBIAN_FRONTEND=noninteractive
+    # shellcheck disable=SC2086 # several words on purpose
+    { apt-get install -qq --no-install-recommends $missing ||
+        { apt-get update -qq && apt-get install -qq --no-install-recommends $missing; }; } \
+        >/tmp/system-packages.$$.log 2>&1 && { rm -f /tmp/system-packages.$$.log; exit 0; }
+    cat /tmp/system-packages.$$.log
+    rm -f /tmp/system-packages.$$.log
+fi
+echo "Not everything can be measured. As root: apt-get install$missing"
