@@ -3,13 +3,14 @@
 import argparse
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
-from bench import machine, report, scenarios
+from bench import limits, machine, report, scenarios
 from bench.results import Row
 from bench.service import BenchError
 from bench.stage import QUICK, Plan, Stage
@@ -23,6 +24,10 @@ SCENARIOS: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "large": scenarios.large,
     "tls": scenarios.tls,
     "workers": scenarios.workers,
+    "no-change": limits.no_change,
+    "sparse": limits.sparse,
+    "huge": limits.huge,
+    "dispatch": limits.dispatch,
 }
 
 
@@ -58,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
             options.directory / "work", plan, lambda text: console.print(f"[dim]{text} …")
         ) as stage:
             for name in names:
+                started = time.monotonic()
                 rows.extend(SCENARIOS[name](stage))
+                stage.say(f"{name}: {time.monotonic() - started:.0f} s")
     except BenchError as error:
         console.print(f"[red]{error}")
         return 2

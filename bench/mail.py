@@ -12,7 +12,7 @@ import functools
 import os
 import quopri
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 _START = 1_600_000_000
@@ -101,10 +101,14 @@ def _attached(chance: random.Random, mark: str, room: int) -> tuple[str, bytes]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class File:
-    """A message as a file of the pool, to be linked into any number of Maildirs."""
+    """A message as a file of the pool, to be linked into any number of Maildirs.
+
+    It has LF line ends, as Dovecot itself writes; `size` is what IMAP tells, `stored` the file's.
+    """
 
     path: Path
     size: int
+    stored: int
 
 
 class Pool:
@@ -134,7 +138,7 @@ class Pool:
             f"huge.{size}", b"Subject: Huge\r\n" + kind.encode() + b"\r\n\r\n" + body
         )
 
-    def fill(self, maildir: Path, files: Iterator[File], *, first_uid: int = 0) -> tuple[int, int]:
+    def fill(self, maildir: Path, files: Iterable[File], *, first_uid: int = 0) -> tuple[int, int]:
         """Make a Maildir of these; return how many messages and bytes there are.
 
         The names say the sizes, as Dovecot writes them. `first_uid` is where UIDs begin.
@@ -145,7 +149,7 @@ class Pool:
         count = total = 0
         names = []
         for number, file in enumerate(files):
-            size = f"S={file.size},W={file.size}"
+            size = f"S={file.stored},W={file.size}"
             names.append(f"{_START + number}.M{number}P1.bench,{size}")
             os.link(file.path, maildir / "cur" / f"{names[-1]}:2,S")
             count, total = count + 1, total + file.size
@@ -159,9 +163,9 @@ class Pool:
 
     def _write(self, name: str, body: bytes) -> File:
         path = self._directory / name
-        path.write_bytes(body)
+        stored = path.write_bytes(body.replace(b"\r\n", b"\n"))
         self._take(path)
-        return File(path, len(body))
+        return File(path, len(body), stored)
 
     def _take(self, path: Path) -> None:
         if os.getuid() == 0:

@@ -45,3 +45,9 @@ def commands(log: Path) -> list[str]:
     for file in sorted(log.parent.glob(f"{log.name}.*")):
         found += [match[1].decode().upper() for match in _COMMAND.finditer(file.read_bytes())]
     return found
+
+
+def forget_commands(log: Path) -> None:
+    """Let `commands` tell only of connections that are made from now on."""
+    for file in log.parent.glob(f"{log.name}.*"):
+        file.unlink()

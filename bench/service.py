@@ -30,6 +30,11 @@ _PATIENCE_SECONDS = 900.0
 _WEEK_SECONDS = 604_800
 
 
+def clean_environ(**own: str) -> dict[str, str]:
+    """Return this process's environment without the settings of another deployment."""
+    return {name: value for name, value in os.environ.items() if name not in _FOREIGN} | own
+
+
 class BenchError(Exception):
     """What was to be measured did not happen; the text says what did."""
 
@@ -61,8 +66,7 @@ class Service:
         self.directory = directory
         self._server_pid = server_pid
         self._port = free_port()
-        own = {name: value for name, value in os.environ.items() if name not in _FOREIGN}
-        self.env = {**own, "VAR_DIR": str(directory), "PORT": str(self._port), **(env or {})}
+        self.env = clean_environ(VAR_DIR=str(directory), PORT=str(self._port), **(env or {}))
 
     def __enter__(self) -> Self:
         self.directory.mkdir(parents=True)

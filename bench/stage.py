@@ -6,7 +6,7 @@ Made when first asked for, and all of it on one disk: the service's data, the pe
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -94,7 +94,7 @@ class Stage:
             self._proxy, self.dovecot.port, each_way_seconds=each_way_seconds, log=log
         )
 
-    def account(self, files: Iterator[File], *, first_uid: int = 0) -> Account:
+    def account(self, files: Iterable[File], *, first_uid: int = 0) -> Account:
         """Make an account whose INBOX has these messages."""
         user, password = self.dovecot.user()
         self.say("Writing mail")
