@@ -54,10 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
         rounds=options.rounds or usual.rounds,
         quick=options.quick,
     )
+    options.directory.mkdir(parents=True, exist_ok=True)
     names = options.only or (["import"] if options.quick else list(SCENARIOS))
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     rows: list[Row] = []
+    fsyncs = [machine.fsync_milliseconds(options.directory)]
     try:
         with Stage(
             options.directory / "work", plan, lambda text: console.print(f"[dim]{text} …")
@@ -65,11 +67,12 @@ def main(arguments: list[str] | None = None) -> int:
             for name in names:
                 started = time.monotonic()
                 rows.extend(SCENARIOS[name](stage))
+                fsyncs.append(machine.fsync_milliseconds(options.directory))
                 stage.say(f"{name}: {time.monotonic() - started:.0f} s")
     except BenchError as error:
         console.print(f"[red]{error}")
         return 2
-    about = machine.describe(options.directory)
+    about = machine.describe(options.directory, fsyncs)
     report.show(rows, console)
     results = options.directory / "results.json"
     report.save(report.document(rows, about), results)

@@ -4,12 +4,18 @@ import datetime as dt
 import os
 import platform
 import re
+import statistics
 import subprocess
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def describe(directory: Path) -> dict[str, str]:
-    """Return date, CPU, memory, disk of `directory`, kernel and what ran, in words."""
+def describe(directory: Path, fsyncs: Sequence[float]) -> dict[str, str]:
+    """Return date, CPU, memory, disk of `directory`, kernel and load, in words.
+
+    `fsyncs`: what `fsync_milliseconds` told in the course of the run; others use the disk too.
+    """
     return {
         "date": f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d %H:%M} UTC",
         "cpu": f"{_cpu()}, {os.cpu_count()} cores",
@@ -17,7 +23,8 @@ def describe(directory: Path) -> dict[str, str]:
         "disk": disk(directory),
         "kernel": f"Linux {platform.release()}",
         "python": f"Python {platform.python_version()}",
-        "load": f"load {os.getloadavg()[2]:.1f} (15 min)",
+        "load": f"load {os.getloadavg()[2]:.1f}",
+        "fsync": f"fsync of 1 MB {min(fsyncs):.0f} to {max(fsyncs):.0f} ms",
     }
 
 
@@ -34,3 +41,18 @@ def disk(directory: Path) -> str:
     )
     kind, _, source = done.stdout.splitlines()[1].partition(" ")
     return f"{kind} on {source.strip()}"
+
+
+def fsync_milliseconds(directory: Path) -> float:
+    """Return what it takes just now to make one more megabyte durable: the median of ten."""
+    path = directory / "fsync.probe"
+    taken = []
+    with path.open("wb") as file:
+        for _ in range(10):
+            file.write(os.urandom(1_000_000))
+            file.flush()
+            started = time.perf_counter()
+            os.fsync(file.fileno())
+            taken.append(time.perf_counter() - started)
+    path.unlink()
+    return statistics.median(taken) * 1000

@@ -69,13 +69,14 @@ class Stage:
     @cached_property
     def service(self) -> Service:
         """The service as it is by default: as many workers as there are cores."""
-        return self.another_service()
+        return self._stack.enter_context(self.another_service())
 
     def another_service(self, **env: str) -> Service:
+        """Return one with settings of its own; enter it to start it."""
         self._services += 1
-        directory = self.directory / f"service-{self._services}"
         self.say("Starting the service")
-        return self._stack.enter_context(Service(directory, server_pid=self.dovecot.pid, env=env))
+        directory = self.directory / f"service-{self._services}"
+        return Service(directory, server_pid=self.dovecot.pid, env=env)
 
     @cached_property
     def peers(self) -> Peers:
