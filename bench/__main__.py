@@ -10,7 +10,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import limits, machine, report, scenarios
+from bench import limits, machine, profile, report, scenarios
 from bench.results import Row
 from bench.service import BenchError
 from bench.stage import QUICK, Plan, Stage
@@ -36,6 +36,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="the import alone, fewer messages")
     made.add_argument(
         "--only", action="append", choices=SCENARIOS, metavar="NAME", help=", ".join(SCENARIOS)
+    )
+    made.add_argument(
+        "--profile", action="store_true", help="instead, see where an import's time goes"
     )
     made.add_argument("--messages", type=int, help="instead of 20,000")
     made.add_argument("--rounds", type=int, help="how often the contenders take turns")
@@ -64,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         with Stage(
             options.directory / "work", plan, lambda text: console.print(f"[dim]{text} …")
         ) as stage:
+            if options.profile:
+                profile.run(stage, options.directory / "profile", console)
+                return 0
             for name in names:
                 started = time.monotonic()
                 rows.extend(SCENARIOS[name](stage))

@@ -5,6 +5,7 @@ Owns a VAR_DIR of its own, and knows how to import an account and what that took
 
 import dataclasses
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -86,10 +87,7 @@ class Service:
                 headers={"Authorization": f"Bearer {key}"},
                 timeout=30,
             )
-            address = Local(self.directory).database()
-            self.database = psycopg.connect(
-                host=address["HOST"], user="postgres", dbname=address["NAME"], autocommit=True
-            )
+            self.database = self._connect()
         except BaseException:
             self.supervised.stop()
             raise
@@ -167,6 +165,42 @@ class Service:
             rss_bytes=processes.peak_rss_bytes(children),
         )
 
+    # -- what PostgreSQL did -----------------------------------------------------------------------
+    def count_statements(self) -> None:
+        """Restart PostgreSQL with pg_stat_statements; the service goes on by itself."""
+        self._ask("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
+        os.kill(self.supervised.children()["postgres"], signal.SIGINT)
+        self.database.close()
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                self.database = self._connect()
+                break
+            except psycopg.OperationalError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        self._ask("CREATE EXTENSION pg_stat_statements")
+
+    def forget_statements(self) -> None:
+        self._ask("SELECT pg_stat_statements_reset()")
+
+    def statements(self, limit: int) -> list[tuple[Any, ...]]:
+        """Return (milliseconds, calls, rows, text) of the costliest since they were forgotten."""
+        return self._ask(
+            """SELECT total_exec_time, calls, rows, query FROM pg_stat_statements
+                WHERE query NOT ILIKE '%%pg_stat_statements%%'
+                ORDER BY total_exec_time DESC LIMIT %s""",
+            [limit],
+        )
+
+    # -- inside ------------------------------------------------------------------------------------
+    def _connect(self) -> psycopg.Connection[tuple[Any, ...]]:
+        address = Local(self.directory).database()
+        return psycopg.connect(
+            host=address["HOST"], user="postgres", dbname=address["NAME"], autocommit=True
+        )
+
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         answer = self._api.post(path, json=body or {})
         if answer.is_error:
@@ -214,4 +248,5 @@ class Service:
             raise BenchError(f"{counted} messages and bytes are archived, not {wanted}.")
 
     def _ask(self, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
-        return self.database.execute(query.encode(), parameters).fetchall()
+        found = self.database.execute(query.encode(), parameters)
+        return found.fetchall() if found.description else []

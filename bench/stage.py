@@ -29,7 +29,7 @@ class Plan:
     quick: bool = False
 
 
-QUICK = Plan(messages=4_000, rounds=3, quick=True)
+QUICK = Plan(messages=3_000, quick=True)
 
 
 class Stage:
