@@ -10,7 +10,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from bench import limits, machine, profile, report, scenarios
+from bench import chart, limits, machine, page, profile, report, scenarios
 from bench.results import Row
 from bench.service import BenchError
 from bench.stage import QUICK, Plan, Stage
@@ -78,11 +78,15 @@ def main(arguments: list[str] | None = None) -> int:
     except BenchError as error:
         console.print(f"[red]{error}")
         return 2
-    about = machine.describe(options.directory, fsyncs)
+    about = {**machine.describe(options.directory, fsyncs), "rounds": f"{plan.rounds} rounds"}
     report.show(rows, console)
     results = options.directory / "results.json"
     report.save(report.document(rows, about), results)
     console.print(" · ".join(about.values()))
+    if not (options.quick or options.only or options.messages):
+        page.update(ROOT / "docs" / "benchmarks.md", rows, about)
+        chart.save(rows, ROOT / "docs" / "benchmarks.svg")
+        console.print("Written: docs/benchmarks.md, docs/benchmarks.svg")
     console.print(f"All single figures: {results}")
     return 0
 

@@ -31,10 +31,18 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Check:
-    """A figure beside what it should be."""
+    """A figure beside what it should be; `value` is None where it could not be measured."""
 
+    label: str
+    value: float | None
+    target: float
     text: str
-    reached: bool
+    margin: float | None
+    """How many times better than the target; 1 is just reached, less is missed."""
+
+    @property
+    def reached(self) -> bool:
+        return self.margin is not None and self.margin >= 1
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,7 +74,8 @@ def ratio(ours: Row, theirs: Row, *, figure: str = "messages_per_second") -> flo
 
 def at_least(label: str, value: float | None, target: float) -> Check:
     shown = "not measured" if value is None else f"{value:.2f}"
-    return Check(f"{label}: {shown} (≥ {target:g})", value is not None and value >= target)
+    margin = None if value is None else value / target
+    return Check(label, value, target, f"{label}: {shown} (≥ {target:g})", margin)
 
 
 def at_most(
@@ -77,7 +86,8 @@ def at_most(
     show: Callable[[float], str] = "{:,.0f}".format,
 ) -> Check:
     shown = "not measured" if value is None else show(value)
-    return Check(f"{label}: {shown} (≤ {show(target)})", value is not None and value <= target)
+    margin = target / value if value else None
+    return Check(label, value, target, f"{label}: {shown} (≤ {show(target)})", margin)
 
 
 def alternate(rounds: int, contenders: Sequence[tuple[Row, Callable[[], Sample]]]) -> list[Row]:
