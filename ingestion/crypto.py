@@ -1,23 +1,72 @@
 """Secrets at rest: a JSON column encrypted with rotatable Fernet keys (settings.FERNET_KEYS).
 
-The first key encrypts, all of them decrypt. A wrong key raises, it never returns ciphertext.
+The first key encrypts, all of them decrypt. A row is decrypted when its secrets are used, not when
+it is read: one that no key reads stops nobody who does not need it. A wrong key raises, it never
+returns ciphertext.
 """
 
 import json
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from cryptography.fernet import InvalidToken
+from django.conf import settings
 from django.core.exceptions import FieldError
 from django.db import models
+from django.utils.crypto import salted_hmac
 from fernet_fields import EncryptedField
 
+from ingestion.errors import CredentialsUnreadable
 
-class Secrets(dict[str, str]):
-    """The secret half of a providerConfig. Its repr shows the names alone."""
+
+def key_id(key: str) -> str:
+    """Return a name for a key that tells nothing of it, the same in every process."""
+    return salted_hmac("ingestion.crypto.key_id", key, algorithm="sha256").hexdigest()[:16]
+
+
+class Secrets(Mapping[str, str]):
+    """The secret half of a providerConfig. Its repr shows nothing of it.
+
+    Using one of a row that no key decrypts raises CredentialsUnreadable; ask `readable` before.
+    """
+
+    def __init__(
+        self,
+        plain: Mapping[str, str] | None = None,
+        *,
+        decrypt: Callable[[], Mapping[str, str]] | None = None,
+    ) -> None:
+        self._plain = dict(plain or {}) if decrypt is None else None
+        self._decrypt = decrypt
+
+    @property
+    def readable(self) -> bool:
+        """Whether one of the keys decrypts it."""
+        try:
+            self._read()
+        except CredentialsUnreadable:
+            return False
+        return True
+
+    def __getitem__(self, name: str) -> str:
+        return self._read()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read())
+
+    def __len__(self) -> int:
+        return len(self._read())
 
     def __repr__(self) -> str:
-        return f"Secrets({', '.join(sorted(self))})"
+        return "Secrets(...)"
 
     __str__ = __repr__
+
+    def _read(self) -> dict[str, str]:
+        if self._plain is None:
+            assert self._decrypt is not None
+            self._plain = dict(self._decrypt())
+        return self._plain
 
 
 class EncryptedJSONField(EncryptedField, models.TextField):  # type: ignore[misc, type-arg] # untyped base
@@ -30,11 +79,24 @@ class EncryptedJSONField(EncryptedField, models.TextField):  # type: ignore[misc
     def get_db_prep_save(self, value: Any, connection: Any) -> Any:
         if hasattr(value, "as_sql"):
             raise FieldError(f"{self.name}: an encrypted field takes plain values, save() the row.")
-        return super().get_db_prep_save(json.dumps(value, sort_keys=True), connection)
+        plain = json.dumps(dict(value), sort_keys=True)
+        return super().get_db_prep_save(plain, connection)
 
     def from_db_value(self, value: Any, expression: Any, connection: Any, *args: Any) -> Any:
-        plain = super().from_db_value(value, expression, connection, *args)
-        return None if plain is None else Secrets(json.loads(plain))
+        if value is None:
+            return None
+
+        def decrypt() -> Mapping[str, str]:
+            if not settings.FERNET_KEYS:
+                raise CredentialsUnreadable
+            try:
+                plain = EncryptedField.from_db_value(self, value, expression, connection, *args)
+            except InvalidToken:
+                raise CredentialsUnreadable from None
+            found: dict[str, str] = json.loads(plain)
+            return found
+
+        return Secrets(decrypt=decrypt)
 
     def to_python(self, value: Any) -> Any:
         return value

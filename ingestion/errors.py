@@ -4,6 +4,8 @@ Interfaces (API, admin, commands) turn these into a 4xx, a message or an exit co
 that escapes a service is a bug and is shown as one. Provider errors are in `connectors.errors`.
 """
 
+from connectors.errors import Retryable
+
 
 class ServiceError(Exception):
     """A request that was understood and refused. `code` is stable; the text is for people."""
@@ -37,6 +39,21 @@ class LeaseLost(ServiceError):
     """Another worker owns this mailbox now: stop, write nothing more."""
 
     code = "lease_lost"
+
+
+class CredentialsUnreadable(ServiceError, Retryable):
+    """None of the keys decrypts a source's credentials: they are back once the key is.
+
+    For the engine a provider that is away: nothing is lost, and it is tried again later.
+    """
+
+    code = "credentials_unreadable"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "None of ENCRYPTION_KEYS reads the stored credentials. Put the key back that they "
+            "were stored with and restart, or set the credentials anew."
+        )
 
 
 class Corrupt(ServiceError):

@@ -175,6 +175,10 @@ class PackStore:
         except Damaged as error:
             raise Corrupt(f"pack {pack_id}: {error}. Restore it from a backup.") from error
 
+    def holds(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
+        """Whether a committed pack is there."""
+        return self._path(source_id, pack_id).exists()
+
     def packs(self, source_id: uuid.UUID | None = None) -> Iterator[PackFile]:
         """Yield every pack in the store, committed or partial, in no order."""
         if source_id is not None:

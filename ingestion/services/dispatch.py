@@ -11,11 +11,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from django.conf import settings
 from django.core.cache import cache
 from django.db import connection, transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from ingestion.crypto import key_id
 from ingestion.errors import NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import deletion, discovery, lease, runs, sources, sync
@@ -24,6 +26,7 @@ from ingestion.states import SourceStatus
 
 RING_AGAIN_SECONDS = 20
 _HEARTBEAT_KEY = "ingestion:dispatched_at"
+_KEYS_KEY = "ingestion:key_ids"
 _INLINE_POLL_SECONDS = 0.2
 
 Kind = Literal["check", "discover", "mailbox", "delete"]
@@ -86,6 +89,7 @@ def due(*, limit: int = 1000) -> Iterator[Doorbell]:
     At most `limit` of each kind; each claim is its own transaction.
     """
     cache.set(_HEARTBEAT_KEY, time.time(), timeout=None)
+    cache.set(_KEYS_KEY, [key_id(key) for key in settings.ENCRYPTION_KEYS], timeout=None)
     _start_scheduled_syncs(limit)
     _finish_settled_runs(limit)
     parameters: dict[str, Any] = {
@@ -105,6 +109,12 @@ def seconds_since_heartbeat() -> float | None:
     """How long ago `due` ran anywhere, as the cache remembers it; None: it does not."""
     at: float | None = cache.get(_HEARTBEAT_KEY)
     return None if at is None else max(0.0, time.time() - at)
+
+
+def keys_at_heartbeat() -> list[str] | None:
+    """Return the ids of the ENCRYPTION_KEYS that `due` last ran with, as the cache remembers."""
+    ids: list[str] | None = cache.get(_KEYS_KEY)
+    return ids
 
 
 def _start_scheduled_syncs(limit: int) -> None:

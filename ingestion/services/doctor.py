@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import redis
 from celery import current_app
 from django.conf import settings
 from django.core import checks as system_checks
@@ -21,6 +22,8 @@ from django.db.migrations.executor import MigrationExecutor
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from ingestion.archive.store import store
+from ingestion.models import Pack
 from ingestion.services import dispatch, encryption
 
 State = Literal["ok", "warning", "problem"]
@@ -53,10 +56,12 @@ def examine() -> Iterator[Finding]:
     if database.state != "problem":
         yield _clock()
         yield _keys()
-    yield _broker()
-    yield from _workers()
-    yield _beat()
-    yield _storage()
+    broker = _broker()
+    yield broker
+    if broker.state != "problem":
+        yield from _workers()
+        yield _beat()
+    yield _storage(database)
     yield _settings()
 
 
@@ -101,6 +106,13 @@ def _clock() -> Finding:
 
 
 def _keys() -> Finding:
+    if not settings.ENCRYPTION_KEYS:
+        return Finding(
+            "keys",
+            "problem",
+            "ENCRYPTION_KEYS is empty: credentials can be neither read nor stored.",
+            "Set the keys that the service had before; on a new installation make one.",
+        )
     found = encryption.survey()
     if found.unreadable:
         ids = ", ".join(str(pk) for pk in found.unreadable[:5])
@@ -111,6 +123,13 @@ def _keys() -> Finding:
             f"{found.sources} sources: {ids}.",
             "Put the key they were stored with back into ENCRYPTION_KEYS, or set these sources' "
             "credentials anew.",
+        )
+    if encryption.unknown_to_the_service(settings.ENCRYPTION_KEYS[0]):
+        return Finding(
+            "keys",
+            "warning",
+            "The service runs without the first of the ENCRYPTION_KEYS that this command has.",
+            "Restart all of its processes, or run this with the service's own environment.",
         )
     if found.reencrypted:
         return Finding(
@@ -124,15 +143,20 @@ def _keys() -> Finding:
 
 def _broker() -> Finding:
     try:
-        with current_app.connection_for_read() as broker:
-            broker.ensure_connection(max_retries=1, timeout=_PING_SECONDS)
-    except (OperationalError, OSError) as error:
+        with redis.Redis.from_url(
+            settings.REDIS_URL,
+            socket_timeout=_PING_SECONDS,
+            socket_connect_timeout=_PING_SECONDS,
+            retry=None,
+        ) as client:
+            client.ping()
+    except (RedisError, OSError, ValueError) as error:
         return Finding(
             "broker",
             "problem",
             f"Redis does not answer: {_first_line(error)}",
             "Start it (make run brings its own), or correct REDIS_URL. Nothing is lost: what is "
-            "due stands in the database.",
+            "due stands in the database. Workers and beat can't be asked without it.",
         )
     return Finding("broker", "ok", "Redis answers.")
 
@@ -141,7 +165,7 @@ def _workers() -> Iterator[Finding]:
     try:
         queues = current_app.control.inspect(timeout=_PING_SECONDS).active_queues() or {}
     except (OperationalError, RedisError, OSError):
-        queues = {}  # the broker's own finding says so
+        queues = {}  # it went away since it was asked
     for queue, entry in _QUEUES.items():
         names = [name for name, taken in queues.items() if any(q["name"] == queue for q in taken)]
         if names:
@@ -171,8 +195,17 @@ def _beat() -> Finding:
     return Finding("beat", "ok", f"The dispatcher ran {age:.0f} s ago.")
 
 
-def _storage() -> Finding:
+def _storage(database: Finding) -> Finding:
     root: Path = settings.ARCHIVE_DIR
+    newest = Pack.objects.order_by("-created_at").first() if database.state == "ok" else None
+    if newest is not None and not store().holds(newest.source_id, newest.pk):
+        return Finding(
+            "storage",
+            "problem",
+            f"{root} does not hold the newest pack, {newest.pk}.",
+            "Is ARCHIVE_DIR right, and its disk mounted? manage.py verify_archive tells what else "
+            "is missing; restore that from a backup.",
+        )
     try:
         seconds = _write_durably(root)
         usage = shutil.disk_usage(root)

@@ -21,6 +21,7 @@ from django.db import connection, transaction
 from fernet_fields.hkdf import derive_fernet_key
 from redis.exceptions import RedisError
 
+from ingestion.crypto import key_id
 from ingestion.errors import NotAllowedNow
 from ingestion.services import dispatch
 from ingestion.services.status import Actor, audit
@@ -49,8 +50,18 @@ def rotate(
 
     Idempotent; each batch is its own transaction, so a kill half-way leaves some sources on the
     old key and none unreadable. A source that no key decrypts is left as it is and reported.
+    Raises NotAllowedNow while the service runs without the first key: it could read nothing more.
     """
-    fernets = _fernets(keys)
+    chosen = settings.ENCRYPTION_KEYS if keys is None else keys
+    if not chosen:
+        raise NotAllowedNow("ENCRYPTION_KEYS is empty: there is no key to encrypt with.")
+    if unknown_to_the_service(chosen[0]):
+        raise NotAllowedNow(
+            "The service runs and does not know the newest key: it was started before the key was "
+            "added, or with other ENCRYPTION_KEYS. Restart all of its processes, then run this "
+            "again."
+        )
+    fernets = _fernets(chosen)
     result = Rotation()
     for batch in _batches():
         with transaction.atomic():
@@ -63,9 +74,9 @@ def rotate(
     return result
 
 
-def survey(keys: Sequence[str] | None = None) -> Rotation:
+def survey() -> Rotation:
     """Count the sources, those not yet on the first key (`reencrypted`) and those unreadable."""
-    fernets = _fernets(keys)
+    fernets = _fernets(settings.ENCRYPTION_KEYS)
     result = Rotation()
     for batch in _batches():
         for pk, token in _tokens(batch, lock=False):
@@ -92,9 +103,18 @@ def _rotate_one(fernets: Sequence[Fernet], pk: uuid.UUID, token: bytes, result: 
         result.reencrypted += 1
 
 
-def _fernets(keys: Sequence[str] | None) -> list[Fernet]:
-    chosen = settings.ENCRYPTION_KEYS if keys is None else keys
-    return [Fernet(derive_fernet_key(key)) for key in chosen]
+def unknown_to_the_service(key: str) -> bool:
+    """Whether a service runs that was started without this key."""
+    try:
+        age, ids = dispatch.seconds_since_heartbeat(), dispatch.keys_at_heartbeat()
+    except (RedisError, OSError):
+        return False
+    alive = age is not None and age < _HEARTBEAT_SECONDS
+    return alive and ids is not None and key_id(key) not in ids
+
+
+def _fernets(keys: Sequence[str]) -> list[Fernet]:
+    return [Fernet(derive_fernet_key(key)) for key in keys]
 
 
 def _key_of(fernets: Sequence[Fernet], token: bytes) -> int | None:

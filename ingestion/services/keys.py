@@ -29,6 +29,8 @@ def create(
     errors: dict[str, list[str]] = {}
     if not name.strip() or len(name) > _MAX_NAME_CHARS:
         errors["name"] = [f"Must have 1 to {_MAX_NAME_CHARS} characters."]
+    elif not name.isprintable():
+        errors["name"] = ["Must not contain control characters."]
     unknown = sorted(set(scopes) - set(ApiKey.SCOPES))
     if unknown or not scopes:
         errors["scopes"] = [f"Must be some of: {', '.join(ApiKey.SCOPES)}."]

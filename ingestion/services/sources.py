@@ -18,7 +18,7 @@ from connectors import errors as provider_errors
 from connectors import registry
 from connectors.config import Config, ConfigError, Environment
 from ingestion.crypto import Secrets
-from ingestion.errors import InvalidInput, NotAllowedNow
+from ingestion.errors import CredentialsUnreadable, InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import options as source_options
 from ingestion.services import backoff, runs
@@ -38,6 +38,7 @@ __all__ = [
     "resume",
     "start_import",
     "start_sync",
+    "stored_secrets",
     "update",
     "verify",
 ]
@@ -124,10 +125,16 @@ def update(source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor)
 
 
 def public_config(source: IngestionSource) -> dict[str, Any]:
-    """Return providerConfig without secrets, plus "<secret>Set" for each secret."""
+    """Return providerConfig without secrets, plus "<secret>Set" for each that can be read."""
     fields = list(registry.PROVIDERS[source.provider].config.fields())
+    stored = stored_secrets(source)
     shown = {f.name: source.config.get(f.name, f.default) for f in fields if not f.secret}
-    return shown | {f"{f.name}Set": bool(source.secrets.get(f.name)) for f in fields if f.secret}
+    return shown | {f"{f.name}Set": bool(stored.get(f.name)) for f in fields if f.secret}
+
+
+def stored_secrets(source: IngestionSource) -> Mapping[str, str]:
+    """Return the stored secrets; none where no key reads them, so that new ones can be given."""
+    return source.secrets if source.secrets.readable else {}
 
 
 def checked_config(provider: Any, given: Any, source: IngestionSource | None = None) -> Config:
@@ -166,14 +173,16 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
     credentials_changed = new_config is not None and (
         provider != source.provider
         or _public_part(new_config) != source.config
-        or _secret_part(new_config) != source.secrets
+        or _secret_part(new_config) != stored_secrets(source)
     )
+    changed = ["name", "options", "updated_at"]
     if credentials_changed and new_config is not None:
+        changed += ["provider", "config", "secrets"]
         noted["providerConfig"] = _changed_names(source, new_config)
         source.provider = provider
         source.config = _public_part(new_config)
         source.secrets = _secret_part(new_config)
-    source.save()
+    source.save(update_fields=changed)
     audit(actor, "source.update", source, noted)
     if credentials_changed:
         _recheck(source, reason="Credentials changed.", actor=actor)
@@ -182,7 +191,7 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
 def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]:
     secret = {f.name for f in registry.PROVIDERS[source.provider].config.fields() if f.secret}
     chosen = {k: v for k, v in given.items() if k not in secret or v not in (None, "")}
-    merged = {**source.config, **source.secrets, **chosen}
+    merged = {**source.config, **stored_secrets(source), **chosen}
     if "password" in chosen and "accessToken" not in chosen:
         # A new credential of one kind replaces the stored one of the other.
         for other in secret - {"password"}:
@@ -195,9 +204,10 @@ def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]
 def _changed_names(source: IngestionSource, config: Config) -> dict[str, Any]:
     """What the audit says of changed credentials: old and new values, secrets only by name."""
     noted: dict[str, Any] = {}
+    stored = stored_secrets(source)
     for f in config.fields():
         new = getattr(config, f.name)
-        old = (source.secrets if f.secret else source.config).get(f.name, f.default)
+        old = (stored if f.secret else source.config).get(f.name, f.default)
         if new != old:
             noted[f.name] = "changed" if f.secret else [old, new]
     return noted
@@ -375,7 +385,7 @@ def _ask_provider(source: IngestionSource) -> Verdict:
 
 
 #: Verdicts that time alone may change: they don't make an error of the source.
-_PASSING_CODES = {"retryable", "rate_limited", "unavailable"}
+_PASSING_CODES = {"retryable", "rate_limited", "unavailable", CredentialsUnreadable.code}
 
 
 def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:

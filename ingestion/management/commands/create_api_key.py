@@ -1,7 +1,8 @@
 """create_api_key: make a bearer key for a program."""
 
 import datetime as dt
-from argparse import ArgumentParser
+import math
+from argparse import ArgumentParser, ArgumentTypeError
 from typing import Any
 
 from django.utils import timezone
@@ -9,6 +10,19 @@ from django.utils import timezone
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.models import ApiKey
 from ingestion.services import keys
+
+_MAX_DAYS = 36_500
+
+
+def _days(text: str) -> float:
+    """Read a number of days. Raises ArgumentTypeError, which argparse shows."""
+    try:
+        days = float(text)
+    except ValueError:
+        days = math.nan
+    if not 0 < days <= _MAX_DAYS:
+        raise ArgumentTypeError(f"must be a number of days up to {_MAX_DAYS:,}, not {text!r}")
+    return days
 
 
 class Command(OperatorCommand):
@@ -34,7 +48,7 @@ class Command(OperatorCommand):
             help="what it may do: read sources and mail, write sources, export mail (default: all)",
         )
         parser.add_argument(
-            "--expires-days", type=float, metavar="D", help="refused after this many days"
+            "--expires-days", type=_days, metavar="D", help="refused after this many days"
         )
 
     def perform(self, options: dict[str, Any]) -> Exit:
