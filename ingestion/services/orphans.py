@@ -23,7 +23,7 @@ def is_needed(archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> b
     not needed; one of a source that this database never heard of is.
     """
     if not IngestionSource.objects.filter(pk=source_id, deleted_at=None).exists():
-        return not _was_deleted(source_id)
+        return not was_deleted(source_id)
     return any(True for _ in unknown_records(archive, source_id, pack_id))
 
 
@@ -59,7 +59,7 @@ def _unknown(source_id: uuid.UUID, batch: Iterable[Record]) -> Iterator[Record]:
         yield from (record for record in records if record.sha256 not in known)
 
 
-def _was_deleted(source_id: uuid.UUID) -> bool:
+def was_deleted(source_id: uuid.UUID) -> bool:
     """Whether somebody deleted this source: its audit outlives it."""
     tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
     audit = AuditEvent.objects.filter(source_id=source_id, action="source.delete")

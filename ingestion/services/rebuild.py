@@ -20,6 +20,7 @@ from ingestion.archive.store import Entry, PackFile, PackStore, store
 from ingestion.errors import Corrupt, InvalidInput, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.services import capture_sql as sql
+from ingestion.services import orphans
 from ingestion.services.records import Record
 from ingestion.services.status import Actor, audit, move
 from ingestion.states import SourceStatus
@@ -87,7 +88,7 @@ def recover(
     own transaction.
     """
     if IngestionSource.objects.filter(pk=source_id).exists():
-        raise NotAllowedNow(f"The source {source_id} exists: rebuild it, don't recover it.")
+        raise NotAllowedNow(f"The source {source_id} exists: rebuild it, without --recover.")
     if next(store().packs(source_id), None) is None:
         raise NotAllowedNow(f"The archive holds no pack of a source {source_id}.")
     if not 1 <= len(name.strip()) <= _MAX_NAME_CHARS:
@@ -104,6 +105,17 @@ def recover(
         audit(actor, "source.recover", source, {"name": name, "provider": provider})
     source.refresh_from_db()
     return source
+
+
+def unknown_sources() -> list[uuid.UUID]:
+    """Return the ids of sources that have packs and that the database never heard of."""
+    return [
+        pk
+        for pk in store().sources()
+        if not IngestionSource.objects.filter(pk=pk).exists()
+        and not orphans.was_deleted(pk)
+        and next(store().packs(pk), None) is not None
+    ]
 
 
 class _Rebuild:

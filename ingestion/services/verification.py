@@ -19,7 +19,7 @@ from ingestion.errors import Corrupt
 from ingestion.models import IngestionSource, Mailbox, Message, Pack
 from ingestion.services import orphans
 
-Kind = Literal["missing_pack", "corrupt_message", "corrupt_pack", "orphan_pack"]
+Kind = Literal["missing_pack", "unreadable_pack", "corrupt_message", "corrupt_pack", "orphan_pack"]
 
 _BATCH_PACKS = 500
 #: A worker writes a pack and commits its row within this; until then the pack is nobody's orphan.
@@ -28,7 +28,13 @@ _IN_FLIGHT = dt.timedelta(minutes=1)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong. `messages`: how many messages it concerns; `text` is for people."""
+    """One thing that is wrong. `messages`: how many messages it concerns; `text` is for people.
+
+    missing_pack, unreadable_pack  a pack that has a row is not there, or this user may not read it
+    corrupt_message                its bytes are not those that were archived
+    corrupt_pack                   all messages are well, the headers for a rebuild are not
+    orphan_pack                    a pack without a row; `messages` of it are known to no row
+    """
 
     kind: Kind
     source_id: uuid.UUID
@@ -96,10 +102,13 @@ def _packs(source: IngestionSource) -> Iterator[Pack]:
 def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterator[Problem]:
     """Check one pack: that it is there, each message in it, and its own record headers."""
     damage = _scan(archive, pack)
-    if damage is not None and _is_missing(damage):
+    if isinstance(damage, PermissionError) or (damage is not None and _is_missing(damage)):
         if _still_there(pack):
             count = Message.objects.filter(pack=pack).count()
-            yield Problem("missing_pack", pack.source_id, pack.pk, count, str(damage))
+            missing = _is_missing(damage)
+            kind: Kind = "missing_pack" if missing else "unreadable_pack"
+            text = str(damage) if missing else f"pack {pack.pk}: {_may_not_read(damage)}"
+            yield Problem(kind, pack.source_id, pack.pk, count, text)
         return
     broken = 0
     for row in Message.objects.filter(pack=pack).order_by("pack_offset").iterator(2_000):
@@ -140,6 +149,10 @@ def _is_missing(error: BaseException) -> bool:
     return isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
 
 
+def _may_not_read(error: BaseException) -> str:
+    return f"this user may not read it ({error}). Run this as the service's user."
+
+
 def _still_there(pack: Pack) -> bool:
     """Whether the pack's source was not deleted while we looked."""
     return Pack.objects.filter(pk=pack.pk, source__deleted_at=None).exists()
@@ -163,13 +176,16 @@ def _without_row(archive: PackStore, batch: list[PackFile]) -> Iterator[Problem]
     for pack in batch:
         if pack.pack_id in known or _in_flight(pack):
             continue
+        count = 0
         try:
             count = sum(1 for _ in orphans.unknown_records(archive, pack.source_id, pack.pack_id))
             what = _what_an_orphan_holds(pack.source_id, count)
+        except PermissionError as error:
+            what = _may_not_read(error)
         except (Corrupt, OSError) as error:
             if _is_missing(error):
                 continue  # collected meanwhile
-            count, what = 0, f"is damaged: {error}"
+            what = f"is damaged: {error} Where there is none, move the file away: no row needs it."
         text = f"pack {pack.pack_id} has no row and {what}"
         yield Problem("orphan_pack", pack.source_id, pack.pack_id, count, text)
 

@@ -177,7 +177,7 @@ def test_one_flipped_bit_is_found_and_the_other_messages_are_still_checked(
     assert checked.code == 1
     found = checked.json()
     assert (found["corruptMessages"], found["messages"]) == (1, 38)
-    assert found["problems"][0]["message_id"] == str(message.pk)
+    assert found["problems"][0]["messageId"] == str(message.pk)
     text = manage.here("verify_archive")
     assert f"corrupt_message: message {message.sha256_hex[:12]}" in text.stdout
 

@@ -66,7 +66,14 @@ class Command(OperatorCommand):
         ]
         if damaged:
             lines.append(f"{damaged:,} packs or messages are damaged: restore them from a backup.")
-        self.report({"ok": not damaged, "sources": done}, lines or "There is no source.")
+        unknown = [] if options["sources"] or options["recover"] else rebuild.unknown_sources()
+        if unknown:
+            lines.append(
+                f"ARCHIVE_DIR also holds packs of {len(unknown):,} sources that the database does "
+                f"not know: {', '.join(map(str, unknown[:20]))}. --recover makes them anew."
+            )
+        document = {"ok": not damaged, "sources": done, "unknownSources": unknown}
+        self.report(document, lines or "There is no source.")
         return Exit.PROBLEM if damaged else Exit.OK
 
     def _chosen(self, options: dict[str, Any]) -> list[IngestionSource]:

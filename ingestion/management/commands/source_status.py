@@ -6,6 +6,7 @@ from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.presentation import (
+    counted,
     duration,
     printable,
     run_object,
@@ -104,10 +105,12 @@ def _in_full(source: IngestionSource, shown: dict[str, Any]) -> Iterator[str]:
         "Source": f"{source.name}  ({source.pk})",
         "Provider": f"{source.get_provider_display()}, owned by {source.owner.get_username()}",
         "Status": f"{state}{reason}",
-        "Archived": f"{source.message_count:,} messages, {size(source.archived_bytes)}, "
-        f"in {shown['mailboxCount']:,} mailboxes",
-        "Failed": f"{shown['failedMessageCount']:,} messages",
-        "Last sync": f"{when(source.last_sync_finished_at)} {source.last_sync_status_message}",
+        "Archived": f"{counted(source.message_count, 'message')}, {size(source.archived_bytes)}, "
+        f"in {counted(shown['mailboxCount'], 'mailbox')}",
+        "Failed": counted(shown["failedMessageCount"], "message"),
+        "Last sync": ": ".join(
+            filter(None, [when(source.last_sync_finished_at), source.last_sync_status_message])
+        ),
         "Next sync": when(source.next_sync_at) if source.next_sync_at else "not scheduled",
     }
     if shown["currentRun"]:

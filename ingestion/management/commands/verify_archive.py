@@ -1,16 +1,16 @@
 """verify_archive: re-hash every archived message."""
 
-import dataclasses
 from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.counter import Counting
-from ingestion.management.presentation import size
+from ingestion.management.presentation import counted, size
 from ingestion.services import verification
 
 #: More problems than this are counted, not listed, in the JSON; the text lists all of them.
 _MAX_LISTED = 1_000
+_FROM_BACKUP: tuple[verification.Kind, ...] = ("missing_pack", "corrupt_message", "corrupt_pack")
 
 
 class Command(OperatorCommand):
@@ -50,19 +50,35 @@ class Command(OperatorCommand):
             "messages": result.messages,
             "bytes": result.size_bytes,
             "missingPacks": result.found["missing_pack"],
+            "unreadablePacks": result.found["unreadable_pack"],
             "corruptMessages": result.found["corrupt_message"],
             "corruptPacks": result.found["corrupt_pack"],
             "orphanPacks": result.found["orphan_pack"],
-            "problems": [dataclasses.asdict(problem) for problem in listed],
+            "problems": [_object(problem) for problem in listed],
         }
         checked = (
-            f"{result.messages:,} messages in {result.packs:,} packs ({size(result.size_bytes)})"
+            f"{counted(result.messages, 'message')} in {counted(result.packs, 'pack')} "
+            f"({size(result.size_bytes)})"
         )
-        verdict = (
-            "all are what was archived, bit for bit."
-            if result.ok
-            else f"{result.found.total():,} problems, listed above. Restore missing and damaged "
-            "packs from a backup."
-        )
-        self.report(document, f"{checked} were read back: {verdict}")
+        self.report(document, f"{checked} were read back: {_verdict(result)}")
         return Exit.OK if result.ok else Exit.PROBLEM
+
+
+def _verdict(result: verification.Verification) -> str:
+    if result.ok:
+        return "all are what was archived, bit for bit."
+    verdict = f"{counted(result.found.total(), 'problem')}, listed above."
+    if any(result.found[kind] for kind in _FROM_BACKUP):
+        verdict += " Restore missing and damaged packs from a backup."
+    return verdict
+
+
+def _object(problem: verification.Problem) -> dict[str, Any]:
+    return {
+        "kind": problem.kind,
+        "sourceId": problem.source_id,
+        "packId": problem.pack_id,
+        "messageId": problem.message_id,
+        "messages": problem.messages,
+        "text": problem.text,
+    }
