@@ -89,7 +89,7 @@ def _post_form(
     with raw, net.start_tls(raw, host, context) as connection:
         try:
             answer = _exchange(connection, request + body, until)
-            response = http.client.HTTPResponse(_Replay(answer))  # type: ignore[arg-type]
+            response = http.client.HTTPResponse(_Replay(answer))  # type: ignore[arg-type] # has all of a socket that is used
             response.begin()
             return response.status, response.msg, response.read()
         except (OSError, http.client.HTTPException):

@@ -1,3 +1,5 @@
+"""The Django application. Its checks are registered when it is ready."""
+
 from django.apps import AppConfig
 
 

@@ -278,7 +278,7 @@ def _runs_in(pid: int, directory: Path) -> bool:
 
 @functools.cache
 def _works(command: tuple[str, ...]) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0  # noqa: S603 - our own words
 
 
 def _package_dir(package: str, *, for_what: str) -> Path:

@@ -161,7 +161,7 @@ def check_port(host: str, port: int) -> None:
 
 def _reachable(host: str) -> str:
     """Return an address of this machine that reaches a server listening on `host`."""
-    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
 
 
 def _listens(host: str, port: int) -> bool:

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
 
 #: Settings of the developer's own shell must not change what the tests see.
 _OWN_SETTINGS = (
-    *("ADMIN_PASSWORD", "ALLOWED_HOSTS", "ARCHIVE_DIR", "DATABASE_URL", "DEBUG", "ENCRYPTION_KEYS"),
-    *("EXTRA_CA_FILE", "HOST", "HTTPS", "LOG_FORMAT", "PORT", "REDIS_URL", "SECRET_KEY"),
+    *("ADMIN_PASSWORD", "ALLOWED_HOSTS", "API_REQUESTS_PER_MINUTE", "ARCHIVE_DIR"),
+    *("CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "DEBUG", "ENCRYPTION_KEYS", "EXTRA_CA_FILE"),
+    *("FORBID_PRIVATE_ADDRESSES", "HOST", "HTTPS", "IMAP_CONNECTIONS_PER_ACCOUNT", "LOG_FORMAT"),
+    *("MAX_MESSAGE_BYTES", "NETWORK_TIMEOUT_SECONDS", "PORT", "REDIS_URL", "SECRET_KEY"),
     *("VAR_DIR", "WORKER_CONCURRENCY"),
 )
 _started: dict[str, Any] = {}
@@ -35,7 +37,7 @@ def _start_servers() -> None:
         os.environ.pop(name, None)
     var_dir = Path(tempfile.mkdtemp(prefix="ingestion-tests-"))
     os.environ["VAR_DIR"] = str(var_dir)
-    from tests.servers.stack import Supervised  # noqa: PLC0415 - after VAR_DIR
+    from tests.servers.stack import Supervised  # after VAR_DIR
 
     servers = Supervised.start(
         "--only-services", "--no-fsync", env=os.environ, log=var_dir / "services.log"
@@ -44,7 +46,7 @@ def _start_servers() -> None:
     atexit.register(_stop_servers)  # also where pytest itself ends badly
     servers.wait_for_line("are ready")
     os.environ["DJANGO_SETTINGS_MODULE"] = "ingestion_project.settings"
-    from django.conf import settings  # noqa: PLC0415 - after VAR_DIR
+    from django.conf import settings  # after VAR_DIR
 
     assert var_dir == settings.VAR_DIR, "The settings were read too early."
 
@@ -73,8 +75,8 @@ def var_dir() -> Path:
 @pytest.fixture(scope="session")
 def django_db_modify_db_settings() -> None:
     """Give the test database the name that the service uses, so that its processes find it."""
-    import psycopg  # noqa: PLC0415
-    from django.conf import settings  # noqa: PLC0415
+    import psycopg
+    from django.conf import settings
 
     database = settings.DATABASES["default"]
     database["TEST"]["NAME"] = database["NAME"]
@@ -87,7 +89,7 @@ def django_db_modify_db_settings() -> None:
 @pytest.fixture
 def wait_for() -> Callable[..., Any]:
     """`wait_for(predicate, timeout_seconds=30)` returns the first true answer, or fails."""
-    from tests.servers import stack  # noqa: PLC0415
+    from tests.servers import stack
 
     return stack.wait_for
 
@@ -96,7 +98,7 @@ def wait_for() -> Callable[..., Any]:
 def _processes(
     django_db_setup: None, django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator["Service"]:
-    from tests.servers.stack import Service  # noqa: PLC0415
+    from tests.servers.stack import Service
 
     log = tmp_path_factory.mktemp("service") / "service.log"
     with django_db_blocker.unblock():
@@ -115,7 +117,7 @@ def service(_processes: "Service", transactional_db: None) -> Iterator["Service"
 @pytest.fixture
 def owner(db: None) -> "User":
     """A user who may own sources."""
-    from django.contrib.auth.models import User  # noqa: PLC0415
+    from django.contrib.auth.models import User
 
     return User.objects.create_user("owner", password="the-owner-of-the-tests")
 
@@ -123,7 +125,7 @@ def owner(db: None) -> "User":
 @pytest.fixture
 def other_user(db: None) -> "User":
     """A user who owns nothing of `owner`'s."""
-    from django.contrib.auth.models import User  # noqa: PLC0415
+    from django.contrib.auth.models import User
 
     return User.objects.create_user("other", password="the-other-of-the-tests")
 
@@ -131,7 +133,7 @@ def other_user(db: None) -> "User":
 @pytest.fixture
 def admin_user(db: None) -> "User":
     """The superuser `admin` with the password "the-admin-of-the-tests"."""
-    from django.contrib.auth.models import User  # noqa: PLC0415
+    from django.contrib.auth.models import User
 
     made_by_the_service = User.objects.filter(username="admin").first()
     if made_by_the_service:
@@ -144,7 +146,7 @@ def make_key() -> Callable[..., str]:
     """`make_key(user, scopes=("read", "write", "export"))` returns a new bearer key."""
 
     def make(user: "User", scopes: tuple[str, ...] = ("read", "write", "export")) -> str:
-        from ingestion.models import ApiKey  # noqa: PLC0415
+        from ingestion.models import ApiKey
 
         _, key = ApiKey.objects.create(user=user, name="tests", scopes=list(scopes))
         return str(key)
@@ -169,7 +171,7 @@ def dovecot(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Dovecot"]:
     """A real Dovecot on loopback, for the whole run; ask it for an account of the test's own."""
     if shutil.which("dovecot", path=f"{os.environ.get('PATH', '')}:/usr/sbin") is None:
         pytest.fail("These tests need a real Dovecot: apt-get install dovecot-imapd", pytrace=False)
-    from tests.servers.dovecot import Dovecot  # noqa: PLC0415
+    from tests.servers.dovecot import Dovecot
 
     with Dovecot() as instance:
         yield instance

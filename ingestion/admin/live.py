@@ -95,7 +95,7 @@ def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]:
 
 def current_run(source: IngestionSource) -> Run | None:
     """Return the unfinished run of a source that came through `with_state`."""
-    runs: list[Run] = source.unfinished_runs  # type: ignore[attr-defined]
+    runs: list[Run] = source.unfinished_runs  # type: ignore[attr-defined] # prefetched
     return runs[0] if runs else None
 
 

@@ -13,7 +13,7 @@ admin.site.unregister(Group)
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin, OperatorAdmin):  # type: ignore[type-arg]
+class UserAdmin(DjangoUserAdmin, OperatorAdmin):  # type: ignore[type-arg] # not generic at run time
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm

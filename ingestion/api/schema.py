@@ -60,7 +60,7 @@ class Schema(AutoSchema):
         answers = super()._get_response_bodies(direction=direction)
         for code in self._refusals():
             error = OpenApiResponse(ErrorOut, description=_MEANINGS[code])
-            made = self._get_response_for_code(error, code, direction=direction)  # type: ignore[no-untyped-call]
+            made = self._get_response_for_code(error, code, direction=direction)  # type: ignore[no-untyped-call] # untyped base
             answers[code] = made
             if code in _HEADERS:
                 name, kind = _HEADERS[code]
@@ -143,7 +143,7 @@ class _SourceOptions(OpenApiSerializerFieldExtension):  # type: ignore[no-untype
 
 
 def _component(auto_schema: Any, name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    made = ResolvedComponent(  # type: ignore[no-untyped-call]
+    made = ResolvedComponent(  # type: ignore[no-untyped-call] # untyped package
         name=name, type=ResolvedComponent.SCHEMA, schema=schema, object=f"ingestion.{name}"
     )
     auto_schema.registry.register_on_missing(made)

@@ -69,7 +69,7 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
         )
 
     @extend_schema_field(ProviderConfig(read_only=True))
-    def get_providerConfig(self, source: IngestionSource) -> dict[str, Any]:  # noqa: N802
+    def get_providerConfig(self, source: IngestionSource) -> dict[str, Any]:  # noqa: N802 - the API's name
         return sources.public_config(source)
 
     @extend_schema_field(SourceOptions(read_only=True))
@@ -77,7 +77,7 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
         return Options.of(source.options).as_json()
 
     @extend_schema_field(RunOut(allow_null=True))
-    def get_currentRun(self, source: IngestionSource) -> dict[str, Any] | None:  # noqa: N802
+    def get_currentRun(self, source: IngestionSource) -> dict[str, Any] | None:  # noqa: N802 - the API's name
         run = self.context["runs"].get(source.pk)
         return RunOut(run).data if run else None
 

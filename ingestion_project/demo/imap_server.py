@@ -117,7 +117,7 @@ class Session(socketserver.StreamRequestHandler):
             if verb is None:
                 raise Refused(b"Unknown command", bad=True)  # noqa: TRY301 - one way to refuse
             if not self.authenticated and name not in _BEFORE_LOGIN:
-                raise Refused(b"Log in first")  # noqa: TRY301
+                raise Refused(b"Log in first")  # noqa: TRY301 - one answer to all refusals
             done = verb(self, arguments)
         except Refused as refusal:
             self._line(tag + b" " + refusal.line)

@@ -419,7 +419,7 @@ def _deliver(imap: imaplib.IMAP4, folder: str, body: bytes) -> None:
     # imaplib "repairs" line ends in append(), so this says the command itself
     name = imap_utf7.encode(folder).decode("ascii")
     imap.literal = body  # type: ignore[assignment] # what append() sets after its repair
-    imap._simple_command("APPEND", f'"{name}"')  # noqa: SLF001
+    imap._simple_command("APPEND", f'"{name}"')  # noqa: SLF001 - see above
 
 
 def _wait(predicate: Callable[[], bool], timeout_seconds: float, for_what: str) -> None:

@@ -123,8 +123,8 @@ def test_the_number_of_queries_does_not_grow_with_the_rows(
 
 
 def _queries(client: Client, path: str) -> int:
-    from django.db import connection  # noqa: PLC0415 - the test's database
-    from django.test.utils import CaptureQueriesContext  # noqa: PLC0415
+    from django.db import connection  # the test's database
+    from django.test.utils import CaptureQueriesContext
 
     with CaptureQueriesContext(connection) as queries:
         assert client.get(path).status_code == 200
@@ -353,16 +353,16 @@ def test_the_form_asks_for_the_fields_of_the_chosen_provider(
     operator: Visitor, admin_user: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The page is made in this process, which knows one provider more than the service."""
-    import dataclasses  # noqa: PLC0415 - annotations of a Config must not be postponed
-    import types  # noqa: PLC0415
+    import dataclasses  # annotations of a Config must not be postponed
+    import types
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class PigeonConfig(Config):
         loft: str = field("Loft")
-        keyPem: str = field("Key", secret=True, default="", max_length=100_000)  # noqa: N815
+        keyPem: str = field("Key", secret=True, default="", max_length=100_000)  # noqa: N815 - a field of the API
 
     module = types.ModuleType("pigeon.config")
-    module.CONFIG = PigeonConfig  # type: ignore[attr-defined]
+    module.CONFIG = PigeonConfig  # type: ignore[attr-defined] # a module made here
     monkeypatch.setitem(__import__("sys").modules, "pigeon.config", module)
     monkeypatch.setitem(__import__("sys").modules, "pigeon", types.ModuleType("pigeon"))
     pigeon = registry.Provider("pigeon", "Carrier pigeon", "pigeon")

@@ -230,9 +230,9 @@ def test_an_import_without_a_worker_archives_everything_and_a_sync_adds_what_cam
     assert "5/5 messages" in imported.stderr
     assert Placement.objects.count() == len(dovecot.contents(account[0])) == 5
     dovecot.append(account[0], "INBOX", b"Subject: new\r\n\r\nnew\r\n")
-    synced = manage("sync_source", str(source.pk), "--now")
+    synced = manage("sync_source", "Alice", "--now", "--json")
     assert synced.code == 0
-    assert "1 archived" in synced.stdout
+    assert synced.json()["run"]["messagesNew"] == 1
     assert Message.objects.count() == 6
 
 

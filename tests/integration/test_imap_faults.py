@@ -522,7 +522,7 @@ def test_the_error_document_of_xoauth2_is_answered_with_an_empty_line(server: Im
 
 
 def test_a_server_that_echoes_the_password_finds_it_nowhere(server: ImapScript) -> None:
-    import base64  # noqa: PLC0415
+    import base64
 
     secret = server.password
     encoded = base64.b64encode(f"\0{server.name}\0{secret}".encode()).decode()

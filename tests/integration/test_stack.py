@@ -110,7 +110,7 @@ def test_the_database_and_the_broker_come_back_and_keep_what_they_had(
     for name in ("postgres", "redis"):
         old = running.children()[name]
         os.kill(old, signal.SIGKILL)
-        assert wait_for(lambda n=name, o=old: running.children().get(n, o) != o, 20)  # type: ignore[misc]
+        assert wait_for(lambda n=name, o=old: running.children().get(n, o) != o, 20)  # type: ignore[misc] # a lambda's defaults
     assert wait_for(lambda: _finds_admin(count, env), 30)
 
 
@@ -154,7 +154,7 @@ def test_a_lock_of_a_pid_that_is_now_somebody_else_is_no_obstacle(
     first.stop()
     # Of PostgreSQL's own user: it holds somebody else's pid for stale by itself.
     user = {"user": 65534, "group": 65534} if os.getuid() == 0 else {}
-    with subprocess.Popen(["sleep", "60"], **user) as stranger:  # type: ignore[call-overload]
+    with subprocess.Popen(["sleep", "60"], **user) as stranger:  # type: ignore[call-overload] # keywords in a dict
         left[0] = str(stranger.pid)
         lock.write_text("\n".join(left) + "\n")
         second = start("--only-services", "--no-fsync")

@@ -51,7 +51,7 @@ class Box:
     def deliver(self, body: bytes, *, uid: int | None = None, **about: object) -> int:
         uid = self.next_uid if uid is None else uid
         self.modseq += 1
-        self.mails[uid] = Mail(body, modseq=self.modseq, **about)  # type: ignore[arg-type]
+        self.mails[uid] = Mail(body, modseq=self.modseq, **about)  # type: ignore[arg-type] # keywords in a dict
         self.next_uid = max(self.next_uid, uid + 1)
         return uid
 
@@ -203,7 +203,7 @@ class Client:
         return self._logged_in(given == [self.server.name, self.server.password])
 
     def _do_authenticate(self, command: bytes) -> bytes:
-        import base64  # noqa: PLC0415
+        import base64
 
         self.send(b"+ \r\n")
         given = base64.b64decode(self.file.readline()).decode()

@@ -134,7 +134,7 @@ class Service:
     @classmethod
     def start(cls, *, env: Mapping[str, str], log: Path) -> "Service":
         """Start web, worker, control and beat on the services that run already."""
-        from django.conf import settings  # noqa: PLC0415 - the environment must be set up before
+        from django.conf import settings  # the environment must be set up before
 
         port = free_port()
         database = settings.DATABASES["default"]
@@ -160,7 +160,7 @@ class Service:
 
     def pid(self, name: str) -> int:
         """Return the pid of web, worker, control or beat."""
-        return wait_for(lambda: self.supervised.children().get(name))  # type: ignore[return-value]
+        return wait_for(lambda: self.supervised.children().get(name))  # type: ignore[return-value] # true, so no None
 
     def kill(self, name: str) -> int:
         """Kill -9 the program's main process and return its pid; the supervisor restarts it."""
@@ -192,7 +192,7 @@ class Service:
 
 
 def _flush_redis() -> None:
-    from django.conf import settings  # noqa: PLC0415 - the environment must be set up before
+    from django.conf import settings  # the environment must be set up before
 
     client = redis.Redis.from_url(settings.REDIS_URL)
     client.flushdb()
