@@ -26,8 +26,8 @@ class EmailViewSet(ApiViewSet[Message]):
     serializer_class = serializers.EmailOut
 
     def get_queryset(self) -> Any:
-        found = queries.visible_messages(self.user)
-        return found.select_related("mailbox").prefetch_related("placements__folder")
+        found = queries.visible_messages(self.user).select_related("mailbox")
+        return found if self.action == "raw" else found.prefetch_related("placements__folder")
 
     @extend_schema(
         operation_id="listEmails",

@@ -38,6 +38,10 @@ class Text(serializers.CharField):
         return super().to_internal_value(data)
 
 
+class Name(Text):
+    """A source's name. Checked by `services.sources`; see `api.schema`."""
+
+
 class Flag(serializers.BooleanField):
     """true or false, and no "yes"."""
 
@@ -96,7 +100,7 @@ class CreateIngestionSource(Strict):
     """CreateIngestionSourceDto."""
 
     not_writable = (*_READ_ONLY, "status")
-    name = Text(max_length=200, trim_whitespace=False)
+    name = Name(max_length=200, trim_whitespace=False)
     provider = Choice(choices=_providers())
     providerConfig = ProviderConfig()
     options = SourceOptions(required=False)
@@ -113,7 +117,7 @@ class UpdateIngestionSource(Strict):
     """
 
     not_writable = (*_READ_ONLY, "autoImport")
-    name = Text(max_length=200, required=False, trim_whitespace=False)
+    name = Name(max_length=200, required=False, trim_whitespace=False)
     provider = Choice(choices=_providers(), required=False)
     providerConfig = ProviderConfig(required=False)
     options = SourceOptions(required=False)
@@ -121,6 +125,8 @@ class UpdateIngestionSource(Strict):
 
 
 class RetryFailures(Strict):
+    """Which failed messages are tried again."""
+
     ids = serializers.ListField(
         child=RowId(min_value=1, max_value=2**62),
         required=False,

@@ -9,6 +9,7 @@ from typing import Any
 
 from drf_spectacular.extensions import (
     OpenApiAuthenticationExtension,
+    OpenApiSerializerExtension,
     OpenApiSerializerFieldExtension,
 )
 from drf_spectacular.openapi import AutoSchema
@@ -108,6 +109,28 @@ class _Session(OpenApiAuthenticationExtension):  # type: ignore[no-untyped-call]
         return {"type": "apiKey", "in": "cookie", "name": "sessionid", "description": about}
 
 
+# -- what bodies may hold ----------------------------------------------------------------------
+
+
+class _Strict(OpenApiSerializerExtension):  # type: ignore[no-untyped-call] # untyped base
+    """Says what `inputs.Strict` does: nothing but the fields that are named."""
+
+    target_class = "ingestion.api.inputs.Strict"
+    match_subclasses = True
+
+    def map_serializer(self, auto_schema: Any, direction: Direction) -> dict[str, Any]:
+        schema = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)  # noqa: SLF001 - the documented way
+        return {**schema, "additionalProperties": False}
+
+
+class _Name(OpenApiSerializerFieldExtension):  # type: ignore[no-untyped-call] # untyped base
+    target_class = "ingestion.api.inputs.Name"
+
+    def map_serializer_field(self, auto_schema: Any, direction: str) -> dict[str, Any]:
+        pattern = r"^[^\u0000-\u001f]*[^\u0000-\u001f\s][^\u0000-\u001f]*$"
+        return {"type": "string", "maxLength": self.target.max_length, "pattern": pattern}
+
+
 # -- the fields of providers and options -------------------------------------------------------
 
 _TYPES = {str: "string", int: "integer", bool: "boolean"}
@@ -199,6 +222,8 @@ def _config_out(provider: Provider) -> dict[str, Any]:
             properties[f"{field.name}Set"] = {"type": "boolean", "description": about}
         else:
             properties[field.name] = {"type": _TYPES[field.type], "title": field.label}
+            if field.default is None:
+                properties[field.name]["nullable"] = True  # of a source recovered from its archive
     return {"type": "object", "properties": properties, "required": list(properties)}
 
 

@@ -24,6 +24,17 @@ _PAGED = [
 ]
 
 
+#: One server-sent event (events.py), as OpenAPI 3 describes the items of such a stream.
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "event": {"type": "string", "enum": ["progress", "end"]},
+        "data": {"type": "string", "description": "JSON: status, counts and currentRun."},
+        "retry": {"type": "integer", "description": "Milliseconds before connecting again."},
+    },
+}
+
+
 class SourceViewSet(ApiViewSet[IngestionSource]):
     """Ingestion sources: one is a configured connection to an email provider."""
 
@@ -233,7 +244,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         operation_id="followProgress",
         responses={
             (200, "text/event-stream"): OpenApiResponse(
-                str, description="`progress` events once a second, `end` when no run is under way."
+                _EVENT, description="`progress` once a second, `end` when no run is under way."
             ),
         },
     )

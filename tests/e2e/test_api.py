@@ -1,13 +1,14 @@
 """The API over HTTP against the running service: the reference's paths, methods and codes.
 
-Each entry of REFERENCE quotes `ingestion-service-api.txt`.
+Each entry of REFERENCE quotes what the API was asked to be; tests/meta/test_reference.py has all of
+its endpoints and responses, and compares.
 """
 
 import email
 import hashlib
 import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -230,17 +231,52 @@ def test_no_secret_is_in_any_answer_or_audit(
         assert CANARY not in str(cursor.fetchall())
 
 
-def test_a_broken_row_is_a_500_with_an_id_and_nothing_else(
+#: Of every endpoint of the reference.
+UNEXPECTED = "500 Internal Server Error: An unexpected error occurred."
+
+
+@pytest.fixture
+def broken_table(source: IngestionSource) -> Iterator[None]:
+    """A database that is not what the service expects."""
+    rename = "ALTER TABLE ingestion_ingestionsource RENAME COLUMN {} TO {}"
+    with connection.cursor() as cursor:
+        cursor.execute(rename.format("options", "options_away"))
+        try:
+            yield
+        finally:
+            cursor.execute(rename.format("options_away", "options"))
+
+
+def test_an_unexpected_error_is_a_500_with_an_id_and_nothing_else(
+    api: httpx.Client, source: IngestionSource, broken_table: None
+) -> None:
+    for endpoint in dict.fromkeys(entry[0] for entry in REFERENCE if ":none" not in entry[0]):
+        method, path = endpoint.split()
+        path = path.replace(":proven", ":id").replace(":id", str(source.pk))
+        body = {"POST /api/v1/ingestion": BODY, "PUT /api/v1/ingestion/:id": {"name": "New"}}
+        answer = api.request(method, path.removeprefix("/api/v1"), json=body.get(endpoint))
+        assert answer.status_code == 500 == int(UNEXPECTED[:3]), endpoint
+        assert answer.json()["type"] == "server_error"
+        [error] = answer.json()["errors"]
+        assert error["detail"].startswith("Something went wrong. Tell the operator this id: ")
+        for told in ("Traceback", "column", "SELECT", "options", CANARY):
+            assert told not in answer.text, endpoint
+
+
+def test_credentials_that_no_key_reads_are_hidden_and_can_be_given_anew(
     api: httpx.Client, source: IngestionSource
 ) -> None:
     with connection.cursor() as cursor:
         cursor.execute("UPDATE ingestion_ingestionsource SET secrets = 'gAAAAA-broken-ciphertext'")
-    answer = api.get(f"/ingestion/{source.pk}")
-    assert answer.status_code == 500
-    [error] = answer.json()["errors"]
-    assert error["detail"].startswith("Something went wrong. Tell the operator this id: ")
-    assert "ciphertext" not in answer.text
-    assert "Traceback" not in answer.text
+    [listed] = api.get("/ingestion").json()
+    assert listed["providerConfig"]["passwordSet"] is False
+    assert "ciphertext" not in str(listed)
+    url = f"/ingestion/{source.pk}"
+    incomplete = api.put(url, json={"providerConfig": {"host": "127.0.0.2"}})
+    assert incomplete.status_code == 400
+    assert "providerConfig.password" in [error["attr"] for error in incomplete.json()["errors"]]
+    given = api.put(url, json={"providerConfig": {"password": "new"}})
+    assert given.json()["providerConfig"]["passwordSet"] is True
 
 
 def test_a_thousand_sources_cost_a_constant_number_of_queries(

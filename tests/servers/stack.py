@@ -142,6 +142,7 @@ class Service:
             **env,
             "PORT": str(port),
             "WORKER_CONCURRENCY": "2",
+            "API_REQUESTS_PER_MINUTE": "1000000",
             "ADMIN_PASSWORD": "the-admin-of-the-tests",
         }
         addresses = {
