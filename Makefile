@@ -69,7 +69,7 @@ $(VENV)/development: requirements-dev.txt requirements.txt
 define environment
 	test -n "$(PYTHON)" || { echo "Python 3.11 is needed: apt-get install python3 python3-venv"; exit 1; }; \
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
-		{ echo "Python 3.11 or 3.12 is needed, not `$(PYTHON) -V`: make PYTHON=/path/to/python3.11 ..."; exit 1; }; \
+		{ echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is none: make PYTHON=/path/to/python3.11 ..."; exit 1; }; \
 	test -x $(BIN)/pip || { echo "Making $(VENV) with `$(PYTHON) -V`"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV) 2>/dev/null; } || \
 		{ rm -rf $(VENV); echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 endef
