@@ -156,6 +156,10 @@ SPECTACULAR_SETTINGS = {
     "TITLE": "Ingestion Service API",
     "DESCRIPTION": "Manages ingestion sources, which connect to email providers and import emails.",
     "VERSION": "1.0.0",
+    "TAGS": [
+        {"name": "ingestion", "description": "Sources, and what is done with them."},
+        {"name": "emails", "description": "What was archived."},
+    ],
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],
     "SERVE_AUTHENTICATION": [],

@@ -55,7 +55,20 @@ _HEADERS = {
 
 
 class Schema(AutoSchema):
-    """Adds to every operation the refusals that it can answer with."""
+    """Adds to every operation the refusals that it can answer with.
+
+    The first line of a view's docstring is the summary that stands beside the path.
+    """
+
+    def get_summary(self) -> str:
+        return self._paragraphs()[0]
+
+    def get_description(self) -> str:
+        return self._paragraphs()[1]
+
+    def _paragraphs(self) -> tuple[str, str]:
+        first, _, rest = super().get_description().partition("\n\n")
+        return " ".join(first.split()).rstrip("."), rest
 
     def _get_response_bodies(self, direction: Direction = "response") -> Any:
         answers = super()._get_response_bodies(direction=direction)
