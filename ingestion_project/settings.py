@@ -7,14 +7,27 @@ Without DATABASE_URL and REDIS_URL the service uses the PostgreSQL and Redis tha
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 
 from ingestion_project import embedded, logs
 
+
+class _Env(environ.Env):  # type: ignore[misc] # untyped base
+    """Says which setting it is whose value can't be read."""
+
+    def get_value(self, var: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().get_value(var, *args, **kwargs)
+        except ValueError as error:
+            raise ImproperlyConfigured(f"{var} has no usable value: {error}") from None
+
+
 BASE_DIR = Path(__file__).resolve().parent.parent
-env = environ.Env()
+env = _Env()
 
 VAR_DIR = Path(env.str("VAR_DIR", default=str(BASE_DIR / "var"))).resolve()
 _local = embedded.Local(VAR_DIR)

@@ -63,7 +63,7 @@ class Schema(AutoSchema):
     def get_summary(self) -> str:
         return self._paragraphs()[0]
 
-    def get_description(self) -> str:
+    def get_description(self) -> str:  # type: ignore[override] # spectacular's, not DRF's
         return self._paragraphs()[1]
 
     def _paragraphs(self) -> tuple[str, str]:

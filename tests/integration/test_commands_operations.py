@@ -201,6 +201,22 @@ def test_an_archive_that_cannot_be_written_is_told(manage: CommandLine, archive_
     assert found["settings"]["state"] == "problem"  # the system check says the same
 
 
+@pytest.mark.parametrize(
+    ("env", "said"),
+    [
+        ({"WORKER_CONCURRENCY": "many"}, "WORKER_CONCURRENCY has no usable value"),
+        ({"DATABASE_URL": "postgres://x/y", "VAR_DIR": "{tmp}"}, "Set the SECRET_KEY"),
+    ],
+)
+def test_settings_that_are_no_good_are_named(
+    tmp_path: Path, env: dict[str, str], said: str
+) -> None:
+    manage = CommandLine(tmp_path / "archive")
+    done = manage("doctor", **{k: v.format(tmp=tmp_path) for k, v in env.items()})
+    assert done.code == 1
+    assert said in done.stderr
+
+
 # -- rotate_credentials_key --------------------------------------------------------------------
 
 
@@ -233,8 +249,7 @@ def test_a_rotation_that_dies_half_way_leaves_everything_readable(
 ) -> None:
     keys(OLD)
     first = make_source(root)
-    fields = [f.column for f in IngestionSource._meta.local_fields if f.column != "id"]
-    columns = ", ".join(fields)
+    columns = ", ".join(str(f.column) for f in IngestionSource._meta.local_fields[1:])  # all but id
     with connection.cursor() as cursor:
         cursor.execute(
             f"INSERT INTO ingestion_ingestionsource (id, {columns}) SELECT gen_random_uuid(), "

@@ -49,7 +49,7 @@ def bodies_asked_for(server: Pymap) -> int:
 def test_copies_moves_and_renames_download_nothing_again(server: Pymap) -> None:
     client = server.connect()
     for number in range(6):
-        client.append("INBOX", "", "", b"Subject: m%d\r\n\r\nbody %d\r\n" % (number, number))  # type: ignore[arg-type] # no date
+        client.append("INBOX", "", "", b"Subject: m%d\r\n\r\nbody %d\r\n" % (number, number))
     client.create("Work")
     source = sources.create(
         owner=User.objects.create_user("imap"),
@@ -86,7 +86,7 @@ def test_copies_moves_and_renames_download_nothing_again(server: Pymap) -> None:
     assert bodies_asked_for(server) == 0
     assert Folder.objects.get(path="Done").pk == folder.pk
 
-    client.append("Done", "", "", b"Subject: new\r\n\r\nnew\r\n")  # type: ignore[arg-type] # no date
+    client.append("Done", "", "", b"Subject: new\r\n\r\nnew\r\n")
     synced(source)
     assert placed()["Done"] == ["m0", "m1", "m2", "new"]
     assert bodies_asked_for(server) == 1

@@ -102,7 +102,7 @@ def settings_read() -> dict[str, object]:
 
 def settings_told() -> dict[str, str]:
     """Return name and default of README's settings."""
-    told = {}
+    told: dict[str, str] = {}
     for names, default, _ in table("Settings"):
         listed = re.findall(r"`(\w+)`", names)
         defaults = default.split(", ") if len(listed) > 1 else [default]
