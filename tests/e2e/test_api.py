@@ -168,6 +168,55 @@ def test_bad_input_is_a_400_that_names_the_field_and_stores_nothing(
     assert not IngestionSource.objects.exists()
 
 
+#: Method, path, body, and the field or parameter that the answer must name.
+BAD_ELSEWHERE: list[tuple[str, str, Any, str]] = [
+    ("PUT", "/ingestion/:id", {"name": ""}, "name"),
+    ("PUT", "/ingestion/:id", {"name": " "}, "name"),
+    ("PUT", "/ingestion/:id", {"name": 7}, "name"),
+    ("PUT", "/ingestion/:id", {"name": None}, "name"),
+    ("PUT", "/ingestion/:id", {"status": "flying"}, "status"),
+    ("PUT", "/ingestion/:id", {"provider": "carrier_pigeon"}, "provider"),
+    ("PUT", "/ingestion/:id", {"providerConfig": {"port": 70_000}}, "providerConfig.port"),
+    ("PUT", "/ingestion/:id", {"providerConfig": {"host": "a b"}}, "providerConfig.host"),
+    ("PUT", "/ingestion/:id", {"providerConfig": "text"}, "providerConfig"),
+    ("PUT", "/ingestion/:id", {"options": {"foo": 1}}, "options.foo"),
+    ("PUT", "/ingestion/:id", {"options": {"includeFolders": [1]}}, "options.includeFolders"),
+    ("PUT", "/ingestion/:id", {"autoImport": True}, "autoImport"),
+    ("PUT", "/ingestion/:id", {"createdAt": "2024-01-01"}, "createdAt"),
+    ("POST", "/ingestion/:id/sync", {"force": True}, "force"),
+    ("POST", "/ingestion/:id/failures/retry", {"ids": ["1"]}, "ids.0"),
+    ("POST", "/ingestion/:id/failures/retry", {"ids": [0]}, "ids.0"),
+    ("POST", "/ingestion/:id/failures/retry", {"ids": 1}, "ids"),
+    ("GET", "/ingestion?page=0", None, "page"),
+    ("GET", "/ingestion?pageSize=many", None, "pageSize"),
+    ("GET", "/ingestion?provider=carrier_pigeon", None, "provider"),
+    ("GET", "/ingestion?status=asleep", None, "status"),
+    ("GET", "/ingestion?search=%00", None, "search"),
+    ("GET", "/ingestion?colour=red", None, "colour"),
+    ("GET", "/ingestion?page=1&page=2", None, "page"),
+    ("GET", "/ingestion/:id/runs?pageSize=1001", None, "pageSize"),
+    ("GET", "/ingestion/:id/stats?mailbox=x", None, "mailbox"),
+    ("GET", "/emails?source=x", None, "source"),
+    ("GET", "/emails?folder=x", None, "folder"),
+    ("GET", "/emails?receivedFrom=yesterday", None, "receivedFrom"),
+    ("GET", "/emails?cursor=nonsense", None, "cursor"),
+    ("GET", "/emails?pageSize=0", None, "pageSize"),
+]
+
+
+def test_bad_bodies_and_queries_are_400s_that_name_the_field_and_change_nothing(
+    api: httpx.Client, source: IngestionSource
+) -> None:
+    IngestionSource.objects.update(status="error")  # nothing is due: only a request may change it
+    before = IngestionSource.objects.values().get()
+    for method, path, body, field in BAD_ELSEWHERE:
+        answer = api.request(method, address(path, source), json=body)
+        assert answer.status_code == 400, (method, path, body, answer.text)
+        assert field in [error["attr"] for error in answer.json()["errors"]], (path, body)
+        assert all(error["detail"] for error in answer.json()["errors"])
+    assert IngestionSource.objects.values().get() == before
+
+
 @pytest.mark.parametrize(
     "raw",
     [b"{", b'{"name": NaN}', b"[]", b"\xff", b'{"name": "\\ud800"}', b'{"name": "\\u0000"}',
