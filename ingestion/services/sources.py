@@ -20,8 +20,8 @@ from connectors.config import Config, ConfigError, Environment
 from ingestion.crypto import Secrets
 from ingestion.errors import CredentialsUnreadable, InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import options as source_options
 from ingestion.services import backoff, runs
+from ingestion.services import options as source_options
 from ingestion.services.status import SYSTEM, Actor, audit, locked, move
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
 
