@@ -11,8 +11,7 @@ from types import FrameType
 from rich.console import Console
 
 from bench import chart, limits, machine, page, profile, report, scenarios
-from bench.results import Row
-from bench.service import BenchError
+from bench.results import BenchError, Row
 from bench.stage import QUICK, Plan, Stage
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,12 +41,16 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--messages", type=int, help="instead of 20,000")
     made.add_argument("--rounds", type=int, help="how often the contenders take turns")
-    made.add_argument("--directory", type=Path, default=DIRECTORY, help="emptied at the start")
+    made.add_argument(
+        "--directory", type=Path, default=DIRECTORY, help="on a real disk; its work/ is emptied"
+    )
     return made
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     console = Console()
     if not console.is_terminal:  # a file or a pipe has room for the whole table
         console.width = max(console.width, 150)
@@ -57,38 +60,44 @@ def main(arguments: list[str] | None = None) -> int:
         rounds=options.rounds or usual.rounds,
         quick=options.quick,
     )
-    options.directory.mkdir(parents=True, exist_ok=True)
     names = options.only or (["import"] if options.quick else list(SCENARIOS))
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
-    rows: list[Row] = []
-    fsyncs = [machine.fsync_milliseconds(options.directory)]
-    try:
-        with Stage(
-            options.directory / "work", plan, lambda text: console.print(f"[dim]{text} …")
-        ) as stage:
-            if options.profile:
-                profile.run(stage, options.directory / "profile", console)
-                return 0
-            for name in names:
-                started = time.monotonic()
-                rows.extend(SCENARIOS[name](stage))
-                fsyncs.append(machine.fsync_milliseconds(options.directory))
-                stage.say(f"{name}: {time.monotonic() - started:.0f} s")
-    except BenchError as error:
-        console.print(f"[red]{error}")
+    directory: Path = options.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    if machine.disk(directory).startswith("tmpfs"):
+        console.print(f"{directory} is in memory, where an fsync costs nothing: --directory")
         return 2
-    about = {**machine.describe(options.directory, fsyncs), "rounds": f"{plan.rounds} rounds"}
-    report.show(rows, console)
-    results = options.directory / "results.json"
-    report.save(report.document(rows, about), results)
-    console.print(" · ".join(about.values()))
-    if not (options.quick or options.only or options.messages):
+    stage = Stage(directory / "work", plan, lambda text: console.print(f"[dim]{text} …"))
+    if options.profile:
+        with stage:
+            profile.run(stage, directory / "profile", console)
+        return 0
+    fsyncs = [machine.fsync_milliseconds(directory)]
+    rows: list[Row] = []
+    failed = []
+    with stage:
+        for name in names:
+            started = time.monotonic()
+            try:
+                rows.extend(SCENARIOS[name](stage))
+            except BenchError as error:
+                failed.append(name)
+                rows.append(Row(name, "failed", note=str(error)))
+            stage.say(f"{name}: {time.monotonic() - started:.0f} s")
+            fsyncs.append(machine.fsync_milliseconds(directory))
+    about = {**machine.describe(directory, fsyncs), "rounds": f"{plan.rounds} rounds"}
+    _tell(rows, about, console, directory / "results.json")
+    if not (options.quick or options.only or options.messages or failed):
         page.update(ROOT / "docs" / "benchmarks.md", rows, about)
         chart.save(rows, ROOT / "docs" / "benchmarks.svg")
         console.print("Written: docs/benchmarks.md, docs/benchmarks.svg")
+    return 2 if failed else 0
+
+
+def _tell(rows: list[Row], about: dict[str, str], console: Console, results: Path) -> None:
+    report.show(rows, console)
+    console.print(" · ".join(about.values()))
+    report.save(report.document(rows, about), results)
     console.print(f"All single figures: {results}")
-    return 0
 
 
 def _end(number: int, frame: FrameType | None) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import native, scenarios
-from bench.results import Row, Sample, at_most
-from bench.service import Account, BenchError, clean_environ
+from bench.results import BenchError, Row, Sample, at_most
+from bench.service import Account, clean_environ
 from bench.stage import Stage
 from tests.servers.stack import ROOT, Supervised
 

@@ -2,10 +2,13 @@
 
 import contextlib
 import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+
+from bench.results import BenchError
 
 _HERE = Path(__file__).parent
 #: A command as a client sends it: a tag, then the verb (UID FETCH counts as one).
@@ -13,13 +16,14 @@ _COMMAND = re.compile(rb"^[A-Za-z0-9.]+ ((?:UID )?[A-Za-z]+)(?=[ \r])", re.MULTI
 
 
 def build(name: str, directory: Path) -> Path:
-    """Compile a program of this folder; return it. Raises CalledProcessError, FileNotFoundError."""
-    target = directory / name
-    subprocess.run(
-        ["cc", "-O2", "-Wall", "-Wextra", "-pthread", "-o", str(target), str(_HERE / f"{name}.c")],
-        check=True,
-        capture_output=True,
-    )
+    """Compile a program of this folder; return it. Raises BenchError."""
+    target, compiler = directory / name, shutil.which("cc")
+    if compiler is None:
+        raise BenchError("There is no C compiler. As root: apt-get install gcc libc6-dev")
+    words = ["-O2", "-Wall", "-Wextra", "-pthread", "-o", str(target), str(_HERE / f"{name}.c")]
+    done = subprocess.run([compiler, *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise BenchError(f"{name}.c could not be compiled: {done.stderr}")
     return target
 
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bench import processes
-from bench.results import Sample
-from bench.service import Account, BenchError
+from bench.results import BenchError, Sample
+from bench.service import Account
 
 
 class Peers:

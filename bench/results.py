@@ -6,6 +6,10 @@ import statistics
 from collections.abc import Callable, Sequence
 
 
+class BenchError(Exception):
+    """What was to be measured did not happen; the text says what did."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One single measurement. None: this figure says nothing here, or can't be had."""

@@ -18,7 +18,7 @@ import httpx
 import psycopg
 
 from bench import processes
-from bench.results import Sample
+from bench.results import BenchError, Sample
 from ingestion_project.embedded import Local
 from tests.servers.stack import ROOT, Supervised, free_port
 
@@ -34,10 +34,6 @@ _WEEK_SECONDS = 604_800
 def clean_environ(**own: str) -> dict[str, str]:
     """Return this process's environment without the settings of another deployment."""
     return {name: value for name, value in os.environ.items() if name not in _FOREIGN} | own
-
-
-class BenchError(Exception):
-    """What was to be measured did not happen; the text says what did."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

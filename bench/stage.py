@@ -15,7 +15,8 @@ from typing import Self
 from bench import native
 from bench.mail import File, Pool
 from bench.peers import Peers
-from bench.service import Account, BenchError, Service
+from bench.results import BenchError
+from bench.service import Account, Service
 from tests.servers.dovecot import Dovecot
 
 
