@@ -72,7 +72,7 @@ def body_frames(bodies: Sequence[bytes], compress: zstandard.ZstdCompressor) -> 
     """Compress each body into a frame of its own, letting other threads run meanwhile."""
     if not any(bodies):  # which the library takes for a mistake
         return [compress.compress(body) for body in bodies]
-    frames = compress.multi_compress_to_buffer(list(bodies), threads=1)
+    frames = compress.multi_compress_to_buffer(list(bodies), threads=2)
     return [frames[index].tobytes() for index in range(len(bodies))]
 
 
