@@ -66,6 +66,10 @@ class Environment:
     timeout_seconds: float = 30.0
     max_message_bytes: int = 1_000_000_000
     extra_ca_file: str = ""
+    #: Where a provider's parts are, where not at their public addresses: "google.gmail" -> URL.
+    endpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    #: What a provider allows and what its requests cost: "google" -> {name: number}.
+    quotas: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
     #: Shared by all workers where the engine made it; of this process otherwise.
     throttle: Throttle = dataclasses.field(default_factory=Local, compare=False)
 

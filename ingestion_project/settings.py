@@ -234,6 +234,30 @@ NETWORK_TIMEOUT_SECONDS = env.float("NETWORK_TIMEOUT_SECONDS", default=30.0)
 MAX_MESSAGE_BYTES = env.int("MAX_MESSAGE_BYTES", default=1_000_000_000)
 EXTRA_CA_FILE = env.str("EXTRA_CA_FILE", default="")
 
+# -- Google --------------------------------------------------------------------------------------
+#: Where the providers are: tests and private gateways point these elsewhere.
+PROVIDER_ENDPOINTS = {
+    "google.gmail": env.str("GOOGLE_GMAIL_URL", default="https://gmail.googleapis.com"),
+    "google.directory": env.str("GOOGLE_DIRECTORY_URL", default="https://admin.googleapis.com"),
+    "google.auth": env.str("GOOGLE_AUTH_URL", default="https://accounts.google.com/o/oauth2/v2/auth"),
+    "google.token": env.str("GOOGLE_TOKEN_URL", default="https://oauth2.googleapis.com/token"),
+}
+#: developers.google.com/workspace/gmail/api/reference/quota: units, per minute. "new" is for Cloud
+#: projects that began to use the API in May 2026 or later, "old" for those before.
+_GOOGLE_QUOTAS = {
+    "new": {"user": 6_000, "project": 1_200_000, "get": 20, "list": 5, "history": 2},
+    "old": {"user": 15_000, "project": 1_200_000, "get": 5, "list": 5, "history": 2},
+}
+_google = _GOOGLE_QUOTAS[env.str("GOOGLE_QUOTA", default="new")]
+PROVIDER_QUOTAS = {
+    "google": {
+        **_google,
+        "user": env.int("GOOGLE_UNITS_PER_USER", default=_google["user"]),
+        "project": env.int("GOOGLE_UNITS_PER_PROJECT", default=_google["project"]),
+        "connections": env.int("GOOGLE_CONNECTIONS_PER_MAILBOX", default=8),
+    }
+}
+
 # -- logs ----------------------------------------------------------------------------------------
 LOG_FORMAT = env.str("LOG_FORMAT", default="json")  # or "console"
 LOGGING = logs.configure(LOG_FORMAT)

@@ -20,7 +20,7 @@ from connectors.config import Config, ConfigError, Environment
 from ingestion.crypto import Secrets
 from ingestion.errors import CredentialsUnreadable, InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import backoff, runs
+from ingestion.services import backoff, runs, throttle
 from ingestion.services import options as source_options
 from ingestion.services.status import SYSTEM, Actor, audit, locked, move
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
@@ -68,6 +68,9 @@ def environment() -> Environment:
         timeout_seconds=settings.NETWORK_TIMEOUT_SECONDS,
         max_message_bytes=settings.MAX_MESSAGE_BYTES,
         extra_ca_file=settings.EXTRA_CA_FILE,
+        endpoints=settings.PROVIDER_ENDPOINTS,
+        quotas=settings.PROVIDER_QUOTAS,
+        throttle=throttle.shared(),
     )
 
 
