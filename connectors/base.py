@@ -1,4 +1,4 @@
-"""The interface that every provider implements. Public surface: Connector, MailboxSession.
+"""The interface that every provider implements. Public: Connector, MailboxSession, Consent.
 
 A connector reads, and only reads: it opens mailboxes read-only and sets no flag. It knows nothing
 of the database; it raises only `connectors.errors` (anything else is a bug); it puts a deadline on
@@ -14,9 +14,9 @@ The engine calls, for each mailbox, in one thread:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from connectors.types import (
     Cursor,
@@ -92,4 +92,28 @@ class MailboxSession(_Closing, ABC):
         Hides latency (pipelined or concurrent), holds a bounded number of bytes, spools large
         bodies. The caller closes spooled bodies. A dropped connection is Retryable after what
         had arrived whole was yielded; the caller keeps that and asks again for the rest.
+        """
+
+
+class Consent(ABC):
+    """How a person grants access in the browser: OAuth 2 by authorization code with PKCE (RFC 6749
+    section 4.1, RFC 7636). Made of a configuration that knows its client and not yet its tokens.
+
+    A provider that has it sets CONSENT in its connector.py: (config, environment) -> Consent, or
+    None where this configuration does not sign anybody in (a service account, say).
+    """
+
+    @abstractmethod
+    def authorize_url(self, *, redirect_uri: str, state: str, code_challenge: str) -> str:
+        """Return the provider's page, for the least that reading mail needs. No network.
+
+        `code_challenge` is of method S256.
+        """
+
+    @abstractmethod
+    def redeem(self, *, code: str, code_verifier: str, redirect_uri: str) -> Mapping[str, Any]:
+        """Exchange the code; return the configuration's fields to store, refreshToken among them.
+
+        Raises ConnectorError with a sentence for the person: too little was granted, it is another
+        account than the configuration names, the code is of no use.
         """

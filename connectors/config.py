@@ -5,6 +5,7 @@ and the command line are all derived from it, so that a new provider needs no co
 """
 
 import dataclasses
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
@@ -21,7 +22,8 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a provider's configuration. `type` is str, int or bool."""
+    """One field of a provider's configuration. `type` is str, int or bool. `takes_object`: a text
+    of JSON that may also be given as the object."""
 
     name: str
     label: str
@@ -33,6 +35,7 @@ class Field:
     min_value: int | None = None
     max_value: int | None = None
     max_length: int = 1000
+    takes_object: bool = False
 
 
 def field(
@@ -44,6 +47,7 @@ def field(
     min_value: int | None = None,
     max_value: int | None = None,
     max_length: int = 1000,
+    takes_object: bool = False,
 ) -> Any:
     """Declare a configuration field; without a default it is required."""
     about = {
@@ -53,6 +57,7 @@ def field(
         "min_value": min_value,
         "max_value": max_value,
         "max_length": max_length,
+        "takes_object": takes_object,
     }
     return dataclasses.field(default=default, repr=not secret, metadata=about)
 
@@ -107,6 +112,8 @@ class Config:
                 if f.required:
                     errors[f.name] = ["This field is required."]
                 continue
+            if f.takes_object and isinstance(value, Mapping):
+                value = json.dumps(value)
             problem = _problem(f, value)
             if problem:
                 errors[f.name] = [problem]
@@ -120,6 +127,19 @@ class Config:
 
     def check(self) -> None:
         """Check what concerns more than one field, or a field's form. Raises ConfigError."""
+
+    def awaits_consent(self) -> bool:
+        """Tell whether a person must sign in first: only what `Consent.redeem` gives is missing."""
+        return False
+
+    @classmethod
+    def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:
+        """Name the stored fields that newly given ones replace, where a source has several ways in.
+
+        A change of credentials gives only what changes; of the rest, what is named here is dropped.
+        """
+        _ = given, stored
+        return frozenset()
 
 
 _NAMES = {str: "text", int: "a whole number", bool: "true or false"}

@@ -1,4 +1,4 @@
-"""Which providers there are. Public surface: PROVIDERS, config_fields, build.
+"""Which providers there are. Public surface: PROVIDERS, build, consent.
 
 A provider is a folder with the same file names in each: connector.py, client.py, config.py.
 Adding one is adding a row here.
@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, cast
 
-from connectors.base import Connector
+from connectors.base import Connector, Consent
 from connectors.config import Config, Environment
 
 
@@ -37,3 +37,13 @@ def build(slug: str, config: Mapping[str, Any], environment: Environment) -> Con
     provider = PROVIDERS[slug]
     module = importlib.import_module(f"{provider.package}.connector")
     return cast("Connector", module.CONNECTOR(provider.config.parse(config), environment))
+
+
+def consent(slug: str, config: Mapping[str, Any], environment: Environment) -> Consent | None:
+    """Return how a person signs in for a providerConfig; None where nobody does for this one."""
+    provider = PROVIDERS[slug]
+    module = importlib.import_module(f"{provider.package}.connector")
+    make = getattr(module, "CONSENT", None)
+    if make is None:
+        return None
+    return cast("Consent | None", make(provider.config.parse(config), environment))

@@ -239,7 +239,9 @@ EXTRA_CA_FILE = env.str("EXTRA_CA_FILE", default="")
 PROVIDER_ENDPOINTS = {
     "google.gmail": env.str("GOOGLE_GMAIL_URL", default="https://gmail.googleapis.com"),
     "google.directory": env.str("GOOGLE_DIRECTORY_URL", default="https://admin.googleapis.com"),
-    "google.auth": env.str("GOOGLE_AUTH_URL", default="https://accounts.google.com/o/oauth2/v2/auth"),
+    "google.auth": env.str(
+        "GOOGLE_AUTH_URL", default="https://accounts.google.com/o/oauth2/v2/auth"
+    ),
     "google.token": env.str("GOOGLE_TOKEN_URL", default="https://oauth2.googleapis.com/token"),
 }
 #: developers.google.com/workspace/gmail/api/reference/quota: units, per minute. "new" is for Cloud

@@ -3,6 +3,8 @@
 import dataclasses
 import re
 import urllib.parse
+from collections.abc import Mapping
+from typing import Any
 
 from connectors.config import Config, ConfigError, field
 
@@ -56,6 +58,17 @@ class ImapConfig(Config):
     )
     clientId: str = field("OAuth client id", default="")
     clientSecret: str = field("OAuth client secret", default="", secret=True)
+
+    @classmethod
+    def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:
+        """A new credential of one kind replaces the stored one of the other."""
+        _ = stored
+        secrets = {f.name for f in cls.fields() if f.secret}
+        if "password" in given and "accessToken" not in given:
+            return frozenset(secrets - set(given))
+        if "password" not in given and secrets & set(given):
+            return frozenset({"password"})
+        return frozenset()
 
     def check(self) -> None:
         errors: dict[str, list[str]] = {}

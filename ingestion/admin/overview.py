@@ -11,10 +11,10 @@ from django.utils.safestring import SafeString, mark_safe
 from connectors.registry import PROVIDERS
 from ingestion.admin import display, live, verbs
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
+from ingestion.services import consent, sources
 from ingestion.services import options as source_options
-from ingestion.services import sources
 from ingestion.services.options import Options
-from ingestion.states import MailboxState
+from ingestion.states import MailboxState, SourceStatus
 
 _ROWS = 6
 
@@ -56,6 +56,7 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
         "texts": live.texts(source),
         "progress": progress_bar(source, live.current_run(source)),
         "buttons": _buttons(source) if may_change else [],
+        "sign_in": _sign_in(source) if may_change else None,
         "tiles": _tiles(source),
         # Who may change the settings sees them in the form below.
         "settings": [] if may_change else [*_connection(source), *_options(source)],
@@ -75,6 +76,15 @@ def _buttons(source: Any) -> list[dict[str, Any]]:
         {"verb": verb, "refusal": refusals[slug], "primary": slug == verbs.next_step(source)}
         for slug, verb in verbs.VERBS.items()
     ]
+
+
+def _sign_in(source: IngestionSource) -> dict[str, Any] | None:
+    """Return the button that sends a person to the provider, where this kind of source has it."""
+    if not consent.signs_in(source):
+        return None
+    label = PROVIDERS[source.provider].label
+    waiting = source.status in (SourceStatus.PENDING_AUTH, SourceStatus.ERROR)
+    return {"label": f"Sign in with {label}", "primary": waiting}
 
 
 def _lists_of(source: IngestionSource) -> dict[str, str]:

@@ -19,7 +19,7 @@ from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
-from ingestion.services import sources
+from ingestion.services import consent, sources
 from ingestion.services.status import Actor
 
 #: A bulk action says this many refusals one by one.
@@ -142,6 +142,11 @@ class SourceAdmin(AuditedAdmin):
         return [
             path("live/", view(never_cache(self.live_view)), name="ingestion_source_live"),
             path("<uuid:pk>/do/", view(require_POST(self.verb_view)), name="ingestion_source_verb"),
+            path(
+                "<uuid:pk>/sign-in/",
+                view(require_POST(self.sign_in_view)),
+                name="ingestion_source_sign_in",
+            ),
             *super().get_urls(),
         ]
 
@@ -167,6 +172,21 @@ class SourceAdmin(AuditedAdmin):
         level = messages.SUCCESS if outcome.ok else messages.ERROR
         self.message_user(request, outcome.text, level)
         return HttpResponseRedirect(display.page_of(source))
+
+    def sign_in_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
+        """Send the person to the provider; api.consent takes them back to the source's page."""
+        source = self.get_queryset(request).filter(pk=pk).first()
+        if source is None:
+            raise Http404
+        if not self.has_change_permission(request, source):
+            raise PermissionDenied
+        user: Any = request.user  # staff, so no AnonymousUser
+        try:
+            url = consent.begin(source, user=user, redirect_uri=consent.callback_url(request))
+        except ServiceError as refusal:
+            self.message_user(request, str(refusal), messages.ERROR)
+            url = display.page_of(source)
+        return HttpResponseRedirect(url)
 
     def perform_on(
         self, request: HttpRequest, verb: verbs.Verb, chosen: list[IngestionSource]

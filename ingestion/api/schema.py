@@ -207,6 +207,9 @@ def _config_properties(provider: Provider) -> dict[str, Any]:
             about["format"] = "password"
         elif field.default is not None:
             about["default"] = field.default
+        if field.takes_object:
+            text = {name: about.pop(name) for name in ("type", "maxLength", "format")}
+            about["oneOf"] = [text, {"type": "object"}]
         properties[field.name] = about
     return properties
 

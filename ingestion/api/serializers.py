@@ -95,6 +95,13 @@ class VerdictOut(serializers.Serializer[Any]):
     message = serializers.CharField()
 
 
+class SignInOut(serializers.Serializer[Any]):
+    """Where to send the person. `redirectUri` must be registered with the provider."""
+
+    authorizeUrl = serializers.CharField(source="url")
+    redirectUri = serializers.CharField(source="redirect_uri")
+
+
 class RetriedOut(serializers.Serializer[Any]):
     retried = serializers.IntegerField()
 

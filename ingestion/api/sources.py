@@ -16,7 +16,7 @@ from ingestion.api import events, inputs, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, IngestionSource, Run
-from ingestion.services import failures, sources
+from ingestion.services import consent, failures, sources
 
 _PAGED = [
     OpenApiParameter("X-Total-Count", int, OpenApiParameter.HEADER, response=[200]),
@@ -177,6 +177,23 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         verdict = sources.verify(source, actor=self.actor)
         tasks.ring(source)
         return Response(serializers.VerdictOut(verdict).data)
+
+    @extend_schema(
+        operation_id="beginSignIn",
+        request=inputs.Nothing,
+        responses={200: serializers.SignInOut},
+    )
+    @action(detail=True, methods=["post"], url_path="oauth/authorize", url_name="authorize")
+    def authorize(self, request: Request, pk: str) -> Response:
+        """Begin a sign-in at the provider: open the answered address in a browser.
+
+        It comes back to /api/v1/oauth/callback, within ten minutes and as the same user. A source
+        whose credentials are of another kind: 409.
+        """
+        source = self._named_by_a_verb()
+        back = consent.callback_url(request._request)  # noqa: SLF001 - DRF's own way to it
+        url = consent.begin(source, user=self.user, redirect_uri=back)
+        return Response(serializers.SignInOut({"url": url, "redirect_uri": back}).data)
 
     @extend_schema(
         operation_id="listRuns",

@@ -4,6 +4,7 @@ from django.urls import include, path, re_path
 from rest_framework.routers import SimpleRouter
 
 from ingestion.api import docs
+from ingestion.api.consent import ConsentViewSet
 from ingestion.api.emails import EmailViewSet
 from ingestion.api.sources import SourceViewSet
 
@@ -14,6 +15,11 @@ router.register("emails", EmailViewSet, basename="emails")
 
 urlpatterns = [
     path("v1/", include(router.urls)),
+    re_path(
+        r"^v1/oauth/callback/?$",
+        ConsentViewSet.as_view({"get": "callback"}),
+        name="oauth-callback",
+    ),
     re_path(r"^schema/?$", docs.document, name="schema"),
     re_path(r"^docs/?$", docs.page, name="docs"),
 ]

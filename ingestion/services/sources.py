@@ -35,6 +35,7 @@ __all__ = [
     "move",
     "pause",
     "public_config",
+    "reconnect",
     "resume",
     "start_import",
     "start_sync",
@@ -44,6 +45,8 @@ __all__ = [
 ]
 
 _MAX_NAME_CHARS = 200
+_CONSENT_NEEDED = "consent_needed"
+_CONSENT_AWAITED = dt.timedelta(days=1)
 _CHECK_BACKOFF_SECONDS = (10, 30, 60, 120, 300, 600)
 
 
@@ -127,6 +130,20 @@ def update(source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor)
     return source
 
 
+def reconnect(
+    source: IngestionSource, fields: Mapping[str, Any], *, actor: Actor
+) -> IngestionSource:
+    """Store what a sign-in gave (see connectors.base.Consent) and have it checked, also where it is
+    what was stored before. Raises InvalidInput, LostRace. Opens its own transaction.
+    """
+    with transaction.atomic():
+        source = locked(source)
+        _apply_changes(source, {"providerConfig": dict(fields)}, actor)
+        _recheck(source, reason=f"Signed in by {actor.name}.", actor=actor)
+    source.refresh_from_db()
+    return source
+
+
 def public_config(source: IngestionSource) -> dict[str, Any]:
     """Return providerConfig without secrets, plus "<secret>Set" for each that can be read."""
     fields = list(registry.PROVIDERS[source.provider].config.fields())
@@ -194,14 +211,9 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
 def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]:
     secret = {f.name for f in registry.PROVIDERS[source.provider].config.fields() if f.secret}
     chosen = {k: v for k, v in given.items() if k not in secret or v not in (None, "")}
-    merged = {**source.config, **stored_secrets(source), **chosen}
-    if "password" in chosen and "accessToken" not in chosen:
-        # A new credential of one kind replaces the stored one of the other.
-        for other in secret - {"password"}:
-            merged.pop(other, None) if other not in chosen else None
-    elif "password" not in chosen and secret & set(chosen) - {"password"}:
-        merged.pop("password", None)
-    return merged
+    stored = {**source.config, **stored_secrets(source)}
+    dropped = registry.PROVIDERS[source.provider].config.superseded(chosen, stored) - set(chosen)
+    return {name: value for name, value in stored.items() if name not in dropped} | chosen
 
 
 def _changed_names(source: IngestionSource, config: Config) -> dict[str, Any]:
@@ -373,10 +385,14 @@ def verify(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
 
 
 def _ask_provider(source: IngestionSource) -> Verdict:
+    provider = registry.PROVIDERS[source.provider]
     try:
-        with registry.build(
-            source.provider, {**source.config, **source.secrets}, environment()
-        ) as connector:
+        config = {**source.config, **source.secrets}
+        if provider.config.parse(config).awaits_consent():
+            return Verdict(
+                False, _CONSENT_NEEDED, f"Sign in with {provider.label} to grant access."
+            )
+        with registry.build(source.provider, config, environment()) as connector:
             identity = connector.check()
     except provider_errors.Retryable as error:
         return Verdict(False, error.code, str(error), error.retry_after_seconds)
@@ -398,6 +414,10 @@ def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
         if source.status == SourceStatus.PENDING_AUTH:
             _proven(source, verdict, actor)
         return
+    if verdict.code == _CONSENT_NEEDED:
+        if source.status == SourceStatus.PENDING_AUTH:
+            _await_consent(source, verdict)
+        return
     if verdict.code in _PASSING_CODES:
         if source.status == SourceStatus.PENDING_AUTH:
             _check_again_later(source, verdict, actor)
@@ -415,6 +435,13 @@ def _proven(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
     if to == SourceStatus.AUTH_SUCCESS and source.auto_import:
         _start(source, RunKind.IMPORT, actor)
     runs.make_due_now(source)
+
+
+def _await_consent(source: IngestionSource, verdict: Verdict) -> None:
+    """Nothing is due until a person signed in: `reconnect` makes the check due again."""
+    source.check_not_before = timezone.now() + _CONSENT_AWAITED
+    source.status_message = verdict.message
+    source.save(update_fields=["check_not_before", "status_message"])
 
 
 def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:

@@ -1,0 +1,78 @@
+"""/api/v1/oauth/callback: where a provider sends people back to after they signed in."""
+
+from typing import Any, cast
+
+from django.contrib import messages
+from django.contrib.auth.models import User
+from django.http import HttpResponseRedirect
+from django.urls import reverse
+from django.utils.http import urlencode
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
+from rest_framework.exceptions import NotAuthenticated
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from ingestion import queries, tasks
+from ingestion.api import serializers
+from ingestion.api.base import ApiViewSet
+from ingestion.errors import ServiceError
+from ingestion.models import IngestionSource
+from ingestion.services import consent
+
+_MAX_CHARS = 4_000
+
+
+class ConsentViewSet(ApiViewSet[IngestionSource]):
+    """Answers browsers by a redirect to the source's page, programs by the source."""
+
+    scope = "write"  # a GET that changes something: the protocol wants it so
+    serializer_class = serializers.SourceOut
+
+    def handle_exception(self, exc: Exception) -> Response:
+        """Send a browser to where a person can do something about it."""
+        if isinstance(exc, NotAuthenticated) and self._is_browser():
+            here = urlencode({"next": self.request.get_full_path()})
+            return cast("Response", HttpResponseRedirect(f"{reverse('admin:login')}?{here}"))
+        if isinstance(exc, ServiceError) and self._is_browser() and self._sees_admin():
+            messages.error(self.request._request, f"Not signed in. {exc}")  # noqa: SLF001
+            return self._redirect("admin:ingestion_ingestionsource_changelist")
+        return super().handle_exception(exc)
+
+    @extend_schema(
+        operation_id="finishSignIn",
+        parameters=[
+            OpenApiParameter("state", str, description="As `oauth/authorize` made it."),
+            OpenApiParameter("code", str, description="What the provider gave."),
+            OpenApiParameter("error", str, description="Why the provider gave no code."),
+        ],
+        responses={200: serializers.SourceOut, 302: OpenApiResponse(description="For browsers.")},
+    )
+    def callback(self, request: Request) -> Response:
+        """Finish a sign-in that `oauth/authorize` began, as the same user.
+
+        Whatever else the provider puts into the address is left alone.
+        """
+        state, code, refusal = (
+            request.query_params.get(name, "")[:_MAX_CHARS] for name in ("state", "code", "error")
+        )
+        source = consent.finish(
+            user=self.user, state=state, code=code, refusal=refusal, actor=self.actor
+        )
+        tasks.ring(source)
+        if self._is_browser() and self._sees_admin():
+            text = f"Signed in. The credentials of “{source.name}” are being checked."
+            messages.success(request._request, text)  # noqa: SLF001
+            return self._redirect("admin:ingestion_ingestionsource_change", source.pk)
+        found = queries.with_counts(IngestionSource.objects.filter(pk=source.pk)).get()
+        context = {"runs": queries.current_runs([found])}
+        return Response(serializers.SourceOut(found, context=context).data)
+
+    def _is_browser(self) -> bool:
+        return "text/html" in self.request.headers.get("Accept", "")
+
+    def _sees_admin(self) -> bool:
+        user = self.request.user
+        return isinstance(user, User) and user.is_staff
+
+    def _redirect(self, name: str, *arguments: Any) -> Response:
+        return cast("Response", HttpResponseRedirect(reverse(name, args=arguments)))
