@@ -27,6 +27,7 @@ from connectors.types import (
     RawMessage,
     RemoteFolder,
     RemoteMailbox,
+    Wanted,
 )
 
 
@@ -68,6 +69,14 @@ class Connector(_Closing, ABC):
 
 class MailboxSession(_Closing, ABC):
     """One mailbox, opened. Owns its network connections."""
+
+    def prefer(self, wanted: Wanted) -> None:
+        """Hear what will be kept, before the first listing: a hint that saves downloads.
+
+        The engine drops the rest anyway, when it is listed or when it is fetched. A connector that
+        leaves something out at listing says so in its cursors, and raises CursorExpired for one
+        that left out what is wanted now. One folder for each role needs none of this.
+        """
 
     @abstractmethod
     def folders(self) -> Sequence[RemoteFolder]:

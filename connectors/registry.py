@@ -28,7 +28,11 @@ class Provider:
 
 
 PROVIDERS: Mapping[str, Provider] = {
-    p.slug: p for p in (Provider("generic_imap", "IMAP server", "connectors.generic_imap"),)
+    p.slug: p
+    for p in (
+        Provider("generic_imap", "IMAP server", "connectors.generic_imap"),
+        Provider("google", "Google", "connectors.google"),
+    )
 }
 
 

@@ -58,7 +58,9 @@ class MessageRef:
 
     `stable_id` names the same bytes in every folder of the mailbox (EMAILID, X-GM-MSGID), or "".
     `size_bytes` is what the provider claims; it may be wrong. `labels` are the placement's
-    attributes (IMAP flags such as "\\\\Seen", Gmail labels by display name), sorted.
+    attributes (IMAP flags such as "\\\\Seen", Gmail labels by display name), sorted; None where the
+    listing does not tell them. `roles`: "junk", "trash" or "drafts", where one folder holds such
+    messages beside others. What fetch() answers with may know more than what was listed.
     """
 
     remote_id: str
@@ -66,7 +68,17 @@ class MessageRef:
     stable_id: str = ""
     thread_id: str = ""
     received_at: dt.datetime | None = None
-    labels: tuple[str, ...] = ()
+    labels: tuple[str, ...] | None = ()
+    roles: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the engine will keep: no message with one of the roles `left_out`, none received before
+    `since` (UTC)."""
+
+    left_out: frozenset[str] = frozenset()
+    since: dt.date | None = None
 
 
 class RemoteIds(Protocol):

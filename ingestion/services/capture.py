@@ -58,7 +58,8 @@ class Capture:
 
     @property
     def empty(self) -> bool:
-        return not (self._batch.placements or self._waiting or self._batch.missing)
+        batch = self._batch
+        return not (batch.placements or self._waiting or batch.missing or batch.left_out)
 
     def place(self, known: Sequence[tuple[MessageRef, uuid.UUID]]) -> None:
         """Take references whose bytes are archived under the given message ids."""
@@ -75,6 +76,12 @@ class Capture:
         self._batch.fetched_bytes += size
         if self._waiting_bytes >= _LOOKUP_BYTES or len(self._waiting) >= _LOOKUP_MESSAGES:
             self._pack_waiting()
+
+    def leave_out(self, answer: RawMessage | Missing) -> None:
+        """Take an answer that turned out to be unwanted: nothing of it is kept."""
+        if isinstance(answer, RawMessage):
+            _close(answer.body)
+        self._batch.left_out.append(answer.ref.remote_id)
 
     def commit(
         self,
@@ -145,7 +152,7 @@ class Capture:
             "remote_id": ref.remote_id,
             "stable_id": ref.stable_id,
             "received_at": ref.received_at.isoformat() if ref.received_at else None,
-            "labels": ref.labels,
+            "labels": ref.labels or (),
         }
 
 

@@ -192,10 +192,12 @@ def upsert_placements(
     mailbox_id: uuid.UUID, folder_id: int, rows: Sequence[tuple[MessageRef, uuid.UUID]]
 ) -> int:
     """Place messages in a folder; return how many placements are new. One that was removed and is
-    there again is the same placement."""
-    if not rows:
-        return 0
+    there again is the same placement; where the labels are not told it keeps those it has."""
     unique = {ref.remote_id: (ref, message) for ref, message in rows}
+    for remote_id in _restored(folder_id, [r for r, (ref, _) in unique.items() if not _told(ref)]):
+        del unique[remote_id]
+    if not unique:
+        return 0
     refs = [ref for ref, _ in unique.values()]
     with connection.cursor() as cursor:
         cursor.execute(
@@ -218,11 +220,27 @@ def upsert_placements(
                 "remote": array_literal(unique),
                 "stable": array_literal([ref.stable_id for ref in refs]),
                 "thread": array_literal([ref.thread_id for ref in refs]),
-                "labels": "{" + ",".join([_labels_element(ref.labels) for ref in refs]) + "}",
+                "labels": "{" + ",".join([_labels_element(ref.labels or ()) for ref in refs]) + "}",
             },
         )
         row = cursor.fetchone()
     return int(row[0]) if row else 0
+
+
+def _told(ref: MessageRef) -> bool:
+    return ref.labels is not None
+
+
+def _restored(folder_id: int, remote_ids: Sequence[str]) -> Collection[str]:
+    """Say of placements that they are there; return which exist."""
+    if not remote_ids:
+        return ()
+    _run(
+        "UPDATE ingestion_placement SET removed_at = NULL WHERE folder_id = %(folder)s"
+        " AND remote_id = ANY(%(ids)s::text[]) AND removed_at IS NOT NULL",
+        {"folder": folder_id, "ids": array_literal(remote_ids)},
+    )
+    return placed(folder_id, remote_ids).keys()
 
 
 def mark_removed(folder_id: int, remote_ids: Sequence[str]) -> None:
@@ -294,7 +312,7 @@ def upsert_failure(
             "stable": ref.stable_id,
             "size": ref.size_bytes,
             "received": ref.received_at,
-            "labels": array_literal(ref.labels),
+            "labels": array_literal(ref.labels or ()),
             "code": code,
             "reason": reason,
             "attempts": attempts,

@@ -38,6 +38,7 @@ class Batch:
     new: list[NewMessage] = dataclasses.field(default_factory=list)
     placements: list[tuple[MessageRef, uuid.UUID]] = dataclasses.field(default_factory=list)
     missing: list[Missing] = dataclasses.field(default_factory=list)
+    left_out: list[str] = dataclasses.field(default_factory=list)  # remote ids nobody wants
     fetched_bytes: int = 0
     cursor: Cursor | None = None
     listed: bool = False
@@ -121,7 +122,8 @@ class Committer:
             sql.insert_pack(pack_id, source_id, pack_size, len(batch.new))
             sql.insert_messages(mailbox_id, pack_id, batch.new)
         placed = sql.upsert_placements(mailbox_id, batch.folder_id, batch.placements)
-        sql.clear_failures(batch.folder_id, [ref.remote_id for ref, _ in batch.placements])
+        settled = [ref.remote_id for ref, _ in batch.placements] + batch.left_out
+        sql.clear_failures(batch.folder_id, settled)
         failed, gone = self._write_missing(batch)
         if batch.removed:
             sql.mark_removed(batch.folder_id, batch.removed)

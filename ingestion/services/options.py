@@ -9,7 +9,7 @@ import fnmatch
 from collections.abc import Mapping
 from typing import Any, Self
 
-from connectors.types import RemoteFolder
+from connectors.types import MessageRef, RemoteFolder, Wanted
 from ingestion.errors import InvalidInput
 from ingestion.states import FolderRole
 
@@ -116,10 +116,18 @@ class Options:
             return False
         return self._chosen("Folders", folder.path)
 
-    def wants_message(self, received_at: dt.datetime | None) -> bool:
-        """Tell whether a message is recent enough. One without a date always is."""
+    def wants_message(self, ref: MessageRef) -> bool:
+        """Tell whether a message is recent enough (one without a date always is) and of no role
+        that is left out."""
         since: dt.date | None = self.values["since"]
-        return since is None or received_at is None or received_at.date() >= since
+        recent = since is None or ref.received_at is None or ref.received_at.date() >= since
+        return recent and not self.wanted.left_out.intersection(ref.roles)
+
+    @property
+    def wanted(self) -> Wanted:
+        """What the options ask of each message, for connectors."""
+        out = (str(role) for role, option in _ROLES.items() if not self.values[option])
+        return Wanted(frozenset(out), self.values["since"])
 
     def _chosen(self, what: str, name: str) -> bool:
         include, exclude = self.values[f"include{what}"], self.values[f"exclude{what}"]

@@ -33,7 +33,7 @@ class FolderReport:
     present: int = 0
     missing: int = 0
     failed: int = 0
-    excluded: int = 0  # older than the option `since`
+    excluded: int = 0  # older than the option `since`, or junk, trash or a draft
     kept: int = 0  # archived, still placed here, no longer listed: the next sync marks them
     missing_ids: list[str] = dataclasses.field(default_factory=list)
     failed_ids: list[str] = dataclasses.field(default_factory=list)
@@ -73,6 +73,7 @@ def _mailbox(
     row = Mailbox.objects.filter(source=source, remote_id=remote.remote_id).first()
     try:
         with connector.open(remote) as session:
+            session.prefer(options.wanted)
             for folder in session.folders():
                 report = FolderReport(remote.address, folder.path, folder.remote_id)
                 if not options.wants_folder(folder):
@@ -105,7 +106,7 @@ def _compare(
     try:
         for page in session.changes(remote, None):
             report.listed += len(page.added)
-            wanted = [ref for ref in page.added if options.wants_message(ref.received_at)]
+            wanted = [ref for ref in page.added if options.wants_message(ref)]
             report.excluded += len(page.added) - len(wanted)
             _count(folder, wanted, report, max_ids)
             if folder is not None and page.present is not None:

@@ -23,7 +23,15 @@ from django.utils import timezone
 
 from connectors import errors, registry
 from connectors.base import MailboxSession
-from connectors.types import MessageRef, Page, RemoteFolder, RemoteIds, RemoteMailbox
+from connectors.types import (
+    MessageRef,
+    Missing,
+    Page,
+    RawMessage,
+    RemoteFolder,
+    RemoteIds,
+    RemoteMailbox,
+)
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
@@ -233,6 +241,7 @@ class _Mailbox:
             connector.open(remote) as session,
             self.committer,
         ):
+            session.prefer(self.options.wanted)
             followed = folders.store_listing(
                 self.held, self.run, self.mailbox, session.folders(), self.options
             )
@@ -269,7 +278,7 @@ class _Mailbox:
     def _capture_page(
         self, session: MailboxSession, remote: RemoteFolder, folder: Folder, page: Page
     ) -> None:
-        wanted = [ref for ref in page.added if self.options.wants_message(ref.received_at)]
+        wanted = [ref for ref in page.added if self.options.wants_message(ref)]
         if any(ref.stable_id for ref in wanted):
             self.committer.wait()  # what it is about to show may be the same messages
         known, unknown = self._split(folder, wanted)
@@ -314,9 +323,7 @@ class _Mailbox:
             try:
                 for answer in answers:
                     asked.discard(answer.ref.remote_id)
-                    capture.add(answer)
-                    if capture.full:
-                        capture.commit()
+                    self._take(capture, answer)
                     if self.held.stopping.is_set() and asked:
                         capture.commit()
                         return False
@@ -336,6 +343,14 @@ class _Mailbox:
                 code="short_reply",
             )
         return True
+
+    def _take(self, capture: Capture, answer: RawMessage | Missing) -> None:
+        if self.options.wants_message(answer.ref):
+            capture.add(answer)
+        else:  # only the download told
+            capture.leave_out(answer)
+        if capture.full:
+            capture.commit()
 
     def _split(
         self, folder: Folder, refs: Sequence[MessageRef]

@@ -7,7 +7,7 @@ import abc
 import contextlib
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -58,7 +58,13 @@ class Account(abc.ABC):
 
 
 class ConnectorContract:
-    """Subclasses give an `account` fixture."""
+    """Subclasses give an `account` fixture, and the provider's name.
+
+    `examples`: a valid providerConfig of each kind, with "canary" in every secret.
+    """
+
+    slug: ClassVar[str]
+    examples: ClassVar[tuple[dict[str, Any], ...]]
 
     @pytest.fixture
     def session(self, account: Account) -> Iterator[MailboxSession]:

@@ -56,6 +56,7 @@ def _uid(remote_id: str) -> int:
 
 class TestImap(ConnectorContract):
     slug = "generic_imap"
+    examples = ({"host": "h", "username": "u", "password": "canary"},)
 
     @pytest.fixture(params=[MODERN, PLAIN], ids=["modern", "plain"])
     def account(self, request: pytest.FixtureRequest) -> Iterator[ImapAccount]:

@@ -21,6 +21,7 @@ from tests.servers.gmail_http import Request, Response
 AUDIENCE = "https://oauth2.googleapis.com/token"
 _JWT_BEARER = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 _KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)  # one for all: it is slow
+_OTHER_KEY = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,16 +61,11 @@ class OAuth:
 
     def key_json(self) -> dict[str, Any]:
         """Return a key as Google's console downloads it."""
-        pem = _KEY.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
         return {
             "type": "service_account",
             "project_id": "project-1",
             "private_key_id": "f00dcafe",
-            "private_key": pem.decode(),
+            "private_key": _pem(_KEY),
             "client_email": self.account,
             "client_id": self.account_id,
             "auth_uri": "https://accounts.google.com/o/oauth2/auth",
@@ -191,6 +187,19 @@ class OAuth:
             self._codes[code] = Code(subject, scope, query["code_challenge"], back)
             answer |= {"code": code, "scope": scope, "authuser": "0", "prompt": "consent"}
         return Response(302, headers={"Location": f"{back}?{urllib.parse.urlencode(answer)}"})
+
+
+def another_key() -> str:
+    """Return a private key that no service account has."""
+    return _pem(_OTHER_KEY)
+
+
+def _pem(key: rsa.RSAPrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode()
 
 
 def _decoded(text: str) -> bytes:

@@ -1,0 +1,223 @@
+"""The Google connector: a whole Workspace domain by a service account, or one Gmail account.
+
+A mailbox is one folder, All Mail, with labels (see mailbox.py). It only reads: the scopes are
+gmail.readonly and, for a domain, admin.directory.user.readonly.
+"""
+
+import dataclasses
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from connectors.base import Connector, MailboxSession
+from connectors.config import Environment
+from connectors.errors import Fatal, FolderGone, MailboxUnavailable, NeedsReauth
+from connectors.google import client
+from connectors.google.access import access
+from connectors.google.client import Caller, Unpaced
+from connectors.google.config import GoogleConfig
+from connectors.google.consent import GoogleConsent
+from connectors.google.download import Download
+from connectors.google.listing import Listing
+from connectors.google.mailbox import GmailMailbox
+from connectors.google.problems import MAIL_SCOPE, USERS_SCOPE, Asker, delegation_line
+from connectors.google.transport import Http
+from connectors.types import (
+    Cursor,
+    Identity,
+    MessageRef,
+    Missing,
+    Page,
+    RawMessage,
+    RemoteFolder,
+    RemoteMailbox,
+    Wanted,
+)
+
+ALL_MAIL = "all"
+_USER_FIELDS = "users(id,primaryEmail,suspended,archived,isMailboxSetup),nextPageToken"
+#: developers.google.com/workspace/admin/directory/reference/rest/v1/users/list.
+_USERS_PAGE = 500
+#: check() has 15 s: each request of it less.
+_CHECK_STEP_SECONDS = 5.0
+_MAILBOXES_TRIED = 3
+
+
+class GoogleConnector(Connector):
+    def __init__(self, config: GoogleConfig, environment: Environment) -> None:
+        self._config, self._environment = config, environment
+
+    def check(self) -> Identity:
+        quick = min(_CHECK_STEP_SECONDS, self._environment.timeout_seconds)
+        environment = dataclasses.replace(self._environment, timeout_seconds=quick)
+        connector = GoogleConnector(self._config, environment)
+        return connector.check_domain() if self._config.is_domain else connector.check_account()
+
+    def check_account(self) -> Identity:
+        with self.open(next(self.mailboxes())) as session:
+            profile = session.mailbox.profile()
+        return Identity(profile["emailAddress"], f"{profile['messagesTotal']:,} messages")
+
+    def check_domain(self) -> Identity:
+        """Prove both scopes, so that one answer names all that is missing."""
+        admin, problems = self._config.impersonatedAdminEmail, []
+        users: list[RemoteMailbox] = []
+        try:
+            users = next(self._user_pages(), [])
+        except NeedsReauth as error:
+            if error.code != "scope_not_delegated":
+                raise
+            problems.append(USERS_SCOPE)
+        open_to_us = [user for user in users if not user.unavailable]
+        own = [user for user in open_to_us if user.address.casefold() == admin.casefold()]
+        tried = [*own, *(user for user in open_to_us if user not in own)][:_MAILBOXES_TRIED]
+        try:
+            self._read_one(tried or [RemoteMailbox(admin, admin)])
+        except NeedsReauth as error:
+            if error.code != "scope_not_delegated":
+                raise
+            problems.append(MAIL_SCOPE)
+        if problems:
+            client_id = self._config.key["client_id"]
+            raise NeedsReauth(
+                f"Not delegated to the service account: {' and '.join(problems)}."
+                f" {delegation_line(client_id)} and wait: it may take minutes, at times a day.",
+                code="scope_not_delegated",
+            )
+        more = " or more" if len(users) >= _USERS_PAGE else ""
+        return Identity(admin, f"{len(open_to_us)}{more} mailboxes of its domain")
+
+    def _read_one(self, mailboxes: Sequence[RemoteMailbox]) -> None:
+        """Read the profile of the first mailbox that has Gmail."""
+        for mailbox in mailboxes:
+            try:
+                with self.open(mailbox) as session:
+                    session.mailbox.profile()
+                return
+            except MailboxUnavailable as error:
+                problem = error
+        raise Fatal(f"No mailbox could be read. {problem}", code="no_mailbox")
+
+    # -- mailboxes -------------------------------------------------------------------------------
+
+    def mailboxes(self) -> Iterator[RemoteMailbox]:
+        if not self._config.is_domain:
+            address = self._config.email.lower()
+            yield RemoteMailbox(address, address)
+            return
+        for page in self._user_pages():
+            yield from page
+
+    def _user_pages(self) -> Iterator[list[RemoteMailbox]]:
+        admin = self._config.impersonatedAdminEmail
+        http = Http(self._environment, one_large=threading.Lock())
+        try:
+            caller = Caller(
+                http,
+                access(self._config, self._environment, person=admin, scope=USERS_SCOPE),
+                self._asker(admin, mailbox=False),
+                Unpaced(),
+                "admin",
+                threading.Event(),
+            )
+            url = self._environment.endpoints["google.directory"]
+            users, token = client.api("admin", "directory_v1", url).users(), ""
+            while True:
+                given: dict[str, Any] = {"pageToken": token} if token else {}
+                answer = caller.call(
+                    users.list(
+                        customer="my_customer",
+                        maxResults=_USERS_PAGE,
+                        orderBy="email",
+                        fields=_USER_FIELDS,
+                        **given,
+                    )
+                )
+                yield [_mailbox(user) for user in answer.get("users", ())]
+                token = answer.get("nextPageToken", "")
+                if not token:
+                    return
+        finally:
+            http.close()
+
+    def open(self, mailbox: RemoteMailbox) -> "GmailSession":
+        person = mailbox.address
+        return GmailSession(
+            GmailMailbox(
+                self._environment,
+                access(self._config, self._environment, person=person, scope=MAIL_SCOPE),
+                self._asker(person, mailbox=self._config.is_domain),
+                project=self._config.project,
+            )
+        )
+
+    def _asker(self, person: str, *, mailbox: bool) -> Asker:
+        """Say who asks. The administrator's own mailbox is one of many, like the others."""
+        if not self._config.is_domain:
+            return Asker(person, project=self._config.project.partition("-")[0])
+        key = self._config.key
+        return Asker(person, key["client_id"], key["project_id"], mailbox)
+
+
+def _mailbox(user: dict[str, Any]) -> RemoteMailbox:
+    """Name a user by the id that a rename leaves alone."""
+    reason = ""
+    if user.get("suspended"):
+        reason = "Suspended in the Google admin console."
+    elif user.get("archived"):
+        reason = "Archived in the Google admin console: its mail can't be read."
+    elif not user.get("isMailboxSetup", True):
+        reason = "Has no Gmail mailbox: no licence, or never set up."
+    return RemoteMailbox(user["id"], user["primaryEmail"], reason)
+
+
+class GmailSession(MailboxSession):
+    def __init__(self, mailbox: GmailMailbox) -> None:
+        self.mailbox = mailbox
+        self._wanted = Wanted()
+        self._fetched = 0
+
+    def close(self) -> None:
+        self.mailbox.close()
+
+    def prefer(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+
+    def folders(self) -> Sequence[RemoteFolder]:
+        profile = self.mailbox.profile()
+        return [
+            RemoteFolder(
+                ALL_MAIL,
+                "All Mail",
+                role="all",
+                message_count=profile.get("messagesTotal", 0),
+                state={"history": str(profile["historyId"])},
+            )
+        ]
+
+    def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
+        if folder.remote_id != ALL_MAIL:
+            raise FolderGone("A Gmail mailbox has one folder, All Mail.")
+        listing = Listing(
+            self.mailbox,
+            now=folder.state["history"],
+            wanted=self._wanted,
+            fetched=lambda: self._fetched,
+        )
+        return listing.changes(since)
+
+    def fetch(
+        self,
+        folder: RemoteFolder,  # noqa: ARG002 - there is one
+        refs: Sequence[MessageRef],
+    ) -> Iterator[RawMessage | Missing]:
+        self._fetched += len(refs)
+        return Download(self.mailbox, refs).answers()
+
+
+def _consent(config: GoogleConfig, environment: Environment) -> GoogleConsent | None:
+    return None if config.is_domain else GoogleConsent(config, environment)
+
+
+CONNECTOR = GoogleConnector
+CONSENT = _consent

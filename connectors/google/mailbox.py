@@ -1,0 +1,167 @@
+"""One person's Gmail: the few calls that are made of it, and what its labels mean.
+
+Everything lies in one folder, All Mail; labels are attributes of its messages. Spam, trash and
+drafts are messages with a label, which come and go, so they are roles of messages, not folders.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from connectors.config import Environment
+from connectors.google import client
+from connectors.google.access import Access
+from connectors.google.client import Caller, Pace
+from connectors.google.problems import Asker
+from connectors.google.transport import Http
+
+#: developers.google.com/workspace/gmail/api/reference: messages.list and history.list.
+PAGE_SIZE = 500
+ROLES = {"SPAM": "junk", "TRASH": "trash", "DRAFT": "drafts"}
+_LABEL_OF = {role: label for label, role in ROLES.items()}
+_MESSAGE_FIELDS = "id,threadId,labelIds,internalDate,raw"
+_RECORD = "message(id,threadId,labelIds)"
+_HISTORY_FIELDS = (
+    f"history(id,messagesAdded/{_RECORD},messagesDeleted/message/id,"
+    f"labelsAdded/{_RECORD},labelsRemoved({_RECORD},labelIds)),historyId,nextPageToken"
+)
+
+
+def roles_of(label_ids: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(ROLES[label] for label in label_ids if label in ROLES))
+
+
+class GmailMailbox:
+    """The calls. `callers` hands out one Caller for each thread that downloads."""
+
+    def __init__(
+        self, environment: Environment, access: Access, asker: Asker, *, project: str
+    ) -> None:
+        self._environment, self._access, self._asker = environment, access, asker
+        self._pace = Pace(environment, project=project, person=asker.person)
+        url = environment.endpoints["google.gmail"]
+        self._users = client.api("gmail", "v1", url).users()
+        self._one_large = threading.Lock()
+        self._idle: list[Http] = []
+        self._main = self.caller(threading.Event())
+        self._names: dict[str, str] = {}
+        self._names_lock = threading.Lock()
+
+    def close(self) -> None:
+        for http in (self._main.http, *self._idle):
+            http.close()
+        self._idle.clear()
+
+    # -- callers ---------------------------------------------------------------------------------
+
+    @property
+    def connections(self) -> int:
+        return max(1, int(self._environment.quotas["google"].get("connections", 1)))
+
+    def caller(self, stop: threading.Event) -> Caller:
+        """Return a Caller for one thread; `stop` ends its waits."""
+        try:
+            http = self._idle.pop()
+        except IndexError:
+            http = Http(self._environment, one_large=self._one_large)
+        return Caller(http, self._access, self._asker, self._pace, "gmail", stop)
+
+    def give_back(self, caller: Caller) -> None:
+        self._idle.append(caller.http)
+
+    # -- calls -----------------------------------------------------------------------------------
+
+    def profile(self) -> dict[str, Any]:
+        """Return emailAddress, messagesTotal and historyId: one unit."""
+        found: dict[str, Any] = self._main.call(self._users.getProfile(userId="me"))
+        return found
+
+    def page(self, *, token: str = "", label: str = "", after: int = 0) -> tuple[list[str], str]:
+        """Return a page of message ids, newest first, and the token of the next page, or "".
+
+        Spam and trash are in it. `after`: only those received at this time (Unix) or later.
+        """
+        given: dict[str, Any] = {"pageToken": token} if token else {}
+        if label:
+            given["labelIds"] = [label]
+        if after:
+            given["q"] = f"after:{after}"
+        request = self._users.messages().list(
+            userId="me",
+            includeSpamTrash=True,
+            maxResults=PAGE_SIZE,
+            fields="messages/id,nextPageToken",
+            **given,
+        )
+        answer = self._main.call(request, kind="list")
+        ids = [message["id"] for message in answer.get("messages", ())]
+        return ids, answer.get("nextPageToken", "")
+
+    def all_ids(self, *, label: str = "") -> Iterator[list[str]]:
+        token = ""
+        while True:
+            ids, token = self.page(token=token, label=label)
+            yield ids
+            if not token:
+                return
+
+    def ids_of_role(self, role: str) -> Iterator[list[str]]:
+        return self.all_ids(label=_LABEL_OF[role])
+
+    def history(self, start: str, token: str = "") -> dict[str, Any]:
+        """Return a page of what happened after `start`. Raises Absent where that is too old."""
+        given = {"pageToken": token} if token else {}
+        request = self._users.history().list(
+            userId="me",
+            startHistoryId=start,
+            maxResults=PAGE_SIZE,
+            fields=_HISTORY_FIELDS,
+            **given,
+        )
+        answer: dict[str, Any] = self._main.call(request, kind="history")
+        return answer
+
+    def label_ids_of(self, message_id: str) -> list[str]:
+        """Return a message's labels. Raises Absent."""
+        request = self._users.messages().get(
+            userId="me", id=message_id, format="minimal", fields="labelIds"
+        )
+        return list(self._main.call(request, kind="get").get("labelIds", ()))
+
+    def download(
+        self, caller: Caller, message_id: str, reader: Callable[[bytes | bytearray], Any]
+    ) -> Any:
+        """Get one message whole, by a thread's own caller; `reader` takes the answer's bytes."""
+        request = self._users.messages().get(
+            userId="me", id=message_id, format="raw", fields=_MESSAGE_FIELDS
+        )
+        return caller.call(request, kind="get", reader=reader)
+
+    def probe(self, caller: Caller) -> None:
+        """Return where Gmail works for this person; raise ConnectorError where it does not."""
+        caller.call(self._users.getProfile(userId="me"))
+
+    # -- labels ----------------------------------------------------------------------------------
+
+    def label_names(self, label_ids: Sequence[str]) -> tuple[str, ...]:
+        """Return the labels' names as people see them, sorted. Thread-safe."""
+        with self._names_lock:
+            if any(label not in self._names for label in label_ids):
+                self._read_names()
+            return tuple(sorted(self._names.get(label, label) for label in label_ids))
+
+    def labels(self) -> dict[str, str]:
+        """Return the names of all labels by id."""
+        with self._names_lock:
+            if not self._names:
+                self._read_names()
+            return dict(self._names)
+
+    def _read_names(self) -> None:
+        caller = self.caller(threading.Event())  # whichever thread this is
+        try:
+            request = self._users.labels().list(userId="me", fields="labels(id,name)")
+            answer = caller.call(request)
+        finally:
+            self.give_back(caller)
+        self._names = {label["id"]: label["name"] for label in answer.get("labels", ())}

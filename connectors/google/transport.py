@@ -1,0 +1,124 @@
+"""HTTP for Google's clients: httplib2 with our TLS, deadlines and a bound on what is in memory.
+
+httplib2 is not thread-safe: a thread has an Http of its own. It uses no proxy and no cookies.
+"""
+
+import http.client
+import socket
+import ssl
+import threading
+import zlib
+from typing import Any
+
+import httplib2
+
+from connectors import net
+from connectors.config import Environment
+
+#: A response beyond this is large. Of those, only one of a mailbox is read at a time.
+LARGE_BYTES = 2_000_000
+_CHUNK_BYTES = 1 << 18
+
+
+class ResponseTooLarge(Exception):
+    """More came than the caller takes."""
+
+
+class Http(httplib2.Http):  # type: ignore[misc] # untyped base
+    """One thread's connections to Google. `one_large` is shared by the threads of a mailbox."""
+
+    def __init__(self, environment: Environment, *, one_large: threading.Lock) -> None:
+        super().__init__(timeout=environment.timeout_seconds, proxy_info=None)
+        self.follow_redirects = False
+        context = net.tls_context(verify=True, extra_ca_file=environment.extra_ca_file)
+        # A message is a third longer in base64.
+        limit = environment.max_message_bytes * 4 // 3 + LARGE_BYTES
+        self._bound = Bound(one_large, limit)
+        self._kinds = {"http": _plain(self._bound), "https": _encrypted(self._bound, context)}
+
+    def request(self, uri: str, *args: Any, **kwargs: Any) -> Any:
+        """As httplib2's; the content is a bytearray where it is large. Raises ResponseTooLarge."""
+        kwargs["connection_type"] = self._kinds[uri.partition(":")[0]]
+        try:
+            return super().request(uri, *args, **kwargs)
+        except BaseException:
+            self.close()  # in the middle of a response; the next request connects again
+            raise
+
+    def settle(self) -> None:
+        """Say that the last response is used up, so that another thread may read a large one."""
+        self._bound.release()
+
+    def close(self) -> None:
+        self.settle()
+        super().close()
+
+
+class Bound:
+    """How much one thread may read, and whether it has the right to a large response."""
+
+    def __init__(self, one_large: threading.Lock, limit_bytes: int) -> None:
+        self._one_large, self._limit, self._held = one_large, limit_bytes, False
+
+    def read(self, response: http.client.HTTPResponse) -> bytes | bytearray:
+        """Read to the end and unpack on the way; one copy in memory, a bytearray where large.
+
+        httplib2 would hold the packed bytes too, and refuse what packs better than 1 to 100.
+        """
+        packed = response.headers.get("content-encoding") == "gzip"
+        unpack = zlib.decompressobj(wbits=31).decompress if packed else bytes
+        del response.headers["content-encoding"]
+        whole = bytearray()
+        while chunk := http.client.HTTPResponse.read(response, _CHUNK_BYTES):
+            whole += unpack(chunk)
+            if len(whole) > self._limit:
+                raise ResponseTooLarge
+            if len(whole) > LARGE_BYTES and not self._held:
+                self._one_large.acquire()
+                self._held = True
+        if response.length:  # announced and not come: read() in pieces is silent about it
+            raise http.client.IncompleteRead(b"", response.length)
+        return whole if self._held else bytes(whole)
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._one_large.release()
+
+
+def _response_class(bound: Bound) -> type[http.client.HTTPResponse]:
+    class Response(http.client.HTTPResponse):
+        def read(self, amt: int | None = None) -> Any:
+            return bound.read(self) if amt is None else super().read(amt)
+
+    return Response
+
+
+def _plain(bound: Bound) -> type:
+    class Plain(http.client.HTTPConnection):
+        """For tests and gateways on this machine."""
+
+        response_class = _response_class(bound)
+
+        def __init__(
+            self, host: str, port: int | None = None, timeout: Any = None, **_: Any
+        ) -> None:
+            super().__init__(host, port, timeout=timeout)
+
+    return Plain
+
+
+def _encrypted(bound: Bound, context: ssl.SSLContext) -> type:
+    class Encrypted(http.client.HTTPSConnection):
+        response_class = _response_class(bound)
+
+        def __init__(
+            self, host: str, port: int | None = None, timeout: Any = None, **_: Any
+        ) -> None:
+            super().__init__(host, port, timeout=timeout, context=context)
+
+        def connect(self) -> None:
+            super().connect()
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    return Encrypted
