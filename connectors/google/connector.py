@@ -89,6 +89,7 @@ class GoogleConnector(Connector):
 
     def _read_one(self, mailboxes: Sequence[RemoteMailbox]) -> None:
         """Read the profile of the first mailbox that has Gmail."""
+        problem: Exception | None = None
         for mailbox in mailboxes:
             try:
                 with self.open(mailbox) as session:
@@ -120,8 +121,10 @@ class GoogleConnector(Connector):
                 "admin",
                 threading.Event(),
             )
-            url = self._environment.endpoints["google.directory"]
-            users, token = client.api("admin", "directory_v1", url).users(), ""
+            users, token = (
+                client.directory(self._environment.endpoints["google.directory"]).users,
+                "",
+            )
             while True:
                 given: dict[str, Any] = {"pageToken": token} if token else {}
                 answer = caller.call(

@@ -8,6 +8,7 @@ import json
 import threading
 import urllib.parse
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 import httplib2
@@ -76,15 +77,18 @@ class GoogleConsent(Consent):
                 body=urllib.parse.urlencode(form),
                 headers={"content-type": "application/x-www-form-urlencoded"},
             )
-            answer = json.loads(content)
-        except (OSError, httplib2.HttpLib2Error):
+        except (OSError, httplib2.HttpLib2Error, HTTPException):
             raise Unavailable("Google's token server can't be reached. Try again.") from None
-        except ValueError:
-            answer = {}
         finally:
             http.close()
-        if response.status != 200 or not isinstance(answer, dict):
-            raise self._meaning(answer if isinstance(answer, dict) else {})
+        try:
+            answer: Any = json.loads(content)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise Unavailable("Google's token server does not answer as it should. Try again.")
+        if response.status != 200:
+            raise self._meaning(answer)
         return answer
 
     def _meaning(self, answer: dict[str, Any]) -> ConnectorError:

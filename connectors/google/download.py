@@ -185,7 +185,7 @@ def _read(content: bytes | bytearray) -> _Got:
     encoded = memoryview(content)[start.end() : end]
     size = len(encoded) * 3 // 4
     if size <= SPOOL_BYTES:
-        body: Body = _decoded(bytes(encoded))
+        body = _decoded(bytes(encoded))
         return _Got(about, body, len(body))
     spooled = SpooledBody(tempfile.TemporaryFile(), 0)  # noqa: SIM115 - who takes it closes it
     try:

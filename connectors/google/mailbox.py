@@ -39,8 +39,7 @@ class GmailMailbox:
     ) -> None:
         self._environment, self._access, self._asker = environment, access, asker
         self._pace = Pace(environment, project=project, person=asker.person)
-        url = environment.endpoints["google.gmail"]
-        self._users = client.api("gmail", "v1", url).users()
+        self._api = client.gmail(environment.endpoints["google.gmail"])
         self._one_large = threading.Lock()
         self._idle: list[Http] = []
         self._main = self.caller(threading.Event())
@@ -73,7 +72,7 @@ class GmailMailbox:
 
     def profile(self) -> dict[str, Any]:
         """Return emailAddress, messagesTotal and historyId: one unit."""
-        found: dict[str, Any] = self._main.call(self._users.getProfile(userId="me"))
+        found: dict[str, Any] = self._main.call(self._api.users.getProfile(userId="me"))
         return found
 
     def page(self, *, token: str = "", label: str = "", after: int = 0) -> tuple[list[str], str]:
@@ -86,7 +85,7 @@ class GmailMailbox:
             given["labelIds"] = [label]
         if after:
             given["q"] = f"after:{after}"
-        request = self._users.messages().list(
+        request = self._api.messages.list(
             userId="me",
             includeSpamTrash=True,
             maxResults=PAGE_SIZE,
@@ -111,7 +110,7 @@ class GmailMailbox:
     def history(self, start: str, token: str = "") -> dict[str, Any]:
         """Return a page of what happened after `start`. Raises Absent where that is too old."""
         given = {"pageToken": token} if token else {}
-        request = self._users.history().list(
+        request = self._api.history.list(
             userId="me",
             startHistoryId=start,
             maxResults=PAGE_SIZE,
@@ -123,7 +122,7 @@ class GmailMailbox:
 
     def label_ids_of(self, message_id: str) -> list[str]:
         """Return a message's labels. Raises Absent."""
-        request = self._users.messages().get(
+        request = self._api.messages.get(
             userId="me", id=message_id, format="minimal", fields="labelIds"
         )
         return list(self._main.call(request, kind="get").get("labelIds", ()))
@@ -132,14 +131,14 @@ class GmailMailbox:
         self, caller: Caller, message_id: str, reader: Callable[[bytes | bytearray], Any]
     ) -> Any:
         """Get one message whole, by a thread's own caller; `reader` takes the answer's bytes."""
-        request = self._users.messages().get(
+        request = self._api.messages.get(
             userId="me", id=message_id, format="raw", fields=_MESSAGE_FIELDS
         )
         return caller.call(request, kind="get", reader=reader)
 
     def probe(self, caller: Caller) -> None:
         """Return where Gmail works for this person; raise ConnectorError where it does not."""
-        caller.call(self._users.getProfile(userId="me"))
+        caller.call(self._api.users.getProfile(userId="me"))
 
     # -- labels ----------------------------------------------------------------------------------
 
@@ -160,7 +159,7 @@ class GmailMailbox:
     def _read_names(self) -> None:
         caller = self.caller(threading.Event())  # whichever thread this is
         try:
-            request = self._users.labels().list(userId="me", fields="labels(id,name)")
+            request = self._api.labels.list(userId="me", fields="labels(id,name)")
             answer = caller.call(request)
         finally:
             self.give_back(caller)

@@ -69,6 +69,7 @@ class Gmail:
         self.faults = Faults()
         self.quota_per_user = self.quota_per_project = float("inf")
         self.quota_seconds = 60.0
+        self.page_size = 500  # Google may answer with fewer than maxResults
         self.costs = dict(COSTS)
         self.calls: list[Call] = []
         self.requests: list[str] = []  # every HTTP request's path
@@ -305,7 +306,7 @@ class Gmail:
                 spam_and_trash=one.get("includeSpamTrash") == "true",
                 after_s=max((int(word[6:]) for word in words), default=0),
                 token=one.get("pageToken", ""),
-                size=min(500, int(one.get("maxResults", "100"))),
+                size=min(self.page_size, int(one.get("maxResults", "100"))),
             )
         except ValueError:
             return _refusal(400, "invalidArgument", "Invalid pageToken", status="INVALID_ARGUMENT")
@@ -318,7 +319,7 @@ class Gmail:
             start=int(one["startHistoryId"]),
             kinds=kinds,
             token=one.get("pageToken", ""),
-            size=min(500, int(one.get("maxResults", "100"))),
+            size=min(self.page_size, int(one.get("maxResults", "100"))),
             tell_labels=self.faults.history_tells_labels,
         )
         return answer or _refusal(404, "notFound", "Requested entity was not found.")
