@@ -1,7 +1,8 @@
 """Downloads messages with several connections at once, as fast as the quota allows.
 
-Concurrent gets, not batches: measured on a server that answers after 50 ms, they are as fast, and a
-batch must be held in memory whole before its first message can be stored (docs/decisions.md).
+Concurrent gets, not batches. Measured on a server that answers after 50 ms: 8 connections made 141
+messages/s of 2 kB and 110 of 100 kB, batches of 50 made 343 and 113; the quota allows 5 or 50. So
+either is enough, and a batch would be in memory whole before its first message could be stored.
 """
 
 import binascii

@@ -89,6 +89,7 @@ def finished(source: IngestionSource, *, workers: int = 1) -> Run:
             run.refresh_from_db()
             if run.finished_at:
                 return run
+    owed = Mailbox.objects.filter(run=run)
     raise AssertionError(f"the run does not finish: {owed.values_list('address', 'last_error')}")
 
 

@@ -1,18 +1,17 @@
 """As fast as the quota allows, and no faster; within a bounded memory."""
 
-import gc
-import time
-import tracemalloc
-
-import pytest
+import json
+import random
+import subprocess
+import sys
 
 from connectors import registry
 from connectors.throttle import Local
-from connectors.types import RawMessage, SpooledBody
+from connectors.types import RawMessage
 from tests.servers import google_sources
 from tests.servers.gmail import Gmail
 
-#: A minute in four seconds: 15,000 units per minute of the old quota, and its cost of a get.
+#: A minute in six seconds: 15,000 units per minute of the old quota, and its cost of a get.
 WINDOW_SECONDS = 6.0
 UNITS = 15_000 * WINDOW_SECONDS / 60
 QUOTA = {
@@ -30,14 +29,12 @@ def test_the_quota_is_in_use_and_hardly_anything_refused() -> None:
         for number in range(500):
             alice.deliver(b"%d" % number)
         config = google_sources.account(google, alice.address)
-        environment = google_sources.environment(
-            google, quotas={"google": QUOTA}, throttle=Local()
-        )
-        with registry.build("google", config, environment) as connector:
-            with connector.open(next(connector.mailboxes())) as session:
-                [folder] = session.folders()
-                refs = [ref for page in session.changes(folder, None) for ref in page.added]
-                got = sum(isinstance(a, RawMessage) for a in session.fetch(folder, refs))
+        environment = google_sources.environment(google, quotas={"google": QUOTA}, throttle=Local())
+        connector = registry.build("google", config, environment)
+        with connector, connector.open(next(connector.mailboxes())) as session:
+            [folder] = session.folders()
+            refs = [ref for page in session.changes(folder, None) for ref in page.added]
+            got = sum(isinstance(a, RawMessage) for a in session.fetch(folder, refs))
         calls = [call for call in google.calls if call.method == "messages.get"]
         seconds = calls[-1].at - calls[0].at
         used = sum(5 for call in calls if call.status == 200) / (seconds * UNITS / WINDOW_SECONDS)
@@ -46,3 +43,48 @@ def test_the_quota_is_in_use_and_hardly_anything_refused() -> None:
         assert got == 500
         assert used >= 0.95
         assert refused < 0.01
+
+
+_MEASURE = r"""
+import json, re, sys
+from pathlib import Path
+from connectors import registry
+from connectors.config import Environment
+
+def peak_mb():
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1000
+
+config, endpoints, quota = json.load(sys.stdin)
+environment = Environment(endpoints=endpoints, quotas={"google": quota})
+connector = registry.build("google", config, environment)
+with connector, connector.open(next(connector.mailboxes())) as session:
+    [folder] = session.folders()
+    refs = [ref for page in session.changes(folder, None) for ref in page.added]
+    before, size = peak_mb(), 0
+    for answer in session.fetch(folder, refs):
+        size += answer.body.size
+        answer.body.close()
+print(json.dumps([size, peak_mb() - before]))
+"""
+
+
+def test_large_messages_are_not_held_in_copies() -> None:
+    """Four messages of 25 MB, four connections: one is read at a time, a third longer in base64."""
+    with Gmail() as google:
+        google.gzip = False  # it takes this test's time
+        alice = google.add("alice@example.com")
+        for _ in range(4):
+            alice.deliver(random.Random(1).randbytes(25_000_000))
+        config = google_sources.account(google, alice.address)
+        given = json.dumps([config, google.endpoints, google_sources.AMPLE])
+        done = subprocess.run(
+            [sys.executable, "-c", _MEASURE],
+            input=given,
+            text=True,
+            capture_output=True,
+            check=True,
+        )
+    size, megabytes = json.loads(done.stdout)
+    print(f"peak {megabytes:.0f} MB")
+    assert size == 100_000_000
+    assert megabytes < 75

@@ -55,6 +55,7 @@ class Faults:
     dropped: float = 0.0  # share of downloads cut off in the middle
     dropped_once: set[str] = dataclasses.field(default_factory=set)  # message ids
     broken: set[str] = dataclasses.field(default_factory=set)  # messages always answered 500
+    broken_people: set[str] = dataclasses.field(default_factory=set)  # always answered 500
     retry_after: str | None = "0"
     disabled: set[str] = dataclasses.field(default_factory=set)  # {"gmail", "admin"}
     latency_seconds: float = 0.0
@@ -69,6 +70,7 @@ class Gmail:
         self.faults = Faults()
         self.quota_per_user = self.quota_per_project = float("inf")
         self.quota_seconds = 60.0
+        self.gzip = True
         self.page_size = 500  # Google may answer with fewer than maxResults
         self.costs = dict(COSTS)
         self.calls: list[Call] = []
@@ -125,7 +127,7 @@ class Gmail:
         response = self._call(request)
         if self.faults.latency_seconds:
             time.sleep(self.faults.latency_seconds)
-        wants_gzip = "gzip" in request.headers.get("accept-encoding", "")
+        wants_gzip = self.gzip and "gzip" in request.headers.get("accept-encoding", "")
         if wants_gzip and "gzip" in request.headers.get("user-agent", ""):
             response.body = gzip.compress(response.body, 1)
             response.headers["Content-Encoding"] = "gzip"
@@ -184,7 +186,7 @@ class Gmail:
             return _refusal(401, "authError", "Invalid Credentials", status="UNAUTHENTICATED")
         if refusal := self._not_permitted(short, path, token):
             return refusal
-        fault = self._fault(short, path)
+        fault = self._fault(path, token)
         if refusal := fault or self._over_quota(short, token):
             return refusal
         one = {name: values[-1] for name, values in query.items()}
@@ -224,8 +226,9 @@ class Gmail:
             return _refusal(400, "failedPrecondition", text, status="FAILED_PRECONDITION")
         return None
 
-    def _fault(self, short: str, path: dict[str, str]) -> Response | None:
-        if path.get("id") in self.faults.broken:
+    def _fault(self, path: dict[str, str], token: Token) -> Response | None:
+        bad = path.get("id") in self.faults.broken
+        if bad or token.subject in self.faults.broken_people:
             return _refusal(500, "backendError", "Backend Error", status="INTERNAL")
         with self._lock:
             luck = self._random.random()

@@ -12,7 +12,7 @@ from typing import Any
 
 from googleapiclient.discovery_cache import get_static_doc
 
-_KINDS = {"string": str, "boolean": bool, "integer": int, "number": (int, float)}
+_KINDS: dict[str, type] = {"string": str, "boolean": bool, "integer": int}
 
 
 class Api:

@@ -122,7 +122,8 @@ class Person:
             if token:
                 date, name = base64.urlsafe_b64decode(token).decode().split(":")
                 start = bisect.bisect_right(self._order, (int(date), name))
-            wanted, page, last = set(labels), [], (0, "")
+            wanted, last = set(labels), (0, "")
+            page: list[dict[str, str]] = []
             hidden = set() if spam_and_trash else {"SPAM", "TRASH"} - wanted
             more = False
             for order in self._order[start:]:
