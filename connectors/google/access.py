@@ -16,7 +16,6 @@ from google.oauth2 import credentials as user_credentials
 from google.oauth2 import service_account
 
 from connectors.config import Environment
-from connectors.errors import Unavailable
 from connectors.google import problems
 from connectors.google.config import GoogleConfig
 from connectors.google.problems import Asker
@@ -52,8 +51,8 @@ class Access:
             self._credentials.refresh(google_auth_httplib2.Request(http))
         except RefreshError as error:
             raise problems.of_token(error, asker, scope=self._scope) from None
-        except (GoogleAuthError, OSError):
-            raise Unavailable("Google's token server can't be reached.") from None
+        except (GoogleAuthError, OSError) as error:
+            raise problems.of_connection(error) from None
 
 
 _kept: collections.OrderedDict[str, Access] = collections.OrderedDict()

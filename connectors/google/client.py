@@ -169,8 +169,7 @@ class Caller:
             meaning = problems.of_answer(error, self.asker, api=self.api)
             raise (_Unauthorized(meaning) if error.resp.status == 401 else meaning) from None
         except (OSError, httplib2.HttpLib2Error, http.client.HTTPException, zlib.error) as error:
-            reason = type(error).__name__
-            raise Unavailable(f"The connection to Google was lost ({reason}).") from None
+            raise problems.of_connection(error) from None
 
 
 def _as_it_came(_: Any, content: Any) -> Any:

@@ -56,7 +56,8 @@ class GoogleConnector(Connector):
     def check_account(self) -> Identity:
         with self.open(next(self.mailboxes())) as session:
             profile = session.mailbox.profile()
-        return Identity(profile["emailAddress"], f"{profile['messagesTotal']:,} messages")
+        count = profile.get("messagesTotal", 0)
+        return Identity(profile["emailAddress"], f"{count:,} message{'' if count == 1 else 's'}")
 
     def check_domain(self) -> Identity:
         """Prove both scopes, so that one answer names all that is missing."""

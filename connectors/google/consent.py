@@ -77,8 +77,8 @@ class GoogleConsent(Consent):
                 body=urllib.parse.urlencode(form),
                 headers={"content-type": "application/x-www-form-urlencoded"},
             )
-        except (OSError, httplib2.HttpLib2Error, HTTPException):
-            raise Unavailable("Google's token server can't be reached. Try again.") from None
+        except (OSError, httplib2.HttpLib2Error, HTTPException) as error:
+            raise problems.of_connection(error) from None
         finally:
             http.close()
         try:

@@ -6,6 +6,7 @@ repeats a secret: of Google's own words only a few printable ones are shown.
 
 import dataclasses
 import json
+import ssl
 from typing import Any
 
 from google.auth.exceptions import RefreshError
@@ -164,6 +165,17 @@ def scope_not_granted() -> ConnectorError:
         "Reading mail was not granted. Sign in again and leave the box at Gmail ticked.",
         code="scope_not_granted",
     )
+
+
+def of_connection(error: Exception) -> ConnectorError:
+    """Return what a failure below HTTP means."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return Fatal(
+            "The certificate of Google's server can't be verified. Where a proxy of yours stands"
+            " between, name its authority in EXTRA_CA_FILE.",
+            code="certificate",
+        )
+    return Unavailable(f"The connection to Google was lost ({type(error).__name__}).")
 
 
 # -- answers of the token endpoint -------------------------------------------------------------
