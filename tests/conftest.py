@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
     from tests.servers.dovecot import Dovecot
+    from tests.servers.gmail import Gmail
     from tests.servers.stack import Service, Supervised
 
 #: Settings of the developer's own shell must not change what the tests see.
@@ -27,7 +28,9 @@ _OWN_SETTINGS = (
     *("CSRF_TRUSTED_ORIGINS", "DATABASE_URL", "DEBUG", "ENCRYPTION_KEYS", "EXTRA_CA_FILE"),
     *("FORBID_PRIVATE_ADDRESSES", "HOST", "HTTPS", "IMAP_CONNECTIONS_PER_ACCOUNT", "LOG_FORMAT"),
     *("MAX_MESSAGE_BYTES", "NETWORK_TIMEOUT_SECONDS", "PORT", "REDIS_URL", "SECRET_KEY"),
-    *("VAR_DIR", "WORKER_CONCURRENCY"),
+    *("VAR_DIR", "WORKER_CONCURRENCY", "GOOGLE_GMAIL_URL", "GOOGLE_DIRECTORY_URL"),
+    *("GOOGLE_AUTH_URL", "GOOGLE_TOKEN_URL", "GOOGLE_QUOTA", "GOOGLE_UNITS_PER_USER"),
+    *("GOOGLE_UNITS_PER_PROJECT", "GOOGLE_CONNECTIONS_PER_MAILBOX"),
 )
 _started: dict[str, Any] = {}
 
@@ -95,14 +98,26 @@ def wait_for() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def running_google() -> Iterator["Gmail"]:
+    """The scripted Google that `service` is pointed at; a test adds people of its own."""
+    from tests.servers.gmail import Gmail
+
+    with Gmail() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def _processes(
-    django_db_setup: None, django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory
+    django_db_setup: None,
+    django_db_blocker: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    running_google: "Gmail",
 ) -> Iterator["Service"]:
     from tests.servers.stack import Service
 
     log = tmp_path_factory.mktemp("service") / "service.log"
     with django_db_blocker.unblock():
-        service = Service.start(env=os.environ, log=log)
+        service = Service.start(env={**os.environ, **running_google.settings}, log=log)
     yield service
     service.supervised.stop()
 

@@ -61,6 +61,8 @@ class Visitor:
     context: BrowserContext
     page: Page
     complaints: list[str]
+    #: Other sites that the pages may send this person to.
+    may_visit: tuple[str, ...] = ()
 
     def go(self, path: str) -> Page:
         self.page.goto(f"{self.url}{path}", wait_until="load")
@@ -115,7 +117,8 @@ def _watch(visitor: Visitor) -> None:
         box.dismiss()
 
     def asked(request: Request) -> None:
-        if not request.url.startswith((visitor.url, "data:", "blob:")):
+        allowed = (visitor.url, "data:", "blob:", *visitor.may_visit)
+        if not request.url.startswith(allowed):
             visitor.complaints.append(f"left the service: {request.url}")
 
     def answered(answer: Response) -> None:

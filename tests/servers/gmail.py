@@ -100,6 +100,13 @@ class Gmail:
             "google.token": f"{self.url}/token",
         }
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """The settings that point a service here."""
+        names = {"google.gmail": "GMAIL", "google.directory": "DIRECTORY"}
+        names |= {"google.auth": "AUTH", "google.token": "TOKEN"}
+        return {f"GOOGLE_{names[part]}_URL": url for part, url in self.endpoints.items()}
+
     def add(self, address: str) -> Person:
         person = self.people[address] = Person(address, len(self.people) + 1)
         return person

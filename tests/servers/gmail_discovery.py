@@ -83,7 +83,7 @@ class Api:
         elif kind in _KINDS:
             assert isinstance(value, _KINDS[kind]), f"{where}: not a {kind}"
             if schema.get("format") in {"uint64", "int64"}:
-                assert value.isdigit(), f"{where}: not a number in a string"
+                assert str(value).isdigit(), f"{where}: not a number in a string"
 
     def _select(self, value: Any, schema: Mapping[str, Any], wanted: Mapping[str, Any]) -> Any:
         schema = self._schemas[schema["$ref"]] if "$ref" in schema else schema
