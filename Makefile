@@ -6,7 +6,7 @@
 # Each makes .venv first, and again when the pinned requirements change.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run bench test lint format types check pytest system-packages clean
+.PHONY: help demo run bench test lint format types check pytest system-packages node-packages clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -46,7 +46,7 @@ check: $(VENV)/development
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
-pytest: $(VENV)/development system-packages
+pytest: $(VENV)/development system-packages node-packages
 	$(BIN)/python -m pytest
 
 system-packages:
@@ -55,6 +55,10 @@ system-packages:
 bench: $(VENV)/development
 	@sh bench/system-packages.sh
 	@$(BIN)/python -m bench $(if $(QUICK),--quick) $(addprefix --only ,$(ONLY)) $(BENCH)
+
+# Only for tests: a Gmail that nobody here wrote.
+node-packages: system-packages
+	@sh tests/node-packages.sh
 
 $(VENV)/runtime: requirements.txt
 	@$(call environment)
@@ -82,4 +86,4 @@ define install
 endef
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) tests/servers/node/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -50,13 +50,15 @@ def progress_bar(source: IngestionSource, run: Run | None, *, run_only: bool = F
 
 def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
     """Return the context of `source_overview.html`; the source came through `live.with_state`."""
+    sign_in = _sign_in(source) if may_change else None
+    first = bool(sign_in and sign_in["primary"])
     return {
         "source": source,
         "tone": display.SOURCE_TONES[source.status],
         "texts": live.texts(source),
         "progress": progress_bar(source, live.current_run(source)),
-        "buttons": _buttons(source) if may_change else [],
-        "sign_in": _sign_in(source) if may_change else None,
+        "buttons": _buttons(source, sign_in=first) if may_change else [],
+        "sign_in": sign_in,
         "tiles": _tiles(source),
         # Who may change the settings sees them in the form below.
         "settings": [] if may_change else [*_connection(source), *_options(source)],
@@ -70,10 +72,11 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
     }
 
 
-def _buttons(source: Any) -> list[dict[str, Any]]:
+def _buttons(source: Any, *, sign_in: bool) -> list[dict[str, Any]]:
     refusals = live.refusals(source)
+    next_step = "" if sign_in else verbs.next_step(source)
     return [
-        {"verb": verb, "refusal": refusals[slug], "primary": slug == verbs.next_step(source)}
+        {"verb": verb, "refusal": refusals[slug], "primary": slug == next_step}
         for slug, verb in verbs.VERBS.items()
     ]
 
