@@ -4,6 +4,7 @@ Status changes only through `services.status.move`, by the table of moves in `in
 """
 
 import dataclasses
+import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
