@@ -250,7 +250,10 @@ _GOOGLE_QUOTAS = {
     "new": {"user": 6_000, "project": 1_200_000, "get": 20, "list": 5, "history": 2},
     "old": {"user": 15_000, "project": 1_200_000, "get": 5, "list": 5, "history": 2},
 }
-_google = _GOOGLE_QUOTAS[env.str("GOOGLE_QUOTA", default="new")]
+_quota = env.str("GOOGLE_QUOTA", default="new")
+if _quota not in _GOOGLE_QUOTAS:
+    raise ImproperlyConfigured(f"GOOGLE_QUOTA must be one of: {', '.join(_GOOGLE_QUOTAS)}.")
+_google = _GOOGLE_QUOTAS[_quota]
 PROVIDER_QUOTAS = {
     "google": {
         **_google,

@@ -4,7 +4,7 @@ from typing import Any, cast
 
 from django.contrib import messages
 from django.contrib.auth.models import User
-from django.http import HttpResponseRedirect
+from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
 from django.utils.http import urlencode
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
@@ -34,7 +34,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
             here = urlencode({"next": self.request.get_full_path()})
             return cast("Response", HttpResponseRedirect(f"{reverse('admin:login')}?{here}"))
         if isinstance(exc, ServiceError) and self._is_browser() and self._sees_admin():
-            messages.error(self.request._request, f"Not signed in. {exc}")  # noqa: SLF001
+            messages.error(self._django_request, f"Not signed in. {exc}")
             return self._redirect("admin:ingestion_ingestionsource_changelist")
         return super().handle_exception(exc)
 
@@ -61,11 +61,15 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
         tasks.ring(source)
         if self._is_browser() and self._sees_admin():
             text = f"Signed in. The credentials of “{source.name}” are being checked."
-            messages.success(request._request, text)  # noqa: SLF001
+            messages.success(self._django_request, text)
             return self._redirect("admin:ingestion_ingestionsource_change", source.pk)
         found = queries.with_counts(IngestionSource.objects.filter(pk=source.pk)).get()
         context = {"runs": queries.current_runs([found])}
         return Response(serializers.SourceOut(found, context=context).data)
+
+    @property
+    def _django_request(self) -> HttpRequest:
+        return self.request._request  # noqa: SLF001 - DRF's own way to it
 
     def _is_browser(self) -> bool:
         return "text/html" in self.request.headers.get("Accept", "")

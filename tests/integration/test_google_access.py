@@ -1,6 +1,7 @@
 """What a check of Google's credentials proves and names, and where requests go."""
 
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -19,6 +20,7 @@ from connectors.google.config import GoogleConfig
 from connectors.types import Identity, RawMessage
 from tests.servers import google_sources
 from tests.servers.gmail import MAIL_SCOPE, USERS_SCOPE, Gmail
+from tests.servers.stack import ROOT
 
 ALICE = "alice@example.com"
 
@@ -130,6 +132,18 @@ def test_a_check_of_an_account_names_what_is_wrong(google: Gmail) -> None:
     assert refusal(google, config | {"refreshToken": "1//revoked"}).code == "sign_in_again"
     narrow = google.oauth.grant(ALICE, "https://www.googleapis.com/auth/gmail.labels")
     assert refusal(google, config | {"refreshToken": narrow}).code == "scope_not_granted"
+
+
+def test_every_code_is_explained_in_the_documentation() -> None:
+    explained = (ROOT / "docs" / "google.md").read_text()
+    codes = {
+        code
+        for path in (ROOT / "connectors" / "google").glob("*.py")
+        for code in re.findall(r'code="(\w+)"', path.read_text())
+    }
+    assert len(codes) > 10
+    assert [code for code in sorted(codes) if f"| `{code}` |" not in explained] == []
+    assert f"{USERS_SCOPE},{MAIL_SCOPE}" in explained
 
 
 # -- where requests go -------------------------------------------------------------------------

@@ -81,6 +81,8 @@ _MADE = {
     "ALLOWED_HOSTS": "localhost",
     "CSRF_TRUSTED_ORIGINS": "",
     "WORKER_CONCURRENCY": "number of cores",
+    "GOOGLE_UNITS_PER_USER": "by `GOOGLE_QUOTA`",
+    "GOOGLE_UNITS_PER_PROJECT": "by `GOOGLE_QUOTA`",
 }
 
 
