@@ -4,6 +4,7 @@ A mailbox is one folder, All Mail, with labels (see mailbox.py). It only reads: 
 gmail.readonly and, for a domain, admin.directory.user.readonly.
 """
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import Fatal, FolderGone, MailboxUnavailable, NeedsReauth
-from connectors.google import client
+from connectors.google import client, problems
 from connectors.google.access import access
 from connectors.google.client import Caller, Unpaced
 from connectors.google.config import GoogleConfig
@@ -20,7 +21,14 @@ from connectors.google.consent import GoogleConsent
 from connectors.google.download import Download
 from connectors.google.listing import Listing
 from connectors.google.mailbox import GmailMailbox
-from connectors.google.problems import MAIL_SCOPE, USERS_SCOPE, Asker, delegation_line
+from connectors.google.problems import (
+    MAIL_SCOPE,
+    USERS_SCOPE,
+    Absent,
+    Asker,
+    BadRequest,
+    delegation_line,
+)
 from connectors.google.transport import Http
 from connectors.types import (
     Cursor,
@@ -56,19 +64,21 @@ class GoogleConnector(Connector):
     def check_account(self) -> Identity:
         with self.open(next(self.mailboxes())) as session:
             profile = session.mailbox.profile()
-        count = profile.get("messagesTotal", 0)
-        return Identity(profile["emailAddress"], f"{count:,} message{'' if count == 1 else 's'}")
+        address, count = profile["emailAddress"], profile.get("messagesTotal", 0)
+        if address.casefold() != self._config.email.casefold():
+            raise problems.other_account(address, self._config.email)
+        return Identity(address, f"{count:,} message{'' if count == 1 else 's'}")
 
     def check_domain(self) -> Identity:
         """Prove both scopes, so that one answer names all that is missing."""
-        admin, problems = self._config.impersonatedAdminEmail, []
+        admin, missing = self._config.impersonatedAdminEmail, []
         users: list[RemoteMailbox] = []
         try:
             users = next(self._user_pages(), [])
         except NeedsReauth as error:
             if error.code != "scope_not_delegated":
                 raise
-            problems.append(USERS_SCOPE)
+            missing.append(USERS_SCOPE)
         open_to_us = [user for user in users if not user.unavailable]
         own = [user for user in open_to_us if user.address.casefold() == admin.casefold()]
         tried = [*own, *(user for user in open_to_us if user not in own)][:_MAILBOXES_TRIED]
@@ -77,11 +87,11 @@ class GoogleConnector(Connector):
         except NeedsReauth as error:
             if error.code != "scope_not_delegated":
                 raise
-            problems.append(MAIL_SCOPE)
-        if problems:
+            missing.append(MAIL_SCOPE)
+        if missing:
             client_id = self._config.key["client_id"]
             raise NeedsReauth(
-                f"Not delegated to the service account: {' and '.join(problems)}."
+                f"Not delegated to the service account: {' and '.join(missing)}."
                 f" {delegation_line(client_id)} and wait: it may take minutes, at times a day.",
                 code="scope_not_delegated",
             )
@@ -188,7 +198,8 @@ class GmailSession(MailboxSession):
         self._wanted = wanted
 
     def folders(self) -> Sequence[RemoteFolder]:
-        profile = self.mailbox.profile()
+        with self._alone():
+            profile = self.mailbox.profile()
         return [
             RemoteFolder(
                 ALL_MAIL,
@@ -208,7 +219,18 @@ class GmailSession(MailboxSession):
             wanted=self._wanted,
             fetched=lambda: self._fetched,
         )
-        return listing.changes(since)
+        with self._alone():
+            yield from listing.changes(since)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let what is not understood about one of a domain's mailboxes not stop the others."""
+        try:
+            yield
+        except (Absent, BadRequest) as error:
+            if not self.mailbox.is_one_of_many:
+                raise
+            raise MailboxUnavailable(f"Its Gmail can't be read. {error}") from None
 
     def fetch(
         self,

@@ -15,7 +15,7 @@ import httplib2
 
 from connectors.base import Consent
 from connectors.config import Environment
-from connectors.errors import ConnectorError, Fatal, NeedsReauth, Unavailable
+from connectors.errors import ConnectorError, Fatal, Unavailable
 from connectors.google import problems
 from connectors.google.access import access
 from connectors.google.config import GoogleConfig
@@ -61,11 +61,7 @@ class GoogleConsent(Consent):
             raise Fatal("Google gave no refresh token. Sign in again.")
         address = self._address_of(refresh_token)
         if self._config.email and self._config.email.casefold() != address.casefold():
-            raise NeedsReauth(
-                f"You signed in as {address}, and this source is for {self._config.email}. Sign in"
-                " with that account, or change the source's address first.",
-                code="other_account",
-            )
+            raise problems.other_account(address, self._config.email)
         return {"refreshToken": refresh_token, "email": address}
 
     def _posted(self, form: dict[str, str]) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class Download:
         except Absent:
             return Missing(ref, MessageGone("Deleted before it could be downloaded."))
         except BadRequest as error:
-            return Missing(ref, MessageRefused(f"Google does not give it: {error}."))
+            return Missing(ref, MessageRefused(f"It can't be had. {error}"))
         except ResponseTooLarge:
             text = "It is larger than MAX_MESSAGE_BYTES."
             return Missing(ref, MessageRefused(text, code="too_large"))

@@ -54,6 +54,11 @@ class GmailMailbox:
     # -- callers ---------------------------------------------------------------------------------
 
     @property
+    def is_one_of_many(self) -> bool:
+        """Whether it is a domain's, where the others go on without it."""
+        return self._asker.mailbox
+
+    @property
     def connections(self) -> int:
         return max(1, int(self._environment.quotas["google"].get("connections", 1)))
 

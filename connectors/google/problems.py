@@ -54,12 +54,17 @@ class Asker:
         return bool(self.client_id)
 
 
-class Absent(Exception):
-    """404: what was asked for is not there. The caller knows what that means."""
+class Absent(Fatal):
+    """404: what was asked for is not there. Who asks for a message or a history knows what it
+    means; where it is anything else, Google is not at the address of the settings."""
+
+    code = "not_found"
 
 
-class BadRequest(Exception):
-    """400: the request was not understood; a page token or an id that is none."""
+class BadRequest(Fatal):
+    """400: the request was not understood: a page token or an id that is none, or a bug."""
+
+    code = "bad_request"
 
 
 class OutOfOrder(Unavailable):
@@ -75,6 +80,14 @@ class Refused(RateLimited):
             retry_after_seconds=retry_after_seconds,
         )
         self.whose = whose
+
+
+def other_account(actual: str, wanted: str) -> ConnectorError:
+    return NeedsReauth(
+        f"The sign-in is for {actual}, and this source is for {wanted}. Sign in with that account,"
+        " or change the source's account first.",
+        code="other_account",
+    )
 
 
 def delegation_line(client_id: str) -> str:
@@ -101,7 +114,8 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
     if status >= 500 or status == 408:
         return OutOfOrder(f"Google is out of order (HTTP {status}). It is tried again.")
     if status == 404:
-        return Absent(text)
+        setting = "GOOGLE_GMAIL_URL" if api == "gmail" else "GOOGLE_DIRECTORY_URL"
+        return Absent(f"Google does not have what was asked for (404). Check {setting}.")
     if status == 401:
         return _not_accepted(asker)
     if status == 403:
@@ -112,7 +126,7 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
             " is turned off for them. Assign one, or exclude the mailbox.",
             code="no_gmail",
         )
-    return BadRequest(f"HTTP {status}: {_shown(text)}")
+    return BadRequest(f"Google refuses the request (HTTP {status}: {_shown(text)}).")
 
 
 def _not_accepted(asker: Asker) -> ConnectorError:

@@ -385,6 +385,21 @@ def test_a_domain_is_imported_user_by_user(
     assert archived("renamed@example.com") == held_by(people[0])
 
 
+def test_a_mailbox_that_is_not_understood_does_not_stop_the_others(
+    google: Gmail, add: Callable[..., IngestionSource]
+) -> None:
+    config = google_sources.domain(google)
+    good, odd = google.add("good@example.com"), google.add("odd@example.com")
+    good.deliver(body(1))
+    google.faults.odd_people.add(odd.address)
+    source = add(config)
+    assert imported(source).message == "1 archived."
+    row = Mailbox.objects.get(address=odd.address)
+    assert (row.state, row.last_error_code) == ("unavailable", "mailbox_unavailable")
+    source.refresh_from_db()
+    assert source.status == "active"
+
+
 def test_exactness_with_faults(google: Gmail, add: Callable[..., IngestionSource]) -> None:
     """5,000 messages of 20 users; 5 % 429, 1 % 500, cut connections, tokens that end halfway, a
     history that expires: nothing missing, nothing double, byte for byte."""

@@ -56,6 +56,7 @@ class Faults:
     dropped_once: set[str] = dataclasses.field(default_factory=set)  # message ids
     broken: set[str] = dataclasses.field(default_factory=set)  # messages always answered 500
     broken_people: set[str] = dataclasses.field(default_factory=set)  # always answered 500
+    odd_people: set[str] = dataclasses.field(default_factory=set)  # always answered 400
     retry_after: str | None = "0"
     disabled: set[str] = dataclasses.field(default_factory=set)  # {"gmail", "admin"}
     latency_seconds: float = 0.0
@@ -237,6 +238,8 @@ class Gmail:
         bad = path.get("id") in self.faults.broken
         if bad or token.subject in self.faults.broken_people:
             return _refusal(500, "backendError", "Backend Error", status="INTERNAL")
+        if token.subject in self.faults.odd_people:
+            return _refusal(400, "somethingNew", "Nobody has documented this.")
         with self._lock:
             luck = self._random.random()
         if luck < self.faults.too_many:

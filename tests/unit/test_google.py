@@ -1,0 +1,59 @@
+"""Sets of message ids, and how an answer of Gmail is taken apart."""
+
+import base64
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from connectors.google.download import _read, _Unreadable
+from connectors.google.ids import Ids, order
+from connectors.types import SPOOL_BYTES, SpooledBody
+
+GMAILS = st.integers(0, 2**64 - 1).map(lambda number: format(number, "x"))
+ANY = GMAILS | st.text(max_size=20) | st.sampled_from(["0", "00", "A", "-1", "1" * 17, "msg_1"])
+
+
+@given(st.lists(ANY), st.lists(ANY), ANY)
+def test_ids_are_a_set(first: list[str], more: list[str], other: str) -> None:
+    ids = Ids(first)
+    assert (other in ids) == (other in first)
+    ids.update(more)
+    everything = set(first) | set(more)
+    assert list(ids) == sorted(everything, key=order)
+    assert all(name in ids for name in everything)
+    assert (other in ids) == (other in everything)
+
+
+def answer(raw: str) -> bytes:
+    return json.dumps({"id": "1", "labelIds": ["A"], "raw": raw, "threadId": "2"}).encode()
+
+
+@given(st.binary(max_size=200), st.booleans(), st.booleans())
+def test_bytes_come_out_as_they_went_in(body: bytes, padded: bool, escaped: bool) -> None:
+    text = base64.urlsafe_b64encode(body).decode()
+    content = answer(text if padded else text.rstrip("="))
+    if escaped:
+        content = content.replace(b"=", b"\\u003d")
+    got = _read(content)
+    assert got.body == body
+    assert got.about == {"id": "1", "labelIds": ["A"], "raw": None, "threadId": "2"}
+
+
+def test_a_large_body_is_decoded_to_a_file_piece_by_piece() -> None:
+    body = bytes(range(251)) * (SPOOL_BYTES // 100)
+    got = _read(bytearray(answer(base64.urlsafe_b64encode(body).decode())))
+    assert isinstance(got.body, SpooledBody)
+    assert got.size == got.body.size == len(body)
+    assert b"".join(got.body.chunks()) == body
+    got.body.close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"id": "1"}', answer("a"), answer("ab*d"), answer("ab=d"), answer("abcd\n"), b'{"raw": "ab'],
+)
+def test_what_is_no_message_is_refused_not_guessed(content: bytes) -> None:
+    with pytest.raises(_Unreadable):
+        _read(content)
