@@ -10,8 +10,9 @@ process of its own, tests/servers/mortal.py). After each sync:
     a sync without fault placements and labels are the server's, bytes are exact, what is gone is
                          marked, and a second sync downloads nothing
 
-The examples are the same in each run (derandomize). MODEL_EXAMPLES=2000 makes that many at random
-per kind of server, and prints how to repeat a failure.
+The examples are the same in each run (derandomize); which of a process's threads is at which step
+when it dies is the kernel's choice. MODEL_EXAMPLES=2000 makes that many at random per kind of server,
+makes a failure small and prints how to repeat it.
 """
 
 import datetime as dt
@@ -271,10 +272,13 @@ class History(RuleBasedStateMachine):
                 if uid < folder.cursor["n"]
             }
             assert passed <= placed | failed, "the cursor passed what is not archived"
-        mine = Message.objects.filter(mailbox__source=self.source)
-        self.source.refresh_from_db()
-        assert self.source.message_count == mine.count()
-        assert self.source.archived_bytes == sum(mine.values_list("size_bytes", flat=True))
+        messages = Message.objects.filter(mailbox__source=self.source)
+        sizes = list(messages.values_list("size_bytes", flat=True))
+        mailbox = Mailbox.objects.filter(source=self.source)
+        assert list(mailbox.values_list("message_count", "archived_bytes")) in (
+            [(len(sizes), sum(sizes))],
+            [],
+        )
 
     def _check_exact(self, stale: set[str]) -> None:
         held = {
@@ -296,6 +300,11 @@ class History(RuleBasedStateMachine):
         gone = {f.remote_id for f in self._folders() if f.removed_at is not None}
         known = {f.remote_id for f in self._folders()}
         assert known - gone == {name.decode("latin-1") for name in self.server.boxes}
+        self.source.refresh_from_db()
+        counted = (self.source.message_count, self.source.archived_bytes)
+        assert counted == Mailbox.objects.filter(source=self.source).values_list(
+            "message_count", "archived_bytes"
+        ).get()  # fmt: skip
         housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5))
         for placement in here.values():
             _content(placement)  # still there: no pack in use was collected
@@ -461,13 +470,14 @@ def small_steps(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def _profile() -> settings:
     chosen = int(os.environ.get("MODEL_EXAMPLES") or 0)
     return settings(
-        max_examples=chosen or 25,
+        max_examples=chosen or 18,
         stateful_step_count=25,
         derandomize=not chosen,
         database=None,
         deadline=None,
         print_blob=True,
-        phases=[Phase.generate, Phase.shrink],
+        # Making a failure small takes minutes: not in CI.
+        phases=[Phase.generate, *([Phase.shrink] if chosen else [])],
         suppress_health_check=list(HealthCheck),
     )
 

@@ -14,13 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from django.db import connection, connections
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 
 def dies(work: Callable[[], object], *, at_step: int | None, directory: Path) -> bool:
     """Do `work` in a child process; return whether it was killed before its end.
 
-    `at_step` counts from 1; None: it does not die by itself, so somebody else may kill it. Raises
+    `at_step` counts from 1, over all threads; None: it does not die by itself, so somebody else may kill it. Raises
     AssertionError where the work raised.
     """
     with MortalProcess(work, at_step=at_step, directory=directory) as process:
@@ -68,15 +70,17 @@ class MortalProcess:
     def _live(self) -> None:
         code = 1
         try:
-            with connection.execute_wrapper(self._count_statement):
-                if self._at_step is not None:
-                    sys.addaudithook(self._count_file)
-                self._work()
+            connection_created.connect(self._watch)  # of every thread: none is open yet
+            sys.addaudithook(self._count_file)
+            self._work()
             code = 0
         except BaseException:  # noqa: BLE001 - the process ends here, and says why
             traceback.print_exc()
         finally:
             os._exit(code)
+
+    def _watch(self, connection: BaseDatabaseWrapper, **_: Any) -> None:
+        connection.execute_wrappers.append(self._count_statement)
 
     def _count_statement(
         self, execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any
