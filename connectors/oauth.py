@@ -12,7 +12,7 @@ import time
 import urllib.parse
 from typing import Any
 
-from connectors import net
+from connectors import net, redaction
 from connectors.config import Environment
 from connectors.errors import Fatal, NeedsReauth, RateLimited, Unavailable
 
@@ -43,6 +43,7 @@ def refreshed_access_token(
     answer = _json_object(body)
     token = answer.get("access_token")
     if status == 200 and isinstance(token, str) and token.isprintable() and token:
+        redaction.remember([token])
         return token
     error = str(answer.get("error", ""))[:60]
     if error in _STOP_ERRORS:

@@ -16,6 +16,7 @@ from django.db import models
 from django.utils.crypto import salted_hmac
 from fernet_fields import EncryptedField
 
+from connectors import redaction
 from ingestion.errors import CredentialsUnreadable
 
 
@@ -25,7 +26,7 @@ def key_id(key: str) -> str:
 
 
 class Secrets(Mapping[str, str]):
-    """The secret half of a providerConfig. Its repr shows nothing of it.
+    """The secret half of a providerConfig. Its repr shows nothing of it, and no log line does.
 
     Using one of a row that no key decrypts raises CredentialsUnreadable; ask `readable` before.
     """
@@ -38,6 +39,7 @@ class Secrets(Mapping[str, str]):
     ) -> None:
         self._plain = dict(plain or {}) if decrypt is None else None
         self._decrypt = decrypt
+        redaction.remember((plain or {}).values())
 
     @property
     def readable(self) -> bool:
@@ -66,6 +68,7 @@ class Secrets(Mapping[str, str]):
         if self._plain is None:
             assert self._decrypt is not None
             self._plain = dict(self._decrypt())
+            redaction.remember(self._plain.values())
         return self._plain
 
 

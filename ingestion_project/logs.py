@@ -11,6 +11,8 @@ from typing import Any
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from connectors import redaction
+
 #: Loggers that say at INFO what our own lines say better, or what nobody wants every three seconds.
 _QUIET = ("celery.app.trace", "celery.beat", "celery.worker.strategy", "httpx", "kombu")
 
@@ -45,6 +47,7 @@ def configure(log_format: str) -> dict[str, Any]:
                 "processors": [
                     structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                     *_renderers(log_format),
+                    _redact_line,
                 ],
             }
         },
@@ -77,6 +80,12 @@ def _renderers(log_format: str) -> list[Processor]:
             sort_keys=False,
         )
     ]
+
+
+def _redact_line(logger: WrappedLogger, method: str, line: Any) -> str:
+    """Take known secrets out of the finished line: a traceback ends with a foreign text."""
+    del logger, method
+    return redaction.redact(str(line))
 
 
 def _without_query(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:

@@ -225,7 +225,9 @@ def _greet(
         said = _text(error).encode()
         if b"BYE" in said.upper():  # full, or under maintenance: no fault of the configuration
             raise refusal(
-                wire.printable(said), otherwise=Unavailable, allowed=(Retryable,)
+                wire.without(wire.spellings(secrets), said),
+                otherwise=Unavailable,
+                allowed=(Retryable,),
             ) from None
         raise Fatal(
             f"{config.host}:{config.port} does not speak IMAP. Check host and port.",

@@ -66,7 +66,7 @@ class Wire(imaplib.IMAP4):
         self._name = name
         self._timeout_seconds = timeout_seconds
         self._until = until
-        self._secrets = _spellings(secrets)
+        self._secrets = spellings(secrets)
         self.greeting = b""
         self._buffer = b""
         self._position = 0
@@ -136,9 +136,7 @@ class Wire(imaplib.IMAP4):
 
     def words(self, said: bytes) -> str:
         """Return a server's text for people, without any secret that it echoes."""
-        for secret in self._secrets:
-            said = said.replace(secret, b"***")
-        return printable(said)
+        return without(self._secrets, said)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -275,7 +273,14 @@ class Wire(imaplib.IMAP4):
         return Unavailable(f"The server {self._name} said goodbye: {self.words(line[4:].strip())}")
 
 
-def _spellings(secrets: Iterable[str]) -> list[bytes]:
+def without(secrets: Iterable[bytes], said: bytes) -> str:
+    """Return a server's text for people, without these spellings of secrets."""
+    for secret in secrets:
+        said = said.replace(secret, b"***")
+    return printable(said)
+
+
+def spellings(secrets: Iterable[str]) -> list[bytes]:
     """Return how secrets can come back: as they are, quoted, and in base64; longest first."""
     found: set[bytes] = set()
     for secret in secrets:
@@ -283,6 +288,8 @@ def _spellings(secrets: Iterable[str]) -> list[bytes]:
             raw = secret.encode()
             quoted = raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
             found |= {raw, quoted, base64.b64encode(raw)}
+            # imaplib shows some replies as Python does: "BAD [b'...']".
+            found |= {repr(spelling)[2:-1].encode() for spelling in (raw, quoted)}
     return sorted(found, key=len, reverse=True)
 
 

@@ -9,12 +9,13 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 import structlog
-from django.db import transaction
+from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from connectors import errors, registry
+from connectors.config import ConfigError
 from connectors.types import RemoteMailbox
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import backoff, runs, sources
@@ -46,9 +47,17 @@ def discover(run_id: uuid.UUID) -> None:
         if run.attempts + 1 < MAX_AUTH_FAILURES:
             _again_later(run, error, None)
         else:
-            _give_up(source, error)
+            _give_up(source, str(error))
     except errors.ConnectorError as error:
-        _give_up(source, error)
+        _give_up(source, str(error))
+    except ConfigError as error:
+        _give_up(source, f"The configuration is not valid: {error}.")
+    except (OperationalError, InterfaceError):
+        raise  # nobody can be told in rows
+    except Exception as error:
+        log.exception("discovery_bug", run=str(run.pk), error=type(error).__name__)
+        bug = errors.ConnectorError(sources.bug_message(error), code="internal_error")
+        _again_later(run, bug, None)
     else:
         _settle(source, run, seen)
         runs.finish_if_done(run.pk)
@@ -113,9 +122,9 @@ def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float |
     log.info("discovery_deferred", run=str(run.pk), code=error.code)
 
 
-def _give_up(source: IngestionSource, error: errors.ConnectorError) -> None:
+def _give_up(source: IngestionSource, reason: str) -> None:
     with transaction.atomic():
-        sources.fail(locked(source), str(error), actor="ingestion")
+        sources.fail(locked(source), reason, actor="ingestion")
 
 
 def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:

@@ -8,6 +8,7 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -25,6 +26,8 @@ from ingestion.services import backoff, runs, throttle
 from ingestion.services import options as source_options
 from ingestion.services.status import SYSTEM, Actor, audit, locked, move
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
+
+log = structlog.get_logger(__name__)
 
 __all__ = [
     "Actor",
@@ -401,7 +404,16 @@ def _ask_provider(source: IngestionSource) -> Verdict:
         return Verdict(False, error.code, str(error))
     except ConfigError as error:
         return Verdict(False, "invalid_config", f"The configuration is not valid: {error}.")
+    except Exception as error:
+        log.exception("check_bug", source=str(source.pk), error=type(error).__name__)
+        return Verdict(False, "internal_error", bug_message(error))
     return Verdict(True, "ok", f"{identity.account}: {identity.detail}".rstrip(": "))
+
+
+def bug_message(error: Exception) -> str:
+    """Say that something is our fault. Not the error's own text, which may quote anything."""
+    name = type(error).__name__
+    return f"Internal error ({name}): a bug. The log has the details."
 
 
 #: Verdicts that time alone may change: they don't make an error of the source.

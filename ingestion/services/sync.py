@@ -126,11 +126,7 @@ def _storage_error(error: OSError) -> errors.Unavailable:
 
 
 def _bug(error: Exception) -> errors.ConnectorError:
-    name = type(error).__name__
-    return errors.ConnectorError(
-        f"Internal error ({name}): a bug. The log has the details.",
-        code="internal_error",
-    )
+    return errors.ConnectorError(sources.bug_message(error), code="internal_error")
 
 
 # -- what becomes of the row -------------------------------------------------------------------

@@ -407,6 +407,8 @@ class History(RuleBasedStateMachine):
     def _until_done(self) -> Run:
         """Sync to the end. A worker that was killed just now may hold its lease for an instant."""
         deadline = time.monotonic() + 30
+        for left in Run.objects.filter(source=self.source, finished_at=None):
+            runs.finish_if_done(left.pk)  # all done before what happened since: not this sync
         run = sources.start_sync(self.source, actor=ACTOR)
         Run.objects.filter(pk=run.pk).update(warning="")
         while run.finished_at is None:

@@ -199,7 +199,7 @@ class Client:
 
     def _do_login(self, command: bytes) -> bytes:
         words = re.findall(rb'"((?:[^"\\]|\\.)*)"|<([^>]*)>|(\S+)', command)[1:]
-        given = [re.sub(rb"\\(.)", rb"\1", a or b or c).decode() for a, b, c in words]
+        given = [(re.sub(rb"\\(.)", rb"\1", a) or b or c).decode() for a, b, c in words]
         return self._logged_in(given == [self.server.name, self.server.password])
 
     def _do_authenticate(self, command: bytes) -> bytes:
