@@ -43,7 +43,9 @@ def redact(text: str) -> str:
 def _spellings(secret: str) -> tuple[str, ...]:
     quoted = secret.replace("\\", "\\\\").replace('"', '\\"')
     found = {secret, quoted, repr(secret)[1:-1], json.dumps(secret)[1:-1]}
-    found |= {json.dumps(spelling)[1:-1] for spelling in tuple(found)}  # what a JSON line makes of it
+    found |= {
+        json.dumps(spelling)[1:-1] for spelling in tuple(found)
+    }  # what a JSON line makes of it
     found |= set(_in_base64(secret.encode("utf-8", "surrogatepass")))
     return tuple(sorted(found, key=len, reverse=True))
 

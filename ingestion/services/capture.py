@@ -22,8 +22,8 @@ from ingestion.services import capture_sql as sql
 from ingestion.services.capture_sql import NewMessage, new_message_id
 from ingestion.services.commit import Batch, Committer
 
-#: A batch ends at the latest after this much: it bounds memory and what a crash repeats. The time is
-#: for slow servers, where the rest is hours: people see progress, and a crash costs seconds.
+#: A batch ends at the latest after this much: it bounds memory and what a crash repeats. The time
+#: is for slow servers, where the rest is hours: people see progress, and a crash costs seconds.
 COMMIT_BYTES = 16_000_000
 COMMIT_MESSAGES = 2_000
 COMMIT_SECONDS = 3.0

@@ -46,8 +46,8 @@ _RUNG = "(rung_at IS NULL OR rung_at < now() - %(again)s OR rung_at > now())"
 _RUNNABLE = """(SELECT s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
                   FROM ingestion_ingestionsource s WHERE s.id = {row}.source_id)"""
 
-#: Each claims its rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work. An array,
-#: because IN is a join too.
+#: Each claims its rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work. By an
+#: array, because IN is a join too.
 _QUERIES: tuple[tuple[Kind, str], ...] = (
     (
         "delete",

@@ -139,9 +139,7 @@ def kill_at_random(service: "Service", chance: random.Random, watch: Watch) -> l
 
 def processes(service: "Service") -> dict[str, list[int]]:
     """Return the pids of those of the victims that are alive."""
-    found = {
-        name: [pid] for name, pid in service.supervised.children().items() if name in _VICTIMS
-    }
+    found = {name: [pid] for name, pid in service.supervised.children().items() if name in _VICTIMS}
     if copying := descendants(found["worker"][0]) if "worker" in found else []:
         found["copying"] = copying
     return found

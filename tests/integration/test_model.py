@@ -484,9 +484,7 @@ def _profile() -> settings:
     )
 
 
-@pytest.mark.parametrize(
-    "offered", [MODERN, PLAIN, OBJECTID], ids=["modern", "plain", "objectid"]
-)
+@pytest.mark.parametrize("offered", [MODERN, PLAIN, OBJECTID], ids=["modern", "plain", "objectid"])
 def test_any_history_is_archived_exactly(offered: tuple[str, ...]) -> None:
     class Machine(History):
         capabilities = offered

@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -32,14 +32,12 @@ def dies(work: Callable[[], object], *, at_step: int | None, directory: Path) ->
 class MortalProcess:
     """The child process. Enter it to start; `pid` is then known, `wait` tells how it ended."""
 
-    def __init__(
-        self, work: Callable[[], object], *, at_step: int | None, directory: Path
-    ) -> None:
+    def __init__(self, work: Callable[[], object], *, at_step: int | None, directory: Path) -> None:
         self._work, self._at_step, self._directory = work, at_step, str(directory)
         self.pid = 0
         self._status: int | None = None
 
-    def __enter__(self) -> "MortalProcess":
+    def __enter__(self) -> Self:
         connections.close_all()  # a session must not be shared with the child
         self.pid = os.fork()
         if self.pid == 0:
