@@ -72,7 +72,7 @@ class Redis:
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def _listen(self) -> None:
-        with self.client.monitor() as monitor:
+        with self.client.monitor() as monitor:  # type: ignore[no-untyped-call] # of redis
             self._ready.set()
             for command in monitor.listen():
                 if "END-OF-THE-TEST" in command["command"]:
@@ -370,7 +370,7 @@ class _Lines(logging.Handler):
 def test_the_traceback_of_a_bug_shows_no_secret(
     log_format: str, settings: Any, tmp_path: Path
 ) -> None:
-    from ingestion_project import logs  # noqa: PLC0415 - settings come first
+    from ingestion_project import logs
 
     settings.ARCHIVE_DIR = tmp_path / "archive"
     handler = _Lines(logs.configure(log_format))

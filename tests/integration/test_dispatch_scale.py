@@ -60,7 +60,7 @@ def sources(transactional_db: None) -> None:
 
 def multiply(model: type[Model], rows: str, **columns: str) -> None:
     """Copy the table's only row for each of `rows`, with these columns' values and a new id."""
-    table, names = model._meta.db_table, [field.column for field in model._meta.concrete_fields]
+    table, names = model._meta.db_table, [str(f.column) for f in model._meta.concrete_fields]
     values = [{"id": "gen_random_uuid()", **columns}.get(name, f"o.{name}") for name in names]
     with connection.cursor() as cursor:
         cursor.execute(

@@ -1,0 +1,49 @@
+"""What must reach the disk before a pack counts: its bytes, then its name, then its directory."""
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from ingestion.archive.store import PackStore
+
+
+def test_a_pack_has_its_bytes_on_disk_before_its_name_and_its_name_before_commit_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, source_id = PackStore(tmp_path / "archive"), uuid.uuid4()
+    with store.writer(source_id) as writer:
+        writer.append({"sha256": ""}, b"a message")
+        done: list[tuple[str, str]] = []
+        fsync, rename = os.fsync, os.rename
+
+        def note_fsync(fd: int) -> None:
+            fsync(fd)
+            done.append(("fsync", Path(f"/proc/self/fd/{fd}").readlink().suffix))
+
+        def note_rename(old: Path, new: Path) -> None:
+            assert Path(old).stat().st_size > 50, "something is still in the buffer"
+            rename(old, new)
+            done.append(("rename", Path(new).suffix))
+
+        # The system's calls, still made: only the order is noted.
+        monkeypatch.setattr(os, "fsync", note_fsync)
+        monkeypatch.setattr(os, "rename", note_rename)
+        writer.commit()
+    assert done == [("fsync", ".partial"), ("rename", ".pack"), ("fsync", "")]
+
+
+def test_a_new_directory_is_on_disk_before_a_pack_is_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        fsync(fd)
+        synced.add(str(Path(f"/proc/self/fd/{fd}").readlink()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    with PackStore(tmp_path / "archive").writer(uuid.uuid4()):
+        assert {str(tmp_path / "archive"), str(tmp_path)} <= synced
