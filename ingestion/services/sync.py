@@ -111,13 +111,22 @@ def _act_on(error: errors.ConnectorError, held: Lease, mailbox: Mailbox, run: Ru
         _retry_later(held, mailbox, run, error, server_seconds=error.retry_after_seconds)
     elif isinstance(error, errors.MailboxUnavailable):
         _set_aside(held, mailbox, run, error)
-    elif isinstance(error, errors.NeedsReauth) and mailbox.attempts + 1 < MAX_AUTH_FAILURES:
+    elif isinstance(error, errors.NeedsReauth) and _refused_before(mailbox) < MAX_AUTH_FAILURES - 1:
         _retry_later(held, mailbox, run, error, server_seconds=20.0)
     elif isinstance(error, errors.NeedsReauth | errors.Fatal):
         _stop_source(mailbox, error)
     else:
         log.error("sync_bug", error=type(error).__name__)
         _retry_later(held, mailbox, run, _bug(error), server_seconds=None)
+
+
+def _refused_before(mailbox: Mailbox) -> int:
+    """Return how often in a row the login was refused before, not counting other trouble.
+
+    Trouble before the first refusal counts with it: rather one login too few.
+    """
+    mailbox.refresh_from_db(fields=["attempts", "last_error_code"])  # progress resets them
+    return mailbox.attempts if mailbox.last_error_code == errors.NeedsReauth.code else 0
 
 
 def _storage_error(error: OSError) -> errors.Unavailable:
@@ -146,6 +155,8 @@ def _settle(held: Lease, mailbox: Mailbox, run: Run) -> None:
         Run.objects.filter(pk=run.pk).update(
             mailboxes_done=F("mailboxes_done") + 1, progress_at=Now()
         )
+        if mailbox.last_error:  # as it was when this slice began: it has passed
+            Run.objects.filter(pk=run.pk, warning=mailbox.last_error).update(warning="")
 
 
 def _yield_turn(held: Lease) -> None:

@@ -138,6 +138,22 @@ def test_a_password_that_stops_working_is_tried_a_few_times_and_then_not_at_all(
     assert logins(server) == MAX_AUTH_FAILURES
 
 
+def test_other_trouble_before_does_not_make_one_refusal_the_last(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    imported(server, source)
+    sources.start_sync(source, actor=ACTOR)
+    for answer in (b"NO [UNAVAILABLE] later", b"NO [UNAVAILABLE] later", b"NO who are you?"):
+        server.hooks[:] = [refusing(answer)]
+        work()
+        an_hour_passes()
+    source.refresh_from_db()
+    assert source.status == "active"
+    server.hooks.clear()
+    work()
+    assert Run.objects.latest("started_at").message == "0 archived."
+
+
 @pytest.mark.parametrize(
     ("answer", "seconds"),
     [
