@@ -14,6 +14,7 @@ from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import (
     ConnectorError,
+    CursorExpired,
     Fatal,
     NeedsReauth,
     RateLimited,
@@ -242,6 +243,16 @@ def test_a_listing_that_was_interrupted_ends_with_the_flags_of_today(
         assert [page.cursor["n"] for page in pages] == sorted(page.cursor["n"] for page in pages)
         with opened(server) as session:
             assert not refs_of(listed(session, pages[-1].cursor))
+
+
+def test_a_renumbering_that_only_examine_tells_of_expires_the_cursor(server: ImapScript) -> None:
+    fill(server.inbox, 5)
+    with opened(server) as session:
+        cursor = listed(session)[-1].cursor
+    server.boxes[b"INBOX"] = Box(validity=2, status_refusal=b"NO not now")
+    fill(server.inbox, 9)
+    with opened(server) as session, pytest.raises(CursorExpired):
+        listed(session, cursor)
 
 
 def test_a_connection_that_ends_after_the_login_is_closed(server: ImapScript) -> None:
