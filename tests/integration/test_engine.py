@@ -313,6 +313,8 @@ def test_removals_labels_and_vanished_folders_are_followed(
     synced(source)
     assert_exact(server, source)
     assert Message.objects.count() == 5
+    gone = Placement.objects.get(remote_id="1:2", folder__path="INBOX")
+    assert gone.removed_at is not None
     assert Placement.objects.get(remote_id="1:1", folder__path="INBOX").labels == ["\\Seen"]
     assert Folder.objects.get(path="Old").removed_at is not None
     fill(server, 3, "Old")

@@ -5,8 +5,8 @@ renamed, deleted and renumbered; a connection breaks, also inside a literal; the
 it is read; the process that syncs dies by SIGKILL at any of its statements and file operations (a
 process of its own, tests/servers/mortal.py). After each sync:
 
-    always               what is archived is exact; a cursor passed nothing that is not archived or
-                         recorded as failed; the counters are right
+    always               what is archived is exact and stays; a cursor passed nothing that is not
+                         archived or recorded as failed; the counters are right
     a sync without fault placements and labels are the server's, bytes are exact, what is gone is
                          marked, and a second sync downloads nothing
 
@@ -81,6 +81,8 @@ class History(RuleBasedStateMachine):
         #: "validity:uid" -> the bytes that this name ever had: it never gets others.
         self.ever: dict[str, bytes] = {}
         self.labels: dict[str, set[tuple[str, ...]]] = {}
+        #: (folder row, remote id) of all that was ever placed.
+        self.known: set[tuple[int, str]] = set()
         self.quiet = False
         self.server.boxes = {b"INBOX": self._box()}
         self.source = sources.create(
@@ -261,6 +263,9 @@ class History(RuleBasedStateMachine):
         failed = self._failed()
         for placement in placements:
             assert _content(placement) == self.ever[placement.remote_id], placement.remote_id
+        rows = {(p.folder_id, p.remote_id) for p in placements}
+        assert self.known <= rows, "what was archived once is not even marked as removed"
+        self.known = rows
         placed = {(p.folder.remote_id, p.remote_id) for p in placements}
         for folder in self._folders():
             box = self.server.boxes.get(folder.remote_id.encode("latin-1"))
