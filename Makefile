@@ -47,7 +47,7 @@ check: $(VENV)/development
 	$(DEPLOYED) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
 pytest: $(VENV)/development system-packages node-packages
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 system-packages:
 	@sh tests/system-packages.sh

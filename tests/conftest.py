@@ -1,12 +1,13 @@
 """What every test can ask for: PostgreSQL and Redis, the service, users, an API client, Dovecot.
 
-The two servers start before Django reads its settings, once per run, in a throwaway VAR_DIR. This
-is why pyproject.toml does not name the settings: pytest-django would read them before this file.
+The two servers start before Django reads its settings, once per process that runs tests, in a
+throwaway VAR_DIR. This is why pyproject.toml does not name the settings: pytest-django would read them before this file.
 """
 
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,7 +61,17 @@ def _stop_servers() -> None:
     shutil.rmtree(_started["var_dir"], ignore_errors=True)
 
 
-_start_servers()  # at import, so that test modules may import models
+#: `-n`: this process only hands the tests out to others, which have servers of their own.
+_HANDS_OUT = "PYTEST_XDIST_WORKER" not in os.environ and any(
+    argument.startswith(("-n", "--numprocesses")) for argument in sys.argv
+)
+if not _HANDS_OUT:
+    _start_servers()  # at import, so that test modules may import models
+
+
+def pytest_configure() -> None:
+    if _HANDS_OUT:  # which must not read the settings before their own VAR_DIR is set
+        os.environ.pop("DJANGO_SETTINGS_MODULE", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
