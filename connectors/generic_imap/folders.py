@@ -1,6 +1,5 @@
 """Listing the folders of an account: one or two round trips for any number."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,7 +40,6 @@ _UNREADABLE = {b"\\NOSELECT", b"\\NONEXISTENT"}
 _STATUS_BATCH = 100
 _CONTROLS = {code: 0xE000 + code for code in (*range(32), *range(127, 160))}
 _CONTROLS_BACK = {private: code for code, private in _CONTROLS.items()}
-_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 def list_folders(login: Login) -> list[RemoteFolder]:
@@ -193,7 +191,7 @@ def decoded(raw: bytes) -> str:
         text = raw.decode("utf-8") if any(b > 127 for b in raw) else str(imap_utf7.decode(raw))
     except (UnicodeError, ValueError):
         text = raw.decode("latin-1")
-    return "".join(c if c.isprintable() else "\ufffd" for c in _UNSAFE.sub("\ufffd", text))
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _without_views(login: Login, folders: list[RemoteFolder]) -> list[RemoteFolder]:
