@@ -10,10 +10,11 @@ from connectors.generic_imap import wire
 from connectors.generic_imap.folders import decoded
 from connectors.types import MessageRef
 
-_UID = re.compile(rb"\bUID (\d+)")
-_SIZE = re.compile(rb"\bRFC822\.SIZE (\d+)")
-_FLAGS = re.compile(rb"\bFLAGS \(([^)]*)\)")
-_DATE = re.compile(rb'\bINTERNALDATE "([^"]*)"')
+#: The items of a plain answer, in whatever order.
+_PLAIN = re.compile(
+    rb"\d+ FETCH \((?:(?:UID (\d+)|RFC822\.SIZE (\d+)|FLAGS \(([^()]*)\)"
+    rb'|INTERNALDATE "([^"]*)"|MODSEQ \(\d+\)) ?)*\)\s*'
+)
 _FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
 _MONTHS = {
     m: i for i, m in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
@@ -23,17 +24,16 @@ _MONTHS = {
 def reference(
     response: Sequence[bytes], validity: int, *, plain: bool
 ) -> tuple[int, MessageRef | None]:
-    line = response[0]
-    if plain and len(response) == 1:
-        uid, size = _UID.search(line), _SIZE.search(line)
-        flags, date = _FLAGS.search(line), _DATE.search(line)
-        if not uid or not flags or not date:
+    if plain and len(response) == 1 and (match := _PLAIN.fullmatch(response[0])):
+        uid, size, flags, date = match.groups()
+        if uid is None or flags is None or date is None:
             return 0, None  # unsolicited: only flags
-        return int(uid[1]), MessageRef(
-            f"{validity}:{int(uid[1])}",
-            size_bytes=int(size[1]) if size else None,
-            received_at=_internal_date(date[1]),
-            labels=_flags(flags[1]),
+        number = int(uid)
+        return number, MessageRef(
+            f"{validity}:{number}",
+            size_bytes=int(size) if size else None,
+            received_at=_internal_date(date),
+            labels=_flags(flags),
         )
     values = wire.parse(response)
     items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}

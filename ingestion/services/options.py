@@ -6,6 +6,7 @@ Owns their checks and meaning; the source's row only keeps the JSON.
 import dataclasses
 import datetime as dt
 import fnmatch
+import functools
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -81,7 +82,7 @@ def describe() -> tuple[OptionField, ...]:
     return _FIELDS
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Options:
     """The parsed options. `values` has every option of `describe()`, defaults filled in."""
 
@@ -119,11 +120,11 @@ class Options:
     def wants_message(self, ref: MessageRef) -> bool:
         """Tell whether a message is recent enough (one without a date always is) and of no role
         that is left out."""
-        since: dt.date | None = self.values["since"]
+        since = self.wanted.since
         recent = since is None or ref.received_at is None or ref.received_at.date() >= since
-        return recent and not self.wanted.left_out.intersection(ref.roles)
+        return recent and not (ref.roles and self.wanted.left_out.intersection(ref.roles))
 
-    @property
+    @functools.cached_property
     def wanted(self) -> Wanted:
         """What the options ask of each message, for connectors."""
         out = (str(role) for role, option in _ROLES.items() if not self.values[option])
