@@ -48,6 +48,8 @@ _BODY = re.compile(
     rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
 )
 _UID = re.compile(rb"\bUID (\d+)")
+#: What may follow a body: further items, and the end of the response.
+_REST = re.compile(rb"(?: [A-Z][\w.-]* (?:\d+|NIL|\([^()]*\)|\"[^\"]*\"))* ?\)\r?\n", re.IGNORECASE)
 
 Answer = RawMessage | Missing
 _Item = list[Answer] | BaseException | None
@@ -307,6 +309,21 @@ class Fetch:
         rest = connection.complete(connection.readline())
         uid = before or _UID.search(rest[0])
         ref = _claim(batches, int(uid[1]), empty=not size) if uid else None
+        if not _REST.fullmatch(rest[0]):
+            # The size that was announced is not the body's: these bytes are no message.
+            if isinstance(body, SpooledBody):
+                body.close()
+            if ref is not None:
+                sender.add(
+                    Missing(
+                        ref,
+                        MessageRefused(
+                            f"It is not of the {size:,} bytes that the server announced.",
+                            code="wrong_size",
+                        ),
+                    )
+                )
+            raise Unavailable("The server announced a wrong size of a message.")
         if ref is not None:
             sender.add(RawMessage(ref, body))
         elif isinstance(body, SpooledBody):
@@ -418,6 +435,12 @@ def _claim(batches: Sequence[_Batch], uid: int, *, empty: bool = False) -> Messa
                 return None
             return batch.refs.pop(uid)
     return None
+
+
+def _wrong_size(size: int) -> MessageRefused:
+    return MessageRefused(
+        f"The server announces {size:,} bytes of it and sends others.", code="wrong_size"
+    )
 
 
 def _gone(ref: MessageRef) -> Missing:
