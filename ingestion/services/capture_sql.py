@@ -294,14 +294,15 @@ def upsert_failure(
     code: str,
     reason: str,
     attempts: int,
-    not_before: dt.datetime,
+    wait: dt.timedelta,
 ) -> None:
+    """Record that a message could not be had, to be tried again after `wait`."""
     _run(
         """INSERT INTO ingestion_failedmessage
              (mailbox_id, folder_id, remote_id, stable_id, size_bytes, received_at, labels, code,
               reason, attempts, not_before)
            VALUES (%(mailbox)s, %(folder)s, %(remote)s, %(stable)s, %(size)s, %(received)s,
-                   %(labels)s::text[], %(code)s, %(reason)s, %(attempts)s, %(not_before)s)
+                   %(labels)s::text[], %(code)s, %(reason)s, %(attempts)s, now() + %(wait)s)
            ON CONFLICT (folder_id, remote_id) DO UPDATE
              SET code = EXCLUDED.code, reason = EXCLUDED.reason, attempts = EXCLUDED.attempts,
                  not_before = EXCLUDED.not_before, last_failed_at = now()""",
@@ -316,7 +317,7 @@ def upsert_failure(
             "code": code,
             "reason": reason,
             "attempts": attempts,
-            "not_before": not_before,
+            "wait": wait,
         },
     )
 

@@ -12,7 +12,6 @@ import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from connectors import errors, registry
 from connectors.config import ConfigError
@@ -115,7 +114,7 @@ def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float |
     wait = backoff.delay(run.attempts + 1, server_seconds=server_seconds)
     Run.objects.filter(pk=run.pk).update(
         attempts=F("attempts") + 1,
-        not_before=timezone.now() + wait,
+        not_before=Now() + wait,
         rung_at=None,
         warning=str(error),
     )

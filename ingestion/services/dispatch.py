@@ -15,7 +15,6 @@ from django.conf import settings
 from django.core.cache import cache
 from django.db import connection, transaction
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from ingestion.crypto import key_id
 from ingestion.errors import NotAllowedNow
@@ -165,16 +164,15 @@ def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], Non
 
 def _work_once(source: IngestionSource, run: Run) -> None:
     source.refresh_from_db()
-    now = timezone.now()
     if source.status == SourceStatus.PENDING_AUTH:
-        if source.check_not_before <= now:
+        if IngestionSource.objects.filter(pk=source.pk, check_not_before__lte=Now()).exists():
             sources.verify(source, actor=SYSTEM)
         return
     if run.discovered_at is None:
-        if run.not_before <= now:
+        if Run.objects.filter(pk=run.pk, not_before__lte=Now()).exists():
             discovery.discover(run.pk)
         return
-    owed = Mailbox.objects.filter(run=run, not_before__lte=now).order_by("address")
+    owed = Mailbox.objects.filter(run=run, not_before__lte=Now()).order_by("address")
     for pk in owed.values_list("pk", flat=True):
         sync.sync_mailbox(pk)
     runs.finish_if_done(run.pk)

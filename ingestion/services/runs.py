@@ -9,7 +9,6 @@ from collections.abc import Collection
 from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from ingestion.errors import LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
@@ -115,7 +114,7 @@ def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) 
     changes: dict[str, object] = {
         "last_sync_finished_at": Now(),
         "last_sync_status_message": message,
-        "next_sync_at": timezone.now() + Options.of(source.options).sync_interval,
+        "next_sync_at": Now() + Options.of(source.options).sync_interval,
     }
     if status == RunStatus.COMPLETED and run.kind == RunKind.IMPORT:
         changes["imported_at"] = Now()

@@ -362,7 +362,7 @@ def _recheck(source: IngestionSource, *, reason: str, actor: Actor) -> None:
     source.proven_at = None
     source.check_attempts = 0
     source.rung_at = None
-    source.check_not_before = timezone.now()
+    source.check_not_before = Now()
     source.save(update_fields=["proven_at", "check_attempts", "rung_at", "check_not_before"])
     if source.status != SourceStatus.PENDING_AUTH:
         move(source, SourceStatus.PENDING_AUTH, reason=reason, actor=actor)
@@ -467,7 +467,7 @@ def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) 
         _CHECK_BACKOFF_SECONDS[source.check_attempts - 1],
         server_seconds=verdict.retry_after_seconds,
     )
-    source.check_not_before = timezone.now() + wait
+    source.check_not_before = Now() + wait
     source.status_message = f"{verdict.message} Tried again in {wait.total_seconds():.0f} s."
     source.save(update_fields=["check_attempts", "check_not_before", "status_message"])
 
