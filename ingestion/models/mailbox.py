@@ -46,6 +46,10 @@ class Mailbox(models.Model):
     lease_session_pid = models.IntegerField(null=True, editable=False)
     lease_session_started_at = models.DateTimeField(null=True, editable=False)
 
+    worker_deaths = models.PositiveIntegerField(
+        default=0, editable=False, help_text="Workers that died under its lease, in a row."
+    )
+
     message_count = models.BigIntegerField(default=0)
     archived_bytes = models.BigIntegerField(default=0)
     last_synced_at = models.DateTimeField(null=True, blank=True)

@@ -31,14 +31,25 @@ COMMIT_SECONDS = 3.0
 _LOOKUP_BYTES = 2_000_000
 _LOOKUP_MESSAGES = 250
 
+_NOT_PARSED = mime.Headers(defects=("not parsed: workers died when they did",))
+
 
 class Capture:
-    """The capture of one folder's messages under one lease. Not thread-safe."""
+    """The capture of one folder's messages under one lease. Not thread-safe.
+
+    Without `parse` the bytes are all that is looked at: no header fields.
+    """
 
     def __init__(
-        self, committer: Committer, *, store: PackStore, mailbox: Mailbox, folder: Folder
+        self,
+        committer: Committer,
+        *,
+        store: PackStore,
+        mailbox: Mailbox,
+        folder: Folder,
+        parse: bool = True,
     ) -> None:
-        self._committer, self._store = committer, store
+        self._committer, self._store, self._parse = committer, store, parse
         self._mailbox, self._folder = mailbox, folder
         self._batch = Batch(folder.pk)
         self._waiting: list[tuple[RawMessage, bytes, int]] = []
@@ -95,7 +106,11 @@ class Capture:
         given. Returns when the batch before is: raises what became of that, and then this one is
         dropped, so that the same messages are fetched again.
         """
-        self._pack_waiting()
+        try:
+            self._pack_waiting()
+        except BaseException:
+            self.abandon()
+            raise
         batch = self._batch
         batch.cursor, batch.listed = cursor, listed
         batch.removed, batch.relabelled = removed, relabelled
@@ -135,7 +150,9 @@ class Capture:
             [(self._record(sha256, size, raw.ref), raw.body) for sha256, (raw, size) in new.items()]
         )
         for (sha256, (raw, size)), extent in zip(new.items(), extents, strict=True):
-            headers = mime.parse_headers(mime.head_of(_beginning(raw.body)))
+            headers = _NOT_PARSED
+            if self._parse:
+                headers = mime.parse_headers(mime.head_of(_beginning(raw.body)))
             received_at = raw.ref.received_at
             pk = self._packed[sha256]
             self._batch.new.append(NewMessage(pk, sha256, size, extent, received_at, headers))

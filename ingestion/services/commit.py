@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Self
 
 from django.db import connection, transaction
-from django.utils import timezone
 
 from connectors.errors import ConnectorError, MessageGone
 from connectors.types import Cursor, MessageRef, Missing
@@ -131,6 +130,8 @@ class Committer:
             sql.relabel(batch.folder_id, batch.relabelled)
         if batch.cursor is not None:
             sql.store_cursor(batch.folder_id, batch.cursor, listed=batch.listed)
+        if not (batch.new or placed or failed or gone or batch.cursor is not None):
+            return  # no progress: the attempts since there was some are still counted
         sql.count(
             self._run.pk,
             mailbox_id,
@@ -160,7 +161,7 @@ class Committer:
                 code=code,
                 reason=str(error)[:2000].replace("\0", ""),
                 attempts=attempts,
-                not_before=timezone.now() + backoff.failure_delay(attempts),
+                wait=backoff.failure_delay(attempts),
             )
         return len(failed) - len(attempts_of), len(gone)
 

@@ -43,12 +43,14 @@ UPDATE ingestion_mailbox m
        lease_expires_at = now() + %(lease)s,
        lease_session_pid = a.pid,
        lease_session_started_at = a.backend_start,
-       rung_at = NULL
+       rung_at = NULL,
+       -- Whoever lives gives the lease back.
+       worker_deaths = worker_deaths + CASE WHEN lease_expires_at IS NULL THEN 0 ELSE 1 END
   FROM pg_stat_get_activity(pg_backend_pid()) a
  WHERE id = %(id)s AND run_id IS NOT NULL AND not_before <= now()
    AND {FREE}
    AND EXISTS ({_RUNNABLE})
-RETURNING lease_token
+RETURNING lease_token, worker_deaths
 """
 
 _RENEW = f"""
@@ -70,11 +72,15 @@ UPDATE ingestion_mailbox SET lease_expires_at = NULL
 
 
 class Lease:
-    """A lease that is held. `stopping` is set when the work must end: paused, deleted or lost."""
+    """A lease that is held. `stopping` is set when the work must end: paused, deleted or lost.
 
-    def __init__(self, mailbox_id: uuid.UUID, token: int) -> None:
+    `deaths`: how many holders before this one never gave it back, in a row.
+    """
+
+    def __init__(self, mailbox_id: uuid.UUID, token: int, deaths: int = 0) -> None:
         self.mailbox_id = mailbox_id
         self.token = token
+        self.deaths = deaths
         self.stopping = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
@@ -138,7 +144,7 @@ def acquire(mailbox_id: uuid.UUID) -> Lease | None:
     with connection.cursor() as cursor:
         cursor.execute(_ACQUIRE, {**parameters(), "id": mailbox_id})
         row = cursor.fetchone()
-    return Lease(mailbox_id, row[0]) if row else None
+    return Lease(mailbox_id, *row) if row else None
 
 
 def parameters() -> dict[str, Any]:

@@ -6,9 +6,9 @@
 
 The work ends when all folders are followed (the mailbox owes its run nothing more), at the end of
 the time slice (the row is due again at once), when the source is paused or deleted or the lease is
-lost (at the next message), or with an error: the ladder in `sync_mailbox` says what each class of
-error means. A session opened here never outlives the lease; nothing here runs inside a transaction
-but what Capture commits.
+lost (at the next message), or with an error: the ladder in `_attempt` and `services.outcomes` say
+what each class of error means. A session opened here never outlives the lease; nothing here runs
+inside a transaction but what Capture commits.
 """
 
 import time
@@ -19,7 +19,6 @@ import structlog
 from django.db import InterfaceError, OperationalError, connection, transaction
 from django.db.models import F
 from django.db.models.functions import Now
-from django.utils import timezone
 
 from connectors import errors, registry
 from connectors.base import MailboxSession
@@ -35,23 +34,21 @@ from connectors.types import (
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
-from ingestion.services import backoff, folders, lease, runs, sources
 from ingestion.services import capture_sql as sql
+from ingestion.services import folders, lease, outcomes, poison, runs, sources
 from ingestion.services.capture import Capture
 from ingestion.services.commit import Committer
-from ingestion.services.discovery import MAX_AUTH_FAILURES
 from ingestion.services.lease import Lease
 from ingestion.services.options import Options
-from ingestion.services.status import locked
-from ingestion.states import MailboxState, RunKind
+from ingestion.states import RunKind
 
 log = structlog.get_logger(__name__)
 
 #: After this long the worker takes the next mailbox in line; this one goes on in its turn.
 SLICE_SECONDS = 120
-#: A mailbox that fails this often in a row leaves the run; the next run tries again.
-_ATTEMPTS_PER_RUN = {RunKind.SYNC: 6, RunKind.IMPORT: 40}
 _SWEEP_ROWS = 5_000
+#: After so many failures without progress, one message may be what breaks the connection.
+_STUCK_ATTEMPTS = 2
 
 
 def sync_mailbox(mailbox_id: uuid.UUID, *, slice_seconds: float = SLICE_SECONDS) -> bool:
@@ -76,26 +73,15 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
     finished = False
     with held:
         try:
-            finished = _Mailbox(held, mailbox, run, until).work()
-            if finished:
-                _settle(held, mailbox, run)
-            else:
-                _yield_turn(held)
+            finished = _attempt(held, mailbox, run, until)
         except LeaseLost:
             log.warning("lease_lost")
             return False
-        except errors.ConnectorError as error:
-            _act_on(error, held, mailbox, run)
         except (OperationalError, InterfaceError) as error:
             # Nobody can be told in rows: the lease expires and the dispatcher finds the mailbox.
             log.warning("database_unavailable", error=type(error).__name__)
             connection.close()
             return False
-        except OSError as error:
-            _retry_later(held, mailbox, run, _storage_error(error), server_seconds=None)
-        except Exception as error:
-            log.exception("sync_bug", error=type(error).__name__)
-            _retry_later(held, mailbox, run, _bug(error), server_seconds=None)
     if finished or Mailbox.objects.filter(pk=mailbox.pk, run=None).exists():
         runs.finish_if_done(run.pk)
         return False
@@ -105,126 +91,30 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
     )
 
 
-def _act_on(error: errors.ConnectorError, held: Lease, mailbox: Mailbox, run: Run) -> None:
-    """What each class of error means, by what it asks of the caller."""
-    if isinstance(error, errors.Retryable):
-        _retry_later(held, mailbox, run, error, server_seconds=error.retry_after_seconds)
-    elif isinstance(error, errors.MailboxUnavailable):
-        _set_aside(held, mailbox, run, error)
-    elif isinstance(error, errors.NeedsReauth) and _refused_before(mailbox) < MAX_AUTH_FAILURES - 1:
-        _retry_later(held, mailbox, run, error, server_seconds=20.0)
-    elif isinstance(error, errors.NeedsReauth | errors.Fatal):
-        _stop_source(mailbox, error)
-    else:
-        log.error("sync_bug", error=type(error).__name__)
-        _retry_later(held, mailbox, run, _bug(error), server_seconds=None)
+def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: float) -> bool:
+    """Work, and write down how it ended; tell whether the mailbox owes the run nothing more.
 
-
-def _refused_before(mailbox: Mailbox) -> int:
-    """Return how often in a row the login was refused before, not counting other trouble.
-
-    Trouble before the first refusal counts with it: rather one login too few.
+    Raises LeaseLost and database errors: then nothing can be written.
     """
-    mailbox.refresh_from_db(fields=["attempts", "last_error_code"])  # progress resets them
-    return mailbox.attempts if mailbox.last_error_code == errors.NeedsReauth.code else 0
-
-
-def _storage_error(error: OSError) -> errors.Unavailable:
-    reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
-    return errors.Unavailable(f"{reason} Free space or mend ARCHIVE_DIR.", code="storage")
-
-
-def _bug(error: Exception) -> errors.ConnectorError:
-    return errors.ConnectorError(sources.bug_message(error), code="internal_error")
-
-
-# -- what becomes of the row -------------------------------------------------------------------
-
-
-def _settle(held: Lease, mailbox: Mailbox, run: Run) -> None:
-    """The mailbox is followed to the end: it owes the run nothing more."""
-    with transaction.atomic():
-        held.fence()
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            run=None,
-            attempts=0,
-            last_error_code="",
-            last_error="",
-            last_synced_at=Now(),
-        )
-        Run.objects.filter(pk=run.pk).update(
-            mailboxes_done=F("mailboxes_done") + 1, progress_at=Now()
-        )
-        if mailbox.last_error:  # as it was when this slice began: it has passed
-            Run.objects.filter(pk=run.pk, warning=mailbox.last_error).update(warning="")
-
-
-def _yield_turn(held: Lease) -> None:
-    with transaction.atomic():
-        held.fence()
-        Mailbox.objects.filter(pk=held.mailbox_id).update(not_before=Now(), rung_at=Now())
-
-
-def _retry_later(
-    held: Lease,
-    mailbox: Mailbox,
-    run: Run,
-    error: errors.ConnectorError,
-    *,
-    server_seconds: float | None,
-) -> None:
-    with transaction.atomic():
-        held.fence()
-        mailbox.refresh_from_db(fields=["attempts"])  # progress in this slice reset it
-        attempts = mailbox.attempts + 1
-        wait = backoff.delay(attempts, server_seconds=server_seconds)
-        leaves = attempts >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            attempts=0 if leaves else attempts,
-            last_error_code=error.code,
-            last_error=str(error),
-            not_before=timezone.now() + wait,
-            rung_at=None,
-            run=None if leaves else run,
-        )
-        Run.objects.filter(pk=run.pk).update(
-            warning=str(error),
-            mailboxes_done=F("mailboxes_done") + (1 if leaves else 0),
-        )
-    log.info(
-        "mailbox_deferred",
-        code=error.code,
-        attempts=attempts,
-        seconds=wait.total_seconds(),
-    )
-
-
-def _set_aside(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorError) -> None:
-    """This one mailbox can't be had; the next run's listing tries it again."""
-    with transaction.atomic():
-        held.fence()
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            run=None,
-            state=MailboxState.UNAVAILABLE,
-            state_reason=str(error),
-            last_error_code=error.code,
-            last_error=str(error),
-        )
-        Run.objects.filter(pk=run.pk).update(mailboxes_done=F("mailboxes_done") + 1)
-
-
-def _stop_source(mailbox: Mailbox, error: errors.ConnectorError) -> None:
-    """An operator must act: the source goes to error and says why."""
-    with transaction.atomic():
-        source = locked(mailbox.source)
-        if source.runnable:
-            Mailbox.objects.filter(pk=mailbox.pk).update(
-                last_error_code=error.code, last_error=str(error), attempts=0
-            )
-            sources.fail(source, str(error), actor="ingestion")
-
-
-# -- the work ----------------------------------------------------------------------------------
+    try:
+        if held.deaths > outcomes.DEATHS_AT_ONCE:
+            outcomes.defer_before(held, mailbox, run)
+        finished = _Mailbox(held, mailbox, run, until).work()
+        if finished:
+            outcomes.settle(held, mailbox, run)
+        else:
+            outcomes.yield_turn(held)
+        return finished
+    except (LeaseLost, OperationalError, InterfaceError):
+        raise
+    except errors.ConnectorError as error:
+        outcomes.act_on(error, held, mailbox, run)
+    except OSError as error:
+        outcomes.retry_later(held, mailbox, run, outcomes.storage_error(error), server_seconds=None)
+    except Exception as error:
+        log.exception("sync_bug", error=type(error).__name__)
+        outcomes.retry_later(held, mailbox, run, outcomes.bug(error), server_seconds=None)
+    return False
 
 
 class _Mailbox:
@@ -234,6 +124,9 @@ class _Mailbox:
         self.held, self.mailbox, self.run, self.until = held, mailbox, run, until
         self.options = Options.of(mailbox.source.options)
         self.committer = Committer(held, run=run, mailbox=mailbox)
+        self.care = poison.Care(
+            held, self.committer, run, mailbox, stuck=mailbox.attempts >= _STUCK_ATTEMPTS
+        )
 
     def work(self) -> bool:
         """Return whether every folder is followed to the end."""
@@ -295,7 +188,8 @@ class _Mailbox:
             )
         capture = self._capture(folder)
         capture.place(known)
-        if not self._fetch_into(capture, session, remote, unknown):
+        rest = self._fetch_with_care(session, remote, folder, unknown)
+        if rest is None or not self._fetch_into(capture, session, remote, rest):
             return  # stopped on the way: what came is kept, the cursor stays
         if page.present is not None:
             self._sweep(folder, page)
@@ -309,6 +203,22 @@ class _Mailbox:
 
     def _capture(self, folder: Folder) -> Capture:
         return Capture(self.committer, store=store(), mailbox=self.mailbox, folder=folder)
+
+    def _fetch_with_care(
+        self,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        folder: Folder,
+        refs: Sequence[MessageRef],
+    ) -> Sequence[MessageRef] | None:
+        """Fetch message by message while that is needed; return the rest. None: it had to stop."""
+        for done, ref in enumerate(refs):
+            if not self.care.needed:
+                return refs[done:]
+            if self._must_stop():
+                return None
+            self.care.fetch(session, remote, folder, ref)
+        return []
 
     def _fetch_into(
         self,
@@ -413,7 +323,7 @@ class _Mailbox:
     ) -> bool:
         """Fetch again what failed before and is due. Returns False where the work had to stop."""
         remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
-        due: dict[int, list[MessageRef]] = {}
+        due: dict[int, list[tuple[MessageRef, bool]]] = {}
         for row in FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now()):
             ref = MessageRef(
                 remote_id=row.remote_id,
@@ -422,17 +332,33 @@ class _Mailbox:
                 received_at=row.received_at,
                 labels=tuple(row.labels),
             )
-            due.setdefault(row.folder_id, []).append(ref)
+            due.setdefault(row.folder_id, []).append((ref, row.code in poison.ALONE))
         for folder_id, refs in due.items():
             if folder_id not in remote_of:
                 continue
-            remote, folder = remote_of[folder_id]
-            capture = self._capture(folder)
             try:
-                complete = self._fetch_into(capture, session, remote, refs)
+                if not self._retry_folder(session, *remote_of[folder_id], refs):
+                    return False
             except errors.FolderGone:
                 continue
-            if not complete:
-                return False
-            capture.commit()
+        return True
+
+    def _retry_folder(
+        self,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        folder: Folder,
+        refs: Sequence[tuple[MessageRef, bool]],
+    ) -> bool:
+        for ref, alone in refs:
+            if alone:
+                if self._must_stop():
+                    return False
+                self.care.fetch(session, remote, folder, ref)
+        harmless = [ref for ref, alone in refs if not alone]
+        rest = self._fetch_with_care(session, remote, folder, harmless)
+        capture = self._capture(folder)
+        if rest is None or not self._fetch_into(capture, session, remote, rest):
+            return False
+        capture.commit()
         return True
