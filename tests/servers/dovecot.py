@@ -18,6 +18,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -165,8 +166,11 @@ class Dovecot:
 
     def contents(self, name: str) -> dict[tuple[str, str], bytes]:
         """Read everything with the standard library: (folder, "uidvalidity:uid") -> bytes."""
+        return dict(self.each(name))
+
+    def each(self, name: str) -> Iterator[tuple[tuple[str, str], bytes]]:
+        """Yield what `contents` returns; holds one folder at a time."""
         client = self.connect(name)
-        found: dict[tuple[str, str], bytes] = {}
         try:
             for line in client.list()[1]:
                 assert isinstance(line, bytes)
@@ -178,13 +182,26 @@ class Dovecot:
                 for item in client.uid("FETCH", "1:*", "(UID BODY.PEEK[])")[1]:
                     if isinstance(item, tuple):
                         uid = item[0].split(b"UID ")[1].split()[0].decode()
-                        found[(folder, f"{validity}:{uid}")] = item[1]
+                        yield (folder, f"{validity}:{uid}"), item[1]
         finally:
             client.logout()
-        return found
 
     def maildir(self, name: str) -> Path:
         return self.root / "mail" / name / "Maildir"
+
+    def preload(self, name: str, folder: str, bodies: Iterable[bytes]) -> None:
+        """Put messages into a folder (a modified UTF-7 name) that nobody opened yet, as files: a
+        hundred times as fast as `append`. Bare line feeds are served as CRLF, the rest as it is."""
+        root = self.maildir(name)
+        directory = root if folder == "INBOX" else root / folder
+        for part in ("cur", "new", "tmp"):
+            (directory / part).mkdir(parents=True, exist_ok=True)
+        for number, body in enumerate(bodies):
+            lines = body.count(b"\n") - body.count(b"\r\n")
+            size = f"S={len(body)},W={len(body) + lines}"
+            (directory / "cur" / f"1600000000.M{number:09}P1.host,{size}:2,").write_bytes(body)
+        for path in (root, *root.rglob("*")):
+            os.chown(path, self._uid, self._gid)
 
     def doveadm(self, *arguments: str) -> str:
         """Run doveadm; return what it printed. Raises CalledProcessError."""
