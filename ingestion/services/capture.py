@@ -1,7 +1,7 @@
 """Takes fetched messages: hashes them, drops the bytes that are archived, packs the rest.
 
     add() ... -> hash -> look up known bytes -> parse headers, compress, append to the pack
-    commit()  -> hand the batch to `services.commit`, which makes it durable and visible while the
+    commit()  -> give the batch to `services.commit`, which makes it durable and visible while the
                  next one is filled
 
 Owns which bytes are new and what a batch holds; not which pages there are (`services.sync`), nor
@@ -16,16 +16,13 @@ from typing import Any
 
 from connectors.types import CHUNK_BYTES, Body, Cursor, MessageRef, Missing, RawMessage, SpooledBody
 from ingestion import mime
-from ingestion.archive.store import PackStore
 from ingestion.models import Folder, Mailbox
 from ingestion.services import capture_sql as sql
 from ingestion.services.capture_sql import NewMessage, new_message_id
-from ingestion.services.commit import Batch, Committer
+from ingestion.services.commit import COMMIT_BYTES, COMMIT_MESSAGES, Batch, Committer
 
-#: A batch ends at the latest after this much: it bounds memory and what a crash repeats. The time
-#: is for slow servers, where the rest is hours: people see progress, and a crash costs seconds.
-COMMIT_BYTES = 16_000_000
-COMMIT_MESSAGES = 2_000
+#: A batch ends after this long at the latest: from a slow server COMMIT_BYTES are hours, and so
+#: people see progress, and a crash costs seconds.
 COMMIT_SECONDS = 3.0
 #: One query finds which of this many bodies are archived already; one call compresses them.
 _LOOKUP_BYTES = 2_000_000
@@ -44,12 +41,11 @@ class Capture:
         self,
         committer: Committer,
         *,
-        store: PackStore,
         mailbox: Mailbox,
         folder: Folder,
         parse: bool = True,
     ) -> None:
-        self._committer, self._store, self._parse = committer, store, parse
+        self._committer, self._parse = committer, parse
         self._mailbox, self._folder = mailbox, folder
         self._batch = Batch(folder.pk)
         self._waiting: list[tuple[RawMessage, bytes, int]] = []
@@ -103,8 +99,8 @@ class Capture:
         listed: bool = False,
     ) -> None:
         """Have all of it made durable, then visible, and the folder's cursor with it where one is
-        given. Returns when the batch before is: raises what became of that, and then this one is
-        dropped, so that the same messages are fetched again.
+        given: soon, or at `Committer.wait`. Raises what became of batches before; then this one is
+        dropped too, and the same messages are fetched again.
         """
         try:
             self._pack_waiting()
@@ -119,16 +115,15 @@ class Capture:
         self._committer.submit(batch)
 
     def abandon(self) -> None:
-        """Drop what was not committed; leaves no file behind. Idempotent."""
+        """Drop what was not committed. What is in the pack stays there and is nobody's."""
         for raw, _, _ in self._waiting:
             _close(raw.body)
-        self._batch.drop()
         self._batch, self._waiting, self._packed = Batch(self._folder.pk), [], {}
 
     def _pack_waiting(self) -> None:
         if not self._waiting:
             return
-        mine = self._committer.ids_under_way | self._packed
+        mine = self._committer.invisible() | self._packed
         hashes = {sha256 for _, sha256, _ in self._waiting} - mine.keys()
         archived = sql.known_hashes(self._mailbox.pk, hashes) | mine
         new: dict[bytes, tuple[RawMessage, int]] = {}
@@ -144,9 +139,7 @@ class Capture:
         self._waiting, self._waiting_bytes = [], 0
 
     def _pack(self, new: dict[bytes, tuple[RawMessage, int]]) -> None:
-        if self._batch.writer is None:
-            self._batch.writer = self._store.writer(self._mailbox.source_id)
-        extents = self._batch.writer.append_all(
+        extents = self._committer.pack.append_all(
             [(self._record(sha256, size, raw.ref), raw.body) for sha256, (raw, size) in new.items()]
         )
         for (sha256, (raw, size)), extent in zip(new.items(), extents, strict=True):

@@ -8,6 +8,7 @@ import dataclasses
 import datetime as dt
 import functools
 import json
+import operator
 import os
 import time
 import uuid
@@ -138,6 +139,18 @@ def failed(folder_id: int, remote_ids: Sequence[str]) -> dict[str, int]:
         " WHERE folder_id = %(folder)s AND remote_id = ANY(%(ids)s::text[])",
         {"folder": folder_id, "ids": array_literal(remote_ids)},
     )
+
+
+def has_any(folder_id: int) -> bool:
+    """Tell whether anything of the folder is recorded, archived or failed."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT EXISTS (SELECT 1 FROM ingestion_placement WHERE folder_id = %(id)s)"
+            " OR EXISTS (SELECT 1 FROM ingestion_failedmessage WHERE folder_id = %(id)s)",
+            {"id": folder_id},
+        )
+        row = cursor.fetchone()
+    return bool(row and row[0])
 
 
 # -- what becomes visible ----------------------------------------------------------------------
@@ -322,32 +335,33 @@ def upsert_failure(
     )
 
 
-def count(
-    run_id: uuid.UUID,
-    mailbox_id: uuid.UUID,
-    *,
-    messages: int,
-    stored_bytes: int,
-    placed: int,
-    failed: int,
-    gone: int,
-    fetched_bytes: int,
-) -> None:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """What a transaction achieved. `bool()`: whether that is anything."""
+
+    messages: int = 0
+    stored_bytes: int = 0
+    placed: int = 0
+    failed: int = 0
+    gone: int = 0
+    fetched_bytes: int = 0
+    cursors: int = 0
+
+    def __add__(self, other: "Progress") -> "Progress":
+        mine, more = dataclasses.astuple(self), dataclasses.astuple(other)
+        return Progress(*map(operator.add, mine, more))
+
+    def __bool__(self) -> bool:
+        return any((self.messages, self.placed, self.failed, self.gone, self.cursors))
+
+
+def count(run_id: uuid.UUID, mailbox_id: uuid.UUID, progress: Progress) -> None:
     """Move the counters of the mailbox and the run."""
-    given = {
-        "run": run_id,
-        "mailbox": mailbox_id,
-        "messages": messages,
-        "stored": stored_bytes,
-        "placed": placed,
-        "failed": failed,
-        "gone": gone,
-        "fetched": fetched_bytes,
-    }
+    given = {"run": run_id, "mailbox": mailbox_id, **dataclasses.asdict(progress)}
     _run(
         """UPDATE ingestion_mailbox
               SET message_count = message_count + %(messages)s,
-                  archived_bytes = archived_bytes + %(stored)s,
+                  archived_bytes = archived_bytes + %(stored_bytes)s,
                   attempts = 0, last_error_code = '', last_error = ''
             WHERE id = %(mailbox)s""",
         given,
@@ -358,7 +372,7 @@ def count(
                   messages_new = messages_new + %(messages)s,
                   messages_failed = messages_failed + %(failed)s,
                   messages_gone = messages_gone + %(gone)s,
-                  bytes_done = bytes_done + %(fetched)s, progress_at = now(), warning = ''
+                  bytes_done = bytes_done + %(fetched_bytes)s, progress_at = now(), warning = ''
             WHERE id = %(run)s""",
         given,
     )

@@ -1,10 +1,11 @@
-"""Makes batches durable, then visible, one after the other, in a thread of its own.
+"""Makes batches durable, then visible, in order, in a thread of its own: a group commit.
 
-    pack durable -> transaction { lease fence, pack, messages, placements, failures, counters,
-                                  folder cursor }
+    pack durable -> transaction { lease fence, pack, then for each batch: messages, placements,
+                                  failures, folder cursor; counters }
 
-While one batch is written, the next is fetched, hashed and compressed: the disk's and the
-database's time is hidden. At most one batch is under way, so their order is the order of `submit`.
+While one group is written, the next is fetched, hashed and compressed: the disk's and the
+database's time is hidden. A batch that comes while the thread is idle is a group of its own; those
+that come meanwhile are the next one, so a thousand small folders cost a few packs and transactions.
 """
 
 import concurrent.futures
@@ -19,7 +20,7 @@ from django.db import connection, transaction
 
 from connectors.errors import ConnectorError, MessageGone
 from connectors.types import Cursor, MessageRef, Missing
-from ingestion.archive.store import PackWriter
+from ingestion.archive.store import PackStore, PackWriter
 from ingestion.errors import LeaseLost
 from ingestion.models import Mailbox, Run
 from ingestion.services import backoff
@@ -27,13 +28,17 @@ from ingestion.services import capture_sql as sql
 from ingestion.services.capture_sql import NewMessage
 from ingestion.services.lease import Lease
 
+#: A group ends at the latest after this much: it bounds memory and what a crash repeats.
+COMMIT_BYTES = 16_000_000
+COMMIT_MESSAGES = 2_000
+
 
 @dataclasses.dataclass(slots=True)
 class Batch:
-    """What becomes visible in one transaction. `placements` name messages by id, new and known."""
+    """What came of a folder's page, or of a part of it. `placements` name messages by id, new and
+    known."""
 
     folder_id: int
-    writer: PackWriter | None = None
     new: list[NewMessage] = dataclasses.field(default_factory=list)
     placements: list[tuple[MessageRef, uuid.UUID]] = dataclasses.field(default_factory=list)
     missing: list[Missing] = dataclasses.field(default_factory=list)
@@ -44,39 +49,84 @@ class Batch:
     removed: Sequence[str] = ()
     relabelled: Sequence[tuple[str, tuple[str, ...]]] = ()
 
+
+@dataclasses.dataclass(slots=True)
+class _Group:
+    """The batches that become visible in one transaction, and the pack that holds their bytes."""
+
+    writer: PackWriter | None = None
+    batches: list[Batch] = dataclasses.field(default_factory=list)
+    ids: dict[bytes, uuid.UUID] = dataclasses.field(default_factory=dict)
+    references: int = 0
+    fetched_bytes: int = 0
+
+    @property
+    def full(self) -> bool:
+        return self.references >= COMMIT_MESSAGES or self.fetched_bytes >= COMMIT_BYTES
+
+    def add(self, batch: Batch) -> None:
+        self.batches.append(batch)
+        self.ids.update({message.sha256: message.id for message in batch.new})
+        self.references += len(batch.placements) + len(batch.missing)
+        self.fetched_bytes += batch.fetched_bytes
+
     def drop(self) -> None:
-        """Leave no file behind. Idempotent."""
+        """Leave no file behind."""
         if self.writer is not None:
             self.writer.__exit__(None, None, None)
-            self.writer = None
 
 
 class Committer:
-    """Commits the batches of one mailbox under one lease. `with`: ends when all are settled."""
+    """Commits the batches of one mailbox under one lease. `with`: ends when all are settled.
 
-    def __init__(self, lease: Lease, *, run: Run, mailbox: Mailbox) -> None:
-        self._lease, self._run, self._mailbox = lease, run, mailbox
+    Not thread-safe: its own thread is its own affair.
+    """
+
+    def __init__(self, lease: Lease, *, store: PackStore, run: Run, mailbox: Mailbox) -> None:
+        self._lease, self._store, self._run, self._mailbox = lease, store, run, mailbox
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._group = _Group()
         self._under_way: concurrent.futures.Future[None] | None = None
-        #: Message ids by hash of the batch under way, which no query may find yet.
-        self.ids_under_way: dict[bytes, uuid.UUID] = {}
+        self._ids_under_way: dict[bytes, uuid.UUID] = {}
+
+    @property
+    def pack(self) -> PackWriter:
+        """The pack for what the next batch brings. Raises OSError."""
+        if self._group.writer is None:
+            self._group.writer = self._store.writer(self._mailbox.source_id)
+        return self._group.writer
+
+    def invisible(self) -> dict[bytes, uuid.UUID]:
+        """Return the message ids by hash of what was submitted and no query may find yet."""
+        return self._ids_under_way | self._group.ids
 
     def submit(self, batch: Batch) -> None:
-        """Begin to commit a batch once the one before is settled.
+        """Commit a batch, with the ones after it if need be.
 
-        Raises LeaseLost, OSError (disk) or DatabaseError of the one before; then neither is
-        visible, and the cursor stands before both.
+        Raises LeaseLost, OSError (disk) or DatabaseError of those before; then nothing since is
+        visible, and the cursors stand before all of it.
         """
-        try:
-            self.wait()
-        except BaseException:
-            batch.drop()
-            raise
-        self.ids_under_way = {message.sha256: message.id for message in batch.new}
-        self._under_way = self._thread.submit(self._commit, batch)
+        self._group.add(batch)
+        if self._under_way is None or self._under_way.done() or self._group.full:
+            self._hand_over()
 
     def wait(self) -> None:
         """Return when all that was submitted is visible. Raises as `submit` does, once."""
+        if self._group.batches:
+            self._hand_over()
+        self._settle()
+
+    def _hand_over(self) -> None:
+        group, self._group = self._group, _Group()
+        try:
+            self._settle()
+        except BaseException:
+            group.drop()
+            raise
+        self._ids_under_way = group.ids
+        self._under_way = self._thread.submit(self._commit, group)
+
+    def _settle(self) -> None:
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()
@@ -93,34 +143,43 @@ class Committer:
         try:
             self.wait()
         finally:
+            self._group.drop()  # of a batch that never came
             self._thread.submit(_close_connection)
             self._thread.shutdown()
 
     # -- in the thread ---------------------------------------------------------------------------
 
-    def _commit(self, batch: Batch) -> None:
-        writer = batch.writer
+    def _commit(self, group: _Group) -> None:
+        writer = group.writer
         with writer or contextlib.nullcontext():
             pack_size = writer.commit() if writer else 0
         try:
             with transaction.atomic():
-                self._write(batch, pack_size)
+                self._write(group, pack_size)
         except LeaseLost:
             if writer is not None:
                 writer.remove()
             raise
         # After any other error nobody knows whether the transaction came: housekeeping decides.
-        if batch.new:
+        if group.ids:
             sql.recount_source(self._mailbox.source_id)
 
-    def _write(self, batch: Batch, pack_size: int) -> None:
+    def _write(self, group: _Group, pack_size: int) -> None:
         self._lease.fence()
-        mailbox_id, source_id = self._mailbox.pk, self._mailbox.source_id
-        if batch.writer is not None:
-            pack_id = batch.writer.pack_id
-            sql.insert_pack(pack_id, source_id, pack_size, len(batch.new))
-            sql.insert_messages(mailbox_id, pack_id, batch.new)
-        placed = sql.upsert_placements(mailbox_id, batch.folder_id, batch.placements)
+        if group.writer is not None:
+            pack_id = group.writer.pack_id
+            sql.insert_pack(pack_id, self._mailbox.source_id, pack_size, len(group.ids))
+            new = [message for batch in group.batches for message in batch.new]
+            sql.insert_messages(self._mailbox.pk, pack_id, new)
+        progress = sql.Progress()
+        for batch in group.batches:
+            progress += self._write_batch(batch)
+        if progress:
+            sql.count(self._run.pk, self._mailbox.pk, progress)
+        # Without any, the attempts since there was some are still counted.
+
+    def _write_batch(self, batch: Batch) -> sql.Progress:
+        placed = sql.upsert_placements(self._mailbox.pk, batch.folder_id, batch.placements)
         settled = [ref.remote_id for ref, _ in batch.placements] + batch.left_out
         sql.clear_failures(batch.folder_id, settled)
         failed, gone = self._write_missing(batch)
@@ -130,17 +189,14 @@ class Committer:
             sql.relabel(batch.folder_id, batch.relabelled)
         if batch.cursor is not None:
             sql.store_cursor(batch.folder_id, batch.cursor, listed=batch.listed)
-        if not (batch.new or placed or failed or gone or batch.cursor is not None):
-            return  # no progress: the attempts since there was some are still counted
-        sql.count(
-            self._run.pk,
-            mailbox_id,
+        return sql.Progress(
             messages=len(batch.new),
             stored_bytes=sum(message.size for message in batch.new),
             placed=placed,
             failed=failed,
             gone=gone,
             fetched_bytes=batch.fetched_bytes,
+            cursors=int(batch.cursor is not None),
         )
 
     def _write_missing(self, batch: Batch) -> tuple[int, int]:

@@ -28,9 +28,8 @@ from django.db.models.functions import Now
 from connectors.base import MailboxSession
 from connectors.errors import Unavailable
 from connectors.types import MessageRef, Missing, RawMessage, RemoteFolder
-from ingestion.archive.store import store
 from ingestion.models import FailedMessage, Folder, Mailbox, Run
-from ingestion.services import backoff, capture, capture_sql
+from ingestion.services import backoff, capture_sql, commit
 from ingestion.services.capture import Capture
 from ingestion.services.commit import Committer
 from ingestion.services.lease import Lease
@@ -92,7 +91,7 @@ class Care:
             self._try(session, remote, folder, ref, row)
         self._messages += 1
         self._bytes += ref.size_bytes or 0
-        if self._messages >= capture.COMMIT_MESSAGES or self._bytes >= capture.COMMIT_BYTES:
+        if self._messages >= commit.COMMIT_MESSAGES or self._bytes >= commit.COMMIT_BYTES:
             self._relax()
 
     def _relax(self) -> None:
@@ -112,7 +111,6 @@ class Care:
         victims = row.attempts if row and row.code in (WORKER_DIED, POISON) else 0
         alone = Capture(
             self.committer,
-            store=store(),
             mailbox=self.mailbox,
             folder=folder,
             parse=victims < _VICTIMS_BEFORE_UNPARSED,

@@ -123,7 +123,9 @@ class _Mailbox:
     def __init__(self, held: Lease, mailbox: Mailbox, run: Run, until: float) -> None:
         self.held, self.mailbox, self.run, self.until = held, mailbox, run, until
         self.options = Options.of(mailbox.source.options)
-        self.committer = Committer(held, run=run, mailbox=mailbox)
+        #: Folders of which nothing was known: what is there now came with this listing.
+        self.fresh: set[int] = set()
+        self.committer = Committer(held, store=store(), run=run, mailbox=mailbox)
         self.care = poison.Care(
             held, self.committer, run, mailbox, stuck=mailbox.attempts >= _STUCK_ATTEMPTS
         )
@@ -153,6 +155,8 @@ class _Mailbox:
         return self.held.stopping.is_set() or time.monotonic() >= self.until
 
     def _follow(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
+        if folder.cursor is None and not sql.has_any(folder.pk):
+            self.fresh.add(folder.pk)
         try:
             return self._pages(session, remote, folder, session.changes(remote, folder.cursor))
         except errors.CursorExpired:
@@ -191,7 +195,7 @@ class _Mailbox:
         rest = self._fetch_with_care(session, remote, folder, unknown)
         if rest is None or not self._fetch_into(capture, session, remote, rest):
             return  # stopped on the way: what came is kept, the cursor stays
-        if page.present is not None:
+        if page.present is not None and folder.pk not in self.fresh:
             self._sweep(folder, page)
         capture.commit(
             cursor=page.cursor,
@@ -202,7 +206,7 @@ class _Mailbox:
         folder.cursor = dict(page.cursor)
 
     def _capture(self, folder: Folder) -> Capture:
-        return Capture(self.committer, store=store(), mailbox=self.mailbox, folder=folder)
+        return Capture(self.committer, mailbox=self.mailbox, folder=folder)
 
     def _fetch_with_care(
         self,

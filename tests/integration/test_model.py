@@ -40,7 +40,16 @@ from connectors.generic_imap import listing, reader
 from connectors.types import SpooledBody
 from ingestion.archive.store import Extent, store
 from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
-from ingestion.services import capture, discovery, failures, housekeeping, runs, sources, sync
+from ingestion.services import (
+    capture,
+    commit,
+    discovery,
+    failures,
+    housekeeping,
+    runs,
+    sources,
+    sync,
+)
 from ingestion.services.sources import Actor
 from ingestion.states import RunStatus
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
@@ -469,7 +478,8 @@ def small_steps(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(listing, "_SEQUENCE_STEP", 3)
     monkeypatch.setattr(reader, "_BATCH_MESSAGES", 2)
     monkeypatch.setattr(reader, "_CHUNK_MESSAGES", 2)
-    monkeypatch.setattr(capture, "COMMIT_MESSAGES", 3)
+    for module in (capture, commit):
+        monkeypatch.setattr(module, "COMMIT_MESSAGES", 3)
     monkeypatch.setattr(capture, "_LOOKUP_MESSAGES", 2)
     monkeypatch.setattr(sync, "_SWEEP_ROWS", 3)
 
