@@ -88,7 +88,7 @@ class Pace:
                 retry_after_seconds=seconds,
             )
         if stop.wait(seconds):
-            raise Unavailable("Stopped on the way.")
+            raise Unavailable("Google takes too long.")
 
     def refused(self, refusal: Refused, attempt: int) -> None:
         seconds = refusal.retry_after_seconds
@@ -101,13 +101,18 @@ class Unpaced(Pace):
     """For the directory, whose quota is its own and far away."""
 
     def __init__(self) -> None:
-        """Nothing is shared."""
+        self._seconds = 0.0
 
-    def wait(self, kind: str, stop: threading.Event) -> None:
-        """Never."""
+    def wait(self, kind: str, stop: threading.Event) -> None:  # noqa: ARG002 - all cost the same
+        """Wait as long as the last refusal said."""
+        seconds, self._seconds = self._seconds, 0.0
+        if stop.wait(seconds):
+            raise Unavailable("Google takes too long.")
 
     def refused(self, refusal: Refused, attempt: int) -> None:
-        threading.Event().wait(refusal.retry_after_seconds or _backoff(attempt, 1.0))
+        self._seconds = refusal.retry_after_seconds or _backoff(attempt, 1.0)
+        if self._seconds > _LONG_SECONDS:
+            raise refusal
 
 
 @dataclasses.dataclass(slots=True)

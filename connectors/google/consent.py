@@ -100,7 +100,8 @@ class GoogleConsent(Consent):
         )
         held = access(config, self._environment, person="", scope=MAIL_SCOPE)
         asker = Asker("the account", project=config.project.partition("-")[0])
-        mailbox = GmailMailbox(self._environment, held, asker, project=config.project)
+        stop = threading.Event()
+        mailbox = GmailMailbox(self._environment, held, asker, project=config.project, stop=stop)
         try:
             return str(mailbox.profile()["emailAddress"])
         finally:

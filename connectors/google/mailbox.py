@@ -35,14 +35,21 @@ class GmailMailbox:
     """The calls. `callers` hands out one Caller for each thread that downloads."""
 
     def __init__(
-        self, environment: Environment, access: Access, asker: Asker, *, project: str
+        self,
+        environment: Environment,
+        access: Access,
+        asker: Asker,
+        *,
+        project: str,
+        stop: threading.Event,
     ) -> None:
         self._environment, self._access, self._asker = environment, access, asker
         self._pace = Pace(environment, project=project, person=asker.person)
         self._api = client.gmail(environment.endpoints["google.gmail"])
         self._one_large = threading.Lock()
         self._idle: list[Http] = []
-        self._main = self.caller(threading.Event())
+        self._stop = stop
+        self._main = self.caller(stop)
         self._names: dict[str, str] = {}
         self._names_lock = threading.Lock()
 
@@ -162,7 +169,7 @@ class GmailMailbox:
             return dict(self._names)
 
     def _read_names(self) -> None:
-        caller = self.caller(threading.Event())  # whichever thread this is
+        caller = self.caller(self._stop)  # whichever thread this is
         try:
             request = self._api.labels.list(userId="me", fields="labels(id,name)")
             answer = caller.call(request)

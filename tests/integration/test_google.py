@@ -337,6 +337,26 @@ def test_a_revoked_consent_is_an_error_that_says_sign_in_again(
     assert "Sign in again" in account.status_message
 
 
+def test_a_mailbox_that_google_tells_to_wait_gives_its_worker_back(
+    google: Gmail, add: Callable[..., IngestionSource]
+) -> None:
+    slow = google.add("slow@example.com")  # its budget, in Redis, is nobody else's
+    slow.deliver(body(1))
+    source = add(google_sources.account(google, slow.address))
+    assert sources.verify(source, actor=ACTOR).ok
+    run = sources.start_import(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    google.faults.too_many, google.faults.retry_after = 1.0, "120"
+    began = timezone.now()
+    sync.sync_mailbox(Mailbox.objects.get().pk)
+    row = Mailbox.objects.get()
+    assert row.last_error_code == "rate_limited"
+    assert row.not_before - began > dt.timedelta(seconds=100)
+    assert timezone.now() - began < dt.timedelta(seconds=10)
+    source.refresh_from_db()
+    assert source.status == "importing"
+
+
 def test_a_reconciliation_counts_what_the_options_leave_out(
     account: IngestionSource, alice: Person
 ) -> None:

@@ -5,6 +5,7 @@ import re
 import socket
 import ssl
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from googleapiclient.http import BatchHttpRequest
 
 from connectors import registry
 from connectors.config import ConfigError
-from connectors.errors import ConnectorError, Fatal, NeedsReauth
+from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable
 from connectors.google import client
 from connectors.google.config import GoogleConfig
 from connectors.types import Identity, RawMessage
@@ -134,6 +135,17 @@ def test_a_check_of_an_account_names_what_is_wrong(google: Gmail) -> None:
     assert refusal(google, config | {"email": "bob@example.com"}).code == "other_account"
     narrow = google.oauth.grant(ALICE, "https://www.googleapis.com/auth/gmail.labels")
     assert refusal(google, config | {"refreshToken": narrow}).code == "scope_not_granted"
+
+
+def test_a_check_ends_in_time_where_google_only_puts_off(google: Gmail) -> None:
+    config = google_sources.domain(google)
+    google.faults.too_many = 1.0
+    for retry_after, seconds in (("9", 3), ("60", 1)):
+        google.faults.retry_after = retry_after
+        began = time.monotonic()
+        with pytest.raises(Retryable):
+            checked(google, config, timeout_seconds=0.8)  # a step; two and a half are allowed
+        assert time.monotonic() - began < seconds
 
 
 def test_every_code_is_explained_in_the_documentation() -> None:

@@ -72,3 +72,21 @@ def test_requests_refused_together_count_as_one() -> None:
     for _ in range(10):
         throttle.pause(MINUTE, 0)
     assert spent(throttle, clock, 10) > 0.7 * usual
+
+
+def test_a_quota_that_is_half_its_setting_is_found_without_many_refusals() -> None:
+    clock, asked = Clock(), 0
+    throttle = Local(clock=clock)
+    granted: list[float] = []
+    refused = 0
+    while clock.now < 1_000 + 1_800:
+        clock.now += throttle.reserve([(MINUTE, 1)])
+        asked += 1
+        recent = sum(at > clock.now - 60 for at in granted[-400:])
+        if recent < MINUTE.units / 2:
+            granted.append(clock.now)
+        else:
+            refused += 1
+            throttle.pause(MINUTE, 1)
+    assert refused / asked < 0.05
+    assert len(granted) > 0.9 * (MINUTE.units / 2) * 30
