@@ -5,6 +5,7 @@ A Caller is one thread's: it has its own connections. The pace and the tokens ar
 
 import dataclasses
 import functools
+import hashlib
 import http.client
 import random
 import threading
@@ -69,10 +70,9 @@ class Pace:
         self._throttle: Throttle = environment.throttle
         self._costs = environment.quotas["google"]
         seconds = self._costs.get("per_seconds", 60.0)
+        whose = hashlib.sha256(f"{project}:{person}".encode()).hexdigest()[:24]  # no address
         self._budgets = {
-            "user": Budget(
-                f"google:user:{project}:{person}", self._costs["user"] * _SHARE, seconds
-            ),
+            "user": Budget(f"google:user:{whose}", self._costs["user"] * _SHARE, seconds),
             "project": Budget(
                 f"google:project:{project}", self._costs["project"] * _SHARE, seconds
             ),

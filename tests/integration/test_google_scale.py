@@ -20,7 +20,7 @@ from tests.servers.gmail import Gmail
 pytestmark = pytest.mark.django_db(transaction=True)
 ACTOR = Actor.system("test")
 #: All are listed and dispatched; so many of them have their mail copied: the time of a test.
-USERS, COPIED, WORKERS = 2_000, 150, 3
+USERS, COPIED, WORKERS = 2_000, 120, 3
 
 
 @pytest.fixture

@@ -164,8 +164,8 @@ def installed() -> Iterator[Server]:
     config.CONFIG = ScriptedConfig  # type: ignore[attr-defined] # made here
     made = {module.__name__: module for module in (package, connector, config)}
     sys.modules.update(made)
-    providers = dict(registry.PROVIDERS)
-    registry.PROVIDERS = providers | {SLUG: registry.Provider(SLUG, "Scripted", "scripted_pkg")}
+    providers = registry.PROVIDERS  # itself: other modules have it by name
+    registry.PROVIDERS = {**providers, SLUG: registry.Provider(SLUG, "Scripted", "scripted_pkg")}
     SERVER.__dict__.update(Server().__dict__)
     try:
         yield SERVER
