@@ -83,7 +83,8 @@ class Listing:
         """
         unwanted = self._ids_by_role()
         since = self._wanted.since
-        after = int(dt.datetime.combine(since, dt.time(), dt.UTC).timestamp()) if since else 0
+        # A second early: nothing says whether "after" includes its own. The engine looks again.
+        after = int(dt.datetime.combine(since, dt.time(), dt.UTC).timestamp()) - 1 if since else 0
         seen = None if "page" in cursor or after else Ids()
         while True:
             token = cursor.pop("page", "")

@@ -317,7 +317,7 @@ class Gmail:
             return person.listed(
                 labels=query.get("labelIds", ()),
                 spam_and_trash=one.get("includeSpamTrash") == "true",
-                after_s=max((int(word[6:]) for word in words), default=0),
+                after_s=max((int(word[6:]) + 1 for word in words), default=0),
                 token=one.get("pageToken", ""),
                 size=min(self.page_size, int(one.get("maxResults", "100"))),
             )
