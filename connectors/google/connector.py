@@ -106,8 +106,8 @@ class GoogleConnector(Connector):
                 f" {delegation_line(client_id)} and wait: it may take minutes, at times a day.",
                 code="scope_not_delegated",
             )
-        more = " or more" if len(users) >= _USERS_PAGE else ""
-        return Identity(admin, f"{len(open_to_us)}{more} mailboxes of its domain")
+        count = f"{len(open_to_us)}{' or more' if len(users) >= _USERS_PAGE else ''}"
+        return Identity(admin, f"{count} mailbox{'' if count == '1' else 'es'} of its domain")
 
     def _read_one(self, mailboxes: Sequence[RemoteMailbox]) -> None:
         """Read the profile of the first mailbox that has Gmail."""

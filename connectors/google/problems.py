@@ -5,7 +5,9 @@ repeats a secret: of Google's own words only a few printable ones are shown.
 """
 
 import dataclasses
+import datetime as dt
 import json
+import re
 import ssl
 from typing import Any
 
@@ -110,7 +112,8 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
     folded = {reason.lower() for reason in reasons}
     if status == 429 or (status == 403 and folded & _RATE_REASONS):
         whose = "user" if "user" in " ".join([*folded, text.lower()]) else "project"
-        return Refused(whose, retry_after_seconds=_seconds(error.resp.get("retry-after")))
+        header = _seconds(error.resp.get("retry-after"))
+        return Refused(whose, retry_after_seconds=_told(text) if header is None else header)
     if status >= 500 or status == 408:
         return OutOfOrder(f"Google is out of order (HTTP {status}). It is tried again.")
     if status == 404:
@@ -286,6 +289,19 @@ def _reasons(error: HttpError) -> tuple[set[str], str]:
 
 def _seconds(header: str | None) -> float | None:
     return float(header) if header and header.isdigit() and len(header) < 6 else None
+
+
+def _told(text: str) -> float | None:
+    """Read how long to wait from "User-rate limit exceeded.  Retry after 2026-11-25T09:00:00.000Z",
+    which Gmail says instead of a header. At most an hour; None where it says no time."""
+    found = re.search(r"Retry after (\S+)", text)
+    try:
+        at = dt.datetime.fromisoformat(found[1]) if found else None
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        return None
+    return min(3600.0, max(0.0, (at - dt.datetime.now(dt.UTC)).total_seconds()))
 
 
 def _shown(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import datetime as dt
+import json
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message, P
 from ingestion.services import discovery, reconcile, runs, sources, sync
 from ingestion.services.sources import Actor
 from tests.servers import google_sources
+from tests.servers.command_line import CommandLine
 from tests.servers.gmail import Gmail
 from tests.servers.gmail_store import Person
 
@@ -337,17 +339,24 @@ def test_a_revoked_consent_is_an_error_that_says_sign_in_again(
     assert "Sign in again" in account.status_message
 
 
+@pytest.mark.parametrize("told", ["by a header", "in words"])
 def test_a_mailbox_that_google_tells_to_wait_gives_its_worker_back(
-    google: Gmail, add: Callable[..., IngestionSource]
+    google: Gmail, add: Callable[..., IngestionSource], told: str
 ) -> None:
-    slow = google.add("slow@example.com")  # its budget, in Redis, is nobody else's
+    slow = google.add(f"slow{len(told)}@example.com")  # its budget, in Redis, is nobody else's
     slow.deliver(body(1))
     source = add(google_sources.account(google, slow.address))
     assert sources.verify(source, actor=ACTOR).ok
     run = sources.start_import(source, actor=ACTOR)
     discovery.discover(run.pk)
-    google.faults.too_many, google.faults.retry_after = 1.0, "120"
     began = timezone.now()
+    google.faults.too_many, google.faults.retry_after = (
+        1.0,
+        "120" if told == "by a header" else None,
+    )
+    if told == "in words":
+        at = (began + dt.timedelta(seconds=120)).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        google.faults.too_many_text = f"  Retry after {at}"
     sync.sync_mailbox(Mailbox.objects.get().pk)
     row = Mailbox.objects.get()
     assert row.last_error_code == "rate_limited"
@@ -403,6 +412,22 @@ def test_a_domain_is_imported_user_by_user(
     assert Mailbox.objects.get(address="user1@example.com").state == "gone"
     assert Mailbox.objects.get(remote_id=people[0].id).address == "renamed@example.com"
     assert archived("renamed@example.com") == held_by(people[0])
+
+
+def test_a_domain_is_added_on_the_command_line_of_a_process(
+    google: Gmail, manage: CommandLine, admin_user: User
+) -> None:
+    """As docs/google.md shows it: the key, many lines, from a variable of the environment."""
+    config = google_sources.domain(google)
+    done = manage(
+        "add_source", "Example Ltd", "--provider", "google", "--verify",
+        "--impersonated-admin-email", config["impersonatedAdminEmail"],
+        "--service-account-key-json-env", "KEY",
+        KEY=json.dumps(config["serviceAccountKeyJson"], indent=2), **google.settings,
+    )  # fmt: skip
+    assert done.code == 0, done
+    assert "The credentials work. admin@example.com: 1 mailbox of its domain" in done.stdout
+    assert google.count("users.list") == 1
 
 
 def test_a_mailbox_that_is_not_understood_does_not_stop_the_others(

@@ -58,6 +58,7 @@ class Faults:
     broken_people: set[str] = dataclasses.field(default_factory=set)  # always answered 500
     odd_people: set[str] = dataclasses.field(default_factory=set)  # always answered 400
     retry_after: str | None = "0"
+    too_many_text: str = ""  # "  Retry after 2026-11-25T09:00:00.000Z"
     disabled: set[str] = dataclasses.field(default_factory=set)  # {"gmail", "admin"}
     latency_seconds: float = 0.0
     history_tells_labels: bool = True
@@ -277,7 +278,7 @@ class Gmail:
         """developers.google.com/workspace/gmail/api/guides/handle-errors: 403 or 429."""
         wait = self.faults.retry_after
         if whose == "user":
-            text = "User-rate limit exceeded."
+            text = f"User-rate limit exceeded.{self.faults.too_many_text}"
             response = _refusal(429, "rateLimitExceeded", text, status="RESOURCE_EXHAUSTED")
         else:
             text = "Quota exceeded for quota metric 'Queries' and limit 'Queries per minute'"
