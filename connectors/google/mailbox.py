@@ -12,7 +12,7 @@ from connectors.config import Environment
 from connectors.google import client
 from connectors.google.access import Access
 from connectors.google.client import Caller, Pace
-from connectors.google.problems import Asker
+from connectors.google.problems import Asker, BadRequest
 from connectors.google.transport import Http
 
 #: developers.google.com/workspace/gmail/api/reference: messages.list and history.list.
@@ -51,6 +51,7 @@ class GmailMailbox:
         self._stop = stop
         self._main = self.caller(stop)
         self._names: dict[str, str] = {}
+        self._nameless: set[str] = set()  # ids that Gmail uses and does not list
         self._names_lock = threading.Lock()
 
     def close(self) -> None:
@@ -109,9 +110,15 @@ class GmailMailbox:
         return ids, answer.get("nextPageToken", "")
 
     def all_ids(self, *, label: str = "") -> Iterator[list[str]]:
+        """Yield pages of ids; none for a label that was deleted meanwhile."""
         token = ""
         while True:
-            ids, token = self.page(token=token, label=label)
+            try:
+                ids, token = self.page(token=token, label=label)
+            except BadRequest:
+                if label and not token:
+                    return
+                raise
             yield ids
             if not token:
                 return
@@ -157,8 +164,9 @@ class GmailMailbox:
     def label_names(self, label_ids: Sequence[str]) -> tuple[str, ...]:
         """Return the labels' names as people see them, sorted. Thread-safe."""
         with self._names_lock:
-            if any(label not in self._names for label in label_ids):
+            if not self._nameless.issuperset(set(label_ids) - self._names.keys()):
                 self._read_names()
+                self._nameless.update(set(label_ids) - self._names.keys())
             return tuple(sorted(self._names.get(label, label) for label in label_ids))
 
     def labels(self) -> dict[str, str]:

@@ -194,6 +194,35 @@ def test_labels_are_followed_where_the_history_does_not_tell_them(
     assert labels_of(name) == []
 
 
+def test_labels_that_gmail_does_not_list_keep_their_ids_and_cost_nothing(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    names = [alice.deliver(body(number), {"INBOX", "Label_gone"}) for number in range(30)]
+    imported(account)
+    assert labels_of(names[0]) == ["INBOX", "Label_gone"]
+    assert google.count("labels.list") == 1
+
+
+def test_a_label_that_is_deleted_while_labels_are_listed_is_no_trouble(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    label = alice.make_label("Work")
+    name = alice.deliver(body(1), {"INBOX", label})
+    imported(account)
+    alice.expire_history()
+    asked: list[str] = []
+
+    def delete_it(method: str, *_: str) -> None:
+        asked.append(method)
+        if method == "labels.list":
+            google.before_call = lambda *_: alice.drop_label(label)
+
+    google.before_call = delete_it
+    assert synced(account).message == "0 archived."
+    assert labels_of(name) == ["INBOX"]
+    assert "labels.list" in asked
+
+
 def test_an_expired_history_relists_and_downloads_only_what_is_unknown(
     account: IngestionSource, alice: Person, google: Gmail
 ) -> None:

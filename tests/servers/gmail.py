@@ -314,6 +314,9 @@ class Gmail:
         words = one.get("q", "").split()
         if any(not word.startswith("after:") for word in words):
             return _refusal(501, "notImplemented", "The scripted Google knows only after:.")
+        known = {label["id"] for label in person.label_list()}
+        if not known.issuperset(query.get("labelIds", ())):
+            return _refusal(400, "invalidArgument", "Invalid label", status="INVALID_ARGUMENT")
         try:
             return person.listed(
                 labels=query.get("labelIds", ()),

@@ -96,6 +96,12 @@ class Person:
             self.labels[label] = name
             return label
 
+    def drop_label(self, label: str) -> None:
+        with self.lock:
+            if self.labels.pop(label, None):
+                for mail in self.mail.values():
+                    mail.labels.discard(label)
+
     def expire_history(self) -> None:
         """Forget all changes so far, as Google does after a week or so."""
         with self.lock:
