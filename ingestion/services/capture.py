@@ -20,6 +20,7 @@ from ingestion.models import Folder, Mailbox
 from ingestion.services import capture_sql as sql
 from ingestion.services.capture_sql import NewMessage, new_message_id
 from ingestion.services.commit import COMMIT_BYTES, COMMIT_MESSAGES, Batch, Committer
+from ingestion.services.options import Options
 
 #: A batch ends after this long at the latest: from a slow server COMMIT_BYTES are hours, and so
 #: people see progress, and a crash costs seconds.
@@ -47,6 +48,7 @@ class Capture:
     ) -> None:
         self._committer, self._parse = committer, parse
         self._mailbox, self._folder = mailbox, folder
+        self._options = Options.of(mailbox.source.options)
         self._batch = Batch(folder.pk)
         self._waiting: list[tuple[RawMessage, bytes, int]] = []
         self._waiting_bytes = 0
@@ -73,7 +75,15 @@ class Capture:
         self._batch.placements.extend(known)
 
     def add(self, answer: RawMessage | Missing) -> None:
-        """Take one answer of fetch(). Closes a spooled body, sooner or later."""
+        """Take one answer of fetch(). Closes a spooled body, sooner or later.
+
+        Nothing is kept of one that the options leave out, where only the download told.
+        """
+        if not self._options.wants_message(answer.ref):
+            self._batch.left_out.append(answer.ref.remote_id)
+            if isinstance(answer, RawMessage):
+                _close(answer.body)
+            return
         if isinstance(answer, Missing):
             self._batch.missing.append(answer)
             return
@@ -83,12 +93,6 @@ class Capture:
         self._batch.fetched_bytes += size
         if self._waiting_bytes >= _LOOKUP_BYTES or len(self._waiting) >= _LOOKUP_MESSAGES:
             self._pack_waiting()
-
-    def leave_out(self, answer: RawMessage | Missing) -> None:
-        """Take an answer that turned out to be unwanted: nothing of it is kept."""
-        if isinstance(answer, RawMessage):
-            _close(answer.body)
-        self._batch.left_out.append(answer.ref.remote_id)
 
     def commit(
         self,

@@ -24,9 +24,7 @@ from connectors import errors, registry
 from connectors.base import MailboxSession
 from connectors.types import (
     MessageRef,
-    Missing,
     Page,
-    RawMessage,
     RemoteFolder,
     RemoteIds,
     RemoteMailbox,
@@ -244,7 +242,9 @@ class _Mailbox:
             try:
                 for answer in answers:
                     asked.discard(answer.ref.remote_id)
-                    self._take(capture, answer)
+                    capture.add(answer)
+                    if capture.full:
+                        capture.commit()
                     if self.held.stopping.is_set() and asked:
                         capture.commit()
                         return False
@@ -264,14 +264,6 @@ class _Mailbox:
                 code="short_reply",
             )
         return True
-
-    def _take(self, capture: Capture, answer: RawMessage | Missing) -> None:
-        if self.options.wants_message(answer.ref):
-            capture.add(answer)
-        else:  # only the download told
-            capture.leave_out(answer)
-        if capture.full:
-            capture.commit()
 
     def _split(
         self, folder: Folder, refs: Sequence[MessageRef]

@@ -320,6 +320,26 @@ def test_a_draft_that_only_the_download_reveals_is_not_kept(
     assert not FailedMessage.objects.exists()
 
 
+def test_a_draft_is_left_out_by_careful_workers_too(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    """After workers died, messages are fetched one by one: by another way, and the same rules."""
+    name, kept = alice.deliver(body(1)), alice.deliver(body(2))
+
+    def become_a_draft(method: str, _user: str, message: str) -> None:
+        if method == "messages.get" and message == name:
+            alice.relabel(name, add={"DRAFT"}, remove={"INBOX"})
+
+    google.before_call = become_a_draft
+    run = sources.start_import(account, actor=ACTOR)
+    assert sources.verify(account, actor=ACTOR).ok
+    discovery.discover(run.pk)
+    Mailbox.objects.update(worker_deaths=1)
+    finished(account)
+    assert set(archived(alice.address)) == {kept}
+    assert not FailedMessage.objects.exists()
+
+
 def test_only_mail_since_a_day_is_listed(
     google: Gmail, alice: Person, add: Callable[..., IngestionSource]
 ) -> None:
