@@ -6,7 +6,7 @@ and the command line are all derived from it, so that a new provider needs no co
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from connectors.throttle import Local, Throttle
@@ -23,7 +23,8 @@ class ConfigError(ValueError):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Field:
     """One field of a provider's configuration. `type` is str, int or bool. `takes_object`: a text
-    of JSON that may also be given as the object."""
+    of JSON that may also be given as the object. `choices`: a text must be one of these.
+    `multiline`: a text that may have several lines."""
 
     name: str
     label: str
@@ -36,6 +37,8 @@ class Field:
     max_value: int | None = None
     max_length: int = 1000
     takes_object: bool = False
+    choices: tuple[str, ...] = ()
+    multiline: bool = False
 
 
 def field(
@@ -48,6 +51,8 @@ def field(
     max_value: int | None = None,
     max_length: int = 1000,
     takes_object: bool = False,
+    choices: tuple[str, ...] = (),
+    multiline: bool = False,
 ) -> Any:
     """Declare a configuration field; without a default it is required."""
     about = {
@@ -58,6 +63,8 @@ def field(
         "max_value": max_value,
         "max_length": max_length,
         "takes_object": takes_object,
+        "choices": choices,
+        "multiline": multiline,
     }
     return dataclasses.field(default=default, repr=not secret, metadata=about)
 
@@ -75,6 +82,11 @@ class Environment:
     endpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     #: What a provider allows and what its requests cost: "google" -> {name: number}.
     quotas: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
+    #: Called with secrets that the provider exchanged for new ones (a refresh token that rotates),
+    #: before the new ones are used. Where nobody keeps them, the old ones must do next time.
+    keep_secrets: Callable[[Mapping[str, str]], None] = dataclasses.field(
+        default=lambda _: None, compare=False
+    )
     #: Shared by all workers where the engine made it; of this process otherwise.
     throttle: Throttle = dataclasses.field(default_factory=Local, compare=False)
 
@@ -159,8 +171,10 @@ def _problem(field: Field, value: Any) -> str:
     if isinstance(value, str):
         if len(value) > field.max_length:
             return f"Must be at most {field.max_length} characters."
-        if any(_is_unsafe(c, lines=field.secret) for c in value):
+        if any(_is_unsafe(c, lines=field.secret or field.multiline) for c in value):
             return "Must not contain control characters."
+        if field.choices and value not in field.choices:
+            return f"Must be one of: {', '.join(field.choices)}."
     if isinstance(value, int):
         if field.min_value is not None and value < field.min_value:
             return f"Must be at least {field.min_value}."
