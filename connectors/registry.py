@@ -32,6 +32,7 @@ PROVIDERS: Mapping[str, Provider] = {
     for p in (
         Provider("generic_imap", "IMAP server", "connectors.generic_imap"),
         Provider("google", "Google", "connectors.google"),
+        Provider("microsoft", "Microsoft 365", "connectors.microsoft"),
     )
 }
 

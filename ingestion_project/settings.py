@@ -234,7 +234,7 @@ NETWORK_TIMEOUT_SECONDS = env.float("NETWORK_TIMEOUT_SECONDS", default=30.0)
 MAX_MESSAGE_BYTES = env.int("MAX_MESSAGE_BYTES", default=1_000_000_000)
 EXTRA_CA_FILE = env.str("EXTRA_CA_FILE", default="")
 
-# -- Google --------------------------------------------------------------------------------------
+# -- providers -------------------------------------------------------------------------------------
 #: Where the providers are: tests and private gateways point these elsewhere.
 PROVIDER_ENDPOINTS = {
     "google.gmail": env.str("GOOGLE_GMAIL_URL", default="https://gmail.googleapis.com"),
@@ -243,6 +243,9 @@ PROVIDER_ENDPOINTS = {
         "GOOGLE_AUTH_URL", default="https://accounts.google.com/o/oauth2/v2/auth"
     ),
     "google.token": env.str("GOOGLE_TOKEN_URL", default="https://oauth2.googleapis.com/token"),
+    # Empty: where the source's cloud is.
+    "microsoft.login": env.str("MICROSOFT_LOGIN_URL", default=""),
+    "microsoft.graph": env.str("MICROSOFT_GRAPH_URL", default=""),
 }
 #: developers.google.com/workspace/gmail/api/reference/quota: units, per minute. "new" is for Cloud
 #: projects that began to use the API in May 2026 or later, "old" for those before.
@@ -260,7 +263,12 @@ PROVIDER_QUOTAS = {
         "user": env.int("GOOGLE_UNITS_PER_USER", default=_google["user"]),
         "project": env.int("GOOGLE_UNITS_PER_PROJECT", default=_google["project"]),
         "connections": env.int("GOOGLE_CONNECTIONS_PER_MAILBOX", default=8),
-    }
+    },
+    # learn.microsoft.com/graph/throttling-limits: in 10 minutes, for each application and mailbox.
+    "microsoft": {
+        "mailbox": env.int("MICROSOFT_REQUESTS_PER_MAILBOX", default=10_000),
+        "connections": env.int("MICROSOFT_CONNECTIONS_PER_MAILBOX", default=4),
+    },
 }
 
 # -- logs ----------------------------------------------------------------------------------------

@@ -1,0 +1,53 @@
+"""Reading a message's bytes off an answer: in memory, or on disk where they are many."""
+
+import tempfile
+import threading
+from collections.abc import Iterator
+
+import httpx
+
+from connectors.errors import MessageRefused, Unavailable
+from connectors.microsoft.client import Stopped
+from connectors.types import SPOOL_BYTES, Body, SpooledBody
+
+
+def body_of(response: httpx.Response, *, max_bytes: int, stop: threading.Event) -> Body:
+    """Return the bytes of an answer.
+
+    Raises MessageRefused where they are too many, Stopped once `stop` is set, Unavailable where
+    nothing would tell that some are missing.
+    """
+    chunked = response.headers.get("transfer-encoding", "").lower() == "chunked"
+    if not chunked and "content-length" not in response.headers:
+        raise Unavailable("Microsoft Graph sent a message without telling where it ends.")
+    held = bytearray()
+    spool: SpooledBody | None = None
+    try:
+        for chunk in _chunks(response, max_bytes, stop):
+            held += chunk
+            if spool is None and len(held) > SPOOL_BYTES:
+                spool = SpooledBody(tempfile.TemporaryFile(), 0)  # noqa: SIM115 - the caller closes
+            if spool is not None:
+                spool.file.write(held)
+                spool.size += len(held)
+                held.clear()
+    except BaseException:
+        if spool is not None:
+            spool.close()
+        raise
+    return bytes(held) if spool is None else spool
+
+
+def _chunks(response: httpx.Response, max_bytes: int, stop: threading.Event) -> Iterator[bytes]:
+    size = 0
+    for chunk in response.iter_bytes():
+        size += len(chunk)
+        if stop.is_set():
+            raise Stopped
+        if size > max_bytes:
+            raise MessageRefused(
+                f"The message has more bytes than MAX_MESSAGE_BYTES ({max_bytes:,}) allows. Raise"
+                " the limit and retry it.",
+                code="too_large",
+            )
+        yield chunk

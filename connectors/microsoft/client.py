@@ -1,0 +1,343 @@
+"""Requests to Microsoft Graph: tokens, pace, patience, and what the answers mean.
+
+Every request reserves from the mailbox's and the application's budgets, which all workers share
+(Environment.throttle). What Graph asks to wait is waited, to the second, by everybody. Passing
+trouble is tried again a few times here; what lasts longer is Retryable, for the engine.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import random
+import re
+import ssl
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from connectors import net
+from connectors.config import Environment
+from connectors.errors import (
+    Fatal,
+    MessageRefused,
+    NeedsReauth,
+    RateLimited,
+    Retryable,
+    Unavailable,
+)
+from connectors.microsoft import refusals
+from connectors.microsoft.config import MicrosoftConfig
+from connectors.microsoft.refusals import Refusal
+from connectors.microsoft.tokens import Tokens
+from connectors.throttle import Budget
+
+#: learn.microsoft.com/graph/throttling-limits#outlook-service-limits: for each application and
+#: mailbox 10,000 requests in 10 minutes, 4 at a time; for each application 130,000 in 10 seconds.
+LIMITS: Mapping[str, float] = {
+    "mailbox": 10_000,
+    "window_seconds": 600,
+    "connections": 4,
+    "application": 130_000,
+    "application_seconds": 10,
+}
+#: An idle budget lends a 60th of itself (connectors.throttle): with it, a window holds no more than
+#: is allowed, and 98 % at least.
+_SHARE = 0.98
+
+_TRIES = 4
+#: Refusals for too many requests pass by waiting, so there is more patience for them.
+_TRIES_THROTTLED = 8
+#: A longer wait is the engine's: the worker takes another mailbox meanwhile.
+_LONGEST_WAIT_SECONDS = 30.0
+_FIRST_PAUSE_SECONDS = 0.3
+_BATCH = 20  # learn.microsoft.com/graph/json-batching
+_MAX_JSON_BYTES = 50_000_000
+_JITTER = random.SystemRandom()
+#: On every request: ids that survive a move (learn.microsoft.com/graph/outlook-immutable-id).
+IMMUTABLE = 'IdType="ImmutableId"'
+_SAFE_ID = re.compile(r"[A-Za-z0-9_=+-]{1,600}")
+
+
+class Stopped(Exception):
+    """Whoever waits for the answer wants it no more."""
+
+
+class Graph:
+    """One application at Graph. `until` (monotonic): give up rather than wait longer.
+
+    Thread-safe; close() ends its connections.
+    """
+
+    def __init__(
+        self, config: MicrosoftConfig, environment: Environment, *, until: float = math.inf
+    ) -> None:
+        self.limits = {**LIMITS, **environment.quotas.get("microsoft", {})}
+        self._base = f"{config.where(environment).graph}/v1.0"
+        self._environment, self._until = environment, until
+        self._http = httpx.Client(
+            verify=_tls(environment.extra_ca_file),
+            timeout=httpx.Timeout(
+                environment.timeout_seconds, connect=min(10.0, environment.timeout_seconds)
+            ),
+            limits=httpx.Limits(max_connections=int(self.limits["connections"]) + 2),
+            headers={"User-Agent": "ingestion"},
+            trust_env=False,
+            follow_redirects=False,
+        )
+        self.tokens = Tokens(config, environment, self._http)
+        self._application = Budget(
+            f"microsoft:application:{config.clientId}",
+            self.limits["application"] * _SHARE,
+            self.limits["application_seconds"],
+        )
+        self._client_id = config.clientId
+
+    def close(self) -> None:
+        self._http.close()
+
+    def budgets(self, mailbox_id: str) -> tuple[Budget, ...]:
+        """Return what a request about a mailbox uses; the first is the mailbox's own."""
+        own = Budget(
+            f"microsoft:mailbox:{self._client_id}:{mailbox_id}",
+            self.limits["mailbox"] * _SHARE,
+            self.limits["window_seconds"],
+        )
+        return own, self._application
+
+    def pages(self, path: str) -> Iterator[Mapping[str, Any]]:
+        """Yield the pages of a listing of the directory. Raises ConnectorError or Refusal."""
+        pace = Pace(self, (self._application,))
+        following: str | None = path
+        while following:
+            page = pace.get(following)
+            yield page
+            following = self.relative(page.get("@odata.nextLink"))
+
+    def get(self, path: str) -> Mapping[str, Any]:
+        """GET a JSON object of the directory."""
+        return Pace(self, (self._application,)).get(path)
+
+    def relative(self, link: Any) -> str | None:
+        """Return a link of Graph's as a path. Raises Fatal where it leads elsewhere: our token
+        would go there."""
+        if link is None:
+            return None
+        if not isinstance(link, str) or not link.startswith(self._base + "/"):
+            raise Fatal("Microsoft Graph gave a link to another host. Check cloud.", code="link")
+        return link.removeprefix(self._base)
+
+    # -- one request -------------------------------------------------------------------------------
+
+    def once(self, call: "Call") -> Any:
+        """Send one request, and again with a new token where that one had ended.
+
+        Raises Refusal, RateLimited, Unavailable, NeedsReauth, and what `take` raises.
+        """
+        token = self.tokens.current()
+        try:
+            return self._send(call, token)
+        except NeedsReauth:
+            return self._send(call, self.tokens.renew(token))
+
+    def _send(self, call: "Call", token: str) -> Any:
+        headers = {
+            "Authorization": f"Bearer {token}",
+            "Prefer": ", ".join((IMMUTABLE, *call.prefer)),
+        }
+        url = self._base + call.path
+        try:
+            with self._http.stream(call.method, url, headers=headers, json=call.body) as response:
+                if response.status_code == 200:
+                    return call.take(response)
+                answer = _json(_bounded(response))
+                raise refusals.of_answer(response.status_code, response.headers, answer)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise refusals.of_connection(error, "Microsoft Graph") from error
+
+    def seconds_left(self) -> float:
+        return self._until - time.monotonic()
+
+    @property
+    def throttle(self) -> Any:
+        return self._environment.throttle
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """A request. `path` is below the version; `take` reads the answer; `cost` counts requests."""
+
+    path: str
+    take: Callable[[httpx.Response], Any]
+    method: str = "GET"
+    prefer: Sequence[str] = ()
+    body: Any = None
+    cost: int = 1
+
+
+class Pace:
+    """Requests that share budgets, a pause, and the patience for passing trouble. Thread-safe."""
+
+    def __init__(self, graph: Graph, budgets: Sequence[Budget]) -> None:
+        self._graph, self._budgets = graph, budgets
+        self._paused_until = 0.0
+        self._never = threading.Event()
+
+    def get(self, path: str, *, prefer: Sequence[str] = ()) -> Mapping[str, Any]:
+        """GET a JSON object."""
+        answer: Mapping[str, Any] = self.ask(Call(path, json_of, prefer=prefer))
+        return answer
+
+    def follow(self, page: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """GET the page after this one; None where it is the last."""
+        link = self._graph.relative(page.get("@odata.nextLink"))
+        return None if link is None else self.get(link)
+
+    def batch(self, paths: Sequence[str]) -> list[Mapping[str, Any] | Refusal]:
+        """GET many JSON objects, twenty in a round trip; an answer or refusal for each, in turn."""
+        answers: list[Mapping[str, Any] | Refusal] = []
+        for at in range(0, len(paths), _BATCH):
+            answers += self._batch(paths[at : at + _BATCH])
+        return answers
+
+    def ask(self, call: Call, *, stop: threading.Event | None = None) -> Any:
+        """Send a request when its time has come, and again after passing trouble.
+
+        Raises Stopped once `stop` is set, Refusal, or what the trouble is where it does not pass.
+        """
+        failures = throttled = 0
+        while True:
+            self._wait(call.cost, stop or self._never)
+            try:
+                return self._graph.once(call)
+            except RateLimited as error:
+                throttled += 1
+                wait = error.retry_after_seconds
+                self.pause(1.0 if wait is None else wait)
+                if throttled >= _TRIES_THROTTLED:
+                    raise
+                self._check_patience(error, wait or 1.0)
+            except Unavailable as error:
+                failures += 1
+                if failures >= _TRIES:
+                    raise
+                wait = error.retry_after_seconds
+                if wait is None:
+                    wait = _FIRST_PAUSE_SECONDS * 2**failures * _JITTER.uniform(0.5, 1.0)
+                else:
+                    self.pause(wait)
+                self._check_patience(error, wait)
+                if (stop or self._never).wait(wait):
+                    raise Stopped from None
+
+    def pause(self, seconds: float) -> None:
+        """Have nobody make requests on the first budget for so long: Graph said so."""
+        self._paused_until = max(self._paused_until, time.monotonic() + seconds)
+        self._graph.throttle.pause(self._budgets[0], seconds)
+
+    def _wait(self, cost: int, stop: threading.Event) -> None:
+        wait = self._graph.throttle.reserve([(budget, cost) for budget in self._budgets])
+        ready = time.monotonic() + wait
+        while True:
+            # Looked at again after each sleep: another thread may have been told to wait meanwhile.
+            left = max(ready, self._paused_until) - time.monotonic()
+            if left > self._graph.seconds_left():
+                raise Unavailable("Microsoft Graph asks to wait longer than there is time.")
+            if stop.is_set() or (left > 0 and stop.wait(left)):
+                raise Stopped
+            if left <= 0:
+                return
+
+    def _check_patience(self, error: Retryable, wait: float) -> None:
+        if wait > min(_LONGEST_WAIT_SECONDS, self._graph.seconds_left()):
+            raise error
+
+    def _batch(self, paths: Sequence[str]) -> list[Mapping[str, Any] | Refusal]:
+        found: dict[int, Mapping[str, Any] | Refusal] = {}
+        failures = 0
+        while missing := [index for index in range(len(paths)) if index not in found]:
+            parts = [
+                {"id": str(i), "method": "GET", "url": paths[i], "headers": {"Prefer": IMMUTABLE}}
+                for i in missing
+            ]
+            whole = Call(
+                "/$batch", json_of, method="POST", body={"requests": parts}, cost=len(parts)
+            )
+            answer = self.ask(whole)
+            problem = _take_parts(answer, set(missing), found)
+            if problem is None:
+                continue
+            failures += 1
+            wait = problem.retry_after_seconds or _FIRST_PAUSE_SECONDS * 2**failures
+            if failures >= _TRIES_THROTTLED:
+                raise problem
+            self._check_patience(problem, wait)
+            self.pause(wait)
+        return [found[index] for index in range(len(paths))]
+
+
+def _take_parts(
+    answer: Mapping[str, Any], asked: set[int], found: dict[int, Mapping[str, Any] | Refusal]
+) -> Retryable | None:
+    """Sort the parts of a batch into `found`; return why some must be asked for again."""
+    problem: Retryable | None = None
+    for part in answer.get("responses", ()):
+        index = int(part["id"])
+        if part["status"] == 200 and isinstance(part.get("body"), dict):
+            found[index] = part["body"]
+            continue
+        headers = {name.lower(): str(text) for name, text in (part.get("headers") or {}).items()}
+        error = refusals.of_answer(part["status"], headers, part.get("body"))
+        if isinstance(error, Refusal):
+            found[index] = error
+        elif isinstance(error, Retryable):
+            problem = error
+        else:
+            raise error
+    if problem is None and asked - set(found):
+        problem = Unavailable("Microsoft Graph left a part of a batch unanswered.")
+    return problem
+
+
+# -- reading answers -----------------------------------------------------------------------------
+
+
+def json_of(response: httpx.Response) -> Mapping[str, Any]:
+    """Read a JSON object. Raises Unavailable where it is none."""
+    value = _json(_bounded(response))
+    if not isinstance(value, dict):
+        raise Unavailable("Microsoft Graph answered with something that is no JSON object.")
+    return value
+
+
+def _bounded(response: httpx.Response) -> bytes:
+    held = bytearray()
+    for chunk in response.iter_bytes():
+        held += chunk
+        if len(held) > _MAX_JSON_BYTES:
+            raise Unavailable("Microsoft Graph answered with more than a page can have.")
+    return bytes(held)
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
+def quoted(remote_id: str) -> str:
+    """Return an id as part of a path. Raises MessageRefused where it can't be one of Graph's."""
+    if not _SAFE_ID.fullmatch(remote_id):
+        raise MessageRefused("This is no id of Microsoft Graph's.", code="foreign_id")
+    return urllib.parse.quote(remote_id, safe="")
+
+
+@functools.lru_cache(maxsize=8)
+def _tls(extra_ca_file: str) -> ssl.SSLContext:
+    """Reading the system's authorities costs more than a request: once for each process."""
+    return net.tls_context(verify=True, extra_ca_file=extra_ca_file)

@@ -1,0 +1,264 @@
+"""Access tokens, through msal: for an application, or for a person who signed in.
+
+A process asks for a token once and uses it for all mailboxes of a source until shortly before it
+ends: the login limits how often it is asked. msal's own caches are not used, since a connector does
+not live as long as a token does.
+"""
+
+import base64
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import httpx
+import msal
+
+from connectors.config import Environment
+from connectors.errors import ConnectorError, Fatal, NeedsReauth
+from connectors.microsoft import refusals
+from connectors.microsoft.config import MicrosoftConfig
+
+#: A token is replaced when it has less than this left: a request may take a while.
+_SPARE_SECONDS = 120.0
+_MAX_KEPT = 1_000
+_TENANT_OF_ANYBODY = "common"
+_MAX_ANSWER_BYTES = 1_000_000
+
+logging.getLogger("msal").setLevel(logging.ERROR)  # it logs addresses of people
+
+
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class _Kept:
+    token: str
+    ends_at: float  # time.monotonic
+
+
+class _Cache:
+    """The tokens of this process, by a hash of what they were given for. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[bytes, _Kept] = {}
+
+    def get(self, key: bytes) -> str | None:
+        with self._lock:
+            kept = self._kept.get(key)
+        return kept.token if kept is not None and kept.ends_at > time.monotonic() else None
+
+    def put(self, key: bytes, token: str, seconds: float) -> None:
+        with self._lock:
+            self._kept.pop(key, None)
+            while len(self._kept) >= _MAX_KEPT:
+                del self._kept[next(iter(self._kept))]
+            self._kept[key] = _Kept(token, time.monotonic() + seconds)
+
+    def drop(self, key: bytes, token: str) -> None:
+        with self._lock:
+            kept = self._kept.get(key)
+            if kept is not None and kept.token == token:
+                del self._kept[key]
+
+
+_CACHE = _Cache()
+_ASKING = threading.Lock()
+
+
+class Tokens:
+    """The access tokens of one configuration. Thread-safe. `http` is the way to the login."""
+
+    def __init__(
+        self, config: MicrosoftConfig, environment: Environment, http: httpx.Client
+    ) -> None:
+        self._config, self._environment, self._http = config, environment, http
+        self._cloud = config.where(environment)
+        self._refresh_token = config.refreshToken
+
+    def current(self) -> str:
+        """Return a token. Raises NeedsReauth, Fatal, RateLimited or Unavailable."""
+        if (token := _CACHE.get(self._key())) is not None:
+            return token
+        with _ASKING:  # of many threads that find no token, one asks
+            return _CACHE.get(self._key()) or self._ask()
+
+    def renew(self, refused: str) -> str:
+        """Return another token than the one that Graph refused."""
+        _CACHE.drop(self._key(), refused)
+        return self.current()
+
+    def lacks(self, permission: str) -> bool:
+        """Tell whether the token certainly does not have a permission.
+
+        Tokens are Microsoft's own affair, so this only ever words an error that Graph gave.
+        """
+        claims = _claims(_CACHE.get(self._key()) or "")
+        granted = claims.get("scp") if self._config.signs_in else claims.get("roles")
+        names = granted.split() if isinstance(granted, str) else granted
+        if not claims or (names is not None and not isinstance(names, list)):
+            return False
+        return not any(str(name).startswith(permission) for name in names or [])
+
+    # -- asking ------------------------------------------------------------------------------------
+
+    def _ask(self) -> str:
+        answer = self._ask_for_person() if self._config.signs_in else self._ask_for_application()
+        token, seconds = answer["access_token"], float(answer.get("expires_in") or 0)
+        _CACHE.put(self._key(), token, max(0.0, seconds - min(_SPARE_SECONDS, seconds / 2)))
+        return str(token)
+
+    def _ask_for_application(self) -> Mapping[str, Any]:
+        with asking(self._http) as login:
+            app = application(self._config, self._cloud.login, login)
+            return login.granted(app.acquire_token_for_client([f"{self._cloud.graph}/.default"]))
+
+    def _ask_for_person(self) -> Mapping[str, Any]:
+        if not self._refresh_token:
+            raise NeedsReauth("Nobody has signed in yet. Sign in with Microsoft to grant access.")
+        with asking(self._http) as login:
+            app = application(self._config, self._cloud.login, login)
+            answer = login.granted(
+                app.acquire_token_by_refresh_token(self._refresh_token, scopes(self._cloud.graph))
+            )
+        rotated = answer.get("refresh_token")
+        if isinstance(rotated, str) and rotated and rotated != self._refresh_token:
+            # Before its access token is used: should this process die, the new one is not lost.
+            self._environment.keep_secrets({"refreshToken": rotated})
+            self._refresh_token = rotated
+        return answer
+
+    def _key(self) -> bytes:
+        config = self._config
+        parts = (
+            self._cloud.login,
+            self._cloud.graph,
+            config.tenantId,
+            config.clientId,
+            config.clientSecret,
+            config.certificatePrivateKeyPem,
+            config.email,
+            self._refresh_token,
+        )
+        return hashlib.sha256("\0".join(parts).encode()).digest()
+
+
+def scopes(graph: str) -> list[str]:
+    """Return what is asked of a person. msal adds offline_access, for the refresh token."""
+    return [f"{graph}/Mail.Read", f"{graph}/User.Read"]
+
+
+def application(config: MicrosoftConfig, login_url: str, login: "Login") -> msal.ClientApplication:
+    """Return msal's application. It asks only `login_url`: no instance discovery."""
+    tenant = config.tenantId or _TENANT_OF_ANYBODY
+    about: dict[str, Any] = {
+        "authority": f"{login_url}/{tenant}",
+        "http_client": login,
+        # Else it asks login.microsoftonline.com, whatever the authority is.
+        "instance_discovery": False,
+    }
+    try:
+        if config.clientSecret or config.certificatePem:
+            credential = config.clientSecret or {
+                "private_key": config.certificatePrivateKeyPem,
+                "public_certificate": config.certificatePem,
+            }
+            return msal.ConfidentialClientApplication(
+                config.clientId, client_credential=credential, **about
+            )
+        return msal.PublicClientApplication(config.clientId, **about)
+    except ValueError as error:  # msal found no such tenant
+        raise login.problem(error) from None
+
+
+@contextlib.contextmanager
+def asking(http: httpx.Client) -> Iterator["Login"]:
+    """Give a Login; what goes wrong on the way comes out as a ConnectorError."""
+    login = Login(http)
+    try:
+        yield login
+    except (httpx.TransportError, httpx.DecodingError) as error:
+        raise refusals.of_connection(error, "Microsoft's login") from error
+    except httpx.HTTPStatusError as error:
+        raise login.problem(error) from None
+
+
+class Login:
+    """What msal calls its http_client, over httpx; remembers the last refusal."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+        self._refused: tuple[int, Mapping[str, str], Mapping[str, Any]] | None = None
+
+    def get(self, url: str, **given: Any) -> httpx.Response:
+        return self._send("GET", url, **given)
+
+    def post(self, url: str, **given: Any) -> httpx.Response:
+        return self._send("POST", url, **given)
+
+    def close(self) -> None:
+        """Nothing of its own."""
+
+    def granted(self, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return msal's answer where it has a token. Raises what its refusal means."""
+        if "access_token" in answer:
+            return answer
+        status, headers = self._refused[:2] if self._refused else (400, {})
+        raise refusals.of_login(status, headers, answer)
+
+    def problem(self, error: Exception) -> ConnectorError:
+        """Return what msal's exception means, by the answer that it made it of."""
+        if self._refused is None:
+            name = type(error).__name__
+            return Fatal(f"What answers as Microsoft's login does not speak as it ({name}).")
+        return refusals.of_login(*self._refused)
+
+    def _send(
+        self,
+        method: str,
+        url: str,
+        *,
+        params: Mapping[str, str] | None = None,
+        data: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        **_: Any,
+    ) -> httpx.Response:
+        with self._http.stream(method, url, params=params, data=data, headers=headers) as response:
+            body = io.BytesIO()
+            for chunk in response.iter_bytes():
+                body.write(chunk)
+                if body.tell() > _MAX_ANSWER_BYTES:
+                    raise httpx.DecodingError("too long")
+        whole = httpx.Response(
+            response.status_code,
+            headers={k: v for k, v in response.headers.items() if k != "content-encoding"},
+            content=body.getvalue(),
+            request=response.request,
+        )
+        if whole.status_code != 200:
+            self._refused = (whole.status_code, dict(whole.headers), _object(whole.text))
+        return whole
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    with contextlib.suppress(ValueError):
+        value = json.loads(text)
+        if isinstance(value, dict):
+            return value
+    return {}
+
+
+def _claims(token: str) -> Mapping[str, Any]:
+    """Return what a token says, unverified: a hint for the words of an error."""
+
+    parts = token.split(".")
+    if len(parts) != 3:
+        return {}
+    with contextlib.suppress(ValueError):
+        padded = parts[1] + "=" * (-len(parts[1]) % 4)
+        return _object(base64.urlsafe_b64decode(padded).decode())
+    return {}
