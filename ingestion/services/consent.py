@@ -95,7 +95,7 @@ def finish(
 def _consent_of(source: IngestionSource) -> Consent | None:
     config = {**source.config, **sources.stored_secrets(source)}
     try:
-        return registry.consent(source.provider, config, sources.environment())
+        return registry.consent(source.provider, config, sources.environment(source))
     except ConfigError:
         return None
 

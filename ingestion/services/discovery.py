@@ -37,7 +37,7 @@ def discover(run_id: uuid.UUID) -> None:
     source = run.source
     try:
         with registry.build(
-            source.provider, {**source.config, **source.secrets}, sources.environment()
+            source.provider, {**source.config, **source.secrets}, sources.environment(source)
         ) as connector:
             seen = _store_all(source, run, connector.mailboxes())
     except errors.Retryable as error:

@@ -53,7 +53,7 @@ def reconcile(source: IngestionSource, *, max_ids: int = 1_000) -> Iterator[Fold
     """
     options = Options.of(source.options)
     config = {**source.config, **source.secrets}
-    with registry.build(source.provider, config, sources.environment()) as connector:
+    with registry.build(source.provider, config, sources.environment(source)) as connector:
         for remote in connector.mailboxes():
             if not options.wants_mailbox(remote.address):
                 yield FolderReport(remote.address, "", "", wanted=False)

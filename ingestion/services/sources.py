@@ -22,7 +22,7 @@ from connectors.config import Config, ConfigError, Environment
 from ingestion.crypto import Secrets
 from ingestion.errors import CredentialsUnreadable, InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import backoff, runs, throttle
+from ingestion.services import backoff, rotation, runs, throttle
 from ingestion.services import options as source_options
 from ingestion.services.status import SYSTEM, Actor, audit, locked, move
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
@@ -67,8 +67,8 @@ class Verdict:
     retry_after_seconds: float | None = None
 
 
-def environment() -> Environment:
-    """Return what the deployment decides for every connector."""
+def environment(source: IngestionSource) -> Environment:
+    """Return what the deployment decides for a connector of this source."""
     return Environment(
         forbid_private_addresses=settings.FORBID_PRIVATE_ADDRESSES,
         connections_per_account=settings.IMAP_CONNECTIONS_PER_ACCOUNT,
@@ -77,6 +77,7 @@ def environment() -> Environment:
         extra_ca_file=settings.EXTRA_CA_FILE,
         endpoints=settings.PROVIDER_ENDPOINTS,
         quotas=settings.PROVIDER_QUOTAS,
+        keep_secrets=rotation.keeper(source),
         throttle=throttle.shared(),
     )
 
@@ -396,7 +397,7 @@ def _ask_provider(source: IngestionSource) -> Verdict:
             return Verdict(
                 False, _CONSENT_NEEDED, f"Sign in with {provider.label} to grant access."
             )
-        with registry.build(source.provider, config, environment()) as connector:
+        with registry.build(source.provider, config, environment(source)) as connector:
             identity = connector.check()
     except provider_errors.Retryable as error:
         return Verdict(False, error.code, str(error), error.retry_after_seconds)

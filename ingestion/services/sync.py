@@ -136,7 +136,7 @@ class _Mailbox:
             registry.build(
                 source.provider,
                 {**source.config, **source.secrets},
-                sources.environment(),
+                sources.environment(source),
             ) as connector,
             connector.open(remote) as session,
             self.committer,
@@ -346,14 +346,18 @@ class _Mailbox:
         folder: Folder,
         refs: Sequence[tuple[MessageRef, bool]],
     ) -> bool:
+        # One that was moved may have been archived from its new folder meanwhile.
+        self.committer.wait()
+        archived = sql.stable(self.mailbox.pk, {ref.stable_id for ref, _ in refs} - {""})
         for ref, alone in refs:
-            if alone:
+            if alone and ref.stable_id not in archived:
                 if self._must_stop():
                     return False
                 self.care.fetch(session, remote, folder, ref)
-        harmless = [ref for ref, alone in refs if not alone]
+        harmless = [ref for ref, alone in refs if not alone and ref.stable_id not in archived]
         rest = self._fetch_with_care(session, remote, folder, harmless)
         capture = self._capture(folder)
+        capture.place([(r, archived[r.stable_id]) for r, _ in refs if r.stable_id in archived])
         if rest is None or not self._fetch_into(capture, session, remote, rest):
             return False
         capture.commit()

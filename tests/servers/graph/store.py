@@ -7,11 +7,13 @@ gets the next number of its mailbox; a state token of delta query is such a numb
 import base64
 import dataclasses
 import datetime as dt
+import itertools
 import threading
 import uuid
 from typing import Literal
 
 Change = Literal["whole", "read", "removed"]
+_MAILBOXES = itertools.count()
 _EPOCH = dt.datetime(2026, 1, 5, 8, 0, tzinfo=dt.UTC)
 
 #: Well-known names (mailFolder resource type) and what Outlook calls the folders.
@@ -67,13 +69,14 @@ class Mailbox:
 
     def __init__(self, well_known: tuple[str, ...] = tuple(WELL_KNOWN)) -> None:
         self.lock = threading.RLock()
+        self._mark = next(_MAILBOXES)
         self._number = 0
         #: State tokens of an earlier epoch are not found any more.
         self.epoch = 1
         #: Whether each download of a message has other bytes, as generated MIME may.
         self.regenerates = False
-        self.root = Folder(0, _id("AAMk", 0, 0), "Top of Information Store")
-        self.recoverable = Folder(0, _id("AAMk", 0, 1), "Recoverable Items", hidden=True)
+        self.root = Folder(0, _id("AAMk", self._mark, 0), "Top of Information Store")
+        self.recoverable = Folder(0, _id("AAMk", self._mark, 1), "Recoverable Items", hidden=True)
         self.folders: dict[str, Folder] = {}
         self.by_name: dict[str, Folder] = {"msgfolderroot": self.root}
         self.messages: dict[str, Message] = {}
@@ -92,7 +95,9 @@ class Mailbox:
         with self.lock:
             number = self._next()
             above = parent or self.root
-            folder = Folder(number, _id("AAMk", number, 0), name, above, well_known, hidden, search)
+            folder = Folder(
+                number, _id("AAMk", self._mark, number), name, above, well_known, hidden, search
+            )
             above.children.append(folder)
             self.folders[folder.id] = folder
             if well_known:
@@ -128,7 +133,7 @@ class Mailbox:
             number = self._next()
             message = Message(
                 number,
-                _id("AAkA", 0, number),
+                _id("AAkA", self._mark, number),
                 folder or self.inbox,
                 body,
                 received or _EPOCH + dt.timedelta(seconds=number),
