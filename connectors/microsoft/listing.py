@@ -37,7 +37,7 @@ _SELECT = (
     *("isRead", "isDraft", "flag", "categories"),
 )
 #: State tokens have no fixed life. One is replaced after this long, also where nothing changed.
-_REFRESH_SECONDS = 6 * 3_600
+REFRESH_SECONDS = 6 * 3_600
 
 
 def changes(
@@ -100,7 +100,7 @@ class _Listing:
 
     def follow(self, link: str, given_at: float) -> Iterator[Page]:
         """List what changed since a complete pass; nothing where nothing did."""
-        worth_storing = self._now() - given_at > _REFRESH_SECONDS
+        worth_storing = self._now() - given_at > REFRESH_SECONDS
         for items, following, last in self._round(link):
             refs = self._references(items)
             removed = [remote_id for remote_id, item in items.items() if "@removed" in item]

@@ -36,8 +36,11 @@ logging.getLogger("msal").setLevel(logging.ERROR)  # it logs addresses of people
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class _Kept:
+    """`refresh_token`: the newest, where the one that the configuration has was exchanged."""
+
     token: str
     ends_at: float  # time.monotonic
+    refresh_token: str
 
 
 class _Cache:
@@ -47,23 +50,23 @@ class _Cache:
         self._lock = threading.Lock()
         self._kept: dict[bytes, _Kept] = {}
 
-    def get(self, key: bytes) -> str | None:
+    def get(self, key: bytes) -> _Kept | None:
         with self._lock:
-            kept = self._kept.get(key)
-        return kept.token if kept is not None and kept.ends_at > time.monotonic() else None
+            return self._kept.get(key)
 
-    def put(self, key: bytes, token: str, seconds: float) -> None:
+    def put(self, key: bytes, kept: _Kept) -> None:
         with self._lock:
             self._kept.pop(key, None)
             while len(self._kept) >= _MAX_KEPT:
                 del self._kept[next(iter(self._kept))]
-            self._kept[key] = _Kept(token, time.monotonic() + seconds)
+            self._kept[key] = kept
 
-    def drop(self, key: bytes, token: str) -> None:
+    def end(self, key: bytes, token: str) -> None:
+        """Give a token out no more."""
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None and kept.token == token:
-                del self._kept[key]
+                self._kept[key] = dataclasses.replace(kept, ends_at=0.0)
 
 
 _CACHE = _Cache()
@@ -78,18 +81,17 @@ class Tokens:
     ) -> None:
         self._config, self._environment, self._http = config, environment, http
         self._cloud = config.where(environment)
-        self._refresh_token = config.refreshToken
 
     def current(self) -> str:
         """Return a token. Raises NeedsReauth, Fatal, RateLimited or Unavailable."""
-        if (token := _CACHE.get(self._key())) is not None:
+        if (token := self._known()) is not None:
             return token
         with _ASKING:  # of many threads that find no token, one asks
-            return _CACHE.get(self._key()) or self._ask()
+            return self._known() or self._ask()
 
     def renew(self, refused: str) -> str:
         """Return another token than the one that Graph refused."""
-        _CACHE.drop(self._key(), refused)
+        _CACHE.end(self._key(self._config.refreshToken), refused)
         return self.current()
 
     def lacks(self, permission: str) -> bool:
@@ -97,7 +99,7 @@ class Tokens:
 
         Tokens are Microsoft's own affair, so this only ever words an error that Graph gave.
         """
-        claims = _claims(_CACHE.get(self._key()) or "")
+        claims = _claims(self._known() or "")
         granted = claims.get("scp") if self._config.signs_in else claims.get("roles")
         names = granted.split() if isinstance(granted, str) else granted
         if not claims or (names is not None and not isinstance(names, list)):
@@ -106,11 +108,24 @@ class Tokens:
 
     # -- asking ------------------------------------------------------------------------------------
 
+    def _known(self) -> str | None:
+        kept = _CACHE.get(self._key(self._config.refreshToken))
+        return kept.token if kept is not None and kept.ends_at > time.monotonic() else None
+
     def _ask(self) -> str:
         answer = self._ask_for_person() if self._config.signs_in else self._ask_for_application()
-        token, seconds = answer["access_token"], float(answer.get("expires_in") or 0)
-        _CACHE.put(self._key(), token, max(0.0, seconds - min(_SPARE_SECONDS, seconds / 2)))
-        return str(token)
+        seconds = float(answer.get("expires_in") or 0)
+        ends_at = time.monotonic() + seconds - min(_SPARE_SECONDS, seconds / 2)
+        newest = str(answer.get("refresh_token") or self._refresh_token())
+        kept = _Kept(str(answer["access_token"]), ends_at, newest)
+        # For those with the token that was exchanged, and for those that read the new one.
+        for refresh_token in {self._config.refreshToken, newest}:
+            _CACHE.put(self._key(refresh_token), kept)
+        return kept.token
+
+    def _refresh_token(self) -> str:
+        kept = _CACHE.get(self._key(self._config.refreshToken))
+        return kept.refresh_token if kept is not None else self._config.refreshToken
 
     def _ask_for_application(self) -> Mapping[str, Any]:
         with asking(self._http) as login:
@@ -118,21 +133,21 @@ class Tokens:
             return login.granted(app.acquire_token_for_client([f"{self._cloud.graph}/.default"]))
 
     def _ask_for_person(self) -> Mapping[str, Any]:
-        if not self._refresh_token:
+        refresh_token = self._refresh_token()
+        if not refresh_token:
             raise NeedsReauth("Nobody has signed in yet. Sign in with Microsoft to grant access.")
         with asking(self._http) as login:
             app = application(self._config, self._cloud.login, login)
             answer = login.granted(
-                app.acquire_token_by_refresh_token(self._refresh_token, scopes(self._cloud.graph))
+                app.acquire_token_by_refresh_token(refresh_token, scopes(self._cloud.graph))
             )
         rotated = answer.get("refresh_token")
-        if isinstance(rotated, str) and rotated and rotated != self._refresh_token:
+        if rotated and rotated != refresh_token:
             # Before its access token is used: should this process die, the new one is not lost.
-            self._environment.keep_secrets({"refreshToken": rotated})
-            self._refresh_token = rotated
+            self._environment.keep_secrets({"refreshToken": str(rotated)})
         return answer
 
-    def _key(self) -> bytes:
+    def _key(self, refresh_token: str) -> bytes:
         config = self._config
         parts = (
             self._cloud.login,
@@ -142,7 +157,7 @@ class Tokens:
             config.clientSecret,
             config.certificatePrivateKeyPem,
             config.email,
-            self._refresh_token,
+            refresh_token,
         )
         return hashlib.sha256("\0".join(parts).encode()).digest()
 
@@ -183,7 +198,7 @@ def asking(http: httpx.Client) -> Iterator["Login"]:
         yield login
     except (httpx.TransportError, httpx.DecodingError) as error:
         raise refusals.of_connection(error, "Microsoft's login") from error
-    except httpx.HTTPStatusError as error:
+    except (httpx.HTTPStatusError, msal.exceptions.MsalServiceError) as error:
         raise login.problem(error) from None
 
 
@@ -223,11 +238,15 @@ class Login:
         url: str,
         *,
         params: Mapping[str, str] | None = None,
-        data: Mapping[str, str] | None = None,
+        data: Mapping[str, str | bytes] | None = None,
         headers: Mapping[str, str] | None = None,
         **_: Any,
     ) -> httpx.Response:
-        with self._http.stream(method, url, params=params, data=data, headers=headers) as response:
+        # msal gives the assertion as bytes, which httpx would send as "b'...'".
+        form = {k: v.decode() if isinstance(v, bytes) else v for k, v in (data or {}).items()}
+        with self._http.stream(
+            method, url, params=params, data=form or None, headers=headers
+        ) as response:
             body = io.BytesIO()
             for chunk in response.iter_bytes():
                 body.write(chunk)

@@ -95,9 +95,10 @@ def synced(source: IngestionSource) -> Run:
 
 def finish(source: IngestionSource, *, workers: int = 1, rounds: int = 200) -> Run:
     """Work as the workers do, without waiting for retry times, until the run is done."""
+    run = Run.objects.filter(source=source).latest("started_at")
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for _ in range(rounds):
-            run = Run.objects.filter(source=source).latest("started_at")
+            run.refresh_from_db()
             if run.finished_at:
                 return run
             Mailbox.objects.filter(run=run).update(
@@ -256,6 +257,7 @@ def test_a_listing_that_is_cut_into_slices_still_finds_what_is_gone(
     [row] = Mailbox.objects.filter(run=run)
     assert sync.sync_mailbox(row.pk, slice_seconds=0)  # one page, and the slice is over
     cursor = Folder.objects.get(role="inbox").cursor
+    assert cursor is not None
     assert cursor["listed"] is False
     server.log.clear()
     assert finish(source).message == "0 archived."

@@ -198,7 +198,7 @@ class Login:
                 certificate.public_key(),  # type: ignore[arg-type] # an RSA key
                 algorithms=["PS256"],
                 audience=f"{self.origin}/{tenant}/oauth2/v2.0/token",
-                options={"require": ["exp", "iss", "jti", "nbf", "sub"]},
+                options={"require": ["exp", "iss", "jti", "sub"]},
             )
         except jwt.InvalidTokenError:
             raise wrong from None
