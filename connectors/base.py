@@ -1,4 +1,6 @@
-"""The interface that every provider implements. Public: Connector, MailboxSession, Consent.
+"""The interface that every provider implements.
+
+Public: Connector, MailboxSession, Consent, DeviceConsent, DevicePrompt.
 
 A connector reads, and only reads: it opens mailboxes read-only and sets no flag. It knows nothing
 of the database; it raises only `connectors.errors` (anything else is a bug); it puts a deadline on
@@ -13,6 +15,7 @@ The engine calls, for each mailbox, in one thread:
                     for answer in session.fetch(folder, refs):    # downloads only what is unknown
 """
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -125,4 +128,34 @@ class Consent(ABC):
 
         Raises ConnectorError with a sentence for the person: too little was granted, it is another
         account than the configuration names, the code is of no use.
+        """
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DevicePrompt:
+    """What a person types in where: `user_code` on `page`, within `seconds`. `secret` is for
+    `DeviceConsent.poll` alone, at most every `interval_seconds`."""
+
+    user_code: str
+    page: str
+    seconds: float
+    interval_seconds: float
+    secret: str = dataclasses.field(repr=False)
+
+
+class DeviceConsent(ABC):
+    """How a person grants access without a browser on this machine: by typing in a code anywhere
+    (RFC 8628). A Consent that can do this too is also a DeviceConsent.
+    """
+
+    @abstractmethod
+    def begin(self) -> DevicePrompt:
+        """Ask for a code. Raises ConnectorError."""
+
+    @abstractmethod
+    def poll(self, prompt: DevicePrompt) -> Mapping[str, Any] | None:
+        """Return what `Consent.redeem` returns once the person is done; None until then.
+
+        Raises ConnectorError with a sentence for the person, as `Consent.redeem` does; also once
+        the code has expired.
         """

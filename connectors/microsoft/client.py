@@ -79,16 +79,7 @@ class Graph:
         self.limits = {**LIMITS, **environment.quotas.get("microsoft", {})}
         self._base = f"{config.where(environment).graph}/v1.0"
         self._environment, self._until = environment, until
-        self._http = httpx.Client(
-            verify=_tls(environment.extra_ca_file),
-            timeout=httpx.Timeout(
-                environment.timeout_seconds, connect=min(10.0, environment.timeout_seconds)
-            ),
-            limits=httpx.Limits(max_connections=int(self.limits["connections"]) + 2),
-            headers={"User-Agent": "ingestion"},
-            trust_env=False,
-            follow_redirects=False,
-        )
+        self._http = web(environment, connections=int(self.limits["connections"]) + 2)
         self.tokens = Tokens(config, environment, self._http)
         self._application = Budget(
             f"microsoft:application:{config.clientId}",
@@ -335,6 +326,19 @@ def quoted(remote_id: str) -> str:
     if not _SAFE_ID.fullmatch(remote_id):
         raise MessageRefused("This is no id of Microsoft Graph's.", code="foreign_id")
     return urllib.parse.quote(remote_id, safe="")
+
+
+def web(environment: Environment, *, connections: int = 1) -> httpx.Client:
+    """Return a client for Microsoft's hosts. The caller closes it."""
+    seconds = environment.timeout_seconds
+    return httpx.Client(
+        verify=_tls(environment.extra_ca_file),
+        timeout=httpx.Timeout(seconds, connect=min(10.0, seconds)),
+        limits=httpx.Limits(max_connections=connections),
+        headers={"User-Agent": "ingestion"},
+        trust_env=False,  # no proxy, no certificate of the environment's
+        follow_redirects=False,
+    )
 
 
 @functools.lru_cache(maxsize=8)

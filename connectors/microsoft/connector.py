@@ -15,6 +15,7 @@ from connectors.errors import ConnectorError, Fatal, MailboxUnavailable, NeedsRe
 from connectors.microsoft import directory, folders, listing
 from connectors.microsoft.client import Graph, Pace, quoted
 from connectors.microsoft.config import MicrosoftConfig
+from connectors.microsoft.consent import consent
 from connectors.microsoft.download import Download
 from connectors.microsoft.refusals import Refusal
 from connectors.types import (
@@ -197,3 +198,4 @@ def _of_mailbox(refusal: Refusal, graph: Graph) -> ConnectorError:
 
 
 CONNECTOR = MicrosoftConnector
+CONSENT = consent

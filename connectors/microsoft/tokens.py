@@ -28,7 +28,6 @@ from connectors.microsoft.config import MicrosoftConfig
 #: A token is replaced when it has less than this left: a request may take a while.
 _SPARE_SECONDS = 120.0
 _MAX_KEPT = 1_000
-_TENANT_OF_ANYBODY = "common"
 _MAX_ANSWER_BYTES = 1_000_000
 
 logging.getLogger("msal").setLevel(logging.ERROR)  # it logs addresses of people
@@ -108,12 +107,20 @@ class Tokens:
 
     # -- asking ------------------------------------------------------------------------------------
 
+    def adopt(self, answer: Mapping[str, Any]) -> None:
+        """Use a token that a sign-in just gave, for the configuration with its refresh token."""
+        self._keep(answer)
+
     def _known(self) -> str | None:
         kept = _CACHE.get(self._key(self._config.refreshToken))
         return kept.token if kept is not None and kept.ends_at > time.monotonic() else None
 
     def _ask(self) -> str:
-        answer = self._ask_for_person() if self._config.signs_in else self._ask_for_application()
+        if self._config.signs_in:
+            return self._keep(self._ask_for_person())
+        return self._keep(self._ask_for_application())
+
+    def _keep(self, answer: Mapping[str, Any]) -> str:
         seconds = float(answer.get("expires_in") or 0)
         ends_at = time.monotonic() + seconds - min(_SPARE_SECONDS, seconds / 2)
         newest = str(answer.get("refresh_token") or self._refresh_token())
@@ -162,6 +169,11 @@ class Tokens:
         return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
+def tenant_of(config: MicrosoftConfig) -> str:
+    """Return whom the login is asked about: a tenant, or whoever signs in."""
+    return config.tenantId or "common"
+
+
 def scopes(graph: str) -> list[str]:
     """Return what is asked of a person. msal adds offline_access, for the refresh token."""
     return [f"{graph}/Mail.Read", f"{graph}/User.Read"]
@@ -169,9 +181,8 @@ def scopes(graph: str) -> list[str]:
 
 def application(config: MicrosoftConfig, login_url: str, login: "Login") -> msal.ClientApplication:
     """Return msal's application. It asks only `login_url`: no instance discovery."""
-    tenant = config.tenantId or _TENANT_OF_ANYBODY
     about: dict[str, Any] = {
-        "authority": f"{login_url}/{tenant}",
+        "authority": f"{login_url}/{tenant_of(config)}",
         "http_client": login,
         # Else it asks login.microsoftonline.com, whatever the authority is.
         "instance_discovery": False,
@@ -222,8 +233,12 @@ class Login:
         """Return msal's answer where it has a token. Raises what its refusal means."""
         if "access_token" in answer:
             return answer
+        raise self.refusal(answer)
+
+    def refusal(self, answer: Mapping[str, Any]) -> ConnectorError:
+        """Return what an answer without a token means."""
         status, headers = self._refused[:2] if self._refused else (400, {})
-        raise refusals.of_login(status, headers, answer)
+        return refusals.of_login(status, headers, answer)
 
     def problem(self, error: Exception) -> ConnectorError:
         """Return what msal's exception means, by the answer that it made it of."""

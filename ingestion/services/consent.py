@@ -3,6 +3,8 @@
     begin()  -> the provider's address, with a new state   (the cache: state -> source, user)
     finish() <- the provider's redirect: state and code    (the state is used up, the tokens stored)
 
+Or without a browser here: begin_device() gives a code to type in elsewhere, finish_device() polls.
+
 A state is of use once, for ten minutes, and only to the user who began: so nobody can slip their
 own account into another's source, or another's into their own. It is kept in the cache under its
 hash. The PKCE verifier is kept nowhere: it is derived from the state by the service's key.
@@ -22,7 +24,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 
 from connectors import registry
-from connectors.base import Consent
+from connectors.base import Consent, DeviceConsent, DevicePrompt
 from connectors.config import ConfigError
 from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, NotAllowedNow
@@ -90,6 +92,43 @@ def finish(
     source = sources.reconnect(source, fields, actor=actor)
     audit(actor, "source.sign_in", source, {})
     return source
+
+
+def begin_device(source: IngestionSource) -> DevicePrompt:
+    """Return the code that a person is to type in, and where. Network.
+
+    Raises NotAllowedNow where this source does not sign in that way, or the provider refuses.
+    """
+    try:
+        return _device_of(source).begin()
+    except ConnectorError as error:
+        raise NotAllowedNow(str(error)) from error
+
+
+def finish_device(source: IngestionSource, prompt: DevicePrompt, *, actor: Actor) -> bool:
+    """Store what the person granted and have it checked; False while they are not done yet.
+
+    Raises InvalidInput that says what went wrong. Network outside, transaction inside.
+    """
+    try:
+        fields = _device_of(source).poll(prompt)
+    except ConnectorError as error:
+        raise InvalidInput({"code": [str(error)]}) from error
+    if fields is None:
+        return False
+    sources.reconnect(source, fields, actor=actor)
+    audit(actor, "source.sign_in", source, {})
+    return True
+
+
+def _device_of(source: IngestionSource) -> DeviceConsent:
+    consent = _consent_of(source)
+    if not isinstance(consent, DeviceConsent):
+        raise NotAllowedNow(
+            "Nobody can sign in to this source by typing in a code. It is for one person's mailbox,"
+            " by an application without a client secret; else sign in with the browser."
+        )
+    return consent
 
 
 def _consent_of(source: IngestionSource) -> Consent | None:

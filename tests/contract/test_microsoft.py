@@ -49,9 +49,12 @@ class PersonsAccount(GraphAccount):
         )
 
 
-class MicrosoftContract(ConnectorContract):
+class _Microsoft(ConnectorContract):
     slug = "microsoft"
-    example = {"tenantId": "x", "clientId": "x", "clientSecret": "canary"}
+    examples = (
+        {"tenantId": "t", "clientId": "c", "clientSecret": "canary"},
+        {"clientId": "c", "email": "e", "clientSecret": "canary", "refreshToken": "canary"},
+    )
     tells_new_from_changed = False
     requests_without_changes = 1
 
@@ -61,13 +64,13 @@ class MicrosoftContract(ConnectorContract):
             yield server
 
 
-class TestMicrosoftTenant(MicrosoftContract):
+class TestMicrosoftTenant(_Microsoft):
     @pytest.fixture
     def account(self, server: GraphServer) -> GraphAccount:
         return GraphAccount(server, server.tenant.add_user("alice"))
 
 
-class TestMicrosoftPerson(MicrosoftContract):
+class TestMicrosoftPerson(_Microsoft):
     @pytest.fixture
     def account(self, server: GraphServer) -> GraphAccount:
         server.tenant.add_user("bob")

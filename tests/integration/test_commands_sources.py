@@ -205,7 +205,14 @@ def test_a_source_is_named_by_id_or_by_a_name_that_only_it_has(
 @pytest.mark.parametrize(
     "command",
     [
-        *("verify_source", "import_source", "sync_source", "pause_source", "resume_source"),
+        *(
+            "verify_source",
+            "sign_in_source",
+            "import_source",
+            "sync_source",
+            "pause_source",
+            "resume_source",
+        ),
         *("delete_source", "retry_failed", "reconcile_source", "verify_archive"),
         "rebuild_archive_index",
     ],

@@ -58,7 +58,8 @@ class Login:
         self.refuse: Refused | Response | None = None
         self.tokens: dict[str, Claims] = {}
         self.refresh_tokens: dict[str, User] = {}
-        self.consents = 0
+        #: Who types in each device code as soon as it is given.
+        self.signs_in_at_once: User | None = None
         self.issued = 0
         self._codes: dict[str, tuple[User, str, str, str]] = {}
         self._devices: dict[str, User | None] = {}
@@ -222,7 +223,7 @@ class Login:
             raise Refused("invalid_client", 7000218, "The app is not a public client.")
         self._scope = form["scope"]
         code = secrets.token_hex(4).upper()
-        self._devices[code] = None
+        self._devices[code] = self.signs_in_at_once
         return {
             "user_code": code,
             "device_code": f"device-{code}",
