@@ -143,10 +143,9 @@ class DevicePrompt:
     secret: str = dataclasses.field(repr=False)
 
 
-class DeviceConsent(ABC):
-    """How a person grants access without a browser on this machine: by typing in a code anywhere
-    (RFC 8628). A Consent that can do this too is also a DeviceConsent.
-    """
+class DeviceConsent(Consent):
+    """A Consent that also works without a browser on this machine: by typing in a code anywhere
+    (RFC 8628)."""
 
     @abstractmethod
     def begin(self) -> DevicePrompt:

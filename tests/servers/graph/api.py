@@ -223,7 +223,6 @@ def _folder(folder: Folder) -> dict[str, Any]:
         "childFolderCount": len(visible),
         "unreadItemCount": sum(1 for m in folder.messages.values() if not m.is_read),
         "totalItemCount": len(folder.messages),
-        "sizeInBytes": sum(len(m.body) for m in folder.messages.values()),
         "isHidden": folder.hidden,
     }
     if folder.search:

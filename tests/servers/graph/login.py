@@ -110,6 +110,10 @@ class Login:
         self.refresh_tokens[token] = user
         return token
 
+    def application_token(self) -> str:
+        """Return an access token of the application."""
+        return str(self._issue(None)["access_token"])
+
     # -- endpoints ---------------------------------------------------------------------------------
 
     def _discovery(self, tenant: str) -> Response:
