@@ -200,9 +200,13 @@ def _config_field(field: Field) -> forms.Field:
         return forms.BooleanField(widget=widgets.UnfoldBooleanSwitchWidget, **about)
     if field.type is int:
         return forms.IntegerField(widget=widgets.UnfoldAdminIntegerFieldWidget, **about)
+    if field.choices:
+        names = [(name, name) for name in field.choices]
+        return forms.ChoiceField(choices=names, widget=widgets.UnfoldAdminSelectWidget, **about)
     if not field.secret:
-        return forms.CharField(widget=widgets.UnfoldAdminTextInputWidget, **about)
-    if field.max_length > _ONE_LINE_CHARACTERS:
+        widget = widgets.UnfoldAdminTextareaWidget if field.multiline else None
+        return forms.CharField(widget=widget or widgets.UnfoldAdminTextInputWidget, **about)
+    if field.multiline or field.max_length > _ONE_LINE_CHARACTERS:
         return forms.CharField(widget=_WriteOnlyTextarea, strip=False, **about)
     return forms.CharField(
         widget=widgets.UnfoldAdminPasswordWidget({"autocomplete": "new-password"}),

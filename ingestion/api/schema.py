@@ -201,6 +201,8 @@ def _config_properties(provider: Provider) -> dict[str, Any]:
             about["maxLength"] = field.max_length
         if field.type is str and field.required:
             about["minLength"] = 1
+        if field.choices:
+            about["enum"] = list(field.choices)
         about |= _limits(field)
         if field.secret:
             about["writeOnly"] = True

@@ -179,12 +179,18 @@ def _add_config_option(group: Any, field: Field, providers: list[str]) -> None:
             f"{flag}-stdin",
             dest=f"{dest}_stdin",
             action="store_true",
-            help="The same from the first line of standard input.",
+            help=f"The same from {_what_of_stdin(field)} standard input.",
         )
     elif field.type is bool:
         group.add_argument(flag, dest=dest, action=argparse.BooleanOptionalAction, help=about)
+    elif field.choices:
+        group.add_argument(flag, dest=dest, choices=field.choices, help=about)
     else:
         group.add_argument(flag, dest=dest, type=field.type, metavar="VALUE", help=about)
+
+
+def _what_of_stdin(field: Field) -> str:
+    return "all of" if field.multiline else "the first line of"
 
 
 def _given(field: Field, options: dict[str, Any]) -> Any:
@@ -197,10 +203,10 @@ def _given(field: Field, options: dict[str, Any]) -> Any:
             raise UsageError(f"The environment variable {variable} is not set, or is empty.")
         return os.environ[variable]
     if options[f"{dest}_stdin"]:
-        line = sys.stdin.readline().rstrip("\r\n")
-        if not line:
+        given = sys.stdin.read() if field.multiline else sys.stdin.readline().rstrip("\r\n")
+        if not given:
             raise UsageError(f"{_flag(field.name)}-stdin: standard input was empty.")
-        return line
+        return given
     return None
 
 
