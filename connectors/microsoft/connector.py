@@ -7,13 +7,14 @@ and User.Read of a person. Everything goes through Microsoft Graph v1.0.
 import dataclasses
 import itertools
 import time
+import urllib.parse
 from collections.abc import Iterator, Sequence
 
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
-from connectors.errors import ConnectorError, Fatal, MailboxUnavailable, NeedsReauth
+from connectors.errors import ConnectorError, Fatal, NeedsReauth
 from connectors.microsoft import directory, folders, listing
-from connectors.microsoft.client import Graph, Pace, quoted
+from connectors.microsoft.client import Graph, Pace
 from connectors.microsoft.config import MicrosoftConfig
 from connectors.microsoft.consent import consent
 from connectors.microsoft.download import Download
@@ -83,7 +84,7 @@ class MicrosoftSession(MailboxSession):
                 self._pace, self._base, recoverable=self._config.includeRecoverableItems
             )
         except Refusal as refusal:
-            raise _of_mailbox(refusal, self._graph) from None
+            raise _of_mailbox(refusal, self._graph, self._config) from None
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
         return listing.changes(self._pace, self._base, folder, since, relative=self._graph.relative)
@@ -138,17 +139,11 @@ class _Check:
         raise self._verdict(tried, problem)
 
     def _refusal_of(self, mailbox: RemoteMailbox) -> ConnectorError | None:
-        """Read one message's id. Returns why this mailbox can't be read; raises what is wrong with
-        all of them."""
-        base = _base(self._config, mailbox)
-        pace = Pace(self._graph, self._graph.budgets(mailbox.remote_id))
+        """Return why a mailbox can't be read; None where it can."""
         try:
-            pace.get(f"{base}/mailFolders/inbox/messages?$top=1&$select=id")
+            _probe(self._graph, self._config, mailbox)
         except Refusal as refusal:
-            error = _of_mailbox(refusal, self._graph)
-            if isinstance(error, MailboxUnavailable):
-                return error
-            raise error from None
+            return refusal.of_mailbox()
         return None
 
     def _verdict(self, tried: int, problem: ConnectorError | None) -> ConnectorError:
@@ -166,8 +161,8 @@ class _Check:
         if problem.code == "access_denied":
             return NeedsReauth(
                 "Users can be listed, and mail may not be read. In Entra, give the application the"
-                " application permission Mail.Read and grant admin consent; an access policy in"
-                " Exchange may also be the reason.",
+                " application permission Mail.Read and grant admin consent. Where Exchange limits"
+                " it to some mailboxes instead, give checkMailbox, one of these.",
                 code="no_mail_read",
             )
         return Fatal(
@@ -180,21 +175,34 @@ class _Check:
 def _base(config: MicrosoftConfig, mailbox: RemoteMailbox) -> str:
     if config.signs_in:
         return "/me"
-    name = mailbox.remote_id
-    # An address, where a check names one; else an object id, which needs no quoting.
-    return f"/users/{name if '@' in name else quoted(name)}"
+    # An object id; or an address, where a check names one.
+    return f"/users/{urllib.parse.quote(mailbox.remote_id, safe='@')}"
 
 
-def _of_mailbox(refusal: Refusal, graph: Graph) -> ConnectorError:
+def _probe(graph: Graph, config: MicrosoftConfig, mailbox: RemoteMailbox) -> None:
+    """Read the id of one message, if there is one. Raises ConnectorError or Refusal."""
+    pace = Pace(graph, graph.budgets(mailbox.remote_id))
+    pace.get(f"{_base(config, mailbox)}/mailFolders/inbox/messages?$top=1&$select=id")
+
+
+def _of_mailbox(refusal: Refusal, graph: Graph, config: MicrosoftConfig) -> ConnectorError:
     """What a refusal means for a mailbox, and whether it is rather the permission that is gone."""
-    if refusal.status == 403 and not refusal.policy and graph.tokens.lacks("Mail.Read"):
-        return NeedsReauth(
-            "The permission to read mail is missing. In Entra, give the application the permission"
-            " Mail.Read (application, or delegated where a person signs in) and grant admin"
-            " consent.",
-            code="no_mail_read",
-        )
-    return refusal.of_mailbox()
+    if refusal.status != 403 or refusal.policy or not graph.tokens.lacks("Mail.Read"):
+        return refusal.of_mailbox()
+    if config.checkMailbox:
+        # Exchange's RBAC gives the permission without telling the token: then this one can be read.
+        try:
+            _probe(graph, config, RemoteMailbox(config.checkMailbox, config.checkMailbox))
+        except Refusal:
+            pass
+        else:
+            return refusal.of_mailbox()
+    return NeedsReauth(
+        "The permission to read mail is missing. In Entra, give the application the permission"
+        " Mail.Read (application, or delegated where a person signs in) and grant admin consent."
+        " Where Exchange gives it by RBAC for applications, give checkMailbox.",
+        code="no_mail_read",
+    )
 
 
 CONNECTOR = MicrosoftConnector

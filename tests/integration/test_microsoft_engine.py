@@ -406,6 +406,23 @@ def test_a_permission_that_was_withdrawn_stops_the_source_and_is_named(
     assert "Mail.Read" in source.status_message
 
 
+def test_permission_by_rbac_is_for_some_mailboxes_and_the_others_are_not_an_error(
+    server: GraphServer, make: Make, alice: User
+) -> None:
+    bob = server.tenant.add_user("bob")
+    box(bob).deliver(body(1))
+    server.tenant.roles = {"User.Read.All"}  # RBAC for applications is not in the token
+    server.tenant.rbac = {bob.id}
+    source = make(checkMailbox=bob.principal_name)
+    assert imported(source).message == "1 archived."
+    source.refresh_from_db()
+    assert source.status == "active"
+    assert {name: state for name, (state, _) in states().items()} == {
+        "alice": "unavailable",
+        "bob": "active",
+    }
+
+
 # -- exact, where nothing is reliable ------------------------------------------------------------
 
 

@@ -99,7 +99,7 @@ class Graph:
             return _Mail(self, request, user.mailbox, f"{self.origin}{request.path}").answer(rest)
 
     def _refuses(self, user: User, claims: Claims) -> Response | None:
-        if claims.user is None:
+        if claims.user is None and user.id not in self.tenant.rbac:
             if "Mail.Read" not in claims.roles:
                 text = "Access is denied. Check credentials and try again."
                 return error(403, "ErrorAccessDenied", text)
@@ -109,7 +109,7 @@ class Graph:
                     " AccessPolicy settings."
                 )
                 return error(403, "ErrorAccessDenied", text)
-        elif claims.user is not user:
+        elif claims.user is not None and claims.user is not user:
             text = "The specified object was not found in the store."
             return error(404, "ErrorItemNotFound", text)
         if user.mailbox is None:

@@ -22,16 +22,16 @@ _ANNOTATIONS = ("@odata.", "@removed")
 
 
 async def read(origin: str, ca_file: str, token: str, user_id: str) -> dict[str, Any]:
-    from kiota_abstractions.authentication import (  # noqa: PLC0415 - from the wheels
+    from kiota_abstractions.authentication import (
         AccessTokenProvider,
         AllowedHostsValidator,
         BaseBearerTokenAuthenticationProvider,
     )
-    from kiota_abstractions.base_request_configuration import (  # noqa: PLC0415
+    from kiota_abstractions.base_request_configuration import (
         RequestConfiguration,
     )
-    from msgraph import GraphRequestAdapter, GraphServiceClient  # noqa: PLC0415
-    from msgraph.generated.models.o_data_errors.o_data_error import ODataError  # noqa: PLC0415
+    from msgraph import GraphRequestAdapter, GraphServiceClient
+    from msgraph.generated.models.o_data_errors.o_data_error import ODataError
 
     class Token(AccessTokenProvider):  # type: ignore[misc] # untyped base
         async def get_authorization_token(

@@ -223,6 +223,9 @@ class Tenant:
         self.roles = {"User.Read.All", "Mail.Read"}
         #: Ids of the users that an application access policy restricts the application to.
         self.policy: set[str] | None = None
+        #: Ids of the users whose mail Exchange's RBAC lets the application read, whatever its token
+        #: says.
+        self.rbac: set[str] = set()
 
     def add_user(
         self,
