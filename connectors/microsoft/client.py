@@ -54,7 +54,7 @@ _TRIES = 4
 _TRIES_THROTTLED = 8
 #: A longer wait is the engine's: the worker takes another mailbox meanwhile.
 _LONGEST_WAIT_SECONDS = 30.0
-_FIRST_PAUSE_SECONDS = 0.3
+_FIRST_PAUSE_SECONDS = 0.2
 _BATCH = 20  # learn.microsoft.com/graph/json-batching
 _MAX_JSON_BYTES = 50_000_000
 _JITTER = random.SystemRandom()

@@ -21,10 +21,12 @@ _SHARED_TENANTS = frozenset({"common", "organizations", "consumers"})
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Cloud:
-    """Where people sign in and where Graph is. No trailing slash."""
+    """Where people sign in and where Graph is. No trailing slash. `has_delta`: whether Graph there
+    has delta query of messages."""
 
     login: str
     graph: str
+    has_delta: bool = True
 
 
 #: learn.microsoft.com/graph/deployments#microsoft-graph-and-graph-explorer-service-root-endpoints
@@ -32,7 +34,10 @@ CLOUDS: Mapping[str, Cloud] = {
     "global": Cloud("https://login.microsoftonline.com", "https://graph.microsoft.com"),
     "usgov": Cloud("https://login.microsoftonline.us", "https://graph.microsoft.us"),
     "usgovdod": Cloud("https://login.microsoftonline.us", "https://dod-graph.microsoft.us"),
-    "china": Cloud("https://login.chinacloudapi.cn", "https://microsoftgraph.chinacloudapi.cn"),
+    # learn.microsoft.com/graph/api/message-delta says that China does not have it.
+    "china": Cloud(
+        "https://login.chinacloudapi.cn", "https://microsoftgraph.chinacloudapi.cn", has_delta=False
+    ),
 }
 
 
@@ -115,6 +120,7 @@ class MicrosoftConfig(Config):
         return Cloud(
             (given.get("microsoft.login") or cloud.login).rstrip("/"),
             (given.get("microsoft.graph") or cloud.graph).rstrip("/"),
+            cloud.has_delta,
         )
 
     def awaits_consent(self) -> bool:

@@ -76,6 +76,7 @@ class MicrosoftSession(MailboxSession):
     ) -> None:
         self._config, self._environment, self._graph = config, environment, graph
         self._base = _base(config, mailbox)
+        self._has_delta = config.where(environment).has_delta
         self._pace = Pace(graph, graph.budgets(mailbox.remote_id))
 
     def folders(self) -> Sequence[RemoteFolder]:
@@ -87,7 +88,14 @@ class MicrosoftSession(MailboxSession):
             raise _of_mailbox(refusal, self._graph, self._config) from None
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
-        return listing.changes(self._pace, self._base, folder, since, relative=self._graph.relative)
+        return listing.changes(
+            self._pace,
+            self._base,
+            folder,
+            since,
+            relative=self._graph.relative,
+            has_delta=self._has_delta,
+        )
 
     def fetch(
         self,

@@ -13,6 +13,9 @@ messages and doesn't say so.
 Removals come by themselves, but not to who begins anew after a state token expired. So a listing
 from the beginning ends with what is `present`. One that was resumed in its middle has not seen
 everything; it lists the ids once more for that.
+
+The cloud of China has no delta query of messages: there each sync lists the whole folder, and the
+cursor is {"whole": True}. What a page misses, because a deletion moved the others, the next has.
 """
 
 import array
@@ -47,12 +50,15 @@ def changes(
     since: Cursor | None,
     *,
     relative: Callable[[Any], str | None],
+    has_delta: bool = True,
     now: Callable[[], float] = time.time,
 ) -> Iterator[Page]:
     """Yield the pages of `MailboxSession.changes`. `relative` makes a path of a link."""
     listing = _Listing(pace, base, folder, relative, now)
     try:
-        if since is None:
+        if not has_delta:
+            yield from listing.whole()
+        elif since is None or "whole" in since:
             yield from listing.first(changes_path(base, folder, _SELECT), Seen())
         elif not since["listed"]:
             yield from listing.first(str(since["link"]), None)
@@ -97,6 +103,20 @@ class _Listing:
             yield Page(
                 self._cursor(following, listed=True), refs, removed, present=present.sorted()
             )
+
+    def whole(self) -> Iterator[Page]:
+        """List everything, and say what is present."""
+        seen = Seen()
+        query = f"$select={','.join(_SELECT)}&$top={PAGE_MESSAGES}"
+        link = f"{self._base}/mailFolders/{quoted(self._folder.remote_id)}/messages?{query}"
+        page: Mapping[str, Any] | None = self._pace.get(link)
+        while page is not None:
+            refs = [reference(str(item["id"]), item) for item in page.get("value", ())]
+            seen.add(ref.remote_id for ref in refs)
+            following = self._pace.follow(page)
+            present = None if following else seen.sorted()
+            yield Page({"whole": True}, refs, present=present)
+            page = following
 
     def follow(self, link: str, given_at: float) -> Iterator[Page]:
         """List what changed since a complete pass; nothing where nothing did."""

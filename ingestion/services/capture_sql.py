@@ -205,7 +205,8 @@ def upsert_placements(
     mailbox_id: uuid.UUID, folder_id: int, rows: Sequence[tuple[MessageRef, uuid.UUID]]
 ) -> int:
     """Place messages in a folder; return how many placements are new. One that was removed and is
-    there again is the same placement; where the labels are not told it keeps those it has."""
+    there again is the same placement; where the labels are not told it keeps those it has. What is
+    listed again as it was, as after an expired cursor, writes nothing."""
     unique = {ref.remote_id: (ref, message) for ref, message in rows}
     for remote_id in _restored(folder_id, [r for r, (ref, _) in unique.items() if not _told(ref)]):
         del unique[remote_id]
@@ -224,6 +225,7 @@ def upsert_placements(
                    AS n(message_id, remote_id, stable_id, thread_id, labels)
                ON CONFLICT (folder_id, remote_id) DO UPDATE
                  SET removed_at = NULL, labels = EXCLUDED.labels
+                 WHERE p.removed_at IS NOT NULL OR p.labels IS DISTINCT FROM EXCLUDED.labels
                RETURNING (xmax = 0) AS is_new)
                SELECT count(*) FILTER (WHERE is_new) FROM placed""",
             {

@@ -285,8 +285,31 @@ def test_replays_and_empty_pages_change_nothing(
     assert_exact(server, source)
 
 
-def test_a_message_that_failed_and_was_moved_is_archived_once(
+def test_a_cloud_without_delta_query_is_listed_whole_and_followed_all_the_same(
     server: GraphServer, make: Make, alice: User
+) -> None:
+    mailbox = box(alice)
+    mailbox.regenerates = True
+    server.graph.deltas.supported = False
+    gone, moved, read, *_ = fill(mailbox, 30)
+    source = make(cloud="china")
+    assert imported(source).message == "30 archived."
+    assert_exact(server, source)
+    mailbox.remove(gone)
+    mailbox.move(moved, mailbox.by_name["archive"])
+    mailbox.mark(read, is_read=True)
+    mailbox.deliver(body(100))
+    server.log.clear()
+    assert synced(source).message == "1 archived, 1 recognised."
+    assert server.count("/$value") == 1
+    assert labels_of(read) == ["\\Seen"]
+    assert_exact(server, source)
+
+
+@pytest.mark.parametrize("expired", [False, True])
+@pytest.mark.parametrize("retried_at_once", [False, True])
+def test_a_message_that_failed_and_was_moved_is_archived_once(
+    server: GraphServer, make: Make, alice: User, retried_at_once: bool, expired: bool
 ) -> None:
     mailbox = box(alice)
     mailbox.regenerates = True
@@ -294,7 +317,7 @@ def test_a_message_that_failed_and_was_moved_is_archived_once(
 
     def refuse(request: Request, user: User | None) -> Response | None:
         if request.segments[-1] == "$value" and request.segments[-2] == bad:
-            return error(500, "ErrorInternalServerError", "Failed.")
+            return error(400, "ErrorMimeContentConversionFailed", "Failed.")
         return None
 
     server.faults.intercept = refuse
@@ -303,11 +326,15 @@ def test_a_message_that_failed_and_was_moved_is_archived_once(
     failed = FailedMessage.objects.get()
     assert (failed.remote_id, failed.code) == (bad, "message_refused")
     server.faults.intercept = lambda _request, _user: None
+    if expired:
+        mailbox.expire_state()
+    if retried_at_once:
+        FailedMessage.objects.update(not_before=timezone.now())
     mailbox.move(bad, mailbox.by_name["archive"])
-    failures.retry(source, actor=ACTOR)
-    discovery.discover(Run.objects.get(finished_at=None).pk)
-    finish(source)
+    synced(source)
     assert not FailedMessage.objects.exists()
+    assert_exact(server, source)
+    failures.retry(source, actor=ACTOR)
     assert mailbox.messages[bad].downloads == 1
     assert_exact(server, source)
 

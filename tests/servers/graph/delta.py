@@ -24,10 +24,13 @@ class Deltas:
         self.empty_pages = False
         self.largest_page = 1_000
         self.error_code = "SyncStateNotFound"
+        self.supported = True
 
     def answer(
         self, request: Request, here: str, mailbox: Mailbox, folder: Folder, *, immutable: bool
     ) -> Response:
+        if not self.supported:
+            return error(400, "BadRequest", "Resource not found for the segment 'delta'.")
         token = self._token(request, mailbox, folder)
         if token is None or token["e"] != mailbox.epoch or token["f"] != folder.number:
             text = "The sync state generation is not found; generation=1;[highest=2]."
