@@ -185,8 +185,6 @@ class Committer:
         failed, gone = self._write_missing(batch)
         if batch.removed:
             sql.mark_removed(batch.folder_id, batch.removed)
-            # Moved or deleted: its new folder lists it, or nothing is left to retry.
-            sql.clear_failures(batch.folder_id, batch.removed)
         if batch.relabelled:
             sql.relabel(batch.folder_id, batch.relabelled)
         if batch.cursor is not None:

@@ -232,7 +232,7 @@ def test_an_expired_state_lists_again_and_downloads_nothing_that_is_known(
     gone, *_ = fill(mailbox, 25)
     source = make()
     imported(source)
-    codes = ("SyncStateNotFound", "syncStateInvalid", "resyncRequired")
+    codes = ("SyncStateNotFound", "syncStateInvalid", "resyncRequired", "whateverWith410")
     for number, code in enumerate(codes, 100):
         server.graph.deltas.error_code = code
         mailbox.remove(gone)
@@ -336,6 +336,33 @@ def test_a_message_that_failed_and_was_moved_is_archived_once(
     assert_exact(server, source)
     failures.retry(source, actor=ACTOR)
     assert mailbox.messages[bad].downloads == 1
+    assert_exact(server, source)
+
+
+def test_a_message_that_failed_and_was_archived_elsewhere_is_not_fetched_again(
+    server: GraphServer, make: Make, alice: User
+) -> None:
+    """Between two slices: the new folder was followed, the old one not yet."""
+    mailbox = box(alice)
+    mailbox.regenerates = True
+    bad = mailbox.deliver(body(1), mailbox.by_name["archive"])
+    server.faults.intercept = lambda request, _user: (
+        error(400, "ErrorMimeContentConversionFailed", "Failed.")
+        if request.segments[-1] == "$value"
+        else None
+    )
+    source = make()
+    assert imported(source).message == "0 archived, 1 failed."
+    server.faults.intercept = lambda _request, _user: None
+    mailbox.move(bad, mailbox.inbox)
+    run = sources.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    sync.sync_mailbox(Mailbox.objects.get().pk, slice_seconds=0)  # the inbox, and no more
+    assert mailbox.messages[bad].downloads == 1
+    FailedMessage.objects.update(not_before=timezone.now())
+    finish(source)
+    assert mailbox.messages[bad].downloads == 1
+    assert not FailedMessage.objects.exists()
     assert_exact(server, source)
 
 

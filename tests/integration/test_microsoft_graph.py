@@ -5,7 +5,7 @@ import datetime as dt
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from connectors.errors import (
     Unavailable,
 )
 from connectors.microsoft import listing
+from connectors.microsoft.client import Graph, Pace
 from connectors.microsoft.config import CLOUDS
 from connectors.throttle import Budget, Local
 from connectors.types import Missing, RawMessage, RemoteFolder
@@ -414,6 +415,30 @@ def test_retry_after_is_honoured_to_the_second_by_all_workers(
     assert server.count(status=429) == 1
 
 
+def test_who_waits_for_a_turn_when_graph_says_to_wait_waits_for_both(server: GraphServer) -> None:
+    asked = threading.Event()
+
+    class Slow(Local):
+        def reserve(self, costs: Sequence[tuple[Budget, float]]) -> float:
+            asked.set()
+            return 0.5
+
+    config: Any = registry.PROVIDERS["microsoft"].config.parse(server.config())
+    graph = Graph(config, server.environment(throttle=Slow()))
+    try:
+        pace = Pace(graph, graph.budgets("somebody"))
+        waiting = threading.Thread(target=lambda: pace.get("/users"))
+        waiting.start()
+        assert asked.wait(10)
+        until = time.monotonic() + 1.5
+        pace.pause(1.5)
+        waiting.join()
+    finally:
+        graph.close()
+    [request] = [entry for entry in server.log if entry.path == "/v1.0/users"]
+    assert until <= request.at < until + 1.0
+
+
 def test_a_longer_wait_is_left_to_the_engine(server: GraphServer, alice: User) -> None:
     box(alice).deliver(b"message")
     server.faults.intercept = lambda request, _user: (
@@ -433,9 +458,9 @@ def test_a_longer_wait_is_left_to_the_engine(server: GraphServer, alice: User) -
 def test_what_is_allowed_is_used_and_hardly_anything_refused(
     server: GraphServer, alice: User
 ) -> None:
-    """10,000 requests in 10 minutes, scaled: 600 in 6 seconds, and never more than 4 at a time."""
-    window, allowed = 6.0, 600
-    for number in range(650):
+    """10,000 requests in 10 minutes, scaled: 300 in 6 seconds, and never more than 4 at a time."""
+    window, allowed = 6.0, 300
+    for number in range(330):
         box(alice).deliver(b"message %d" % number)
     server.latency_seconds = 0.01
     quotas = {"microsoft": {"mailbox": allowed, "window_seconds": window, "application": 1e6}}
@@ -444,7 +469,7 @@ def test_what_is_allowed_is_used_and_hardly_anything_refused(
         opened(connector, alice) as session,
     ):
         server.limit = (allowed, window)
-        assert len(fetched(session)) == 650
+        assert len(fetched(session)) == 330
     requests = [entry for entry in server.log if entry.user]
     began = requests[0].at
     in_window = [entry for entry in requests if entry.at < began + window]
