@@ -13,12 +13,6 @@ from tests.servers.stack import ROOT
 WHEELS = ROOT / ".venv" / "msgraph"
 
 
-@pytest.fixture
-def server() -> Any:
-    with GraphServer() as server:
-        yield server
-
-
 def test_microsofts_own_client_understands_the_scripted_graph(server: GraphServer) -> None:
     if not WHEELS.exists():
         pytest.fail("msgraph-sdk's wheels are missing: make .venv/msgraph", pytrace=False)

@@ -1,0 +1,122 @@
+"""What a check of the credentials proves, and what it says where they are no good."""
+
+import time
+
+import pytest
+
+from connectors.errors import (
+    Fatal,
+    NeedsReauth,
+    RateLimited,
+    Unavailable,
+)
+from tests.servers.graph import GraphServer, Refused, Response, User
+from tests.servers.graph.connectors import build, problem_of
+from tests.servers.graph.words import error
+
+
+def test_a_check_reads_the_users_and_a_mailbox(server: GraphServer) -> None:
+    server.tenant.add_user("guest", kind="Guest", has_mailbox=False, plans=())
+    server.tenant.add_user("unprovisioned", has_mailbox=False)
+    server.tenant.add_user("alice")
+    with build(server) as connector:
+        identity = connector.check()
+    assert identity.account == server.tenant.id
+    assert "alice@contoso.example" in identity.detail
+    assert server.count("/users") > 0
+    assert server.count("/mailFolders/inbox/messages", status=200) == 1
+
+
+@pytest.mark.parametrize(
+    ("roles", "code", "named"),
+    [
+        ({"Mail.Read"}, "no_user_read", "User.Read.All"),
+        ({"User.Read.All"}, "no_mail_read", "Mail.Read"),
+        (set(), "no_user_read", "admin consent"),
+    ],
+)
+def test_a_missing_permission_is_named(
+    server: GraphServer, alice: User, roles: set[str], code: str, named: str
+) -> None:
+    server.tenant.roles = roles
+    problem = problem_of(server)
+    assert isinstance(problem, NeedsReauth)
+    assert problem.code == code
+    assert named in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("refused", "code", "says"),
+    [
+        (Refused("invalid_client", 7000222, "expired"), "aadsts7000222", "expired"),
+        (Refused("unauthorized_client", 700016, "not found"), "aadsts700016", "another tenant"),
+        (Refused("invalid_client", 7000229, "missing"), "aadsts7000229", "admin consent"),
+        (Refused("invalid_grant", 65001, "no consent"), "aadsts65001", "admin consent"),
+        (Refused("invalid_grant", 53003, "blocked"), "aadsts53003", "conditional access"),
+        (Refused("invalid_client", 7000112, "disabled"), "aadsts7000112", "disabled"),
+        (Refused("invalid_client", 1234567, "new"), "needs_reauth", "AADSTS1234567"),
+    ],
+)
+def test_what_the_login_refuses_is_said_in_plain_words(
+    server: GraphServer, refused: Refused, code: str, says: str
+) -> None:
+    server.login.refuse = refused
+    problem = problem_of(server)
+    assert isinstance(problem, NeedsReauth)
+    assert problem.code == code
+    assert says in str(problem)
+    assert "Trace ID" not in str(problem)
+
+
+def test_a_secret_that_expired_a_wrong_one_and_a_wrong_tenant_are_told_apart(
+    server: GraphServer, alice: User
+) -> None:
+    server.login.expired_secrets.add("old-secret")
+    assert problem_of(server, clientSecret="old-secret").code == "aadsts7000222"
+    assert problem_of(server, clientSecret="wrong").code == "aadsts7000215"
+    assert problem_of(server, tenantId="fabrikam.example").code == "aadsts90002"
+    other = "00000000-0000-0000-0000-000000000000"
+    assert problem_of(server, clientId=other).code == "aadsts700016"
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_login_that_is_out_of_order_is_no_wrong_secret(server: GraphServer, status: int) -> None:
+    server.login.refuse = Response.json({}, status, Retry_After="60")
+    problem = problem_of(server)
+    assert isinstance(problem, Unavailable | RateLimited)
+    if isinstance(problem, RateLimited):
+        assert problem.retry_after_seconds == 60
+
+
+def test_a_policy_that_forbids_every_mailbox_is_told_from_a_missing_permission(
+    server: GraphServer,
+) -> None:
+    users = [server.tenant.add_user(f"user{number}") for number in range(20)]
+    server.tenant.policy = {users[-1].id}
+    problem = problem_of(server)
+    assert isinstance(problem, Fatal)
+    assert problem.code == "access_policy"
+    assert "checkMailbox" in str(problem)
+    with build(server, checkMailbox=users[-1].principal_name) as connector:
+        assert users[-1].principal_name in connector.check().detail
+
+
+def test_a_tenant_without_any_mailbox_is_not_called_good(server: GraphServer) -> None:
+    assert problem_of(server).code == "no_mailbox"
+    server.tenant.add_user("unprovisioned", has_mailbox=False)
+    assert problem_of(server).code == "no_mailbox"
+
+
+def test_a_check_takes_no_longer_than_it_may(server: GraphServer, alice: User) -> None:
+    server.faults.intercept = lambda _request, _user: error(429, "TooMany", "x", Retry_After="60")
+    began = time.monotonic()
+    assert isinstance(problem_of(server), RateLimited)
+    assert time.monotonic() - began < 2
+
+
+def test_a_certificate_that_nobody_trusts_is_named(server: GraphServer) -> None:
+    connector = build(server, environment={"extra_ca_file": ""})
+    with connector, pytest.raises(Fatal) as caught:
+        connector.check()
+    assert caught.value.code == "certificate"
+    assert "EXTRA_CA_FILE" in str(caught.value)

@@ -1,0 +1,106 @@
+"""One mailbox, of a person who signs in."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ingestion.errors import InvalidInput
+from ingestion.models import (
+    IngestionSource,
+    Mailbox,
+)
+from ingestion.services import consent, sources
+from tests.servers.command_line import CommandLine
+from tests.servers.graph import GraphServer, User
+from tests.servers.graph.sources import (
+    ACTOR,
+    body,
+    box,
+    fill,
+    imported,
+    synced,
+)
+
+Make = Callable[..., IngestionSource]
+
+
+@pytest.fixture
+def person(server: GraphServer, alice: User) -> dict[str, Any]:
+    return {"tenantId": "common", "email": alice.mail}
+
+
+def test_a_person_signs_in_with_the_browser_and_the_mailbox_is_archived(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any]
+) -> None:
+    fill(box(alice), 3)
+    redirect_uri = "https://mail.example/api/v1/oauth/callback"
+    server.login.redirect_uris.add(redirect_uri)
+    source = make(**person)
+    verdict = sources.verify(source, actor=ACTOR)
+    assert verdict.code == "consent_needed"
+    owner = source.owner
+    url = consent.begin(source, user=owner, redirect_uri=redirect_uri)
+    bob = server.tenant.add_user("bob")
+    wrong = server.login.sign_in(url, bob)
+    with pytest.raises(InvalidInput, match="bob"):
+        consent.finish(user=owner, **wrong, actor=ACTOR)
+    url = consent.begin(source, user=owner, redirect_uri=redirect_uri)
+    consent.finish(user=owner, **server.login.sign_in(url, alice), actor=ACTOR)
+    source.refresh_from_db()
+    given = source.secrets["refreshToken"]
+    assert imported(source).message == "3 archived."
+    assert [mailbox.address for mailbox in Mailbox.objects.all()] == [alice.mail]
+    # The next access token costs the refresh token, and the new one is stored.
+    server.login.expire_tokens()
+    box(alice).deliver(body(9))
+    assert synced(source).message == "1 archived."
+    source.refresh_from_db()
+    assert source.secrets["refreshToken"] != given
+    assert source.secrets["refreshToken"] in server.login.refresh_tokens
+    assert source.secrets["clientSecret"] == server.login.client_secret
+
+
+def test_a_person_signs_in_by_typing_in_a_code(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any], settings: Any
+) -> None:
+    fill(box(alice), 2)
+    server.login.is_public_client = True
+    source = make(**person, clientSecret="")
+    prompt = consent.begin_device(source)
+    assert not consent.finish_device(source, prompt, actor=ACTOR)
+    server.login.enter_device_code(prompt.user_code, alice)
+    command = CommandLine(settings.ARCHIVE_DIR)
+    assert command.here("sign_in_source", "Nobody").code == 2
+    server.login.signs_in_at_once = alice
+    done = command.here("sign_in_source", "Contoso")
+    assert (done.code, "type in the code" in done.stderr) == (0, True)
+    source.refresh_from_db()
+    assert imported(source).message == "2 archived."
+
+
+def test_nobody_types_in_a_code_for_a_tenant_or_for_an_application_with_a_secret(
+    server: GraphServer, make: Make, settings: Any, alice: User
+) -> None:
+    make()
+    refused = CommandLine(settings.ARCHIVE_DIR).here("sign_in_source", "Contoso")
+    assert refused.code == 1
+    assert "without a client secret" in refused.stderr
+
+
+def test_a_rotated_secret_does_not_replace_a_newer_one(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any]
+) -> None:
+    first = server.login.refresh_token_of(alice)
+    source = make(**person, refreshToken=first)
+    keep = sources.environment(source).keep_secrets
+    reconnected = server.login.refresh_token_of(alice)
+    sources.reconnect(source, {"refreshToken": reconnected}, actor=ACTOR)
+    keep({"refreshToken": "rotated-of-the-first"})
+    source.refresh_from_db()
+    assert source.secrets["refreshToken"] == reconnected
+    keep = sources.environment(source).keep_secrets
+    for rotated in ("second", "third"):
+        keep({"refreshToken": rotated})
+        source.refresh_from_db()
+        assert source.secrets["refreshToken"] == rotated

@@ -1,0 +1,130 @@
+"""As fast as Microsoft allows, and no faster."""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from connectors import registry
+from connectors.errors import (
+    RateLimited,
+)
+from connectors.microsoft.client import Graph, Pace
+from connectors.throttle import Budget, Local
+from tests.servers.graph import GraphServer, Request, Response, User
+from tests.servers.graph.connectors import box, build, fetched, opened
+from tests.servers.graph.words import error
+
+
+class Noting(Local):
+    """Tells when somebody was asked to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = threading.Event()
+
+    def pause(self, budget: Budget, seconds: float) -> None:
+        super().pause(budget, seconds)
+        self.asked.set()
+
+
+def test_retry_after_is_honoured_to_the_second_by_all_workers(
+    server: GraphServer, alice: User
+) -> None:
+    for number in range(30):
+        box(alice).deliver(b"message %d" % number)
+    refused_at: list[float] = []
+
+    def refuse_once(request: Request, user: User | None) -> Response | None:
+        if request.path.endswith("$value") and not refused_at:
+            refused_at.append(time.monotonic())
+            return error(429, "TooManyRequests", "Wait.", Retry_After="2")
+        return None
+
+    throttle = Noting()
+    shared = {"throttle": throttle}
+    with (
+        build(server, environment=shared) as one,
+        build(server, environment=shared) as other,
+        opened(one, alice) as downloading,
+        opened(other, alice) as listing_folders,
+    ):
+        folder = downloading.folders()[0]
+        refs = [ref for page in downloading.changes(folder, None) for ref in page.added]
+        server.faults.intercept = refuse_once
+        worker = threading.Thread(target=lambda: list(downloading.fetch(folder, refs)))
+        worker.start()
+        assert throttle.asked.wait(10)
+        listing_folders.folders()
+        worker.join()
+    since = [(e.at - refused_at[0], e.path) for e in server.log if e.user and e.at > refused_at[0]]
+    listed = min(after for after, path in since if path.endswith("/mailFolders"))
+    assert 2.0 <= listed < 3.0
+    # Those that were under way when one was refused are answered at once; then nobody asks.
+    assert not [after for after, _ in since if 0.5 < after < 2.0]
+    assert server.count(status=429) == 1
+
+
+def test_who_waits_for_a_turn_when_graph_says_to_wait_waits_for_both(server: GraphServer) -> None:
+    asked = threading.Event()
+
+    class Slow(Local):
+        def reserve(self, costs: Sequence[tuple[Budget, float]]) -> float:
+            asked.set()
+            return 0.5
+
+    config: Any = registry.PROVIDERS["microsoft"].config.parse(server.config())
+    graph = Graph(config, server.environment(throttle=Slow()))
+    try:
+        pace = Pace(graph, graph.budgets("somebody"))
+        waiting = threading.Thread(target=lambda: pace.get("/users"))
+        waiting.start()
+        assert asked.wait(10)
+        until = time.monotonic() + 1.5
+        pace.pause(1.5)
+        waiting.join()
+    finally:
+        graph.close()
+    [request] = [entry for entry in server.log if entry.path == "/v1.0/users"]
+    assert until <= request.at < until + 1.0
+
+
+def test_a_longer_wait_is_left_to_the_engine(server: GraphServer, alice: User) -> None:
+    box(alice).deliver(b"message")
+    server.faults.intercept = lambda request, _user: (
+        error(429, "TooManyRequests", "Wait.", Retry_After="120")
+        if request.path.endswith("$value")
+        else None
+    )
+    with (
+        build(server) as connector,
+        opened(connector, alice) as session,
+        pytest.raises(RateLimited) as caught,
+    ):
+        fetched(session)
+    assert caught.value.retry_after_seconds == 120
+
+
+def test_what_is_allowed_is_used_and_hardly_anything_refused(
+    server: GraphServer, alice: User
+) -> None:
+    """10,000 requests in 10 minutes, scaled: 300 in 6 seconds, and never more than 4 at a time."""
+    window, allowed = 6.0, 300
+    for number in range(330):
+        box(alice).deliver(b"message %d" % number)
+    server.latency_seconds = 0.01
+    quotas = {"microsoft": {"mailbox": allowed, "window_seconds": window, "application": 1e6}}
+    with (
+        build(server, environment={"quotas": quotas}) as connector,
+        opened(connector, alice) as session,
+    ):
+        server.limit = (allowed, window)
+        assert len(fetched(session)) == 330
+    requests = [entry for entry in server.log if entry.user]
+    began = requests[0].at
+    in_window = [entry for entry in requests if entry.at < began + window]
+    assert len(in_window) >= 0.95 * allowed
+    assert server.count(status=429) < 0.01 * len(requests)
+    assert server.most_concurrent <= 4
