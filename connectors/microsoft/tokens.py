@@ -20,6 +20,7 @@ from typing import Any
 import httpx
 import msal
 
+from connectors import redaction
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, NeedsReauth
 from connectors.microsoft import refusals
@@ -125,6 +126,7 @@ class Tokens:
         ends_at = time.monotonic() + seconds - min(_SPARE_SECONDS, seconds / 2)
         newest = str(answer.get("refresh_token") or self._refresh_token())
         kept = _Kept(str(answer["access_token"]), ends_at, newest)
+        redaction.remember([kept.token, newest])
         # For those with the token that was exchanged, and for those that read the new one.
         for refresh_token in {self._config.refreshToken, newest}:
             _CACHE.put(self._key(refresh_token), kept)

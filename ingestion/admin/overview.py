@@ -87,7 +87,8 @@ def _sign_in(source: IngestionSource) -> dict[str, Any] | None:
         return None
     label = PROVIDERS[source.provider].label
     waiting = source.status in (SourceStatus.PENDING_AUTH, SourceStatus.ERROR)
-    return {"label": f"Sign in with {label}", "primary": waiting}
+    types = consent.types_in_code(source)
+    return {"label": f"Sign in with {label}", "primary": waiting, "types_in_code": types}
 
 
 def _lists_of(source: IngestionSource) -> dict[str, str]:

@@ -14,7 +14,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
 from ingestion import tasks
-from ingestion.admin import display, live, overview, source_form, verbs
+from ingestion.admin import display, live, overview, source_form, typed_code, verbs
 from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
@@ -147,6 +147,11 @@ class SourceAdmin(AuditedAdmin):
                 view(require_POST(self.sign_in_view)),
                 name="ingestion_source_sign_in",
             ),
+            path(
+                "<uuid:pk>/sign-in-with-a-code/",
+                view(require_POST(self.type_in_code_view)),
+                name="ingestion_source_type_in_code",
+            ),
             *super().get_urls(),
         ]
 
@@ -187,6 +192,16 @@ class SourceAdmin(AuditedAdmin):
             self.message_user(request, str(refusal), messages.ERROR)
             url = display.page_of(source)
         return HttpResponseRedirect(url)
+
+    def type_in_code_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
+        """Show a code that the person types in at the provider, on any device."""
+        source = self.get_queryset(request).filter(pk=pk).first()
+        if source is None:
+            raise Http404
+        if not self.has_change_permission(request, source):
+            raise PermissionDenied
+        context = {**self.admin_site.each_context(request), "opts": self.opts}
+        return typed_code.answer(request, source, context)
 
     def perform_on(
         self, request: HttpRequest, verb: verbs.Verb, chosen: list[IngestionSource]

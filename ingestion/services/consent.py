@@ -4,6 +4,7 @@
     finish() <- the provider's redirect: state and code    (the state is used up, the tokens stored)
 
 Or without a browser here: begin_device() gives a code to type in elsewhere, finish_device() polls.
+Between two pages its secret travels sealed by the service's key, for one source and user.
 
 A state is of use once, for ten minutes, and only to the user who began: so nobody can slip their
 own account into another's source, or another's into their own. It is kept in the cache under its
@@ -11,12 +12,15 @@ hash. The PKCE verifier is kept nowhere: it is derived from the state by the ser
 """
 
 import base64
+import dataclasses
 import hashlib
 import hmac
+import json
 import re
 import secrets
 from typing import Any
 
+from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.cache import cache
@@ -33,6 +37,8 @@ from ingestion.services import sources
 from ingestion.services.status import Actor, audit
 
 STATE_SECONDS = 600
+#: Providers' codes are good for about 15 minutes.
+_DEVICE_SECONDS = 1_800
 #: RFC 6749 section 4.1.2.1 has only these characters in names of errors we'd repeat.
 _ERROR = re.compile(r"[a-z_]{1,40}")
 _AGAIN = "This sign-in has expired, was used before or was begun by somebody else. Begin it again."
@@ -119,6 +125,33 @@ def finish_device(source: IngestionSource, prompt: DevicePrompt, *, actor: Actor
     sources.reconnect(source, fields, actor=actor)
     audit(actor, "source.sign_in", source, {})
     return True
+
+
+def seal(prompt: DevicePrompt, *, source: IngestionSource, user: User) -> str:
+    """Return the prompt as a text that only `unseal` reads, for a page to send back."""
+    content = {**dataclasses.asdict(prompt), "source": str(source.pk), "user": user.pk}
+    return _sealer().encrypt(json.dumps(content).encode()).decode("ascii")
+
+
+def unseal(sealed: str, *, source: IngestionSource, user: User) -> DevicePrompt:
+    """Return what was sealed. Raises InvalidInput where it was for somebody else or is too old."""
+    try:
+        content = json.loads(_sealer().decrypt(sealed, ttl=_DEVICE_SECONDS))
+    except InvalidToken:
+        raise InvalidInput({"code": [_AGAIN]}) from None
+    if (content.pop("source"), content.pop("user")) != (str(source.pk), user.pk):
+        raise InvalidInput({"code": [_AGAIN]})
+    return DevicePrompt(**content)
+
+
+def types_in_code(source: IngestionSource) -> bool:
+    """Tell whether people may sign in for this source by typing in a code. No network."""
+    return isinstance(_consent_of(source), DeviceConsent)
+
+
+def _sealer() -> Fernet:
+    key = hmac.digest(settings.SECRET_KEY.encode(), b"consent:device", "sha256")
+    return Fernet(base64.urlsafe_b64encode(key))
 
 
 def _device_of(source: IngestionSource) -> DeviceConsent:

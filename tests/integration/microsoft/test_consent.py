@@ -4,6 +4,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.contrib.auth.models import User as Owner
+from django.test import Client
+from django.urls import reverse
 
 from ingestion.errors import InvalidInput
 from ingestion.models import (
@@ -104,3 +107,47 @@ def test_a_rotated_secret_does_not_replace_a_newer_one(
         keep({"refreshToken": rotated})
         source.refresh_from_db()
         assert source.secrets["refreshToken"] == rotated
+
+
+def test_the_admin_shows_a_code_to_type_in_and_signs_in_once_that_is_done(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any], admin_user: Owner
+) -> None:
+    fill(box(alice), 2)
+    server.login.is_public_client = True
+    source = make(**person, clientSecret="")
+    client = Client()
+    client.force_login(admin_user)
+    page = reverse("admin:ingestion_ingestionsource_change", args=[source.pk])
+    assert "Sign in with a code" in client.get(page).content.decode()
+    code_page = reverse("admin:ingestion_source_type_in_code", args=[source.pk])
+    assert client.get(code_page).status_code == 405
+    shown = client.post(code_page)
+    context: Any = shown.context_data
+    prompt, text = context["prompt"], shown.content.decode()
+    assert prompt.user_code in text
+    assert prompt.secret not in text
+    sealed = {"prompt": context["sealed"]}
+    early = client.post(code_page, sealed)
+    assert "has not been typed in yet" in early.content.decode()
+    server.login.enter_device_code(prompt.user_code, alice)
+    for forged in ("no-such-seal", sealed["prompt"][:-4] + "AAAA"):
+        client.post(code_page, {"prompt": forged})
+        source.refresh_from_db()
+        assert "refreshToken" not in source.secrets
+    done = client.post(code_page, sealed)
+    assert (done.status_code, done["Location"]) == (302, page)
+    source.refresh_from_db()
+    assert source.secrets["refreshToken"] in server.login.refresh_tokens
+    assert imported(source).message == "2 archived."
+
+
+def test_a_sealed_code_is_of_use_for_its_source_and_user_alone(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any], admin_user: Owner
+) -> None:
+    server.login.is_public_client = True
+    source = make(**person, clientSecret="")
+    prompt = consent.begin_device(source)
+    sealed = consent.seal(prompt, source=source, user=admin_user)
+    assert consent.unseal(sealed, source=source, user=admin_user) == prompt
+    with pytest.raises(InvalidInput):
+        consent.unseal(sealed, source=source, user=source.owner)
