@@ -14,7 +14,7 @@ from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, NeedsReauth
 from connectors.microsoft import directory, folders, listing
-from connectors.microsoft.client import Graph, Pace
+from connectors.microsoft.client import Call, Graph, Pace, quoted
 from connectors.microsoft.config import MicrosoftConfig
 from connectors.microsoft.consent import consent
 from connectors.microsoft.download import Download
@@ -188,14 +188,22 @@ def _base(config: MicrosoftConfig, mailbox: RemoteMailbox) -> str:
 
 
 def _probe(graph: Graph, config: MicrosoftConfig, mailbox: RemoteMailbox) -> None:
-    """Read the id of one message, if there is one. Raises ConnectorError or Refusal."""
-    pace = Pace(graph, graph.budgets(mailbox.remote_id))
-    pace.get(f"{_base(config, mailbox)}/mailFolders/inbox/messages?$top=1&$select=id")
+    """Begin to read the bytes of one message; where the inbox is empty, go by the token.
+
+    Its id would prove too little: Mail.ReadBasic lists, and reads no message. Raises ConnectorError
+    or Refusal.
+    """
+    pace, base = Pace(graph, graph.budgets(mailbox.remote_id)), _base(config, mailbox)
+    page = pace.get(f"{base}/mailFolders/inbox/messages?$top=1&$select=id")
+    if found := page.get("value"):
+        pace.ask(Call(f"{base}/messages/{quoted(str(found[0]['id']))}/$value", take=lambda _: None))
+    elif graph.tokens.lacks_mail_read() and not config.checkMailbox:
+        raise Refusal(403, "no Mail.Read in the token")
 
 
 def _of_mailbox(refusal: Refusal, graph: Graph, config: MicrosoftConfig) -> ConnectorError:
     """What a refusal means for a mailbox, and whether it is rather the permission that is gone."""
-    if refusal.status != 403 or refusal.policy or not graph.tokens.lacks("Mail.Read"):
+    if refusal.status != 403 or refusal.policy or not graph.tokens.lacks_mail_read():
         return refusal.of_mailbox()
     if config.checkMailbox:
         # Exchange's RBAC gives the permission without telling the token: then this one can be read.

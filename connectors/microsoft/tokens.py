@@ -29,6 +29,8 @@ from connectors.microsoft.config import MicrosoftConfig
 #: A token is replaced when it has less than this left: a request may take a while.
 _SPARE_SECONDS = 120.0
 _MAX_KEPT = 1_000
+#: Not Mail.ReadBasic, which has no bodies.
+_READS_MAIL = frozenset({"Mail.Read", "Mail.ReadWrite"})
 _MAX_ANSWER_BYTES = 1_000_000
 
 logging.getLogger("msal").setLevel(logging.ERROR)  # it logs addresses of people
@@ -94,8 +96,8 @@ class Tokens:
         _CACHE.end(self._key(self._config.refreshToken), refused)
         return self.current()
 
-    def lacks(self, permission: str) -> bool:
-        """Tell whether the token certainly does not have a permission.
+    def lacks_mail_read(self) -> bool:
+        """Tell whether the token certainly does not let its bearer read mail.
 
         Tokens are Microsoft's own affair, so this only ever words an error that Graph gave.
         """
@@ -104,13 +106,9 @@ class Tokens:
         names = granted.split() if isinstance(granted, str) else granted
         if not claims or (names is not None and not isinstance(names, list)):
             return False
-        return not any(str(name).startswith(permission) for name in names or [])
+        return not _READS_MAIL.intersection(map(str, names or ()))
 
     # -- asking ------------------------------------------------------------------------------------
-
-    def adopt(self, answer: Mapping[str, Any]) -> None:
-        """Use a token that a sign-in just gave, for the configuration with its refresh token."""
-        self._keep(answer)
 
     def _known(self) -> str | None:
         kept = _CACHE.get(self._key(self._config.refreshToken))
@@ -118,10 +116,11 @@ class Tokens:
 
     def _ask(self) -> str:
         if self._config.signs_in:
-            return self._keep(self._ask_for_person())
-        return self._keep(self._ask_for_application())
+            return self.adopt(self._ask_for_person())
+        return self.adopt(self._ask_for_application())
 
-    def _keep(self, answer: Mapping[str, Any]) -> str:
+    def adopt(self, answer: Mapping[str, Any]) -> str:
+        """Use the token that the login just gave, as long as it is good; return it."""
         seconds = float(answer.get("expires_in") or 0)
         ends_at = time.monotonic() + seconds - min(_SPARE_SECONDS, seconds / 2)
         newest = str(answer.get("refresh_token") or self._refresh_token())

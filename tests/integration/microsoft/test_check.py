@@ -1,6 +1,7 @@
 """What a check of the credentials proves, and what it says where they are no good."""
 
 import time
+from urllib.parse import quote
 
 import pytest
 
@@ -11,16 +12,17 @@ from connectors.errors import (
     Unavailable,
 )
 from tests.servers.graph import GraphServer, Refused, Response, User
-from tests.servers.graph.connectors import build, problem_of
+from tests.servers.graph.connectors import box, build, problem_of
 from tests.servers.graph.words import error
 
 
 def test_a_check_reads_the_users_and_a_mailbox(server: GraphServer) -> None:
     server.tenant.add_user("guest", kind="Guest", has_mailbox=False, plans=())
     server.tenant.add_user("unprovisioned", has_mailbox=False)
-    server.tenant.add_user("alice")
+    large = box(server.tenant.add_user("alice")).deliver(b"x" * 20_000_000)
     with build(server) as connector:
         identity = connector.check()
+    assert server.count(f"/messages/{quote(large)}/$value", status=200) == 1  # and not all of it
     assert identity.account == server.tenant.id
     assert "alice@contoso.example" in identity.detail
     assert server.count("/users") > 0
@@ -32,12 +34,16 @@ def test_a_check_reads_the_users_and_a_mailbox(server: GraphServer) -> None:
     [
         ({"Mail.Read"}, "no_user_read", "User.Read.All"),
         ({"User.Read.All"}, "no_mail_read", "Mail.Read"),
+        ({"User.Read.All", "Mail.ReadBasic.All"}, "no_mail_read", "Mail.Read"),
         (set(), "no_user_read", "admin consent"),
     ],
 )
+@pytest.mark.parametrize("has_mail", [True, False])
 def test_a_missing_permission_is_named(
-    server: GraphServer, alice: User, roles: set[str], code: str, named: str
+    server: GraphServer, alice: User, roles: set[str], code: str, named: str, has_mail: bool
 ) -> None:
+    if has_mail:
+        box(alice).deliver(b"message")
     server.tenant.roles = roles
     problem = problem_of(server)
     assert isinstance(problem, NeedsReauth)
