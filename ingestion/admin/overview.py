@@ -14,7 +14,7 @@ from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, Statu
 from ingestion.services import consent, sources
 from ingestion.services import options as source_options
 from ingestion.services.options import Options
-from ingestion.states import MailboxState, SourceStatus
+from ingestion.states import MailboxState
 
 _ROWS = 6
 
@@ -50,15 +50,13 @@ def progress_bar(source: IngestionSource, run: Run | None, *, run_only: bool = F
 
 def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
     """Return the context of `source_overview.html`; the source came through `live.with_state`."""
-    sign_in = _sign_in(source) if may_change else None
-    first = bool(sign_in and sign_in["primary"])
     return {
         "source": source,
         "tone": display.SOURCE_TONES[source.status],
         "texts": live.texts(source),
         "progress": progress_bar(source, live.current_run(source)),
-        "buttons": _buttons(source, sign_in=first) if may_change else [],
-        "sign_in": sign_in,
+        "buttons": _buttons(source) if may_change else [],
+        "sign_in": _sign_in(source) if may_change else None,
         "tiles": _tiles(source),
         # Who may change the settings sees them in the form below.
         "settings": [] if may_change else [*_connection(source), *_options(source)],
@@ -72,9 +70,8 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
     }
 
 
-def _buttons(source: Any, *, sign_in: bool) -> list[dict[str, Any]]:
-    refusals = live.refusals(source)
-    next_step = "" if sign_in else verbs.next_step(source)
+def _buttons(source: Any) -> list[dict[str, Any]]:
+    refusals, next_step = live.refusals(source), verbs.next_step(source)
     return [
         {"verb": verb, "refusal": refusals[slug], "primary": slug == next_step}
         for slug, verb in verbs.VERBS.items()
@@ -86,9 +83,8 @@ def _sign_in(source: IngestionSource) -> dict[str, Any] | None:
     if not consent.signs_in(source):
         return None
     label = PROVIDERS[source.provider].label
-    waiting = source.status in (SourceStatus.PENDING_AUTH, SourceStatus.ERROR)
-    types = consent.types_in_code(source)
-    return {"label": f"Sign in with {label}", "primary": waiting, "types_in_code": types}
+    first, types = verbs.is_to_sign_in(source), consent.types_in_code(source)
+    return {"label": f"Sign in with {label}", "primary": first, "types_in_code": types}
 
 
 def _lists_of(source: IngestionSource) -> dict[str, str]:

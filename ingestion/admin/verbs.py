@@ -12,13 +12,15 @@ from django.db import connection
 from ingestion import tasks
 from ingestion.errors import NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource, Run
+from ingestion.services import consent, sources
 from ingestion.services import failures as failed_messages
-from ingestion.services import sources
 from ingestion.services.status import Actor
 from ingestion.states import RunKind, SourceStatus
 
 #: A check waits up to 15 s for the provider, so many are made side by side, and not too many.
 MAX_CHECKS = 20
+#: Where a source that people sign in for waits for that, most likely.
+_SIGN_IN_FIRST = frozenset({SourceStatus.PENDING_AUTH, SourceStatus.ERROR})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,8 +147,15 @@ def refusals(source: IngestionSource, *, run: Run | None, failures: int) -> dict
     }
 
 
+def is_to_sign_in(source: IngestionSource) -> bool:
+    """Tell whether the operator most likely came to sign in at the provider."""
+    return source.status in _SIGN_IN_FIRST and consent.signs_in(source)
+
+
 def next_step(source: IngestionSource) -> str:
-    """Return the verb that an operator most likely came for, or ""."""
+    """Return the verb that an operator most likely came for, or "": where it is to sign in."""
+    if is_to_sign_in(source):
+        return ""
     steps: dict[str, str] = {
         SourceStatus.PENDING_AUTH: "verify",
         SourceStatus.AUTH_SUCCESS: "import",
