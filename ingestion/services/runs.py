@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Collection
 
 from django.db import transaction
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
 from ingestion.errors import LostRace
@@ -24,7 +24,7 @@ def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, b
     Call inside a transaction that holds the source's row lock.
     """
     unfinished = Run.objects.filter(source=source, finished_at=None).first()
-    if unfinished:
+    if unfinished and not _finish_if_settled(source, unfinished.pk):
         return unfinished, False
     run = Run.objects.create(source=source, kind=kind, actor=actor)
     IngestionSource.objects.filter(pk=source.pk).update(
@@ -62,20 +62,29 @@ def finish_if_done(run_id: uuid.UUID) -> bool:
     Call after the commit that settled a mailbox: of two workers that settle the last two at the
     same time, neither sees the other's row before. Opens its own transaction.
     """
-    settled = Run.objects.filter(
-        pk=run_id, finished_at=None, discovered_at__isnull=False, mailboxes_due=None
-    )
-    if not (found := settled.first()):
+    found = _settled(run_id).first()
+    if found is None:
         return False
     with transaction.atomic():
         try:
             source = locked(found.source)
         except LostRace:  # deleted
             return False
-        done = settled.select_for_update(of=("self",)).first()
-        if done is None:
-            return False
-        _finish(source, done, RunStatus.COMPLETED, summary(done))
+        return _finish_if_settled(source, run_id)
+
+
+def _settled(run_id: uuid.UUID) -> QuerySet[Run]:
+    return Run.objects.filter(
+        pk=run_id, finished_at=None, discovered_at__isnull=False, mailboxes_due=None
+    )
+
+
+def _finish_if_settled(source: IngestionSource, run_id: uuid.UUID) -> bool:
+    """Call under the source's row lock."""
+    done = _settled(run_id).select_for_update(of=("self",)).first()
+    if done is None:
+        return False
+    _finish(source, done, RunStatus.COMPLETED, summary(done))
     return True
 
 

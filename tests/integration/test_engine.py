@@ -304,6 +304,20 @@ def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
     assert len(list(store().packs())) == 1
 
 
+def test_a_sync_asked_for_when_a_run_has_nothing_left_to_do_is_a_new_one(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    finish(source)
+    settled = sources.start_sync(source, actor=ACTOR)
+    Run.objects.filter(pk=settled.pk).update(discovered_at=timezone.now())  # and not yet finished
+    asked = sources.start_sync(source, actor=ACTOR)
+    assert asked.pk != settled.pk
+    settled.refresh_from_db()
+    assert settled.status == "completed"
+
+
 def test_a_worker_that_lost_its_lease_can_not_commit(
     server: Server, source: IngestionSource
 ) -> None:
@@ -421,10 +435,11 @@ def test_a_mailbox_over_which_workers_keep_dying_waits_before_the_next(
         die_at_work()
     seen: list[tuple[Mailbox, Run]] = []
     server.before_message = lambda _: seen.append((Mailbox.objects.get(), Run.objects.get()))
+    before = timezone.now()
     work_as_soon_as_it_is_free()
     mailbox, run = seen[0]
     assert (mailbox.worker_deaths, mailbox.last_error_code) == (4, "worker_died")
-    assert mailbox.not_before > timezone.now() + dt.timedelta(seconds=0.5)
+    assert mailbox.not_before > before + dt.timedelta(seconds=0.5)
     assert run.warning.startswith("4 workers in a row died")
     mailbox = Mailbox.objects.get()
     assert (mailbox.worker_deaths, mailbox.attempts, mailbox.last_error) == (0, 0, "")
