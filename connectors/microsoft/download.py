@@ -137,8 +137,9 @@ class Download:
 
 
 def _held(answer: Answer) -> int:
-    in_memory = isinstance(answer, RawMessage) and isinstance(answer.body, bytes)
-    return len(answer.body) if in_memory else 500  # type: ignore[union-attr,arg-type]
+    if isinstance(answer, RawMessage) and isinstance(answer.body, bytes):
+        return len(answer.body)
+    return 500
 
 
 def _free(answer: Answer) -> None:

@@ -70,10 +70,14 @@ def header_frame(header: Mapping[str, Any]) -> bytes:
 
 def body_frames(bodies: Sequence[bytes], compress: zstandard.ZstdCompressor) -> list[bytes]:
     """Compress each body into a frame of its own, letting other threads run meanwhile."""
-    if not any(bodies):  # which the library takes for a mistake
-        return [compress.compress(body) for body in bodies]
-    frames = compress.multi_compress_to_buffer(list(bodies), threads=2)
-    return [frames[index].tobytes() for index in range(len(bodies))]
+    several = [body for body in bodies if body]  # the library leaves empty ones out
+    if not several:
+        return [compress.compress(b"") for _ in bodies]
+    packed = compress.multi_compress_to_buffer(several, threads=2)
+    if len(packed) != len(several):
+        raise Damaged(f"{len(several)} messages were compressed into {len(packed)} frames")
+    frames = (packed[index].tobytes() for index in range(len(packed)))
+    return [next(frames) if body else compress.compress(b"") for body in bodies]
 
 
 def write_large_body(file: IO[bytes], body: Chunked, compress: zstandard.ZstdCompressor) -> int:

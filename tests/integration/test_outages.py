@@ -148,6 +148,9 @@ def test_the_clock_stepped_by_an_hour_in_the_middle(
                     " AND column_name <> 'lease_session_started_at'"  # not told by the clock of now
                 ).fetchall()
                 assert len(columns) > 20
+                # As everybody locks them, or this and a commit would wait for each other.
+                order = ["ingestion_ingestionsource", "ingestion_mailbox"]
+                columns.sort(key=lambda column: column["table_name"] not in order)
                 for column in columns:
                     connection.execute(
                         f"UPDATE {column['table_name']} SET {column['column_name']} ="

@@ -43,7 +43,7 @@ def test_readme_lists_every_command_and_no_other() -> None:
 def test_every_command_has_a_test_that_runs_it_and_reads_its_json(name: str) -> None:
     command = load_command_class("ingestion", name)
     assert isinstance(command, OperatorCommand)
-    texts = [path.read_text() for path in files(r"^tests/integration/test_commands_.*\.py$")]
+    texts = [path.read_text() for path in files(r"^tests/integration/.*\.py$")]
     wanted = [rf'"{name}"']
     if command.reports:
         wanted.append(rf'"{name}"[^)]*"--json"')
@@ -81,6 +81,8 @@ _MADE = {
     "ALLOWED_HOSTS": "localhost",
     "CSRF_TRUSTED_ORIGINS": "",
     "WORKER_CONCURRENCY": "number of cores",
+    "MICROSOFT_LOGIN_URL": "by the source's `cloud`",
+    "MICROSOFT_GRAPH_URL": "by the source's `cloud`",
     "GOOGLE_UNITS_PER_USER": "by `GOOGLE_QUOTA`",
     "GOOGLE_UNITS_PER_PROJECT": "by `GOOGLE_QUOTA`",
 }

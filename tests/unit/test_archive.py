@@ -21,10 +21,9 @@ SOURCE = uuid.UUID(int=1)
 
 def write(store: PackStore, *bodies: bytes) -> tuple[uuid.UUID, list[Extent]]:
     with store.writer(SOURCE) as writer:
-        extents = [
-            writer.append({"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)}, b)
-            for b in bodies
-        ]
+        extents = writer.append_all(
+            [({"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)}, b) for b in bodies]
+        )
         writer.commit()
     return writer.pack_id, extents
 

@@ -76,8 +76,9 @@ def test_a_person_signs_in_by_typing_in_a_code(
     command = CommandLine(settings.ARCHIVE_DIR)
     assert command.here("sign_in_source", "Nobody").code == 2
     server.login.signs_in_at_once = alice
-    done = command.here("sign_in_source", "Contoso")
+    done = command.here("sign_in_source", "Contoso", "--json")
     assert (done.code, "type in the code" in done.stderr) == (0, True)
+    assert done.json() == {"sourceId": str(source.pk), "signedIn": True}
     source.refresh_from_db()
     assert imported(source).message == "2 archived."
 
