@@ -70,7 +70,7 @@ def header_frame(header: Mapping[str, Any]) -> bytes:
 
 def body_frames(bodies: Sequence[bytes], compress: zstandard.ZstdCompressor) -> list[bytes]:
     """Compress each body into a frame of its own, letting other threads run meanwhile."""
-    several = [body for body in bodies if body]  # the library leaves empty ones out
+    several: list[Any] = [body for body in bodies if body]  # the library leaves empty ones out
     if not several:
         return [compress.compress(b"") for _ in bodies]
     packed = compress.multi_compress_to_buffer(several, threads=2)
