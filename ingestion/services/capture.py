@@ -18,7 +18,7 @@ from connectors.types import CHUNK_BYTES, Body, Cursor, MessageRef, Missing, Raw
 from ingestion import mime
 from ingestion.models import Folder, Mailbox
 from ingestion.services import capture_sql as sql
-from ingestion.services.capture_sql import NewMessage, new_message_id
+from ingestion.services.capture_sql import NewMessage, new_message_ids
 from ingestion.services.commit import COMMIT_BYTES, COMMIT_MESSAGES, Batch, Committer
 from ingestion.services.options import Options
 
@@ -28,8 +28,6 @@ COMMIT_SECONDS = 3.0
 #: One query finds which of this many bodies are archived already; one call compresses them.
 _LOOKUP_BYTES = 2_000_000
 _LOOKUP_MESSAGES = 250
-
-_NOT_PARSED = mime.Headers(defects=("not parsed: workers died when they did",))
 
 
 class Capture:
@@ -130,10 +128,11 @@ class Capture:
         mine = self._committer.invisible() | self._packed
         hashes = {sha256 for _, sha256, _ in self._waiting} - mine.keys()
         archived = sql.known_hashes(self._mailbox.pk, hashes) | mine
+        ids = new_message_ids(len(self._waiting))
         new: dict[bytes, tuple[RawMessage, int]] = {}
         for raw, sha256, size in self._waiting:
             if sha256 not in archived:
-                archived[sha256] = self._packed[sha256] = new_message_id()
+                archived[sha256] = self._packed[sha256] = next(ids)
                 new[sha256] = (raw, size)
             self._batch.placements.append((raw.ref, archived[sha256]))
         if new:
@@ -147,12 +146,9 @@ class Capture:
             [(self._record(sha256, size, raw.ref), raw.body) for sha256, (raw, size) in new.items()]
         )
         for (sha256, (raw, size)), extent in zip(new.items(), extents, strict=True):
-            headers = _NOT_PARSED
-            if self._parse:
-                headers = mime.parse_headers(mime.head_of(_beginning(raw.body)))
-            received_at = raw.ref.received_at
-            pk = self._packed[sha256]
-            self._batch.new.append(NewMessage(pk, sha256, size, extent, received_at, headers))
+            head = mime.head_of(_beginning(raw.body)) if self._parse else None
+            pk, received_at = self._packed[sha256], raw.ref.received_at
+            self._batch.new.append(NewMessage(pk, sha256, size, extent, received_at, head=head))
 
     def _record(self, sha256: bytes, size: int, ref: MessageRef) -> dict[str, Any]:
         """Return what the pack says of a message: enough to make the rows again."""

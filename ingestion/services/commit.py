@@ -153,6 +153,9 @@ class Committer:
         writer = group.writer
         with writer or contextlib.nullcontext():
             pack_size = writer.commit() if writer else 0
+        for batch in group.batches:
+            for message in batch.new:
+                message.parse()
         try:
             with transaction.atomic():
                 self._write(group, pack_size)

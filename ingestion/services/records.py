@@ -13,7 +13,7 @@ from connectors.types import SpooledBody
 from ingestion import mime
 from ingestion.archive.store import Entry, Extent, PackStore
 from ingestion.models import Folder, Mailbox, Placement
-from ingestion.services.capture_sql import NewMessage, new_message_id
+from ingestion.services.capture_sql import NewMessage, new_message_ids
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,8 +74,9 @@ class Record:
 
     def message(self) -> NewMessage:
         """Return the row, not yet stored, of the message."""
+        [pk] = new_message_ids(1)
         return NewMessage(
-            new_message_id(), self.sha256, self.size, self.extent, self.received_at, self.headers
+            pk, self.sha256, self.size, self.extent, self.received_at, None, self.headers
         )
 
     def placement(
