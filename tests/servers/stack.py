@@ -111,11 +111,12 @@ _COMMANDS = {
 
 
 def child_pids(pid: int) -> list[int]:
-    """Return the direct children of a process, of all its threads."""
-    pids = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            pids += [int(word) for word in task.read_text().split()]
+    """Return the direct children of a process, of all its threads; none of one that has ended."""
+    pids: list[int] = []
+    with contextlib.suppress(OSError):
+        for task in list(Path(f"/proc/{pid}/task").iterdir()):
+            with contextlib.suppress(OSError):
+                pids += [int(word) for word in (task / "children").read_text().split()]
     return pids
 
 
