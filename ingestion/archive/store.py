@@ -74,18 +74,23 @@ class PackWriter:
         return self.append_all([(header, body)])[0]
 
     def append_all(self, records: Sequence[tuple[Mapping[str, Any], Body]]) -> list[Extent]:
-        """Add messages, compressing the small ones in one call; return where each frame lies."""
+        """Add messages, compressing the small ones in one call; return where each frame lies.
+
+        After an error none of them is in the pack, and those added before may still be committed.
+        """
+        self._file.seek(self._offset)  # what an append that failed had written is written over
         small = [body for _, body in records if isinstance(body, bytes)]
         frames = iter(pack_format.body_frames(small, self._compressor))
-        extents = []
+        extents, end = [], self._offset
         for header, body in records:
-            start = self._offset + self._file.write(pack_format.header_frame(header))
+            start = end + self._file.write(pack_format.header_frame(header))
             if isinstance(body, bytes):
                 length = self._file.write(next(frames))
             else:
                 length = pack_format.write_large_body(self._file, body, self._compressor)
-            self._offset = start + length
+            end = start + length
             extents.append(Extent(start, length))
+        self._offset = end
         self.message_count += len(records)
         return extents
 
@@ -96,6 +101,7 @@ class PackWriter:
     def commit(self) -> int:
         """Make the pack durable under its final name; return its size in bytes."""
         self._file.flush()
+        self._file.truncate(self._offset)
         os.fsync(self._file.fileno())
         self._file.close()
         self._partial.rename(self._directory / f"{self.pack_id}.pack")

@@ -9,6 +9,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,6 +67,24 @@ def test_without_commit_nothing_remains(tmp_path: Path) -> None:
         raise ZeroDivisionError
     assert list(store.packs()) == []
     assert not list(tmp_path.rglob("*.p*"))
+
+
+@pytest.mark.parametrize("more", [[], [b"after"]], ids=["and no more", "and more"])
+def test_an_append_that_fails_leaves_nothing_in_the_pack(tmp_path: Path, more: list[bytes]) -> None:
+    """Its neighbours are committed all the same: other folders' messages share the pack."""
+    store = PackStore(tmp_path)
+    with store.writer(SOURCE) as writer, tempfile.TemporaryFile() as file:
+        file.write(os.urandom(3_000_000))
+        short = SpooledBody(file, 3_500_000)  # fails at its end, when all of it is written
+        extents = [writer.append({"n": 0}, b"before")]
+        with pytest.raises(zstandard.ZstdError):
+            writer.append_all([({"n": 1}, b"with it"), ({"n": 2}, short)])
+        extents += [writer.append({"n": 3}, body) for body in more]
+        size = writer.commit()
+    assert [entry.extent for entry in store.scan(SOURCE, writer.pack_id)] == extents
+    assert next(store.packs(SOURCE)).size_bytes == size
+    for extent, body in zip(extents, [b"before", *more], strict=True):
+        assert read(store, writer.pack_id, extent, body) == body
 
 
 @pytest.mark.parametrize("where", [0.2, 0.5, 0.9])
