@@ -67,7 +67,8 @@ class _Group:
     def add(self, batch: Batch) -> None:
         self.batches.append(batch)
         self.ids.update({message.sha256: message.id for message in batch.new})
-        self.references += len(batch.placements) + len(batch.missing)
+        self.references += len(batch.placements) + len(batch.missing) + len(batch.left_out)
+        self.references += len(batch.removed) + len(batch.relabelled)
         self.fetched_bytes += batch.fetched_bytes
 
     def drop(self) -> None:
@@ -143,9 +144,9 @@ class Committer:
         try:
             self.wait()
         finally:
-            self._group.drop()  # of a batch that never came
             self._thread.submit(_close_connection)
             self._thread.shutdown()
+            self._group.drop()  # of a batch that never came; on a full disk that is an error again
 
     # -- in the thread ---------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import pytest
 
 from ingestion.archive.store import store
-from ingestion.models import IngestionSource, Message, Pack, Run
+from ingestion.errors import LeaseLost
+from ingestion.models import IngestionSource, Mailbox, Message, Pack, Run
+from ingestion.services.commit import Batch, Committer
+from ingestion.services.lease import Lease
 from tests.servers import imap_source
 from tests.servers.imap_script import ImapScript
 from tests.servers.imap_source import archived, held_by, stray_files
@@ -112,3 +116,24 @@ def _assert_nothing_is_half_written(source: IngestionSource) -> None:
         assert len(list(store().scan(source.pk, pack.pk))) == pack.message_count
     for message in Message.objects.select_related("pack"):
         assert imap_source.read(message)
+
+
+def test_the_committers_thread_ends_on_a_full_disk(settings: Any, tmp_path: Path) -> None:
+    """Also where a pack can't even be closed, whose batch never came."""
+    settings.ARCHIVE_DIR = tmp_path
+    mailbox = Mailbox(source=IngestionSource(), address="a@example.com")
+    committer = Committer(
+        Lease(mailbox.pk, 1), store=store(), run=Run(source=mailbox.source), mailbox=mailbox
+    )
+    committer.submit(Batch(0))
+    with pytest.raises(LeaseLost):
+        committer.wait()  # there is no such mailbox; but the thread is there now
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"), committer:
+            committer.pack.append({}, random.Random(1).randbytes(900_000))  # in a buffer yet
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not [t for t in threading.enumerate() if t.name.startswith("commit")]
+    assert list(store().packs()) == []
