@@ -5,12 +5,13 @@
                                              +----- next page, until nothing is new ---+
 
 The work ends when all folders are followed (the mailbox owes its run nothing more), at the end of
-the time slice (the row is due again at once), when the source is paused or deleted or the lease is
-lost (at the next message), or with an error: the ladder in `_attempt` and `services.outcomes` say
-what each class of error means. A session opened here never outlives the lease; nothing here runs
-inside a transaction but what Capture commits.
+the time slice (with a page, unless that takes too long; the row is due again at once), when the
+source is paused or deleted or the lease is lost (at the next message), or with an error: the
+ladder in `_attempt` and `services.outcomes` say what each class of error means. A session opened
+here never outlives the lease; nothing here runs inside a transaction but what Capture commits.
 """
 
+import dataclasses
 import time
 import uuid
 from collections.abc import Generator, Iterable, Sequence
@@ -44,12 +45,20 @@ log = structlog.get_logger(__name__)
 
 #: After this long the worker takes the next mailbox in line; this one goes on in its turn.
 SLICE_SECONDS = 120
+#: And after so much more in the middle of a page, which then has to be listed again: from a server
+#: that gives 1 MB/s a page of ten thousand messages takes a quarter of an hour.
+PAGE_SECONDS = 240
 _SWEEP_ROWS = 5_000
 #: After so many failures without progress, one message may be what breaks the connection.
 _STUCK_ATTEMPTS = 2
 
 
-def sync_mailbox(mailbox_id: uuid.UUID, *, slice_seconds: float = SLICE_SECONDS) -> bool:
+def sync_mailbox(
+    mailbox_id: uuid.UUID,
+    *,
+    slice_seconds: float = SLICE_SECONDS,
+    page_seconds: float = PAGE_SECONDS,
+) -> bool:
     """Work on a mailbox that is due, for one time slice; tell whether it has more to do at once.
 
     Does nothing where the mailbox is not due or another worker has it. Raises nothing that an
@@ -64,10 +73,19 @@ def sync_mailbox(mailbox_id: uuid.UUID, *, slice_seconds: float = SLICE_SECONDS)
     with structlog.contextvars.bound_contextvars(
         source=str(mailbox.source_id), mailbox=str(mailbox.pk), run=str(run.pk)
     ):
-        return _sync_under_lease(held, mailbox, run, time.monotonic() + slice_seconds)
+        until = time.monotonic() + slice_seconds
+        return _sync_under_lease(held, mailbox, run, _Until(until, until + page_seconds))
 
 
-def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> bool:
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Until:
+    """When the slice ends, by time.monotonic(): between two pages, and within one."""
+
+    page: float
+    message: float
+
+
+def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
     finished = False
     with held:
         try:
@@ -89,7 +107,7 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: float) -> 
     )
 
 
-def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: float) -> bool:
+def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
     """Work, and write down how it ended; tell whether the mailbox owes the run nothing more.
 
     Raises LeaseLost and database errors: then nothing can be written.
@@ -118,7 +136,7 @@ def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: float) -> bool:
 class _Mailbox:
     """One slice of work on one mailbox, under its lease."""
 
-    def __init__(self, held: Lease, mailbox: Mailbox, run: Run, until: float) -> None:
+    def __init__(self, held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> None:
         self.held, self.mailbox, self.run, self.until = held, mailbox, run, until
         self.options = Options.of(mailbox.source.options)
         #: Folders of which nothing was known: what is there now came with this listing.
@@ -150,7 +168,10 @@ class _Mailbox:
             )
 
     def _must_stop(self) -> bool:
-        return self.held.stopping.is_set() or time.monotonic() >= self.until
+        return self.held.stopping.is_set() or time.monotonic() >= self.until.page
+
+    def _must_stop_within_page(self) -> bool:
+        return self.held.stopping.is_set() or time.monotonic() >= self.until.message
 
     def _follow(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
         if folder.cursor is None and not sql.has_any(folder.pk):
@@ -245,7 +266,7 @@ class _Mailbox:
                     capture.add(answer)
                     if capture.full:
                         capture.commit()
-                    if self.held.stopping.is_set() and asked:
+                    if asked and self._must_stop_within_page():
                         capture.commit()
                         return False
             finally:

@@ -490,6 +490,22 @@ def test_pause_stops_within_a_page_and_keeps_all_it_has(
     assert len(server.fetched) == 40
 
 
+def test_a_page_that_takes_too_long_goes_on_in_the_next_slice(
+    server: Server, source: IngestionSource
+) -> None:
+    """A worker that stayed with it would be killed by Celery's time limit, in the end."""
+    server.page_size = 1_000
+    fill(server, 5)
+    start(source)
+    for expected in (1, 2, 3, 4):
+        assert sync.sync_mailbox(due_now().pk, slice_seconds=0, page_seconds=0)
+        assert Message.objects.count() == expected
+        assert Folder.objects.get().cursor is None
+    finish(source)
+    assert_exact(server, source)
+    assert len(server.fetched) == 5
+
+
 def test_repeated_authentication_failures_stop_the_source(
     server: Server, source: IngestionSource
 ) -> None:
