@@ -10,6 +10,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from connectors import errors
+from ingestion.errors import LeaseLost, LostRace
 from ingestion.models import Mailbox, Run
 from ingestion.services import backoff, poison, sources
 from ingestion.services.discovery import MAX_AUTH_FAILURES
@@ -58,7 +59,7 @@ def act_on(error: errors.ConnectorError, held: Lease, mailbox: Mailbox, run: Run
     elif isinstance(error, errors.NeedsReauth) and _failures(mailbox, error) < MAX_AUTH_FAILURES:
         retry_later(held, mailbox, run, error, server_seconds=20.0)
     elif isinstance(error, errors.NeedsReauth | errors.Fatal):
-        _stop_source(mailbox, error)
+        _stop_source(held, mailbox, run, error)
     else:
         log.error("sync_bug", error=type(error).__name__)
         retry_later(held, mailbox, run, bug(error), server_seconds=None)
@@ -155,12 +156,21 @@ def _set_aside(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorE
         Run.objects.filter(pk=run.pk).update(mailboxes_done=F("mailboxes_done") + 1)
 
 
-def _stop_source(mailbox: Mailbox, error: errors.ConnectorError) -> None:
+def _stop_source(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorError) -> None:
     """An operator must act: the source goes to error and says why."""
     with transaction.atomic():
-        source = locked(mailbox.source)
-        if source.runnable:
+        try:
+            source = locked(mailbox.source)
+        except LostRace as lost:
+            raise LeaseLost(str(lost)) from lost
+        held.fence()
+        if not source.runnable:
+            return
+        if source.proven_at == mailbox.source.proven_at:
             Mailbox.objects.filter(pk=mailbox.pk).update(
                 last_error_code=error.code, last_error=str(error), attempts=0
             )
             sources.fail(source, str(error), actor="ingestion")
+            return
+    # What was refused were the credentials of before: others were proven since this slice began.
+    retry_later(held, mailbox, run, error, server_seconds=None)
