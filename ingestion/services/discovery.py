@@ -2,8 +2,11 @@
 
 Idempotent: a worker that dies half-way is replaced by one that lists again. Mailboxes already
 listed work on meanwhile.
+
+What is listed is stored under the source's row lock, under which runs end and work is made due.
 """
 
+import contextlib
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
@@ -16,6 +19,7 @@ from django.db.models.functions import Now
 from connectors import errors, registry
 from connectors.config import ConfigError
 from connectors.types import RemoteMailbox
+from ingestion.errors import LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import backoff, runs, sources
 from ingestion.services.options import Options
@@ -39,14 +43,13 @@ def discover(run_id: uuid.UUID) -> None:
         with registry.build(
             source.provider, {**source.config, **source.secrets}, sources.environment(source)
         ) as connector:
-            seen = _store_all(source, run, connector.mailboxes())
+            _list_all(source, run, connector.mailboxes())
+    except LostRace:
+        log.info("discovery_overtaken", run=str(run.pk))
     except errors.Retryable as error:
         _again_later(run, error, error.retry_after_seconds)
     except errors.NeedsReauth as error:
-        if run.attempts + 1 < MAX_AUTH_FAILURES:
-            _again_later(run, error, None)
-        else:
-            _give_up(source, str(error))
+        _login_refused(source, run, error)
     except errors.ConnectorError as error:
         _give_up(source, str(error))
     except ConfigError as error:
@@ -58,16 +61,17 @@ def discover(run_id: uuid.UUID) -> None:
         bug = errors.ConnectorError(sources.bug_message(error), code="internal_error")
         _again_later(run, bug, None)
     else:
-        _settle(source, run, seen)
         runs.finish_if_done(run.pk)
 
 
-def _store_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]) -> set[str]:
+def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]) -> None:
+    """Store the listing. Raises LostRace where the run was ended or listed meanwhile."""
     options = Options.of(source.options)
     seen: set[str] = set()
     for batch in _batched(mailboxes, _BATCH):
         seen.update(mailbox.remote_id for mailbox in batch)
         with transaction.atomic():
+            _own(source, run)
             Mailbox.objects.bulk_create(
                 [_row(source, run, mailbox, options) for mailbox in batch],
                 update_conflicts=True,
@@ -75,7 +79,16 @@ def _store_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMail
                 # rung_at: what was rung for the run before says nothing about this one
                 update_fields=["address", "state", "state_reason", "run", "rung_at"],
             )
-    return seen
+            # A listing may take longer than a dispatcher waits before it rings again.
+            Run.objects.filter(pk=run.pk).update(rung_at=Now())
+    _settle(source, run, seen)
+
+
+def _own(source: IngestionSource, run: Run) -> None:
+    """Lock the source, and prove that the run still wants its listing. Raises LostRace."""
+    locked(source)
+    if not Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).exists():
+        raise LostRace("The run was ended or listed meanwhile.")
 
 
 def _row(source: IngestionSource, run: Run, remote: RemoteMailbox, options: Options) -> Mailbox:
@@ -96,6 +109,7 @@ def _row(source: IngestionSource, run: Run, remote: RemoteMailbox, options: Opti
 
 def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
     with transaction.atomic():
+        _own(source, run)
         mine = Mailbox.objects.filter(source=source)
         for mailbox in mine.exclude(state=MailboxState.GONE).only("pk", "remote_id"):
             if mailbox.remote_id not in seen:
@@ -105,7 +119,7 @@ def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
                     run=None,
                 )
         wanted = mine.filter(state=MailboxState.ACTIVE).count()
-        Run.objects.filter(pk=run.pk, discovered_at=None).update(
+        Run.objects.filter(pk=run.pk).update(
             discovered_at=Now(), mailboxes_total=wanted, attempts=0, warning=""
         )
 
@@ -121,9 +135,18 @@ def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float |
     log.info("discovery_deferred", run=str(run.pk), code=error.code)
 
 
+def _login_refused(source: IngestionSource, run: Run, error: errors.NeedsReauth) -> None:
+    if run.attempts + 1 < MAX_AUTH_FAILURES:
+        _again_later(run, error, None)
+    else:
+        _give_up(source, str(error))
+
+
 def _give_up(source: IngestionSource, reason: str) -> None:
-    with transaction.atomic():
-        sources.fail(locked(source), reason, actor="ingestion")
+    with contextlib.suppress(LostRace), transaction.atomic():  # deleted: nobody waits for it
+        source = locked(source)
+        if source.runnable:
+            sources.fail(source, reason, actor="ingestion")
 
 
 def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:

@@ -557,6 +557,61 @@ def test_a_bug_is_shown_as_one_and_the_mailbox_goes_on_later(
     assert_exact(server, source)
 
 
+def test_old_credentials_that_are_refused_do_not_stop_a_source_with_new_ones(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+
+    def replace_the_password(_: int) -> None:
+        server.before_message = lambda _: None
+        sources.update(source, changes={"providerConfig": {"password": "new"}}, actor=ACTOR)
+        assert sources.verify(source, actor=ACTOR).ok
+        raise Fatal("The old password is of no use any more.")
+
+    server.before_message = replace_the_password
+    start(source)
+    work()
+    source.refresh_from_db()
+    assert source.status == "importing"
+    assert finish(source).status == "completed"
+    assert_exact(server, source)
+
+
+def test_a_listing_gives_no_work_to_a_run_that_was_ended_meanwhile(
+    server: Server, source: IngestionSource
+) -> None:
+    def fail() -> None:
+        with transaction.atomic():
+            source.refresh_from_db()
+            sources.fail(source, "The password was refused.", actor="test")
+
+    server.before_mailbox = fail
+    start(source)
+    assert not Mailbox.objects.filter(run__isnull=False).exists()
+    source.refresh_from_db()
+    assert (source.status, source.status_message) == ("error", "The password was refused.")
+
+
+def test_the_bell_does_not_ring_again_while_mailboxes_are_listed(
+    server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(discovery, "_BATCH", 1)
+    run = sources.start_import(source, actor=ACTOR)
+    sources.verify(source, actor=ACTOR)
+    assert "discover" in [bell.kind for bell in dispatch.due()]
+    long_ago = timezone.now() - dt.timedelta(seconds=dispatch.RING_AGAIN_SECONDS + 1)
+    Run.objects.update(rung_at=long_ago)
+    heard: list[list[str]] = []
+
+    def listen() -> None:
+        if Mailbox.objects.exists():  # the first is stored
+            heard.append([bell.kind for bell in dispatch.due()])
+
+    server.accounts, server.before_mailbox = ("a", "b"), listen
+    discovery.discover(run.pk)
+    assert heard == [["mailbox"]]
+
+
 def test_many_triggers_at_once_start_one_run(server: Server, source: IngestionSource) -> None:
     fill(server, 3)
     sources.verify(source, actor=ACTOR)

@@ -44,6 +44,9 @@ class Server:
     fetched: list[str] = dataclasses.field(default_factory=list)
     #: Called before each message is handed out, with the number handed out so far: may raise.
     before_message: Callable[[int], None] = lambda _: None
+    accounts: Sequence[str] = ("me",)
+    #: Called before a mailbox is listed.
+    before_mailbox: Callable[[], None] = lambda: None
     refused: dict[str, Exception] = dataclasses.field(default_factory=dict)
     unanswered: set[str] = dataclasses.field(default_factory=set)
     check_error: Exception | None = None
@@ -78,7 +81,9 @@ class ScriptedConnector(Connector):
         return Identity("me@example.com")
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
-        yield RemoteMailbox("me", "me@example.com")
+        for account in SERVER.accounts:
+            SERVER.before_mailbox()
+            yield RemoteMailbox(account, f"{account}@example.com")
 
     def open(self, mailbox: RemoteMailbox) -> MailboxSession:
         if SERVER.open_error:
