@@ -11,7 +11,7 @@ from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
 from ingestion.errors import LostRace
-from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services import capture_sql as sql
 from ingestion.services.options import Options
 from ingestion.services.status import locked, move
@@ -84,7 +84,7 @@ def _finish_if_settled(source: IngestionSource, run_id: uuid.UUID) -> bool:
     done = _settled(run_id).select_for_update(of=("self",)).first()
     if done is None:
         return False
-    _finish(source, done, RunStatus.COMPLETED, summary(done))
+    _finish(source, done, RunStatus.COMPLETED)
     return True
 
 
@@ -110,15 +110,23 @@ def summary(run: Run) -> str:
     return ", ".join(parts) + "."
 
 
-def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) -> None:
-    if run.warning and status == RunStatus.COMPLETED:
-        message = f"{message} {run.warning}"
+def _finish(
+    source: IngestionSource, run: Run, status: RunStatus, message: str | None = None
+) -> None:
+    """`message`: by default what the run did, and its warning."""
+    # What failed in this run may have been had in it too, at a later try.
+    run.messages_failed = FailedMessage.objects.filter(
+        mailbox__source=source, first_failed_at__gte=run.started_at
+    ).count()
+    if message is None:
+        message = f"{summary(run)} {run.warning}".strip()
     sql.recount_source(source.pk)  # a worker may have died before it did
     Run.objects.filter(pk=run.pk).update(
         status=status,
         message=message,
         finished_at=Now(),
-        messages_total=F("messages_done") + F("messages_failed"),
+        messages_failed=run.messages_failed,
+        messages_total=F("messages_done") + run.messages_failed,
     )
     changes: dict[str, object] = {
         "last_sync_finished_at": Now(),

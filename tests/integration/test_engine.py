@@ -192,6 +192,22 @@ def test_a_message_that_failed_is_placed_with_the_labels_of_today(
     assert Placement.objects.get(remote_id="1:2").labels == ["\\Seen"]
 
 
+def test_a_message_that_failed_and_came_in_the_same_run_is_no_failure_of_it(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 20)
+    server.refused["1:2"] = MessageRefused("The server said NO to this message.")
+    server.refused["1:3"] = MessageRefused("The server said NO to this message.")
+    start(source)
+    assert sync.sync_mailbox(due_now().pk, slice_seconds=0)  # a page
+    assert Run.objects.get().messages_failed == 2
+    del server.refused["1:2"]
+    FailedMessage.objects.update(not_before=timezone.now())
+    run = finish(source)
+    assert run.message == "19 archived, 1 failed."
+    assert (run.messages_done, run.messages_failed, run.messages_total) == (19, 1, 20)
+
+
 def test_a_message_that_the_reply_misses_is_an_error_and_the_cursor_stays(
     server: Server, source: IngestionSource
 ) -> None:
