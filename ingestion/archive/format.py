@@ -90,7 +90,7 @@ def write_large_body(file: IO[bytes], body: Chunked, compress: zstandard.ZstdCom
 
 
 class HashingReader:
-    """Decompress one frame in chunks while hashing; `verify` afterwards."""
+    """Decompress one frame in chunks while hashing; compare `digest()` and `size` afterwards."""
 
     def __init__(self, file: IO[bytes], extent: Extent) -> None:
         self._file = file

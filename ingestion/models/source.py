@@ -60,7 +60,7 @@ class IngestionSource(models.Model):
     last_sync_finished_at = models.DateTimeField(null=True, blank=True)
     last_sync_status_message = models.TextField(blank=True)
 
-    # Kept by the capture transaction, so that a list of sources counts nothing.
+    # Summed up after each commit of a mailbox, so that a list of sources counts nothing.
     message_count = models.BigIntegerField(default=0)
     archived_bytes = models.BigIntegerField(default=0, help_text="Sum of message sizes, unpacked.")
 
