@@ -58,6 +58,8 @@ def array_literal(values: Iterable[str]) -> str:
 
 
 def _element(value: str) -> str:
+    if not value.isascii():  # JSON may name half a character, which no database takes
+        value = value.encode("utf-8", "replace").decode("utf-8")
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") + '"'
 
 
