@@ -141,12 +141,12 @@ def _count(
 
 def _no_longer_listed(folder: Folder, page: Page) -> int:
     assert page.present is not None
-    after, count = 0, 0
+    after, count = "", 0
     while rows := list(
-        Placement.objects.filter(folder=folder, removed_at=None, pk__gt=after)
-        .order_by("pk")
-        .values_list("pk", "remote_id")[:_SWEEP_ROWS]
+        Placement.objects.filter(folder=folder, removed_at=None, remote_id__gt=after)
+        .order_by("remote_id")
+        .values_list("remote_id", flat=True)[:_SWEEP_ROWS]
     ):
-        after = rows[-1][0]
-        count += sum(1 for _, remote_id in rows if remote_id not in page.present)
+        after = rows[-1]
+        count += sum(1 for remote_id in rows if remote_id not in page.present)
     return count

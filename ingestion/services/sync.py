@@ -311,16 +311,16 @@ class _Mailbox:
         """
         assert page.present is not None
         self._forget_failures(folder, page.present)
-        after = 0
+        after = ""
         while True:
             rows = list(
-                Placement.objects.filter(folder=folder, removed_at=None, pk__gt=after)
-                .order_by("pk")
+                Placement.objects.filter(folder=folder, removed_at=None, remote_id__gt=after)
+                .order_by("remote_id")  # by placement_identity; by pk it may read every folder's
                 .values_list("pk", "remote_id")[:_SWEEP_ROWS]
             )
             if not rows:
                 return
-            after = rows[-1][0]
+            after = rows[-1][1]
             absent = [pk for pk, remote_id in rows if remote_id not in page.present]
             if absent:
                 with transaction.atomic():

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from connectors.errors import Fatal, MailboxUnavailable, MessageRefused, NeedsReauth, Unavailable
@@ -28,6 +29,7 @@ from ingestion.models import (
     StatusChange,
 )
 from ingestion.services import (
+    capture_sql,
     deletion,
     discovery,
     dispatch,
@@ -282,6 +284,45 @@ def test_removals_labels_and_vanished_folders_are_followed(
     fill(server, 3, "Old")
     synced(source)
     assert_exact(server, source)
+
+
+def test_a_sweep_reads_no_other_folders_rows(server: Server, source: IngestionSource) -> None:
+    for folder in ("INBOX", "Other"):
+        fill(server, 1, folder)
+    start(source)
+    finish(source)
+    for path, count in (("Other", 100_000), ("INBOX", 10_000)):  # the table's last are INBOX's
+        with connection.cursor() as cursor:
+            cursor.execute("SET session_replication_role = replica")  # the references are right
+            cursor.execute(
+                """INSERT INTO ingestion_placement
+                     (mailbox_id, folder_id, message_id, remote_id, stable_id, thread_id, labels)
+                   SELECT p.mailbox_id, folder_id, message_id, '0:' || n, '', '', '{}'
+                     FROM ingestion_placement p JOIN ingestion_folder f ON f.id = p.folder_id,
+                          generate_series(1, %s) AS n WHERE path = %s""",
+                (count, path),
+            )
+            cursor.execute("SET session_replication_role = origin")
+            cursor.execute("ANALYZE ingestion_placement")
+    server.deliver("INBOX", body(9))
+    with CaptureQueriesContext(connection) as queries:
+        synced(source)
+    assert Placement.objects.filter(folder__path="INBOX", removed_at=None).count() == 2
+    swept = [q["sql"] for q in queries if "removed_at" in q["sql"] and " LIMIT 5000" in q["sql"]]
+    assert len(swept) == 4  # two full, one of the rest, one that finds no more
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN " + swept[0].replace("%", "%%"), [])
+        assert "placement_identity" in str(cursor.fetchall())
+
+
+def test_a_label_may_hold_half_a_character(server: Server, source: IngestionSource) -> None:
+    """As JSON can name it; no database takes it, and the mailbox must not stop at it."""
+    fill(server, 1)
+    start(source)
+    finish(source)
+    labels = ("half \ud83d", "whole \U0001f600", "NUL \0")
+    capture_sql.relabel(Folder.objects.get().pk, [("1:1", labels)])
+    assert Placement.objects.get().labels == ["half ?", "whole \U0001f600", "NUL "]
 
 
 def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
