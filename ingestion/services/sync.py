@@ -14,7 +14,7 @@ here never outlives the lease; nothing here runs inside a transaction but what C
 import dataclasses
 import time
 import uuid
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import structlog
 from django.db import InterfaceError, OperationalError, connection, transaction
@@ -49,6 +49,7 @@ SLICE_SECONDS = 120
 #: that gives 1 MB/s a page of ten thousand messages takes a quarter of an hour.
 PAGE_SECONDS = 240
 _SWEEP_ROWS = 5_000
+_RETRY_ROWS = 2_000
 #: After so many failures without progress, one message may be what breaks the connection.
 _STUCK_ATTEMPTS = 2
 
@@ -340,25 +341,37 @@ class _Mailbox:
     ) -> bool:
         """Fetch again what failed before and is due. Returns False where the work had to stop."""
         remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
-        due: dict[int, list[tuple[MessageRef, bool]]] = {}
-        for row in FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now()):
-            ref = MessageRef(
-                remote_id=row.remote_id,
-                size_bytes=row.size_bytes,
-                stable_id=row.stable_id,
-                received_at=row.received_at,
-                labels=tuple(row.labels),
-            )
-            due.setdefault(row.folder_id, []).append((ref, row.code in poison.ALONE))
-        for folder_id, refs in due.items():
-            if folder_id not in remote_of:
-                continue
-            try:
-                if not self._retry_folder(session, *remote_of[folder_id], refs):
-                    return False
-            except errors.FolderGone:
-                continue
+        for rows in self._due_failures():
+            by_folder: dict[int, list[tuple[MessageRef, bool]]] = {}
+            for row in rows:
+                ref = MessageRef(
+                    remote_id=row.remote_id,
+                    size_bytes=row.size_bytes,
+                    stable_id=row.stable_id,
+                    received_at=row.received_at,
+                    labels=tuple(row.labels),
+                )
+                by_folder.setdefault(row.folder_id, []).append((ref, row.code in poison.ALONE))
+            for folder_id, refs in by_folder.items():
+                if folder_id not in remote_of:
+                    continue
+                try:
+                    if not self._retry_folder(session, *remote_of[folder_id], refs):
+                        return False
+                except errors.FolderGone:
+                    continue
         return True
+
+    def _due_failures(self) -> Iterator[list[FailedMessage]]:
+        """Yield what is due, each once; a server that refused everything left any number."""
+        after = 0
+        while True:
+            due = FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now())
+            rows = list(due.filter(pk__gt=after).order_by("pk").defer("reason")[:_RETRY_ROWS])
+            if not rows:
+                return
+            yield rows
+            after = rows[-1].pk
 
     def _retry_folder(
         self,

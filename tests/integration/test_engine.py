@@ -210,6 +210,27 @@ def test_a_message_that_failed_and_came_in_the_same_run_is_no_failure_of_it(
     assert (run.messages_done, run.messages_failed, run.messages_total) == (19, 1, 20)
 
 
+def test_any_number_of_failures_is_tried_again_in_batches(
+    server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "_RETRY_ROWS", 2)
+    fill(server, 5)
+    fill(server, 4, "Other")
+    for uid in range(1, 6):
+        server.refused[f"1:{uid}"] = MessageRefused("The server said NO to this message.")
+    start(source)
+    finish(source)
+    assert FailedMessage.objects.count() == 9
+    del server.refused["1:2"], server.refused["1:5"]
+    FailedMessage.objects.update(not_before=timezone.now())
+    assert synced(source).message == "2 archived, 1 recognised."
+    assert set(FailedMessage.objects.values_list("attempts", flat=True)) == {2}
+    server.refused.clear()
+    failures.retry(source, actor=ACTOR)
+    assert synced(source).message == "3 archived, 3 recognised."
+    assert_exact(server, source)
+
+
 def test_a_message_that_the_reply_misses_is_an_error_and_the_cursor_stays(
     server: Server, source: IngestionSource
 ) -> None:
