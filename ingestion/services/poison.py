@@ -1,9 +1,11 @@
 """Gets past a message that makes workers die, or connections break, and leaves the others alone.
 
-A worker that died left its lease behind, and the next one is told (`Lease.deaths`). Until as much
-is committed as the dead one may have had in hand, it fetches each message alone, and writes down
-the worst before it touches one: a FailedMessage that only the message's own commit takes away, or
-a worker that lived to see an error. So a message that kills leaves a row that counts its victims:
+A worker that died left its lease behind, and the next one is told (`Lease.deaths`). Until a batch
+is committed, or its slice is over, it fetches each message alone, and writes down the worst before
+it touches one: a FailedMessage that only the message's own commit takes away, or a worker that
+lived to see an error. (The dead one may have had three batches in hand, two of them on their way to
+the disk. Then another death or two lead to the message.) So one that kills leaves a row that counts
+its victims:
 
     0 or 1   fetched and archived as any other
     2        archived without parsing: exact bytes, empty header fields, a defect that says so
