@@ -36,6 +36,8 @@ def list_folders(pace: Pace, base: str, *, recoverable: bool) -> list[RemoteFold
     names = [*_ROLES, _RECOVERABLE] if recoverable else list(_ROLES)
     asked = [f"{base}/mailFolders/{name}?$select=id,totalItemCount" for name in names]
     top, *known = pace.batch([f"{base}/mailFolders?{_PAGE}", *asked])
+    if isinstance(top, Refusal):  # gone or not: no mailbox is without folders
+        raise top
     roles: dict[str, str] = {}
     deleted: list[RemoteFolder] = []
     for name, answer in zip(names, known, strict=True):
@@ -52,7 +54,7 @@ def list_folders(pace: Pace, base: str, *, recoverable: bool) -> list[RemoteFold
 
 
 def _walk(
-    pace: Pace, base: str, top: Mapping[str, Any] | Refusal, roles: Mapping[str, str]
+    pace: Pace, base: str, top: Mapping[str, Any], roles: Mapping[str, str]
 ) -> Iterator[RemoteFolder]:
     level: list[tuple[str, Mapping[str, Any] | Refusal]] = [("", top)]
     for _ in range(_DEEPEST):

@@ -2,9 +2,7 @@
 
 from collections.abc import Callable
 
-from ingestion.models import (
-    IngestionSource,
-)
+from ingestion.models import Folder, IngestionSource, Placement
 from ingestion.services import discovery, sources
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph import Mailbox as Box
@@ -18,6 +16,7 @@ from tests.servers.graph.sources import (
     states,
     synced,
 )
+from tests.servers.graph.words import error
 
 Make = Callable[..., IngestionSource]
 
@@ -60,6 +59,26 @@ def test_what_one_mailbox_lacks_is_its_own_state_and_may_change(
     gone, _ = found.pop("left")
     assert gone == "gone"
     assert {state for name, (state, _) in found.items() if name != "guest"} == {"active"}
+
+
+def test_a_mailbox_whose_folders_are_not_found_does_not_count_as_emptied(
+    server: GraphServer, make: Make, alice: User
+) -> None:
+    """Exchange says "not found" of the root too, of a mailbox that is being moved or repaired."""
+    fill(box(alice), 3)
+    source = make()
+    imported(source)
+    before = list(Folder.objects.order_by("pk").values_list("remote_id", "cursor", "removed_at"))
+    server.faults.intercept = lambda request, _user: (
+        error(404, "ErrorItemNotFound", "Default folder Root not found.")
+        if request.path.endswith("/mailFolders")
+        else None
+    )
+    synced(source)
+    assert states()["alice"][0] == "unavailable"
+    assert not Placement.objects.exclude(removed_at=None).exists()
+    after = list(Folder.objects.order_by("pk").values_list("remote_id", "cursor", "removed_at"))
+    assert after == before
 
 
 def test_shared_mailboxes_can_be_left_out(server: GraphServer, make: Make, alice: User) -> None:
