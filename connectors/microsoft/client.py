@@ -87,6 +87,10 @@ class Graph:
             self.limits["application"] * _SHARE,
             self.limits["application_seconds"],
         )
+        # Another service, with limits of its own: that it asks to wait says nothing of mailboxes.
+        self._directory = dataclasses.replace(
+            self._application, name=f"microsoft:directory:{config.clientId}"
+        )
         self._client_id = config.clientId
 
     def close(self) -> None:
@@ -105,7 +109,7 @@ class Graph:
 
     def pages(self, path: str) -> Iterator[Mapping[str, Any]]:
         """Yield the pages of a listing of the directory. Raises ConnectorError or Refusal."""
-        pace = Pace(self, (self._application,))
+        pace = Pace(self, (self._directory, self._application))
         following: str | None = path
         while following:
             page = pace.get(following)
@@ -114,7 +118,7 @@ class Graph:
 
     def get(self, path: str) -> Mapping[str, Any]:
         """GET a JSON object of the directory."""
-        return Pace(self, (self._application,)).get(path)
+        return Pace(self, (self._directory, self._application)).get(path)
 
     def relative(self, link: Any) -> str | None:
         """Return a link of Graph's as a path. Raises Fatal where it leads elsewhere: our token
@@ -241,6 +245,8 @@ class Pace:
             left = max(ready, self._paused_until) - time.monotonic()
             if left > self._graph.seconds_left():
                 raise Unavailable("Microsoft Graph asks to wait longer than there is time.")
+            if left > _LONGEST_WAIT_SECONDS:
+                raise RateLimited("Microsoft asks to wait.", retry_after_seconds=left)
             if stop.is_set() or (left > 0 and stop.wait(left)):
                 raise Stopped
             if left <= 0:

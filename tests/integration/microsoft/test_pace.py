@@ -107,6 +107,40 @@ def test_a_longer_wait_is_left_to_the_engine(server: GraphServer, alice: User) -
     assert caught.value.retry_after_seconds == 120
 
 
+def test_a_longer_wait_that_another_worker_was_told_of_is_left_to_the_engine_too(
+    server: GraphServer, alice: User
+) -> None:
+    throttle = Local()
+    config: Any = registry.PROVIDERS["microsoft"].config.parse(server.config())
+    graph = Graph(config, server.environment(throttle=throttle))
+    with build(server, environment={"throttle": throttle}) as connector:
+        session = opened(connector, alice)
+        throttle.pause(graph.budgets(alice.id)[0], 600)
+        asked = len(server.log)
+        with pytest.raises(RateLimited) as caught:
+            session.folders()
+    graph.close()
+    assert 590 < (caught.value.retry_after_seconds or 0) <= 600
+    assert len(server.log) == asked
+
+
+def test_a_directory_that_asks_to_wait_does_not_hold_up_mailboxes(
+    server: GraphServer, alice: User
+) -> None:
+    box(alice).deliver(b"message")
+    throttle = Local()
+    with build(server, environment={"throttle": throttle}) as connector:
+        session = opened(connector, alice)
+        server.faults.intercept = lambda request, _user: (
+            error(429, "TooManyRequests", "Wait.", Retry_After="600")
+            if request.path.endswith("/users")
+            else None
+        )
+        with pytest.raises(RateLimited):
+            next(connector.mailboxes())
+        assert len(fetched(session)) == 1
+
+
 def test_what_is_allowed_is_used_and_hardly_anything_refused(
     server: GraphServer, alice: User
 ) -> None:
