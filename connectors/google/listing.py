@@ -137,7 +137,9 @@ class Listing:
     # -- the history -----------------------------------------------------------------------------
 
     def _followed(self, start: str) -> Iterator[Page]:
-        token = ""
+        """Follow to where the history ended when its first page was given. What came since may not
+        be in the other pages, though these give its number: then it is told the next time."""
+        token, end = "", ""
         while True:
             try:
                 answer = self._mailbox.history(start, token)
@@ -146,7 +148,8 @@ class Listing:
             except BadRequest:
                 raise CursorExpired("Google no longer knows the place in the history.") from None
             records, token = answer.get("history", []), answer.get("nextPageToken", "")
-            reached = records[-1]["id"] if token and records else answer["historyId"]
+            end = end or str(answer["historyId"])
+            reached = records[-1]["id"] if token and records else end
             if records or not token:
                 yield self._page_of(records, {"history": str(reached)} | self._left_out())
             if not token:

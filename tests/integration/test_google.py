@@ -183,6 +183,29 @@ def test_a_sync_without_changes_costs_one_request(
     assert google.requests == ["/gmail/v1/users/me/profile"]
 
 
+def test_what_comes_between_two_pages_of_the_history_is_not_passed(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    alice.deliver(body(1))
+    imported(account)
+    google.page_size = 2
+    for number in range(2, 6):
+        alice.deliver(body(number))
+    pages: list[str] = []
+
+    def deliver_after_the_first(method: str, *_: str) -> None:
+        pages.extend([method] if method == "history.list" else [])
+        if len(pages) == 2:
+            google.before_call = lambda *_: None
+            alice.deliver(body(6))
+
+    google.before_call = deliver_after_the_first
+    synced(account)
+    synced(account)
+    assert len(pages) == 2
+    assert archived(alice.address) == held_by(alice)
+
+
 def test_labels_are_followed_where_the_history_does_not_tell_them(
     account: IngestionSource, alice: Person, google: Gmail
 ) -> None:

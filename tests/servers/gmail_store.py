@@ -155,19 +155,25 @@ class Person:
     def history(
         self, *, start: int, kinds: set[str], token: str, size: int, tell_labels: bool
     ) -> dict[str, Any] | None:
-        """Answer a page of history.list; None where `start` is too old."""
+        """Answer a page of history.list; None where `start` is too old.
+
+        Pages are of what there was at the first of them, `historyId` is of now: Google does not say
+        that it is so, nor that it is not.
+        """
         with self.lock:
             if start < self.history_starts_at:
                 return None
             first = bisect.bisect_right(self.changes, start, key=lambda change: change.number)
-            first = max(first, int(token or 0))
-            window = self.changes[first : first + size]
+            end = len(self.changes)
+            if token:
+                first, end = map(int, token.split("-"))
+            window = self.changes[first : min(first + size, end)]
             records = [_record(c, tell_labels) for c in window if not kinds or c.kind in kinds]
             answer: dict[str, Any] = {"historyId": str(self.history_id)}
             if records:
                 answer["history"] = records
-            if first + size < len(self.changes):
-                answer["nextPageToken"] = str(first + size)
+            if first + size < end:
+                answer["nextPageToken"] = f"{first + size}-{end}"
             return answer
 
     def label_list(self) -> list[dict[str, Any]]:
