@@ -15,6 +15,7 @@ from google.auth.exceptions import GoogleAuthError, RefreshError
 from google.oauth2 import credentials as user_credentials
 from google.oauth2 import service_account
 
+from connectors import redaction
 from connectors.config import Environment
 from connectors.google import problems
 from connectors.google.config import GoogleConfig
@@ -53,6 +54,7 @@ class Access:
             raise problems.of_token(error, asker, scope=self._scope) from None
         except (GoogleAuthError, OSError) as error:
             raise problems.of_connection(error) from None
+        redaction.remember([self._credentials.token])
 
 
 _kept: collections.OrderedDict[str, Access] = collections.OrderedDict()
@@ -95,6 +97,7 @@ def _service_account(key_json: str, token_url: str) -> service_account.Credentia
     """Return a key's credentials. Reading a private key takes 30 ms, more than all the rest of a
     sync without changes; a domain's mailboxes share it."""
     info = GoogleConfig(serviceAccountKeyJson=key_json).key | {"token_uri": token_url}
+    redaction.remember([info["private_key"]])
     try:
         return service_account.Credentials.from_service_account_info(info)
     except (ValueError, GoogleAuthError):

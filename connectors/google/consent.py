@@ -13,6 +13,7 @@ from typing import Any
 
 import httplib2
 
+from connectors import redaction
 from connectors.base import Consent
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, Unavailable
@@ -59,6 +60,7 @@ class GoogleConsent(Consent):
         refresh_token = answer.get("refresh_token")
         if not isinstance(refresh_token, str) or not refresh_token:
             raise Fatal("Google gave no refresh token. Sign in again.")
+        redaction.remember([refresh_token])
         address = self._address_of(refresh_token)
         if self._config.email and self._config.email.casefold() != address.casefold():
             raise problems.other_account(address, self._config.email)

@@ -1,19 +1,23 @@
 """What a check of Google's credentials proves and names, and where requests go."""
 
+import base64
+import hashlib
 import json
 import re
 import socket
 import ssl
 import subprocess
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from googleapiclient.http import BatchHttpRequest
 
-from connectors import registry
+from connectors import redaction, registry
 from connectors.config import ConfigError
 from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable
 from connectors.google import client
@@ -52,6 +56,29 @@ def test_a_domain_is_proven_by_its_directory_and_by_one_mailbox(google: Gmail) -
     found = checked(google, google_sources.domain(google))
     assert (found.account, found.detail) == ("admin@example.com", "2 mailboxes of its domain")
     assert google.count("users.list") == google.count("getProfile") == 1
+
+
+def test_no_log_line_shows_a_token_or_a_key(google: Gmail) -> None:
+    config = google_sources.domain(google)
+    checked(google, config)
+    secrets = [*google.oauth.tokens, config["serviceAccountKeyJson"]["private_key"]]
+    assert len(secrets) == 3
+    assert {redaction.redact(secret) for secret in secrets} == {"***"}
+
+
+def test_a_refresh_token_that_a_sign_in_gave_is_in_no_log_line(google: Gmail) -> None:
+    account = google_sources.account(google, ALICE) | {"refreshToken": ""}
+    consent = registry.consent("google", account, google_sources.environment(google))
+    assert consent is not None
+    verifier, back = "v" * 43, "http://localhost/"
+    digest = hashlib.sha256(verifier.encode()).digest()
+    challenge = base64.urlsafe_b64encode(digest).decode().rstrip("=")
+    google.oauth.redirect_uris, google.oauth.signs_in_as = {back}, ALICE
+    url = consent.authorize_url(redirect_uri=back, state="s", code_challenge=challenge)
+    location = httpx.get(url, trust_env=False).headers["location"]
+    [code] = urllib.parse.parse_qs(urllib.parse.urlsplit(location).query)["code"]
+    given = consent.redeem(code=code, code_verifier=verifier, redirect_uri=back)
+    assert redaction.redact(given["refreshToken"]) == "***"
 
 
 def test_an_administrator_without_gmail_is_no_obstacle(google: Gmail) -> None:
