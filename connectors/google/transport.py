@@ -8,13 +8,14 @@ import http.client
 import socket
 import ssl
 import threading
-import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import httplib2
 
 from connectors import net
 from connectors.config import Environment
+from connectors.gunzip import Gunzip
 
 #: A response beyond this is large. Of those, only one of a mailbox is read at a time.
 LARGE_BYTES = 2_000_000
@@ -72,25 +73,35 @@ class Bound:
 
         httplib2 would hold the packed bytes too, and refuse what packs better than 1 to 100.
         """
-        packed = response.headers.get("content-encoding") == "gzip"
-        unpack = zlib.decompressobj(wbits=31).decompress if packed else bytes
-        del response.headers["content-encoding"]
         whole = bytearray()
-        while chunk := http.client.HTTPResponse.read(response, _CHUNK_BYTES):
-            whole += unpack(chunk)
+        for piece in _pieces(response):
+            whole += piece
             if len(whole) > self._limit:
                 raise ResponseTooLarge
             if len(whole) > LARGE_BYTES and not self._held:
                 self._one_large.acquire()
                 self._held = True
-        if response.length:  # announced and not come: read() in pieces is silent about it
-            raise http.client.IncompleteRead(b"", response.length)
         return whole if self._held else bytes(whole)
 
     def release(self) -> None:
         if self._held:
             self._held = False
             self._one_large.release()
+
+
+def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield what comes, unpacked, in pieces of bounded size."""
+    packed = response.headers.get("content-encoding") == "gzip"
+    del response.headers["content-encoding"]
+    gunzip = Gunzip()
+    some = False
+    while chunk := http.client.HTTPResponse.read(response, _CHUNK_BYTES):
+        some = True
+        yield from gunzip.pieces(chunk) if packed else (chunk,)
+    if response.length:  # announced and not come: read() in pieces is silent about it
+        raise http.client.IncompleteRead(b"", response.length)
+    if packed and some:
+        yield gunzip.end()
 
 
 def _response_class(bound: Bound) -> type[http.client.HTTPResponse]:
