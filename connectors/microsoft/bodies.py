@@ -2,11 +2,13 @@
 
 import tempfile
 import threading
+import zlib
 from collections.abc import Iterator
 
 import httpx
 
 from connectors.errors import MessageRefused, Unavailable
+from connectors.gunzip import Gunzip
 from connectors.microsoft.client import Stopped
 from connectors.types import SPOOL_BYTES, Body, SpooledBody
 
@@ -40,7 +42,7 @@ def body_of(response: httpx.Response, *, max_bytes: int, stop: threading.Event) 
 
 def _chunks(response: httpx.Response, max_bytes: int, stop: threading.Event) -> Iterator[bytes]:
     size = 0
-    for chunk in response.iter_bytes():
+    for chunk in _unpacked(response):
         size += len(chunk)
         if stop.is_set():
             raise Stopped
@@ -51,3 +53,17 @@ def _chunks(response: httpx.Response, max_bytes: int, stop: threading.Event) -> 
                 code="too_large",
             )
         yield chunk
+
+
+def _unpacked(response: httpx.Response) -> Iterator[bytes]:
+    """Yield what comes, in pieces of bounded size: httpx unpacks what came at once."""
+    if response.headers.get("content-encoding", "").lower() != "gzip":
+        yield from response.iter_bytes()
+        return
+    gunzip = Gunzip()
+    try:
+        for packed in response.iter_raw():
+            yield from gunzip.pieces(packed)
+        yield gunzip.end()
+    except zlib.error as error:
+        raise Unavailable("Microsoft Graph sent a message that is damaged on the way.") from error

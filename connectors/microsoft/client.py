@@ -344,7 +344,7 @@ def web(environment: Environment, *, connections: int = 1) -> httpx.Client:
         verify=_tls(environment.extra_ca_file),
         timeout=httpx.Timeout(seconds, connect=min(10.0, seconds)),
         limits=httpx.Limits(max_connections=connections),
-        headers={"User-Agent": "ingestion"},
+        headers={"User-Agent": "ingestion", "Accept-Encoding": "gzip"},
         trust_env=False,  # no proxy, no certificate of the environment's
         follow_redirects=False,
     )

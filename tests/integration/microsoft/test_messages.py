@@ -1,5 +1,8 @@
 """What becomes of single messages, mailboxes and state tokens."""
 
+import gzip
+import tracemalloc
+
 import pytest
 
 from connectors.errors import (
@@ -8,7 +11,7 @@ from connectors.errors import (
     Unavailable,
 )
 from connectors.microsoft import listing
-from connectors.types import Missing, RawMessage
+from connectors.types import MessageRef, Missing, RawMessage, SpooledBody
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph.connectors import box, build, fetched, opened
 from tests.servers.graph.words import error
@@ -57,6 +60,48 @@ def test_a_message_that_is_too_large_is_refused_before_it_fills_the_disk(
         answer = fetched(session)[large]
     assert isinstance(answer.error, MessageRefused)
     assert answer.error.code == "too_large"
+
+
+def test_what_packs_well_is_not_unpacked_at_once(server: GraphServer, alice: User) -> None:
+    """A stranger may send what packs a thousand to one."""
+    message = box(alice).deliver(b"message")
+    whole = bytes(60_000_000)
+    packed = gzip.compress(whole)
+    server.faults.intercept = lambda request, _user: (
+        Response(200, packed, {"Content-Encoding": "gzip"}, chunked=True)
+        if request.path.endswith("$value")
+        else None
+    )
+    with build(server) as connector, opened(connector, alice) as session:
+        folder = session.folders()[0]
+        tracemalloc.start()
+        try:
+            [answer] = session.fetch(folder, [MessageRef(message)])
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert isinstance(answer, RawMessage)
+    assert isinstance(answer.body, SpooledBody)
+    got = b"".join(answer.body.chunks())
+    answer.body.close()
+    assert got == whole
+    assert peak < 20_000_000
+
+
+def test_what_is_cut_off_within_gzip_is_no_message(server: GraphServer, alice: User) -> None:
+    message = box(alice).deliver(b"message")
+    packed = gzip.compress(b"0123456789" * 100)
+    server.faults.intercept = lambda request, _user: (
+        Response(200, packed[:-20], {"Content-Encoding": "gzip"})
+        if request.path.endswith("$value")
+        else None
+    )
+    with (
+        build(server) as connector,
+        opened(connector, alice) as session,
+        pytest.raises(Unavailable),
+    ):
+        list(session.fetch(session.folders()[0], [MessageRef(message)]))
 
 
 def test_a_mailbox_that_is_gone_or_forbidden_says_why(server: GraphServer, alice: User) -> None:
