@@ -161,8 +161,9 @@ class _Unreadable(Exception):
 
 
 def _weight(answer: RawMessage | Missing) -> int:
+    """Return the bytes that an answer counts for. Those on disk count too: so few files wait."""
     body = answer.body if isinstance(answer, RawMessage) else b""
-    return 1_000 + (len(body) if isinstance(body, bytes) else 0)
+    return 1_000 + (len(body) if isinstance(body, bytes) else SPOOL_BYTES)
 
 
 def _date(milliseconds: str) -> dt.datetime | None:

@@ -9,7 +9,7 @@ from connectors.errors import MessageRefused, Skippable
 from connectors.microsoft.bodies import body_of
 from connectors.microsoft.client import Call, Pace, Stopped, quoted
 from connectors.microsoft.refusals import OutOfOrder, Refusal
-from connectors.types import Body, MessageRef, Missing, RawMessage, SpooledBody
+from connectors.types import SPOOL_BYTES, Body, MessageRef, Missing, RawMessage, SpooledBody
 
 #: What waits for the caller; each thread holds up to SPOOL_BYTES more.
 _WAITING_BYTES = 8_000_000
@@ -137,9 +137,10 @@ class Download:
 
 
 def _held(answer: Answer) -> int:
-    if isinstance(answer, RawMessage) and isinstance(answer.body, bytes):
-        return len(answer.body)
-    return 500
+    """Return the bytes that an answer counts for. Those on disk count too: so few files wait."""
+    if not isinstance(answer, RawMessage):
+        return 500
+    return len(answer.body) if isinstance(answer.body, bytes) else SPOOL_BYTES
 
 
 def _free(answer: Answer) -> None:

@@ -1,15 +1,17 @@
 """As fast as the quota allows, and no faster; within a bounded memory."""
 
+import itertools
 import json
 import random
 import subprocess
 import sys
+import time
 
 import pytest
 
 from connectors import registry
 from connectors.throttle import Local
-from connectors.types import RawMessage
+from connectors.types import RawMessage, SpooledBody
 from tests.servers import google_sources
 from tests.servers.gmail import Gmail
 
@@ -96,3 +98,26 @@ def test_large_messages_are_not_held_in_copies(packs_well: bool) -> None:
     print(f"peak {megabytes:.0f} MB")
     assert size == 75_000_000
     assert megabytes < 75
+
+
+def test_few_large_messages_wait_on_disk() -> None:
+    with Gmail() as google:
+        alice = google.add("alice@example.com")
+        for _ in range(20):
+            alice.deliver(bytes(4_500_000))
+        config = google_sources.account(google, alice.address)
+        connector = registry.build("google", config, google_sources.environment(google))
+        with connector, connector.open(next(connector.mailboxes())) as session:
+            [folder] = session.folders()
+            refs = [ref for page in session.changes(folder, None) for ref in page.added]
+            answers = session.fetch(folder, refs)
+            taken = [next(answers)]
+            until = time.monotonic() + 2.0  # all twenty take less
+            while time.monotonic() < until and google.count("messages.get") < len(refs):
+                time.sleep(0.05)
+            ahead = google.count("messages.get")
+            for answer in itertools.chain(taken, answers):
+                assert isinstance(answer, RawMessage)
+                assert isinstance(answer.body, SpooledBody)
+                answer.body.close()
+    assert ahead < 13

@@ -1,6 +1,8 @@
 """What becomes of single messages, mailboxes and state tokens."""
 
 import gzip
+import itertools
+import time
 import tracemalloc
 
 import pytest
@@ -86,6 +88,28 @@ def test_what_packs_well_is_not_unpacked_at_once(server: GraphServer, alice: Use
     answer.body.close()
     assert got == whole
     assert peak < 20_000_000
+
+
+def test_few_large_messages_wait_on_disk(server: GraphServer, alice: User) -> None:
+    refs = [MessageRef(box(alice).deliver(b"message %d" % number)) for number in range(30)]
+    packed = gzip.compress(bytes(5_000_000))
+    server.faults.intercept = lambda request, _user: (
+        Response(200, packed, {"Content-Encoding": "gzip"})
+        if request.path.endswith("$value")
+        else None
+    )
+    with build(server) as connector, opened(connector, alice) as session:
+        answers = session.fetch(session.folders()[0], refs)
+        taken = [next(answers)]
+        until = time.monotonic() + 1.0  # all thirty take half of that
+        while time.monotonic() < until and server.count("$value") < len(refs):
+            time.sleep(0.05)
+        ahead = server.count("$value")
+        for answer in itertools.chain(taken, answers):
+            assert isinstance(answer, RawMessage)
+            assert isinstance(answer.body, SpooledBody)
+            answer.body.close()
+    assert ahead < 12
 
 
 def test_what_is_cut_off_within_gzip_is_no_message(server: GraphServer, alice: User) -> None:
