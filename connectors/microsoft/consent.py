@@ -43,7 +43,7 @@ class MicrosoftConsent(Consent):
         return f"{page}?{urllib.parse.urlencode(asked)}"
 
     def redeem(self, *, code: str, code_verifier: str, redirect_uri: str) -> Mapping[str, Any]:
-        with web(self._environment) as http, tokens.asking(http) as login:
+        with web(self._environment) as http, tokens.asking(http, self._environment) as login:
             app = tokens.application(self._config, self._cloud.login, login)
             answer = login.granted(
                 app.acquire_token_by_authorization_code(
@@ -80,7 +80,7 @@ class MicrosoftPublicConsent(MicrosoftConsent, DeviceConsent):
     """For an application without a secret. Typing in a code is for public clients only."""
 
     def begin(self) -> DevicePrompt:
-        with web(self._environment) as http, tokens.asking(http) as login:
+        with web(self._environment) as http, tokens.asking(http, self._environment) as login:
             app = tokens.application(self._config, self._cloud.login, login)
             flow = app.initiate_device_flow(tokens.scopes(self._cloud.graph))
             if "user_code" not in flow:
@@ -94,7 +94,7 @@ class MicrosoftPublicConsent(MicrosoftConsent, DeviceConsent):
         )
 
     def poll(self, prompt: DevicePrompt) -> Mapping[str, Any] | None:
-        with web(self._environment) as http, tokens.asking(http) as login:
+        with web(self._environment) as http, tokens.asking(http, self._environment) as login:
             app = tokens.application(self._config, self._cloud.login, login)
             flow = {"device_code": prompt.secret, "expires_at": 0}  # asks once, and does not wait
             answer = app.acquire_token_by_device_flow(flow)

@@ -136,7 +136,7 @@ class Tokens:
         return kept.refresh_token if kept is not None else self._config.refreshToken
 
     def _ask_for_application(self) -> Mapping[str, Any]:
-        with asking(self._http) as login:
+        with asking(self._http, self._environment) as login:
             app = application(self._config, self._cloud.login, login)
             return login.granted(app.acquire_token_for_client([f"{self._cloud.graph}/.default"]))
 
@@ -144,7 +144,7 @@ class Tokens:
         refresh_token = self._refresh_token()
         if not refresh_token:
             raise NeedsReauth("Nobody has signed in yet. Sign in with Microsoft to grant access.")
-        with asking(self._http) as login:
+        with asking(self._http, self._environment) as login:
             app = application(self._config, self._cloud.login, login)
             answer = login.granted(
                 app.acquire_token_by_refresh_token(refresh_token, scopes(self._cloud.graph))
@@ -203,9 +203,9 @@ def application(config: MicrosoftConfig, login_url: str, login: "Login") -> msal
 
 
 @contextlib.contextmanager
-def asking(http: httpx.Client) -> Iterator["Login"]:
+def asking(http: httpx.Client, environment: Environment) -> Iterator["Login"]:
     """Give a Login; what goes wrong on the way comes out as a ConnectorError."""
-    login = Login(http)
+    login = Login(http, only=environment.endpoints.get("microsoft.login", "").rstrip("/"))
     try:
         yield login
     except (httpx.TransportError, httpx.DecodingError) as error:
@@ -215,10 +215,14 @@ def asking(http: httpx.Client) -> Iterator["Login"]:
 
 
 class Login:
-    """What msal calls its http_client, over httpx; remembers the last refusal."""
+    """What msal calls its http_client, over httpx; remembers the last refusal.
 
-    def __init__(self, http: httpx.Client) -> None:
-        self._http = http
+    `only`: ask nothing but what is below this URL; "" for anything. msal asks for tokens where the
+    authority's own configuration says that they are issued, and that may name any host.
+    """
+
+    def __init__(self, http: httpx.Client, *, only: str = "") -> None:
+        self._http, self._only = http, only
         self._refused: tuple[int, Mapping[str, str], Mapping[str, Any]] | None = None
 
     def get(self, url: str, **given: Any) -> httpx.Response:
@@ -258,6 +262,12 @@ class Login:
         headers: Mapping[str, str] | None = None,
         **_: Any,
     ) -> httpx.Response:
+        if self._only and not url.startswith(f"{self._only}/"):
+            raise Fatal(
+                "The login at MICROSOFT_LOGIN_URL sends elsewhere for tokens. Have its openid-"
+                "configuration name itself.",
+                code="link",
+            )
         # msal gives the assertion as bytes, which httpx would send as "b'...'".
         form = {k: v.decode() if isinstance(v, bytes) else v for k, v in (data or {}).items()}
         with self._http.stream(

@@ -137,6 +137,15 @@ def test_nothing_goes_anywhere_but_where_the_settings_point(
     assert server.count("/discovery/instance") == 0
 
 
+def test_a_login_elsewhere_does_not_send_the_secret_to_yet_another_place(
+    server: GraphServer,
+) -> None:
+    with GraphServer() as real:
+        server.login.origin = real.origin  # it names this one in its openid-configuration
+        assert isinstance(problem_of(server), Fatal)
+        assert real.log == []
+
+
 def test_each_cloud_has_its_own_addresses(server: GraphServer) -> None:
     hosts = {cloud: (place.login, place.graph) for cloud, place in CLOUDS.items()}
     assert hosts == {
