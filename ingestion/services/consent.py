@@ -26,6 +26,7 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.http import HttpRequest
 from django.urls import reverse
+from redis.exceptions import RedisError
 
 from connectors import registry
 from connectors.base import Consent, DeviceConsent, DevicePrompt
@@ -42,6 +43,9 @@ _DEVICE_SECONDS = 1_800
 #: RFC 6749 section 4.1.2.1 has only these characters in names of errors we'd repeat.
 _ERROR = re.compile(r"[a-z_]{1,40}")
 _AGAIN = "This sign-in has expired, was used before or was begun by somebody else. Begin it again."
+_NO_REDIS = (
+    "Redis, which keeps the sign-ins that are under way, is away. Try again when it is back."
+)
 
 
 def callback_url(request: HttpRequest) -> str:
@@ -57,14 +61,17 @@ def signs_in(source: IngestionSource) -> bool:
 def begin(source: IngestionSource, *, user: User, redirect_uri: str) -> str:
     """Return the provider's address to send the person to.
 
-    Raises NotAllowedNow where this source's credentials are of another kind.
+    Raises NotAllowedNow where this source's credentials are of another kind, or Redis is away.
     """
     consent = _consent_of(source)
     if consent is None:
         raise NotAllowedNow("This source does not sign in: it has credentials of another kind.")
     state = secrets.token_urlsafe(32)
     began = {"source": str(source.pk), "user": user.pk, "redirect_uri": redirect_uri}
-    cache.set(_key(state), began, timeout=STATE_SECONDS)
+    try:
+        cache.set(_key(state), began, timeout=STATE_SECONDS)
+    except RedisError:
+        raise NotAllowedNow(_NO_REDIS) from None
     challenge = hashlib.sha256(_verifier(state).encode("ascii")).digest()
     return consent.authorize_url(
         redirect_uri=redirect_uri, state=state, code_challenge=_base64url(challenge)
@@ -77,11 +84,15 @@ def finish(
     """Use up the state, exchange the code and store what it gave; the source is checked again.
 
     `refusal` is the provider's `error`, where it sent one instead of a code. Raises InvalidInput
-    that says what went wrong. Network outside, transaction inside.
+    that says what went wrong, or NotAllowedNow where Redis is away. Network outside, transaction
+    inside.
     """
-    began: dict[str, Any] | None = cache.get(_key(state))
-    if began is None or began["user"] != user.pk or not cache.delete(_key(state)):
-        raise InvalidInput({"state": [_AGAIN]})
+    try:
+        began: dict[str, Any] | None = cache.get(_key(state))
+        if began is None or began["user"] != user.pk or not cache.delete(_key(state)):
+            raise InvalidInput({"state": [_AGAIN]})
+    except RedisError:
+        raise NotAllowedNow(_NO_REDIS) from None
     source = IngestionSource.objects.filter(pk=began["source"], deleted_at=None).first()
     consent = _consent_of(source) if source else None
     if source is None or consent is None:

@@ -1,14 +1,17 @@
 """One mailbox, of a person who signs in."""
 
+import hashlib
+import urllib.parse
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import redis
 from django.contrib.auth.models import User as Owner
 from django.test import Client
 from django.urls import reverse
 
-from ingestion.errors import InvalidInput
+from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import (
     IngestionSource,
     Mailbox,
@@ -62,6 +65,34 @@ def test_a_person_signs_in_with_the_browser_and_the_mailbox_is_archived(
     assert source.secrets["refreshToken"] != given
     assert source.secrets["refreshToken"] in server.login.refresh_tokens
     assert source.secrets["clientSecret"] == server.login.client_secret
+
+
+def test_a_sign_in_ends_after_ten_minutes_and_its_state_is_kept_nowhere(
+    make: Make, person: dict[str, Any], settings: Any
+) -> None:
+    source = make(**person)
+    url = consent.begin(source, user=source.owner, redirect_uri="https://mail.example/back")
+    [state] = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)["state"]
+    client = redis.Redis.from_url(settings.REDIS_URL)
+    name = hashlib.sha256(state.encode()).hexdigest()
+    [key] = client.keys(f"*consent:{name}")
+    assert 590_000 < client.pttl(key) <= 600_000
+    assert state.encode() not in client.get(key)
+    client.delete(key)  # as Redis does then
+    with pytest.raises(InvalidInput, match="expired"):
+        consent.finish(user=source.owner, state=state, code="code", actor=ACTOR)
+
+
+def test_without_redis_nobody_can_sign_in_and_is_told_so(
+    make: Make, person: dict[str, Any], settings: Any
+) -> None:
+    source = make(**person)
+    away = {"BACKEND": "django.core.cache.backends.redis.RedisCache"}
+    settings.CACHES = {"default": away | {"LOCATION": "redis://127.0.0.1:1/0"}}
+    with pytest.raises(NotAllowedNow, match="Redis"):
+        consent.begin(source, user=source.owner, redirect_uri="https://mail.example/back")
+    with pytest.raises(NotAllowedNow, match="Redis"):
+        consent.finish(user=source.owner, state="state", code="code", actor=ACTOR)
 
 
 def test_a_person_signs_in_by_typing_in_a_code(
