@@ -100,7 +100,9 @@ class Listing:
             cursor |= {"page": following} if following else {"stage": "finish"}
             expected = self._fetched() + sum(not ref.roles for ref in refs)
             if refs:
-                yield Page(dict(cursor), added=refs)
+                # Whether this page's are recognised shows when it is too late for its own cursor;
+                # the next page's has it. After the last one, who is cut off must take it for so.
+                yield Page(cursor | ({} if following else {"recognised": True}), added=refs)
             if self._fetched() < expected:
                 cursor["recognised"] = True
             if not following:

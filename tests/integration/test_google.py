@@ -268,6 +268,22 @@ def test_an_expired_history_relists_and_downloads_only_what_is_unknown(
     assert len(google.requests) == 1
 
 
+def test_labels_are_followed_where_the_listing_after_an_expired_history_was_cut_off(
+    account: IngestionSource, alice: Person
+) -> None:
+    name = alice.deliver(body(1))
+    imported(account)
+    alice.relabel(name, add={"STARRED"})
+    alice.expire_history()
+    run = sources.start_sync(account, actor=ACTOR)
+    discovery.discover(run.pk)
+    mailbox = Mailbox.objects.get()
+    sync.sync_mailbox(mailbox.pk, slice_seconds=0)  # the only page, and not what ends the listing
+    assert Mailbox.objects.filter(run=run).exists()
+    finished(account)
+    assert labels_of(name) == ["INBOX", "STARRED"]
+
+
 def test_an_import_that_was_cut_off_goes_on_at_its_page(
     account: IngestionSource, alice: Person, google: Gmail
 ) -> None:
