@@ -114,6 +114,11 @@ class MicrosoftConfig(Config):
         """Whether this is one person's mailbox, not a tenant."""
         return bool(self.email)
 
+    @property
+    def audience(self) -> str:
+        """Whom tokens are for: Graph as its cloud names it, also where a gateway leads there."""
+        return CLOUDS[self.cloud].graph
+
     def where(self, environment: Environment) -> Cloud:
         """Return the cloud's addresses, or those that the deployment gives instead."""
         cloud, given = CLOUDS[self.cloud], environment.endpoints

@@ -33,7 +33,7 @@ class MicrosoftConsent(Consent):
             "response_type": "code",
             "response_mode": "query",
             "redirect_uri": redirect_uri,
-            "scope": " ".join((*tokens.scopes(self._cloud.graph), *_OIDC)),
+            "scope": " ".join((*tokens.scopes(self._config), *_OIDC)),
             "state": state,
             "code_challenge": code_challenge,
             "code_challenge_method": "S256",
@@ -48,7 +48,7 @@ class MicrosoftConsent(Consent):
             answer = login.granted(
                 app.acquire_token_by_authorization_code(
                     code,
-                    tokens.scopes(self._cloud.graph),
+                    tokens.scopes(self._config),
                     redirect_uri=redirect_uri,
                     data={"code_verifier": code_verifier},
                 )
@@ -82,7 +82,7 @@ class MicrosoftPublicConsent(MicrosoftConsent, DeviceConsent):
     def begin(self) -> DevicePrompt:
         with web(self._environment) as http, tokens.asking(http, self._environment) as login:
             app = tokens.application(self._config, self._cloud.login, login)
-            flow = app.initiate_device_flow(tokens.scopes(self._cloud.graph))
+            flow = app.initiate_device_flow(tokens.scopes(self._config))
             if "user_code" not in flow:
                 raise login.refusal(flow)
         return DevicePrompt(

@@ -138,7 +138,9 @@ class Tokens:
     def _ask_for_application(self) -> Mapping[str, Any]:
         with asking(self._http, self._environment) as login:
             app = application(self._config, self._cloud.login, login)
-            return login.granted(app.acquire_token_for_client([f"{self._cloud.graph}/.default"]))
+            return login.granted(
+                app.acquire_token_for_client([f"{self._config.audience}/.default"])
+            )
 
     def _ask_for_person(self) -> Mapping[str, Any]:
         refresh_token = self._refresh_token()
@@ -147,7 +149,7 @@ class Tokens:
         with asking(self._http, self._environment) as login:
             app = application(self._config, self._cloud.login, login)
             answer = login.granted(
-                app.acquire_token_by_refresh_token(refresh_token, scopes(self._cloud.graph))
+                app.acquire_token_by_refresh_token(refresh_token, scopes(self._config))
             )
         rotated = answer.get("refresh_token")
         if rotated and rotated != refresh_token:
@@ -159,7 +161,7 @@ class Tokens:
         config = self._config
         parts = (
             self._cloud.login,
-            self._cloud.graph,
+            config.audience,
             config.tenantId,
             config.clientId,
             config.clientSecret,
@@ -175,9 +177,9 @@ def tenant_of(config: MicrosoftConfig) -> str:
     return config.tenantId or "common"
 
 
-def scopes(graph: str) -> list[str]:
+def scopes(config: MicrosoftConfig) -> list[str]:
     """Return what is asked of a person. msal adds offline_access, for the refresh token."""
-    return [f"{graph}/Mail.Read", f"{graph}/User.Read"]
+    return [f"{config.audience}/Mail.Read", f"{config.audience}/User.Read"]
 
 
 def application(config: MicrosoftConfig, login_url: str, login: "Login") -> msal.ClientApplication:

@@ -22,6 +22,13 @@ from tests.servers.graph.http import Request, Response
 from tests.servers.graph.store import Tenant, User
 
 _ASSERTION_TYPE = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+#: learn.microsoft.com/graph/deployments: what Graph is called in each cloud, wherever this server is.
+AUDIENCES = (
+    "https://graph.microsoft.com",
+    "https://graph.microsoft.us",
+    "https://dod-graph.microsoft.us",
+    "https://microsoftgraph.chinacloudapi.cn",
+)
 _DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 _SHARED_TENANTS = ("common", "organizations")
 
@@ -160,12 +167,12 @@ class Login:
         if not (self.is_public_client and grant != "client_credentials"):
             self._authenticate(tenant, form)
         if grant == "client_credentials":
-            if form.get("scope") != f"{self.origin}/.default":
-                raise Refused("invalid_scope", 70011, "The provided value for scope is not valid.")
+            _check_scope(form, ".default")
             return self._issue(None)
         if grant == "authorization_code":
             return self._issue(self._redeem(form), form["scope"])
         if grant == "refresh_token":
+            _check_scope(form, "Mail.Read")
             user = self.refresh_tokens.pop(form["refresh_token"], None)  # it rotates
             if user is None:
                 raise Refused("invalid_grant", 700082, "The refresh token has expired.")
@@ -246,7 +253,7 @@ class Login:
     def _issue(self, user: User | None, scope: str = "") -> dict[str, Any]:
         self.issued += 1
         roles = frozenset(self.tenant.roles)
-        claims: dict[str, Any] = {"aud": self.origin, "jti": secrets.token_hex(8)}
+        claims: dict[str, Any] = {"aud": AUDIENCES[0], "jti": secrets.token_hex(8)}
         if user is None:
             claims["roles"] = sorted(roles)
         else:
@@ -260,6 +267,11 @@ class Login:
             if "offline_access" in scope:
                 answer["refresh_token"] = self.refresh_token_of(user)
         return answer
+
+
+def _check_scope(form: dict[str, str], permission: str) -> None:
+    if not {f"{audience}/{permission}" for audience in AUDIENCES} & set(form["scope"].split()):
+        raise Refused("invalid_scope", 70011, "The provided value for scope is not valid.")
 
 
 def _refusal(refused: Refused) -> Response:
