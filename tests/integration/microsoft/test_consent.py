@@ -73,7 +73,7 @@ def test_a_sign_in_ends_after_ten_minutes_and_its_state_is_kept_nowhere(
     source = make(**person)
     url = consent.begin(source, user=source.owner, redirect_uri="https://mail.example/back")
     [state] = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)["state"]
-    client = redis.Redis.from_url(settings.REDIS_URL)
+    client: Any = redis.Redis.from_url(settings.REDIS_URL)
     name = hashlib.sha256(state.encode()).hexdigest()
     [key] = client.keys(f"*consent:{name}")
     assert 590_000 < client.pttl(key) <= 600_000
