@@ -37,6 +37,7 @@ _RATE_REASONS = frozenset(
         "resource_exhausted",
     }
 )
+_LONGEST_WAIT_SECONDS = 3_600.0
 _TOO_FEW_SCOPES = frozenset({"insufficientPermissions", "ACCESS_TOKEN_SCOPE_INSUFFICIENT"})
 
 
@@ -288,7 +289,10 @@ def _reasons(error: HttpError) -> tuple[set[str], str]:
 
 
 def _seconds(header: str | None) -> float | None:
-    return float(header) if header and header.isdigit() and len(header) < 6 else None
+    """Read Retry-After. At most an hour: all workers wait as long."""
+    if not header or not header.isascii() or not header.isdigit() or len(header) > 9:
+        return None
+    return min(_LONGEST_WAIT_SECONDS, float(header))
 
 
 def _told(text: str) -> float | None:
@@ -301,7 +305,7 @@ def _told(text: str) -> float | None:
         at = None
     if at is None or at.tzinfo is None:
         return None
-    return min(3600.0, max(0.0, (at - dt.datetime.now(dt.UTC)).total_seconds()))
+    return min(_LONGEST_WAIT_SECONDS, max(0.0, (at - dt.datetime.now(dt.UTC)).total_seconds()))
 
 
 def _shown(text: str) -> str:

@@ -19,7 +19,7 @@ from googleapiclient.http import BatchHttpRequest
 
 from connectors import redaction, registry
 from connectors.config import ConfigError
-from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable
+from connectors.errors import ConnectorError, Fatal, NeedsReauth, RateLimited, Retryable
 from connectors.google import client
 from connectors.google.config import GoogleConfig
 from connectors.types import Identity, RawMessage
@@ -173,6 +173,19 @@ def test_a_check_ends_in_time_where_google_only_puts_off(google: Gmail) -> None:
         with pytest.raises(Retryable):
             checked(google, config, timeout_seconds=0.8)  # a step; two and a half are allowed
         assert time.monotonic() - began < seconds
+
+
+def test_no_answer_makes_everybody_wait_longer_than_an_hour(google: Gmail) -> None:
+    google.faults.too_many, google.faults.retry_after = 1.0, "90000"
+    config = google_sources.account(google, ALICE)
+    connector = registry.build("google", config, google_sources.environment(google))
+    with (
+        connector,
+        connector.open(next(connector.mailboxes())) as session,
+        pytest.raises(RateLimited) as caught,
+    ):
+        session.folders()
+    assert 3_590 < (caught.value.retry_after_seconds or 0) <= 3_600
 
 
 def test_every_code_is_explained_in_the_documentation() -> None:
