@@ -82,10 +82,18 @@ def bug(error: Exception) -> errors.ConnectorError:
     return errors.ConnectorError(sources.bug_message(error), code="internal_error")
 
 
+def _owes(mailbox: Mailbox, run: Run) -> bool:
+    """Tell whether the mailbox still owes its work to this run. Another may have begun meanwhile,
+    and what came of this one says nothing about that. Call under the fence."""
+    return Mailbox.objects.filter(pk=mailbox.pk, run=run).exists()
+
+
 def settle(held: Lease, mailbox: Mailbox, run: Run) -> None:
     """The mailbox is followed to the end: it owes the run nothing more."""
     with transaction.atomic():
         held.fence()
+        if not _owes(mailbox, run):
+            return
         Mailbox.objects.filter(pk=mailbox.pk).update(
             run=None,
             attempts=0,
@@ -119,6 +127,8 @@ def retry_later(
 ) -> None:
     with transaction.atomic():
         held.fence()
+        if not _owes(mailbox, run):
+            return
         attempts = _failures(mailbox, error)
         wait = backoff.delay(attempts, server_seconds=server_seconds)
         leaves = attempts >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
@@ -146,6 +156,8 @@ def _set_aside(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorE
     """This one mailbox can't be had; the next run's listing tries it again."""
     with transaction.atomic():
         held.fence()
+        if not _owes(mailbox, run):
+            return
         Mailbox.objects.filter(pk=mailbox.pk).update(
             run=None,
             state=MailboxState.UNAVAILABLE,

@@ -36,6 +36,7 @@ from ingestion.services import (
     failures,
     housekeeping,
     lease,
+    outcomes,
     sources,
     sync,
 )
@@ -394,6 +395,28 @@ def test_a_sync_asked_for_when_a_run_has_nothing_left_to_do_is_a_new_one(
     assert asked.pk != settled.pk
     settled.refresh_from_db()
     assert settled.status == "completed"
+
+
+def test_a_worker_of_a_run_that_ended_settles_nothing_of_the_next_one(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    held = lease.acquire(due_now().pk)
+    assert held is not None
+    mailbox, first = Mailbox.objects.get(), Run.objects.get()
+    source.refresh_from_db()
+    with transaction.atomic():
+        sources.fail(source, "The password was changed.", actor="test")
+    second = sources.start_import(source, actor=ACTOR)
+    sources.verify(source, actor=ACTOR)
+    discovery.discover(second.pk)
+    assert second.pk != first.pk
+    outcomes.settle(held, mailbox, first)
+    outcomes.act_on(Unavailable("Busy."), held, mailbox, first)
+    assert Mailbox.objects.get().run_id == second.pk
+    second.refresh_from_db()
+    assert (second.mailboxes_done, second.warning) == (0, "")
 
 
 def test_a_worker_that_lost_its_lease_can_not_commit(
