@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ from connectors.errors import (
 )
 from connectors.generic_imap import listing
 from connectors.types import MessageRef, Missing, Page, RawMessage, RemoteFolder, SpooledBody
-from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
+from tests.servers.imap_script import DATE, MODERN, PLAIN, Box, Client, ImapScript, Mail
 
 CONDSTORE_ONLY = tuple(word for word in MODERN if word != "QRESYNC")
 
@@ -613,3 +614,34 @@ def test_gmail_reads_all_mail_once_with_its_labels(server: ImapScript) -> None:
         [ref] = refs_of(list(session.changes(folders["all"], None)))
     assert ref.stable_id == "77"
     assert ref.labels == ("Entwürfe", "Work/Client", "\\Important")
+
+
+def test_a_folder_of_half_a_million_messages_is_listed_page_by_page(server: ImapScript) -> None:
+    count = 500_000
+    server.inbox.mails = dict.fromkeys(range(1, count + 1), Mail(b"all the same"))
+    server.inbox.next_uid = count + 1
+
+    def list_fast(client: Client, tag: bytes, command: bytes) -> bool:
+        asked = re.fullmatch(rb"UID FETCH (\d+):(\d+) \(UID RFC822.SIZE .*\)", command)
+        if asked is None:
+            return False
+        line = b'* %d FETCH (UID %d RFC822.SIZE 12 INTERNALDATE "%s" FLAGS ())\r\n'
+        uids = range(int(asked[1]), int(asked[2]) + 1)
+        client.send(b"".join([line % (uid, uid, DATE) for uid in uids]) + tag + b" OK\r\n")
+        return True
+
+    server.hooks.append(list_fast)
+    seen, largest, last = 0, 0, None
+    with opened(server) as session:
+        for page in session.changes(inbox_of(session), None):
+            assert all(ref.remote_id == f"1:{seen + n}" for n, ref in enumerate(page.added, 1))
+            seen += len(page.added)
+            largest, last = max(largest, len(page.added)), page
+    assert seen == count
+    assert largest <= listing.PAGE_MESSAGES
+    assert last is not None
+    assert last.present is not None
+    assert f"1:{count}" in last.present
+    assert len(server.commands) < count / listing.PAGE_MESSAGES + 15
+    with opened(server) as session:
+        assert list(session.changes(inbox_of(session), last.cursor)) == []
