@@ -15,7 +15,7 @@ from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services import capture_sql as sql
 from ingestion.services.options import Options
 from ingestion.services.status import locked, move
-from ingestion.states import RunKind, RunStatus, SourceStatus
+from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
 
 
 def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, bool]:
@@ -110,16 +110,26 @@ def summary(run: Run) -> str:
     return ", ".join(parts) + "."
 
 
+def _left_behind(source: IngestionSource) -> str:
+    """Say that mailboxes left the run before they were followed to the end, where any did."""
+    followed = Mailbox.objects.filter(source=source, state=MailboxState.ACTIVE)
+    count = followed.exclude(last_error_code="").count()
+    if not count:
+        return ""
+    what = "1 mailbox was" if count == 1 else f"{count:,} mailboxes were"
+    return f"{what} not copied to the end: the next sync goes on there."
+
+
 def _finish(
     source: IngestionSource, run: Run, status: RunStatus, message: str | None = None
 ) -> None:
-    """`message`: by default what the run did, and its warning."""
+    """`message`: by default what the run did, what it left, and its warning."""
     # What failed in this run may have been had in it too, at a later try.
     run.messages_failed = FailedMessage.objects.filter(
         mailbox__source=source, first_failed_at__gte=run.started_at
     ).count()
     if message is None:
-        message = f"{summary(run)} {run.warning}".strip()
+        message = " ".join(filter(None, (summary(run), _left_behind(source), run.warning)))
     sql.recount_source(source.pk)  # a worker may have died before it did
     Run.objects.filter(pk=run.pk).update(
         status=status,

@@ -643,6 +643,21 @@ def test_only_a_fault_of_the_whole_source_makes_it_an_error(
     assert source.status == status
 
 
+def test_an_import_that_gave_a_mailbox_up_says_so_and_the_next_sync_completes_it(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    server.open_error = Unavailable("The server is under maintenance.")
+    run = finish(source)
+    assert run.message.startswith("0 archived. 1 mailbox was not copied to the end: the next sync")
+    assert run.message.endswith("under maintenance.")
+    server.open_error = None
+    source.refresh_from_db()
+    assert synced(source).message == "3 archived."
+    assert_exact(server, source)
+
+
 def test_a_bug_is_shown_as_one_and_the_mailbox_goes_on_later(
     server: Server, source: IngestionSource
 ) -> None:
