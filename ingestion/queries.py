@@ -6,7 +6,7 @@ import dataclasses
 import datetime as dt
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.contrib.auth.models import AnonymousUser, User
@@ -84,6 +84,27 @@ def folders_with_counts(source: IngestionSource) -> QuerySet[Folder]:
         .select_related("mailbox")
         .order_by("mailbox__address", "mailbox", "path", "pk")
     )
+
+
+_PLACEMENT_ROWS = 5_000
+
+
+def placements_of(folder: Folder) -> Iterator[list[tuple[int, str]]]:
+    """Yield (id, remote id) of what lies in a folder now, some thousand at a time, by remote id.
+
+    Each list is a query of its own: rows may change between two of them.
+    """
+    here = Placement.objects.filter(folder=folder, removed_at=None)
+    after = ""
+    while (
+        rows := list(
+            here.filter(remote_id__gt=after)
+            .order_by("remote_id")  # by placement_identity; by pk it may read every folder's
+            .values_list("pk", "remote_id")[:_PLACEMENT_ROWS]
+        )
+    ):
+        yield rows
+        after = rows[-1][1]
 
 
 # -- messages ----------------------------------------------------------------------------------

@@ -13,11 +13,10 @@ from django.db.models import Q
 from connectors import errors, registry
 from connectors.base import Connector, MailboxSession
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
+from ingestion import queries
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
 from ingestion.services import sources
 from ingestion.services.options import Options
-
-_SWEEP_ROWS = 5_000
 
 
 @dataclasses.dataclass(slots=True)
@@ -141,12 +140,8 @@ def _count(
 
 def _no_longer_listed(folder: Folder, page: Page) -> int:
     assert page.present is not None
-    after, count = "", 0
-    while rows := list(
-        Placement.objects.filter(folder=folder, removed_at=None, remote_id__gt=after)
-        .order_by("remote_id")
-        .values_list("remote_id", flat=True)[:_SWEEP_ROWS]
-    ):
-        after = rows[-1]
-        count += sum(1 for remote_id in rows if remote_id not in page.present)
-    return count
+    return sum(
+        remote_id not in page.present
+        for rows in queries.placements_of(folder)
+        for _, remote_id in rows
+    )

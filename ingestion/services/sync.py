@@ -30,6 +30,7 @@ from connectors.types import (
     RemoteIds,
     RemoteMailbox,
 )
+from ingestion import queries
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
@@ -48,7 +49,6 @@ SLICE_SECONDS = 120
 #: And after so much more in the middle of a page, which then has to be listed again: from a server
 #: that gives 1 MB/s a page of ten thousand messages takes a quarter of an hour.
 PAGE_SECONDS = 240
-_SWEEP_ROWS = 5_000
 _RETRY_ROWS = 2_000
 #: After so many failures without progress, one message may be what breaks the connection.
 _STUCK_ATTEMPTS = 2
@@ -312,16 +312,7 @@ class _Mailbox:
         """
         assert page.present is not None
         self._forget_failures(folder, page.present)
-        after = ""
-        while True:
-            rows = list(
-                Placement.objects.filter(folder=folder, removed_at=None, remote_id__gt=after)
-                .order_by("remote_id")  # by placement_identity; by pk it may read every folder's
-                .values_list("pk", "remote_id")[:_SWEEP_ROWS]
-            )
-            if not rows:
-                return
-            after = rows[-1][1]
+        for rows in queries.placements_of(folder):
             absent = [pk for pk, remote_id in rows if remote_id not in page.present]
             if absent:
                 with transaction.atomic():

@@ -38,6 +38,7 @@ from hypothesis.stateful import (
 
 from connectors.generic_imap import listing, reader
 from connectors.types import SpooledBody
+from ingestion import queries
 from ingestion.archive.store import Extent, store
 from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
 from ingestion.services import (
@@ -481,7 +482,7 @@ def small_steps(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for module in (capture, commit):
         monkeypatch.setattr(module, "COMMIT_MESSAGES", 3)
     monkeypatch.setattr(capture, "_LOOKUP_MESSAGES", 2)
-    monkeypatch.setattr(sync, "_SWEEP_ROWS", 3)
+    monkeypatch.setattr(queries, "_PLACEMENT_ROWS", 3)
 
 
 def _profile() -> settings:
