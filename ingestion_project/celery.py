@@ -6,6 +6,7 @@ doorbell: what is due stands in PostgreSQL, so tasks are not retried, not acknow
 expire when nobody took them before the dispatcher rings again.
 """
 
+import gc
 import logging.config
 import os
 import warnings
@@ -31,6 +32,18 @@ app.autodiscover_tasks()
 def end_with_the_worker(**_: Any) -> None:
     """Leave no child behind when the worker's main process is killed."""
     supervisor.end_with_parent()
+
+
+@worker_process_init.connect
+def spare_the_collector(**_: Any) -> None:
+    """Look for cycles seldom, and not among what lives as long as the process.
+
+    An import makes a million small objects and hardly a cycle; the collector's default took a
+    tenth of its CPU time.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
 
 
 @setup_logging.connect
