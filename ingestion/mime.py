@@ -9,6 +9,7 @@ import datetime as dt
 import email.errors
 import email.header
 import email.utils
+import functools
 import re
 
 #: A header larger than this is cut for parsing (never in the archive).
@@ -23,6 +24,8 @@ _FIELD = re.compile(
 #: So much of one field is looked at. Decoding words takes time that grows with the square of it:
 #: 0.2 s for the worst of 16 kB, 5 s for 80 kB, and nothing else runs in the process meanwhile.
 _MAX_FIELD_BYTES = 16_000
+_SHORT_CHARS = 200
+_EMPTY_LINE = re.compile(rb"\n\r?\n")
 _ENCODED_GAP = re.compile(r"(\?=)\s+(=\?)")
 #: What PostgreSQL text and a terminal must not see: C0/C1 controls, surrogates, bidi overrides.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
@@ -66,10 +69,8 @@ class Headers:
 
 def head_of(message: bytes) -> bytes:
     """Return the header section of a message (at most MAX_HEAD_BYTES), without the empty line."""
-    end = message.find(b"\n\r\n", 0, MAX_HEAD_BYTES)
-    bare = message.find(b"\n\n", 0, MAX_HEAD_BYTES if end < 0 else end)
-    end = bare if bare >= 0 else end
-    return message[: end if end >= 0 else MAX_HEAD_BYTES]
+    empty_line = _EMPTY_LINE.search(message, 0, MAX_HEAD_BYTES)
+    return message[: empty_line.start() if empty_line else MAX_HEAD_BYTES]
 
 
 def parse_headers(head: bytes) -> Headers:
@@ -130,20 +131,22 @@ def _text(raw: bytes, name: str, defects: list[str]) -> str:
     if "\n" in value:
         value = _unfolded(value)
     if "=?" in value:
-        value = _decode_words(value, name, defects)
+        value, sound = (_decode_short if len(value) <= _SHORT_CHARS else _decode_words)(value)
+        if not sound:
+            defects.append(f"undecodable header: {name}")
     value = value.strip()
     if not value.isprintable():
         value = _UNSAFE.sub(" ", value).strip()
     return value[:limit]
 
 
-def _decode_words(value: str, name: str, defects: list[str]) -> str:
-    parts: list[str] = []
+def _decode_words(value: str) -> tuple[str, bool]:
+    """Decode encoded words (RFC 2047); tell whether all of them were sound."""
     try:
         decoded = email.header.decode_header(_ENCODED_GAP.sub(r"\1 \2", value))
     except (ValueError, email.errors.HeaderParseError):
-        defects.append(f"undecodable header: {name}")
-        return value
+        return value, False
+    parts, sound = [], True
     for piece, charset in decoded:
         if isinstance(piece, str):
             parts.append(piece)
@@ -151,9 +154,13 @@ def _decode_words(value: str, name: str, defects: list[str]) -> str:
         try:
             parts.append(piece.decode(charset or "ascii"))
         except (LookupError, ValueError):
-            defects.append(f"undecodable header: {name}")
+            sound = False
             parts.append(piece.decode("utf-8", "replace"))
-    return "".join(parts)
+    return "".join(parts), sound
+
+
+#: The same people write again and again, and decoding them is half the work of a header.
+_decode_short = functools.lru_cache(maxsize=4_000)(_decode_words)
 
 
 def _date(raw: bytes, defects: list[str]) -> dt.datetime | None:
