@@ -127,6 +127,11 @@ class RawMessage:
     ref: MessageRef
     body: Body
 
+    def close(self) -> None:
+        """Free a spooled body. Idempotent."""
+        if isinstance(self.body, SpooledBody):
+            self.body.close()
+
 
 @dataclasses.dataclass(slots=True)
 class Missing:

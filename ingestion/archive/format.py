@@ -12,8 +12,9 @@ after the other; and the database can be made again from the packs alone.
 import dataclasses
 import hashlib
 import json
+import os
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import IO, Any, Protocol
 
 import zstandard
@@ -51,6 +52,10 @@ class Chunked(Protocol):
     def chunks(self) -> Iterator[bytes]: ...
 
 
+#: What is appended: the small ones are compressed in one call.
+Body = bytes | memoryview | Chunked
+
+
 class Damaged(Exception):
     """The bytes of a pack are not what this module wrote."""
 
@@ -68,25 +73,71 @@ def header_frame(header: Mapping[str, Any]) -> bytes:
     return _SKIPPABLE.pack(_SKIPPABLE_MAGIC, len(body)) + body
 
 
-def body_frames(bodies: Sequence[bytes], compress: zstandard.ZstdCompressor) -> list[bytes]:
-    """Compress each body into a frame of its own, letting other threads run meanwhile."""
+def begin(file: IO[bytes], about: Mapping[str, str]) -> None:
+    """Write the info frame of a new pack."""
+    _write(file, header_frame({"format": 1, **about}))
+
+
+def append(
+    file: IO[bytes],
+    records: Iterable[tuple[Mapping[str, Any], Body]],
+    compress: zstandard.ZstdCompressor,
+) -> list[Extent]:
+    """Add records to a pack's end; return where each frame lies. The file is unbuffered.
+
+    After an error (OSError: a full disk) the file is as it was.
+    """
+    records = list(records)
+    start = end = file.seek(0, os.SEEK_END)
+    small = [body for _, body in records if isinstance(body, bytes | memoryview)]
+    frames = iter(_frames(small, compress))
+    extents: list[Extent] = []
+    waiting: list[bytes] = []
+    try:
+        for header, body in records:
+            waiting.append(header_frame(header))
+            offset = end + len(waiting[-1])
+            if isinstance(body, bytes | memoryview):
+                waiting.append(next(frames))
+                end = offset + len(waiting[-1])
+            else:
+                _write(file, b"".join(waiting))
+                waiting.clear()
+                end = _write_large(file, body, compress)
+            extents.append(Extent(offset, end - offset))
+        _write(file, b"".join(waiting))
+    except BaseException:
+        file.truncate(start)
+        raise
+    return extents
+
+
+def _frames(
+    bodies: Sequence[bytes | memoryview], compress: zstandard.ZstdCompressor
+) -> Iterator[bytes]:
+    """Compress each body into a frame of its own."""
     several: list[Any] = [body for body in bodies if body]  # the library leaves empty ones out
-    if not several:
-        return [compress.compress(b"") for _ in bodies]
-    packed = compress.multi_compress_to_buffer(several, threads=2)
+    packed = compress.multi_compress_to_buffer(several) if several else ()
     if len(packed) != len(several):
         raise Damaged(f"{len(several)} messages were compressed into {len(packed)} frames")
     frames = (packed[index].tobytes() for index in range(len(packed)))
-    return [next(frames) if body else compress.compress(b"") for body in bodies]
+    for body in bodies:
+        yield next(frames) if body else compress.compress(b"")
 
 
-def write_large_body(file: IO[bytes], body: Chunked, compress: zstandard.ZstdCompressor) -> int:
-    """Append one body frame; return its length in bytes. Holds one chunk of it."""
-    before = file.tell()
-    with compress.stream_writer(file, size=body.size, closefd=False) as writer:
-        for chunk in body.chunks():
-            writer.write(chunk)
-    return file.tell() - before
+def _write_large(file: IO[bytes], body: Chunked, compress: zstandard.ZstdCompressor) -> int:
+    """Append one body's frame; return where it ends. Holds one chunk of it."""
+    deflate = compress.compressobj(size=body.size)
+    for chunk in body.chunks():
+        _write(file, deflate.compress(chunk))
+    _write(file, deflate.flush())
+    return file.tell()
+
+
+def _write(file: IO[bytes], data: bytes | memoryview) -> None:
+    left = memoryview(data)
+    while left:  # a disk that is nearly full takes a part
+        left = left[file.write(left) :]
 
 
 class HashingReader:

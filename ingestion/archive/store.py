@@ -13,10 +13,10 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from django.conf import settings
 
@@ -26,8 +26,6 @@ from ingestion.archive.format import Damaged, Entry, Extent
 from ingestion.errors import Corrupt
 
 __all__ = ["Entry", "Extent", "PackFile", "PackStore", "PackWriter", "store"]
-
-_BUFFER_BYTES = 1 << 20
 
 
 def store() -> "PackStore":
@@ -47,52 +45,23 @@ class PackFile:
 
 
 class PackWriter:
-    """One new pack. Nothing of it remains unless `commit` returned."""
+    """One new pack. Nothing of it remains unless `commit` returned.
+
+    `file` is unbuffered and has no records yet; `archive.format.append` adds them.
+    """
 
     def __init__(self, directory: Path, source_id: uuid.UUID) -> None:
         self.pack_id = uuid.uuid4()
-        self.message_count = 0
         self._directory = directory
-        self._compressor = pack_format.compressor()
         self._partial = directory / f".{self.pack_id}.partial"
-        _make_durable_directory(directory)
-        # Closed by commit or __exit__.
-        self._file = self._partial.open("xb", buffering=_BUFFER_BYTES)
-        self._offset = self._file.write(
-            pack_format.header_frame(
-                {"format": 1, "source": str(source_id), "pack": str(self.pack_id)}
-            )
-        )
         self._committed = False
-
-    @property
-    def size_bytes(self) -> int:
-        return self._offset
-
-    def append(self, header: Mapping[str, Any], body: Body) -> Extent:
-        """Add a message. Raises OSError (a full disk): leave the `with`, nothing remains."""
-        return self.append_all([(header, body)])[0]
-
-    def append_all(self, records: Sequence[tuple[Mapping[str, Any], Body]]) -> list[Extent]:
-        """Add messages, compressing the small ones in one call; return where each frame lies.
-
-        After an error none of them is in the pack, and those added before may still be committed.
-        """
-        self._file.seek(self._offset)  # what an append that failed had written is written over
-        small = [body for _, body in records if isinstance(body, bytes)]
-        frames = iter(pack_format.body_frames(small, self._compressor))
-        extents, end = [], self._offset
-        for header, body in records:
-            start = end + self._file.write(pack_format.header_frame(header))
-            if isinstance(body, bytes):
-                length = self._file.write(next(frames))
-            else:
-                length = pack_format.write_large_body(self._file, body, self._compressor)
-            end = start + length
-            extents.append(Extent(start, length))
-        self._offset = end
-        self.message_count += len(records)
-        return extents
+        _make_durable_directory(directory)
+        self.file = self._partial.open("x+b", buffering=0)  # closed by commit or __exit__
+        try:
+            pack_format.begin(self.file, {"source": str(source_id), "pack": str(self.pack_id)})
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
 
     def remove(self) -> None:
         """Delete the pack after its commit: no row will ever name it. Idempotent."""
@@ -100,14 +69,13 @@ class PackWriter:
 
     def commit(self) -> int:
         """Make the pack durable under its final name; return its size in bytes."""
-        self._file.flush()
-        self._file.truncate(self._offset)
-        os.fsync(self._file.fileno())
-        self._file.close()
+        size_bytes = self.file.seek(0, os.SEEK_END)
+        os.fsync(self.file.fileno())
+        self.file.close()
         self._partial.rename(self._directory / f"{self.pack_id}.pack")
         _fsync_directory(self._directory)
         self._committed = True
-        return self._offset
+        return size_bytes
 
     def __enter__(self) -> Self:
         return self
@@ -118,14 +86,8 @@ class PackWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._committed:
-            return
-        try:
-            self._file.close()  # flushes: raises again on a full disk
-        except OSError:
-            if error is None:
-                raise
-        finally:
+        if not self._committed:
+            self.file.close()
             self._partial.unlink(missing_ok=True)
 
 

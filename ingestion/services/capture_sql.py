@@ -1,7 +1,6 @@
 """The statements of the capture transaction: a thousand rows cost one round trip.
 
-Values go as PostgreSQL's own text forms, written here: psycopg's adaptation of Python lists costs
-several times what hashing a message does.
+Values go as PostgreSQL's own text forms (`ingestion.rows`).
 """
 
 import dataclasses
@@ -18,28 +17,7 @@ from typing import Any
 from django.db import connection, transaction
 
 from connectors.types import Cursor, MessageRef
-from ingestion import mime
-from ingestion.archive.store import Extent
-
-_NOT_PARSED = mime.Headers(defects=("not parsed: workers died when they did",))
-
-
-@dataclasses.dataclass(slots=True)
-class NewMessage:
-    """Bytes that are in the pack and get a message row."""
-
-    id: uuid.UUID
-    sha256: bytes
-    size: int
-    extent: Extent
-    received_at: dt.datetime | None
-    #: The header section; None: it is not to be parsed.
-    head: bytes | None
-    headers: mime.Headers = _NOT_PARSED
-
-    def parse(self) -> None:
-        if self.head is not None:
-            self.headers, self.head = mime.parse_headers(self.head), None
+from ingestion.rows import NewMessage, array_literal, element
 
 
 def new_message_ids(count: int) -> Iterator[uuid.UUID]:
@@ -52,26 +30,15 @@ def new_message_ids(count: int) -> Iterator[uuid.UUID]:
         yield uuid.UUID(int=milliseconds << 80 | 7 << 76 | high << 64 | 2 << 62 | low)
 
 
-def array_literal(values: Iterable[str]) -> str:
-    """Write a PostgreSQL text[] literal."""
-    return "{" + ",".join(map(_element, values)) + "}"
-
-
-def _element(value: str) -> str:
-    if not value.isascii():  # JSON may name half a character, which no database takes
-        value = value.encode("utf-8", "replace").decode("utf-8")
-    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") + '"'
-
-
 @functools.lru_cache(maxsize=1000)  # few sets of labels are all there are
 def _labels_literal(labels: tuple[str, ...]) -> str:
     return array_literal(labels)
 
 
 @functools.lru_cache(maxsize=1000)
-def _labels_element(labels: tuple[str, ...]) -> str:
+def _labelselement(labels: tuple[str, ...]) -> str:
     """Write labels as one element: unnest() can't take arrays of arrays of any length."""
-    return _element(_labels_literal(labels))
+    return element(_labels_literal(labels))
 
 
 def _uuids(values: Iterable[uuid.UUID]) -> str:
@@ -176,41 +143,14 @@ def insert_pack(pack_id: uuid.UUID, source_id: uuid.UUID, size_bytes: int, count
     )
 
 
-_COPY_MESSAGES = """COPY ingestion_message
-    (mailbox_id, pack_id, id, sha256, size_bytes, pack_offset, pack_length, received_at, subject,
-     sender, recipients, sent_at, message_id, defects) FROM STDIN"""
-
-
-def insert_messages(
-    mailbox_id: uuid.UUID, pack_id: uuid.UUID, messages: Sequence[NewMessage]
-) -> None:
-    """Insert message rows. The caller owns the mailbox (its lease, or its row's lock) and knows
-    that it has none of these hashes; where that is wrong, the database says IntegrityError."""
-    start = f"{mailbox_id.hex}\t{pack_id.hex}\t"
-    lines = [start + _line(message) for message in messages]
-    with connection.cursor() as cursor, cursor.cursor.copy(_COPY_MESSAGES) as copy:
-        copy.write("".join(lines))
-
-
-def _line(message: NewMessage) -> str:
-    """Write what follows mailbox and pack, in COPY's text format."""
-    headers, extent = message.headers, message.extent
-    return (
-        f"{message.id.hex}\t\\\\x{message.sha256.hex()}\t{message.size}\t"
-        f"{extent.offset}\t{extent.length}\t{message.received_at or _NULL}\t"
-        f"{_copied(headers.subject)}\t{_copied(headers.sender)}\t{_copied(headers.recipients)}\t"
-        f"{headers.sent_at or _NULL}\t{_copied(headers.message_id)}\t"
-        f"{_copied(array_literal(headers.defects))}\n"
-    )
-
-
-_NULL = r"\N"
-#: COPY's text format: what delimits columns and rows, and the backslash; NUL can't be stored.
-_COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": ""})
-
-
-def _copied(text: str) -> str:
-    return text.replace("\\", r"\\") if text.isprintable() else text.translate(_COPY_ESCAPES)
+def insert_messages(rows: Iterable[bytes]) -> None:
+    """Insert message rows (rows.NewMessage.line). The caller owns the mailbox (its lease, or its
+    row's lock) and knows that it has none of these hashes; where that is wrong, the database says
+    IntegrityError."""
+    statement = f"COPY ingestion_message ({NewMessage.COLUMNS}) FROM STDIN"
+    with connection.cursor() as cursor, cursor.cursor.copy(statement) as copy:
+        for some in rows:
+            copy.write(some)
 
 
 def upsert_placements(
@@ -247,7 +187,7 @@ def upsert_placements(
                 "remote": array_literal(unique),
                 "stable": array_literal([ref.stable_id for ref in refs]),
                 "thread": array_literal([ref.thread_id for ref in refs]),
-                "labels": "{" + ",".join([_labels_element(ref.labels or ()) for ref in refs]) + "}",
+                "labels": "{" + ",".join([_labelselement(ref.labels or ()) for ref in refs]) + "}",
             },
         )
         row = cursor.fetchone()
@@ -291,7 +231,7 @@ def relabel(folder_id: int, changes: Sequence[tuple[str, tuple[str, ...]]]) -> N
             {
                 "folder": folder_id,
                 "ids": array_literal([remote_id for remote_id, _ in changes]),
-                "labels": "{" + ",".join([_labels_element(labels) for _, labels in changes]) + "}",
+                "labels": "{" + ",".join([_labelselement(labels) for _, labels in changes]) + "}",
             },
         )
 

@@ -1,7 +1,8 @@
 """Makes batches durable, then visible, in order, in a thread of its own: a group commit.
 
-    pack durable -> transaction { lease fence, pack, then for each batch: messages, placements,
-                                  failures, folder cursor; counters }
+    pack complete (`services.packing`), then durable
+      -> transaction { lease fence, pack, then for each batch: messages, placements, failures,
+                       folder cursor; counters }
 
 While one group is written, the next is fetched, hashed and compressed: the disk's and the
 database's time is hidden. A batch that comes while the thread is idle is a group of its own; those
@@ -22,11 +23,11 @@ from connectors.errors import ConnectorError, MessageGone
 from connectors.types import Cursor, MessageRef, Missing
 from ingestion.archive.store import PackStore, PackWriter
 from ingestion.errors import LeaseLost
-from ingestion.models import Mailbox, Run
+from ingestion.models import Folder, Mailbox, Run
 from ingestion.services import backoff
 from ingestion.services import capture_sql as sql
-from ingestion.services.capture_sql import NewMessage
 from ingestion.services.lease import Lease
+from ingestion.services.packing import Packer, Packing, Unpacked
 
 #: A group ends at the latest after this much: it bounds memory and what a crash repeats.
 COMMIT_BYTES = 16_000_000
@@ -38,8 +39,11 @@ class Batch:
     """What came of a folder's page, or of a part of it. `placements` name messages by id, new and
     known."""
 
-    folder_id: int
-    new: list[NewMessage] = dataclasses.field(default_factory=list)
+    folder: Folder
+    #: The messages among them that are new: their ids by hash, their rows in the making.
+    ids: dict[bytes, uuid.UUID] = dataclasses.field(default_factory=dict)
+    packing: list[Packing] = dataclasses.field(default_factory=list)
+    new_bytes: int = 0
     placements: list[tuple[MessageRef, uuid.UUID]] = dataclasses.field(default_factory=list)
     missing: list[Missing] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)  # remote ids nobody wants
@@ -66,7 +70,7 @@ class _Group:
 
     def add(self, batch: Batch) -> None:
         self.batches.append(batch)
-        self.ids.update({message.sha256: message.id for message in batch.new})
+        self.ids.update(batch.ids)
         self.references += len(batch.placements) + len(batch.missing) + len(batch.left_out)
         self.references += len(batch.removed) + len(batch.relabelled)
         self.fetched_bytes += batch.fetched_bytes
@@ -89,13 +93,20 @@ class Committer:
         self._group = _Group()
         self._under_way: concurrent.futures.Future[None] | None = None
         self._ids_under_way: dict[bytes, uuid.UUID] = {}
+        self._packer = Packer(mailbox)
 
-    @property
-    def pack(self) -> PackWriter:
-        """The pack for what the next batch brings. Raises OSError."""
+    def pack(self, batch: Batch, messages: Sequence[Unpacked], *, parse: bool) -> None:
+        """Have new messages of a batch, which is the next to be submitted, appended to a pack.
+
+        Raises OSError where there can't be a pack; what becomes of the messages, `submit` tells.
+        """
         if self._group.writer is None:
             self._group.writer = self._store.writer(self._mailbox.source_id)
-        return self._group.writer
+        batch.packing.append(
+            self._packer.submit(self._group.writer, batch.folder, messages, parse=parse)
+        )
+        batch.ids.update({message.sha256: message.id for message in messages})
+        batch.new_bytes += sum(message.size for message in messages)
 
     def invisible(self) -> dict[bytes, uuid.UUID]:
         """Return the message ids by hash of what was submitted and no query may find yet."""
@@ -144,6 +155,7 @@ class Committer:
         try:
             self.wait()
         finally:
+            self._packer.close()
             self._thread.submit(_close_connection)
             self._thread.shutdown()
             self._group.drop()  # of a batch that never came; on a full disk that is an error again
@@ -153,13 +165,11 @@ class Committer:
     def _commit(self, group: _Group) -> None:
         writer = group.writer
         with writer or contextlib.nullcontext():
+            rows = [packing.rows() for batch in group.batches for packing in batch.packing]
             pack_size = writer.commit() if writer else 0
-        for batch in group.batches:
-            for message in batch.new:
-                message.parse()
         try:
             with transaction.atomic():
-                self._write(group, pack_size)
+                self._write(group, pack_size, rows)
         except LeaseLost:
             if writer is not None:
                 writer.remove()
@@ -168,13 +178,12 @@ class Committer:
         if group.ids:
             sql.recount_source(self._mailbox.source_id)
 
-    def _write(self, group: _Group, pack_size: int) -> None:
+    def _write(self, group: _Group, pack_size: int, rows: list[bytes]) -> None:
         self._lease.fence()
         if group.writer is not None:
             pack_id = group.writer.pack_id
             sql.insert_pack(pack_id, self._mailbox.source_id, pack_size, len(group.ids))
-            new = [message for batch in group.batches for message in batch.new]
-            sql.insert_messages(self._mailbox.pk, pack_id, new)
+            sql.insert_messages(rows)
         progress = sql.Progress()
         for batch in group.batches:
             progress += self._write_batch(batch)
@@ -183,19 +192,19 @@ class Committer:
         # Without any, the attempts since there was some are still counted.
 
     def _write_batch(self, batch: Batch) -> sql.Progress:
-        placed = sql.upsert_placements(self._mailbox.pk, batch.folder_id, batch.placements)
+        placed = sql.upsert_placements(self._mailbox.pk, batch.folder.pk, batch.placements)
         settled = [ref.remote_id for ref, _ in batch.placements] + batch.left_out
-        sql.clear_failures(batch.folder_id, settled)
+        sql.clear_failures(batch.folder.pk, settled)
         failed, gone = self._write_missing(batch)
         if batch.removed:
-            sql.mark_removed(batch.folder_id, batch.removed)
+            sql.mark_removed(batch.folder.pk, batch.removed)
         if batch.relabelled:
-            sql.relabel(batch.folder_id, batch.relabelled)
+            sql.relabel(batch.folder.pk, batch.relabelled)
         if batch.cursor is not None:
-            sql.store_cursor(batch.folder_id, batch.cursor, listed=batch.listed)
+            sql.store_cursor(batch.folder.pk, batch.cursor, listed=batch.listed)
         return sql.Progress(
-            messages=len(batch.new),
-            stored_bytes=sum(message.size for message in batch.new),
+            messages=len(batch.ids),
+            stored_bytes=batch.new_bytes,
             placed=placed,
             failed=failed,
             gone=gone,
@@ -206,9 +215,9 @@ class Committer:
     def _write_missing(self, batch: Batch) -> tuple[int, int]:
         gone = [m.ref.remote_id for m in batch.missing if isinstance(m.error, MessageGone)]
         failed = [m for m in batch.missing if not isinstance(m.error, MessageGone)]
-        sql.clear_failures(batch.folder_id, gone)
+        sql.clear_failures(batch.folder.pk, gone)
         attempts_of = (
-            sql.failed(batch.folder_id, [m.ref.remote_id for m in failed]) if failed else {}
+            sql.failed(batch.folder.pk, [m.ref.remote_id for m in failed]) if failed else {}
         )
         for missing in failed:
             error = missing.error
@@ -216,7 +225,7 @@ class Committer:
             attempts = attempts_of.get(missing.ref.remote_id, 0) + 1
             sql.upsert_failure(
                 self._mailbox.pk,
-                batch.folder_id,
+                batch.folder.pk,
                 missing.ref,
                 code=code,
                 reason=str(error)[:2000].replace("\0", ""),

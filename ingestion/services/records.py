@@ -1,6 +1,6 @@
 """What one record of a pack says, checked: the way back from a pack to rows.
 
-The way there is `services.capture`, which writes the record's header.
+The way there is `ingestion.packer`, which writes the record's header.
 """
 
 import dataclasses
@@ -13,7 +13,8 @@ from connectors.types import SpooledBody
 from ingestion import mime
 from ingestion.archive.store import Entry, Extent, PackStore
 from ingestion.models import Folder, Mailbox, Placement
-from ingestion.services.capture_sql import NewMessage, new_message_ids
+from ingestion.rows import NewMessage
+from ingestion.services.capture_sql import new_message_ids
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Record:
         """Return the row, not yet stored, of the message."""
         [pk] = new_message_ids(1)
         return NewMessage(
-            pk, self.sha256, self.size, self.extent, self.received_at, None, self.headers
+            pk.hex, self.sha256, self.size, self.extent, self.received_at, self.headers
         )
 
     def placement(

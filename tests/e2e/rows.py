@@ -7,6 +7,7 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from ingestion.archive import format as pack_format
 from ingestion.archive.store import store
 from ingestion.mime import head_of, parse_headers
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
@@ -54,10 +55,11 @@ def archived(folder: Folder, *bodies: bytes) -> list[Message]:
     """Put messages into the archive as capture does: a pack, then the rows."""
     mailbox = folder.mailbox
     with store().writer(mailbox.source_id) as pack:
-        extents = [
-            pack.append({"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)}, body)
+        records = [
+            ({"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)}, body)
             for body in bodies
         ]
+        extents = pack_format.append(pack.file, records, pack_format.compressor())
         size = pack.commit()
     row = Pack.objects.create(
         id=pack.pack_id, source=mailbox.source, size_bytes=size, message_count=len(bodies)

@@ -15,12 +15,13 @@ import pytest
 
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
-from ingestion.models import IngestionSource, Mailbox, Message, Pack, Run
+from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Run
 from ingestion.services.commit import Batch, Committer
 from ingestion.services.lease import Lease
 from tests.servers import imap_source
 from tests.servers.imap_script import ImapScript
 from tests.servers.imap_source import archived, held_by, stray_files
+from tests.servers.stack import packing_processes
 
 pytestmark = pytest.mark.django_db(transaction=True)
 _ROOM_BYTES = 3_000_000
@@ -40,12 +41,24 @@ def a_small_tmpfs(root: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def a_limit_of_file_sizes(root: Path) -> Iterator[str]:
     """Not a full disk, but the same moment: write(2) itself fails, with EFBIG."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (_ROOM_BYTES, before[1]))
-    try:
+    with _file_sizes_limited(_ROOM_BYTES):
         yield "File too large"
+
+
+@contextlib.contextmanager
+def _file_sizes_limited(size_bytes: int) -> Iterator[None]:
+    """For this process and those that pack for it."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(limits: tuple[int, int]) -> None:
+        for pid in (os.getpid(), *packing_processes()):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
+
+    limit((size_bytes, before[1]))
+    try:
+        yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        limit(before)
 
 
 def _ways() -> list[Full]:
@@ -119,21 +132,16 @@ def _assert_nothing_is_half_written(source: IngestionSource) -> None:
 
 
 def test_the_committers_thread_ends_on_a_full_disk(settings: Any, tmp_path: Path) -> None:
-    """Also where a pack can't even be closed, whose batch never came."""
+    """Also where a pack can't even be begun."""
     settings.ARCHIVE_DIR = tmp_path
     mailbox = Mailbox(source=IngestionSource(), address="a@example.com")
     committer = Committer(
         Lease(mailbox.pk, 1), store=store(), run=Run(source=mailbox.source), mailbox=mailbox
     )
-    committer.submit(Batch(0))
+    committer.submit(Batch(Folder()))
     with pytest.raises(LeaseLost):
         committer.wait()  # there is no such mailbox; but the thread is there now
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
-    try:
-        with pytest.raises(OSError, match="File too large"), committer:
-            committer.pack.append({}, random.Random(1).randbytes(900_000))  # in a buffer yet
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with _file_sizes_limited(10), pytest.raises(OSError, match="File too large"), committer:
+        committer.pack(Batch(Folder()), [], parse=True)
     assert not [t for t in threading.enumerate() if t.name.startswith("commit")]
     assert list(store().packs()) == []

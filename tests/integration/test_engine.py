@@ -15,6 +15,7 @@ from django.utils import timezone
 
 from connectors.errors import Fatal, MailboxUnavailable, MessageRefused, NeedsReauth, Unavailable
 from connectors.types import Body
+from ingestion.archive import format as pack_format
 from ingestion.archive.store import Extent, store
 from ingestion.errors import LeaseLost, NotAllowedNow
 from ingestion.models import (
@@ -552,7 +553,8 @@ def test_a_pack_without_its_transaction_is_collected_and_the_import_completes(
 ) -> None:
     fill(server, 5)
     with store().writer(source.pk) as writer:
-        writer.append({"sha256": ""}, b"bytes of a worker that died here")
+        orphan = ({"sha256": ""}, b"bytes of a worker that died here")
+        pack_format.append(writer.file, [orphan], pack_format.compressor())
         writer.commit()
     start(source)
     finish(source)

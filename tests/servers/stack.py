@@ -124,6 +124,15 @@ def descendants(pid: int) -> list[int]:
     return [p for child in child_pids(pid) for p in (child, *descendants(child))]
 
 
+def packing_processes(pid: int | None = None) -> list[int]:
+    """Return the processes that pack for this one, or for another."""
+    return [
+        child
+        for child in child_pids(pid or os.getpid())
+        if b"ingestion.packer" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
+
+
 @dataclasses.dataclass
 class Service:
     """The running service. `env` makes a `manage.py` process of a test part of it."""

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zstandard
@@ -14,16 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.types import Body, SpooledBody
-from ingestion.archive.store import Extent, PackStore
+from ingestion.archive import format as pack_format
+from ingestion.archive.store import Extent, PackStore, PackWriter
 from ingestion.errors import Corrupt
 
 SOURCE = uuid.UUID(int=1)
 
 
+def append(writer: PackWriter, *records: tuple[dict[str, Any], Body]) -> list[Extent]:
+    return pack_format.append(writer.file, records, pack_format.compressor())
+
+
 def write(store: PackStore, *bodies: bytes) -> tuple[uuid.UUID, list[Extent]]:
     with store.writer(SOURCE) as writer:
-        extents = writer.append_all(
-            [({"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)}, b) for b in bodies]
+        extents = append(
+            writer,
+            *[({"sha256": hashlib.sha256(b).hexdigest(), "size": len(b)}, b) for b in bodies],
         )
         writer.commit()
     return writer.pack_id, extents
@@ -51,7 +58,8 @@ def test_a_large_body_is_spooled_both_ways(tmp_path: Path) -> None:
     with tempfile.TemporaryFile() as file:
         file.write(body)
         with store.writer(SOURCE) as writer:
-            extent = writer.append({"sha256": "", "size": len(body)}, SpooledBody(file, len(body)))
+            about = {"sha256": "", "size": len(body)}
+            [extent] = append(writer, (about, SpooledBody(file, len(body))))
             writer.commit()
     found = read(store, writer.pack_id, extent, body)
     assert isinstance(found, SpooledBody)
@@ -63,7 +71,7 @@ def test_a_large_body_is_spooled_both_ways(tmp_path: Path) -> None:
 def test_without_commit_nothing_remains(tmp_path: Path) -> None:
     store = PackStore(tmp_path)
     with pytest.raises(ZeroDivisionError), store.writer(SOURCE) as writer:
-        writer.append({}, b"x")
+        append(writer, ({}, b"x"))
         raise ZeroDivisionError
     assert list(store.packs()) == []
     assert not list(tmp_path.rglob("*.p*"))
@@ -76,10 +84,10 @@ def test_an_append_that_fails_leaves_nothing_in_the_pack(tmp_path: Path, more: l
     with store.writer(SOURCE) as writer, tempfile.TemporaryFile() as file:
         file.write(os.urandom(3_000_000))
         short = SpooledBody(file, 3_500_000)  # fails at its end, when all of it is written
-        extents = [writer.append({"n": 0}, b"before")]
+        extents = append(writer, ({"n": 0}, b"before"))
         with pytest.raises(zstandard.ZstdError):
-            writer.append_all([({"n": 1}, b"with it"), ({"n": 2}, short)])
-        extents += [writer.append({"n": 3}, body) for body in more]
+            append(writer, ({"n": 1}, b"with it"), ({"n": 2}, short))
+        extents += append(writer, *[({"n": 3}, body) for body in more])
         size = writer.commit()
     assert [entry.extent for entry in store.scan(SOURCE, writer.pack_id)] == extents
     assert next(store.packs(SOURCE)).size_bytes == size

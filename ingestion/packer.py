@@ -1,0 +1,181 @@
+"""The packing process: compresses messages, appends them to a pack, and writes their rows.
+
+    python -m ingestion.packer CHANNEL ARENA       (descriptors; `services.packing` starts it)
+
+A worker downloads, hashes, looks up and commits. What needs nothing but the messages themselves is
+done here: on another core, and without waiting for the interpreter's lock. Bodies come in memory
+that both processes share, the pack and large bodies as open files, the rest of a job through a
+socket; the answer is rows for COPY. No state is kept from job to job, and no database is known.
+
+It ends with its worker, and ignores every request to end before: its worker may need it to stop.
+"""
+
+import contextlib
+import datetime as dt
+import gc
+import json
+import mmap
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from typing import IO, Any, NamedTuple
+
+import zstandard
+
+from connectors.types import CHUNK_BYTES, SpooledBody
+from ingestion import mime
+from ingestion.archive import format as pack_format
+from ingestion.rows import NewMessage
+
+_FRAME = struct.Struct("!BI")  # what it is, how many bytes follow
+#: What frames are.
+JOB, ROWS, OS_ERROR, BUG = range(4)
+_MAX_FILES = 250  # SCM_RIGHTS takes 253
+
+_NOT_PARSED = mime.Headers(defects=("not parsed: workers died when they did",))
+
+
+class Message(NamedTuple):
+    """A message to pack, and what the pack says of it. A body of `size` bytes is in the arena from
+    `start` on; where that is None it is the next of the job's files."""
+
+    id: str
+    sha256: bytes
+    size: int
+    start: int | None
+    remote_id: str
+    stable_id: str
+    received_at: dt.datetime | None
+    labels: Sequence[str]
+
+
+class Job(NamedTuple):
+    """Messages of one folder. `said` is what the pack says of each of them alike."""
+
+    mailbox: uuid.UUID
+    pack: uuid.UUID
+    said: Mapping[str, str]
+    parse: bool
+    messages: Sequence[Message]
+
+
+# -- the socket ------------------------------------------------------------------------------------
+
+
+def send(channel: socket.socket, kind: int, content: bytes, files: Sequence[int] = ()) -> None:
+    """Send a frame, with open files. Raises OSError where nobody is there."""
+    socket.send_fds(channel, [_FRAME.pack(kind, len(content))], files)
+    channel.sendall(content)
+
+
+def receive(channel: socket.socket) -> tuple[int, bytes, list[int]]:
+    """Wait for a frame; return its kind, its content and new descriptors of its files.
+
+    Raises EOFError or OSError where nobody is there any more.
+    """
+    start, files, _, _ = socket.recv_fds(channel, _FRAME.size, _MAX_FILES)
+    kind, length = _FRAME.unpack(start + _exactly(channel, _FRAME.size - len(start)))
+    return kind, _exactly(channel, length), files
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = channel.recv_into(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return bytes(data)
+
+
+# -- the work --------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+    with (
+        socket.socket(fileno=int(sys.argv[1])) as channel,
+        mmap.mmap(int(sys.argv[2]), 0, prot=mmap.PROT_READ) as arena,
+        memoryview(arena) as bodies,
+        contextlib.suppress(EOFError, ConnectionError),  # its worker is gone
+    ):
+        compress = pack_format.compressor()
+        while True:
+            _, content, files = receive(channel)
+            job = pickle.loads(content)  # noqa: S301 - its worker wrote it
+            send(channel, *_answer(job, files, bodies, compress))
+
+
+def _answer(
+    job: Job, files: Sequence[int], arena: memoryview, compress: zstandard.ZstdCompressor
+) -> tuple[int, bytes]:
+    pack, *large = [os.fdopen(descriptor, "r+b", buffering=0) for descriptor in files]
+    try:
+        return ROWS, "".join(_rows(job, pack, large, arena, compress)).encode()
+    except OSError as error:
+        return OS_ERROR, json.dumps([error.errno, error.strerror]).encode()
+    except Exception:  # noqa: BLE001 - the worker raises it
+        return BUG, traceback.format_exc().encode()
+    finally:
+        for file in (pack, *large):
+            file.close()
+
+
+def _rows(
+    job: Job,
+    pack: IO[bytes],
+    large: Sequence[IO[bytes]],
+    arena: memoryview,
+    compress: zstandard.ZstdCompressor,
+) -> Iterator[str]:
+    """Append the job's messages to the pack and yield their rows. Raises OSError (a full disk):
+    then the pack is as it was."""
+    files = iter(large)
+    bodies: list[memoryview | SpooledBody] = [
+        SpooledBody(next(files), message.size)
+        if message.start is None
+        else arena[message.start : message.start + message.size]
+        for message in job.messages
+    ]
+    records = [
+        (_header(job, message), body) for message, body in zip(job.messages, bodies, strict=True)
+    ]
+    extents = pack_format.append(pack, records, compress)
+    for message, body, extent in zip(job.messages, bodies, extents, strict=True):
+        headers = mime.parse_headers(_head(body)) if job.parse else _NOT_PARSED
+        yield NewMessage(
+            message.id, message.sha256, message.size, extent, message.received_at, headers
+        ).line(job.mailbox, job.pack)
+
+
+def _header(job: Job, message: Message) -> dict[str, Any]:
+    """Return what the pack says of a message: enough to make the rows again."""
+    return {
+        "sha256": message.sha256.hex(),
+        "size": message.size,
+        **job.said,
+        "remote_id": message.remote_id,
+        "stable_id": message.stable_id,
+        "received_at": message.received_at.isoformat() if message.received_at else None,
+        "labels": message.labels,
+    }
+
+
+def _head(body: memoryview | SpooledBody) -> bytes:
+    if isinstance(body, SpooledBody):
+        return mime.head_of(next(body.chunks(), b"")[:CHUNK_BYTES])
+    return mime.head_of(bytes(body[: mime.MAX_HEAD_BYTES]))
+
+
+if __name__ == "__main__":
+    main()
