@@ -67,10 +67,10 @@ class Headers:
     defects: tuple[str, ...] = ()
 
 
-def head_of(message: bytes) -> bytes:
+def head_of(message: bytes | memoryview) -> bytes:
     """Return the header section of a message (at most MAX_HEAD_BYTES), without the empty line."""
     empty_line = _EMPTY_LINE.search(message, 0, MAX_HEAD_BYTES)
-    return message[: empty_line.start() if empty_line else MAX_HEAD_BYTES]
+    return bytes(message[: empty_line.start() if empty_line else MAX_HEAD_BYTES])
 
 
 def parse_headers(head: bytes) -> Headers:

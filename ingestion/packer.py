@@ -174,7 +174,7 @@ def _header(job: Job, message: Message) -> dict[str, Any]:
 def _head(body: memoryview | SpooledBody) -> bytes:
     if isinstance(body, SpooledBody):
         return mime.head_of(next(body.chunks(), b"")[:CHUNK_BYTES])
-    return mime.head_of(bytes(body[: mime.MAX_HEAD_BYTES]))
+    return mime.head_of(body)
 
 
 if __name__ == "__main__":
