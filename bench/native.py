@@ -29,10 +29,15 @@ def build(name: str, directory: Path) -> Path:
 
 @contextlib.contextmanager
 def proxy(
-    program: Path, port: int, *, each_way_seconds: float = 0.0, log: Path | None = None
+    program: Path,
+    port: int,
+    *,
+    each_way_seconds: float = 0.0,
+    bytes_per_second: int = 0,
+    log: Path | None = None,
 ) -> Iterator[int]:
     """Run the proxy before `port` of this machine; yield the port that it listens on."""
-    words = [str(program), str(port), str(round(each_way_seconds * 1e6))]
+    words = [str(program), str(port), str(round(each_way_seconds * 1e6)), str(bytes_per_second)]
     with subprocess.Popen(
         [*words, *([str(log)] if log else [])], stdout=subprocess.PIPE
     ) as running:

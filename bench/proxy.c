@@ -1,8 +1,9 @@
-/* Adds latency to TCP connections without limiting what flows, and keeps what clients said.
+/* Adds latency to TCP connections, or limits what flows, and keeps what clients said.
  *
- * proxy TARGET_PORT DELAY_MICROSECONDS [LOG_PREFIX]: listens on a free port of 127.0.0.1, prints it,
- * and connects each client to TARGET_PORT. Each direction takes the delay, so the round trip gets
- * twice as much. What a client sends is also written to LOG_PREFIX.<number of the connection>.
+ * proxy TARGET_PORT DELAY_MICROSECONDS BYTES_PER_SECOND [LOG_PREFIX]: listens on a free port of
+ * 127.0.0.1, prints it, and connects each client to TARGET_PORT. Each direction takes the delay, so
+ * the round trip gets twice as much; each direction of each connection lets so many bytes through,
+ * 0: all that come. What a client sends is also written to LOG_PREFIX.<number of the connection>.
  *
  * Per direction, one thread reads into a queue and notes when each piece is due; another writes it
  * then. The queue holds 64 MB: 3 GB/s at 20 ms.
@@ -39,16 +40,33 @@ struct direction {
 	pthread_cond_t changed;
 };
 
-static long delay_ns;
+static long delay_ns, bytes_per_second;
+
+static struct timespec later(struct timespec from, long ns)
+{
+	from.tv_nsec += ns % 1000000000;
+	from.tv_sec += ns / 1000000000 + from.tv_nsec / 1000000000;
+	from.tv_nsec %= 1000000000;
+	return from;
+}
 
 static struct timespec due_time(void)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	now.tv_nsec += delay_ns;
-	now.tv_sec += now.tv_nsec / 1000000000;
-	now.tv_nsec %= 1000000000;
-	return now;
+	return later(now, delay_ns);
+}
+
+/* Sleep as long as these bytes take, counted from when those before were through. */
+static void pace(struct timespec *through, size_t size)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (now.tv_sec > through->tv_sec ||
+	    (now.tv_sec == through->tv_sec && now.tv_nsec > through->tv_nsec))
+		*through = now;
+	*through = later(*through, (long)(size * 1e9 / (double)bytes_per_second));
+	clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, through, NULL);
 }
 
 static void put(struct direction *d, char *data, size_t size)
@@ -85,6 +103,7 @@ static void *writer(void *argument)
 {
 	struct direction *d = argument;
 	int broken = 0;
+	struct timespec through = {0, 0};
 	for (;;) {
 		pthread_mutex_lock(&d->lock);
 		while (d->put == d->taken)
@@ -93,6 +112,8 @@ static void *writer(void *argument)
 		pthread_mutex_unlock(&d->lock);
 		if (delay_ns)
 			clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &p.due, NULL);
+		if (bytes_per_second)
+			pace(&through, p.size);
 		for (size_t sent = 0; sent < p.size && !broken;) {
 			ssize_t n = write(d->to, p.data + sent, p.size - sent);
 			if (n <= 0) {
@@ -153,13 +174,15 @@ int main(int count, char **words)
 	int one = 1, connections = 0;
 	struct sockaddr_in here = {.sin_family = AF_INET}, there;
 	socklen_t length = sizeof here;
-	if (count < 3) {
-		fprintf(stderr, "usage: proxy TARGET_PORT DELAY_MICROSECONDS [LOG_PREFIX]\n");
+	if (count < 4) {
+		fprintf(stderr,
+			"usage: proxy TARGET_PORT DELAY_MICROSECONDS BYTES_PER_SECOND [LOG_PREFIX]\n");
 		return 2;
 	}
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
 	signal(SIGPIPE, SIG_IGN);
 	delay_ns = atol(words[2]) * 1000;
+	bytes_per_second = atol(words[3]);
 	here.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
 	there = here;
 	there.sin_port = htons((unsigned short)atoi(words[1]));
@@ -182,9 +205,9 @@ int main(int count, char **words)
 		}
 		setsockopt(p->client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
 		setsockopt(p->server, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-		if (count > 3) {
+		if (count > 4) {
 			char name[4096];
-			snprintf(name, sizeof name, "%s.%d", words[3], connections++);
+			snprintf(name, sizeof name, "%s.%d", words[4], connections++);
 			p->log = open(name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 		}
 		pthread_t thread;

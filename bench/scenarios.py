@@ -13,6 +13,8 @@ from bench.stage import Stage
 _MB = 1_000_000
 _ADDED_SECONDS = 0.020
 MEMORY_BYTES = 200 * _MB
+#: Bytes per second and connection: far below what one core handles, as over the internet.
+_PROVIDERS_PACE = 3 * _MB
 
 
 def _megabytes(value: float) -> str:
@@ -149,27 +151,41 @@ def tls(stage: Stage) -> Iterator[Row]:
 
 
 def workers(stage: Stage) -> Iterator[Row]:
-    """Four accounts at once, by one worker process and by two."""
+    """Four accounts at once, by one worker process and by two: from a server that gives as much as
+    it can, where the cores are the limit, and from one that gives as much as providers do."""
+    alone = stage.another_service(WORKER_CONCURRENCY="1")
+    both = stage.another_service(WORKER_CONCURRENCY="2")
+    with alone, both, stage.proxy(bytes_per_second=_PROVIDERS_PACE) as slow:
+        one, two = _by_one_and_two(
+            stage, "four accounts at once", stage.dovecot.port, 5_000, alone=alone, both=both
+        )
+        share = ratio(two, one)
+        two.note = f"{share:.2f} of one worker, {two.note}" if share else two.note
+        memory(two)
+        yield from (one, two)
+        pace = f"{_PROVIDERS_PACE / _MB:.0f} MB/s a connection"
+        one, two = _by_one_and_two(stage, f"…, {pace}", slow, 2_000, alone=alone, both=both)
+        two.checks = [at_least("of one worker", ratio(two, one), 1.8)]
+        yield from (one, two)
+
+
+def _by_one_and_two(
+    stage: Stage, name: str, port: int, messages: int, *, alone: Service, both: Service
+) -> tuple[Row, Row]:
     accounts = [
-        stage.warm(stage.account(stage.pool.messages(5_000, start=5_000 * n))) for n in range(4)
+        stage.warm(stage.account(stage.pool.messages(messages, start=messages * number)))
+        for number in range(4)
     ]
-    one, two = Row("four accounts at once", "one worker"), Row("four accounts at once", "two")
-    port = stage.dovecot.port
 
     def all_at_once(service: Service) -> Callable[[], Sample]:
         return lambda: service.measure(*[service.connect(a, port=port) for a in accounts])
 
-    with (
-        stage.another_service(WORKER_CONCURRENCY="1") as alone,
-        stage.another_service(WORKER_CONCURRENCY="2") as both,
-    ):
-        stage.say("Importing four accounts at once, in turns")
-        alternate(stage.plan.rounds, [(one, all_at_once(alone)), (two, all_at_once(both))])
-    two.checks = [at_least("of one worker", ratio(two, one), 1.8)]
+    one, two = Row(name, "one worker"), Row(name, "two")
+    stage.say("Importing four accounts at once, in turns")
+    alternate(stage.plan.rounds, [(one, all_at_once(alone)), (two, all_at_once(both))])
     for row in (one, two):
         row.note = _busy(row)
-    memory(two)
-    yield from (one, two)
+    return one, two
 
 
 def _busy(row: Row) -> str:

@@ -89,11 +89,19 @@ class Stage:
         return native.build("proxy", self.directory)
 
     def proxy(
-        self, *, each_way_seconds: float = 0.0, log: Path | None = None
+        self,
+        *,
+        each_way_seconds: float = 0.0,
+        bytes_per_second: int = 0,
+        log: Path | None = None,
     ) -> contextlib.AbstractContextManager[int]:
         """A proxy before the server's plain port; entering yields its own port."""
         return native.proxy(
-            self._proxy, self.dovecot.port, each_way_seconds=each_way_seconds, log=log
+            self._proxy,
+            self.dovecot.port,
+            each_way_seconds=each_way_seconds,
+            bytes_per_second=bytes_per_second,
+            log=log,
         )
 
     def account(self, files: Iterable[File], *, first_uid: int = 0) -> Account:
