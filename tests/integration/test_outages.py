@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
@@ -12,7 +13,7 @@ import redis
 from tests.servers.imap_script import Box, Client, ImapScript
 from tests.servers.imap_source import held_by
 from tests.servers.own_stack import OwnStack
-from tests.servers.stack import wait_for
+from tests.servers.stack import packing_processes, wait_for
 
 pytestmark = pytest.mark.timeout(150)
 _SECOND = b"Second"
@@ -87,6 +88,45 @@ def test_postgresql_killed_in_the_middle(stack: OwnStack, server: ImapScript) ->
     source = stack.import_from(server)
     assert stack.wait_until_active(source)["message"].startswith("120 archived.")
     assert_exactly_once(stack, server, source)
+
+
+def test_the_packing_process_killed_in_the_middle(stack: OwnStack, server: ImapScript) -> None:
+    """Its worker dies with it, and the next one goes on."""
+    workers: list[int] = []
+
+    class Outage(Halfway):
+        def then(self, client: Client) -> None:
+            workers.append(stack.process_of(client))
+            [packing] = wait_for(lambda: packing_processes(workers[0]))
+            os.kill(packing, signal.SIGKILL)
+
+    Outage(server)
+    source = stack.import_from(server)
+    assert stack.wait_until_active(source)["message"].startswith("120 archived.")
+    assert_exactly_once(stack, server, source)
+    assert not Path(f"/proc/{workers[0]}").exists()
+    assert "packing_process_died" in stack.running.output()
+
+
+def test_the_packing_process_ends_with_its_worker_and_not_before(
+    stack: OwnStack, server: ImapScript
+) -> None:
+    processes: list[int] = []
+
+    class Outage(Halfway):
+        def then(self, client: Client) -> None:
+            processes.append(stack.process_of(client))
+            processes.extend(wait_for(lambda: packing_processes(processes[0])))
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+                os.kill(processes[1], number)
+
+    Outage(server)
+    source = stack.import_from(server)
+    assert stack.wait_until_active(source)["message"].startswith("120 archived.")
+    worker, packing = processes
+    assert packing_processes(worker) == [packing]
+    os.kill(worker, signal.SIGKILL)
+    wait_for(lambda: not Path(f"/proc/{packing}").exists())
 
 
 def test_a_worker_that_sleeps_through_its_lease_can_not_commit(

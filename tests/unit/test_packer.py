@@ -1,0 +1,135 @@
+"""The packing process's answers, over its real socket, memory and files."""
+
+import errno
+import hashlib
+import io
+import json
+import mmap
+import os
+import pickle
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zstandard
+
+from ingestion import packer
+from ingestion.archive import format as pack_format
+from tests.servers.stack import ROOT
+
+MAILBOX, PACK = uuid.UUID(int=1), uuid.UUID(int=2)
+
+
+class Process:
+    def __init__(self, pid: int, channel: socket.socket, arena: mmap.mmap) -> None:
+        self.pid, self.channel, self.arena = pid, channel, arena
+
+    def descriptors(self) -> int:
+        return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
+
+    def pack(
+        self, file: io.FileIO, *bodies: bytes, large: io.FileIO | None = None, size: int = 0
+    ) -> tuple[int, bytes]:
+        messages, at = [], 0
+        for body in bodies:
+            self.arena[at : at + len(body)] = body
+            messages.append(_message(body, len(body), at))
+            at += len(body)
+        if large:
+            messages.append(_message(b"", size, None))
+        job = packer.Job(MAILBOX, PACK, {"folder": "INBOX"}, True, messages)
+        files = [file.fileno(), *([large.fileno()] if large else [])]
+        packer.send(self.channel, packer.JOB, pickle.dumps(job), files)
+        kind, content, _ = packer.receive(self.channel)
+        return kind, content
+
+
+def _message(body: bytes, size: int, start: int | None) -> packer.Message:
+    digest = hashlib.sha256(body).digest()
+    return packer.Message(f"{size:032x}", digest, size, start, "1:1", "", None, ())
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Process]:
+    arena = os.memfd_create("test")
+    os.ftruncate(arena, 1 << 20)
+    ours, theirs = socket.socketpair()
+    inherited = (theirs.fileno(), arena)
+    words = [sys.executable, "-m", "ingestion.packer", *map(str, inherited)]
+    with subprocess.Popen(words, pass_fds=inherited, cwd=ROOT) as running:
+        theirs.close()
+        with ours, mmap.mmap(arena, 0) as shared:
+            yield Process(running.pid, ours, shared)
+        assert running.wait(10) == 0, "it does not end with its worker"
+    os.close(arena)
+
+
+@pytest.fixture
+def pack(tmp_path: Path) -> Iterator[io.FileIO]:
+    with (tmp_path / "pack").open("x+b", buffering=0) as file:
+        yield file
+
+
+def _bodies(file: io.FileIO) -> list[bytes]:
+    found = []
+    for entry in pack_format.scan(file):
+        file.seek(entry.extent.offset)
+        found.append(zstandard.decompress(file.read(entry.extent.length)))
+    return found
+
+
+def test_messages_are_in_the_pack_and_their_rows_come_back(
+    process: Process, pack: io.FileIO
+) -> None:
+    pack_format.begin(pack, {})
+    bodies = [b"Subject: Tab\there\r\n\r\n1\r\n", b"", b"\0\xff no header"]
+    for part in (bodies[:2], bodies[2:]):
+        kind, content = process.pack(pack, *part)
+        assert kind == packer.ROWS
+        assert content.count(b"\n") == len(part)
+        assert content.startswith(f"{MAILBOX.hex}\t{PACK.hex}\t".encode())
+    assert _bodies(pack) == bodies
+
+
+def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: io.FileIO) -> None:
+    pack_format.begin(pack, {})
+    size = pack.tell()
+    before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 50, -1))
+    try:
+        kind, content = process.pack(pack, os.urandom(1000))
+    finally:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
+    assert kind == packer.OS_ERROR
+    assert json.loads(content) == [errno.EFBIG, "File too large"]
+    assert pack.seek(0, os.SEEK_END) == size
+
+
+def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
+    process: Process, pack: io.FileIO
+) -> None:
+    pack_format.begin(pack, {})
+    process.pack(pack, b"before")
+    with tempfile.TemporaryFile(buffering=0) as large:
+        large.write(b"shorter than it says")
+        kind, content = process.pack(pack, b"with it", large=large, size=5_000_000)
+    assert kind == packer.BUG
+    assert b"ZstdError" in content
+    process.pack(pack, b"after")
+    assert _bodies(pack) == [b"before", b"after"]
+
+
+def test_no_descriptor_stays_open(process: Process, pack: io.FileIO) -> None:
+    pack_format.begin(pack, {})
+    process.pack(pack, b"x")
+    before = process.descriptors()
+    with tempfile.TemporaryFile(buffering=0) as large:
+        large.write(b"y" * 100)
+        for _ in range(5):
+            assert process.pack(pack, b"x", large=large, size=100)[0] == packer.ROWS
+    assert process.descriptors() == before
