@@ -4,14 +4,15 @@
 
 A worker downloads, hashes, looks up and commits. What needs nothing but the messages themselves is
 done here: on another core, and without waiting for the interpreter's lock. Bodies come in memory
-that both processes share, the pack and large bodies as open files, the rest of a job through a
-socket; the answer is rows for COPY. No state is kept from job to job, and no database is known.
+that both processes share, the pack, large bodies and the rest of a job as open files that a socket
+passes on; the answer is rows for COPY. No state is kept from job to job, and no database is known.
 
 It ends with its worker, and ignores every request to end before: its worker may need it to stop.
 """
 
 import contextlib
 import datetime as dt
+import errno
 import gc
 import json
 import mmap
@@ -33,10 +34,13 @@ from ingestion import mime
 from ingestion.archive import format as pack_format
 from ingestion.rows import NewMessage
 
-_FRAME = struct.Struct("!BI")  # what it is, how many bytes follow
+#: What only its worker reacts to.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_FRAME = struct.Struct("!BII")  # what it is, the job's number, how many bytes follow
 #: What frames are.
 JOB, ROWS, OS_ERROR, BUG = range(4)
-_MAX_FILES = 250  # SCM_RIGHTS takes 253
+_MAX_FILES = 253  # what the kernel passes at once
 
 _NOT_PARSED = mime.Headers(defects=("not parsed: workers died when they did",))
 
@@ -68,20 +72,28 @@ class Job(NamedTuple):
 # -- the socket ------------------------------------------------------------------------------------
 
 
-def send(channel: socket.socket, kind: int, content: bytes, files: Sequence[int] = ()) -> None:
-    """Send a frame, with open files. Raises OSError where nobody is there."""
-    socket.send_fds(channel, [_FRAME.pack(kind, len(content))], files)
-    channel.sendall(content)
+def send_job(channel: socket.socket, number: int, job: Job, files: Sequence[int]) -> None:
+    """Send a job with its pack and its large bodies; the answer has its number. Raises OSError
+    where nothing was sent.
+
+    Never waits: what it says is in a file too, so that nobody waits for somebody who waits for him.
+    """
+    with os.fdopen(os.memfd_create("job"), "w+b") as said:
+        pickle.dump(job, said, pickle.HIGHEST_PROTOCOL)
+        said.flush()
+        socket.send_fds(channel, [_FRAME.pack(JOB, number, 0)], [said.fileno(), *files])
 
 
-def receive(channel: socket.socket) -> tuple[int, bytes, list[int]]:
-    """Wait for a frame; return its kind, its content and new descriptors of its files.
+def receive(channel: socket.socket) -> tuple[int, int, bytes, list[int]]:
+    """Wait for a frame; return its kind, number, content and new descriptors of its files.
 
     Raises EOFError or OSError where nobody is there any more.
     """
-    start, files, _, _ = socket.recv_fds(channel, _FRAME.size, _MAX_FILES)
-    kind, length = _FRAME.unpack(start + _exactly(channel, _FRAME.size - len(start)))
-    return kind, _exactly(channel, length), files
+    start, files, flags, _ = socket.recv_fds(channel, _FRAME.size, _MAX_FILES)
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, "some files did not arrive")
+    kind, number, length = _FRAME.unpack(start + _exactly(channel, _FRAME.size - len(start)))
+    return kind, number, _exactly(channel, length), files
 
 
 def _exactly(channel: socket.socket, size: int) -> bytes:
@@ -99,7 +111,7 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 
 
 def main() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
@@ -111,24 +123,28 @@ def main() -> None:
     ):
         compress = pack_format.compressor()
         while True:
-            _, content, files = receive(channel)
-            job = pickle.loads(content)  # noqa: S301 - its worker wrote it
-            send(channel, *_answer(job, files, bodies, compress))
+            _, job, _, files = receive(channel)
+            kind, content = _answer(files, bodies, compress)
+            channel.sendall(_FRAME.pack(kind, job, len(content)) + content)
 
 
 def _answer(
-    job: Job, files: Sequence[int], arena: memoryview, compress: zstandard.ZstdCompressor
+    files: Sequence[int], arena: memoryview, compress: zstandard.ZstdCompressor
 ) -> tuple[int, bytes]:
-    pack, *large = [os.fdopen(descriptor, "r+b", buffering=0) for descriptor in files]
     try:
-        return ROWS, "".join(_rows(job, pack, large, arena, compress)).encode()
+        with contextlib.ExitStack() as stack:
+            said, pack, *large = [
+                stack.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
+                for descriptor in files
+            ]
+            said.seek(0)
+            job = pickle.loads(said.read())  # noqa: S301 - its worker wrote it
+            rows = "".join(_rows(job, pack, large, arena, compress)).encode()
     except OSError as error:
         return OS_ERROR, json.dumps([error.errno, error.strerror]).encode()
     except Exception:  # noqa: BLE001 - the worker raises it
         return BUG, traceback.format_exc().encode()
-    finally:
-        for file in (pack, *large):
-            file.close()
+    return ROWS, rows
 
 
 def _rows(

@@ -36,7 +36,7 @@ def _labels_literal(labels: tuple[str, ...]) -> str:
 
 
 @functools.lru_cache(maxsize=1000)
-def _labelselement(labels: tuple[str, ...]) -> str:
+def _labels_element(labels: tuple[str, ...]) -> str:
     """Write labels as one element: unnest() can't take arrays of arrays of any length."""
     return element(_labels_literal(labels))
 
@@ -187,7 +187,7 @@ def upsert_placements(
                 "remote": array_literal(unique),
                 "stable": array_literal([ref.stable_id for ref in refs]),
                 "thread": array_literal([ref.thread_id for ref in refs]),
-                "labels": "{" + ",".join([_labelselement(ref.labels or ()) for ref in refs]) + "}",
+                "labels": "{" + ",".join([_labels_element(ref.labels or ()) for ref in refs]) + "}",
             },
         )
         row = cursor.fetchone()
@@ -231,7 +231,7 @@ def relabel(folder_id: int, changes: Sequence[tuple[str, tuple[str, ...]]]) -> N
             {
                 "folder": folder_id,
                 "ids": array_literal([remote_id for remote_id, _ in changes]),
-                "labels": "{" + ",".join([_labelselement(labels) for _, labels in changes]) + "}",
+                "labels": "{" + ",".join([_labels_element(labels) for _, labels in changes]) + "}",
             },
         )
 

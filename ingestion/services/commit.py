@@ -59,6 +59,8 @@ class _Group:
     """The batches that become visible in one transaction, and the pack that holds their bytes."""
 
     writer: PackWriter | None = None
+    #: All that is appended to it, also of batches that never come.
+    packing: list[Packing] = dataclasses.field(default_factory=list)
     batches: list[Batch] = dataclasses.field(default_factory=list)
     ids: dict[bytes, uuid.UUID] = dataclasses.field(default_factory=dict)
     references: int = 0
@@ -102,9 +104,9 @@ class Committer:
         """
         if self._group.writer is None:
             self._group.writer = self._store.writer(self._mailbox.source_id)
-        batch.packing.append(
-            self._packer.submit(self._group.writer, batch.folder, messages, parse=parse)
-        )
+        packing = self._packer.submit(self._group.writer, batch.folder, messages, parse=parse)
+        self._group.packing.append(packing)
+        batch.packing.append(packing)
         batch.ids.update({message.sha256: message.id for message in messages})
         batch.new_bytes += sum(message.size for message in messages)
 
@@ -152,19 +154,24 @@ class Committer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        try:
+        with contextlib.ExitStack() as stack:  # from the last to the first, whatever fails
+            stack.callback(self._drop_group)
+            stack.callback(self._thread.shutdown)
+            stack.callback(self._thread.submit, _close_connection)
+            stack.callback(self._packer.close)
             self.wait()
-        finally:
-            self._packer.close()
-            self._thread.submit(_close_connection)
-            self._thread.shutdown()
-            self._group.drop()  # of a batch that never came; on a full disk that is an error again
+
+    def _drop_group(self) -> None:
+        """Of a batch that never came."""
+        self._group.drop()
 
     # -- in the thread ---------------------------------------------------------------------------
 
     def _commit(self, group: _Group) -> None:
         writer = group.writer
         with writer or contextlib.nullcontext():
+            for packing in group.packing:
+                packing.rows()  # where one failed, nobody knows what its end in the pack is
             rows = [packing.rows() for batch in group.batches for packing in batch.packing]
             pack_size = writer.commit() if writer else 0
         try:

@@ -14,15 +14,15 @@ import contextlib
 import json
 import mmap
 import os
-import pickle
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
 import structlog
 from django.conf import settings
@@ -34,8 +34,8 @@ from ingestion.models import Folder, Mailbox
 
 log = structlog.get_logger(__name__)
 
-#: The bodies of a call end with the one that makes them more than this. Only the last is larger
-#: than a message usually is, so a part of the arena has room for them.
+#: The bodies of a call end with the one that makes them more than this; what does not fit into a
+#: part of the arena all the same goes as a file.
 PART_BYTES = 2_000_000
 _PARTS = 3  # one is filled while another is packed, and one waits between them
 _ROOM_BYTES = PART_BYTES + SPOOL_BYTES
@@ -53,8 +53,8 @@ class Unpacked(NamedTuple):
 class Packing:
     """The packing of some messages, under way. Thread-safe."""
 
-    def __init__(self, process: "_Process") -> None:
-        self._process = process
+    def __init__(self, process: "_Process", number: int) -> None:
+        self._process, self.number = process, number
         self.answer: tuple[int, bytes] | None = None
 
     def rows(self) -> bytes:
@@ -95,10 +95,9 @@ class Packer:
 
     def close(self) -> None:
         """Wait for what is on its way."""
-        if self._process is not None:
-            self._process.settle()
-            _idle.append(self._process)
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.release()
 
 
 class _Process:
@@ -112,64 +111,68 @@ class _Process:
             self._channel, theirs = socket.socketpair()
             with theirs:
                 inherited = (theirs.fileno(), descriptor)
-                self._popen = subprocess.Popen(  # noqa: S603 - ourselves
-                    [sys.executable, "-m", "ingestion.packer", *map(str, inherited)],
-                    pass_fds=inherited,
-                    cwd=settings.BASE_DIR,
-                    start_new_session=True,  # a terminal's Ctrl-C is not for it
-                )
+                # A process manager's request to end is for its worker, also in its first instant.
+                mask = signal.pthread_sigmask(signal.SIG_BLOCK, packer.IGNORED)
+                try:
+                    self._popen = subprocess.Popen(  # noqa: S603 - ourselves
+                        [sys.executable, "-m", "ingestion.packer", *map(str, inherited)],
+                        pass_fds=inherited,
+                        cwd=settings.BASE_DIR,
+                        start_new_session=True,  # a terminal's Ctrl-C is not for it
+                    )
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         finally:
             os.close(descriptor)
         self._submitted = 0
         self._waiting: collections.deque[Packing] = collections.deque()
         self._receiving = threading.Lock()
+        self._broken = False  # an exception in the middle of a frame: nobody knows what comes next
+
+    @property
+    def alive(self) -> bool:
+        return self._popen.poll() is None
 
     def submit(self, job: packer.Job, messages: Sequence[Unpacked], pack: int) -> Packing:
-        while len(self._waiting) >= _PARTS:
-            self.answer_to(self._waiting[0])
+        self._receive_until(_PARTS - 1)
         at = self._submitted % _PARTS * _ROOM_BYTES
-        self._submitted += 1
-        given, files = [], [pack]
-        for pk, sha256, size, raw in messages:
-            ref, body = raw.ref, raw.body
-            start = None
-            if isinstance(body, SpooledBody):
-                body.file.flush()
-                files.append(body.file.fileno())
-            else:
-                start, at = at, at + size
-                self._arena[start:at] = body
-            labels = ref.labels or ()
-            given.append(
-                packer.Message(
-                    *(pk.hex, sha256, size, start),
-                    *(ref.remote_id, ref.stable_id, ref.received_at, labels),
+        end = at + _ROOM_BYTES
+        with contextlib.ExitStack() as stack:
+            given, files = [], [pack]
+            for pk, sha256, size, raw in messages:
+                ref, body, start = raw.ref, raw.body, None
+                if isinstance(body, SpooledBody):
+                    body.file.flush()
+                    files.append(body.file.fileno())
+                elif at + size <= end:
+                    start, at = at, at + size
+                    self._arena[start:at] = body
+                else:
+                    files.append(stack.enter_context(_file_of(body)).fileno())
+                labels = ref.labels or ()
+                given.append(
+                    packer.Message(
+                        *(pk.hex, sha256, size, start),
+                        *(ref.remote_id, ref.stable_id, ref.received_at, labels),
+                    )
                 )
-            )
-        packing = Packing(self)
-        self._waiting.append(packing)
-        content = pickle.dumps(job._replace(messages=given), pickle.HIGHEST_PROTOCOL)
-        try:
-            packer.send(self._channel, packer.JOB, content, files)
-        except ConnectionError:
-            self._die_too()
-        return packing
+            return self._send(job._replace(messages=given), files)
 
     def answer_to(self, packing: Packing) -> tuple[int, bytes]:
         """Receive answers, which come in order, up to this one's."""
         with self._receiving:
             while packing.answer is None:
-                try:
-                    kind, content, _ = packer.receive(self._channel)
-                except (EOFError, ConnectionError):
-                    self._die_too()
-                self._waiting.popleft().answer = kind, content
+                self._receive()
             return packing.answer
 
-    def settle(self) -> None:
-        """Wait until nothing is on its way."""
-        while self._waiting:
-            self.answer_to(self._waiting[-1])
+    def release(self) -> None:
+        """Wait until nothing is on its way, and let others use the process."""
+        if not self._broken:
+            self._receive_until(0)
+            _idle.append(self)
+        else:
+            self._popen.kill()
+            self.end()
 
     def forget(self) -> None:
         """Close this process's side; the last to do so ends the other."""
@@ -180,10 +183,52 @@ class _Process:
         self.forget()
         self._popen.wait()
 
+    def _send(self, job: packer.Job, files: Sequence[int]) -> Packing:
+        packing = Packing(self, self._submitted + 1)
+        try:
+            packer.send_job(self._channel, packing.number, job, files)
+            self._submitted = packing.number
+            self._waiting.append(packing)
+        except ConnectionError:
+            self._die_too()
+        except OSError:
+            raise  # nothing was sent
+        except BaseException:
+            self._broken = True
+            raise
+        return packing
+
+    def _receive_until(self, left: int) -> None:
+        with self._receiving:
+            while len(self._waiting) > left:
+                self._receive()
+
+    def _receive(self) -> None:
+        if self._broken:
+            raise RuntimeError("What was asked of the packing process failed before.")
+        try:
+            kind, number, content, _ = packer.receive(self._channel)
+        except (EOFError, ConnectionError):
+            self._die_too()
+        except BaseException:
+            self._broken = True
+            raise
+        packing = self._waiting.popleft()
+        if number != packing.number:
+            self._broken = True
+            raise RuntimeError(f"Job {number} was answered, and {packing.number} is waited for.")
+        packing.answer = kind, content
+
     def _die_too(self) -> NoReturn:
         log.critical("packing_process_died", code=self._popen.wait())
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError  # not reached
+
+
+def _file_of(body: bytes) -> IO[bytes]:
+    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by whoever sends it
+    file.write(body)
+    return file
 
 
 #: Processes that nobody uses at the moment.
@@ -191,8 +236,11 @@ _idle: list[_Process] = []
 
 
 def _take_process() -> _Process:
-    with contextlib.suppress(IndexError):
-        return _idle.pop()
+    while _idle:
+        process = _idle.pop()
+        if process.alive:
+            return process
+        process.forget()  # somebody ended it when it had nothing to do: no message did
     return _Process()
 
 

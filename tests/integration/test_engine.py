@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import datetime as dt
+import random
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -14,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from connectors.errors import Fatal, MailboxUnavailable, MessageRefused, NeedsReauth, Unavailable
-from connectors.types import Body
+from connectors.types import Body, MessageRef, RawMessage, SpooledBody
 from ingestion.archive import format as pack_format
 from ingestion.archive.store import Extent, store
 from ingestion.errors import LeaseLost, NotAllowedNow
@@ -30,6 +32,7 @@ from ingestion.models import (
     StatusChange,
 )
 from ingestion.services import (
+    capture,
     capture_sql,
     deletion,
     discovery,
@@ -41,6 +44,8 @@ from ingestion.services import (
     sources,
     sync,
 )
+from ingestion.services.capture import Capture
+from ingestion.services.commit import Batch, Committer
 from ingestion.services.sources import Actor
 from tests.servers import scripted_provider
 from tests.servers.scripted_provider import Server
@@ -418,6 +423,70 @@ def test_a_worker_of_a_run_that_ended_settles_nothing_of_the_next_one(
     assert Mailbox.objects.get().run_id == second.pk
     second.refresh_from_db()
     assert (second.mailboxes_done, second.warning) == (0, "")
+
+
+def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> None:
+    """Also of messages of a batch that was dropped while they were on their way into it."""
+    large = tempfile.TemporaryFile()  # noqa: SIM115 - the engine closes it
+    large.write(b"".join(b"%d, " % number for number in range(15_000_000)))
+    run = start(source)
+    mailbox = due_now()
+    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
+    held = lease.acquire(mailbox.pk)
+    assert held is not None
+    locked, release = threading.Event(), threading.Event()
+
+    def hold_the_row() -> None:
+        with transaction.atomic():
+            Mailbox.objects.select_for_update().get(pk=mailbox.pk)
+            locked.set()
+            release.wait(20)
+        connection.close()
+
+    holder = threading.Thread(target=hold_the_row)
+    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
+        holder.start()
+        locked.wait(20)
+        committer.submit(Batch(folder))  # its thread waits for the row: what follows is one group
+        kept = Capture(committer, mailbox=mailbox, folder=folder)
+        kept.add(RawMessage(MessageRef("1:1"), b"first"))
+        kept.commit()
+        dropped = Capture(committer, mailbox=mailbox, folder=folder)
+        dropped.add(RawMessage(MessageRef("1:2"), SpooledBody(large, large.tell())))
+        dropped.abandon()
+        release.set()
+    holder.join()
+    pack = Pack.objects.get()
+    path = Path(store().root) / str(source.pk) / f"{pack.pk}.pack"
+    assert path.stat().st_size == pack.size_bytes
+    assert pack.message_count == Message.objects.count() == 1
+    assert len(list(store().scan(source.pk, pack.pk))) > 1
+
+
+def test_large_answers_and_jobs_never_wait_for_each_other(
+    server: Server, source: IngestionSource
+) -> None:
+    """More of both than a socket holds, while nobody reads the answers."""
+    people = ", ".join(f"person.{number}@lists.example" for number in range(300))
+    for number in range(1_500):
+        server.deliver("INBOX", f"To: {people}\r\nSubject: {number}\r\n\r\n".encode())
+    start(source)
+    finish(source)
+    assert Message.objects.count() == 1_500
+
+
+def test_a_body_that_has_no_room_beside_the_others_is_exact(
+    server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a connector holds in memory: a part of the shared memory ends where the next does."""
+    monkeypatch.setattr(capture, "PART_BYTES", 7_000_000)
+    chance = random.Random(2)
+    for _ in range(6):
+        server.deliver("INBOX", chance.randbytes(3_900_000))
+    start(source)
+    work()
+    assert Message.objects.count() == 6, "not at the first attempt"
+    assert_exact(server, source)
 
 
 def test_a_worker_that_lost_its_lease_can_not_commit(

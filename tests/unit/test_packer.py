@@ -6,7 +6,6 @@ import io
 import json
 import mmap
 import os
-import pickle
 import resource
 import socket
 import subprocess
@@ -45,8 +44,9 @@ class Process:
             messages.append(_message(b"", size, None))
         job = packer.Job(MAILBOX, PACK, {"folder": "INBOX"}, True, messages)
         files = [file.fileno(), *([large.fileno()] if large else [])]
-        packer.send(self.channel, packer.JOB, pickle.dumps(job), files)
-        kind, content, _ = packer.receive(self.channel)
+        packer.send_job(self.channel, 7, job, files)
+        kind, number, content, _ = packer.receive(self.channel)
+        assert number == 7
         return kind, content
 
 
