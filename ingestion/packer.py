@@ -13,7 +13,6 @@ It ends with its worker, and ignores every request to end before: its worker may
 import contextlib
 import datetime as dt
 import errno
-import gc
 import json
 import mmap
 import os
@@ -29,8 +28,8 @@ from typing import IO, Any, NamedTuple
 
 import zstandard
 
-from connectors.types import CHUNK_BYTES, SpooledBody
-from ingestion import mime
+from connectors.types import SpooledBody
+from ingestion import collector, mime
 from ingestion.archive import format as pack_format
 from ingestion.rows import NewMessage
 
@@ -113,8 +112,7 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 def main() -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    collector.spare()
     with (
         socket.socket(fileno=int(sys.argv[1])) as channel,
         mmap.mmap(int(sys.argv[2]), 0, prot=mmap.PROT_READ) as arena,
@@ -188,9 +186,7 @@ def _header(job: Job, message: Message) -> dict[str, Any]:
 
 
 def _head(body: memoryview | SpooledBody) -> bytes:
-    if isinstance(body, SpooledBody):
-        return mime.head_of(next(body.chunks(), b"")[:CHUNK_BYTES])
-    return mime.head_of(body)
+    return mime.head_of(next(body.chunks(), b"") if isinstance(body, SpooledBody) else body)
 
 
 if __name__ == "__main__":

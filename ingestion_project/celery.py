@@ -6,7 +6,6 @@ doorbell: what is due stands in PostgreSQL, so tasks are not retried, not acknow
 expire when nobody took them before the dispatcher rings again.
 """
 
-import gc
 import logging.config
 import os
 import warnings
@@ -16,6 +15,7 @@ from celery import Celery
 from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # missing in its stubs
 from celery.signals import setup_logging, worker_process_init
 
+from ingestion import collector
 from ingestion_project import supervisor
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
@@ -36,14 +36,7 @@ def end_with_the_worker(**_: Any) -> None:
 
 @worker_process_init.connect
 def spare_the_collector(**_: Any) -> None:
-    """Look for cycles seldom, and not among what lives as long as the process.
-
-    An import makes a million small objects and hardly a cycle; the collector's default took a
-    tenth of its CPU time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    collector.spare()
 
 
 @setup_logging.connect
