@@ -456,5 +456,5 @@ def _raise_if_to_wait(login: Login, status: bytes) -> None:
 
 def _discard(item: "_Item") -> None:
     for answer in item if isinstance(item, list) else ():
-        if isinstance(answer, RawMessage) and isinstance(answer.body, SpooledBody):
-            answer.body.close()
+        if isinstance(answer, RawMessage):
+            answer.close()

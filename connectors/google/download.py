@@ -73,8 +73,8 @@ class Download:
     def _drop_the_rest(self) -> None:
         while not self._done.empty():
             answer = self._done.get()
-            if isinstance(answer, RawMessage) and isinstance(answer.body, SpooledBody):
-                answer.body.close()
+            if isinstance(answer, RawMessage):
+                answer.close()
 
     def _taken_answers(self, workers: int) -> Iterator[RawMessage | Missing]:
         while workers:

@@ -9,7 +9,7 @@ from connectors.errors import MessageRefused, Skippable
 from connectors.microsoft.bodies import body_of
 from connectors.microsoft.client import Call, Pace, Stopped, quoted
 from connectors.microsoft.refusals import OutOfOrder, Refusal
-from connectors.types import SPOOL_BYTES, Body, MessageRef, Missing, RawMessage, SpooledBody
+from connectors.types import SPOOL_BYTES, Body, MessageRef, Missing, RawMessage
 
 #: What waits for the caller; each thread holds up to SPOOL_BYTES more.
 _WAITING_BYTES = 8_000_000
@@ -144,5 +144,5 @@ def _held(answer: Answer) -> int:
 
 
 def _free(answer: Answer) -> None:
-    if isinstance(answer, RawMessage) and isinstance(answer.body, SpooledBody):
-        answer.body.close()
+    if isinstance(answer, RawMessage):
+        answer.close()
