@@ -353,6 +353,15 @@ def test_a_label_may_hold_half_a_character(server: Server, source: IngestionSour
     assert Placement.objects.get().labels == ["half ?", "whole \U0001f600", "NUL "]
 
 
+def hold_the_row(mailbox: Mailbox, locked: threading.Event, release: threading.Event) -> None:
+    """Keep everybody from committing for the mailbox, in a thread, until `release` is set."""
+    with transaction.atomic():
+        Mailbox.objects.select_for_update().get(pk=mailbox.pk)
+        locked.set()
+        release.wait(20)
+    connection.close()
+
+
 def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
     server: Server, source: IngestionSource
 ) -> None:
@@ -363,15 +372,7 @@ def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
     start(source)
     row = due_now()
     locked, release = threading.Event(), threading.Event()
-
-    def hold_the_row() -> None:
-        with transaction.atomic():
-            Mailbox.objects.select_for_update().get(pk=row.pk)
-            locked.set()
-            release.wait(20)
-        connection.close()
-
-    holder = threading.Thread(target=hold_the_row)
+    holder = threading.Thread(target=hold_the_row, args=(row, locked, release))
 
     def hold_back(handed_out: int) -> None:
         if handed_out == 290:
@@ -435,15 +436,7 @@ def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> N
     held = lease.acquire(mailbox.pk)
     assert held is not None
     locked, release = threading.Event(), threading.Event()
-
-    def hold_the_row() -> None:
-        with transaction.atomic():
-            Mailbox.objects.select_for_update().get(pk=mailbox.pk)
-            locked.set()
-            release.wait(20)
-        connection.close()
-
-    holder = threading.Thread(target=hold_the_row)
+    holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
     with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
         holder.start()
         locked.wait(20)
