@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 import zstandard
 
 from connectors.types import SpooledBody
-from ingestion import collector, mime
+from ingestion import memory, mime
 from ingestion.archive import format as pack_format
 from ingestion.rows import NewMessage
 
@@ -112,7 +112,7 @@ def _exactly(channel: socket.socket, size: int) -> bytes:
 def main() -> None:
     for number in IGNORED:
         signal.signal(number, signal.SIG_IGN)
-    collector.spare()
+    memory.keep()
     with (
         socket.socket(fileno=int(sys.argv[1])) as channel,
         mmap.mmap(int(sys.argv[2]), 0, prot=mmap.PROT_READ) as arena,

@@ -15,7 +15,7 @@ from celery import Celery
 from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # missing in its stubs
 from celery.signals import setup_logging, worker_process_init
 
-from ingestion import collector
+from ingestion import memory
 from ingestion_project import supervisor
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
@@ -35,8 +35,8 @@ def end_with_the_worker(**_: Any) -> None:
 
 
 @worker_process_init.connect
-def spare_the_collector(**_: Any) -> None:
-    collector.spare()
+def keep_memory(**_: Any) -> None:
+    memory.keep()
 
 
 @setup_logging.connect
