@@ -122,9 +122,10 @@ class Capture:
         if not self._waiting:
             return
         batch = self._batch
-        mine = self._committer.invisible() | batch.ids
-        hashes = {sha256 for _, sha256, _ in self._waiting} - mine.keys()
-        known = sql.known_hashes(self._mailbox.pk, hashes) | mine
+        hashes = {sha256 for _, sha256, _ in self._waiting}
+        known = self._committer.invisible(hashes)
+        known |= {sha256: batch.ids[sha256] for sha256 in hashes & batch.ids.keys()}
+        known |= sql.known_hashes(self._mailbox.pk, hashes - known.keys())
         ids, new = new_message_ids(len(self._waiting)), []
         for raw, sha256, size in self._waiting:
             if sha256 not in known:

@@ -4,16 +4,17 @@
       -> transaction { lease fence, pack, then for each batch: messages, placements, failures,
                        folder cursor; counters }
 
-While one group is written, the next is fetched, hashed and compressed: the disk's and the
-database's time is hidden. A batch that comes while the thread is idle is a group of its own; those
-that come meanwhile are the next one, so a thousand small folders cost a few packs and transactions.
+While groups are written, the next is fetched, hashed and compressed: the disk's and the database's
+time is hidden. A batch that comes while the thread is idle is a group of its own; those that come
+meanwhile gather in the next one, so a thousand small folders cost a few packs and transactions.
 """
 
+import collections
 import concurrent.futures
 import contextlib
 import dataclasses
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -32,6 +33,8 @@ from ingestion.services.packing import Packer, Packing, Unpacked
 #: A group ends at the latest after this much: it bounds memory and what a crash repeats.
 COMMIT_BYTES = 16_000_000
 COMMIT_MESSAGES = 2_000
+#: So many groups wait for the disk and the database, so that those may stall without the download.
+_GROUPS_UNDER_WAY = 3
 
 
 @dataclasses.dataclass(slots=True)
@@ -93,8 +96,11 @@ class Committer:
         self._lease, self._store, self._run, self._mailbox = lease, store, run, mailbox
         self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
         self._group = _Group()
-        self._under_way: concurrent.futures.Future[None] | None = None
-        self._ids_under_way: dict[bytes, uuid.UUID] = {}
+        #: With the ids of their messages, the oldest first.
+        self._under_way: collections.deque[
+            tuple[concurrent.futures.Future[None], dict[bytes, uuid.UUID]]
+        ] = collections.deque()
+        self._failed = False
         self._packer = Packer(mailbox)
 
     def pack(self, batch: Batch, messages: Sequence[Unpacked], *, parse: bool) -> None:
@@ -110,9 +116,10 @@ class Committer:
         batch.ids.update({message.sha256: message.id for message in messages})
         batch.new_bytes += sum(message.size for message in messages)
 
-    def invisible(self) -> dict[bytes, uuid.UUID]:
-        """Return the message ids by hash of what was submitted and no query may find yet."""
-        return self._ids_under_way | self._group.ids
+    def invisible(self, hashes: Iterable[bytes]) -> dict[bytes, uuid.UUID]:
+        """Return the message ids of these hashes that were submitted and no query may find yet."""
+        places = [*(ids for _, ids in self._under_way), self._group.ids]
+        return {sha256: ids[sha256] for ids in places for sha256 in hashes if sha256 in ids}
 
     def submit(self, batch: Batch) -> None:
         """Commit a batch, with the ones after it if need be.
@@ -121,29 +128,32 @@ class Committer:
         visible, and the cursors stand before all of it.
         """
         self._group.add(batch)
-        if self._under_way is None or self._under_way.done() or self._group.full:
+        if self._group.full or all(future.done() for future, _ in self._under_way):
             self._hand_over()
 
     def wait(self) -> None:
         """Return when all that was submitted is visible. Raises as `submit` does, once."""
         if self._group.batches:
             self._hand_over()
-        self._settle()
+        self._settle(0)
 
     def _hand_over(self) -> None:
         group, self._group = self._group, _Group()
         try:
-            self._settle()
+            self._settle(_GROUPS_UNDER_WAY - 1)
         except BaseException:
             group.drop()
             raise
-        self._ids_under_way = group.ids
-        self._under_way = self._thread.submit(self._commit, group)
+        if self._failed:
+            group.drop()
+            raise RuntimeError("A group before this one failed, and the caller was told so.")
+        self._under_way.append((self._thread.submit(self._commit_in_turn, group), group.ids))
 
-    def _settle(self) -> None:
-        under_way, self._under_way = self._under_way, None
-        if under_way is not None:
-            under_way.result()
+    def _settle(self, left: int) -> None:
+        """Wait until at most so many groups are under way. Raises what became of the others."""
+        while self._under_way and (len(self._under_way) > left or self._under_way[0][0].done()):
+            future, _ = self._under_way.popleft()
+            future.result()
 
     def __enter__(self) -> Self:
         return self
@@ -166,6 +176,17 @@ class Committer:
         self._group.drop()
 
     # -- in the thread ---------------------------------------------------------------------------
+
+    def _commit_in_turn(self, group: _Group) -> None:
+        """Commit a group, unless one before it failed: its cursors stand behind that one's."""
+        if self._failed:
+            group.drop()
+            return
+        try:
+            self._commit(group)
+        except BaseException:
+            self._failed = True
+            raise
 
     def _commit(self, group: _Group) -> None:
         writer = group.writer
