@@ -95,6 +95,17 @@ class MailboxSession(_Closing, ABC):
         None. Raises FolderGone where the folder vanished.
         """
 
+    def describe(
+        self,
+        folder: RemoteFolder,  # noqa: ARG002 - for those that have more to say
+        refs: Sequence[MessageRef],
+    ) -> Sequence[MessageRef]:
+        """Say of messages that `changes` listed without labels which they have: of those that are
+        archived already, as `fetch` says it of the others. Those of whom nothing can be said may be
+        left out. Raises what `fetch` raises.
+        """
+        return refs
+
     @abstractmethod
     def fetch(
         self, folder: RemoteFolder, refs: Sequence[MessageRef]

@@ -128,6 +128,11 @@ class Login:
         return name in self.capabilities
 
     @property
+    def has_stable_ids(self) -> bool:
+        """Whether it names a message's bytes alike in all folders."""
+        return self.can("X-GM-EXT-1") or self.can("OBJECTID")
+
+    @property
     def alive(self) -> bool:
         return self.wire.alive
 

@@ -15,6 +15,7 @@ from connectors.errors import ConnectorError, Fatal, FolderGone
 from connectors.generic_imap import client, folders, listing, reader
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
+from connectors.generic_imap.uids import Uids
 from connectors.types import (
     Cursor,
     Identity,
@@ -24,6 +25,7 @@ from connectors.types import (
     RawMessage,
     RemoteFolder,
     RemoteMailbox,
+    Wanted,
 )
 
 #: MailboxSession.check() has 15 s; each step of it less.
@@ -67,12 +69,13 @@ class ImapSession(MailboxSession):
         self, config: ImapConfig, environment: Environment, *, until: float = math.inf
     ) -> None:
         self._config, self._environment, self._until = config, environment, until
-        self._extra: list[Login] = []
+        self._extra: dict[int, Login] = {}
         self._refused_more = False
+        self._dates_matter = False
         self._first = self._log_in()
 
     def close(self) -> None:
-        for login in (self._first, *self._extra):
+        for login in (self._first, *self._extra.values()):
             login.close()
 
     def folders(self) -> Sequence[RemoteFolder]:
@@ -82,8 +85,19 @@ class ImapSession(MailboxSession):
         """Prove that a folder can be opened."""
         listing.examine(self._main(), folder)
 
+    def prefer(self, wanted: Wanted) -> None:
+        self._dates_matter = wanted.since is not None
+
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
-        return listing.changes(self._main, folder, since)
+        return listing.changes(self._main, folder, since, describe=self._dates_matter)
+
+    def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
+        login = self._main()
+        validity = listing.opened(login, folder)
+        uids = (ref.remote_id.partition(":") for ref in refs)
+        return listing.described(
+            login, validity, Uids((int(n), int(n)) for of, _, n in uids if of == str(validity))
+        )
 
     def fetch(
         self, folder: RemoteFolder, refs: Sequence[MessageRef]
@@ -92,7 +106,8 @@ class ImapSession(MailboxSession):
             folder,
             refs,
             main=self._main(),
-            more=self._connections,
+            more=self._another,
+            connections=self._environment.connections_per_account,
             max_message_bytes=self._environment.max_message_bytes,
         ).answers()
 
@@ -112,18 +127,21 @@ class ImapSession(MailboxSession):
             self._first = self._log_in()
         return self._first
 
-    def _connections(self, count: int) -> list[Login]:
-        """Return up to `count` more connections; fewer where the server takes no more."""
-        for login in [login for login in self._extra if not login.alive]:
+    def _another(self, number: int) -> Login | None:
+        """Return a further connection, which keeps its number; None where the server takes no more.
+        For several threads at once, each with numbers of its own."""
+        login = self._extra.get(number)
+        if login is not None and login.alive:
+            return login
+        if login is not None:
             login.close()
-            self._extra.remove(login)
-        wanted = min(count, self._environment.connections_per_account - 1)
-        while len(self._extra) < wanted and not self._refused_more:
+            del self._extra[number]
+        if not self._refused_more:
             try:
-                self._extra.append(self._log_in())
+                self._extra[number] = self._log_in()
             except ConnectorError:
                 self._refused_more = True  # one connection is enough; the next session asks again
-        return self._extra[:wanted]
+        return self._extra.get(number)
 
 
 CONNECTOR = ImapConnector

@@ -10,11 +10,17 @@ from connectors.generic_imap import wire
 from connectors.generic_imap.folders import decoded
 from connectors.types import MessageRef
 
+#: What is asked of a message where the server has no stable ids.
+PLAIN_ITEMS = "RFC822.SIZE INTERNALDATE FLAGS"
+
 #: The items of a plain answer, in whatever order.
-_PLAIN = re.compile(
-    rb"\d+ FETCH \((?:(?:UID (\d+)|RFC822\.SIZE (\d+)|FLAGS \(([^()]*)\)"
-    rb'|INTERNALDATE "([^"]*)"|MODSEQ \(\d+\)) ?)*\)\s*'
+_ITEMS = (
+    rb"(?:(?:UID (\d{1,10})|RFC822\.SIZE (\d+)|FLAGS \(([^()]*)\)"
+    rb'|INTERNALDATE "([^"]*)"|MODSEQ \(\d+\)) ?)*'
 )
+_PLAIN = re.compile(_ITEMS)
+_PLAIN_RESPONSE = re.compile(rb"\d+ FETCH \(" + _ITEMS + rb"\)\s*")
+_MAX_DIGITS = 18
 _FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
 _MONTHS = {
     m: i for i, m in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
@@ -24,31 +30,60 @@ _MONTHS = {
 def reference(
     response: Sequence[bytes], validity: int, *, plain: bool
 ) -> tuple[int, MessageRef | None]:
-    if plain and len(response) == 1 and (match := _PLAIN.fullmatch(response[0])):
+    if plain and len(response) == 1 and (match := _PLAIN_RESPONSE.fullmatch(response[0])):
         uid, size, flags, date = match.groups()
         if uid is None or flags is None or date is None:
             return 0, None  # unsolicited: only flags
-        number = int(uid)
-        return number, MessageRef(
-            f"{validity}:{number}",
-            size_bytes=int(size) if size else None,
+        return int(uid), MessageRef(
+            f"{validity}:{int(uid)}",
+            size_bytes=_number(size),
             received_at=_internal_date(date),
             labels=_flags(flags),
         )
     values = wire.parse(response)
     items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
-    if not isinstance(items.get(b"UID"), bytes) or b"INTERNALDATE" not in items:
+    number = _number(items.get(b"UID"))
+    if number is None or b"INTERNALDATE" not in items:
         return 0, None
-    uid_number = int(items[b"UID"])
-    size_text = items.get(b"RFC822.SIZE")
-    return uid_number, MessageRef(
-        f"{validity}:{uid_number}",
-        size_bytes=int(size_text) if size_text and size_text.isdigit() else None,
+    return number, MessageRef(
+        f"{validity}:{number}",
+        size_bytes=_number(items.get(b"RFC822.SIZE")),
         stable_id=_object_id(items, b"X-GM-MSGID", b"EMAILID"),
         thread_id=_object_id(items, b"X-GM-THRID", b"THREADID"),
         received_at=_internal_date(items[b"INTERNALDATE"] or b""),
         labels=_labels([*(items.get(b"FLAGS") or ()), *(items.get(b"X-GM-LABELS") or ())]),
     )
+
+
+def described(ref: MessageRef, items: bytes) -> MessageRef:
+    """Return a reference with what the items around a body say of it: anything or nothing."""
+    size: Any
+    date: Any
+    flags: bytes | None
+    if (match := _PLAIN.fullmatch(items)) is not None:
+        _, size, flags, date = match.groups()
+    else:
+        found = wire.pairs(wire.parse([items]))
+        size, date = found.get(b"RFC822.SIZE"), found.get(b"INTERNALDATE")
+        words = found.get(b"FLAGS")
+        flags = b" ".join(_words(words)) if isinstance(words, list) else None
+    return MessageRef(
+        ref.remote_id,
+        size_bytes=_number(size) if size else ref.size_bytes,
+        received_at=_internal_date(date) if isinstance(date, bytes) else ref.received_at,
+        labels=ref.labels if flags is None else _flags(flags),
+    )
+
+
+def _number(value: Any) -> int | None:
+    """Read a number that a database takes; None where it is none."""
+    if isinstance(value, bytes) and value.isdigit() and len(value) <= _MAX_DIGITS:
+        return int(value)
+    return None
+
+
+def _words(values: Iterable[Any]) -> list[bytes]:
+    return [value for value in values if isinstance(value, bytes)]
 
 
 def _object_id(items: dict[bytes, Any], *names: bytes) -> str:
@@ -62,7 +97,7 @@ def _object_id(items: dict[bytes, Any], *names: bytes) -> str:
 
 
 def _labels(words: Iterable[Any]) -> tuple[str, ...]:
-    texts = {decoded(w) for w in words if isinstance(w, bytes)}
+    texts = {decoded(word) for word in _words(words)}
     return tuple(sorted(texts - {"\\Recent"}))
 
 

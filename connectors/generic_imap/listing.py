@@ -22,7 +22,7 @@ from typing import Any
 from connectors.errors import CursorExpired, FolderGone, Retryable, Unavailable
 from connectors.generic_imap import wire
 from connectors.generic_imap.client import Login, must_wait, refusal
-from connectors.generic_imap.describing import reference, relabelled
+from connectors.generic_imap.describing import PLAIN_ITEMS, reference, relabelled
 from connectors.generic_imap.folders import name_of
 from connectors.generic_imap.uids import Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
@@ -72,10 +72,21 @@ def examine(login: Login, folder: RemoteFolder) -> Opened:
     )
 
 
+def opened(login: Login, folder: RemoteFolder) -> int:
+    """Have a folder open on a connection, whatever was read meanwhile; return its UIDVALIDITY."""
+    if login.opened is None or login.opened[0] != folder.remote_id:
+        return examine(login, folder).validity
+    return login.opened[1]
+
+
 def changes(
-    connect: Callable[[], Login], folder: RemoteFolder, since: Cursor | None
+    connect: Callable[[], Login], folder: RemoteFolder, since: Cursor | None, *, describe: bool
 ) -> Iterator[Page]:
-    """Yield the pages of `MailboxSession.changes`; calls `connect` only where it must."""
+    """Yield the pages of `MailboxSession.changes`; calls `connect` only where it must.
+
+    References are bare where nobody needs more before the download, which asks for the rest. They
+    are not where the server has stable ids, or with `describe`.
+    """
     state = folder.state
     if since is not None:
         if state.get("uidvalidity", since["v"]) != since["v"]:
@@ -83,12 +94,13 @@ def changes(
         if since["done"] and _unchanged(state, since):
             return
     login = connect()
-    opened = examine(login, folder)
-    if since is not None and opened.validity != since["v"]:
+    found = examine(login, folder)
+    if since is not None and found.validity != since["v"]:
         raise CursorExpired("The folder's UIDVALIDITY changed.")
     if since is None:
-        since = {"v": opened.validity, "n": 1, "m": opened.modseq, "c": None, "done": False}
-    listing = _Listing(login, folder, opened, since)
+        since = {"v": found.validity, "n": 1, "m": found.modseq, "c": None, "done": False}
+    describe = describe or login.has_stable_ids
+    listing = _Listing(login, folder, found, since, describe=describe)
     yield from listing.follow() if since["done"] else listing.first()
 
 
@@ -100,11 +112,19 @@ def _unchanged(state: Any, since: Cursor) -> bool:
 class _Listing:
     """One pass over one folder. At each page the connection is idle: the engine fetches then."""
 
-    def __init__(self, login: Login, folder: RemoteFolder, opened: Opened, since: Cursor) -> None:
+    def __init__(
+        self,
+        login: Login,
+        folder: RemoteFolder,
+        opened: Opened,
+        since: Cursor,
+        *,
+        describe: bool,
+    ) -> None:
         self._login, self._folder, self._opened, self._since = login, folder, opened, since
+        self._describe = describe
         #: How far the pages that were yielded are.
         self._reached = since
-        self._refusals = 0
 
     def first(self) -> Iterator[Page]:
         """List from the cursor to the end, and say what is present."""
@@ -141,10 +161,17 @@ class _Listing:
     def _pages(self, uids: Uids) -> Iterator[Page]:
         cursor = {**self._since, "c": None}
         for page in uids.pages(PAGE_MESSAGES):
-            refs = self._describe(page)
+            refs = self._references(page)
             cursor["n"] = page.last + 1
             self._reached = dict(cursor)
             yield Page(self._reached, added=refs)
+
+    def _references(self, uids: Uids) -> list[MessageRef]:
+        validity = self._opened.validity
+        if not self._describe:
+            return [MessageRef(f"{validity}:{uid}", labels=None) for uid in uids]
+        self._stay()
+        return described(self._login, validity, uids)
 
     def _last_cursor(self, uids: Uids, *, certain: bool) -> dict[str, Any]:
         opened = self._opened
@@ -184,42 +211,6 @@ class _Listing:
     def _search(self, uid_set: str) -> Uids:
         self._stay()
         return search(self._login, uid_set)
-
-    # -- what they are ---------------------------------------------------------------------------
-
-    def _describe(self, uids: Uids) -> list[MessageRef]:
-        gmail = self._login.can("X-GM-EXT-1")
-        items = "UID RFC822.SIZE INTERNALDATE FLAGS"
-        if gmail:
-            items += " X-GM-MSGID X-GM-THRID X-GM-LABELS"
-        elif self._login.can("OBJECTID"):
-            items += " EMAILID THREADID"
-        refs: dict[int, MessageRef] = {}
-        for part in uids.commands():
-            self._describe_into(refs, part, items)
-        absent = Uids((uid, uid) for uid in uids if uid not in refs)
-        for part in absent.commands():
-            for uid in self._search(str(part)):
-                if uid in part:
-                    # It is there, and the server can't describe it: fetch() says what is wrong.
-                    refs[uid] = MessageRef(f"{self._opened.validity}:{uid}")
-        return [refs[uid] for uid in sorted(refs)]
-
-    def _describe_into(self, refs: dict[int, MessageRef], uids: Uids, items: str) -> None:
-        """List `uids`, in halves where the server refuses: one bad message must not hide others."""
-        try:
-            for response in self._run(f"UID FETCH {uids} ({items})"):
-                uid, ref = reference(response, self._opened.validity, plain=items.endswith("FLAGS"))
-                if ref is not None and uid in uids:
-                    refs[uid] = ref
-        except CommandRefused:
-            if len(uids) > 1:
-                for half in uids.pages((len(uids) + 1) // 2):
-                    self._describe_into(refs, half, items)
-                return
-            self._refusals += 1
-            if self._refusals >= MAX_REFUSALS and not refs:
-                raise  # it refuses everything: nothing is wrong with these messages
 
     # -- flags -----------------------------------------------------------------------------------
 
@@ -274,11 +265,54 @@ class _Listing:
 
     def _stay(self) -> None:
         """Open the folder again where another was read meanwhile."""
-        here = (self._folder.remote_id, self._opened.validity)
-        if self._login.opened != here:
-            examine(self._login, self._folder)
-            if self._login.opened != here:
-                raise CursorExpired("The folder's UIDVALIDITY changed.")
+        if opened(self._login, self._folder) != self._opened.validity:
+            raise CursorExpired("The folder's UIDVALIDITY changed.")
+
+
+def described(login: Login, validity: int, uids: Uids) -> list[MessageRef]:
+    """Ask of messages of the open folder what there is to say; leave out those that are gone."""
+    refs = _Descriptions(login, validity).of(uids)
+    absent = Uids((uid, uid) for uid in uids if uid not in refs)
+    for part in absent.commands():
+        for uid in search(login, str(part)):
+            if uid in part:
+                # It is there, and the server can't describe it: fetch() says what is wrong.
+                refs[uid] = MessageRef(f"{validity}:{uid}", labels=None)
+    return [refs[uid] for uid in sorted(refs)]
+
+
+class _Descriptions:
+    def __init__(self, login: Login, validity: int) -> None:
+        self._login, self._validity = login, validity
+        self._items = f"UID {PLAIN_ITEMS}"
+        if login.can("X-GM-EXT-1"):
+            self._items += " X-GM-MSGID X-GM-THRID X-GM-LABELS"
+        elif login.can("OBJECTID"):
+            self._items += " EMAILID THREADID"
+        self._found: dict[int, MessageRef] = {}
+        self._refusals = 0
+
+    def of(self, uids: Uids) -> dict[int, MessageRef]:
+        for part in uids.commands():
+            self._ask(part)
+        return self._found
+
+    def _ask(self, uids: Uids) -> None:
+        """Ask in halves where the server refuses: one bad message must not hide others."""
+        plain = not self._login.has_stable_ids
+        try:
+            for response in run(self._login, f"UID FETCH {uids} ({self._items})"):
+                uid, ref = reference(response, self._validity, plain=plain)
+                if ref is not None and uid in uids:
+                    self._found[uid] = ref
+        except CommandRefused:
+            if len(uids) > 1:
+                for half in uids.pages((len(uids) + 1) // 2):
+                    self._ask(half)
+                return
+            self._refusals += 1
+            if self._refusals >= MAX_REFUSALS and not self._found:
+                raise  # it refuses everything: nothing is wrong with these messages
 
 
 class CommandRefused(Unavailable):

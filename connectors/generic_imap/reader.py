@@ -19,6 +19,7 @@ from connectors.errors import (
 )
 from connectors.generic_imap import listing, wire
 from connectors.generic_imap.client import Login, must_wait, refusal
+from connectors.generic_imap.describing import PLAIN_ITEMS, described
 from connectors.generic_imap.uids import Uids
 from connectors.types import (
     SPOOL_BYTES,
@@ -32,6 +33,8 @@ from connectors.types import (
 #: Measured on loopback: more per command gains nothing, less costs at 40 ms of latency.
 _BATCH_BYTES = 1_000_000
 _BATCH_MESSAGES = 400
+#: What a message counts whose size the listing does not tell.
+_USUAL_BYTES = 10_000
 _IN_FLIGHT = 2
 #: A second connection pays for its login only on more than this.
 _BYTES_PER_CONNECTION = 4_000_000
@@ -39,10 +42,13 @@ _MESSAGES_PER_CONNECTION = 500
 #: What waits between the threads and the caller: at most this many chunks of this size.
 _CHUNK_BYTES = 500_000
 _CHUNK_MESSAGES = 64
-_WAITING_BYTES = 16_000_000
+_WAITING_BYTES = 4_000_000
 #: More untagged responses in a row that nobody asked for are an attack. One flag change by another
 #: client may send one per message of the folder.
 _MAX_UNASKED = 2_000_000
+#: A message above the limit of size that the listing did not tell is read and dropped, so that the
+#: connection can go on. One above this is not worth that.
+_MAX_PASSED_OVER_BYTES = 1_000_000_000
 
 _BODY = re.compile(
     rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
@@ -61,8 +67,8 @@ class _Batch:
 
     refs: dict[int, MessageRef]
 
-    def command(self) -> bytes:
-        return f"UID FETCH {Uids((uid, uid) for uid in self.refs)} (UID BODY.PEEK[])".encode()
+    def command(self, items: str) -> bytes:
+        return f"UID FETCH {Uids((uid, uid) for uid in self.refs)} ({items})".encode()
 
 
 class _Stopped(Exception):
@@ -78,27 +84,33 @@ class Fetch:
         refs: Sequence[MessageRef],
         *,
         main: Login,
-        more: Callable[[int], list[Login]],
+        more: Callable[[int], Login | None],
+        connections: int,
         max_message_bytes: int,
     ) -> None:
         self._folder, self._main, self._more = folder, main, more
+        self._connections = connections
         self._max_message_bytes = max_message_bytes
         self._out = _Outbox()
         self._stop = threading.Event()
         self._validity = 0
         self._delivered = 0
         self._refs = refs
+        #: Whether the size, date and flags come with the body.
+        self._describes = not main.has_stable_ids
+        self._items = f"UID {PLAIN_ITEMS} BODY.PEEK[]" if self._describes else "UID BODY.PEEK[]"
         self._batches: collections.deque[_Batch] = collections.deque()
-        self._threads: list[tuple[Login, threading.Thread]] = []
+        self._threads: list[threading.Thread] = []
+        #: Which connection a thread reads from; one that still logs in has none.
+        self._logins: dict[threading.Thread, Login] = {}
 
     def answers(self) -> Iterator[Answer]:
         """Yield every answer. Raises Retryable after what had arrived whole was yielded."""
-        self._validity = self._open(self._main)
+        self._validity = listing.opened(self._main, self._folder)
         yield from self._sort_out(self._validity)
-        logins = [self._main, *self._more(self._connections_that_pay() - 1)]
         problem: BaseException | None = None
         try:
-            self._start(logins[: max(1, len(self._batches))])
+            self._start(self._connections_that_pay())
             running = len(self._threads)
             while running:
                 item = self._out.get()
@@ -117,19 +129,14 @@ class Fetch:
         """Stop the threads and wait for them. A connection in the middle of a reply is ended."""
         self._stop.set()
         self._out.close()
-        for login, thread in self._threads:
-            if thread.is_alive():
+        for thread in self._threads:
+            login = self._logins.get(thread)
+            if login is not None and thread.is_alive():
                 login.wire.cut()
             thread.join()
         self._out.discard()
 
     # -- preparing -----------------------------------------------------------------------------
-
-    def _open(self, login: Login) -> int:
-        """Have the folder open on a connection; return its UIDVALIDITY."""
-        if login.opened is None or login.opened[0] != self._folder.remote_id:
-            return listing.examine(login, self._folder).validity
-        return login.opened[1]
 
     def _sort_out(self, validity: int) -> Iterator[Answer]:
         """Cut what can be asked for into batches; answer for the rest."""
@@ -145,7 +152,7 @@ class Fetch:
         refs: dict[int, MessageRef] = {}
         size = 0
         for uid, ref in sorted(wanted, key=lambda pair: pair[0]):
-            length = ref.size_bytes or 0
+            length = _expected_bytes(ref)
             if refs and (size + length > _BATCH_BYTES or len(refs) >= _BATCH_MESSAGES):
                 self._batches.append(_Batch(refs))
                 refs, size = {}, 0
@@ -162,41 +169,43 @@ class Fetch:
         )
 
     def _connections_that_pay(self) -> int:
-        size = sum(ref.size_bytes or 0 for ref in self._refs)
+        size = sum(map(_expected_bytes, self._refs))
         by_work = max(size // _BYTES_PER_CONNECTION, len(self._refs) // _MESSAGES_PER_CONNECTION)
-        return int(max(1, min(by_work, len(self._batches))))
+        return int(max(1, min(by_work, len(self._batches), self._connections)))
 
-    def _start(self, logins: Sequence[Login]) -> None:
-        for login in logins:
-            thread = threading.Thread(target=self._work, args=(login,), name="imap", daemon=True)
-            self._threads.append((login, thread))
-        for _, thread in self._threads:
+    def _start(self, connections: int) -> None:
+        for number in range(connections):
+            thread = threading.Thread(target=self._work, args=(number,), name="imap", daemon=True)
+            self._threads.append(thread)
+        for thread in self._threads:
             thread.start()
 
     # -- in a thread ---------------------------------------------------------------------------
 
-    def _work(self, login: Login) -> None:
+    def _work(self, number: int) -> None:
         sender = _Sender(self._out)
+        login = None
         try:
-            if self._is_ready(login):
-                self._download(login, sender)
-        except _Stopped:
-            login.wire.cut()
+            login = self._more(number) if number else self._main
+            if login is not None:
+                self._logins[threading.current_thread()] = login
+                if not number or self._has_same_folder(login):
+                    self._download(login, sender)
         except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
-            login.wire.cut()
-            sender.give_up()
-            self._out.put(error, 0)
+            if login is not None:
+                login.wire.cut()
+            if not isinstance(error, _Stopped):
+                sender.give_up()
+                self._out.put(error, 0)
         finally:
             sender.give_up()
             self._out.put(None, 0)
 
-    def _is_ready(self, login: Login) -> bool:
-        """Have the folder open. A second connection that finds another folder under the name (made
-        again meanwhile), or none, is of no use: its UIDs would name other messages."""
-        if login is self._main:
-            return True
+    def _has_same_folder(self, login: Login) -> bool:
+        """Have the folder open on a further connection. One that finds another folder under the
+        name (made again meanwhile), or none, is of no use: its UIDs would name other messages."""
         try:
-            return self._open(login) == self._validity
+            return not self._stop.is_set() and listing.opened(login, self._folder) == self._validity
         except ConnectorError:
             return False
 
@@ -205,7 +214,7 @@ class Fetch:
         again: list[MessageRef] = []
         while True:
             while len(flying) < _IN_FLIGHT and (batch := self._next()) is not None:
-                flying.append((login.wire.command(batch.command()), batch))
+                flying.append((login.wire.command(batch.command(self._items)), batch))
             if not flying:
                 break
             tag, batch = flying[0]
@@ -242,8 +251,12 @@ class Fetch:
 
     def _one(self, login: Login, uid: int, ref: MessageRef, sender: "_Sender") -> Answer | None:
         """Ask for one message; return why it can't be had, None where it came."""
+        alone = Uids([(uid, uid)])
+        if self._describes and (found := listing.described(login, self._validity, alone)):
+            ref = found[0]
+        # Nothing but the body: what the server refuses may be what describes it.
         batch = _Batch({uid: ref})
-        tag = login.wire.command(batch.command())
+        tag = login.wire.command(batch.command("UID BODY.PEEK[]"))
         status = self._read_until(login, tag, [batch], sender)
         if not batch.refs:
             return None
@@ -302,27 +315,18 @@ class Fetch:
         size = int(match[2])
         before = _UID.search(match[1])
         if size > self._max_message_bytes:
-            if before and (ref := _claim(batches, int(before[1]))):
-                sender.add(Missing(ref, self._too_large(size)))
-            raise Unavailable(f"The server announced a message of {size:,} bytes.")
+            return self._pass_over(connection, size, match[1], batches, sender)
         body = connection.body(size)
-        rest = connection.complete(connection.readline())
-        uid = before or _UID.search(rest[0])
-        ref = _claim(batches, int(uid[1]), empty=not size) if uid else None
-        if not _REST.fullmatch(rest[0]):
+        rest = connection.complete(connection.readline())[0]
+        uid = before or _UID.search(rest)
+        said = match[1] if rest == b")\r\n" else match[1] + rest.rpartition(b")")[0]
+        ref = self._claim(batches, int(uid[1]), said, empty=not size) if uid else None
+        if not _REST.fullmatch(rest):
             # The size that was announced is not the body's: these bytes are no message.
             if isinstance(body, SpooledBody):
                 body.close()
             if ref is not None:
-                sender.add(
-                    Missing(
-                        ref,
-                        MessageRefused(
-                            f"It is not of the {size:,} bytes that the server announced.",
-                            code="wrong_size",
-                        ),
-                    )
-                )
+                sender.add(Missing(ref, _wrong_size(size)))
             raise Unavailable("The server announced a wrong size of a message.")
         if ref is not None:
             sender.add(RawMessage(ref, body))
@@ -330,17 +334,57 @@ class Fetch:
             body.close()
         return ref is not None
 
+    def _pass_over(
+        self,
+        connection: wire.Wire,
+        size: int,
+        items: bytes,
+        batches: Sequence[_Batch],
+        sender: "_Sender",
+    ) -> bool:
+        """Answer for a message that is too large, of which the listing told no size."""
+        uid = _UID.search(items)
+        ref = self._claim(batches, int(uid[1]), items) if uid else None
+        if ref is not None:
+            ref = dataclasses.replace(ref, size_bytes=size)  # it is not downloaded again
+            sender.add(Missing(ref, self._too_large(size)))
+        if size > _MAX_PASSED_OVER_BYTES:
+            raise Unavailable(f"The server announced a message of {size:,} bytes.")
+        connection.skip(size)
+        if not _REST.fullmatch(connection.complete(connection.readline())[0]):
+            raise Unavailable("The server announced a wrong size of a message.")
+        return ref is not None
+
+    def _claim(
+        self, batches: Sequence[_Batch], uid: int, said: bytes, *, empty: bool = False
+    ) -> MessageRef | None:
+        """Take a reference out of the batch that asked for it, with what the answer says of it;
+        None: nobody did, or it was answered.
+
+        An empty body of a message that has a size is none: it stays unanswered, to be asked for
+        again.
+        """
+        for batch in batches:
+            ref = batch.refs.get(uid)
+            if ref is not None:
+                if self._describes:
+                    ref = described(ref, said)
+                if empty and ref.size_bytes:
+                    return None
+                del batch.refs[uid]
+                return ref
+        return None
+
     def _take_quoted(
         self, response: list[bytes], batches: Sequence[_Batch], sender: "_Sender"
     ) -> bool:
         """Take a short body that came as a quoted string; tell whether it was asked for."""
-        response[0] = response[0][2:]
-        values = wire.parse(response)
+        values = wire.parse([response[0][2:], *response[1:]])
         items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
         uid, body = items.get(b"UID"), items.get(b"BODY[]")
         if not (isinstance(uid, bytes) and uid.isdigit() and isinstance(body, bytes)):
             return False
-        ref = _claim(batches, int(uid), empty=not body)
+        ref = self._claim(batches, int(uid), response[0].partition(b"(")[2], empty=not body)
         if ref is not None:
             sender.add(RawMessage(ref, body))
         return ref is not None
@@ -423,18 +467,8 @@ class _Sender:
             self.flush()
 
 
-def _claim(batches: Sequence[_Batch], uid: int, *, empty: bool = False) -> MessageRef | None:
-    """Take a reference out of the batch that asked for it; None: nobody did, or it was answered.
-
-    An empty body of a message that has a size is none: it stays unanswered, to be asked for again.
-    """
-    for batch in batches:
-        ref = batch.refs.get(uid)
-        if ref is not None:
-            if empty and ref.size_bytes:
-                return None
-            return batch.refs.pop(uid)
-    return None
+def _expected_bytes(ref: MessageRef) -> int:
+    return _USUAL_BYTES if ref.size_bytes is None else ref.size_bytes
 
 
 def _wrong_size(size: int) -> MessageRefused:

@@ -175,6 +175,12 @@ class Wire(imaplib.IMAP4):
             raise
         return SpooledBody(spool, size)
 
+    def skip(self, size: int) -> None:
+        """Read a literal that nobody wants."""
+        self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
+        for start in range(0, size, CHUNK_BYTES):
+            self.exactly(min(CHUNK_BYTES, size - start))
+
     @property
     def has_buffered(self) -> bool:
         return self._position < len(self._buffer)

@@ -211,7 +211,7 @@ class _Mailbox:
                 messages_total=F("messages_total") + len(unknown)
             )
         capture = self._capture(folder)
-        capture.place(known)
+        capture.place(self._described(session, remote, known))
         rest = self._fetch_with_care(session, remote, folder, unknown)
         if rest is None or not self._fetch_into(capture, session, remote, rest):
             return  # stopped on the way: what came is kept, the cursor stays
@@ -304,6 +304,19 @@ class _Mailbox:
             elif ref.remote_id not in failed:
                 unknown[ref.remote_id] = ref  # once, also where a provider repeats itself
         return known, list(unknown.values())
+
+    def _described(
+        self,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        known: Sequence[tuple[MessageRef, uuid.UUID]],
+    ) -> Sequence[tuple[MessageRef, uuid.UUID]]:
+        """Ask for the labels of what is archived, where the listing did not tell them."""
+        bare = [ref for ref, _ in known if ref.labels is None]
+        if not bare:
+            return known
+        told = {ref.remote_id: ref for ref in session.describe(remote, bare)}
+        return [(told.get(ref.remote_id, ref), message_id) for ref, message_id in known]
 
     def _sweep(self, folder: Folder, page: Page) -> None:
         """Mark as removed what the whole listing no longer has, and forget that it failed.
