@@ -54,6 +54,11 @@ _BODY = re.compile(
     rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
 )
 _UID = re.compile(rb"\bUID (\d+)")
+#: What nearly all servers send, as far as its body: looked at without calling a function per line.
+_USUAL = re.compile(
+    rb"\* \d+ FETCH \((?P<items>UID (?P<uid>\d{1,10}) [^{\r\n]*)BODY\[\] \{(?P<size>\d{1,7})\}\r\n"
+)
+_USUAL_END = b")\r\n"
 #: What may follow a body: further items, and the end of the response.
 _REST = re.compile(rb"(?: [A-Z][\w.-]* (?:\d+|NIL|\([^()]*\)|\"[^\"]*\"))* ?\)\r?\n", re.IGNORECASE)
 
@@ -274,6 +279,9 @@ class Fetch:
         ending = tag + b" "
         unasked = 0
         while True:
+            if self._take_usual(connection, batches, sender):
+                unasked = 0
+                connection.renew()
             # Hand on what is whole before waiting for more; the caller's time is not the server's.
             if not connection.has_buffered and sender.flush():
                 connection.renew()
@@ -288,6 +296,20 @@ class Fetch:
             unasked += 1
             if unasked > _MAX_UNASKED:
                 raise Unavailable("The server sends replies that nobody asked for, without end.")
+
+    def _take_usual(
+        self, connection: wire.Wire, batches: Sequence[_Batch], sender: "_Sender"
+    ) -> bool:
+        """Read all bodies that were received whole and look as usual; tell whether any of them was
+        asked for."""
+        delivered = self._delivered
+        while found := connection.buffered(_USUAL, _USUAL_END, limit=self._max_message_bytes):
+            match, body = found
+            ref = self._claim(batches, int(match["uid"]), match["items"], empty=not body)
+            if ref is not None:
+                sender.add(RawMessage(ref, body))
+                self._delivered += 1
+        return self._delivered > delivered
 
     def _is_answer(
         self, connection: wire.Wire, line: bytes, batches: Sequence[_Batch], sender: "_Sender"
@@ -346,7 +368,7 @@ class Fetch:
         uid = _UID.search(items)
         ref = self._claim(batches, int(uid[1]), items) if uid else None
         if ref is not None:
-            ref = dataclasses.replace(ref, size_bytes=size)  # it is not downloaded again
+            ref = ref._replace(size_bytes=size)  # it is not downloaded again
             sender.add(Missing(ref, self._too_large(size)))
         if size > _MAX_PASSED_OVER_BYTES:
             raise Unavailable(f"The server announced a message of {size:,} bytes.")

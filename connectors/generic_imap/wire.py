@@ -161,6 +161,21 @@ class Wire(imaplib.IMAP4):
             missing -= len(part)
         return b"".join(parts)
 
+    def buffered(
+        self, announced: re.Pattern[bytes], ending: bytes, *, limit: int
+    ) -> tuple[re.Match[bytes], bytes] | None:
+        """Take a response whose only literal, of at most `limit` bytes, is followed by nothing but
+        `ending`, where all of it was received. Else return None and take nothing. `announced`
+        matches up to the literal; its group "size" is the literal's."""
+        match = announced.match(self._buffer, self._position)
+        if match is None:
+            return None
+        end = match.end() + int(match["size"])
+        if end - match.end() > limit or not self._buffer.startswith(ending, end):
+            return None
+        self._position = end + len(ending)
+        return match, self._buffer[match.end() : end]
+
     def body(self, size: int) -> Body:
         """Read the literal of a message: in memory, or spooled where it is large."""
         self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
