@@ -223,7 +223,7 @@ class Service:
                 break
             if time.monotonic() > deadline:
                 raise BenchError(f"Not done after {_PATIENCE_SECONDS:.0f} s: {found}")
-            time.sleep(0.02)
+            time.sleep(0.1)
         for status, message, _ in found:
             if status != "completed":
                 raise BenchError(f"A run is {status}: {message}")

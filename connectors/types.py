@@ -1,12 +1,12 @@
 """The values that cross the boundary between the sync engine and a connector.
 
-Plain frozen dataclasses; times are aware UTC; sizes are bytes. Nothing here knows of Django.
+Plain and frozen; times are aware UTC; sizes are bytes. Nothing here knows of Django.
 """
 
 import dataclasses
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 #: JSON object, opaque to everyone but the connector that minted it. Kept per folder.
 Cursor = Mapping[str, Any]
@@ -52,15 +52,15 @@ class RemoteFolder:
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class MessageRef:
+class MessageRef(NamedTuple):
     """A message in a folder, as listed. (folder, remote_id) names immutable bytes for ever.
 
     `stable_id` names the same bytes in every folder of the mailbox (EMAILID, X-GM-MSGID), or "".
     `size_bytes` is what the provider claims; it may be wrong. `labels` are the placement's
     attributes (IMAP flags such as "\\\\Seen", Gmail labels by display name), sorted; None where the
     listing does not tell them. `roles`: "junk", "trash" or "drafts", where one folder holds such
-    messages beside others. What fetch() answers with may know more than what was listed.
+    messages beside others. What fetch() answers with may know more than what was listed. A tuple,
+    which is made three times as fast as a frozen dataclass.
     """
 
     remote_id: str

@@ -11,8 +11,8 @@ It ends with its worker, and ignores every request to end before: its worker may
 """
 
 import contextlib
-import datetime as dt
 import errno
+import functools
 import json
 import mmap
 import os
@@ -24,7 +24,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 import zstandard
 
@@ -54,7 +54,7 @@ class Message(NamedTuple):
     start: int | None
     remote_id: str
     stable_id: str
-    received_at: dt.datetime | None
+    received_at: str | None
     labels: Sequence[str]
 
 
@@ -161,8 +161,9 @@ def _rows(
         else arena[message.start : message.start + message.size]
         for message in job.messages
     ]
+    said = pack_format.encoded(job.said)[1:-1]
     records = [
-        (_header(job, message), body) for message, body in zip(job.messages, bodies, strict=True)
+        (_header(said, message), body) for message, body in zip(job.messages, bodies, strict=True)
     ]
     extents = pack_format.append(pack, records, compress)
     for message, body, extent in zip(job.messages, bodies, extents, strict=True):
@@ -172,17 +173,20 @@ def _rows(
         ).line(job.mailbox, job.pack)
 
 
-def _header(job: Job, message: Message) -> dict[str, Any]:
-    """Return what the pack says of a message: enough to make the rows again."""
-    return {
-        "sha256": message.sha256.hex(),
-        "size": message.size,
-        **job.said,
-        "remote_id": message.remote_id,
-        "stable_id": message.stable_id,
-        "received_at": message.received_at.isoformat() if message.received_at else None,
-        "labels": message.labels,
-    }
+def _header(said: str, message: Message) -> str:
+    """Return what the pack says of a message: enough to make the rows again. It is put together by
+    hand: to let JSON encode the whole of it takes three times as long."""
+    received_at = f'"{message.received_at}"' if message.received_at else "null"
+    return (
+        f'{{"sha256":"{message.sha256.hex()}","size":{message.size},{said},'
+        f'"remote_id":{_quoted(message.remote_id)},"stable_id":{_quoted(message.stable_id)},'
+        f'"received_at":{received_at},"labels":{_listed(tuple(message.labels))}}}'
+    )
+
+
+_quoted = pack_format.encoded
+#: Few sets of labels are all there are.
+_listed = functools.lru_cache(maxsize=1000)(pack_format.encoded)
 
 
 def _head(body: memoryview | SpooledBody) -> bytes:

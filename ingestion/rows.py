@@ -3,7 +3,6 @@ what hashing a message does. Pure, so that the packing process writes them too.
 """
 
 import dataclasses
-import datetime as dt
 import uuid
 from collections.abc import Iterable
 
@@ -23,7 +22,7 @@ class NewMessage:
     sha256: bytes
     size: int
     extent: Extent
-    received_at: dt.datetime | None
+    received_at: str | None  # ISO 8601
     headers: mime.Headers
 
     #: What `line` writes.
@@ -38,9 +37,9 @@ class NewMessage:
         return (
             f"{mailbox.hex}\t{pack.hex}\t{self.id}\t\\\\x{self.sha256.hex()}\t{self.size}\t"
             f"{extent.offset}\t{extent.length}\t{self.received_at or _NULL}\t"
-            f"{_copied(headers.subject)}\t{_copied(headers.sender)}\t"
-            f"{_copied(headers.recipients)}\t{headers.sent_at or _NULL}\t"
-            f"{_copied(headers.message_id)}\t{_copied(array_literal(headers.defects))}\n"
+            f"{copied(headers.subject)}\t{copied(headers.sender)}\t"
+            f"{copied(headers.recipients)}\t{headers.sent_at or _NULL}\t"
+            f"{copied(headers.message_id)}\t{copied(array_literal(headers.defects))}\n"
         )
 
 
@@ -56,5 +55,6 @@ def element(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") + '"'
 
 
-def _copied(text: str) -> str:
+def copied(text: str) -> str:
+    """Write a text in COPY's text format."""
     return text.replace("\\", r"\\") if text.isprintable() else text.translate(_COPY_ESCAPES)

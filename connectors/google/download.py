@@ -145,8 +145,7 @@ class Download:
         if about.get("id") != ref.remote_id:
             raise Unavailable("Google answered with another message than was asked for.")
         labels = list(about.get("labelIds", ()))
-        return dataclasses.replace(
-            ref,
+        return ref._replace(
             size_bytes=got.size,
             stable_id=ref.remote_id,
             thread_id=about.get("threadId", ""),

@@ -10,7 +10,6 @@ how a batch becomes rows.
 
 import hashlib
 import time
-import uuid
 from collections.abc import Sequence
 
 from connectors.types import Body, Cursor, MessageRef, Missing, RawMessage
@@ -31,7 +30,8 @@ _LOOKUP_MESSAGES = 250
 class Capture:
     """The capture of one folder's messages under one lease. Not thread-safe.
 
-    Without `parse` the bytes are all that is looked at: no header fields.
+    Without `parse` the bytes are all that is looked at: no header fields. `fresh`: nothing of the
+    folder was known when the worker came to it.
     """
 
     def __init__(
@@ -41,11 +41,12 @@ class Capture:
         mailbox: Mailbox,
         folder: Folder,
         parse: bool = True,
+        fresh: bool = False,
     ) -> None:
-        self._committer, self._parse = committer, parse
+        self._committer, self._parse, self._fresh = committer, parse, fresh
         self._mailbox, self._folder = mailbox, folder
         self._options = Options.of(mailbox.source.options)
-        self._batch = Batch(folder)
+        self._batch = Batch(folder, fresh)
         self._waiting: list[tuple[RawMessage, bytes, int]] = []
         self._waiting_bytes = 0
         self._since = time.monotonic()
@@ -65,7 +66,7 @@ class Capture:
         batch = self._batch
         return not (batch.placements or self._waiting or batch.missing or batch.left_out)
 
-    def place(self, known: Sequence[tuple[MessageRef, uuid.UUID]]) -> None:
+    def place(self, known: Sequence[tuple[MessageRef, str]]) -> None:
         """Take references whose bytes are archived under the given message ids."""
         self._batch.placements.extend(known)
 
@@ -109,14 +110,14 @@ class Capture:
         batch = self._batch
         batch.cursor, batch.listed = cursor, listed
         batch.removed, batch.relabelled = removed, relabelled
-        self._batch, self._since = Batch(self._folder), time.monotonic()
+        self._batch, self._since = Batch(self._folder, self._fresh), time.monotonic()
         self._committer.submit(batch)
 
     def abandon(self) -> None:
         """Drop what was not committed. What is in the pack stays there and is nobody's."""
         for raw, _, _ in self._waiting:
             raw.close()
-        self._batch, self._waiting, self._waiting_bytes = Batch(self._folder), [], 0
+        self._batch, self._waiting, self._waiting_bytes = Batch(self._folder, self._fresh), [], 0
 
     def _pack_waiting(self) -> None:
         if not self._waiting:

@@ -13,7 +13,6 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
-import uuid
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -43,11 +42,13 @@ class Batch:
     known."""
 
     folder: Folder
+    #: Nothing of the folder was known when the worker came to it.
+    fresh: bool = False
     #: The messages among them that are new: their ids by hash, their rows in the making.
-    ids: dict[bytes, uuid.UUID] = dataclasses.field(default_factory=dict)
+    ids: dict[bytes, str] = dataclasses.field(default_factory=dict)
     packing: list[Packing] = dataclasses.field(default_factory=list)
     new_bytes: int = 0
-    placements: list[tuple[MessageRef, uuid.UUID]] = dataclasses.field(default_factory=list)
+    placements: list[tuple[MessageRef, str]] = dataclasses.field(default_factory=list)
     missing: list[Missing] = dataclasses.field(default_factory=list)
     left_out: list[str] = dataclasses.field(default_factory=list)  # remote ids nobody wants
     fetched_bytes: int = 0
@@ -65,7 +66,7 @@ class _Group:
     #: All that is appended to it, also of batches that never come.
     packing: list[Packing] = dataclasses.field(default_factory=list)
     batches: list[Batch] = dataclasses.field(default_factory=list)
-    ids: dict[bytes, uuid.UUID] = dataclasses.field(default_factory=dict)
+    ids: dict[bytes, str] = dataclasses.field(default_factory=dict)
     references: int = 0
     fetched_bytes: int = 0
 
@@ -98,7 +99,7 @@ class Committer:
         self._group = _Group()
         #: With the ids of their messages, the oldest first.
         self._under_way: collections.deque[
-            tuple[concurrent.futures.Future[None], dict[bytes, uuid.UUID]]
+            tuple[concurrent.futures.Future[None], dict[bytes, str]]
         ] = collections.deque()
         self._failed = False
         self._packer = Packer(mailbox)
@@ -116,7 +117,7 @@ class Committer:
         batch.ids.update({message.sha256: message.id for message in messages})
         batch.new_bytes += sum(message.size for message in messages)
 
-    def invisible(self, hashes: Iterable[bytes]) -> dict[bytes, uuid.UUID]:
+    def invisible(self, hashes: Iterable[bytes]) -> dict[bytes, str]:
         """Return the message ids of these hashes that were submitted and no query may find yet."""
         places = [*(ids for _, ids in self._under_way), self._group.ids]
         return {sha256: ids[sha256] for ids in places for sha256 in hashes if sha256 in ids}
@@ -220,7 +221,9 @@ class Committer:
         # Without any, the attempts since there was some are still counted.
 
     def _write_batch(self, batch: Batch) -> sql.Progress:
-        placed = sql.upsert_placements(self._mailbox.pk, batch.folder.pk, batch.placements)
+        placed = sql.upsert_placements(
+            self._mailbox.pk, batch.folder.pk, batch.placements, fresh=batch.fresh
+        )
         settled = [ref.remote_id for ref, _ in batch.placements] + batch.left_out
         sql.clear_failures(batch.folder.pk, settled)
         failed, gone = self._write_missing(batch)

@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import uuid
 from collections.abc import Sequence
 from typing import IO, NamedTuple, NoReturn
 
@@ -44,7 +43,7 @@ _ROOM_BYTES = PART_BYTES + SPOOL_BYTES
 class Unpacked(NamedTuple):
     """A message whose bytes are not archived: its future id, and what capture found of it."""
 
-    id: uuid.UUID
+    id: str
     sha256: bytes
     size: int
     raw: RawMessage
@@ -149,11 +148,12 @@ class _Process:
                     self._arena[start:at] = body
                 else:
                     files.append(stack.enter_context(_file_of(body)).fileno())
+                received = ref.received_at.isoformat() if ref.received_at else None
                 labels = ref.labels or ()
                 given.append(
                     packer.Message(
-                        *(pk.hex, sha256, size, start),
-                        *(ref.remote_id, ref.stable_id, ref.received_at, labels),
+                        *(pk, sha256, size, start),
+                        *(ref.remote_id, ref.stable_id, received, labels),
                     )
                 )
             return self._send(job._replace(messages=given), files)

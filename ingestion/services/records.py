@@ -76,12 +76,11 @@ class Record:
     def message(self) -> NewMessage:
         """Return the row, not yet stored, of the message."""
         [pk] = new_message_ids(1)
-        return NewMessage(
-            pk.hex, self.sha256, self.size, self.extent, self.received_at, self.headers
-        )
+        received_at = self.received_at.isoformat() if self.received_at else None
+        return NewMessage(pk, self.sha256, self.size, self.extent, received_at, self.headers)
 
     def placement(
-        self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, uuid.UUID]
+        self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, str]
     ) -> Placement:
         """Return the row, not yet stored, of where the message was archived from."""
         return Placement(

@@ -226,7 +226,8 @@ class _Mailbox:
         folder.cursor = dict(page.cursor)
 
     def _capture(self, folder: Folder) -> Capture:
-        return Capture(self.committer, mailbox=self.mailbox, folder=folder)
+        fresh = folder.pk in self.fresh
+        return Capture(self.committer, mailbox=self.mailbox, folder=folder, fresh=fresh)
 
     def _fetch_with_care(
         self,
@@ -289,12 +290,14 @@ class _Mailbox:
 
     def _split(
         self, folder: Folder, refs: Sequence[MessageRef]
-    ) -> tuple[list[tuple[MessageRef, uuid.UUID]], list[MessageRef]]:
+    ) -> tuple[list[tuple[MessageRef, str]], list[MessageRef]]:
         """Part the references into those whose bytes are archived (and by which message id), and
         those to fetch. A message that failed is fetched when its own time has come, not before."""
-        ids = [ref.remote_id for ref in refs]
+        placed, failed = {}, {}
+        if folder.pk not in self.fresh:
+            ids = [ref.remote_id for ref in refs]
+            placed, failed = sql.placed(folder.pk, ids), sql.failed(folder.pk, ids)
         stable_ids = {ref.stable_id for ref in refs} - {""}
-        placed, failed = sql.placed(folder.pk, ids), sql.failed(folder.pk, ids)
         stable = sql.stable(self.mailbox.pk, stable_ids)
         known, unknown = [], {}
         for ref in refs:
@@ -309,8 +312,8 @@ class _Mailbox:
         self,
         session: MailboxSession,
         remote: RemoteFolder,
-        known: Sequence[tuple[MessageRef, uuid.UUID]],
-    ) -> Sequence[tuple[MessageRef, uuid.UUID]]:
+        known: Sequence[tuple[MessageRef, str]],
+    ) -> Sequence[tuple[MessageRef, str]]:
         """Ask for the labels of what is archived, where the listing did not tell them."""
         bare = [ref for ref, _ in known if ref.labels is None]
         if not bare:

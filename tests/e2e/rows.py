@@ -56,7 +56,7 @@ def archived(folder: Folder, *bodies: bytes) -> list[Message]:
     mailbox = folder.mailbox
     with store().writer(mailbox.source_id) as pack:
         records = [
-            ({"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)}, body)
+            (f'{{"sha256":"{hashlib.sha256(body).hexdigest()}","size":{len(body)}}}', body)
             for body in bodies
         ]
         extents = pack_format.append(pack.file, records, pack_format.compressor())

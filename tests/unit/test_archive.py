@@ -23,7 +23,8 @@ SOURCE = uuid.UUID(int=1)
 
 
 def append(writer: PackWriter, *records: tuple[dict[str, Any], Body]) -> list[Extent]:
-    return pack_format.append(writer.file, records, pack_format.compressor())
+    given = [(pack_format.encoded(header), body) for header, body in records]
+    return pack_format.append(writer.file, given, pack_format.compressor())
 
 
 def write(store: PackStore, *bodies: bytes) -> tuple[uuid.UUID, list[Extent]]:
