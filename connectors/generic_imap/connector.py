@@ -94,10 +94,9 @@ class ImapSession(MailboxSession):
     def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
         login = self._main()
         validity = listing.opened(login, folder)
-        uids = (ref.remote_id.partition(":") for ref in refs)
-        return listing.described(
-            login, validity, Uids((int(n), int(n)) for of, _, n in uids if of == str(validity))
-        )
+        ids = (ref.remote_id.partition(":") for ref in refs)
+        uids = (int(uid) for of, _, uid in ids if of == str(validity))
+        return listing.described(login, validity, Uids((uid, uid) for uid in uids))
 
     def fetch(
         self, folder: RemoteFolder, refs: Sequence[MessageRef]

@@ -367,14 +367,19 @@ class Fetch:
         """Answer for a message that is too large, of which the listing told no size."""
         uid = _UID.search(items)
         ref = self._claim(batches, int(uid[1]), items) if uid else None
+        try:
+            if size > _MAX_PASSED_OVER_BYTES:
+                raise Unavailable(f"The server announced a message of {size:,} bytes.")
+            connection.skip(size)
+            if not _REST.fullmatch(connection.complete(connection.readline())[0]):
+                raise Unavailable("The server announced a wrong size of a message.")
+        except Unavailable:
+            if ref is not None:
+                sender.add(Missing(ref, self._too_large(size)))
+            raise
         if ref is not None:
-            ref = ref._replace(size_bytes=size)  # it is not downloaded again
-            sender.add(Missing(ref, self._too_large(size)))
-        if size > _MAX_PASSED_OVER_BYTES:
-            raise Unavailable(f"The server announced a message of {size:,} bytes.")
-        connection.skip(size)
-        if not _REST.fullmatch(connection.complete(connection.readline())[0]):
-            raise Unavailable("The server announced a wrong size of a message.")
+            # It has that size: it is not downloaded again.
+            sender.add(Missing(ref._replace(size_bytes=size), self._too_large(size)))
         return ref is not None
 
     def _claim(

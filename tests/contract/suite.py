@@ -209,6 +209,21 @@ class ConnectorContract:
         got = {a.ref.remote_id: content(a) for a in session.fetch(self.folder(session), refs)}
         assert got == of_id
 
+    def test_labels_are_told_alike_with_the_bytes_and_without(
+        self, account: Account, session: MailboxSession
+    ) -> None:
+        changed = account.deliver(b"one")
+        account.deliver(b"two")
+        refs = [ref for page in self.listed(session) for ref in page.added]
+        account.relabel(changed)
+        folder = self.folder(session)
+        told = {ref.remote_id: ref.labels for ref in session.describe(folder, refs)}
+        for answer in session.fetch(folder, refs):
+            content(answer)
+            labels = told.pop(answer.ref.remote_id)
+            assert labels is None or labels == (answer.ref.labels or ())
+        assert not told
+
     def test_a_large_message_is_on_disk(self, account: Account, session: MailboxSession) -> None:
         body = bytes(range(256)) * 20_000
         account.deliver(body)

@@ -1,11 +1,12 @@
 """The IMAP connector against servers that misbehave: each way that mail could be lost or blocked."""
 
 import contextlib
+import datetime as dt
 import gc
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -17,13 +18,22 @@ from connectors.errors import (
     ConnectorError,
     CursorExpired,
     Fatal,
+    MessageGone,
     NeedsReauth,
     RateLimited,
     Retryable,
     Unavailable,
 )
 from connectors.generic_imap import listing
-from connectors.types import MessageRef, Missing, Page, RawMessage, RemoteFolder, SpooledBody
+from connectors.types import (
+    MessageRef,
+    Missing,
+    Page,
+    RawMessage,
+    RemoteFolder,
+    SpooledBody,
+    Wanted,
+)
 from tests.servers.imap_script import DATE, MODERN, PLAIN, Box, Client, ImapScript, Mail
 
 CONDSTORE_ONLY = tuple(word for word in MODERN if word != "QRESYNC")
@@ -68,10 +78,14 @@ def refs_of(pages: list[Page]) -> list[MessageRef]:
     return [ref for page in pages for ref in page.added]
 
 
+def fetched(session: MailboxSession, refs: list[MessageRef]) -> Iterator[RawMessage | Missing]:
+    return session.fetch(inbox_of(session), refs)
+
+
 def read(session: MailboxSession, refs: list[MessageRef]) -> dict[int, Any]:
     """Fetch; return uid -> bytes, or the error of a Missing. Fails where one is answered twice."""
     found: dict[int, Any] = {}
-    for answer in session.fetch(inbox_of(session), refs):
+    for answer in fetched(session, refs):
         uid = int(answer.ref.remote_id.partition(":")[2])
         assert uid not in found, f"{uid} was answered twice"
         found[uid] = _content(answer)
@@ -364,13 +378,108 @@ def test_flags_and_expunges_in_the_middle_of_a_fetch_are_passed_by(server: ImapS
     assert got == {uid: mail.body for uid, mail in server.inbox.mails.items()}
 
 
-def test_a_message_over_the_limit_is_refused_without_its_download(server: ImapScript) -> None:
+def test_a_message_over_the_limit_is_asked_for_at_most_once(server: ImapScript) -> None:
     fill(server.inbox, 2)
     server.inbox.deliver(b"x" * 50_000)
-    with opened(server, max_message_bytes=20_000) as session:
+    fill(server.inbox, 2)
+    with opened(server, max_message_bytes=20_000, connections_per_account=1) as session:
+        answers = {a.ref.remote_id: a for a in fetched(session, refs_of(listed(session)))}
+        assert [type(answers[f"1:{uid}"]) for uid in (1, 2, 4, 5)] == [RawMessage] * 4
+        refused = answers["1:3"]
+        assert isinstance(refused, Missing)
+        assert (refused.error.code, refused.ref.size_bytes) == ("too_large", 50_000)  # type: ignore[attr-defined] # a ConnectorError
+        server.commands.clear()
+        [again] = fetched(session, [refused.ref])
+    assert isinstance(again, Missing)
+    assert not server.asked(b"BODY")
+    assert server.logins == 1
+
+
+def reversed_items(items: Sequence[bytes]) -> Sequence[bytes]:
+    return items[::-1]
+
+
+def body_in_the_middle(items: Sequence[bytes]) -> Sequence[bytes]:
+    body, *others = items[::-1]
+    return [*others[:2], body, *others[2:]]
+
+
+@pytest.mark.parametrize("arranged", [reversed_items, body_in_the_middle, tuple])
+@pytest.mark.parametrize("quoted", [False, True])
+def test_what_a_server_says_of_a_message_comes_with_its_body_in_any_order(
+    server: ImapScript, arranged: Any, quoted: bool
+) -> None:
+    server.arranged = arranged
+    server.inbox.deliver(b"short", flags=(b"\\Seen", b"$Work"))
+    if quoted:
+        server.inbox.mails[1].answer = b'"short"'
+    with opened(server) as session:
+        [ref] = refs_of(listed(session))
+        [answer] = fetched(session, [ref])
+        described = session.describe(inbox_of(session), [ref])
+    assert (answer.body, answer.ref) == (b"short", described[0])  # type: ignore[union-attr] # it came
+    assert answer.ref.labels == ("$Work", "\\Seen")
+    assert answer.ref.size_bytes == 5
+    assert answer.ref.received_at == dt.datetime(2024, 7, 17, 9, 44, 25, tzinfo=dt.UTC)
+
+
+def test_a_body_without_a_word_about_it_is_a_message(server: ImapScript) -> None:
+    fill(server.inbox, 3)
+    server.arranged = lambda items: [item for item in items if item in (b"UID", b"BODY.PEEK[]")]
+    with opened(server) as session:
+        answers = list(fetched(session, refs_of(listed(session))))
+    assert [a.ref.labels for a in answers] == [None] * 3
+    assert {type(a) for a in answers} == {RawMessage}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"RFC822.SIZE 99999999999999999999999",
+        b"RFC822.SIZE (1 2)",
+        b"FLAGS 7",
+        b"FLAGS ((\\Seen) {",
+        b"INTERNALDATE (1)",
+        b'INTERNALDATE "32-Foo-99999"',
+        b"NONSENSE",
+        b'X "(" FLAGS',
+    ],
+)
+def test_nonsense_about_a_message_loses_no_message(server: ImapScript, said: bytes) -> None:
+    fill(server.inbox, 3)
+    body = server.inbox.mails[2].body
+
+    def answer(client: Client, tag: bytes, command: bytes) -> bool:
+        if b"BODY" not in command:
+            return False
+        for uid, mail in server.inbox.mails.items():
+            about = said if uid == 2 else b"FLAGS ()"
+            line = b"* %d FETCH (UID %d %s BODY[] {%d}\r\n" % (uid, uid, about, len(mail.body))
+            client.send(line + mail.body + b")\r\n")
+        client.send(tag + b" OK done\r\n")
+        return True
+
+    server.hooks.append(answer)
+    with opened(server) as session:
         got = read(session, refs_of(listed(session)))
-    assert got[3].code in ("too_large", "message_refused")
-    assert not [c for c in server.asked(b"BODY.PEEK") if b"3" in c.split(b" ")[2]]
+    assert got[2] == body
+    assert len(got) == 3
+
+
+def test_what_describes_a_message_can_be_refused_and_its_bytes_had(server: ImapScript) -> None:
+    fill(server.inbox, 5)
+    server.inbox.mails[3].unlisted = b"NO [SERVERBUG] can't stat"
+    with opened(server) as session:
+        got = read(session, refs_of(listed(session)))
+    assert got == {uid: mail.body for uid, mail in server.inbox.mails.items()}
+
+
+def test_a_date_to_begin_with_is_known_before_the_download(server: ImapScript) -> None:
+    fill(server.inbox, 2)
+    with opened(server) as session:
+        session.prefer(Wanted(since=dt.date(2024, 1, 1)))
+        refs = refs_of(listed(session))
+    assert {ref.received_at for ref in refs} == {dt.datetime(2024, 7, 17, 9, 44, 25, tzinfo=dt.UTC)}
 
 
 def test_a_message_of_150_mb_is_spooled_and_exact(server: ImapScript) -> None:
@@ -445,15 +554,17 @@ def test_removed_messages_cost_one_look_up_and_not_one_each(server: ImapScript) 
     fill(server.inbox, 50)
 
     def vanish(_client: Client, _tag: bytes, command: bytes) -> bool:
-        if b"RFC822.SIZE" in command:
+        if b"BODY" in command:
             for uid in range(10, 40):
                 server.inbox.mails.pop(uid, None)
         return False
 
     server.hooks.append(vanish)
     with opened(server) as session:
-        assert len(refs_of(listed(session))) == 20
-    assert len(server.asked(b"SEARCH")) <= 3
+        got = read(session, refs_of(listed(session)))
+    assert len(got) == 50
+    assert {uid for uid in got if isinstance(got[uid], MessageGone)} == set(range(10, 40))
+    assert len(server.asked(b"SEARCH")) == 2
 
 
 # -- the way in ------------------------------------------------------------------------------------

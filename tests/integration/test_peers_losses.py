@@ -105,7 +105,8 @@ def test_no_to_one_message_of_forty(server: ImapScript, source: IngestionSource)
     assert failures.retry(source, actor=ACTOR) == 1
     discovery.discover(Run.objects.get(finished_at=None).pk)
     assert imap_source.finish(source).message == "1 archived."
-    assert server.asked(b"BODY") == [b"UID FETCH 17 (UID BODY.PEEK[])"]
+    [asked] = server.asked(b"BODY")
+    assert asked.startswith(b"UID FETCH 17 (")
     assert not FailedMessage.objects.exists()
     assert_exact(server, source)
 
@@ -114,6 +115,8 @@ def test_no_to_one_message_of_forty(server: ImapScript, source: IngestionSource)
     "command", [b"LIST", b"EXAMINE", b"UID SEARCH", b"UID FETCH"], ids=bytes.decode
 )
 def test_a_drop_while_listing(server: ImapScript, source: IngestionSource, command: bytes) -> None:
+    if command == b"UID FETCH":
+        server.capabilities.append("OBJECTID")  # others are described together with the body
     fill(server.inbox, 600)
     server.boxes[b"Later"] = Box(validity=7)
     fill(server.boxes[b"Later"], 10)

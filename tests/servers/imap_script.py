@@ -20,7 +20,8 @@ MODERN = (*PLAIN, "ENABLE", "ESEARCH", "CONDSTORE", "QRESYNC", "LIST-STATUS", "S
 
 @dataclasses.dataclass
 class Mail:
-    """`size` is what RFC822.SIZE claims. `answer`, where given, replaces the body's literal."""
+    """`size` is what RFC822.SIZE claims. `answer`, where given, replaces the body's literal.
+    `refusal` answers who asks for the body, `unlisted` who asks for the size."""
 
     body: bytes
     flags: tuple[bytes, ...] = ()
@@ -89,6 +90,8 @@ class ImapScript:
         self.search_cap: int | None = None
         self.max_line = 8_192
         self.before_each_mail: Callable[[Client, int], None] = lambda _client, _uid: None
+        #: In which order the items of a message are answered.
+        self.arranged: Callable[[Sequence[bytes]], Sequence[bytes]] = lambda items: items
         self._listener = socket.create_server((self.host, 0))
         self.port = int(self._listener.getsockname()[1])
         self._clients: list[Client] = []
@@ -329,9 +332,7 @@ class Client:
             mail = self.box.mails.get(uid)
             if mail is None:
                 continue
-            refusal = mail.refusal if wants_body else mail.unlisted
-            if refusal and b"SIZE" not in items and not wants_body:
-                refusal = b""
+            refusal = (wants_body and mail.refusal) or (b"SIZE" in items and mail.unlisted)
             if refusal:
                 return refusal
             if wants_body:
@@ -354,7 +355,7 @@ class Client:
             b"X-GM-LABELS": b"X-GM-LABELS (" + mail.labels + b")",
             b"BODY.PEEK[]": b"BODY[] " + (body if mail.answer is None else mail.answer),
         }
-        return b" ".join(values[item] for item in items.split())
+        return b" ".join(values[item] for item in self.server.arranged(items.split()))
 
     def _uids(self, text: bytes) -> list[int]:
         assert self.box is not None
