@@ -1,0 +1,209 @@
+"""Reads the replies to FETCH commands for bodies: what was asked for becomes an answer.
+
+    FETCH (UID 7 ... BODY[] {8000} -> claimed from the batch that asked -> RawMessage or Missing
+
+A server may answer in any order, say more than it was asked, and lie about sizes.
+"""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+from connectors.errors import MessageRefused, Unavailable
+from connectors.generic_imap import wire
+from connectors.generic_imap.describing import described
+from connectors.generic_imap.outbox import Sender
+from connectors.generic_imap.uids import Uids
+from connectors.types import MessageRef, Missing, RawMessage
+
+#: More untagged responses in a row that nobody asked for are an attack. One flag change by another
+#: client may send one per message of the folder.
+_MAX_UNASKED = 2_000_000
+#: A message above the limit of size that the listing did not tell is read and dropped, so that the
+#: connection can go on. One above this is not worth that.
+_MAX_PASSED_OVER_BYTES = 1_000_000_000
+
+#: What nearly all servers send, as far as its body: looked at without calling a function per line.
+_USUAL = re.compile(
+    rb"\* \d+ FETCH \((?P<items>UID (?P<uid>\d{1,10}) [^{\r\n]*)"
+    rb"BODY\[\] \{(?P<size>\d{1,7})\}\r\n"
+)
+_USUAL_END = b")\r\n"
+_BODY = re.compile(
+    rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
+)
+_UID = re.compile(rb"\bUID (\d{1,10})\b")
+#: What may follow a body: further items, and the end of the response.
+_REST = re.compile(rb"(?: [A-Z][\w.-]* (?:\d+|NIL|\([^()]*\)|\"[^\"]*\"))* ?\)\r?\n", re.IGNORECASE)
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """One FETCH command: what it asks for and what is not answered yet."""
+
+    refs: dict[int, MessageRef]
+
+    def command(self, items: str) -> bytes:
+        return f"UID FETCH {Uids((uid, uid) for uid in self.refs)} ({items})".encode()
+
+
+def too_large(size: int, limit: int) -> MessageRefused:
+    return MessageRefused(
+        f"The message has {size:,} bytes, more than MAX_MESSAGE_BYTES "
+        f"({limit:,}) allows. Raise the limit and retry it.",
+        code="too_large",
+    )
+
+
+class Replies:
+    """What one connection answers. `describes`: the size, date and flags were asked for too."""
+
+    def __init__(
+        self, connection: wire.Wire, sender: Sender, *, describes: bool, max_message_bytes: int
+    ) -> None:
+        self._wire, self._sender, self._describes = connection, sender, describes
+        self._max_message_bytes = max_message_bytes
+
+    def read_until(self, tag: bytes, batches: Sequence[Batch]) -> bytes:
+        """Read replies up to a tagged one; return its status. Answered refs leave their batch."""
+        ending = tag + b" "
+        unasked = 0
+        while True:
+            if self._take_usual(batches):
+                unasked = 0
+                self._wire.renew()
+            # Hand on what is whole before waiting for more; the caller's time is not the server's.
+            if not self._wire.has_buffered and self._sender.flush():
+                self._wire.renew()
+            line = self._wire.readline()
+            if line.startswith(ending):
+                return line[len(ending) :].strip()
+            if self._is_answer(line, batches):
+                unasked = 0
+                self._wire.renew()
+                continue
+            unasked += 1
+            if unasked > _MAX_UNASKED:
+                raise Unavailable("The server sends replies that nobody asked for, without end.")
+
+    def _take_usual(self, batches: Sequence[Batch]) -> bool:
+        """Read all bodies that were received whole and look as usual; tell whether any of them was
+        asked for."""
+        any_asked_for = False
+        while found := self._wire.buffered(_USUAL, _USUAL_END, limit=self._max_message_bytes):
+            match, body = found
+            ref = self._claim(batches, int(match["uid"]), match["items"], empty=not body)
+            if ref is not None:
+                self._sender.add(RawMessage(ref, body))
+                any_asked_for = True
+        return any_asked_for
+
+    def _is_answer(self, line: bytes, batches: Sequence[Batch]) -> bool:
+        """Read the rest of an untagged response; tell whether it was a body that we asked for."""
+        match = _BODY.match(line)
+        if match is None:
+            if line[:6].upper() == b"* BYE ":
+                raise self._wire.bye(line[2:])
+            self._wire.complete(line)
+            return False
+        items, size, nil = match.groups()
+        if size is not None:
+            return self._take(int(size), items, batches)
+        response = self._wire.complete(line)
+        return nil is None and self._take_quoted(response, batches)
+
+    def _take(self, size: int, items: bytes, batches: Sequence[Batch]) -> bool:
+        """Read a body that comes as a literal; tell whether it was asked for."""
+        if size > self._max_message_bytes:
+            return self._pass_over(size, items, batches)
+        raw = RawMessage(_NOBODY, self._wire.body(size))
+        try:
+            rest = self._rest()
+        except BaseException:
+            raw.close()
+            raise
+        uid = _UID.search(items) or _UID.search(rest)
+        said = items if rest == _USUAL_END else items + rest.rpartition(b")")[0]
+        ref = self._claim(batches, int(uid[1]), said, empty=not size) if uid else None
+        if not _REST.fullmatch(rest):
+            # The size that was announced is not the body's: these bytes are no message.
+            raw.close()
+            if ref is not None:
+                self._sender.add(Missing(ref, _wrong_size(size)))
+            raise Unavailable("The server announced a wrong size of a message.")
+        if ref is None:
+            raw.close()
+            return False
+        raw.ref = ref
+        self._sender.add(raw)
+        return True
+
+    def _pass_over(self, size: int, items: bytes, batches: Sequence[Batch]) -> bool:
+        """Answer for a message that is too large; tell whether it was asked for."""
+        uid = _UID.search(items)
+        proven: int | None = None
+        try:
+            rest = self._skipped(size)
+            uid = uid or _UID.search(rest)
+            proven = size  # with it, it is not downloaded again
+        finally:
+            ref = self._claim(batches, int(uid[1]), items) if uid else None
+            if ref is not None:
+                ref = ref._replace(size_bytes=proven or ref.size_bytes)
+                self._sender.add(Missing(ref, too_large(size, self._max_message_bytes)))
+        return ref is not None
+
+    def _skipped(self, size: int) -> bytes:
+        """Read a body that nobody wants; return the rest of its response."""
+        if size > _MAX_PASSED_OVER_BYTES:
+            raise Unavailable(f"The server announced a message of {size:,} bytes.")
+        self._wire.skip(size)
+        rest = self._rest()
+        if not _REST.fullmatch(rest):
+            raise Unavailable("The server announced a wrong size of a message.")
+        return rest
+
+    def _rest(self) -> bytes:
+        return self._wire.complete(self._wire.readline())[0]
+
+    def _take_quoted(self, response: Sequence[bytes], batches: Sequence[Batch]) -> bool:
+        """Take a short body that came as a quoted string; tell whether it was asked for."""
+        values = wire.parse([response[0][2:], *response[1:]])
+        items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
+        uid, body = items.get(b"UID"), items.get(b"BODY[]")
+        if not (isinstance(uid, bytes) and uid.isdigit() and isinstance(body, bytes)):
+            return False
+        said = response[0].partition(b"(")[2]
+        ref = self._claim(batches, int(uid[:10]), said, empty=not body)
+        if ref is not None:
+            self._sender.add(RawMessage(ref, body))
+        return ref is not None
+
+    def _claim(
+        self, batches: Sequence[Batch], uid: int, said: bytes, *, empty: bool = False
+    ) -> MessageRef | None:
+        """Take a reference out of the batch that asked for it, with what the answer says of it;
+        None: nobody did, or it was answered.
+
+        An empty body of a message that has a size is none: it stays unanswered, to be asked for
+        again.
+        """
+        for batch in batches:
+            ref = batch.refs.get(uid)
+            if ref is not None:
+                if self._describes:
+                    ref = described(ref, said)
+                if empty and ref.size_bytes:
+                    return None
+                del batch.refs[uid]
+                return ref
+        return None
+
+
+_NOBODY = MessageRef("")
+
+
+def _wrong_size(size: int) -> MessageRefused:
+    return MessageRefused(
+        f"It is not of the {size:,} bytes that the server announced.", code="wrong_size"
+    )
