@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Self
@@ -95,7 +96,7 @@ class Committer:
 
     def __init__(self, lease: Lease, *, store: PackStore, run: Run, mailbox: Mailbox) -> None:
         self._lease, self._store, self._run, self._mailbox = lease, store, run, mailbox
-        self._thread = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._thread = _take_thread()
         self._group = _Group()
         #: With the ids of their messages, the oldest first.
         self._under_way: collections.deque[
@@ -167,10 +168,14 @@ class Committer:
     ) -> None:
         with contextlib.ExitStack() as stack:  # from the last to the first, whatever fails
             stack.callback(self._drop_group)
-            stack.callback(self._thread.shutdown)
-            stack.callback(self._thread.submit, _close_connection)
+            stack.callback(_idle.append, self._thread)
+            stack.callback(self._wait_for_all)
             stack.callback(self._packer.close)
             self.wait()
+
+    def _wait_for_all(self) -> None:
+        """Wait for what is under way, whatever becomes of it: somebody was told, or is now."""
+        concurrent.futures.wait([future for future, _ in self._under_way])
 
     def _drop_group(self) -> None:
         """Of a batch that never came."""
@@ -183,6 +188,7 @@ class Committer:
         if self._failed:
             group.drop()
             return
+        connection.close_if_unusable_or_obsolete()  # it may be long since it was used
         try:
             self._commit(group)
         except BaseException:
@@ -266,5 +272,27 @@ class Committer:
         return len(failed) - len(attempts_of), len(gone)
 
 
+#: Threads that nobody uses at the moment, each with its connection: most syncs commit little, and
+#: a connection costs more than that.
+_idle: list[concurrent.futures.ThreadPoolExecutor] = []
+
+
+def _take_thread() -> concurrent.futures.ThreadPoolExecutor:
+    if _idle:
+        return _idle.pop()
+    return concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+
+
+def close_idle() -> None:
+    """End the threads that nobody uses, and their connections."""
+    while _idle:
+        thread = _idle.pop()
+        thread.submit(_close_connection)
+        thread.shutdown()
+
+
 def _close_connection() -> None:
     connection.close()  # looked up here, where it is the thread's own
+
+
+os.register_at_fork(after_in_child=_idle.clear)
