@@ -4,13 +4,14 @@ Capture reads the header's few fields that lists and searches show. Nothing here
 mail is kept, and nothing it returns is ever used as an identity, a path or markup.
 """
 
-import dataclasses
 import datetime as dt
 import email.errors
 import email.header
 import email.utils
 import functools
 import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 #: A header larger than this is cut for parsing (never in the archive).
 MAX_HEAD_BYTES = 256_000
@@ -24,7 +25,7 @@ _FIELD = re.compile(
 #: So much of one field is looked at. Decoding words takes time that grows with the square of it:
 #: 0.2 s for the worst of 16 kB, 5 s for 80 kB, and nothing else runs in the process meanwhile.
 _MAX_FIELD_BYTES = 16_000
-_SHORT_CHARS = 200
+_SHORT_BYTES = 200
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 _ENCODED_GAP = re.compile(r"(\?=)\s+(=\?)")
 #: What PostgreSQL text and a terminal must not see: C0/C1 controls, surrogates, bidi overrides.
@@ -55,8 +56,7 @@ _MONTHS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Headers:
+class Headers(NamedTuple):
     """Decoded, unfolded, cut to sane lengths; "" or None where absent. `sent_at` is aware UTC."""
 
     subject: str = ""
@@ -92,12 +92,12 @@ def parse_headers(head: bytes) -> Headers:
 
     date = only(b"date")
     return Headers(
-        subject=_text(only(b"subject"), "subject", defects),
-        sender=_text(only(b"from"), "from", defects),
+        subject=_noted(_text(only(b"subject"), "subject"), defects),
+        sender=_noted(_people(only(b"from"), "from"), defects),
         recipients=_recipients([*found.get(b"to", ()), *found.get(b"cc", ())], defects),
         sent_at=_date(date, defects) if date else None,
-        message_id=_text(only(b"message-id"), "message-id", defects),
-        defects=tuple(dict.fromkeys(defects)),
+        message_id=_noted(_text(only(b"message-id"), "message-id"), defects),
+        defects=tuple(dict.fromkeys(defects)) if defects else (),
     )
 
 
@@ -107,7 +107,7 @@ def _recipients(fields: list[bytes], defects: list[str]) -> str:
     for field in fields:
         if len(recipients) >= limit:
             break
-        recipients += (", " if recipients else "") + _text(field, "to", defects)
+        recipients += (", " if recipients else "") + _noted(_people(field, "to"), defects)
     return recipients[:limit]
 
 
@@ -117,8 +117,20 @@ def _unfolded(value: str) -> str:
     return " ".join([line.strip(" \t\r") for line in value.split("\n")])
 
 
-def _text(raw: bytes, name: str, defects: list[str]) -> str:
-    limit = _MAX_CHARS[name]
+def _noted(found: tuple[str, Sequence[str]], defects: list[str]) -> str:
+    text, own = found
+    if own:
+        defects.extend(own)
+    return text
+
+
+def _people(raw: bytes, name: str) -> tuple[str, Sequence[str]]:
+    return (_short_text if len(raw) <= _SHORT_BYTES else _text)(raw, name)
+
+
+def _text(raw: bytes, name: str) -> tuple[str, Sequence[str]]:
+    """Decode a field; return its text and its defects."""
+    defects = []
     raw = raw[:_MAX_FIELD_BYTES]
     try:
         value = raw.decode("ascii")
@@ -131,13 +143,17 @@ def _text(raw: bytes, name: str, defects: list[str]) -> str:
     if "\n" in value:
         value = _unfolded(value)
     if "=?" in value:
-        value, sound = (_decode_short if len(value) <= _SHORT_CHARS else _decode_words)(value)
+        value, sound = _decode_words(value)
         if not sound:
             defects.append(f"undecodable header: {name}")
     value = value.strip()
     if not value.isprintable():
         value = _UNSAFE.sub(" ", value).strip()
-    return value[:limit]
+    return value[: _MAX_CHARS[name]], defects
+
+
+#: The same people write again and again, and to decode them is a third of the work of a header.
+_short_text = functools.lru_cache(maxsize=4_000)(_text)
 
 
 def _decode_words(value: str) -> tuple[str, bool]:
@@ -157,10 +173,6 @@ def _decode_words(value: str) -> tuple[str, bool]:
             sound = False
             parts.append(piece.decode("utf-8", "replace"))
     return "".join(parts), sound
-
-
-#: The same people write again and again, and decoding them is half the work of a header.
-_decode_short = functools.lru_cache(maxsize=4_000)(_decode_words)
 
 
 def _date(raw: bytes, defects: list[str]) -> dt.datetime | None:
@@ -189,12 +201,10 @@ def _usual_date(text: str) -> dt.datetime | None:
         int(match[6] or 0),
         tzinfo=dt.UTC,  # the offset is taken off below
     )
-    offset = dt.timedelta()
-    if match[7]:
-        offset = dt.timedelta(hours=int(match[8]), minutes=int(match[9]))
-        if match[7] == "-":
-            offset = -offset
-    return local - offset
+    if not match[7]:
+        return local
+    offset = dt.timedelta(hours=int(match[8]), minutes=int(match[9]))
+    return local + offset if match[7] == "-" else local - offset
 
 
 def _any_date(text: str) -> dt.datetime:

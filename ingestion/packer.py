@@ -22,9 +22,8 @@ import socket
 import struct
 import sys
 import traceback
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import zstandard
 
@@ -59,13 +58,14 @@ class Message(NamedTuple):
 
 
 class Job(NamedTuple):
-    """Messages of one folder. `said` is what the pack says of each of them alike."""
+    """Messages of one folder, by plain tuples: those travel at twice the speed. `said` is what the
+    pack says of each of them alike; ids are hexadecimal digits."""
 
-    mailbox: uuid.UUID
-    pack: uuid.UUID
+    mailbox: str
+    pack: str
     said: Mapping[str, str]
     parse: bool
-    messages: Sequence[Message]
+    messages: Sequence[tuple[Any, ...]]  # (Message)
 
 
 # -- the socket ------------------------------------------------------------------------------------
@@ -155,18 +155,19 @@ def _rows(
     """Append the job's messages to the pack and yield their rows. Raises OSError (a full disk):
     then the pack is as it was."""
     files = iter(large)
+    messages = [Message._make(given) for given in job.messages]
     bodies: list[memoryview | SpooledBody] = [
         SpooledBody(next(files), message.size)
         if message.start is None
         else arena[message.start : message.start + message.size]
-        for message in job.messages
+        for message in messages
     ]
     said = pack_format.encoded(job.said)[1:-1]
     records = [
-        (_header(said, message), body) for message, body in zip(job.messages, bodies, strict=True)
+        (_header(said, message), body) for message, body in zip(messages, bodies, strict=True)
     ]
     extents = pack_format.append(pack, records, compress)
-    for message, body, extent in zip(job.messages, bodies, extents, strict=True):
+    for message, body, extent in zip(messages, bodies, extents, strict=True):
         headers = mime.parse_headers(_head(body)) if job.parse else _NOT_PARSED
         yield NewMessage(
             message.id, message.sha256, message.size, extent, message.received_at, headers

@@ -2,9 +2,8 @@
 what hashing a message does. Pure, so that the packing process writes them too.
 """
 
-import dataclasses
-import uuid
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from ingestion import mime
 from ingestion.archive.format import Extent
@@ -14,9 +13,15 @@ _NULL = r"\N"
 _COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": ""})
 
 
-@dataclasses.dataclass(slots=True)
-class NewMessage:
-    """Bytes that are in a pack and get a message row. `id` as hexadecimal digits."""
+#: What `NewMessage.line` writes.
+COLUMNS = (
+    "mailbox_id, pack_id, id, sha256, size_bytes, pack_offset, pack_length, received_at,"
+    " subject, sender, recipients, sent_at, message_id, defects"
+)
+
+
+class NewMessage(NamedTuple):
+    """Bytes that are in a pack and get a message row."""
 
     id: str
     sha256: bytes
@@ -25,17 +30,11 @@ class NewMessage:
     received_at: str | None  # ISO 8601
     headers: mime.Headers
 
-    #: What `line` writes.
-    COLUMNS = (
-        "mailbox_id, pack_id, id, sha256, size_bytes, pack_offset, pack_length, received_at,"
-        " subject, sender, recipients, sent_at, message_id, defects"
-    )
-
-    def line(self, mailbox: uuid.UUID, pack: uuid.UUID) -> str:
-        """Write the row in COPY's text format."""
+    def line(self, mailbox: str, pack: str) -> str:
+        """Write the row in COPY's text format. All ids are hexadecimal digits."""
         headers, extent = self.headers, self.extent
         return (
-            f"{mailbox.hex}\t{pack.hex}\t{self.id}\t\\\\x{self.sha256.hex()}\t{self.size}\t"
+            f"{mailbox}\t{pack}\t{self.id}\t\\\\x{self.sha256.hex()}\t{self.size}\t"
             f"{extent.offset}\t{extent.length}\t{self.received_at or _NULL}\t"
             f"{copied(headers.subject)}\t{copied(headers.sender)}\t"
             f"{copied(headers.recipients)}\t{headers.sent_at or _NULL}\t"

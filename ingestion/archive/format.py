@@ -15,7 +15,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import IO, Any, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import zstandard
 
@@ -29,8 +29,7 @@ _READ_BYTES = 1 << 18
 _LEVEL = 1
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """Where a message's zstd frame lies in its pack, in bytes."""
 
     offset: int

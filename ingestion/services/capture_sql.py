@@ -18,7 +18,7 @@ from typing import Any
 from django.db import IntegrityError, connection, transaction
 
 from connectors.types import Cursor, MessageRef
-from ingestion.rows import NewMessage, array_literal, copied, element
+from ingestion.rows import COLUMNS, array_literal, copied, element
 
 
 def new_message_ids(count: int) -> Iterator[str]:
@@ -153,7 +153,7 @@ def insert_messages(rows: Iterable[bytes]) -> None:
     """Insert message rows (rows.NewMessage.line). The caller owns the mailbox (its lease, or its
     row's lock) and knows that it has none of these hashes; where that is wrong, the database says
     IntegrityError."""
-    statement = f"COPY ingestion_message ({NewMessage.COLUMNS}) FROM STDIN"
+    statement = f"COPY ingestion_message ({COLUMNS}) FROM STDIN"
     with connection.cursor() as cursor, cursor.cursor.copy(statement) as copy:
         for some in rows:
             copy.write(some)

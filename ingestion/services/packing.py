@@ -89,7 +89,7 @@ class Packer:
             "folder": folder.remote_id,
             "path": folder.path,
         }
-        job = packer.Job(self._mailbox.pk, writer.pack_id, said, parse, ())
+        job = packer.Job(self._mailbox.pk.hex, writer.pack_id.hex, said, parse, ())
         return self._process.submit(job, messages, writer.file.fileno())
 
     def close(self) -> None:
@@ -151,10 +151,7 @@ class _Process:
                 received = ref.received_at.isoformat() if ref.received_at else None
                 labels = ref.labels or ()
                 given.append(
-                    packer.Message(
-                        *(pk, sha256, size, start),
-                        *(ref.remote_id, ref.stable_id, received, labels),
-                    )
+                    (pk, sha256, size, start, ref.remote_id, ref.stable_id, received, labels)
                 )
             return self._send(job._replace(messages=given), files)
 

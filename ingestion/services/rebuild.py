@@ -192,7 +192,7 @@ class _Rebuild:
                 archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
                 rows = {r.sha256: r.message() for r in new if r.sha256 not in archived}
                 sql.insert_messages(
-                    row.line(mailbox.pk, pack.pack_id).encode() for row in rows.values()
+                    row.line(mailbox.pk.hex, pack.pack_id.hex).encode() for row in rows.values()
                 )
                 Pack.objects.filter(pk=pack.pack_id).update(
                     message_count=F("message_count") + len(rows)

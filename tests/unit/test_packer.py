@@ -42,7 +42,7 @@ class Process:
             at += len(body)
         if large:
             messages.append(_message(b"", size, None))
-        job = packer.Job(MAILBOX, PACK, {"folder": "INBOX"}, True, messages)
+        job = packer.Job(MAILBOX.hex, PACK.hex, {"folder": "INBOX"}, True, messages)
         files = [file.fileno(), *([large.fileno()] if large else [])]
         packer.send_job(self.channel, 7, job, files)
         kind, number, content, _ = packer.receive(self.channel)
