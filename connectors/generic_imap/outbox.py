@@ -54,7 +54,8 @@ class Outbox:
                 self.waited_seconds += time.monotonic() - since
             item, size = self._items.popleft()
             self._bytes -= size
-            self._changed.notify_all()
+            if self._bytes <= _WAITING_BYTES // 2:  # not for each chunk: to wake a thread costs
+                self._changed.notify_all()
             return item
 
     def close(self) -> None:

@@ -102,19 +102,20 @@ class Fetch:
 
     def _sort_out(self, validity: int) -> Iterator[Answer]:
         """Cut what can be asked for into batches; answer for the rest."""
-        wanted: list[tuple[int, MessageRef]] = []
+        prefix = f"{validity}:"
+        wanted: dict[int, MessageRef] = {}
         for ref in self._refs:
-            of, _, number = ref.remote_id.partition(":")
-            if of != str(validity):
+            if not ref.remote_id.startswith(prefix):
                 yield Missing(ref, MessageGone("The folder was renumbered by the server."))
-            elif (ref.size_bytes or 0) > self._max_message_bytes:
-                yield Missing(ref, too_large(ref.size_bytes or 0, self._max_message_bytes))
+            elif ref.size_bytes is not None and ref.size_bytes > self._max_message_bytes:
+                yield Missing(ref, too_large(ref.size_bytes, self._max_message_bytes))
             else:
-                wanted.append((int(number), ref))
+                wanted[int(ref.remote_id[len(prefix) :])] = ref
         refs: dict[int, MessageRef] = {}
         size = 0
-        for uid, ref in sorted(wanted, key=lambda pair: pair[0]):
-            length = _expected_bytes(ref)
+        for uid in sorted(wanted):
+            ref = wanted[uid]
+            length = _USUAL_BYTES if ref.size_bytes is None else ref.size_bytes
             if refs and (size + length > _BATCH_BYTES or len(refs) >= _BATCH_MESSAGES):
                 self._batches.append(Batch(refs))
                 refs, size = {}, 0
@@ -124,7 +125,7 @@ class Fetch:
             self._batches.append(Batch(refs))
 
     def _connections_that_pay(self) -> int:
-        size = sum(map(_expected_bytes, self._refs))
+        size = sum(_USUAL_BYTES if ref.size_bytes is None else ref.size_bytes for ref in self._refs)
         by_work = max(size // _BYTES_PER_CONNECTION, len(self._refs) // _MESSAGES_PER_CONNECTION)
         return int(max(1, min(by_work, len(self._batches), self._connections)))
 
@@ -234,10 +235,6 @@ class Fetch:
         _raise_if_to_wait(login, status)
         # Whatever it calls it: the others can be had, this one can't.
         return Missing(ref, MessageRefused(f"The server says: {login.wire.words(status)}"))
-
-
-def _expected_bytes(ref: MessageRef) -> int:
-    return _USUAL_BYTES if ref.size_bytes is None else ref.size_bytes
 
 
 def _gone(ref: MessageRef) -> Missing:
