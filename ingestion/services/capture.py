@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 from connectors.types import Body, Cursor, MessageRef, Missing, RawMessage
 from ingestion.models import Folder, Mailbox
-from ingestion.services import capture_sql as sql
 from ingestion.services.capture_sql import new_message_ids
 from ingestion.services.commit import COMMIT_BYTES, COMMIT_MESSAGES, Batch, Committer
 from ingestion.services.options import Options
@@ -123,10 +122,7 @@ class Capture:
         if not self._waiting:
             return
         batch = self._batch
-        hashes = {sha256 for _, sha256, _ in self._waiting}
-        known = self._committer.invisible(hashes)
-        known |= {sha256: batch.ids[sha256] for sha256 in hashes & batch.ids.keys()}
-        known |= sql.known_hashes(self._mailbox.pk, hashes - known.keys())
+        known = self._committer.known(batch, {sha256 for _, sha256, _ in self._waiting})
         ids, new = new_message_ids(len(self._waiting)), []
         for raw, sha256, size in self._waiting:
             if sha256 not in known:

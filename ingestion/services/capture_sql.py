@@ -128,12 +128,23 @@ def failed(folder_id: int, remote_ids: Sequence[str]) -> dict[str, int]:
 
 def has_any(folder_id: int) -> bool:
     """Tell whether anything of the folder is recorded, archived or failed."""
+    return _is(
+        "EXISTS (SELECT 1 FROM ingestion_placement WHERE folder_id = %(id)s)"
+        " OR EXISTS (SELECT 1 FROM ingestion_failedmessage WHERE folder_id = %(id)s)",
+        {"id": folder_id},
+    )
+
+
+def has_messages(mailbox_id: uuid.UUID) -> bool:
+    """Tell whether anything of the mailbox is archived."""
+    return _is(
+        "EXISTS (SELECT 1 FROM ingestion_message WHERE mailbox_id = %(id)s)", {"id": mailbox_id}
+    )
+
+
+def _is(condition: str, parameters: Mapping[str, Any]) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT EXISTS (SELECT 1 FROM ingestion_placement WHERE folder_id = %(id)s)"
-            " OR EXISTS (SELECT 1 FROM ingestion_failedmessage WHERE folder_id = %(id)s)",
-            {"id": folder_id},
-        )
+        cursor.execute(f"SELECT {condition}", parameters)
         row = cursor.fetchone()
     return bool(row and row[0])
 

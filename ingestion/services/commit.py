@@ -14,7 +14,8 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from types import TracebackType
 from typing import Self
 
@@ -29,6 +30,7 @@ from ingestion.services import backoff
 from ingestion.services import capture_sql as sql
 from ingestion.services.lease import Lease
 from ingestion.services.packing import Packer, Packing, Unpacked
+from ingestion.services.sieve import Sieve
 
 #: A group ends at the latest after this much: it bounds memory and what a crash repeats.
 COMMIT_BYTES = 16_000_000
@@ -104,6 +106,8 @@ class Committer:
         ] = collections.deque()
         self._failed = False
         self._packer = Packer(mailbox)
+        #: Of a mailbox that was empty all is known: what was packed since, under this lease.
+        self._seen = None if sql.has_messages(mailbox.pk) else Sieve()
 
     def pack(self, batch: Batch, messages: Sequence[Unpacked], *, parse: bool) -> None:
         """Have new messages of a batch, which is the next to be submitted, appended to a pack.
@@ -116,12 +120,19 @@ class Committer:
         self._group.packing.append(packing)
         batch.packing.append(packing)
         batch.ids.update({message.sha256: message.id for message in messages})
+        if self._seen is not None:
+            for message in messages:
+                self._seen.add(message.sha256)
         batch.new_bytes += sum(message.size for message in messages)
 
-    def invisible(self, hashes: Iterable[bytes]) -> dict[bytes, str]:
-        """Return the message ids of these hashes that were submitted and no query may find yet."""
-        places = [*(ids for _, ids in self._under_way), self._group.ids]
-        return {sha256: ids[sha256] for ids in places for sha256 in hashes if sha256 in ids}
+    def known(self, batch: Batch, hashes: AbstractSet[bytes]) -> dict[bytes, str]:
+        """Return the message ids of these hashes that are archived, or were packed for this batch
+        or one before."""
+        if self._seen is not None:
+            hashes = {sha256 for sha256 in hashes if sha256 in self._seen}
+        places = [*(ids for _, ids in self._under_way), self._group.ids, batch.ids]
+        found = {sha256: ids[sha256] for ids in places for sha256 in hashes if sha256 in ids}
+        return found | sql.known_hashes(self._mailbox.pk, hashes - found.keys())
 
     def submit(self, batch: Batch) -> None:
         """Commit a batch, with the ones after it if need be.
