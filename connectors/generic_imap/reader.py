@@ -12,7 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from connectors.errors import ConnectorError, MessageGone, MessageRefused, Unavailable
+from connectors.errors import (
+    ConnectorError,
+    MessageGone,
+    MessageRefused,
+    Skippable,
+    Unavailable,
+)
 from connectors.generic_imap import listing
 from connectors.generic_imap.client import Login, must_wait, refusal
 from connectors.generic_imap.describing import PLAIN_ITEMS
@@ -31,7 +37,7 @@ _IN_FLIGHT = 2
 _BYTES_PER_CONNECTION = 4_000_000
 _MESSAGES_PER_CONNECTION = 500
 #: How long a download goes on before it is told what it waits for.
-_PATIENCE_SECONDS = 0.1
+_PATIENCE_SECONDS = 0.2
 
 
 class Fetch:
@@ -57,7 +63,9 @@ class Fetch:
         #: Whether the size, date and flags come with the body.
         self._describes = not main.has_stable_ids
         self._items = f"UID {PLAIN_ITEMS} BODY.PEEK[]" if self._describes else "UID BODY.PEEK[]"
-        self._batches: collections.deque[Batch] = collections.deque()
+        self._next_refs = iter(refs)
+        self._left = len(refs)
+        self._cutting = threading.Lock()
         self._threads: list[threading.Thread] = []
         #: Which connection a thread reads from; one that still logs in has none.
         self._logins: dict[threading.Thread, Login] = {}
@@ -65,7 +73,6 @@ class Fetch:
     def answers(self) -> Iterator[Answer]:
         """Yield every answer. Raises Retryable after what had arrived whole was yielded."""
         self._validity = listing.opened(self._main, self._folder)
-        yield from self._sort_out(self._validity)
         problem: BaseException | None = None
         began, useful = time.monotonic(), self._connections_that_pay()
         try:
@@ -98,42 +105,18 @@ class Fetch:
             thread.join()
         self._out.discard()
 
-    # -- preparing -----------------------------------------------------------------------------
-
-    def _sort_out(self, validity: int) -> Iterator[Answer]:
-        """Cut what can be asked for into batches; answer for the rest."""
-        prefix = f"{validity}:"
-        wanted: dict[int, MessageRef] = {}
-        for ref in self._refs:
-            if not ref.remote_id.startswith(prefix):
-                yield Missing(ref, MessageGone("The folder was renumbered by the server."))
-            elif ref.size_bytes is not None and ref.size_bytes > self._max_message_bytes:
-                yield Missing(ref, too_large(ref.size_bytes, self._max_message_bytes))
-            else:
-                wanted[int(ref.remote_id[len(prefix) :])] = ref
-        refs: dict[int, MessageRef] = {}
-        size = 0
-        for uid in sorted(wanted):
-            ref = wanted[uid]
-            length = _USUAL_BYTES if ref.size_bytes is None else ref.size_bytes
-            if refs and (size + length > _BATCH_BYTES or len(refs) >= _BATCH_MESSAGES):
-                self._batches.append(Batch(refs))
-                refs, size = {}, 0
-            refs[uid] = ref
-            size += length
-        if refs:
-            self._batches.append(Batch(refs))
+    # -- how many connections --------------------------------------------------------------------
 
     def _connections_that_pay(self) -> int:
-        size = sum(_USUAL_BYTES if ref.size_bytes is None else ref.size_bytes for ref in self._refs)
+        size = sum(map(_expected_bytes, self._refs)) if self._connections > 1 else 0
         by_work = max(size // _BYTES_PER_CONNECTION, len(self._refs) // _MESSAGES_PER_CONNECTION)
-        return int(max(1, min(by_work, len(self._batches), self._connections)))
+        return int(max(1, min(by_work, self._connections)))
 
     def _is_starved(self, began: float) -> bool:
         """Tell whether the caller waits for the connections there are, and there is more to ask."""
         elapsed = time.monotonic() - began
         due = elapsed > _PATIENCE_SECONDS * len(self._threads)
-        return due and self._out.waited_seconds > elapsed / 2 and bool(self._batches)
+        return due and self._out.waited_seconds > elapsed / 2 and self._left > 0
 
     def _start(self) -> None:
         number = len(self._threads)
@@ -180,7 +163,7 @@ class Fetch:
         flying: collections.deque[tuple[bytes, Batch]] = collections.deque()
         again: list[MessageRef] = []
         while True:
-            while len(flying) < _IN_FLIGHT and (batch := self._next()) is not None:
+            while len(flying) < _IN_FLIGHT and (batch := self._next(sender)) is not None:
                 flying.append((login.wire.command(batch.command(self._items)), batch))
             if not flying:
                 break
@@ -192,11 +175,27 @@ class Fetch:
             again.extend(batch.refs.values())
         self._ask_again(login, again, replies, sender)
 
-    def _next(self) -> Batch | None:
-        try:
-            return None if self._stop.is_set() else self._batches.popleft()
-        except IndexError:
-            return None
+    def _next(self, sender: Sender) -> Batch | None:
+        """Cut off the next batch, answering for what can't be asked for; None: there is no more."""
+        prefix = f"{self._validity}:"
+        refs: dict[int, MessageRef] = {}
+        size = 0
+        with self._cutting:
+            while size < _BATCH_BYTES and len(refs) < _BATCH_MESSAGES and not self._stop.is_set():
+                ref = next(self._next_refs, None)
+                if ref is None:
+                    break
+                self._left -= 1
+                if not ref.remote_id.startswith(prefix):
+                    error: Skippable = MessageGone("The folder was renumbered by the server.")
+                    sender.add(Missing(ref, error))
+                elif ref.size_bytes is not None and ref.size_bytes > self._max_message_bytes:
+                    error = too_large(ref.size_bytes, self._max_message_bytes)
+                    sender.add(Missing(ref, error))
+                else:
+                    refs[int(ref.remote_id[len(prefix) :])] = ref
+                    size += _expected_bytes(ref)
+        return Batch(refs) if refs else None
 
     def _ask_again(
         self, login: Login, refs: Sequence[MessageRef], replies: Replies, sender: Sender
@@ -235,6 +234,10 @@ class Fetch:
         _raise_if_to_wait(login, status)
         # Whatever it calls it: the others can be had, this one can't.
         return Missing(ref, MessageRefused(f"The server says: {login.wire.words(status)}"))
+
+
+def _expected_bytes(ref: MessageRef) -> int:
+    return _USUAL_BYTES if ref.size_bytes is None else ref.size_bytes
 
 
 def _gone(ref: MessageRef) -> Missing:

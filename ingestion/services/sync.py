@@ -293,11 +293,11 @@ class _Mailbox:
     ) -> tuple[list[tuple[MessageRef, str]], list[MessageRef]]:
         """Part the references into those whose bytes are archived (and by which message id), and
         those to fetch. A message that failed is fetched when its own time has come, not before."""
-        placed, failed = {}, {}
-        if folder.pk not in self.fresh:
-            ids = [ref.remote_id for ref in refs]
-            placed, failed = sql.placed(folder.pk, ids), sql.failed(folder.pk, ids)
         stable_ids = {ref.stable_id for ref in refs} - {""}
+        if folder.pk in self.fresh and not stable_ids:
+            return [], list({ref.remote_id: ref for ref in refs}.values())
+        ids = [ref.remote_id for ref in refs]
+        placed, failed = sql.placed(folder.pk, ids), sql.failed(folder.pk, ids)
         stable = sql.stable(self.mailbox.pk, stable_ids)
         known, unknown = [], {}
         for ref in refs:

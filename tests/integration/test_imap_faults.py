@@ -3,7 +3,6 @@
 import contextlib
 import datetime as dt
 import gc
-import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +33,7 @@ from connectors.types import (
     SpooledBody,
     Wanted,
 )
-from tests.servers.imap_script import DATE, MODERN, PLAIN, Box, Client, ImapScript, Mail
+from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
 
 CONDSTORE_ONLY = tuple(word for word in MODERN if word != "QRESYNC")
 
@@ -246,7 +245,7 @@ def test_a_folder_made_again_under_a_second_connection_gives_no_wrong_bytes(
 def test_a_listing_that_was_interrupted_ends_with_the_flags_of_today(
     capabilities: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing, "PAGE_MESSAGES", 4)
+    monkeypatch.setattr(listing, "BARE_PAGE_MESSAGES", 4)
     with ImapScript(capabilities=capabilities) as server:
         fill(server.inbox, 10)
         with opened(server) as session:
@@ -732,16 +731,6 @@ def test_a_folder_of_half_a_million_messages_is_listed_page_by_page(server: Imap
     server.inbox.mails = dict.fromkeys(range(1, count + 1), Mail(b"all the same"))
     server.inbox.next_uid = count + 1
 
-    def list_fast(client: Client, tag: bytes, command: bytes) -> bool:
-        asked = re.fullmatch(rb"UID FETCH (\d+):(\d+) \(UID RFC822.SIZE .*\)", command)
-        if asked is None:
-            return False
-        line = b'* %d FETCH (UID %d RFC822.SIZE 12 INTERNALDATE "%s" FLAGS ())\r\n'
-        uids = range(int(asked[1]), int(asked[2]) + 1)
-        client.send(b"".join([line % (uid, uid, DATE) for uid in uids]) + tag + b" OK\r\n")
-        return True
-
-    server.hooks.append(list_fast)
     seen, largest, last = 0, 0, None
     with opened(server) as session:
         for page in session.changes(inbox_of(session), None):
@@ -749,10 +738,10 @@ def test_a_folder_of_half_a_million_messages_is_listed_page_by_page(server: Imap
             seen += len(page.added)
             largest, last = max(largest, len(page.added)), page
     assert seen == count
-    assert largest <= listing.PAGE_MESSAGES
+    assert largest <= listing.BARE_PAGE_MESSAGES
     assert last is not None
     assert last.present is not None
     assert f"1:{count}" in last.present
-    assert len(server.commands) < count / listing.PAGE_MESSAGES + 15
+    assert len(server.commands) < 15
     with opened(server) as session:
         assert list(session.changes(inbox_of(session), last.cursor)) == []

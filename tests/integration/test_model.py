@@ -36,7 +36,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from connectors.generic_imap import listing, reader
+from connectors.generic_imap import listing, outbox, reader
 from connectors.types import SpooledBody
 from ingestion import queries
 from ingestion.archive.store import Extent, store
@@ -474,11 +474,12 @@ def small_steps(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """Pages, commits and commands of a few messages, so that twenty are a large folder."""
     settings.ARCHIVE_DIR = tmp_path / "archive"
     monkeypatch.setattr(listing, "PAGE_MESSAGES", 4)
+    monkeypatch.setattr(listing, "BARE_PAGE_MESSAGES", 4)
     monkeypatch.setattr(listing, "_MAX_REMOVED", 2)
     monkeypatch.setattr(listing, "_FLAGS_WINDOW", 5)
     monkeypatch.setattr(listing, "_SEQUENCE_STEP", 3)
     monkeypatch.setattr(reader, "_BATCH_MESSAGES", 2)
-    monkeypatch.setattr(reader, "_CHUNK_MESSAGES", 2)
+    monkeypatch.setattr(outbox, "_CHUNK_MESSAGES", 2)
     for module in (capture, commit):
         monkeypatch.setattr(module, "COMMIT_MESSAGES", 3)
     monkeypatch.setattr(capture, "_LOOKUP_MESSAGES", 2)
