@@ -98,7 +98,7 @@ class Committer:
 
     def __init__(self, lease: Lease, *, store: PackStore, run: Run, mailbox: Mailbox) -> None:
         self._lease, self._store, self._run, self._mailbox = lease, store, run, mailbox
-        self._thread = _take_thread()
+        self._thread: concurrent.futures.ThreadPoolExecutor | None = None
         self._group = _Group()
         #: With the ids of their messages, the oldest first.
         self._under_way: collections.deque[
@@ -160,6 +160,8 @@ class Committer:
         if self._failed:
             group.drop()
             raise RuntimeError("A group before this one failed, and the caller was told so.")
+        if self._thread is None:
+            self._thread = _take_thread()
         self._under_way.append((self._thread.submit(self._commit_in_turn, group), group.ids))
 
     def _settle(self, left: int) -> None:
@@ -179,14 +181,16 @@ class Committer:
     ) -> None:
         with contextlib.ExitStack() as stack:  # from the last to the first, whatever fails
             stack.callback(self._drop_group)
-            stack.callback(_idle.append, self._thread)
-            stack.callback(self._wait_for_all)
+            stack.callback(self._give_back_thread)
             stack.callback(self._packer.close)
             self.wait()
 
-    def _wait_for_all(self) -> None:
-        """Wait for what is under way, whatever becomes of it: somebody was told, or is now."""
+    def _give_back_thread(self) -> None:
+        """Wait for what is under way, whatever becomes of it: it was told, or is being told."""
         concurrent.futures.wait([future for future, _ in self._under_way])
+        if self._thread is not None:
+            _idle.append(self._thread)
+        self._thread = None
 
     def _drop_group(self) -> None:
         """Of a batch that never came."""

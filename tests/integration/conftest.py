@@ -1,11 +1,22 @@
-"""What the tests of the command line share."""
+"""What the tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.servers.command_line import CommandLine
+
+
+@pytest.fixture(autouse=True)
+def no_idle_connections() -> Iterator[None]:
+    """End what a worker keeps for its next mailbox: pytest-django drops the database, and restarts
+    of it are tested."""
+    yield
+    from ingestion.services import commit
+
+    commit.close_idle()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Run
+from ingestion.services import commit
 from ingestion.services.commit import Batch, Committer
 from ingestion.services.lease import Lease
 from tests.servers import imap_source
@@ -131,7 +132,7 @@ def _assert_nothing_is_half_written(source: IngestionSource) -> None:
         assert imap_source.read(message)
 
 
-def test_the_committers_thread_ends_on_a_full_disk(settings: Any, tmp_path: Path) -> None:
+def test_a_full_disk_costs_no_thread(settings: Any, tmp_path: Path) -> None:
     """Also where a pack can't even be begun."""
     settings.ARCHIVE_DIR = tmp_path
     mailbox = Mailbox(source=IngestionSource(), address="a@example.com")
@@ -143,5 +144,6 @@ def test_the_committers_thread_ends_on_a_full_disk(settings: Any, tmp_path: Path
         committer.wait()  # there is no such mailbox; but the thread is there now
     with _file_sizes_limited(10), pytest.raises(OSError, match="File too large"), committer:
         committer.pack(Batch(Folder()), [], parse=True)
+    commit.close_idle()
     assert not [t for t in threading.enumerate() if t.name.startswith("commit")]
     assert list(store().packs()) == []

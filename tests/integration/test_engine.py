@@ -456,6 +456,36 @@ def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> N
     assert len(list(store().scan(source.pk, pack.pk))) > 1
 
 
+def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource) -> None:
+    """Groups wait in line, and their cursors stand behind the failed one's messages."""
+    run = start(source)
+    mailbox = due_now()
+    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
+    held = lease.acquire(mailbox.pk)
+    assert held is not None
+    locked, release = threading.Event(), threading.Event()
+    holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
+    committer = Committer(held, store=store(), run=run, mailbox=mailbox)
+    with held, pytest.raises(FileNotFoundError), committer:
+        holder.start()
+        locked.wait(20)
+        committer.submit(Batch(folder))  # its thread waits for the row, and what follows for it
+        for number in (1, 2):
+            one = Capture(committer, mailbox=mailbox, folder=folder)
+            one.add(RawMessage(MessageRef(f"1:{number}"), b"%d" % number))
+            one.commit(cursor={"reached": number})
+            if number == 1:
+                committer._hand_over()
+                [partial] = Path(store().root).glob("*/.*.partial")
+                partial.unlink()
+        release.set()
+    holder.join()
+    folder.refresh_from_db()
+    assert folder.cursor is None
+    assert not Message.objects.exists()
+    assert list(store().packs()) == []
+
+
 def test_large_answers_and_jobs_never_wait_for_each_other(
     server: Server, source: IngestionSource
 ) -> None:
