@@ -10,8 +10,10 @@ from connectors.generic_imap import wire
 from connectors.generic_imap.folders import decoded
 from connectors.types import MessageRef
 
-#: What is asked of a message where the server has no stable ids.
-PLAIN_ITEMS = "RFC822.SIZE INTERNALDATE FLAGS"
+#: What is asked of a message that is listed.
+ITEMS = "UID RFC822.SIZE INTERNALDATE FLAGS"
+#: What is asked with its body, which itself tells the size: some servers read the message for that.
+ITEMS_WITH_BODY = "UID INTERNALDATE FLAGS BODY.PEEK[]"
 
 #: The items of a plain answer, in whatever order.
 _ITEMS = (

@@ -22,7 +22,7 @@ from typing import Any
 from connectors.errors import CursorExpired, FolderGone, Retryable, Unavailable
 from connectors.generic_imap import wire
 from connectors.generic_imap.client import Login, must_wait, refusal
-from connectors.generic_imap.describing import PLAIN_ITEMS, reference, relabelled
+from connectors.generic_imap.describing import ITEMS, reference, relabelled
 from connectors.generic_imap.folders import name_of
 from connectors.generic_imap.uids import Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
@@ -286,7 +286,7 @@ def described(login: Login, validity: int, uids: Uids) -> list[MessageRef]:
 class _Descriptions:
     def __init__(self, login: Login, validity: int) -> None:
         self._login, self._validity = login, validity
-        self._items = f"UID {PLAIN_ITEMS}"
+        self._items = ITEMS
         if login.can("X-GM-EXT-1"):
             self._items += " X-GM-MSGID X-GM-THRID X-GM-LABELS"
         elif login.can("OBJECTID"):

@@ -21,7 +21,7 @@ from connectors.errors import (
 )
 from connectors.generic_imap import listing
 from connectors.generic_imap.client import Login, must_wait, refusal
-from connectors.generic_imap.describing import PLAIN_ITEMS
+from connectors.generic_imap.describing import ITEMS_WITH_BODY
 from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped
 from connectors.generic_imap.replies import Batch, Replies, too_large
 from connectors.generic_imap.uids import Uids
@@ -30,6 +30,7 @@ from connectors.types import MessageRef, Missing, RemoteFolder
 #: Measured on loopback: more per command gains nothing, less costs at 40 ms of latency.
 _BATCH_BYTES = 1_000_000
 _BATCH_MESSAGES = 400
+_BODY_ALONE = "UID BODY.PEEK[]"
 #: What a message counts whose size the listing does not tell.
 _USUAL_BYTES = 10_000
 _IN_FLIGHT = 2
@@ -60,9 +61,9 @@ class Fetch:
         self._stop = threading.Event()
         self._validity = 0
         self._refs = refs
-        #: Whether the size, date and flags come with the body.
+        #: Whether date and flags come with the body.
         self._describes = not main.has_stable_ids
-        self._items = f"UID {PLAIN_ITEMS} BODY.PEEK[]" if self._describes else "UID BODY.PEEK[]"
+        self._items = ITEMS_WITH_BODY if self._describes else _BODY_ALONE
         self._next_refs = iter(refs)
         self._left = len(refs)
         self._cutting = threading.Lock()
@@ -221,11 +222,11 @@ class Fetch:
     def _one(self, login: Login, uid: int, ref: MessageRef, replies: Replies) -> Missing | None:
         """Ask for one message; return why it can't be had, None where it came."""
         alone = Uids([(uid, uid)])
-        if self._describes and (found := listing.described(login, self._validity, alone)):
+        if ref.size_bytes is None and (found := listing.described(login, self._validity, alone)):
             ref = found[0]
         # Nothing but the body: what the server refuses may be what describes it.
         batch = Batch({uid: ref})
-        tag = login.wire.command(batch.command("UID BODY.PEEK[]"))
+        tag = login.wire.command(batch.command(_BODY_ALONE))
         status = replies.read_until(tag, [batch])
         if not batch.refs:
             return None

@@ -56,7 +56,7 @@ def too_large(size: int, limit: int) -> MessageRefused:
 
 
 class Replies:
-    """What one connection answers. `describes`: the size, date and flags were asked for too."""
+    """What one connection answers. `describes`: date and flags were asked for too."""
 
     def __init__(
         self, connection: wire.Wire, sender: Sender, *, describes: bool, max_message_bytes: int
@@ -185,15 +185,15 @@ class Replies:
         """Take a reference out of the batch that asked for it, with what the answer says of it;
         None: nobody did, or it was answered.
 
-        An empty body of a message that has a size is none: it stays unanswered, to be asked for
-        again.
+        An empty body of a message that may have a size is none: it stays unanswered, to be asked
+        for again when its size is known.
         """
         for batch in batches:
             ref = batch.refs.get(uid)
             if ref is not None:
                 if self._describes:
                     ref = described(ref, said)
-                if empty and ref.size_bytes:
+                if empty and ref.size_bytes != 0:
                     return None
                 del batch.refs[uid]
                 return ref

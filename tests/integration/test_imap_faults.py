@@ -416,9 +416,9 @@ def test_what_a_server_says_of_a_message_comes_with_its_body_in_any_order(
         [ref] = refs_of(listed(session))
         [answer] = fetched(session, [ref])
         described = session.describe(inbox_of(session), [ref])
-    assert (answer.body, answer.ref) == (b"short", described[0])  # type: ignore[union-attr] # it came
+    assert answer.body == b"short"  # type: ignore[union-attr] # it came
+    assert described == [answer.ref._replace(size_bytes=5)]
     assert answer.ref.labels == ("$Work", "\\Seen")
-    assert answer.ref.size_bytes == 5
     assert answer.ref.received_at == dt.datetime(2024, 7, 17, 9, 44, 25, tzinfo=dt.UTC)
 
 

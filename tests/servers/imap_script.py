@@ -21,7 +21,7 @@ MODERN = (*PLAIN, "ENABLE", "ESEARCH", "CONDSTORE", "QRESYNC", "LIST-STATUS", "S
 @dataclasses.dataclass
 class Mail:
     """`size` is what RFC822.SIZE claims. `answer`, where given, replaces the body's literal.
-    `refusal` answers who asks for the body, `unlisted` who asks for the size."""
+    `refusal` answers who asks for the body, `unlisted` who asks for the date."""
 
     body: bytes
     flags: tuple[bytes, ...] = ()
@@ -332,7 +332,7 @@ class Client:
             mail = self.box.mails.get(uid)
             if mail is None:
                 continue
-            refusal = (wants_body and mail.refusal) or (b"SIZE" in items and mail.unlisted)
+            refusal = (wants_body and mail.refusal) or (b"INTERNALDATE" in items and mail.unlisted)
             if refusal:
                 return refusal
             if wants_body:
