@@ -170,7 +170,7 @@ def login(config: ImapConfig, environment: Environment, *, until: float = math.i
             told = _authenticate(opened, config, token, capabilities)
         capabilities = _words(told) or _capabilities(opened)
         if "ID" in capabilities:  # NetEase opens no folder for a client without a name
-            opened.run(b'ID ("name" "ingestion")')
+            opened.tell(b'ID ("name" "ingestion")')
         return Login(opened, capabilities)
     except BaseException:
         connection.close()

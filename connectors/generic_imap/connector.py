@@ -114,7 +114,7 @@ class ImapSession(MailboxSession):
         login = client.login(self._config, self._environment, until=self._until)
         try:
             if login.can("QRESYNC"):
-                login.wire.run(b"ENABLE QRESYNC")
+                login.wire.tell(b"ENABLE QRESYNC")
         except BaseException:
             login.close()
             raise

@@ -1,4 +1,4 @@
-"""Streaming download of bodies: two commands in flight, each message handed on as it completes.
+"""Streaming download of bodies: several commands in flight, each message handed on as it completes.
 
 Latency is hidden by pipelining; work is bounded in bytes by the batches and by the queue between
 the connections' threads and the caller (`outbox`). Every reference is answered exactly once.
@@ -33,7 +33,7 @@ _BATCH_MESSAGES = 400
 _BODY_ALONE = "UID BODY.PEEK[]"
 #: What a message counts whose size the listing does not tell.
 _USUAL_BYTES = 10_000
-_IN_FLIGHT = 2
+_IN_FLIGHT = 4
 #: A second connection pays for its login only on more than this.
 _BYTES_PER_CONNECTION = 4_000_000
 _MESSAGES_PER_CONNECTION = 500

@@ -256,6 +256,11 @@ class Wire(imaplib.IMAP4):
         self.send(line + b"\r\n")
         return tag
 
+    def tell(self, command: bytes) -> None:
+        """Send a command whose answer nobody needs, and don't wait for it: who reads the answer to
+        the next one passes it over."""
+        self.command(command)
+
     def complete(self, line: bytes) -> list[bytes]:
         """Return a response as [text, literal, text, ...], reading its small literals."""
         parts = [line]

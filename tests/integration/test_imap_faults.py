@@ -276,9 +276,9 @@ def test_a_connection_that_ends_after_the_login_is_closed(server: ImapScript) ->
         return command.startswith(b"ENABLE")
 
     server.hooks.append(drop)
-    with pytest.raises(Unavailable):  # and no ResourceWarning, which would be an error
-        connector(server).open(next(iter(connector(server).mailboxes())))
-    gc.collect()
+    with pytest.raises(Unavailable), opened(server) as session:
+        session.folders()
+    gc.collect()  # no ResourceWarning, which would be an error
 
 
 # -- one bad message -------------------------------------------------------------------------------
