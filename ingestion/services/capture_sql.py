@@ -164,10 +164,7 @@ def insert_messages(rows: Iterable[bytes]) -> None:
     """Insert message rows (rows.NewMessage.line). The caller owns the mailbox (its lease, or its
     row's lock) and knows that it has none of these hashes; where that is wrong, the database says
     IntegrityError."""
-    statement = f"COPY ingestion_message ({COLUMNS}) FROM STDIN"
-    with connection.cursor() as cursor, cursor.cursor.copy(statement) as copy:
-        for some in rows:
-            copy.write(some)
+    _copy(f"ingestion_message ({COLUMNS})", rows)
 
 
 def upsert_placements(
@@ -226,12 +223,22 @@ def _copy_placements(
         f"{copied(ref.thread_id)}\t{_labels_copied(ref.labels or ())}\n"
         for ref, message in rows
     ]
-    statement = (
-        "COPY ingestion_placement"
-        " (mailbox_id, folder_id, message_id, remote_id, stable_id, thread_id, labels) FROM STDIN"
+    _copy(
+        "ingestion_placement"
+        " (mailbox_id, folder_id, message_id, remote_id, stable_id, thread_id, labels)",
+        ["".join(lines)],
     )
-    with connection.cursor() as cursor, cursor.cursor.copy(statement) as copy:
-        copy.write("".join(lines))
+
+
+def _copy(into: str, parts: Iterable[bytes | str]) -> None:
+    """Insert rows in COPY's text format. Raises Django's errors, as every statement does."""
+    with (
+        connection.wrap_database_errors,
+        connection.cursor() as cursor,
+        cursor.cursor.copy(f"COPY {into} FROM STDIN") as copy,
+    ):
+        for part in parts:
+            copy.write(part)
 
 
 def _told(ref: MessageRef) -> bool:
