@@ -19,7 +19,8 @@ from collections.abc import Set as AbstractSet
 from types import TracebackType
 from typing import Self
 
-from django.db import connection, transaction
+from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from connectors.errors import ConnectorError, MessageGone
 from connectors.types import Cursor, MessageRef, Missing
@@ -161,7 +162,9 @@ class Committer:
             group.drop()
             raise RuntimeError("A group before this one failed, and the caller was told so.")
         if self._thread is None:
-            self._thread = _take_thread()
+            self._thread = concurrent.futures.ThreadPoolExecutor(
+                1, thread_name_prefix="commit", initializer=_take_connection
+            )
         self._under_way.append((self._thread.submit(self._commit_in_turn, group), group.ids))
 
     def _settle(self, left: int) -> None:
@@ -181,16 +184,15 @@ class Committer:
     ) -> None:
         with contextlib.ExitStack() as stack:  # from the last to the first, whatever fails
             stack.callback(self._drop_group)
-            stack.callback(self._give_back_thread)
+            stack.callback(self._end_thread)
             stack.callback(self._packer.close)
             self.wait()
 
-    def _give_back_thread(self) -> None:
+    def _end_thread(self) -> None:
         """Wait for what is under way, whatever becomes of it: it was told, or is being told."""
-        concurrent.futures.wait([future for future, _ in self._under_way])
         if self._thread is not None:
-            _idle.append(self._thread)
-        self._thread = None
+            self._thread.submit(_keep_connection)
+            self._thread.shutdown()
 
     def _drop_group(self) -> None:
         """Of a batch that never came."""
@@ -287,27 +289,26 @@ class Committer:
         return len(failed) - len(attempts_of), len(gone)
 
 
-#: Threads that nobody uses at the moment, each with its connection: most syncs commit little, and
-#: a connection costs more than that.
-_idle: list[concurrent.futures.ThreadPoolExecutor] = []
+#: Connections of threads that have ended: most syncs commit little, and to connect costs more.
+_idle: list[BaseDatabaseWrapper] = []
 
 
-def _take_thread() -> concurrent.futures.ThreadPoolExecutor:
-    if _idle:
-        return _idle.pop()
-    return concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="commit")
+def _take_connection() -> None:
+    with contextlib.suppress(IndexError):
+        connections[DEFAULT_DB_ALIAS] = _idle.pop()
+
+
+def _keep_connection() -> None:
+    kept = connections[DEFAULT_DB_ALIAS]
+    if not kept.allow_thread_sharing:
+        kept.inc_thread_sharing()
+    _idle.append(kept)
 
 
 def close_idle() -> None:
-    """End the threads that nobody uses, and their connections."""
+    """Close the connections that are kept for the next mailboxes."""
     while _idle:
-        thread = _idle.pop()
-        thread.submit(_close_connection)
-        thread.shutdown()
-
-
-def _close_connection() -> None:
-    connection.close()  # looked up here, where it is the thread's own
+        _idle.pop().close()
 
 
 os.register_at_fork(after_in_child=_idle.clear)

@@ -11,7 +11,7 @@ from tests.servers.command_line import CommandLine
 
 @pytest.fixture(autouse=True)
 def no_idle_connections() -> Iterator[None]:
-    """End what a worker keeps for its next mailbox: pytest-django drops the database, and restarts
+    """Close what a worker keeps for its next mailbox: pytest-django drops the database, and restarts
     of it are tested."""
     yield
     from ingestion.services import commit

@@ -16,7 +16,6 @@ import pytest
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Run
-from ingestion.services import commit
 from ingestion.services.commit import Batch, Committer
 from ingestion.services.lease import Lease
 from tests.servers import imap_source
@@ -144,6 +143,5 @@ def test_a_full_disk_costs_no_thread(settings: Any, tmp_path: Path) -> None:
         committer.wait()  # there is no such mailbox; but the thread is there now
     with _file_sizes_limited(10), pytest.raises(OSError, match="File too large"), committer:
         committer.pack(Batch(Folder()), [], parse=True)
-    commit.close_idle()
     assert not [t for t in threading.enumerate() if t.name.startswith("commit")]
     assert list(store().packs()) == []
