@@ -235,6 +235,7 @@ def test_a_folder_made_again_under_a_second_connection_gives_no_wrong_bytes(
         with contextlib.suppress(Retryable):
             for answer in session.fetch(RemoteFolder("INBOX", "INBOX"), refs):
                 got[int(answer.ref.remote_id[2:])] = _content(answer)
+    assert server.inbox is not old
     wrong = [u for u, body in got.items() if isinstance(body, bytes) and body != old.mails[u].body]
     assert not wrong
 
@@ -534,11 +535,33 @@ def test_a_giant_literal_is_refused_before_any_memory_is_taken(server: ImapScrip
     assert all(not isinstance(a, RawMessage) or a.ref.remote_id == "1:1" for a in answers)
 
 
+def slow(_client: Client, uid: int) -> None:
+    if uid % 10 == 0:
+        time.sleep(0.01)
+
+
 def test_a_second_connection_that_is_refused_is_done_without(server: ImapScript) -> None:
     server.max_connections = 1
+    server.before_each_mail = slow
     fill(server.inbox, 1_500, size=3_000)
     with opened(server, connections_per_account=2) as session:
         assert len(read(session, refs_of(listed(session)))) == 1_500
+    assert server.turned_away == 1
+
+
+def test_further_connections_are_opened_for_a_slow_server_alone(server: ImapScript) -> None:
+    fill(server.inbox, 1_500, size=3_000)
+    with opened(server, connections_per_account=3) as session:
+        refs = refs_of(listed(session))
+        for number, _ in enumerate(fetched(session, refs)):
+            if number % 10 == 0:
+                time.sleep(0.01)  # the archive is what takes the time
+        assert server.logins == 1
+        server.before_each_mail = slow
+        assert len(read(session, refs)) == 1_500
+        assert server.logins == 3
+        assert len(read(session, refs)) == 1_500
+        assert server.logins == 3  # those there are serve again
 
 
 def test_long_sparse_sets_fit_the_command_lines_of_strict_servers(server: ImapScript) -> None:
@@ -567,6 +590,27 @@ def test_removed_messages_cost_one_look_up_and_not_one_each(server: ImapScript) 
 
 
 # -- the way in ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [b"BAD Unknown command", b"NO not now", b"OK done"])
+def test_nobody_waits_for_the_answers_to_id_and_enable(server: ImapScript, answer: bytes) -> None:
+    """They come together with the next one, and may say anything."""
+    server.capabilities.append("ID")
+    kept: list[bytes] = []
+
+    def answer_late(client: Client, tag: bytes, command: bytes) -> bool:
+        if command.startswith((b"ID ", b"ENABLE")):
+            kept.append(tag + b" " + answer + b"\r\n")
+            return True
+        client.send(b"".join(kept))
+        kept.clear()
+        return False
+
+    server.hooks.append(answer_late)
+    fill(server.inbox, 3)
+    with opened(server) as session:
+        assert len(read(session, refs_of(listed(session)))) == 3
+    assert server.asked(b"ID (") and server.asked(b"ENABLE")
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ class ImapScript:
         self.hooks: list[Hook] = []
         self.logins = 0
         self.max_connections = 100
+        self.turned_away = 0
         self.search_cap: int | None = None
         self.max_line = 8_192
         self.before_each_mail: Callable[[Client, int], None] = lambda _client, _uid: None
@@ -161,6 +162,7 @@ class Client:
     def _serve(self) -> None:
         with contextlib.suppress(OSError, ValueError):
             if self.server.open_connections > self.server.max_connections:
+                self.server.turned_away += 1
                 self.send(b"* BYE Too many simultaneous connections\r\n")
             else:
                 self.send(self.server.greeting)
