@@ -89,7 +89,7 @@ class MailboxSession(_Closing, ABC):
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
         """Yield what changed after `since`, oldest first; from the beginning where it is None.
 
-        Yields nothing, at no cost, where nothing changed. Pages are bounded (ten thousand
+        Yields nothing, at no cost, where nothing changed. Pages are bounded (20,000
         refs). Every page's cursor can be resumed from, also in the middle of a first listing.
         Raises CursorExpired where `since` is of no use any more: the engine calls again with
         None. Raises FolderGone where the folder vanished.

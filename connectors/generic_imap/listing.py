@@ -3,8 +3,9 @@
 A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or null,
 "c": message count or null, "done": whether the folder had been listed to its end}.
 
-    first listing   all UIDs, then their sizes, dates and flags in pages; the last page says what is
-                    present, for the case that an earlier UIDVALIDITY was listed before
+    first listing   all UIDs, in pages (with sizes, dates and flags where those matter before the
+                    download); the last page says what is present, for the case that an earlier
+                    UIDVALIDITY was listed before
     later           flags of the UIDs before "n" (CHANGEDSINCE, or all of them), removals (VANISHED,
                     or what is present where the counts differ), then the UIDs from "n" on in pages
 

@@ -47,7 +47,7 @@ log = structlog.get_logger(__name__)
 #: After this long the worker takes the next mailbox in line; this one goes on in its turn.
 SLICE_SECONDS = 120
 #: And after so much more in the middle of a page, which then has to be listed again: from a server
-#: that gives 1 MB/s a page of ten thousand messages takes a quarter of an hour.
+#: that gives 1 MB/s a page of 20,000 messages may take an hour.
 PAGE_SECONDS = 240
 _RETRY_ROWS = 2_000
 #: After so many failures without progress, one message may be what breaks the connection.
