@@ -281,6 +281,47 @@ def test_an_expired_cursor_relists_and_doubles_nothing(
     assert_exact(server, source)
 
 
+def labels_in(folder: str) -> dict[str, list[str]]:
+    return dict(Placement.objects.filter(folder__path=folder).values_list("remote_id", "labels"))
+
+
+def test_a_listing_without_labels_that_begins_again_tells_those_of_today(
+    server: Server, source: IngestionSource
+) -> None:
+    """What is archived is described, and downloaded no second time; the rest comes with its own."""
+    server.lists_bare = True
+    fill(server, 5)
+    server.folders["INBOX"][2].labels = ("\\Seen",)
+    start(source)
+    finish(source)
+    assert server.described == []
+    assert labels_in("INBOX")["1:2"] == ["\\Seen"]
+    Folder.objects.update(cursor=None)  # as by an older release, or a listing that ended early
+    server.folders["INBOX"][2].labels = ()
+    server.folders["INBOX"][4].labels = ("\\Flagged",)
+    fill(server, 1)
+    server.fetched.clear()
+    synced(source)
+    assert server.fetched == ["INBOX/1:6"]
+    assert server.described == [f"1:{uid}" for uid in range(1, 6)]
+    told = {"1:1": [], "1:2": [], "1:3": [], "1:4": ["\\Flagged"], "1:5": [], "1:6": []}
+    assert labels_in("INBOX") == told
+
+
+def test_what_can_not_be_described_keeps_its_labels(
+    server: Server, source: IngestionSource
+) -> None:
+    server.lists_bare = True
+    fill(server, 2)
+    server.folders["INBOX"][1].labels = ("\\Seen",)
+    start(source)
+    finish(source)
+    Folder.objects.update(cursor=None)
+    server.undescribed = True
+    synced(source)
+    assert labels_in("INBOX") == {"1:1": ["\\Seen"], "1:2": []}
+
+
 def test_a_stable_id_saves_the_second_download(server: Server, source: IngestionSource) -> None:
     server.deliver("INBOX", body(1), stable_id="E1")
     start(source)

@@ -610,7 +610,7 @@ def test_nobody_waits_for_the_answers_to_id_and_enable(server: ImapScript, answe
     fill(server.inbox, 3)
     with opened(server) as session:
         assert len(read(session, refs_of(listed(session)))) == 3
-    assert server.asked(b"ID (") and server.asked(b"ENABLE")
+    assert [len(server.asked(word)) for word in (b"ID (", b"ENABLE")] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,10 @@ class Server:
     folders: dict[str, dict[int, Mail]] = dataclasses.field(default_factory=dict)
     validity: dict[str, int] = dataclasses.field(default_factory=dict)
     page_size: int = 10
+    #: Whether a listing leaves out what fetch() and describe() say.
+    lists_bare: bool = False
+    undescribed: bool = False
+    described: list[str] = dataclasses.field(default_factory=list)
     fetched: list[str] = dataclasses.field(default_factory=list)
     #: Called before each message is handed out, with the number handed out so far: may raise.
     before_message: Callable[[int], None] = lambda _: None
@@ -111,7 +115,7 @@ class ScriptedSession(MailboxSession):
             seen = [(u, m.labels) for u, m in mails.items() if u <= uids[-1]]
             yield Page(
                 {"validity": validity, "next": uids[-1] + 1, "seen": seen},
-                added=[self._ref(name, uid) for uid in uids],
+                added=[self._listed(name, uid) for uid in uids],
                 present=SERVER.ids(name) if uids[-1] == new[-1] else None,
             )
         removed = [f"{validity}:{uid}" for uid in before if uid not in mails]
@@ -124,6 +128,12 @@ class ScriptedSession(MailboxSession):
             seen = [(uid, mail.labels) for uid, mail in mails.items()]
             cursor = {"validity": validity, "next": max(mails, default=0) + 1, "seen": seen}
             yield Page(cursor, removed=removed, relabelled=relabelled)
+
+    def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
+        SERVER.described.extend(ref.remote_id for ref in refs)
+        uids = [int(ref.remote_id.split(":")[1]) for ref in refs]
+        there = {} if SERVER.undescribed else SERVER.folders[folder.remote_id]
+        return [self._ref(folder.remote_id, uid) for uid in uids if uid in there]
 
     def fetch(
         self, folder: RemoteFolder, refs: Sequence[MessageRef]
@@ -140,7 +150,12 @@ class ScriptedSession(MailboxSession):
                 yield Missing(ref, MessageGone("Gone."))
                 continue
             SERVER.fetched.append(f"{folder.remote_id}/{ref.remote_id}")
-            yield RawMessage(ref, mail.body)
+            labels = mail.labels if ref.labels is None else ref.labels
+            yield RawMessage(ref._replace(labels=labels), mail.body)
+
+    def _listed(self, folder: str, uid: int) -> MessageRef:
+        ref = self._ref(folder, uid)
+        return MessageRef(ref.remote_id, labels=None) if SERVER.lists_bare else ref
 
     def _ref(self, folder: str, uid: int) -> MessageRef:
         mail = SERVER.folders[folder][uid]
