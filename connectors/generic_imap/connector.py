@@ -93,9 +93,8 @@ class ImapSession(MailboxSession):
 
     def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
         login = self._main()
-        validity = listing.opened(login, folder)
-        ids = (ref.remote_id.partition(":") for ref in refs)
-        uids = (int(uid) for of, _, uid in ids if of == str(validity))
+        validity = listing.opened(login, folder)  # where it is new, so are the answers' ids
+        uids = (int(ref.remote_id.partition(":")[2]) for ref in refs)
         return listing.described(login, validity, Uids((uid, uid) for uid in uids))
 
     def fetch(
