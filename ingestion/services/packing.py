@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from typing import IO, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 from django.conf import settings
@@ -147,7 +147,10 @@ class _Process:
                     start, at = at, at + size
                     self._arena[start:at] = body
                 else:
-                    files.append(stack.enter_context(_file_of(body)).fileno())
+                    file = stack.enter_context(tempfile.TemporaryFile())
+                    file.write(body)
+                    file.flush()
+                    files.append(file.fileno())
                 received = ref.received_at.isoformat() if ref.received_at else None
                 labels = ref.labels or ()
                 given.append(
@@ -220,12 +223,6 @@ class _Process:
         log.critical("packing_process_died", code=self._popen.wait())
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError  # not reached
-
-
-def _file_of(body: bytes) -> IO[bytes]:
-    file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by whoever sends it
-    file.write(body)
-    return file
 
 
 #: Processes that nobody uses at the moment.
