@@ -120,17 +120,17 @@ class Committer:
         packing = self._packer.submit(self._group.writer, batch.folder, messages, parse=parse)
         self._group.packing.append(packing)
         batch.packing.append(packing)
-        batch.ids.update({message.sha256: message.id for message in messages})
+        ids = {message.sha256: message.id for message in messages}
+        batch.ids.update(ids)
         if self._seen is not None:
-            for message in messages:
-                self._seen.add(message.sha256)
+            self._seen.add(ids)
         batch.new_bytes += sum(message.size for message in messages)
 
     def known(self, batch: Batch, hashes: AbstractSet[bytes]) -> dict[bytes, str]:
         """Return the message ids of these hashes that are archived, or were packed for this batch
         or one before."""
         if self._seen is not None:
-            hashes = {sha256 for sha256 in hashes if sha256 in self._seen}
+            hashes = self._seen.holds(hashes)
         places = [*(ids for _, ids in self._under_way), self._group.ids, batch.ids]
         found = {sha256: ids[sha256] for ids in places for sha256 in hashes if sha256 in ids}
         return found | sql.known_hashes(self._mailbox.pk, hashes - found.keys())

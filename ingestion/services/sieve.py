@@ -1,20 +1,31 @@
 """Which hashes were surely never seen: a Bloom filter, of one size for any number of messages."""
 
+import struct
+from collections.abc import Iterable
+
 _BITS = 1 << 24  # 2 MB; one of a hundred strangers is taken for a friend among a million
+_TWO_PLACES = struct.Struct(">II24x")
 
 
 class Sieve:
-    """Holds what was added to it, and seems to hold a few others. For evenly distributed hashes."""
+    """Holds the SHA-256 hashes that were added to it, and seems to hold a few others."""
 
     def __init__(self) -> None:
         self._bits = bytearray(_BITS // 8)
 
-    def add(self, sha256: bytes) -> None:
-        first, second = int.from_bytes(sha256[:3], "big"), int.from_bytes(sha256[3:6], "big")
-        self._bits[first >> 3] |= 1 << (first & 7)
-        self._bits[second >> 3] |= 1 << (second & 7)
+    def add(self, hashes: Iterable[bytes]) -> None:
+        bits, places = self._bits, _TWO_PLACES.unpack
+        for sha256 in hashes:
+            first, second = places(sha256)
+            bits[first >> 11] |= 1 << (first >> 8 & 7)
+            bits[second >> 11] |= 1 << (second >> 8 & 7)
 
-    def __contains__(self, sha256: bytes) -> bool:
-        first, second = int.from_bytes(sha256[:3], "big"), int.from_bytes(sha256[3:6], "big")
-        bits = self._bits
-        return bool(bits[first >> 3] >> (first & 7) & bits[second >> 3] >> (second & 7) & 1)
+    def holds(self, hashes: Iterable[bytes]) -> set[bytes]:
+        """Return those that it holds."""
+        bits, places = self._bits, _TWO_PLACES.unpack
+        found = set()
+        for sha256 in hashes:
+            first, second = places(sha256)
+            if bits[first >> 11] >> (first >> 8 & 7) & bits[second >> 11] >> (second >> 8 & 7) & 1:
+                found.add(sha256)
+        return found
