@@ -23,15 +23,28 @@ _ITEMS = (
 _PLAIN = re.compile(_ITEMS)
 _PLAIN_RESPONSE = re.compile(rb"\d+ FETCH \(" + _ITEMS + rb"\)\s*")
 _MAX_DIGITS = 18
+_FEW_BYTES = 500
+_UID = re.compile(rb"\bUID (\d{1,10})(?!\d)", re.IGNORECASE)
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_LIST = re.compile(rb"\([^()]*\)")
 _FETCH = re.compile(rb"\d+ FETCH \(", re.IGNORECASE)
 _MONTHS = {
     m: i for i, m in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)
 }
 
 
+def uid_of(items: bytes) -> int | None:
+    """Return whose items these are, of the text around a body: a flag may be called "UID" too, and
+    the next one "7"."""
+    match = _UID.search(_LIST.sub(b"", _STRING.sub(b"", items)))
+    return int(match[1]) if match else None
+
+
 def reference(
     response: Sequence[bytes], validity: int, *, plain: bool
 ) -> tuple[int, MessageRef | None]:
+    """Return what a response to ITEMS (and stable ids, unless `plain`) says, and of which UID;
+    (0, None) for one that does not describe a message."""
     if plain and len(response) == 1 and (match := _PLAIN_RESPONSE.fullmatch(response[0])):
         uid, size, flags, date = match.groups()
         if uid is None or flags is None or date is None:
@@ -69,11 +82,15 @@ def described(ref: MessageRef, items: bytes) -> MessageRef:
         size, date = found.get(b"RFC822.SIZE"), found.get(b"INTERNALDATE")
         words = found.get(b"FLAGS")
         flags = b" ".join(_words(words)) if isinstance(words, list) else None
+    received_at = _internal_date(date) if isinstance(date, bytes) else None
     return MessageRef(
         ref.remote_id,
-        size_bytes=_number(size) if size else ref.size_bytes,
-        received_at=_internal_date(date) if isinstance(date, bytes) else ref.received_at,
-        labels=ref.labels if flags is None else _flags(flags),
+        _number(size) or ref.size_bytes,
+        ref.stable_id,
+        ref.thread_id,
+        received_at or ref.received_at,
+        ref.labels if flags is None else _flags(flags),
+        ref.roles,
     )
 
 
@@ -103,8 +120,12 @@ def _labels(words: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(texts - {"\\Recent"}))
 
 
-@functools.lru_cache(maxsize=1000)  # few sets of flags are all there are
 def _flags(words: bytes) -> tuple[str, ...]:
+    return _few_flags(words) if len(words) <= _FEW_BYTES else _labels(words.split())
+
+
+@functools.lru_cache(maxsize=1000)  # few sets of flags are all there are
+def _few_flags(words: bytes) -> tuple[str, ...]:
     return _labels(words.split())
 
 
@@ -133,12 +154,13 @@ def _offset(zone: bytes) -> dt.timedelta:
 
 
 def relabelled(response: Sequence[bytes], validity: int) -> tuple[str, tuple[str, ...]] | None:
+    """Return the remote id and the labels that a response with UID and FLAGS tells, if it does."""
     if not _FETCH.match(response[0]):
         return None
     values = wire.parse(response)
     items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
-    uid = items.get(b"UID")
-    if not isinstance(uid, bytes) or b"FLAGS" not in items:
+    uid = _number(items.get(b"UID"))
+    if uid is None or b"FLAGS" not in items:
         return None
     words = [*(items[b"FLAGS"] or ()), *(items.get(b"X-GM-LABELS") or ())]
-    return f"{validity}:{int(uid)}", _labels(words)
+    return f"{validity}:{uid}", _labels(words)

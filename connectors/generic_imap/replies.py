@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from connectors.errors import MessageRefused, Unavailable
 from connectors.generic_imap import wire
-from connectors.generic_imap.describing import described
+from connectors.generic_imap.describing import described, uid_of
 from connectors.generic_imap.outbox import Sender
 from connectors.generic_imap.uids import Uids
 from connectors.types import MessageRef, Missing, RawMessage
@@ -32,7 +32,6 @@ _USUAL_END = b")\r\n"
 _BODY = re.compile(
     rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
 )
-_UID = re.compile(rb"\bUID (\d{1,10})\b")
 #: What may follow a body: further items, and the end of the response.
 _REST = re.compile(rb"(?: [A-Z][\w.-]* (?:\d+|NIL|\([^()]*\)|\"[^\"]*\"))* ?\)\r?\n", re.IGNORECASE)
 
@@ -122,9 +121,8 @@ class Replies:
         except BaseException:
             raw.close()
             raise
-        uid = _UID.search(items) or _UID.search(rest)
         said = items if rest == _USUAL_END else items + rest.rpartition(b")")[0]
-        ref = self._claim(batches, int(uid[1]), said, empty=not size) if uid else None
+        ref = self._claim(batches, uid_of(said), said, empty=not size)
         if not _REST.fullmatch(rest):
             # The size that was announced is not the body's: these bytes are no message.
             raw.close()
@@ -140,14 +138,13 @@ class Replies:
 
     def _pass_over(self, size: int, items: bytes, batches: Sequence[Batch]) -> bool:
         """Answer for a message that is too large; tell whether it was asked for."""
-        uid = _UID.search(items)
+        said = items
         proven: int | None = None
         try:
-            rest = self._skipped(size)
-            uid = uid or _UID.search(rest)
+            said += self._skipped(size)
             proven = size  # with it, it is not downloaded again
         finally:
-            ref = self._claim(batches, int(uid[1]), items) if uid else None
+            ref = self._claim(batches, uid_of(said), items)
             if ref is not None:
                 ref = ref._replace(size_bytes=proven or ref.size_bytes)
                 self._sender.add(Missing(ref, too_large(size, self._max_message_bytes)))
@@ -174,13 +171,13 @@ class Replies:
         if not (isinstance(uid, bytes) and uid.isdigit() and isinstance(body, bytes)):
             return False
         said = response[0].partition(b"(")[2]
-        ref = self._claim(batches, int(uid[:10]), said, empty=not body)
+        ref = self._claim(batches, int(uid), said, empty=not body)
         if ref is not None:
             self._sender.add(RawMessage(ref, body))
         return ref is not None
 
     def _claim(
-        self, batches: Sequence[Batch], uid: int, said: bytes, *, empty: bool = False
+        self, batches: Sequence[Batch], uid: int | None, said: bytes, *, empty: bool = False
     ) -> MessageRef | None:
         """Take a reference out of the batch that asked for it, with what the answer says of it;
         None: nobody did, or it was answered.
@@ -189,7 +186,7 @@ class Replies:
         for again when its size is known.
         """
         for batch in batches:
-            ref = batch.refs.get(uid)
+            ref = None if uid is None else batch.refs.get(uid)
             if ref is not None:
                 if self._describes:
                     ref = described(ref, said)
