@@ -62,15 +62,15 @@ class Replies:
     ) -> None:
         self._wire, self._sender, self._describes = connection, sender, describes
         self._max_message_bytes = max_message_bytes
+        self._unasked = 0
 
     def read_until(self, tag: bytes, batches: Sequence[Batch]) -> bytes:
         """Read replies up to a tagged one; return its status. Answered refs leave their batch."""
         ending = tag + b" "
-        unasked = 0
+        self._unasked = 0
         while True:
             if self._take_usual(batches):
-                unasked = 0
-                self._wire.renew()
+                self._progressed()
             # Hand on what is whole before waiting for more; the caller's time is not the server's.
             if not self._wire.has_buffered and self._sender.flush():
                 self._wire.renew()
@@ -78,12 +78,18 @@ class Replies:
             if line.startswith(ending):
                 return line[len(ending) :].strip()
             if self._is_answer(line, batches):
-                unasked = 0
-                self._wire.renew()
-                continue
-            unasked += 1
-            if unasked > _MAX_UNASKED:
-                raise Unavailable("The server sends replies that nobody asked for, without end.")
+                self._progressed()
+            else:
+                self._pass_by()
+
+    def _progressed(self) -> None:
+        self._unasked = 0
+        self._wire.renew()
+
+    def _pass_by(self) -> None:
+        self._unasked += 1
+        if self._unasked > _MAX_UNASKED:
+            raise Unavailable("The server sends replies that nobody asked for, without end.")
 
     def _take_usual(self, batches: Sequence[Batch]) -> bool:
         """Read all bodies that were received whole and look as usual; tell whether any of them was
@@ -92,7 +98,9 @@ class Replies:
         while found := self._wire.buffered(_USUAL, _USUAL_END, limit=self._max_message_bytes):
             match, body = found
             ref = self._claim(batches, int(match["uid"]), match["items"], empty=not body)
-            if ref is not None:
+            if ref is None:
+                self._pass_by()
+            else:
                 self._sender.add(RawMessage(ref, body))
                 any_asked_for = True
         return any_asked_for
@@ -167,11 +175,11 @@ class Replies:
         """Take a short body that came as a quoted string; tell whether it was asked for."""
         values = wire.parse([response[0][2:], *response[1:]])
         items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
-        uid, body = items.get(b"UID"), items.get(b"BODY[]")
-        if not (isinstance(uid, bytes) and uid.isdigit() and isinstance(body, bytes)):
+        body = items.get(b"BODY[]")
+        if not isinstance(body, bytes):
             return False
         said = response[0].partition(b"(")[2]
-        ref = self._claim(batches, int(uid), said, empty=not body)
+        ref = self._claim(batches, uid_of(said), said, empty=not body)
         if ref is not None:
             self._sender.add(RawMessage(ref, body))
         return ref is not None
@@ -185,8 +193,10 @@ class Replies:
         An empty body of a message that may have a size is none: it stays unanswered, to be asked
         for again when its size is known.
         """
+        if uid is None:
+            return None
         for batch in batches:
-            ref = None if uid is None else batch.refs.get(uid)
+            ref = batch.refs.get(uid)
             if ref is not None:
                 if self._describes:
                     ref = described(ref, said)
