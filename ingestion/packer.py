@@ -12,7 +12,6 @@ It ends with its worker, and ignores every request to end before: its worker may
 
 import contextlib
 import errno
-import functools
 import json
 import mmap
 import os
@@ -30,7 +29,7 @@ import zstandard
 from connectors.types import SpooledBody
 from ingestion import memory, mime
 from ingestion.archive import format as pack_format
-from ingestion.rows import NewMessage
+from ingestion.rows import NewMessage, cached
 
 #: What only its worker reacts to.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -186,8 +185,7 @@ def _header(said: str, message: Message) -> str:
 
 
 _quoted = pack_format.encoded
-#: Few sets of labels are all there are.
-_listed = functools.lru_cache(maxsize=1000)(pack_format.encoded)
+_listed = cached(pack_format.encoded)
 
 
 def _head(body: memoryview | SpooledBody) -> bytes:

@@ -6,7 +6,6 @@ Values go as PostgreSQL's own text forms (`ingestion.rows`).
 import contextlib
 import dataclasses
 import datetime as dt
-import functools
 import json
 import operator
 import os
@@ -18,7 +17,7 @@ from typing import Any
 from django.db import IntegrityError, connection, transaction
 
 from connectors.types import Cursor, MessageRef
-from ingestion.rows import COLUMNS, array_literal, copied, element
+from ingestion.rows import COLUMNS, array_literal, cached, copied, element
 
 
 def new_message_ids(count: int) -> Iterator[str]:
@@ -33,20 +32,15 @@ def new_message_ids(count: int) -> Iterator[str]:
         yield f"{first}{random[:3]}8{random[3:]}"
 
 
-@functools.lru_cache(maxsize=1000)  # few sets of labels are all there are
-def _labels_literal(labels: tuple[str, ...]) -> str:
-    return array_literal(labels)
-
-
-@functools.lru_cache(maxsize=1000)
+@cached
 def _labels_element(labels: tuple[str, ...]) -> str:
     """Write labels as one element: unnest() can't take arrays of arrays of any length."""
-    return element(_labels_literal(labels))
+    return element(array_literal(labels))
 
 
-@functools.lru_cache(maxsize=1000)
+@cached
 def _labels_copied(labels: tuple[str, ...]) -> str:
-    return copied(_labels_literal(labels))
+    return copied(array_literal(labels))
 
 
 def _bytes(values: Iterable[bytes]) -> str:
