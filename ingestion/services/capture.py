@@ -61,6 +61,11 @@ class Capture:
         )
 
     @property
+    def fetched_bytes(self) -> int:
+        """How large the bodies are that came since the last commit."""
+        return self._batch.fetched_bytes
+
+    @property
     def empty(self) -> bool:
         batch = self._batch
         return not (batch.placements or self._waiting or batch.missing or batch.left_out)

@@ -313,7 +313,8 @@ def upsert_failure(
                    %(labels)s::text[], %(code)s, %(reason)s, %(attempts)s, now() + %(wait)s)
            ON CONFLICT (folder_id, remote_id) DO UPDATE
              SET code = EXCLUDED.code, reason = EXCLUDED.reason, attempts = EXCLUDED.attempts,
-                 not_before = EXCLUDED.not_before, last_failed_at = now()""",
+                 not_before = EXCLUDED.not_before, last_failed_at = now(),
+                 size_bytes = coalesce(EXCLUDED.size_bytes, ingestion_failedmessage.size_bytes)""",
         {
             "mailbox": mailbox_id,
             "folder": folder_id,

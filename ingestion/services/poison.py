@@ -92,7 +92,6 @@ class Care:
         else:
             self._try(session, remote, folder, ref, row)
         self._messages += 1
-        self._bytes += ref.size_bytes or 0
         if self._messages >= commit.COMMIT_MESSAGES or self._bytes >= commit.COMMIT_BYTES:
             self._relax()
 
@@ -123,6 +122,7 @@ class Care:
                 if isinstance(answer, Missing):
                     self._take_back(folder, ref, row)
                 alone.add(answer)
+                self._bytes += alone.fetched_bytes
             alone.commit()
             self.committer.wait()
         except BaseException as error:

@@ -34,6 +34,7 @@ from ingestion.models import (
 from ingestion.services import (
     capture,
     capture_sql,
+    commit,
     deletion,
     discovery,
     dispatch,
@@ -215,6 +216,19 @@ def test_a_message_that_failed_and_came_in_the_same_run_is_no_failure_of_it(
     run = finish(source)
     assert run.message == "19 archived, 1 failed."
     assert (run.messages_done, run.messages_failed, run.messages_total) == (19, 1, 20)
+
+
+def test_a_failures_size_that_is_found_out_later_is_kept(source: IngestionSource) -> None:
+    """One that is too large is downloaded once to find out, not each time."""
+    start(source)
+    mailbox = due_now()
+    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
+    for size_bytes in (None, 5, None):
+        ref = MessageRef("1:1", size_bytes, labels=None)
+        capture_sql.upsert_failure(
+            mailbox.pk, folder.pk, ref, code="x", reason="", attempts=1, wait=dt.timedelta()
+        )
+    assert FailedMessage.objects.get().size_bytes == 5
 
 
 def test_any_number_of_failures_is_tried_again_in_batches(
@@ -657,6 +671,20 @@ def test_care_leaves_no_trace_where_nobody_dies(server: Server, source: Ingestio
     assert Run.objects.get().message == "7 archived, 1 failed."
     assert len(server.fetched) == len(set(server.fetched)) == 7
     assert Mailbox.objects.get().worker_deaths == 0
+
+
+def test_care_ends_after_the_bytes_of_a_batch_whatever_the_listing_tells(
+    server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commit, "COMMIT_BYTES", 150)
+    server.lists_bare = True
+    fill(server, 6)
+    start(source)
+    Mailbox.objects.update(worker_deaths=1)
+    deaths: list[int] = []
+    server.before_message = lambda _: deaths.append(Mailbox.objects.get().worker_deaths)
+    work()
+    assert (deaths[0], deaths[-1]) == (1, 0)
 
 
 def test_a_mailbox_over_which_workers_keep_dying_waits_before_the_next(
