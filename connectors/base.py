@@ -100,9 +100,9 @@ class MailboxSession(_Closing, ABC):
         folder: RemoteFolder,  # noqa: ARG002 - for those that have more to say
         refs: Sequence[MessageRef],
     ) -> Sequence[MessageRef]:
-        """Say of messages that `changes` listed without labels which they have: of those that are
-        archived already, as `fetch` says it of the others. Those of whom nothing can be said may be
-        left out. Raises what `fetch` raises.
+        """Return messages that `changes` listed without labels, and that are archived already, with
+        their labels; `fetch` tells those of the others. Messages of which nothing can be said may
+        be left out. Raises what `fetch` raises.
         """
         return refs
 

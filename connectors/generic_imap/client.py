@@ -141,8 +141,15 @@ class Login:
         self.wire.shutdown()
 
 
-def login(config: ImapConfig, environment: Environment, *, until: float = math.inf) -> Login:
-    """Connect, encrypt and log in. `until` (monotonic) ends the connection whatever it is doing.
+def login(
+    config: ImapConfig,
+    environment: Environment,
+    *,
+    until: float = math.inf,
+    reached: Callable[[Wire], None] = lambda _: None,
+) -> Login:
+    """Connect, encrypt and log in. `until` (monotonic) ends the connection whatever it is doing;
+    `reached` is told of it before the server says anything, so that another thread may end it.
 
     Raises Unavailable, RateLimited, Fatal (encryption, address, login disabled) or NeedsReauth.
     """
@@ -157,7 +164,9 @@ def login(config: ImapConfig, environment: Environment, *, until: float = math.i
         if config.secure:
             connection = _encrypted(connection, config, environment)
         secrets = (config.password, token, *_spoken(config, token))
-        opened = _greet(connection, config, environment, secrets, until)
+        opened = _greet(
+            connection, config, environment, secrets=secrets, until=until, reached=reached
+        )
         capabilities = frozenset(opened.capabilities)
         if config.startTls:
             status, _ = opened.run(b"STARTTLS")
@@ -170,7 +179,7 @@ def login(config: ImapConfig, environment: Environment, *, until: float = math.i
             told = _authenticate(opened, config, token, capabilities)
         capabilities = _words(told) or _capabilities(opened)
         if "ID" in capabilities:  # NetEase opens no folder for a client without a name
-            opened.tell(b'ID ("name" "ingestion")')
+            opened.command(b'ID ("name" "ingestion")')  # the answer is read with the next one
         return Login(opened, capabilities)
     except BaseException:
         connection.close()
@@ -215,8 +224,10 @@ def _greet(
     connection: object,
     config: ImapConfig,
     environment: Environment,
+    *,
     secrets: tuple[str, ...],
     until: float,
+    reached: Callable[[Wire], None],
 ) -> Wire:
     try:
         return Wire(
@@ -225,6 +236,7 @@ def _greet(
             timeout_seconds=environment.timeout_seconds,
             secrets=secrets,
             until=until,
+            reached=reached,
         )
     except Wire.error as error:
         said = _text(error).encode()

@@ -7,7 +7,7 @@ A session has one connection for listing, which also downloads, and opens more f
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
@@ -16,6 +16,7 @@ from connectors.generic_imap import client, folders, listing, reader
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.uids import Uids
+from connectors.generic_imap.wire import Wire
 from connectors.types import (
     Cursor,
     Identity,
@@ -95,7 +96,8 @@ class ImapSession(MailboxSession):
         login = self._main()
         validity = listing.opened(login, folder)  # where it is new, so are the answers' ids
         uids = (int(ref.remote_id.partition(":")[2]) for ref in refs)
-        return listing.described(login, validity, Uids((uid, uid) for uid in uids))
+        labels = listing.labels_of(login, validity, Uids((uid, uid) for uid in uids))
+        return [MessageRef(remote_id, labels=words) for remote_id, words in labels]
 
     def fetch(
         self, folder: RemoteFolder, refs: Sequence[MessageRef]
@@ -109,11 +111,11 @@ class ImapSession(MailboxSession):
             max_message_bytes=self._environment.max_message_bytes,
         ).answers()
 
-    def _log_in(self) -> Login:
-        login = client.login(self._config, self._environment, until=self._until)
+    def _log_in(self, reached: Callable[[Wire], None] = lambda _: None) -> Login:
+        login = client.login(self._config, self._environment, until=self._until, reached=reached)
         try:
             if login.can("QRESYNC"):
-                login.wire.tell(b"ENABLE QRESYNC")
+                login.wire.command(b"ENABLE QRESYNC")  # the answer is read with the next one
         except BaseException:
             login.close()
             raise
@@ -125,9 +127,9 @@ class ImapSession(MailboxSession):
             self._first = self._log_in()
         return self._first
 
-    def _another(self, number: int) -> Login | None:
+    def _another(self, number: int, reached: Callable[[Wire], None]) -> Login | None:
         """Return a further connection, which keeps its number; None where the server takes no more.
-        For several threads at once, each with numbers of its own."""
+        For several threads at once, each with numbers of its own. `reached`: as of client.login."""
         login = self._extra.get(number)
         if login is not None and login.alive:
             return login
@@ -136,7 +138,7 @@ class ImapSession(MailboxSession):
             del self._extra[number]
         if not self._refused_more:
             try:
-                self._extra[number] = self._log_in()
+                self._extra[number] = self._log_in(reached)
             except ConnectorError:
                 self._refused_more = True  # one connection is enough; the next session asks again
         return self._extra.get(number)

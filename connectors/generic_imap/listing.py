@@ -15,6 +15,7 @@ listing that was interrupted follows the flags of its earlier part before it end
 page in the middle; a server that shows less than it counts): the next pass then looks for itself.
 """
 
+import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
@@ -221,7 +222,7 @@ class _Listing:
 
     def _tells_removals(self) -> bool:
         known = None not in (self._opened.modseq, self._since["m"])
-        return known and self._login.can("QRESYNC")
+        return known and b"QRESYNC" in self._login.wire.enabled
 
     def _flags(self) -> Iterator[Page]:
         """Yield changed flags and, where the server tells them, removals: of UIDs before "n"."""
@@ -230,11 +231,11 @@ class _Listing:
         if opened.modseq is not None and since["m"] is not None:
             vanished = " VANISHED" if self._tells_removals() else ""
             modifier = f" (CHANGEDSINCE {since['m']}{vanished})"
-        gmail = " X-GM-LABELS" if self._login.can("X-GM-EXT-1") else ""
+        items = _label_items(self._login)
         gone: list[tuple[int, int]] = []
         for low, high in self._flag_windows():
             changed: list[tuple[str, tuple[str, ...]]] = []
-            for response in self._run(f"UID FETCH {low}:{high} (UID FLAGS{gmail}){modifier}"):
+            for response in self._run(f"UID FETCH {low}:{high} ({items}){modifier}"):
                 if response[0][:9].upper() == b"VANISHED ":
                     gone.extend(wire.ranges(response[0].split()[-1]))
                 elif (found := relabelled(response, opened.validity)) is not None:
@@ -280,6 +281,20 @@ def described(login: Login, validity: int, uids: Uids) -> list[MessageRef]:
                 # It is there, and the server can't describe it: fetch() says what is wrong.
                 refs[uid] = MessageRef(f"{validity}:{uid}", labels=None)
     return [refs[uid] for uid in sorted(refs)]
+
+
+def labels_of(login: Login, validity: int, uids: Uids) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Ask for the labels of messages of the open folder; yield those that the server tells."""
+    for page in uids.pages(_FLAGS_WINDOW):
+        for part in page.commands():
+            with contextlib.suppress(CommandRefused):
+                for response in run(login, f"UID FETCH {part} ({_label_items(login)})"):
+                    if (found := relabelled(response, validity)) is not None:
+                        yield found
+
+
+def _label_items(login: Login) -> str:
+    return "UID FLAGS X-GM-LABELS" if login.can("X-GM-EXT-1") else "UID FLAGS"
 
 
 class _Descriptions:

@@ -4,11 +4,14 @@ import collections
 import contextlib
 import threading
 import time
+from collections.abc import Iterable
 
 from connectors.types import SPOOL_BYTES, Missing, RawMessage
 
 _CHUNK_BYTES = 500_000
 _CHUNK_MESSAGES = 64
+#: What a message is taken for before any came: the first commands ask for few.
+_FIRST_GUESS_BYTES = 50_000
 #: More gains nothing: what waits for a caller that is slower than the server waits at its end too.
 _WAITING_BYTES = 4_000_000
 
@@ -29,6 +32,7 @@ class Outbox:
         self._bytes = 0
         self._closed = False
         self._changed = threading.Condition()
+        self._came, self._came_bytes = 0, 0
         #: Whether any message came.
         self.delivered = False
         #: How long the caller has waited for an item.
@@ -43,7 +47,19 @@ class Outbox:
                 raise Stopped
             self._items.append((item, size))
             self._bytes += size
+            if isinstance(item, list):
+                self._came += len(item)
+                self._came_bytes += size
             self._changed.notify_all()
+
+    @property
+    def has_items(self) -> bool:
+        return bool(self._items)
+
+    @property
+    def average_bytes(self) -> int:
+        """What a message has to be expected to have, by those that came."""
+        return self._came_bytes // self._came if self._came else _FIRST_GUESS_BYTES
 
     def get(self) -> Item:
         with self._changed:
@@ -66,7 +82,9 @@ class Outbox:
 
     def discard(self) -> None:
         while self._items:
-            _discard(self._items.popleft()[0])
+            item, _ = self._items.popleft()
+            if isinstance(item, list):
+                discard(item)
 
 
 class Sender:
@@ -95,7 +113,7 @@ class Sender:
         try:
             self._out.put(chunk, size + 1)
         except Stopped:
-            _discard(chunk)
+            discard(chunk)
             raise
         return True
 
@@ -105,7 +123,8 @@ class Sender:
             self.flush()
 
 
-def _discard(item: Item) -> None:
-    for answer in item if isinstance(item, list) else ():
+def discard(answers: Iterable[Answer]) -> None:
+    """Free what nobody wants."""
+    for answer in answers:
         if isinstance(answer, RawMessage):
             answer.close()

@@ -1,7 +1,7 @@
 """Streaming download of bodies: several commands in flight, each message handed on as it completes.
 
-Latency is hidden by pipelining; work is bounded in bytes by the batches and by the queue between
-the connections' threads and the caller (`outbox`). Every reference is answered exactly once.
+Latency is hidden by pipelining; memory is bounded by the queue between the connections' threads and
+the caller (`outbox`). Every reference is answered exactly once.
 
 A download begins on one connection. Another is opened where the caller waits for the server more
 than half of the time: from a server that is faster than the archive it would only cost.
@@ -22,21 +22,17 @@ from connectors.errors import (
 from connectors.generic_imap import listing
 from connectors.generic_imap.client import Login, must_wait, refusal
 from connectors.generic_imap.describing import ITEMS_WITH_BODY
-from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped
+from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped, discard
 from connectors.generic_imap.replies import Batch, Replies, too_large
 from connectors.generic_imap.uids import Uids
+from connectors.generic_imap.wire import Wire
 from connectors.types import MessageRef, Missing, RemoteFolder
 
 #: Measured on loopback: more per command gains nothing, less costs at 40 ms of latency.
 _BATCH_BYTES = 1_000_000
-_BATCH_MESSAGES = 400
+_BATCH_MESSAGES = 200
 _BODY_ALONE = "UID BODY.PEEK[]"
-#: What a message counts whose size the listing does not tell.
-_USUAL_BYTES = 10_000
 _IN_FLIGHT = 4
-#: A second connection pays for its login only on more than this.
-_BYTES_PER_CONNECTION = 4_000_000
-_MESSAGES_PER_CONNECTION = 500
 #: How long a download goes on before it is told what it waits for.
 _PATIENCE_SECONDS = 0.2
 
@@ -50,7 +46,7 @@ class Fetch:
         refs: Sequence[MessageRef],
         *,
         main: Login,
-        more: Callable[[int], Login | None],
+        more: Callable[[int, Callable[[Wire], None]], Login | None],
         connections: int,
         max_message_bytes: int,
     ) -> None:
@@ -60,7 +56,6 @@ class Fetch:
         self._out = Outbox()
         self._stop = threading.Event()
         self._validity = 0
-        self._refs = refs
         #: Whether date and flags come with the body.
         self._describes = not main.has_stable_ids
         self._items = ITEMS_WITH_BODY if self._describes else _BODY_ALONE
@@ -68,30 +63,36 @@ class Fetch:
         self._left = len(refs)
         self._cutting = threading.Lock()
         self._threads: list[threading.Thread] = []
-        #: Which connection a thread reads from; one that still logs in has none.
-        self._logins: dict[threading.Thread, Login] = {}
+        #: Where a thread can be interrupted, also while it logs in.
+        self._wires: dict[threading.Thread, Wire] = {}
+        #: Those that are logged in and may have asked for something.
+        self._reading: set[threading.Thread] = set()
 
     def answers(self) -> Iterator[Answer]:
         """Yield every answer. Raises Retryable after what had arrived whole was yielded."""
         self._validity = listing.opened(self._main, self._folder)
         problem: BaseException | None = None
-        began, useful = time.monotonic(), self._connections_that_pay()
+        came: collections.deque[Answer] = collections.deque()
+        began = time.monotonic()
         try:
             self._start()
             running = 1
-            while running:
+            while running and self._goes_on():
                 item = self._out.get()
                 if item is None:
                     running -= 1
                 elif isinstance(item, BaseException):
                     problem = problem or item
                 else:
-                    yield from item
-                if len(self._threads) < useful and problem is None and self._is_starved(began):
+                    came.extend(item)
+                    while came:
+                        yield came.popleft()
+                if problem is None and self._is_starved(began):
                     self._start()
                     running += 1
         finally:
             self.close()
+            discard(came)
         if problem is not None:
             raise problem
 
@@ -100,57 +101,74 @@ class Fetch:
         self._stop.set()
         self._out.close()
         for thread in self._threads:
-            login = self._logins.get(thread)
-            if login is not None and thread.is_alive():
-                login.wire.cut()
+            wire = self._wires.get(thread)
+            if wire is not None and thread.is_alive():
+                wire.cut()
             thread.join()
         self._out.discard()
 
-    # -- how many connections --------------------------------------------------------------------
+    def _goes_on(self) -> bool:
+        """Tell whether anything is to come. Nobody waits for a connection that is not needed any
+        more and still logs in."""
+        wanted = self._left > 0 and not self._stop.is_set()
+        return wanted or bool(self._reading) or self._out.has_items
 
-    def _connections_that_pay(self) -> int:
-        size = sum(map(_expected_bytes, self._refs)) if self._connections > 1 else 0
-        by_work = max(size // _BYTES_PER_CONNECTION, len(self._refs) // _MESSAGES_PER_CONNECTION)
-        return int(max(1, min(by_work, self._connections)))
+    # -- how many connections --------------------------------------------------------------------
 
     def _is_starved(self, began: float) -> bool:
         """Tell whether the caller waits for the connections there are, and there is more to ask."""
+        if not self._left or len(self._threads) >= self._connections:
+            return False
         elapsed = time.monotonic() - began
         due = elapsed > _PATIENCE_SECONDS * len(self._threads)
-        return due and self._out.waited_seconds > elapsed / 2 and self._left > 0
+        return due and self._out.waited_seconds > elapsed / 2
 
     def _start(self) -> None:
         number = len(self._threads)
         thread = threading.Thread(target=self._work, args=(number,), name="imap", daemon=True)
-        self._threads.append(thread)
+        if not number:
+            self._reading.add(thread)
         thread.start()
+        self._threads.append(thread)
 
     # -- in a thread ---------------------------------------------------------------------------
 
     def _work(self, number: int) -> None:
         sender = Sender(self._out)
-        login = None
+        thread = threading.current_thread()
         try:
-            login = self._more(number) if number else self._main
+            login = self._more(number, self._reached) if number else self._main
             if login is not None:
-                self._logins[threading.current_thread()] = login
+                self._reached(login.wire)
                 if not number or self._has_same_folder(login):
+                    self._reading.add(thread)
                     self._download(login, sender)
         except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
-            if login is not None:
-                login.wire.cut()
+            if thread in self._wires:
+                self._wires[thread].cut()
+            if isinstance(error, ConnectorError) and must_wait(error):
+                self._stop.set()  # the others' next commands would be refused too
             if not isinstance(error, Stopped):
                 sender.give_up()
                 self._out.put(error, 0)
         finally:
             sender.give_up()
+            self._wires.pop(thread, None)  # nothing is under way there: it may be used again
+            self._reading.discard(thread)
             self._out.put(None, 0)
 
+    def _reached(self, wire: Wire) -> None:
+        """Note where this thread can be interrupted, and whether it has to be."""
+        self._wires[threading.current_thread()] = wire
+        if self._stop.is_set():
+            wire.cut()
+
     def _has_same_folder(self, login: Login) -> bool:
-        """Have the folder open on a further connection. One that finds another folder under the
-        name (made again meanwhile), or none, is of no use: its UIDs would name other messages."""
+        """Open the folder on a further connection, whatever it had open: that proves that it is
+        alive, too. One that finds another folder under the name (made again meanwhile), or none, is
+        of no use: its UIDs would name other messages."""
         try:
-            return not self._stop.is_set() and listing.opened(login, self._folder) == self._validity
+            return listing.examine(login, self._folder).validity == self._validity
         except ConnectorError:
             return False
 
@@ -195,23 +213,19 @@ class Fetch:
                     sender.add(Missing(ref, error))
                 else:
                     refs[int(ref.remote_id[len(prefix) :])] = ref
-                    size += _expected_bytes(ref)
+                    size += self._out.average_bytes if ref.size_bytes is None else ref.size_bytes
         return Batch(refs) if refs else None
 
     def _ask_again(
         self, login: Login, refs: Sequence[MessageRef], replies: Replies, sender: Sender
     ) -> None:
         """Answer for what no batch answered: gone, or asked for once more and singly."""
-        of_uid = {int(ref.remote_id.partition(":")[2]): ref for ref in refs}
         refusals = 0
-        for part in Uids((uid, uid) for uid in of_uid).commands():
-            there = listing.search(login, str(part))
-            for uid in part:
-                missing = (
-                    self._one(login, uid, of_uid[uid], replies)
-                    if uid in there
-                    else _gone(of_uid[uid])
-                )
+        for part in Uids((uid, uid) for uid in map(_uid, refs)).commands():
+            there = self._there(login, part)
+            for ref in (ref for ref in refs if _uid(ref) in part):
+                found = there.get(ref.remote_id)
+                missing = _gone(ref) if found is None else self._one(login, ref, found, replies)
                 if missing is not None:
                     sender.add(missing)
                 refused = missing is not None and isinstance(missing.error, MessageRefused)
@@ -219,13 +233,23 @@ class Fetch:
                 if refusals >= listing.MAX_REFUSALS and not self._out.delivered:
                     raise Unavailable(f"The server refuses every message. {missing.error}")  # type: ignore[union-attr] # refused says there is one
 
-    def _one(self, login: Login, uid: int, ref: MessageRef, replies: Replies) -> Missing | None:
+    def _there(self, login: Login, uids: Uids) -> dict[str, MessageRef]:
+        """Return which of these the server has, with what it says of them, which may be nothing."""
+        try:
+            found = listing.described(login, self._validity, uids)
+        except listing.CommandRefused:
+            there = listing.search(login, str(uids))
+            found = [MessageRef(f"{self._validity}:{uid}", labels=None) for uid in there]
+        return {ref.remote_id: ref for ref in found}
+
+    def _one(
+        self, login: Login, ref: MessageRef, found: MessageRef, replies: Replies
+    ) -> Missing | None:
         """Ask for one message; return why it can't be had, None where it came."""
-        alone = Uids([(uid, uid)])
-        if ref.size_bytes is None and (found := listing.described(login, self._validity, alone)):
-            ref = found[0]
+        if found.labels is not None:
+            ref = found
         # Nothing but the body: what the server refuses may be what describes it.
-        batch = Batch({uid: ref})
+        batch = Batch({_uid(ref): ref})
         tag = login.wire.command(batch.command(_BODY_ALONE))
         status = replies.read_until(tag, [batch])
         if not batch.refs:
@@ -237,8 +261,8 @@ class Fetch:
         return Missing(ref, MessageRefused(f"The server says: {login.wire.words(status)}"))
 
 
-def _expected_bytes(ref: MessageRef) -> int:
-    return _USUAL_BYTES if ref.size_bytes is None else ref.size_bytes
+def _uid(ref: MessageRef) -> int:
+    return int(ref.remote_id.partition(":")[2])
 
 
 def _gone(ref: MessageRef) -> Missing:

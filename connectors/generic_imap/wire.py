@@ -15,7 +15,7 @@ import socket
 import ssl
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from connectors.errors import Fatal, Unavailable
@@ -61,15 +61,19 @@ class Wire(imaplib.IMAP4):
         timeout_seconds: float,
         secrets: Iterable[str] = (),
         until: float = math.inf,
+        reached: Callable[["Wire"], None] = lambda _: None,
     ) -> None:
         """`until` (monotonic) ends the connection whatever it is doing. `secrets` are taken out of
-        all that the server says."""
+        all that the server says. `reached` is called before the greeting is waited for."""
         self._given = connection
         self._name = name
         self._timeout_seconds = timeout_seconds
         self._until = until
+        self._reached = reached
         self._secrets = spellings(secrets)
         self.greeting = b""
+        #: What the server said it has enabled.
+        self.enabled: set[bytes] = set()
         self._buffer = b""
         self._position = 0
         self._tags = itertools.count(1)
@@ -84,6 +88,7 @@ class Wire(imaplib.IMAP4):
         self.host, self.port = host, port
         self.sock = self._given
         self.sock.settimeout(self._timeout_seconds)
+        self._reached(self)
 
     def read(self, size: int) -> bytes:
         """Read a literal on imaplib's behalf: none of those is a body."""
@@ -256,11 +261,6 @@ class Wire(imaplib.IMAP4):
         self.send(line + b"\r\n")
         return tag
 
-    def tell(self, command: bytes) -> None:
-        """Send a command whose answer nobody needs, and don't wait for it: who reads the answer to
-        the next one passes it over."""
-        self.command(command)
-
     def complete(self, line: bytes) -> list[bytes]:
         """Return a response as [text, literal, text, ...], reading its small literals."""
         parts = [line]
@@ -288,6 +288,8 @@ class Wire(imaplib.IMAP4):
                 response[0] = response[0][2:]
                 if response[0][:4].upper() == b"BYE ":
                     raise self.bye(response[0])
+                if response[0][:8].upper() == b"ENABLED ":
+                    self.enabled |= set(response[0].upper().split()[1:])
                 untagged.append(response)
                 size += _RESPONSE_BYTES + sum(map(len, response))
                 if size > MAX_REPLY_BYTES:

@@ -23,7 +23,7 @@ from connectors.errors import (
     Retryable,
     Unavailable,
 )
-from connectors.generic_imap import listing
+from connectors.generic_imap import listing, outbox, replies
 from connectors.types import (
     MessageRef,
     Missing,
@@ -307,6 +307,22 @@ def test_a_message_that_is_refused_is_named_and_the_others_arrive(
     assert all(isinstance(body, bytes) for uid, body in got.items() if uid != 17)
 
 
+def test_one_refusal_among_many_costs_one_command_for_each_and_loses_none(
+    server: ImapScript,
+) -> None:
+    """Also where SEARCH is capped: what it leaves out is not gone."""
+    fill(server.inbox, 100)
+    server.inbox.mails[1].refusal = b"NO [SERVERBUG] can't read it"
+    with opened(server) as session:
+        refs = refs_of(listed(session))
+        server.commands.clear()
+        server.search_cap = 10
+        got = read(session, refs)
+    assert [uid for uid, body in got.items() if not isinstance(body, bytes)] == [1]
+    assert len(got) == 100
+    assert len(server.commands) < 110
+
+
 def test_a_message_that_cannot_even_be_listed_does_not_block_its_folder(server: ImapScript) -> None:
     fill(server.inbox, 30)
     server.inbox.mails[17].unlisted = b"NO [SERVERBUG] can't tell its size"
@@ -399,6 +415,10 @@ def reversed_items(items: Sequence[bytes]) -> Sequence[bytes]:
     return items[::-1]
 
 
+def flags_first(items: Sequence[bytes]) -> Sequence[bytes]:
+    return sorted(items, key=lambda item: item != b"FLAGS")
+
+
 def body_in_the_middle(items: Sequence[bytes]) -> Sequence[bytes]:
     body, *others = items[::-1]
     return [*others[:2], body, *others[2:]]
@@ -418,9 +438,37 @@ def test_what_a_server_says_of_a_message_comes_with_its_body_in_any_order(
         [answer] = fetched(session, [ref])
         described = session.describe(inbox_of(session), [ref])
     assert answer.body == b"short"  # type: ignore[union-attr] # it came
-    assert described == [answer.ref._replace(size_bytes=5)]
+    assert answer.ref.received_at == dt.datetime(2024, 7, 17, 9, 44, 25, tzinfo=dt.UTC)
+    assert [ref.labels for ref in described] == [answer.ref.labels] == [("$Work", "\\Seen")]
     assert answer.ref.labels == ("$Work", "\\Seen")
     assert answer.ref.received_at == dt.datetime(2024, 7, 17, 9, 44, 25, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize("arranged", [reversed_items, flags_first])
+def test_a_flag_called_uid_names_no_other_message(server: ImapScript, arranged: Any) -> None:
+    server.arranged = arranged
+    for number in (1, 2, 3):
+        server.inbox.deliver(b"%d" % number, flags=(b"UID", b"3"))
+    with opened(server) as session:
+        assert read(session, refs_of(listed(session))) == {1: b"1", 2: b"2", 3: b"3"}
+
+
+def test_a_flag_called_uid_moves_no_cursor(server: ImapScript) -> None:
+    fill(server.inbox, 3)
+    with opened(server) as session:
+        cursor = listed(session)[-1].cursor
+    fill(server.inbox, 1)
+
+    def tell(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"UID FETCH 4:*"):
+            client.send(b"* 1 FETCH (FLAGS (UID 4000000000) UID 1)\r\n")
+        return False
+
+    server.hooks.append(tell)
+    with opened(server) as session:
+        pages = listed(session, cursor)
+    assert [ref.remote_id for ref in refs_of(pages)] == ["1:4"]
+    assert pages[-1].cursor["n"] == 5
 
 
 def test_a_body_without_a_word_about_it_is_a_message(server: ImapScript) -> None:
@@ -551,7 +599,7 @@ def test_a_second_connection_that_is_refused_is_done_without(server: ImapScript)
 
 def test_further_connections_are_opened_for_a_slow_server_alone(server: ImapScript) -> None:
     fill(server.inbox, 1_500, size=3_000)
-    with opened(server, connections_per_account=3) as session:
+    with opened(server, connections_per_account=2) as session:
         refs = refs_of(listed(session))
         for number, _ in enumerate(fetched(session, refs)):
             if number % 10 == 0:
@@ -559,9 +607,128 @@ def test_further_connections_are_opened_for_a_slow_server_alone(server: ImapScri
         assert server.logins == 1
         server.before_each_mail = slow
         assert len(read(session, refs)) == 1_500
-        assert server.logins == 3
+        assert server.logins == 2
         assert len(read(session, refs)) == 1_500
-        assert server.logins == 3  # those there are serve again
+        assert server.logins == 2  # those there are serve again
+
+
+def test_large_messages_of_unknown_size_get_a_further_connection_too(server: ImapScript) -> None:
+    server.before_each_mail = slow
+    fill(server.inbox, 300, size=200_000)
+    with opened(server, connections_per_account=2) as session:
+        assert len(read(session, refs_of(listed(session)))) == 300
+    assert server.logins == 2
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_nobody_waits_for_a_further_login_that_hangs(server: ImapScript, abandoned: bool) -> None:
+    def hang(_client: Client, _tag: bytes, command: bytes) -> bool:
+        return command.startswith(b"LOGIN") and server.logins == 1
+
+    server.hooks.append(hang)
+    server.before_each_mail = slow
+    fill(server.inbox, 1_500, size=3_000)
+    with opened(server, timeout_seconds=30, connections_per_account=2) as session:
+        answers = fetched(session, refs_of(listed(session)))
+        for _ in range(1_000 if abandoned else 1_500):
+            next(answers)
+        since = time.monotonic()
+        if abandoned:
+            answers.close()  # type: ignore[attr-defined] # a generator
+        assert next(answers, None) is None
+        assert time.monotonic() - since < 5
+    assert len(server.asked(b"LOGIN")) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name == "imap"]
+
+
+def test_an_idle_connection_that_the_server_ended_does_no_harm(server: ImapScript) -> None:
+    server.before_each_mail = slow
+    fill(server.inbox, 1_500, size=3_000)
+    with opened(server, connections_per_account=2) as session:
+        refs = refs_of(listed(session))
+        assert len(read(session, refs)) == 1_500
+        server.end_all_but_the_first()
+        assert len(read(session, refs)) == 1_500
+    assert server.logins == 2
+
+
+def test_a_connection_is_used_again_whose_thread_takes_its_time_to_end(
+    server: ImapScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = outbox.Outbox.put
+
+    def put_and_dawdle(self: outbox.Outbox, item: outbox.Item, size: int) -> None:
+        put(self, item, size)
+        if item is None:
+            time.sleep(0.05)
+
+    monkeypatch.setattr(outbox.Outbox, "put", put_and_dawdle)
+    fill(server.inbox, 3)
+    with opened(server) as session:
+        refs = refs_of(listed(session))
+        assert len(read(session, refs)) == len(read(session, refs)) == 3
+    assert server.logins == 1
+
+
+def test_where_one_connection_is_told_to_wait_no_other_asks_on(server: ImapScript) -> None:
+    fill(server.inbox, 5_000, size=3_000)
+    server.before_each_mail = slow
+
+    first: list[Client] = []
+
+    def throttle(client: Client, tag: bytes, command: bytes) -> bool:
+        first.append(client)
+        if b"BODY" in command and client is not first[0]:
+            client.send(tag + b" NO [LIMIT] Too many requests\r\n")
+            return True
+        return False
+
+    server.hooks.append(throttle)
+    with opened(server, connections_per_account=2) as session:
+        refs = refs_of(listed(session))
+        with pytest.raises(RateLimited):
+            read(session, refs)
+    assert len(server.asked(b"BODY")) <= 15, "of 27 that there are"
+
+
+def test_a_download_that_is_left_within_a_chunk_frees_its_large_bodies(server: ImapScript) -> None:
+    server.inbox.deliver(b"small")
+    server.inbox.deliver(b"x" * 4_500_000)
+
+    def at_once(client: Client, tag: bytes, command: bytes) -> bool:
+        if b"BODY" in command:
+            said = [
+                b"* %d FETCH (UID %d BODY[] {%d}\r\n%s)\r\n" % (uid, uid, len(m.body), m.body)
+                for uid, m in server.inbox.mails.items()
+            ]
+            client.send(b"".join(said) + tag + b" OK\r\n")
+        return b"BODY" in command
+
+    server.hooks.append(at_once)
+    with opened(server) as session:
+        answers = fetched(session, refs_of(listed(session)))
+        assert _content(next(answers)) == b"small"
+        answers.close()  # type: ignore[attr-defined] # a generator
+        del answers
+        gc.collect()  # no ResourceWarning, which would be an error
+
+
+def test_bodies_that_nobody_asked_for_end_some_time(
+    server: ImapScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replies, "_MAX_UNASKED", 1_000)
+    fill(server.inbox, 1)
+
+    def flood(client: Client, _tag: bytes, command: bytes) -> bool:
+        while b"BODY" in command:
+            client.send(b"* 1 FETCH (UID 7 FLAGS () BODY[] {1}\r\nx)\r\n" * 100)
+        return False
+
+    server.hooks.append(flood)
+    with opened(server, timeout_seconds=30) as session:
+        refs = refs_of(listed(session))
+        with pytest.raises(Unavailable, match="nobody asked for"):
+            read(session, refs)
 
 
 def test_long_sparse_sets_fit_the_command_lines_of_strict_servers(server: ImapScript) -> None:
@@ -590,6 +757,27 @@ def test_removed_messages_cost_one_look_up_and_not_one_each(server: ImapScript) 
 
 
 # -- the way in ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("answer", [b"BAD Unknown command", b"NO not now"])
+def test_a_server_that_refuses_qresync_is_not_asked_for_what_vanished(
+    server: ImapScript, answer: bytes
+) -> None:
+    def refuse(client: Client, tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"ENABLE"):
+            client.send(tag + b" " + answer + b"\r\n")
+        return command.startswith(b"ENABLE")
+
+    server.hooks.append(refuse)
+    fill(server.inbox, 5)
+    with opened(server) as session:
+        cursor = listed(session)[-1].cursor
+    server.inbox.expunge(3)
+    with opened(server) as session:
+        [page] = [page for page in listed(session, cursor) if page.present is not None]
+    assert page.present is not None
+    assert [uid for uid in range(1, 6) if f"1:{uid}" not in page.present] == [3]
+    assert not server.asked(b"VANISHED")
 
 
 @pytest.mark.parametrize("answer", [b"BAD Unknown command", b"NO not now", b"OK done"])

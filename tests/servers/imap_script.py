@@ -123,7 +123,7 @@ class ImapScript:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for client in self._clients:
-            client.hang_up()
+            client.end()
             client.thread.join(5)
 
     def _accept(self) -> None:
@@ -137,6 +137,13 @@ class ImapScript:
             with self._lock:
                 self._clients.append(client)
             client.thread.start()
+
+    def end_all_but_the_first(self) -> None:
+        """End the connections that were idle for too long, say, and wait until they are."""
+        for client in self._clients[1:]:
+            client.send(b"* BYE Idle for too long\r\n")
+            client.end()
+            client.thread.join(5)
 
     @property
     def open_connections(self) -> int:
@@ -156,6 +163,12 @@ class Client:
         self.socket.sendall(data)
 
     def hang_up(self) -> None:
+        """Send nothing more. What was sent before arrives."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        """Hang up and hear nothing more. Ends the thread."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -168,6 +181,8 @@ class Client:
                 self.send(self.server.greeting)
                 while line := self._command():
                     self._answer(line)
+        with contextlib.suppress(OSError):
+            self.file.read()  # to its end: what nobody reads takes back what was sent (RST)
         with contextlib.suppress(OSError):
             self.file.close()
             self.socket.close()
