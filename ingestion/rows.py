@@ -62,11 +62,18 @@ def array_literal(values: Iterable[str]) -> str:
 
 def element(value: str) -> str:
     """Write one element of a text[] literal."""
-    if not value.isascii():  # JSON may name half a character, which no database takes
-        value = value.encode("utf-8", "replace").decode("utf-8")
+    if not value.isascii():
+        value = _whole(value)
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("\0", "") + '"'
 
 
 def copied(text: str) -> str:
     """Write a text in COPY's text format."""
-    return text.replace("\\", r"\\") if text.isprintable() else text.translate(_COPY_ESCAPES)
+    if text.isprintable():
+        return text.replace("\\", r"\\")
+    return _whole(text).translate(_COPY_ESCAPES)
+
+
+def _whole(text: str) -> str:
+    """Replace half characters, which JSON may name and no database takes."""
+    return text.encode("utf-8", "replace").decode("utf-8")

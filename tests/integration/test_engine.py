@@ -408,6 +408,27 @@ def test_a_label_may_hold_half_a_character(server: Server, source: IngestionSour
     assert Placement.objects.get().labels == ["half ?", "whole \U0001f600", "NUL "]
 
 
+@pytest.mark.parametrize("fresh", [True, False])
+def test_what_a_provider_calls_things_may_hold_any_character(
+    server: Server, source: IngestionSource, fresh: bool
+) -> None:
+    """Also what ends a column, a row or the data in PostgreSQL's text formats: there are two."""
+    fill(server, 1)
+    start(source)
+    finish(source)
+    message, mailbox = Message.objects.get(), Mailbox.objects.get()
+    folder = Folder.objects.create(mailbox=mailbox, remote_id="Odd", path="Odd")
+    odd = ["\\N", "\\.", 'a "b"', "{c}", "d,e", "tab\tline\nreturn\r", "half \ud83d", "NUL \0", "é"]
+    refs = [MessageRef(text, None, text, text, labels=(text, "\\Seen")) for text in odd]
+    rows = [(ref, message.pk.hex) for ref in refs]
+    assert capture_sql.upsert_placements(mailbox.pk, folder.pk, rows, fresh=fresh) == len(odd)
+    found = Placement.objects.filter(folder=folder).order_by("pk")
+    kept = [text.replace("\ud83d", "?").replace("\0", "") for text in odd]
+    assert list(found.values_list("remote_id", "stable_id", "thread_id", "labels")) == [
+        (text, text, text, [text, "\\Seen"]) for text in kept
+    ]
+
+
 def hold_the_row(mailbox: Mailbox, locked: threading.Event, release: threading.Event) -> None:
     """Keep everybody from committing for the mailbox, in a thread, until `release` is set."""
     with transaction.atomic():
