@@ -9,6 +9,7 @@ time is hidden. A batch that comes while the thread is idle is a group of its ow
 meanwhile gather in the next one, so a thousand small folders cost a few packs and transactions.
 """
 
+import atexit
 import collections
 import concurrent.futures
 import contextlib
@@ -33,10 +34,11 @@ from ingestion.services.lease import Lease
 from ingestion.services.packing import Packer, Packing, Unpacked
 from ingestion.services.sieve import Sieve
 
-#: A group ends at the latest after this much: it bounds memory and what a crash repeats.
+#: A batch, and a group, ends at the latest after this much: it bounds memory and what a crash
+#: repeats, which is up to four groups and a batch.
 COMMIT_BYTES = 16_000_000
 COMMIT_MESSAGES = 2_000
-#: So many groups wait for the disk and the database, so that those may stall without the download.
+#: One is being written and the others wait, so that the disk may stall without the download.
 _GROUPS_UNDER_WAY = 3
 
 
@@ -160,6 +162,7 @@ class Committer:
             raise
         if self._failed:
             group.drop()
+            self._settle(0)  # tells of it, where that is still to be done
             raise RuntimeError("A group before this one failed, and the caller was told so.")
         if self._thread is None:
             self._thread = concurrent.futures.ThreadPoolExecutor(
@@ -205,7 +208,6 @@ class Committer:
         if self._failed:
             group.drop()
             return
-        connection.close_if_unusable_or_obsolete()  # it may be long since it was used
         try:
             self._commit(group)
         except BaseException:
@@ -215,6 +217,7 @@ class Committer:
     def _commit(self, group: _Group) -> None:
         writer = group.writer
         with writer or contextlib.nullcontext():
+            connection.close_if_unusable_or_obsolete()  # it may be long since it was used
             for packing in group.packing:
                 packing.rows()  # where one failed, nobody knows what its end in the pack is
             rows = [packing.rows() for batch in group.batches for packing in batch.packing]
@@ -312,3 +315,4 @@ def close_idle() -> None:
 
 
 os.register_at_fork(after_in_child=_idle.clear)
+atexit.register(close_idle)
