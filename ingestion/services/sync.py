@@ -181,6 +181,7 @@ class _Mailbox:
             return self._pages(session, remote, folder, session.changes(remote, folder.cursor))
         except errors.CursorExpired:
             log.info("cursor_expired", folder=folder.pk)
+            self.committer.wait()  # the sweep must see what came of the listing before
             self.fresh.discard(folder.pk)
             return self._pages(session, remote, folder, session.changes(remote, None))
         except errors.FolderGone:
