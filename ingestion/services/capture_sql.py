@@ -161,6 +161,10 @@ def insert_messages(rows: Iterable[bytes]) -> None:
     _copy(f"ingestion_message ({COLUMNS})", rows)
 
 
+#: COPY takes three round trips (a savepoint), and was slower for fewer rows than this.
+_WORTH_A_COPY = 50
+
+
 def upsert_placements(
     mailbox_id: uuid.UUID, folder_id: int, rows: Sequence[tuple[MessageRef, str]], *, fresh: bool
 ) -> int:
@@ -170,7 +174,7 @@ def upsert_placements(
 
     `fresh`: the folder should have none of them, so that COPY can be tried first: half the work."""
     unique = {ref.remote_id: (ref, message) for ref, message in rows}
-    if fresh and unique:
+    if fresh and len(unique) > _WORTH_A_COPY:
         with contextlib.suppress(IntegrityError), transaction.atomic():
             _copy_placements(mailbox_id, folder_id, unique.values())
             return len(unique)
