@@ -15,7 +15,14 @@ from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from connectors.errors import Fatal, MailboxUnavailable, MessageRefused, NeedsReauth, Unavailable
+from connectors.errors import (
+    CursorExpired,
+    Fatal,
+    MailboxUnavailable,
+    MessageRefused,
+    NeedsReauth,
+    Unavailable,
+)
 from connectors.types import Body, MessageRef, RawMessage, SpooledBody
 from ingestion.archive import format as pack_format
 from ingestion.archive.store import Extent, store
@@ -295,6 +302,23 @@ def test_an_expired_cursor_relists_and_doubles_nothing(
     assert_exact(server, source)
 
 
+def test_a_first_listing_that_expires_leaves_no_placement_of_before(
+    server: Server, source: IngestionSource
+) -> None:
+    server.page_size = 5
+    fill(server, 15)
+
+    def renumber(handed_out: int) -> None:
+        if handed_out == 7 and server.validity["INBOX"] == 1:
+            server.renumber("INBOX")
+            raise CursorExpired("The folder was renumbered.")
+
+    server.before_message = renumber
+    start(source)
+    finish(source)
+    assert_exact(server, source)
+
+
 def labels_in(folder: str) -> dict[str, list[str]]:
     return dict(Placement.objects.filter(folder__path=folder).values_list("remote_id", "labels"))
 
@@ -332,7 +356,7 @@ def test_what_can_not_be_described_keeps_its_labels(
     finish(source)
     Folder.objects.update(cursor=None)
     server.undescribed = True
-    synced(source)
+    assert synced(source).message == "0 archived."
     assert labels_in("INBOX") == {"1:1": ["\\Seen"], "1:2": []}
 
 
@@ -410,9 +434,10 @@ def test_a_label_may_hold_half_a_character(server: Server, source: IngestionSour
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_what_a_provider_calls_things_may_hold_any_character(
-    server: Server, source: IngestionSource, fresh: bool
+    server: Server, source: IngestionSource, fresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what ends a column, a row or the data in PostgreSQL's text formats: there are two."""
+    monkeypatch.setattr(capture_sql, "_WORTH_A_COPY", 0)
     fill(server, 1)
     start(source)
     finish(source)
@@ -560,6 +585,48 @@ def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource)
     assert folder.cursor is None
     assert not Message.objects.exists()
     assert list(store().packs()) == []
+
+
+def test_a_committer_that_told_of_a_failure_takes_nothing_more(source: IngestionSource) -> None:
+    """Whoever goes on all the same must not believe that it is archived."""
+    run = start(source)
+    mailbox = due_now()
+    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
+    held = lease.acquire(mailbox.pk)
+    assert held is not None
+    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
+        Mailbox.objects.update(lease_token=held.token + 1)
+        one = Capture(committer, mailbox=mailbox, folder=folder)
+        one.add(RawMessage(MessageRef("1:1"), b"1"))
+        one.commit()
+        with pytest.raises(LeaseLost):
+            committer.wait()
+        one.add(RawMessage(MessageRef("1:2"), b"2"))
+        with pytest.raises(RuntimeError):
+            one.commit(cursor={"reached": 2})
+    assert not Message.objects.exists()
+    assert list(Path(store().root).glob("*/.*.partial")) == []
+
+
+def test_what_a_provider_lists_twice_in_a_fresh_folder_is_placed_and_counted_once(
+    source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second batch can't be copied as it is, and the group is committed all the same."""
+    monkeypatch.setattr(capture_sql, "_WORTH_A_COPY", 0)
+    run = start(source)
+    mailbox = due_now()
+    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
+    held = lease.acquire(mailbox.pk)
+    assert held is not None
+    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
+        one = Capture(committer, mailbox=mailbox, folder=folder, fresh=True)
+        for uids, labels in (((1, 2), ()), ((2, 3), ("\\Seen",))):
+            for uid in uids:
+                one.add(RawMessage(MessageRef(f"1:{uid}", labels=labels), b"%d" % uid))
+            one.commit()
+    run.refresh_from_db()
+    assert (run.messages_done, run.messages_new) == (3, 3)
+    assert labels_in("INBOX") == {"1:1": [], "1:2": ["\\Seen"], "1:3": ["\\Seen"]}
 
 
 def test_large_answers_and_jobs_never_wait_for_each_other(
