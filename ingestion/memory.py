@@ -14,8 +14,8 @@ def keep() -> None:
 
     The collector of cycles comes seldom, and not to what lives as long as the process: an import
     makes a million small objects and hardly a cycle, and it took a tenth of the CPU time. What is
-    freed stays with the process up to a limit: to give it back to the kernel, and to have it filled
-    with zeros again, took a fifteenth.
+    freed stays with the process, up to a limit in each of malloc's arenas (about one a thread): to
+    give it back to the kernel, and to have it filled with zeros again, took a fifteenth.
     """
     gc.collect()
     gc.freeze()

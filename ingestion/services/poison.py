@@ -3,9 +3,9 @@
 A worker that died left its lease behind, and the next one is told (`Lease.deaths`). Until a batch
 is committed, or its slice is over, it fetches each message alone, and writes down the worst before
 it touches one: a FailedMessage that only the message's own commit takes away, or a worker that
-lived to see an error. (The dead one may have had three batches in hand, two of them on their way to
-the disk. Then another death or two lead to the message.) So one that kills leaves a row that counts
-its victims:
+lived to see an error. (The dead one may have had several batches in hand, most of them on their way
+to the disk. Then another death or two lead to the message.) So one that kills leaves a row that
+counts its victims:
 
     0 or 1   fetched and archived as any other
     2        archived without parsing: exact bytes, empty header fields, a defect that says so
