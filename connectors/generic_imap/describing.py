@@ -40,6 +40,12 @@ def uid_of(items: bytes) -> int | None:
     return int(match[1]) if match else None
 
 
+def items_of(response: Sequence[bytes]) -> dict[bytes, Any]:
+    """Return the items of a FETCH response, as [text, literal, text, ...] without "* ", by name."""
+    values = wire.parse(response)
+    return wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
+
+
 def reference(
     response: Sequence[bytes], validity: int, *, plain: bool
 ) -> tuple[int, MessageRef | None]:
@@ -55,8 +61,7 @@ def reference(
             received_at=_internal_date(date),
             labels=_flags(flags),
         )
-    values = wire.parse(response)
-    items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
+    items = items_of(response)
     number = _number(items.get(b"UID"))
     if number is None or b"INTERNALDATE" not in items:
         return 0, None
@@ -157,8 +162,7 @@ def relabelled(response: Sequence[bytes], validity: int) -> tuple[str, tuple[str
     """Return the remote id and the labels that a response with UID and FLAGS tells, if it does."""
     if not _FETCH.match(response[0]):
         return None
-    values = wire.parse(response)
-    items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
+    items = items_of(response)
     uid = _number(items.get(b"UID"))
     if uid is None or b"FLAGS" not in items:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from connectors.errors import MessageRefused, Unavailable
 from connectors.generic_imap import wire
-from connectors.generic_imap.describing import described, uid_of
+from connectors.generic_imap.describing import described, items_of, uid_of
 from connectors.generic_imap.outbox import Sender
 from connectors.generic_imap.uids import Uids
 from connectors.types import MessageRef, Missing, RawMessage
@@ -173,9 +173,7 @@ class Replies:
 
     def _take_quoted(self, response: Sequence[bytes], batches: Sequence[Batch]) -> bool:
         """Take a short body that came as a quoted string; tell whether it was asked for."""
-        values = wire.parse([response[0][2:], *response[1:]])
-        items = wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
-        body = items.get(b"BODY[]")
+        body = items_of([response[0][2:], *response[1:]]).get(b"BODY[]")
         if not isinstance(body, bytes):
             return False
         said = response[0].partition(b"(")[2]
