@@ -108,6 +108,16 @@ def work() -> None:
     sync.sync_mailbox(due_now().pk)
 
 
+def begun(source: IngestionSource) -> tuple[Run, Mailbox, Folder, lease.Lease]:
+    """Return what a worker has in hand when it comes to an empty folder."""
+    run = start(source)
+    mailbox = due_now()
+    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
+    held = lease.acquire(mailbox.pk)
+    assert held is not None
+    return run, mailbox, folder, held
+
+
 def finish(source: IngestionSource) -> Run:
     for _ in range(60):
         work()
@@ -531,11 +541,7 @@ def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> N
     """Also of messages of a batch that was dropped while they were on their way into it."""
     large = tempfile.TemporaryFile()  # noqa: SIM115 - the engine closes it
     large.write(b"".join(b"%d, " % number for number in range(15_000_000)))
-    run = start(source)
-    mailbox = due_now()
-    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
-    held = lease.acquire(mailbox.pk)
-    assert held is not None
+    run, mailbox, folder, held = begun(source)
     locked, release = threading.Event(), threading.Event()
     holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
     with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
@@ -559,11 +565,7 @@ def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> N
 
 def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource) -> None:
     """Groups wait in line, and their cursors stand behind the failed one's messages."""
-    run = start(source)
-    mailbox = due_now()
-    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
-    held = lease.acquire(mailbox.pk)
-    assert held is not None
+    run, mailbox, folder, held = begun(source)
     locked, release = threading.Event(), threading.Event()
     holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
     committer = Committer(held, store=store(), run=run, mailbox=mailbox)
@@ -589,11 +591,7 @@ def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource)
 
 def test_a_committer_that_told_of_a_failure_takes_nothing_more(source: IngestionSource) -> None:
     """Whoever goes on all the same must not believe that it is archived."""
-    run = start(source)
-    mailbox = due_now()
-    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
-    held = lease.acquire(mailbox.pk)
-    assert held is not None
+    run, mailbox, folder, held = begun(source)
     with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
         Mailbox.objects.update(lease_token=held.token + 1)
         one = Capture(committer, mailbox=mailbox, folder=folder)
@@ -613,11 +611,7 @@ def test_what_a_provider_lists_twice_in_a_fresh_folder_is_placed_and_counted_onc
 ) -> None:
     """The second batch can't be copied as it is, and the group is committed all the same."""
     monkeypatch.setattr(capture_sql, "_WORTH_A_COPY", 0)
-    run = start(source)
-    mailbox = due_now()
-    folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
-    held = lease.acquire(mailbox.pk)
-    assert held is not None
+    run, mailbox, folder, held = begun(source)
     with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
         one = Capture(committer, mailbox=mailbox, folder=folder, fresh=True)
         for uids, labels in (((1, 2), ()), ((2, 3), ("\\Seen",))):
