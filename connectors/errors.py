@@ -4,8 +4,9 @@
       RateLimited, Unavailable
     NeedsReauth   stop; a person must give new credentials
     CursorExpired list the folder again from the beginning (what is archived is recognised)
+      IdsReused   and recognise by bytes alone: the ids recorded may name other messages now
     Skippable     this one message or folder can't be had; record it, go on with the others
-      MessageGone, MessageRefused, FolderGone
+      MessageGone, MessageRefused, FolderGone, FolderRefused
     MailboxUnavailable  this one mailbox can't be had (suspended, no licence); the others go on
     Fatal         configuration or protocol: trying again the same way can't help
 
@@ -53,6 +54,13 @@ class CursorExpired(ConnectorError):
     code = "cursor_expired"
 
 
+class IdsReused(CursorExpired):
+    """What is recorded under this folder's ids may be other messages now: a server that was
+    restored or renumbered and did not say so by UIDVALIDITY (RFC 9051 section 2.3.1.1)."""
+
+    code = "ids_reused"
+
+
 class Skippable(ConnectorError):
     code = "skippable"
 
@@ -64,15 +72,32 @@ class MessageGone(Skippable):
 
 
 class MessageRefused(Skippable):
-    """The provider has the message and does not hand it out (NO, BAD, NIL, too large)."""
+    """The provider has the message and does not hand it out (NO, BAD, NIL, too large).
+
+    `of_item`: the answer is about this very message (too large, can't be converted), so that any
+    number of them in a row is no outage: see `connectors.refusals`.
+    """
 
     code = "message_refused"
 
+    def __init__(self, message: str, *, code: str | None = None, of_item: bool = False) -> None:
+        super().__init__(message, code=code)
+        self.of_item = of_item
+
 
 class FolderGone(Skippable):
-    """The folder was deleted or renamed between listing and opening."""
+    """The provider says that the folder does not exist: it was deleted or renamed since it was
+    listed. Never raised for a folder that merely can't be read."""
 
     code = "folder_gone"
+
+
+class FolderRefused(Skippable):
+    """The folder is there, and the provider does not let it be opened or listed now (no permission,
+    damaged, in use, an error without a reason). The session can go on with the other folders; this
+    one is retried by itself."""
+
+    code = "folder_refused"
 
 
 class MailboxUnavailable(ConnectorError):
