@@ -6,7 +6,7 @@
 # Each makes .venv first, and again when the pinned requirements change.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run bench test lint format types check pytest system-packages node-packages clean
+.PHONY: help demo run bench test lint format types check pytest system-packages node-packages lock clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -39,7 +39,7 @@ types: $(VENV)/development
 	$(BIN)/mypy
 
 # Settings as a deployment has them; neither command asks the database anything.
-DEPLOYED = DATABASE_URL=postgres://unused/unused REDIS_URL=redis://unused HTTPS=1 \
+DEPLOYED = DATABASE_URL=postgres://unused/unused REDIS_URL=redis://unused HTTPS=1 FORBID_PRIVATE_ADDRESSES=1 \
 	SECRET_KEY=only-for-this-check-0123456789-abcdefghijklmnopqrstuvwxyz ENCRYPTION_KEYS=only-for-this-check-0123456789-abcdefghijklmnop
 
 check: $(VENV)/development
@@ -65,7 +65,7 @@ $(VENV)/runtime: requirements.txt
 	@$(call install,requirements.txt)
 	@touch $@
 
-$(VENV)/development: requirements-dev.txt requirements.txt
+$(VENV)/development: requirements-dev.txt
 	@$(call environment)
 	@$(call install,requirements-dev.txt)
 	@touch $@ $(VENV)/runtime
@@ -77,6 +77,15 @@ $(VENV)/msgraph: requirements-msgraph.txt
 		--only-binary=:all: --dest $@ -r $< || { rm -rf $@; exit 1; }
 	@touch $@
 
+# What requirements.in names, with all that it needs in turn and the hash of every file: pip takes no
+# other. A pin stays as it is until it is changed in the .in file, or its line in the .txt is removed.
+LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
+
+lock: $(VENV)/development
+	@$(LOCK) requirements.in -o requirements.txt
+	@$(LOCK) requirements-dev.in -o requirements-dev.txt
+	@$(LOCK) --no-deps requirements-msgraph.in -o requirements-msgraph.txt
+
 define environment
 	test -n "$(PYTHON)" || { echo "Python 3.11 is needed: apt-get install python3 python3-venv"; exit 1; }; \
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
@@ -87,7 +96,7 @@ endef
 
 define install
 	echo "Installing $(1)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary -r $(1) || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary --require-hashes -r $(1) || \
 		{ echo "The packages could not be installed: see above. Without a network there is nothing to install from;" \
 		"where a compiler is missing: apt-get install build-essential python3-dev"; exit 1; }
 endef

@@ -87,16 +87,36 @@ def test_no_file_names_a_package_registry_or_a_directory_of_some_machine() -> No
     assert found == []
 
 
-@pytest.mark.parametrize("requirements", ["requirements.txt", "requirements-dev.txt"])
-def test_requirements_are_pinned_exactly_and_once(requirements: str) -> None:
-    lines = (ROOT / requirements).read_text().splitlines()
-    words = [line.split("#")[0].strip() for line in lines]
-    pins = [Requirement(word) for word in words if word and not word.startswith("-r ")]
-    assert len(pins) > 10
-    loose = [str(pin) for pin in pins if not re.fullmatch(r"==[\w.]+", str(pin.specifier))]
+def locked(requirements: str) -> dict[str, tuple[str, int]]:
+    """Return each package's pin, and how many files of it may be installed."""
+    pins: dict[str, tuple[str, int]] = {}
+    for entry in (ROOT / requirements).read_text().replace("\\\n", " ").splitlines():
+        if entry.startswith("#"):
+            continue
+        words, *hashes = entry.split("--hash=sha256:")
+        pin = Requirement(words)
+        name = re.sub(r"[-_.]+", "-", pin.name).lower()
+        assert name not in pins, f"{name} is pinned twice"
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest.strip()) for digest in hashes)
+        pins[name] = str(pin.specifier), len(hashes)
+    return pins
+
+
+@pytest.mark.parametrize("name", ["requirements", "requirements-dev", "requirements-msgraph"])
+def test_requirements_are_pinned_exactly_and_by_hash(name: str) -> None:
+    pins = locked(f"{name}.txt")
+    loose = [pin for pin in pins.items() if not re.fullmatch(r"==[\w.]+", pin[1][0])]
     assert loose == []
-    names = [re.sub(r"[-_.]+", "-", pin.name).lower() for pin in pins]
-    assert sorted(names) == sorted(set(names))
+    assert [package for package, (_, hashes) in pins.items() if not hashes] == []
+    lines = (ROOT / f"{name}.in").read_text().splitlines()
+    asked = [Requirement(line) for line in lines if line and line[0] not in "#-"]
+    assert asked
+    for pin in asked:  # else `make lock` was forgotten
+        assert pins[re.sub(r"[-_.]+", "-", pin.name).lower()][0] == str(pin.specifier)
+
+
+def test_the_tests_run_with_what_the_service_runs_with() -> None:
+    assert locked("requirements.txt").items() <= locked("requirements-dev.txt").items()
 
 
 def test_the_programs_of_the_procfile_are_those_that_the_supervisor_runs() -> None:
