@@ -45,6 +45,15 @@ _SPECIAL_V6 = tuple(
         "3fff::/20",
     )
 )
+#: Where no mail server is, and where a cloud gives its machines their credentials: link-local
+#: (RFC 3927, RFC 4291 section 2.5.6); AWS over IPv6, Alibaba, Azure and Oracle.
+_NEVER = tuple(
+    ipaddress.ip_network(block)
+    for block in (
+        *("169.254.0.0/16", "fe80::/10"),
+        *("fd00:ec2::254/128", "100.100.100.200/32", "168.63.129.16/32", "192.0.0.192/32"),
+    )
+)
 #: These carry an IPv4 address in their last 32 bits: mapped, and NAT64 (RFC 6052).
 _CARRIES_V4 = (ipaddress.IPv6Network("::ffff:0:0/96"), ipaddress.IPv6Network("64:ff9b::/96"))
 #: OpenSSL's reasons that no second try will change; any other may be the network's fault.
@@ -67,11 +76,18 @@ def connect(
 ) -> socket.socket:
     """Open a TCP connection within `timeout_seconds`, name resolution included.
 
-    Raises Fatal where the host has only forbidden addresses, Unavailable where it has none (code
+    Link-local addresses and those of the clouds' metadata services are forbidden always. Raises
+    Fatal where the host has only forbidden addresses, Unavailable where it has none (code
     "unknown_host") or none answers.
     """
     deadline = time.monotonic() + timeout_seconds
-    addresses = _resolve(host, port, timeout_seconds)
+    addresses = [ip for ip in _resolve(host, port, timeout_seconds) if not _is_never_mail(ip)]
+    if not addresses:
+        raise Fatal(
+            f"{host} is a link-local address, or one at which a cloud gives its machines their "
+            "credentials. No mail server is there, and it is never connected to. Check the host.",
+            code="forbidden_address",
+        )
     if forbid_private_addresses:
         addresses = [address for address in addresses if is_public(address)]
         if not addresses:
@@ -98,13 +114,23 @@ def connect(
 
 def is_public(address: str) -> bool:
     """Tell whether an IP address is one of the public Internet."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
+    ip = _parsed(address)
     if isinstance(ip, ipaddress.IPv6Address):
-        if any(ip in network for network in _CARRIES_V4):
-            ip = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-        else:
-            return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
+        return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
     return not any(ip in network for network in _SPECIAL_V4)
+
+
+def _is_never_mail(address: str) -> bool:
+    ip = _parsed(address)
+    return any(ip in network for network in _NEVER)
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Return an IP address: the one of IPv4 where one of IPv6 only carries it."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address) and any(ip in block for block in _CARRIES_V4):
+        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+    return ip
 
 
 def tls_context(*, verify: bool, extra_ca_file: str = "") -> ssl.SSLContext:

@@ -51,6 +51,21 @@ def encryption_key_strength(app_configs: Any, **_: Any) -> list[CheckMessage]:
     return []
 
 
+@register(Tags.security, deploy=True)
+def private_addresses(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """W002 users of a public installation can have it connect to any host of its own network."""
+    del app_configs
+    if not settings.HTTPS or settings.FORBID_PRIVATE_ADDRESSES:
+        return []
+    return [
+        Warning(
+            "Whoever may create sources can have this machine connect to any private address.",
+            hint="Set FORBID_PRIVATE_ADDRESSES=1 where users are strangers to its network.",
+            id="ingestion.W002",
+        )
+    ]
+
+
 @register(Tags.files)
 def archive_directory(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """E003 ARCHIVE_DIR can't be written, or can't be made."""

@@ -26,6 +26,9 @@ class _Env(environ.Env):  # type: ignore[misc] # untyped base
             raise ImproperlyConfigured(f"{var} has no usable value: {error}") from None
 
 
+# What any process of the service writes is mail, or secrets that lead to it: this user's alone.
+os.umask(0o077)
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 env = _Env()
 
@@ -43,7 +46,11 @@ DATABASES = {
 }
 REDIS_URL = env.str("REDIS_URL", default=_local.redis_url)
 CACHES = {
-    "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": REDIS_URL}
+    "default": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": REDIS_URL,
+        "OPTIONS": {"serializer": "ingestion_project.serializer.Json"},
+    }
 }
 ARCHIVE_DIR = Path(env.str("ARCHIVE_DIR", default=str(VAR_DIR / "archive"))).resolve()
 

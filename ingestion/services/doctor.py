@@ -16,6 +16,7 @@ from typing import Literal
 import redis
 from celery import current_app
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.core import checks as system_checks
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
@@ -62,6 +63,7 @@ def examine() -> Iterator[Finding]:
         yield from _workers()
         yield _beat()
     yield _storage(database)
+    yield _exposure(database)
     yield _settings()
 
 
@@ -240,6 +242,41 @@ def _write_durably(root: Path) -> float:
     finally:
         path.unlink(missing_ok=True)
     return time.monotonic() - began
+
+
+def _exposure(database: Finding) -> Finding:
+    """What strangers could reach: mail through the file system, hosts through a source."""
+    for directory in (settings.VAR_DIR, settings.ARCHIVE_DIR):
+        if _others_may_enter(directory):
+            return Finding(
+                "exposure",
+                "problem",
+                f"Other users of this machine may look into {directory}, which holds mail.",
+                f"chmod 700 {directory}",
+            )
+    if settings.DEBUG and not set(settings.ALLOWED_HOSTS) <= {"localhost", "127.0.0.1", "[::1]"}:
+        return Finding(
+            "exposure",
+            "problem",
+            "DEBUG is on, and ALLOWED_HOSTS lets others in: its pages show code and settings.",
+            "Unset DEBUG.",
+        )
+    users = User.objects.filter(is_active=True).count() if database.state == "ok" else 0
+    if users > 1 and not settings.FORBID_PRIVATE_ADDRESSES:
+        return Finding(
+            "exposure",
+            "warning",
+            f"Any of {users} users can have this machine connect to any private address.",
+            "Set FORBID_PRIVATE_ADDRESSES=1, unless all of them may know this network.",
+        )
+    return Finding("exposure", "ok", "Mail and network are closed to strangers.")
+
+
+def _others_may_enter(directory: Path) -> bool:
+    """Whether it and all above it let group or others pass; False where it does not exist."""
+    if not directory.is_dir():
+        return False
+    return all(place.stat().st_mode & 0o011 for place in (directory, *directory.parents))
 
 
 def _settings() -> Finding:

@@ -86,7 +86,7 @@ def test_a_sound_deployment_is_told_so(service: "Service", manage: CommandLine) 
     assert done.code == 0, done.stdout
     assert "All is well." in done.stdout
     for part in ("database", "clock", "keys", "broker", "queue sync", "queue control", "beat",
-                 "storage", "settings"):  # fmt: skip
+                 "storage", "exposure", "settings"):  # fmt: skip
         assert f"ok       {part}:" in done.stdout
 
 

@@ -328,6 +328,8 @@ class Dovecot:
                 login=login,
             )
         )
+        for path in self.root.rglob("*"):  # its users are others than ours, whose umask is 077
+            path.chmod(0o755 if path.is_dir() else 0o644)
 
     def _write_users(self) -> None:
         lines = []
@@ -339,6 +341,7 @@ class Dovecot:
             lines.append(f"{name}:{{PLAIN}}{password}:{self._uid}:{self._gid}::{home}::\n")
         partial = self.root / "users.new"
         partial.write_text("".join(lines))
+        partial.chmod(0o644)
         partial.rename(self.root / "users")
 
 
