@@ -1,126 +1,98 @@
-"""Gets access tokens for refresh tokens (RFC 6749 s6), over HTTPS and by the network's rules.
+"""Gets access tokens for refresh tokens (RFC 6749 section 6) at the server that a source names."""
 
-Follows no redirect and uses no proxy from the environment, so that the address that was checked is
-the one that gets the secret.
-"""
-
-import http.client
-import io
 import json
-import socket
-import time
-import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
-from connectors import net, redaction
+import httpx
+
+from connectors import web
 from connectors.config import Environment
-from connectors.errors import Fatal, NeedsReauth, RateLimited, Unavailable
+from connectors.errors import ConnectorError, Fatal, NeedsReauth, RateLimited, Unavailable
+from connectors.tokens import Tokens
 
 _MAX_ANSWER_BYTES = 1_000_000
-#: RFC 6749 s5.2: the grant is of no use any more, or never was.
+#: Longer ones could not be stored.
+MAX_TOKEN_CHARS = 20_000
+#: RFC 6749 section 5.2: the grant is of no use any more, or never was.
 _STOP_ERRORS = frozenset(
     {"invalid_grant", "invalid_client", "unauthorized_client", "invalid_scope"}
 )
 
 
-def refreshed_access_token(
-    token_url: str,
-    *,
-    refresh_token: str,
-    client_id: str,
-    client_secret: str,
-    environment: Environment,
-) -> str:
-    """Return a new access token. Raises NeedsReauth, Fatal, RateLimited or Unavailable."""
-    form = {
-        "grant_type": "refresh_token",
-        "refresh_token": refresh_token,
-        "client_id": client_id,
-    }
-    if client_secret:
-        form["client_secret"] = client_secret
-    status, headers, body = _post_form(token_url, form, environment)
-    answer = _json_object(body)
-    token = answer.get("access_token")
-    if status == 200 and isinstance(token, str) and token.isprintable() and token:
-        redaction.remember([token])
-        return token
+class RefreshedTokens(Tokens):
+    """The access tokens that a refresh token gets."""
+
+    def __init__(
+        self,
+        token_url: str,
+        *,
+        refresh_token: str,
+        client_id: str,
+        client_secret: str,
+        environment: Environment,
+    ) -> None:
+        about = ("oauth", token_url, client_id, client_secret)
+        super().__init__(environment, about=about, refresh_token=refresh_token)
+        self._url, self._client_id, self._client_secret = token_url, client_id, client_secret
+
+    def _ask(self, refresh_token: str) -> Mapping[str, Any]:
+        form = {
+            "grant_type": "refresh_token",
+            "refresh_token": refresh_token,
+            "client_id": self._client_id,
+        }
+        if self._client_secret:
+            form["client_secret"] = self._client_secret
+        status, headers, answer = self._post(form)
+        if status == 200 and _is_token(answer.get("access_token")):
+            newest = answer.get("refresh_token")
+            return answer if _is_token(newest) else {**answer, "refresh_token": None}
+        raise _refusal(status, headers, answer)
+
+    def _post(self, form: Mapping[str, str]) -> tuple[int, httpx.Headers, Mapping[str, Any]]:
+        forbid = self._environment.forbid_private_addresses
+        accept = {"Accept": "application/json"}
+        try:
+            with (
+                web.client(self._environment, forbid_private_addresses=forbid) as http,
+                http.stream("POST", self._url, data=form, headers=accept) as response,
+            ):
+                body = bytearray()
+                for part in response.iter_bytes():
+                    body += part
+                    if len(body) > _MAX_ANSWER_BYTES:
+                        raise Unavailable("The authorization server's answer has no end.")
+                return response.status_code, response.headers, _json_object(body)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise web.problem(error, "the authorization server") from error
+
+
+def _refusal(status: int, headers: Mapping[str, str], answer: Mapping[str, Any]) -> ConnectorError:
     error = str(answer.get("error", ""))[:60]
     if error in _STOP_ERRORS:
-        raise NeedsReauth(
+        return NeedsReauth(
             f"The authorization server refused the refresh token ({error}). Connect the account"
             " again."
         )
     if status == 429 or error in ("slow_down", "rate_limit_exceeded"):
         wait = headers.get("Retry-After", "")
-        raise RateLimited(
+        return RateLimited(
             "The authorization server asks to wait.",
             retry_after_seconds=float(wait) if wait.isdigit() and len(wait) < 6 else None,
         )
     if status >= 500 or status == 408:
-        raise Unavailable(f"The authorization server is out of order (HTTP {status}).")
+        return Unavailable(f"The authorization server is out of order (HTTP {status}).")
     if status == 200:
-        raise Fatal("What answers at tokenUrl gives no access token. Check tokenUrl.")
-    raise Fatal(f"The authorization server refused (HTTP {status}). Check tokenUrl and clientId.")
+        return Fatal("What answers at tokenUrl gives no access token. Check tokenUrl.")
+    return Fatal(f"The authorization server refused (HTTP {status}). Check tokenUrl and clientId.")
 
 
-def _post_form(
-    url: str, form: dict[str, str], environment: Environment
-) -> tuple[int, http.client.HTTPMessage, bytes]:
-    """POST within Environment.timeout_seconds in all. Raises Unavailable or Fatal."""
-    parts = urllib.parse.urlsplit(url)
-    host, port = parts.hostname or "", parts.port or 443
-    body = urllib.parse.urlencode(form).encode()
-    target = parts.path or "/"
-    if parts.query:
-        target += "?" + parts.query
-    request = (
-        f"POST {target} HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
-        "Content-Type: application/x-www-form-urlencoded\r\nAccept: application/json\r\n"
-        f"Connection: close\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode("ascii")
-    until = time.monotonic() + environment.timeout_seconds
-    raw = net.connect(
-        host,
-        port,
-        timeout_seconds=environment.timeout_seconds,
-        forbid_private_addresses=environment.forbid_private_addresses,
-    )
-    context = net.tls_context(verify=True, extra_ca_file=environment.extra_ca_file)
-    with raw, net.start_tls(raw, host, context) as connection:
-        try:
-            answer = _exchange(connection, request + body, until)
-            response = http.client.HTTPResponse(_Replay(answer))  # type: ignore[arg-type] # has all of a socket that is used
-            response.begin()
-            return response.status, response.msg, response.read()
-        except (OSError, http.client.HTTPException):
-            raise Unavailable("The authorization server did not answer as it should.") from None
+def _is_token(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= MAX_TOKEN_CHARS and value.isprintable()
 
 
-def _exchange(connection: socket.socket, request: bytes, until: float) -> bytes:
-    connection.settimeout(max(0.001, until - time.monotonic()))
-    connection.sendall(request)
-    answer = bytearray()
-    while len(answer) < _MAX_ANSWER_BYTES:
-        connection.settimeout(max(0.001, until - time.monotonic()))
-        part = connection.recv(65536)
-        if not part:
-            return bytes(answer)
-        answer += part
-    raise OSError("too long")
-
-
-class _Replay:
-    """Bytes in the shape of the socket that HTTPResponse wants."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-
-    def makefile(self, _mode: str) -> io.BytesIO:
-        return io.BytesIO(self._data)
-
-
-def _json_object(body: bytes) -> dict[str, Any]:
+def _json_object(body: bytes | bytearray) -> Mapping[str, Any]:
     try:
         answer = json.loads(body)
     except ValueError:

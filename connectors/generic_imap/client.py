@@ -153,7 +153,36 @@ def login(
 
     Raises Unavailable, RateLimited, Fatal (encryption, address, login disabled) or NeedsReauth.
     """
-    token = _access_token(config, environment)
+    if not config.refreshToken:
+        return _login(config, environment, config.accessToken, until=until, reached=reached)
+    tokens = oauth.RefreshedTokens(
+        config.tokenUrl,
+        refresh_token=config.refreshToken,
+        client_id=config.clientId,
+        client_secret=config.clientSecret,
+        environment=environment,
+    )
+    if (kept := tokens.known()) is not None:
+        try:
+            return _login(config, environment, kept, until=until, reached=reached)
+        except NeedsReauth:
+            tokens.forget(kept)  # it may have been withdrawn since: a new one tells
+    token = tokens.current()
+    try:
+        return _login(config, environment, token, until=until, reached=reached)
+    except NeedsReauth:
+        tokens.forget(token)
+        raise
+
+
+def _login(
+    config: ImapConfig,
+    environment: Environment,
+    token: str,
+    *,
+    until: float,
+    reached: Callable[[Wire], None],
+) -> Login:
     connection = net.connect(
         config.host,
         config.port,
@@ -199,18 +228,6 @@ def _require_starttls(status: bytes, config: ImapConfig) -> None:
     """Never go on in the clear where encryption was asked for."""
     if not status.upper().startswith(b"OK"):
         raise Fatal(f"{config.host} refuses STARTTLS. Check startTls and port.", code="tls")
-
-
-def _access_token(config: ImapConfig, environment: Environment) -> str:
-    if not config.refreshToken:
-        return config.accessToken
-    return oauth.refreshed_access_token(
-        config.tokenUrl,
-        refresh_token=config.refreshToken,
-        client_id=config.clientId,
-        client_secret=config.clientSecret,
-        environment=environment,
-    )
 
 
 def _spoken(config: ImapConfig, token: str) -> tuple[str, ...]:

@@ -1,34 +1,26 @@
 """Access tokens, through msal: for an application, or for a person who signed in.
 
-A process asks for a token once and uses it for all mailboxes of a source until shortly before it
-ends: the login limits how often it is asked. msal's own caches are not used, since a connector does
-not live as long as a token does.
+They are kept by `connectors.tokens`. msal's own caches are not used, since a connector does not
+live as long as a token does.
 """
 
 import base64
 import contextlib
-import dataclasses
-import hashlib
 import io
 import json
 import logging
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
 import msal
 
-from connectors import redaction
+from connectors import tokens
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, NeedsReauth
 from connectors.microsoft import refusals
 from connectors.microsoft.config import MicrosoftConfig
 
-#: A token is replaced when it has less than this left: a request may take a while.
-_SPARE_SECONDS = 120.0
-_MAX_KEPT = 1_000
 #: Not Mail.ReadBasic, which has no bodies.
 _READS_MAIL = frozenset({"Mail.Read", "Mail.ReadWrite"})
 _MAX_ANSWER_BYTES = 1_000_000
@@ -36,72 +28,31 @@ _MAX_ANSWER_BYTES = 1_000_000
 logging.getLogger("msal").setLevel(logging.ERROR)  # it logs addresses of people
 
 
-@dataclasses.dataclass(frozen=True, slots=True, repr=False)
-class _Kept:
-    """`refresh_token`: the newest, where the one that the configuration has was exchanged."""
-
-    token: str
-    ends_at: float  # time.monotonic
-    refresh_token: str
-
-
-class _Cache:
-    """The tokens of this process, by a hash of what they were given for. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._kept: dict[bytes, _Kept] = {}
-
-    def get(self, key: bytes) -> _Kept | None:
-        with self._lock:
-            return self._kept.get(key)
-
-    def put(self, key: bytes, kept: _Kept) -> None:
-        with self._lock:
-            self._kept.pop(key, None)
-            while len(self._kept) >= _MAX_KEPT:
-                del self._kept[next(iter(self._kept))]
-            self._kept[key] = kept
-
-    def end(self, key: bytes, token: str) -> None:
-        """Give a token out no more."""
-        with self._lock:
-            kept = self._kept.get(key)
-            if kept is not None and kept.token == token:
-                self._kept[key] = dataclasses.replace(kept, ends_at=0.0)
-
-
-_CACHE = _Cache()
-_ASKING = threading.Lock()
-
-
-class Tokens:
+class Tokens(tokens.Tokens):
     """The access tokens of one configuration. Thread-safe. `http` is the way to the login."""
 
     def __init__(
         self, config: MicrosoftConfig, environment: Environment, http: httpx.Client
     ) -> None:
-        self._config, self._environment, self._http = config, environment, http
+        self._config, self._http = config, http
         self._cloud = config.where(environment)
-
-    def current(self) -> str:
-        """Return a token. Raises NeedsReauth, Fatal, RateLimited or Unavailable."""
-        if (token := self._known()) is not None:
-            return token
-        with _ASKING:  # of many threads that find no token, one asks
-            return self._known() or self._ask()
-
-    def renew(self, refused: str) -> str:
-        """Return another token than the one that Graph refused."""
-        _CACHE.end(self._key(self._config.refreshToken), refused)
-        return self.current()
+        about = (
+            self._cloud.login,
+            config.audience,
+            config.tenantId,
+            config.clientId,
+            config.clientSecret,
+            config.certificatePrivateKeyPem,
+            config.email,
+        )
+        super().__init__(environment, about=about, refresh_token=config.refreshToken)
 
     def lacks_mail_read(self) -> bool:
         """Tell whether the token certainly does not let its bearer read mail.
 
         Tokens are Microsoft's own affair, so this only ever words an error that Graph gave.
         """
-        claims = _claims(self._known() or "")
+        claims = _claims(self.known() or "")
         granted = claims.get("scp") if self._config.signs_in else claims.get("roles")
         names = granted.split() if isinstance(granted, str) else granted
         if not claims or (names is not None and not isinstance(names, list)):
@@ -110,30 +61,10 @@ class Tokens:
 
     # -- asking ------------------------------------------------------------------------------------
 
-    def _known(self) -> str | None:
-        kept = _CACHE.get(self._key(self._config.refreshToken))
-        return kept.token if kept is not None and kept.ends_at > time.monotonic() else None
-
-    def _ask(self) -> str:
+    def _ask(self, refresh_token: str) -> Mapping[str, Any]:
         if self._config.signs_in:
-            return self.adopt(self._ask_for_person())
-        return self.adopt(self._ask_for_application())
-
-    def adopt(self, answer: Mapping[str, Any]) -> str:
-        """Use the token that the login just gave, as long as it is good; return it."""
-        seconds = float(answer.get("expires_in") or 0)
-        ends_at = time.monotonic() + seconds - min(_SPARE_SECONDS, seconds / 2)
-        newest = str(answer.get("refresh_token") or self._refresh_token())
-        kept = _Kept(str(answer["access_token"]), ends_at, newest)
-        redaction.remember([kept.token, newest])
-        # For those with the token that was exchanged, and for those that read the new one.
-        for refresh_token in {self._config.refreshToken, newest}:
-            _CACHE.put(self._key(refresh_token), kept)
-        return kept.token
-
-    def _refresh_token(self) -> str:
-        kept = _CACHE.get(self._key(self._config.refreshToken))
-        return kept.refresh_token if kept is not None else self._config.refreshToken
+            return self._ask_for_person(refresh_token)
+        return self._ask_for_application()
 
     def _ask_for_application(self) -> Mapping[str, Any]:
         with asking(self._http, self._environment) as login:
@@ -142,34 +73,14 @@ class Tokens:
                 app.acquire_token_for_client([f"{self._config.audience}/.default"])
             )
 
-    def _ask_for_person(self) -> Mapping[str, Any]:
-        refresh_token = self._refresh_token()
+    def _ask_for_person(self, refresh_token: str) -> Mapping[str, Any]:
         if not refresh_token:
             raise NeedsReauth("Nobody has signed in yet. Sign in with Microsoft to grant access.")
         with asking(self._http, self._environment) as login:
             app = application(self._config, self._cloud.login, login)
-            answer = login.granted(
+            return login.granted(
                 app.acquire_token_by_refresh_token(refresh_token, scopes(self._config))
             )
-        rotated = answer.get("refresh_token")
-        if rotated and rotated != refresh_token:
-            # Before its access token is used: should this process die, the new one is not lost.
-            self._environment.keep_secrets({"refreshToken": str(rotated)})
-        return answer
-
-    def _key(self, refresh_token: str) -> bytes:
-        config = self._config
-        parts = (
-            self._cloud.login,
-            config.audience,
-            config.tenantId,
-            config.clientId,
-            config.clientSecret,
-            config.certificatePrivateKeyPem,
-            config.email,
-            refresh_token,
-        )
-        return hashlib.sha256("\0".join(parts).encode()).digest()
 
 
 def tenant_of(config: MicrosoftConfig) -> str:
