@@ -8,7 +8,6 @@ import contextlib
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterator
 from typing import Self
 
@@ -24,8 +23,6 @@ from ingestion.states import SourceStatus
 
 _POLL_SECONDS = 0.4
 _LINE_SECONDS = 5.0
-#: The rate shown is that of the last so many seconds: the mean says nothing after a pause.
-_RATE_WINDOW_SECONDS = 15.0
 #: Beat rings every 3 s: longer silence than this means that nobody is there to do the work.
 _SILENCE_SECONDS = 15.0
 
@@ -107,7 +104,6 @@ class _Display:
             disable=not self._console.is_terminal,
         )
         self._task = self._bar.add_task("Waiting", total=None, about="")
-        self._seen: deque[tuple[float, int]] = deque()
         self._next_line = 0.0
         self._stage = ""
 
@@ -142,12 +138,11 @@ class _Display:
     def _about(self, run: Run, *, worked_here: bool) -> str:
         known = f"/{run.messages_total:,}" if run.messages_total else ""
         parts = [f"{run.messages_done:,}{known} messages", size(run.bytes_done)]
-        rate = self._rate(run.messages_done)
-        if rate and run.finished_at is None:
-            parts.append(f"{rate:,.0f} msg/s")
-            left = run.messages_total - run.messages_done - run.messages_failed
-            if left > 0:
-                parts.append(f"ETA {duration(left / rate)}")
+        if run.finished_at is None:
+            if run.messages_per_second:
+                parts.append(f"{run.messages_per_second:,.0f} msg/s")
+            if run.eta_seconds:
+                parts.append(f"ETA {duration(run.eta_seconds)}")
         if run.finished_at is not None:
             took = (run.finished_at - run.started_at).total_seconds()
             parts.append(f"in {duration(took)}")
@@ -158,14 +153,6 @@ class _Display:
         elif not worked_here and run.finished_at is None and nobody_works():
             parts.append("no worker is running: start the service, or use --now")
         return ", ".join(parts)
-
-    def _rate(self, done: int) -> float:
-        now = time.monotonic()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[1][0] > _RATE_WINDOW_SECONDS:
-            self._seen.popleft()
-        began, before = self._seen[0]
-        return (done - before) / (now - began) if now > began else 0.0
 
 
 def _stage(run: Run) -> str:

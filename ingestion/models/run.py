@@ -1,12 +1,20 @@
 """Run: one import or sync of a source, with its counters. At most one is unfinished per source."""
 
+import datetime as dt
 import uuid
 
 from django.db import models
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from ingestion.models.source import IngestionSource
 from ingestion.states import RunKind, RunStatus
+
+#: A run's rate is told over the last one to two of these: the mean since its start says nothing
+#: after a pause.
+RATE_WINDOW = dt.timedelta(seconds=15)
+#: Less says nothing about the rest: the first second may hold one message, or a thousand.
+_RATE_LEAST_SECONDS = 10.0
 
 
 class Run(models.Model):
@@ -34,6 +42,11 @@ class Run(models.Model):
         default=0, help_text="Deleted at the provider between listing and download."
     )
     bytes_done = models.BigIntegerField(default=0)
+    # Where the window begins over which the rate is told, and where the next one will.
+    rate_since = models.DateTimeField(null=True, editable=False)
+    rate_from = models.BigIntegerField(default=0, editable=False)
+    rate_next_at = models.DateTimeField(null=True, editable=False)
+    rate_next_from = models.BigIntegerField(default=0, editable=False)
     started_at = models.DateTimeField(db_default=Now())
     progress_at = models.DateTimeField(null=True, help_text="When counters last moved.")
     finished_at = models.DateTimeField(null=True)
@@ -60,7 +73,21 @@ class Run(models.Model):
 
     @property
     def messages_per_second(self) -> float | None:
-        """The mean rate from the start to the last progress; None before there is any."""
+        """How fast it is: while it runs over the last 15 to 30 s, afterwards over all of it.
+
+        None while it can't be told: less than 10 s of work, or a pause.
+        """
+        if self.finished_at is not None:
+            return self._mean()
+        if self.rate_since is None or self.progress_at is None:
+            return None
+        now = timezone.now()
+        seconds = (now - self.rate_since).total_seconds()
+        if seconds < _RATE_LEAST_SECONDS or now - self.progress_at > 2 * RATE_WINDOW:
+            return None
+        return (self.messages_done - self.rate_from) / seconds
+
+    def _mean(self) -> float | None:
         if self.progress_at is None or not self.messages_done:
             return None
         seconds = (self.progress_at - self.started_at).total_seconds()
@@ -68,9 +95,9 @@ class Run(models.Model):
 
     @property
     def eta_seconds(self) -> float | None:
-        """How long the rest takes at the mean rate; None while that can't be told."""
+        """How long the rest takes at that rate; None while that can't be told."""
         rate = self.messages_per_second
-        if rate is None or self.finished_at is not None:
+        if not rate or self.finished_at is not None:
             return None
-        left = max(0, self.messages_total - self.messages_done - self.messages_failed)
-        return left / rate
+        settled = self.messages_done + self.messages_failed + self.messages_gone
+        return max(0, self.messages_total - settled) / rate

@@ -17,6 +17,7 @@ from typing import Any
 from django.db import IntegrityError, connection, transaction
 
 from connectors.types import Cursor, MessageRef
+from ingestion.models.run import RATE_WINDOW
 from ingestion.rows import COLUMNS, array_literal, cached, copied, element
 
 
@@ -355,6 +356,11 @@ class Progress:
         return any((self.messages, self.placed, self.failed, self.gone, self.cursors))
 
 
+#: Nothing came for so long that what came before says nothing about what comes.
+_RESTS = "(progress_at IS NULL OR progress_at < now() - 2 * %(window)s)"
+_ROLLS = "rate_next_at < now() - %(window)s"
+
+
 def count(run_id: uuid.UUID, mailbox_id: uuid.UUID, progress: Progress) -> None:
     """Move the counters of the mailbox and the run."""
     given = {"run": run_id, "mailbox": mailbox_id, **dataclasses.asdict(progress)}
@@ -367,14 +373,24 @@ def count(run_id: uuid.UUID, mailbox_id: uuid.UUID, progress: Progress) -> None:
         given,
     )
     _run(
-        """UPDATE ingestion_run
+        f"""UPDATE ingestion_run
               SET messages_done = messages_done + %(placed)s,
                   messages_new = messages_new + %(messages)s,
                   messages_failed = messages_failed + %(failed)s,
                   messages_gone = messages_gone + %(gone)s,
-                  bytes_done = bytes_done + %(fetched_bytes)s, progress_at = now(), warning = ''
+                  bytes_done = bytes_done + %(fetched_bytes)s, progress_at = now(), warning = '',
+                  -- Two marks, a window apart: from the older one a rate is told (models.run).
+                  (rate_since, rate_from) =
+                      (SELECT CASE WHEN {_RESTS} THEN now() WHEN {_ROLLS} THEN rate_next_at
+                                   ELSE rate_since END,
+                              CASE WHEN {_RESTS} THEN messages_done WHEN {_ROLLS}
+                                   THEN rate_next_from ELSE rate_from END),
+                  (rate_next_at, rate_next_from) =
+                      (SELECT CASE WHEN {_RESTS} OR {_ROLLS} THEN now() ELSE rate_next_at END,
+                              CASE WHEN {_RESTS} OR {_ROLLS} THEN messages_done
+                                   ELSE rate_next_from END)
             WHERE id = %(run)s""",
-        given,
+        given | {"window": RATE_WINDOW},
     )
 
 
