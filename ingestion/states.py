@@ -60,6 +60,7 @@ class RunKind(models.TextChoices):
 class RunStatus(models.TextChoices):
     RUNNING = "running", "Running"
     COMPLETED = "completed", "Completed"
+    INCOMPLETE = "incomplete", "Incomplete"
     STOPPED = "stopped", "Stopped"
     FAILED = "failed", "Failed"
 

@@ -26,6 +26,7 @@ SOURCE_TONES: dict[str, str] = {
 RUN_TONES: dict[str, str] = {
     RunStatus.RUNNING: "primary",
     RunStatus.COMPLETED: "success",
+    RunStatus.INCOMPLETE: "warning",
     RunStatus.STOPPED: "neutral",
     RunStatus.FAILED: "danger",
 }

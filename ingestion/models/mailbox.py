@@ -86,12 +86,28 @@ class Folder(models.Model):
     )
     remote_count = models.BigIntegerField(null=True, help_text="The provider's own count.")
     removed_at = models.DateTimeField(null=True, help_text="When it was gone at the provider.")
+
+    # A folder that can't be read is tried again by itself, and the others go on.
+    not_before = models.DateTimeField(null=True, help_text="Not to be tried again before.")
+    attempts = models.PositiveIntegerField(
+        default=0, help_text="Failures since it could be read: sets the backoff."
+    )
+    failing_since = models.DateTimeField(null=True)
+    last_error_code = models.CharField(max_length=64, blank=True)
+    last_error = models.TextField(blank=True)
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         ordering = ["path", "id"]
         constraints = [
             models.UniqueConstraint(fields=["mailbox", "remote_id"], name="folder_identity"),
+        ]
+        indexes = [
+            models.Index(
+                fields=["mailbox"],
+                name="folder_failing",
+                condition=models.Q(failing_since__isnull=False),
+            ),
         ]
 
     def __str__(self) -> str:
