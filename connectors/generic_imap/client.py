@@ -1,115 +1,26 @@
-"""Connecting and logging in, and what the server's refusals mean."""
+"""Connecting to an IMAP server, encrypting, logging in, and learning what it can do."""
 
 import dataclasses
 import math
-import re
 import socket
 import ssl
 import time
 from collections.abc import Callable
 
-import imapclient
-
 from connectors import net, oauth
 from connectors.config import Environment
-from connectors.errors import (
-    ConnectorError,
-    Fatal,
-    FolderGone,
-    MessageRefused,
-    NeedsReauth,
-    RateLimited,
-    Retryable,
-    Unavailable,
-)
-from connectors.generic_imap import wire
+from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable, Unavailable
+from connectors.generic_imap import authentication, wire
 from connectors.generic_imap.config import ImapConfig
+from connectors.generic_imap.refusals import refusal
 from connectors.generic_imap.wire import Wire
 
-#: RFC 5530 section 3 and RFC 9051 section 7.1: response code -> what the caller must do.
-_CODES: dict[str, Callable[[str], ConnectorError]] = {
-    "UNAVAILABLE": Unavailable,
-    "INUSE": Unavailable,
-    "SERVERBUG": Unavailable,
-    "LIMIT": lambda text: RateLimited(text, retry_after_seconds=60),
-    "OVERQUOTA": lambda text: RateLimited(text, retry_after_seconds=300),
-    "THROTTLED": lambda text: RateLimited(text, retry_after_seconds=60),
-    "AUTHENTICATIONFAILED": NeedsReauth,
-    "AUTHORIZATIONFAILED": NeedsReauth,
-    "EXPIRED": NeedsReauth,
-    "PRIVACYREQUIRED": Fatal,
-    "CONTACTADMIN": Fatal,
-    "NONEXISTENT": FolderGone,
-    "NOPERM": FolderGone,
-    "CORRUPTION": MessageRefused,
-}
-_CODE = re.compile(r"\[([A-Za-z0-9-]+)[^\]]*\]")
-#: Exchange Online: "Request is throttled. Suggested Backoff Time: 299961 milliseconds".
-_BACKOFF = re.compile(r"Backoff Time:? (\d{1,9}) milliseconds", re.IGNORECASE)
-_LONGEST_WAIT_SECONDS = 3600.0
-#: Words of servers that send no code. Passing trouble must not look like a wrong password.
-_PHRASES: tuple[tuple[re.Pattern[str], Callable[[str], ConnectorError]], ...] = tuple(
-    (re.compile(phrase, re.IGNORECASE), make)
-    for phrase, make in (
-        (r"throttled|too many (simultaneous |concurrent )?(connections|requests)", RateLimited),
-        (r"(connection|rate|bandwidth|command) limits? (was )?(exceeded|reached)", RateLimited),
-        (r"authenticated but not connected", Unavailable),  # Outlook.com, passing
-        (r"temporar|try again|try later|internal (server )?error|server (is )?busy", Unavailable),
-        (r"system (error|problem)|timed? ?out", Unavailable),
-    )
-)
-
-
-def refusal(
-    text: str,
-    *,
-    otherwise: Callable[[str], ConnectorError],
-    allowed: tuple[type[ConnectorError], ...] = (ConnectorError,),
-) -> ConnectorError:
-    """Return the error for a server's NO, BAD or BYE.
-
-    `otherwise` makes it where no code and no phrase says what it is, or says what makes no sense
-    there (not `allowed`: a folder's error at the login). `text` holds no secret (Wire.words).
-    """
-    error = _by_code_or_phrase(text)
-    if error is None or not isinstance(error, allowed):
-        return otherwise(f"The server says: {text}")
-    return error
-
-
-def _by_code_or_phrase(text: str) -> ConnectorError | None:
-    message = f"The server says: {text}"
-    if backoff := _BACKOFF.search(text):
-        wait = min(int(backoff[1]) / 1000, _LONGEST_WAIT_SECONDS)
-        return RateLimited(message, retry_after_seconds=wait)
-    code = _CODE.search(text)
-    if code and code[1].upper() in _CODES:
-        return _CODES[code[1].upper()](message)
-    for phrase, make in _PHRASES:
-        if phrase.search(text):
-            return make(message)
-    return None
-
-
-def must_wait(error: ConnectorError) -> bool:
-    """Tell whether a refusal concerns the account and the moment, whatever it was said about.
-
-    Not so "unavailable" and "server bug": servers say those of one message that they can't read.
-    """
-    return isinstance(error, RateLimited)
-
-
-class _Client(imapclient.IMAPClient):  # type: ignore[misc] # untyped base
-    """IMAPClient on a connection that is open already."""
-
-    def __init__(self, connection: Wire) -> None:
-        self._wire = connection
-        super().__init__(connection.host, use_uid=True, ssl=False)
-        connection.debug = 0  # IMAPClient sets 5: every reply would be repr()ed twice
-        connection.limit_silence()  # IMAPClient takes the limit off: reads would wait for ever
-
-    def _create_IMAP4(self) -> Wire:  # noqa: N802 - IMAPClient's name
-        return self._wire
+#: Alert and handshake of TLS, any version.
+_TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
+#: (host, port) of servers that lost what came before they had answered. For this process's life: a
+#: round trip more for each login.
+_ONE_AT_A_TIME: set[tuple[str, int]] = set()
+_MAX_REMEMBERED = 10_000
 
 
 @dataclasses.dataclass(slots=True)
@@ -138,7 +49,7 @@ class Login:
 
     def close(self) -> None:
         """Free the connection. Without LOGOUT: a round trip that nobody reads. Never raises."""
-        self.wire.shutdown()
+        self.wire.close()
 
 
 def login(
@@ -189,30 +100,47 @@ def _login(
         timeout_seconds=max(0.1, min(environment.timeout_seconds, until - time.monotonic())),
         forbid_private_addresses=environment.forbid_private_addresses,
     )
+    opened: Wire | None = None
     try:
         if config.secure:
             connection = _encrypted(connection, config, environment)
-        secrets = (config.password, token, *_spoken(config, token))
-        opened = _greet(
-            connection, config, environment, secrets=secrets, until=until, reached=reached
+        opened = Wire(
+            connection,
+            name=config.host,
+            timeout_seconds=environment.timeout_seconds,
+            secrets=(config.password, token, *authentication.spoken(config, token)),
+            until=until,
         )
-        capabilities = frozenset(opened.capabilities)
+        reached(opened)
+        greeting = _greeted(opened, config)
+        capabilities = wire.capabilities([greeting]) or _capabilities(opened)
         if config.startTls:
             status, _ = opened.run(b"STARTTLS")
             _require_starttls(status, config)
-            opened.use(_encrypted(connection, config, environment))
+            opened.use(_encrypted(opened.sock, config, environment))
             capabilities = _capabilities(opened)  # what was said before TLS counts for nothing
-        opened.response("CAPABILITY")  # forget those from before the login
-        told = b""
-        if opened.state != "AUTH":
-            told = _authenticate(opened, config, token, capabilities)
-        capabilities = _words(told) or _capabilities(opened)
+        if not greeting.upper().startswith(b"* PREAUTH"):
+            _know(opened, capabilities)
+            told = authentication.authenticate(opened, config, token, capabilities)
+            capabilities = told or _capabilities(opened)
+        _know(opened, capabilities)
+        opened.one_at_a_time = (config.host, config.port) in _ONE_AT_A_TIME
         if "ID" in capabilities:  # NetEase opens no folder for a client without a name
-            opened.command(b'ID ("name" "ingestion")')  # the answer is read with the next one
+            opened.command_ahead(b'ID ("name" "ingestion")')
         return Login(opened, capabilities)
     except BaseException:
-        connection.close()
+        (opened or connection).close()
         raise
+
+
+def ask_one_at_a_time(config: ImapConfig) -> bool:
+    """Send this server no command before the last is answered, from now on; tell whether that is
+    new. Some lose or refuse what comes together (twisted ticket 9282)."""
+    server = (config.host, config.port)
+    if server in _ONE_AT_A_TIME or len(_ONE_AT_A_TIME) >= _MAX_REMEMBERED:
+        return False
+    _ONE_AT_A_TIME.add(server)
+    return True
 
 
 def _encrypted(
@@ -230,115 +158,55 @@ def _require_starttls(status: bytes, config: ImapConfig) -> None:
         raise Fatal(f"{config.host} refuses STARTTLS. Check startTls and port.", code="tls")
 
 
-def _spoken(config: ImapConfig, token: str) -> tuple[str, ...]:
-    """What a SASL dialogue says in base64, which a server may echo."""
-    if token:
-        return tuple(_bearer(m, config.username, token) for m in ("XOAUTH2", "OAUTHBEARER"))
-    return (f"\0{config.username}\0{config.password}",)
-
-
-def _greet(
-    connection: object,
-    config: ImapConfig,
-    environment: Environment,
-    *,
-    secrets: tuple[str, ...],
-    until: float,
-    reached: Callable[[Wire], None],
-) -> Wire:
+def _greeted(opened: Wire, config: ImapConfig) -> bytes:
+    """Return the greeting. Raises Retryable, or Fatal where what answers is no IMAP server."""
     try:
-        return Wire(
-            connection,  # type: ignore[arg-type] # a socket, plain or TLS
-            name=config.host,
-            timeout_seconds=environment.timeout_seconds,
-            secrets=secrets,
-            until=until,
-            reached=reached,
-        )
-    except Wire.error as error:
-        said = _text(error).encode()
-        if b"BYE" in said.upper():  # full, or under maintenance: no fault of the configuration
-            raise refusal(
-                wire.without(wire.spellings(secrets), said),
-                otherwise=Unavailable,
-                allowed=(Retryable,),
-            ) from None
-        raise Fatal(
-            f"{config.host}:{config.port} does not speak IMAP. Check host and port.",
-            code="not_imap",
-        ) from None
+        greeting = opened.greeting()
+    except Unavailable as error:
+        if isinstance(error.__cause__, TimeoutError):
+            raise _silence(opened, config, error) from None
+        raise
+    start = greeting[:9].upper()
+    if start.startswith((b"* OK", b"* PREAUTH")):
+        return greeting
+    if start.startswith(b"* BYE"):  # full, or under maintenance: no fault of the configuration
+        said = opened.words(greeting[2:].strip())
+        raise refusal(said, otherwise=Unavailable, allowed=(Retryable,))
+    raise _not_imap(config, greeting)
 
 
-def _authenticate(
-    opened: Wire, config: ImapConfig, token: str, capabilities: frozenset[str]
-) -> bytes:
-    """Log in; return the capabilities that the server tells with its OK, b"" where it doesn't."""
-    if token:
-        mechanism = "XOAUTH2" if "AUTH=XOAUTH2" in capabilities else "OAUTHBEARER"
-        if f"AUTH={mechanism}" not in capabilities:
-            raise Fatal(f"{config.host} takes no OAuth token. Give a password.", code="no_oauth")
-        _sasl(opened, mechanism, _bearer(mechanism, config.username, token))
-    elif "AUTH=PLAIN" in capabilities:
-        _sasl(opened, "PLAIN", f"\0{config.username}\0{config.password}")
-    elif "LOGINDISABLED" in capabilities:
-        raise Fatal(
-            f"{config.host} takes no password on this connection. Turn on secure or startTls.",
-            code="login_disabled",
-        )
-    else:  # not imaplib's: it quotes no user name and sends nothing but ASCII
-        name, password = config.username.encode(), config.password.encode()
-        status, _ = opened.run(b"LOGIN", wire.string(name), wire.string(password))
-        if not status.upper().startswith(b"OK"):
-            raise _login_refused(opened.words(status))
-        found = re.search(rb"\[CAPABILITY ([^\]]*)\]", status, re.IGNORECASE)
-        return found[1] if found else b""
-    told = opened.response("CAPABILITY")[1]
-    return told[-1] if told and isinstance(told[-1], bytes) else b""
-
-
-def _bearer(mechanism: str, name: str, token: str) -> str:
-    """XOAUTH2 as Google and Microsoft document it, or its standard form (RFC 7628)."""
-    if mechanism == "XOAUTH2":
-        return f"user={name}\1auth=Bearer {token}\1\1"
-    return f"n,a={name.replace('=', '=3D').replace(',', '=2C')},\1auth=Bearer {token}\1\1"
-
-
-def _sasl(opened: Wire, mechanism: str, response: str) -> None:
-    """Answer the first challenge; any later one with an empty line, which is how a server gets to
-    say NO after XOAUTH2's error document."""
-    answers = [response]
-    try:
-        _Client(opened).sasl_login(mechanism, lambda _: answers.pop() if answers else b"")
-    except Wire.abort:
-        raise Unavailable(f"{opened.host} hung up during the login.") from None
-    except (Wire.error, ValueError) as error:  # their causes may hold what the server echoed
-        raise _login_refused(opened.words(_text(error).encode())) from None
-
-
-def _login_refused(said: str) -> ConnectorError:
-    error = refusal(said, otherwise=NeedsReauth, allowed=(NeedsReauth, Fatal, Retryable))
-    if not isinstance(error, NeedsReauth):
+def _silence(opened: Wire, config: ImapConfig, error: Unavailable) -> ConnectorError:
+    """Return what it means that no greeting came: those that wait to be spoken to are no IMAP
+    servers, and give themselves away when they are."""
+    heard = opened.overheard()
+    if heard and not heard.startswith(b"*"):
+        return _not_imap(config, heard)
+    if config.secure:
         return error
-    return NeedsReauth(
-        f"{error} The login was refused: check user name and password (many providers want an app"
-        " password)."
+    return Unavailable(
+        f"{error} A port for TLS (993 mostly) is as silent when secure is off: check secure,"
+        " startTls and port."
     )
+
+
+def _not_imap(config: ImapConfig, heard: bytes) -> Fatal:
+    where = f"{config.host}:{config.port}"
+    if heard.startswith(_TLS_RECORDS):
+        return Fatal(f"{where} speaks TLS from the first byte. Turn on secure.", code="tls")
+    if heard.startswith(b"HTTP/"):
+        text = f"{where} is a web server's. Check host and port: IMAP has 993 (secure) or 143."
+        return Fatal(text, code="not_imap")
+    return Fatal(f"{where} does not speak IMAP. Check host and port.", code="not_imap")
+
+
+def _know(opened: Wire, capabilities: frozenset[str]) -> None:
+    """Tell the wire which literals need not be asked for (RFC 7888)."""
+    if "LITERAL+" in capabilities:
+        opened.unasked_literal_bytes = wire.MAX_SMALL_LITERAL_BYTES
+    elif "LITERAL-" in capabilities:
+        opened.unasked_literal_bytes = wire.SHORT_LITERAL_BYTES
 
 
 def _capabilities(opened: Wire) -> frozenset[str]:
     _, untagged = opened.run(b"CAPABILITY")
-    found: frozenset[str] = frozenset()
-    for response in untagged:
-        name, _, rest = response[0].partition(b" ")
-        if name.upper() == b"CAPABILITY":
-            found |= _words(rest)
-    return found
-
-
-def _words(text: bytes) -> frozenset[str]:
-    return frozenset(wire.printable(word).upper() for word in text.split())
-
-
-def _text(error: Exception) -> str:
-    given = error.args[0] if error.args else ""
-    return wire.printable(given if isinstance(given, bytes) else str(given).encode())
+    return wire.capabilities(response[0] for response in untagged)

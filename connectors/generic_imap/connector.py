@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
-from connectors.errors import ConnectorError, Fatal, FolderGone
+from connectors.errors import ConnectorError, Fatal, FolderGone, Unavailable
 from connectors.generic_imap import client, folders, listing, reader
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
@@ -80,6 +80,13 @@ class ImapSession(MailboxSession):
             login.close()
 
     def folders(self) -> Sequence[RemoteFolder]:
+        try:
+            return folders.list_folders(self._main())
+        except Unavailable:
+            # Perhaps because commands came together: these are the first that do.
+            self._first.close()
+            if not client.ask_one_at_a_time(self._config):
+                raise
         return folders.list_folders(self._main())
 
     def probe(self, folder: RemoteFolder) -> None:
@@ -115,7 +122,7 @@ class ImapSession(MailboxSession):
         login = client.login(self._config, self._environment, until=self._until, reached=reached)
         try:
             if login.can("QRESYNC"):
-                login.wire.command(b"ENABLE QRESYNC")  # the answer is read with the next one
+                login.wire.command_ahead(b"ENABLE QRESYNC")
         except BaseException:
             login.close()
             raise

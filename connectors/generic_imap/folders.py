@@ -7,7 +7,8 @@ from imapclient import imap_utf7
 
 from connectors.errors import NeedsReauth, Retryable, Unavailable
 from connectors.generic_imap import wire
-from connectors.generic_imap.client import Login, refusal
+from connectors.generic_imap.client import Login
+from connectors.generic_imap.refusals import refusal
 from connectors.types import RemoteFolder
 
 #: RFC 6154 section 2, and Gmail's \\Important which is a view and no folder of its own.
@@ -128,7 +129,9 @@ def _ask_status(login: Login, names: Sequence[bytes], items: str) -> dict[bytes,
     states: dict[bytes, dict[str, Any]] = {}
     for start in range(0, len(names), _STATUS_BATCH):
         arguments = [wire.string(name) for name in names[start : start + _STATUS_BATCH]]
-        open_tags = {login.wire.command(b"STATUS", a, f"({items})".encode()) for a in arguments}
+        open_tags = {
+            login.wire.command_ahead(b"STATUS", a, f"({items})".encode()) for a in arguments
+        }
         untagged: list[list[bytes]] = []
         while open_tags:
             line = login.wire.readline()

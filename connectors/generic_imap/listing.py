@@ -23,9 +23,10 @@ from typing import Any
 
 from connectors.errors import CursorExpired, FolderGone, Retryable, Unavailable
 from connectors.generic_imap import wire
-from connectors.generic_imap.client import Login, must_wait, refusal
+from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS, reference, relabelled, uid_of
 from connectors.generic_imap.folders import name_of
+from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.uids import Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
 

@@ -20,9 +20,10 @@ from connectors.errors import (
     Unavailable,
 )
 from connectors.generic_imap import listing
-from connectors.generic_imap.client import Login, must_wait, refusal
+from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS_WITH_BODY
 from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped, discard
+from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.replies import Batch, Replies, too_large
 from connectors.generic_imap.uids import Uids
 from connectors.generic_imap.wire import Wire

@@ -1,13 +1,10 @@
 """The bytes of an IMAP connection: deadlines, bounded reads, commands, and the response reader.
 
-`Wire` is imaplib's connection with its documented overridables (open, read, readline, send,
-shutdown) on a socket of our own, so that IMAPClient can log in over it. Everything after the login
-goes through `command` and `run`: imaplib would hold a whole reply before it shows a line.
+Not imaplib, which holds a whole reply before it shows a line, and knows no deadline.
 """
 
 import base64
 import contextlib
-import imaplib
 import itertools
 import math
 import re
@@ -25,17 +22,28 @@ _RECV_BYTES = 1 << 18
 #: A line holds no body: only a long SEARCH, LIST or FLAGS reply. Two million UIDs fit.
 _MAX_LINE_BYTES = 16_000_000
 #: A literal that is no body: a folder name, a label, an address.
-_MAX_SMALL_LITERAL_BYTES = 1_000_000
+MAX_SMALL_LITERAL_BYTES = 1_000_000
 #: A reply that comes slower than this is no progress: the deadline of a literal (bytes/second).
 _MIN_RATE = 1_000
+#: How long a command may take without a line of its reply, and with one now and then: Dovecot says
+#: "* OK Searched 97% of the mailbox" every 10 s, in a SEARCH of 10 minutes.
 _COMMAND_SECONDS = 120.0
+_REPLY_SECONDS = 1_800.0
+#: How long what is silent is listened to once more, after it was spoken to.
+_OVERHEAR_SECONDS = 2.0
+#: RFC 7888 section 5: LITERAL- does without the server's "+" up to this size.
+SHORT_LITERAL_BYTES = 4_096
 #: What one command may answer in all, where the reply is held: LIST of 200,000 folders fits.
 MAX_REPLY_BYTES = 64_000_000
 #: What Python takes for one response, however short, on top of its bytes (measured on 3.11).
 _RESPONSE_BYTES = 130
 
+#: XOAUTH2 asks twice where it refuses; nothing here asks more often.
+_MAX_CHALLENGES = 5
+
 _STATUS = re.compile(rb"\* (?:OK|NO|BAD|BYE|PREAUTH)\b", re.IGNORECASE)
 _LITERAL = re.compile(rb"~?\{(\d+)\+?\}\r?\n$")
+_CAPABILITY = re.compile(rb"(?:^|\[)CAPABILITY ([^\]\r\n]*)", re.IGNORECASE)
 _TOKEN = re.compile(rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.|\\\Z)*)(?:"|\Z)|([^ ()"\r\n]+))')
 _ESCAPE = re.compile(rb"\\(.)")
 
@@ -50,7 +58,7 @@ class Literal:
         self.data = data
 
 
-class Wire(imaplib.IMAP4):
+class Wire:
     """One connection. Raises Unavailable (EOF, timeout, deadline) from every read."""
 
     def __init__(
@@ -61,38 +69,54 @@ class Wire(imaplib.IMAP4):
         timeout_seconds: float,
         secrets: Iterable[str] = (),
         until: float = math.inf,
-        reached: Callable[["Wire"], None] = lambda _: None,
     ) -> None:
         """`until` (monotonic) ends the connection whatever it is doing. `secrets` are taken out of
-        all that the server says. `reached` is called before the greeting is waited for."""
-        self._given = connection
-        self._name = name
+        all that the server says."""
+        self.sock, self.name = connection, name
         self._timeout_seconds = timeout_seconds
         self._until = until
-        self._reached = reached
         self._secrets = spellings(secrets)
-        self.greeting = b""
         #: What the server said it has enabled.
         self.enabled: set[bytes] = set()
+        #: Of how many bytes a literal may be that is sent without asking.
+        self.unasked_literal_bytes = 0
+        #: Whether the server can't take a command before it has answered the last one.
+        self.one_at_a_time = False
         self._buffer = b""
         self._position = 0
         self._tags = itertools.count(1)
         self._alive = True
         self._shortened = False
+        self.sock.settimeout(timeout_seconds)
         self.renew()
-        super().__init__(name)
 
-    # -- what imaplib asks for -----------------------------------------------------------------
+    # -- the connection ------------------------------------------------------------------------
 
-    def open(self, host: str = "", port: int = 143, timeout: float | None = None) -> None:  # noqa: ARG002 - imaplib's
-        self.host, self.port = host, port
-        self.sock = self._given
-        self.sock.settimeout(self._timeout_seconds)
-        self._reached(self)
+    def greeting(self) -> bytes:
+        """Read the server's first line; of what is no IMAP, which may have no lines, what came."""
+        while not self.has_buffered:
+            self._fill()
+        first = self._buffer[self._position :]
+        return self.readline() if first.startswith(b"*") else first
+
+    def overheard(self) -> bytes:
+        """Return what the server says to a command that it did not ask for; b"" where nothing.
+
+        For one that is silent: what speaks first in another protocol answers with an error of it.
+        Ends the connection.
+        """
+        try:
+            self.sock.settimeout(min(_OVERHEAR_SECONDS, self._timeout_seconds))
+            self.sock.sendall(b"W0 CAPABILITY\r\n\r\n")
+            return self.sock.recv(_RECV_BYTES)
+        except OSError:
+            return b""
+        finally:
+            self.cut()
 
     def read(self, size: int) -> bytes:
-        """Read a literal on imaplib's behalf: none of those is a body."""
-        if size > _MAX_SMALL_LITERAL_BYTES:
+        """Read a literal that is no body."""
+        if size > MAX_SMALL_LITERAL_BYTES:
             raise self._lost(f"announced {size:,} bytes where none were asked for")
         return self.exactly(size)
 
@@ -105,17 +129,15 @@ class Wire(imaplib.IMAP4):
             self._fill()
         line = self._buffer[self._position : end + 1]
         self._position = end + 1
-        if not self.greeting:
-            self.greeting = line
         return line
 
-    def send(self, data: Any) -> None:
+    def send(self, data: bytes) -> None:
         try:
             self.sock.sendall(data)
         except OSError as error:
             raise self._lost("closed the connection") from error
 
-    def shutdown(self) -> None:
+    def close(self) -> None:
         self.cut()
         self.sock.close()
 
@@ -136,10 +158,6 @@ class Wire(imaplib.IMAP4):
     def renew(self, seconds: float = _COMMAND_SECONDS) -> None:
         """Start the clock of a command, or of a reply that made progress."""
         self.deadline = min(self._until, time.monotonic() + seconds)
-
-    def limit_silence(self) -> None:
-        """Set the socket's time limit again. IMAPClient's constructor takes it off."""
-        self.sock.settimeout(self._timeout_seconds)
 
     def words(self, said: bytes) -> str:
         """Return a server's text for people, without any secret that it echoes."""
@@ -218,7 +236,7 @@ class Wire(imaplib.IMAP4):
                 self.sock.settimeout(left)
                 self._shortened = True
             elif self._shortened:
-                self.limit_silence()
+                self.sock.settimeout(self._timeout_seconds)
                 self._shortened = False
             data = self.sock.recv(size)
         except TimeoutError as error:
@@ -231,35 +249,78 @@ class Wire(imaplib.IMAP4):
 
     def _lost(self, what: str) -> Unavailable:
         self._alive = False
-        return Unavailable(f"The server {self._name} {what}. It is tried again.")
+        return Unavailable(f"The server {self.name} {what}.")
 
     # -- TLS -----------------------------------------------------------------------------------
 
     def use(self, connection: ssl.SSLSocket) -> None:
         """Go on over an encrypted socket. Raises Fatal where plain bytes came after the OK."""
         if self.has_buffered:
-            raise Fatal(f"{self._name} sent more than it may before TLS. Don't use it.", code="tls")
+            raise Fatal(f"{self.name} sent more than it may before TLS. Don't use it.", code="tls")
         self.sock = connection
 
     # -- commands ------------------------------------------------------------------------------
 
     def command(self, *parts: bytes | Literal) -> bytes:
-        """Send one command; return its tag. A Literal waits for the server's "+"."""
+        """Send one command; return its tag, by which its status is read.
+
+        Where a literal is refused, the status of the command is what says so.
+        """
         tag = b"W%d" % next(self._tags)
         self.renew()
         line = tag
         for part in parts:
             if isinstance(part, Literal):
+                if len(part.data) <= self.unasked_literal_bytes:
+                    line += b" {%d+}\r\n" % len(part.data) + part.data
+                    continue
                 self.send(line + b" {%d}\r\n" % len(part.data))
-                while not (answer := self.readline()).startswith(b"+"):
-                    if answer.startswith(tag):
-                        self._alive = False
-                        raise Unavailable(f"{self._name} refuses a literal: {self.words(answer)}")
+                if not self._hear(b"+", tag + b" ").startswith(b"+"):
+                    return tag
                 line = part.data
             else:
                 line += b" " + part
         self.send(line + b"\r\n")
         return tag
+
+    def converse(
+        self, command: bytes, answer: Callable[[int], bytes]
+    ) -> tuple[bytes, list[list[bytes]], int]:
+        """Run a command that asks back (AUTHENTICATE): `answer` gives what to say to each
+        challenge, counted from 0. Return what `run` returns, and how many challenges there were."""
+        tag = self.command(command)
+        asked = 0
+        while self._hear(b"+", tag + b" ").startswith(b"+"):
+            if asked >= _MAX_CHALLENGES:
+                raise self._lost("asks back without end")
+            self.send(base64.b64encode(answer(asked)) + b"\r\n")
+            asked += 1
+        return (*self._reply(tag), asked)
+
+    def command_ahead(self, *parts: bytes | Literal) -> bytes:
+        """Send a command before the answer to the last one is read, where the server takes that."""
+        tag = self.command(*parts)
+        if self.one_at_a_time:
+            self._hear(tag + b" ")
+        return tag
+
+    def _hear(self, *starts: bytes) -> bytes:
+        """Wait for a line that starts so, and return it. All that came, but a "+", is kept for
+        whoever reads next."""
+        heard = bytearray()
+        while True:
+            line = rest = self.readline()
+            if not line.startswith(b"+"):
+                heard += line
+                while not _STATUS.match(line) and (match := _LITERAL.search(rest)):
+                    literal, rest = self.read(int(match[1])), self.readline()
+                    heard += literal + rest
+            if len(heard) > MAX_REPLY_BYTES:
+                raise self._lost("sent a reply without end")
+            if line.startswith(starts):
+                self._buffer = bytes(heard) + self._buffer[self._position :]
+                self._position = 0
+                return line
 
     def complete(self, line: bytes) -> list[bytes]:
         """Return a response as [text, literal, text, ...], reading its small literals."""
@@ -278,11 +339,15 @@ class Wire(imaplib.IMAP4):
     def run(self, *parts: bytes | Literal) -> tuple[bytes, list[list[bytes]]]:
         """Run one command to its end. Returns its status line without the tag, and the untagged
         responses (each as `complete` gives it, without "* ")."""
-        tag = self.command(*parts)
+        return self._reply(self.command(*parts))
+
+    def _reply(self, tag: bytes) -> tuple[bytes, list[list[bytes]]]:
         untagged: list[list[bytes]] = []
         size = 0
+        ends = time.monotonic() + _REPLY_SECONDS
         while True:
             line = self.readline()
+            self.renew(min(_COMMAND_SECONDS, ends - time.monotonic()))
             if line.startswith(b"* "):
                 response = self.complete(line)
                 response[0] = response[0][2:]
@@ -300,7 +365,7 @@ class Wire(imaplib.IMAP4):
     def bye(self, line: bytes) -> Unavailable:
         """The error for an untagged BYE."""
         self._alive = False
-        return Unavailable(f"The server {self._name} said goodbye: {self.words(line[4:].strip())}")
+        return Unavailable(f"The server {self.name} said goodbye: {self.words(line[4:].strip())}")
 
 
 def without(secrets: Iterable[bytes], said: bytes) -> str:
@@ -318,8 +383,6 @@ def spellings(secrets: Iterable[str]) -> list[bytes]:
             raw = secret.encode()
             quoted = raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
             found |= {raw, quoted, base64.b64encode(raw)}
-            # imaplib shows some replies as Python does: "BAD [b'...']".
-            found |= {repr(spelling)[2:-1].encode() for spelling in (raw, quoted)}
     return sorted(found, key=len, reverse=True)
 
 
@@ -352,6 +415,13 @@ def parse(parts: Sequence[bytes]) -> list[Value]:
             else:
                 stack[-1].append(None if atom.upper() == b"NIL" else atom)
     return root
+
+
+def capabilities(lines: Iterable[bytes]) -> frozenset[str]:
+    """Return what a server tells that it can do: in a response of its own, or in a status line's
+    code (RFC 9051 section 7.1)."""
+    found = (match[1] for line in lines if (match := _CAPABILITY.search(line)))
+    return frozenset(printable(word).upper() for words in found for word in words.split())
 
 
 def pairs(values: Sequence[Value]) -> dict[bytes, Value]:

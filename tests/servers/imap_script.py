@@ -90,6 +90,7 @@ class ImapScript:
         self.turned_away = 0
         self.search_cap: int | None = None
         self.max_line = 8_192
+        self.refuses_literals = False
         self.before_each_mail: Callable[[Client, int], None] = lambda _client, _uid: None
         #: In which order the items of a message are answered.
         self.arranged: Callable[[Sequence[bytes]], Sequence[bytes]] = lambda items: items
@@ -190,6 +191,10 @@ class Client:
     def _command(self) -> bytes:
         line = self.file.readline(1_000_000)
         while found := re.search(rb"\{(\d+)(\+?)\}\r\n$", line):
+            if not found[2] and self.server.refuses_literals:
+                self.send(line.partition(b" ")[0] + b" BAD no literals here\r\n")
+                line = self.file.readline(1_000_000)
+                continue
             if not found[2]:
                 self.send(b"+ go on\r\n")
             line = line[: found.start()] + b"<" + self.file.read(int(found[1])) + b">"
