@@ -33,8 +33,6 @@ class Outbox:
         self._closed = False
         self._changed = threading.Condition()
         self._came, self._came_bytes = 0, 0
-        #: Whether any message came.
-        self.delivered = False
         #: How long the caller has waited for an item.
         self.waited_seconds = 0.0
 
@@ -98,7 +96,6 @@ class Sender:
     def add(self, answer: Answer) -> None:
         self._chunk.append(answer)
         if isinstance(answer, RawMessage):
-            self._out.delivered = True
             body = answer.body
             self._bytes += len(body) if isinstance(body, bytes) else SPOOL_BYTES
         if len(self._chunk) >= _CHUNK_MESSAGES or self._bytes >= _CHUNK_BYTES:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from connectors.errors import (
     ConnectorError,
+    FolderRefused,
     MessageGone,
     MessageRefused,
     Skippable,
@@ -24,9 +25,10 @@ from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS_WITH_BODY
 from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped, discard
 from connectors.generic_imap.refusals import must_wait, refusal
-from connectors.generic_imap.replies import Batch, Replies, too_large
+from connectors.generic_imap.replies import STAND_IN, Batch, Replies, too_large
 from connectors.generic_imap.uids import Uids
 from connectors.generic_imap.wire import Wire
+from connectors.refusals import RefusalGuard
 from connectors.types import MessageRef, Missing, RemoteFolder
 
 #: Measured on loopback: more per command gains nothing, less costs at 40 ms of latency.
@@ -36,6 +38,11 @@ _BODY_ALONE = "UID BODY.PEEK[]"
 _IN_FLIGHT = 4
 #: How long a download goes on before it is told what it waits for.
 _PATIENCE_SECONDS = 0.2
+#: After so many refusals in a row the server is asked whether it hands out any bodies.
+_REFUSALS_BEFORE_DOUBT = 5
+#: A folder that gives nothing but stand-ins for so many messages holds no mail: Exchange lists
+#: calendars, contacts and tasks.
+_STAND_INS_BEFORE_REFUSAL = 20
 
 
 class Fetch:
@@ -61,7 +68,7 @@ class Fetch:
         self._describes = not main.has_stable_ids
         self._items = ITEMS_WITH_BODY if self._describes else _BODY_ALONE
         self._next_refs = iter(refs)
-        self._left = len(refs)
+        self._asked = self._left = len(refs)
         self._cutting = threading.Lock()
         self._threads: list[threading.Thread] = []
         #: Where a thread can be interrupted, also while it logs in.
@@ -70,8 +77,12 @@ class Fetch:
         self._reading: set[threading.Thread] = set()
 
     def answers(self) -> Iterator[Answer]:
-        """Yield every answer. Raises Retryable after what had arrived whole was yielded."""
+        """Yield every answer. Raises Retryable after what had arrived whole was yielded, and
+        FolderRefused where none of the messages is mail."""
         self._validity = listing.opened(self._main, self._folder)
+        sift = _Sift(
+            judges_folder=2 * self._asked >= min(self._main.exists, listing.BARE_PAGE_MESSAGES)
+        )
         problem: BaseException | None = None
         came: collections.deque[Answer] = collections.deque()
         began = time.monotonic()
@@ -85,9 +96,11 @@ class Fetch:
                 elif isinstance(item, BaseException):
                     problem = problem or item
                 else:
-                    came.extend(item)
+                    outage = sift.take(item, came)
                     while came:
                         yield came.popleft()
+                    if outage is not None:
+                        raise outage
                 if problem is None and self._is_starved(began):
                     self._start()
                     running += 1
@@ -96,6 +109,7 @@ class Fetch:
             discard(came)
         if problem is not None:
             raise problem
+        yield from sift.end()
 
     def close(self) -> None:
         """Stop the threads and wait for them. A connection in the middle of a reply is ended."""
@@ -221,18 +235,24 @@ class Fetch:
         self, login: Login, refs: Sequence[MessageRef], replies: Replies, sender: Sender
     ) -> None:
         """Answer for what no batch answered: gone, or asked for once more and singly."""
-        refusals = 0
+        in_a_row = 0
+        works = False
         for part in Uids((uid, uid) for uid in map(_uid, refs)).commands():
             there = self._there(login, part)
             for ref in (ref for ref in refs if _uid(ref) in part):
+                if self._stop.is_set():
+                    return
                 found = there.get(ref.remote_id)
                 missing = _gone(ref) if found is None else self._one(login, ref, found, replies)
-                if missing is not None:
-                    sender.add(missing)
-                refused = missing is not None and isinstance(missing.error, MessageRefused)
-                refusals = refusals + 1 if refused else 0
-                if refusals >= listing.MAX_REFUSALS and not self._out.delivered:
-                    raise Unavailable(f"The server refuses every message. {missing.error}")  # type: ignore[union-attr] # refused says there is one
+                if missing is None:
+                    in_a_row = 0
+                    continue
+                if isinstance(missing.error, MessageRefused) and not missing.error.of_item:
+                    in_a_row += 1
+                    if in_a_row % _REFUSALS_BEFORE_DOUBT == 0:
+                        works = _hands_out_bodies(login)
+                    missing.error.of_item = works
+                sender.add(missing)
 
     def _there(self, login: Login, uids: Uids) -> dict[str, MessageRef]:
         """Return which of these the server has, with what it says of them, which may be nothing."""
@@ -262,8 +282,70 @@ class Fetch:
         return Missing(ref, MessageRefused(f"The server says: {login.wire.words(status)}"))
 
 
+class _Sift:
+    """Puts the answers of one download in line, holding back what may be no matter of single
+    messages: refusals in a row (an outage?) and stand-ins alone (no mail?)."""
+
+    def __init__(self, *, judges_folder: bool) -> None:
+        self._guard = RefusalGuard()
+        self._stand_ins: list[Answer] = []
+        self._judges_folder = judges_folder
+
+    def take(
+        self, answers: Sequence[Answer], line: collections.deque[Answer]
+    ) -> ConnectorError | None:
+        """Put answers into the line; return what they prove of the server or the folder."""
+        if Missing not in map(type, answers):  # as nearly always
+            self._take_bodies(answers, line)
+            return None
+        rest = iter(answers)
+        try:
+            for answer in rest:
+                if isinstance(answer, Missing):
+                    line.extend(self._missing(answer))
+                else:
+                    self._take_bodies([answer], line)
+        except (Unavailable, FolderRefused) as error:
+            discard(rest)
+            return error
+        return None
+
+    def end(self) -> list[Answer]:
+        """Return what was held back and is about its messages alone."""
+        held, self._stand_ins = self._stand_ins, []
+        return [*held, *self._guard.end()]
+
+    def _take_bodies(self, answers: Sequence[Answer], line: collections.deque[Answer]) -> None:
+        self._judges_folder = False
+        line.extend(self.end())
+        line.extend(answers)
+
+    def _missing(self, missing: Missing) -> Sequence[Answer]:
+        stands_in = isinstance(missing.error, ConnectorError) and missing.error.code == STAND_IN
+        if not (stands_in and self._judges_folder):
+            return self._guard.refused(missing)
+        self._stand_ins.append(missing)
+        if len(self._stand_ins) < _STAND_INS_BEFORE_REFUSAL:
+            return ()
+        raise FolderRefused(
+            f"This folder holds no mail: in place of each of its first {len(self._stand_ins)} items"
+            " the server sends a notice that it can't be had by IMAP, as Exchange does for"
+            " calendars, contacts and tasks. Exclude the folder from the source.",
+            code="no_mail",
+        )
+
+
 def _uid(ref: MessageRef) -> int:
     return int(ref.remote_id.partition(":")[2])
+
+
+def _hands_out_bodies(login: Login) -> bool:
+    """Tell whether the server gives a byte of the oldest, the newest or the middle message: then
+    those that it refuses are bad, and it is not out of order."""
+    numbers = sorted({1, (login.exists + 1) // 2, login.exists} - {0})
+    command = f"FETCH {','.join(map(str, numbers))} (BODY.PEEK[]<0.1>)"
+    _, untagged = login.wire.run(command.encode())
+    return any(len(response) > 1 and response[1] for response in untagged)
 
 
 def _gone(ref: MessageRef) -> Missing:

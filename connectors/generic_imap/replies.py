@@ -14,7 +14,7 @@ from connectors.generic_imap import wire
 from connectors.generic_imap.describing import described, items_of, uid_of
 from connectors.generic_imap.outbox import Sender
 from connectors.generic_imap.uids import Uids
-from connectors.types import MessageRef, Missing, RawMessage
+from connectors.types import Body, MessageRef, Missing, RawMessage
 
 #: More untagged responses in a row that nobody asked for are an attack. One flag change by another
 #: client may send one per message of the folder.
@@ -36,6 +36,15 @@ _BODY = re.compile(
 _REST = re.compile(rb"(?: [A-Z][\w.-]* (?:\d+|NIL|\([^()]*\)|\"[^\"]*\"))* ?\)\r?\n", re.IGNORECASE)
 
 
+#: What Exchange serves as the body of what it can't convert to MIME, each item of a calendar for
+#: one. Small, by its subject, and with this sentence in its text (apostrophes vary).
+_STAND_IN_BYTES, _STAND_IN_HEADER_BYTES = 8_192, 2_048
+_STAND_IN = b"Retrieval using the IMAP4 protocol failed"
+_STAND_IN_SUBJECT = re.compile(rb"^Subject: *" + _STAND_IN, re.IGNORECASE | re.MULTILINE)
+_STAND_IN_TEXT = re.compile(rb"The server could\S{1,12}\s+retrieve\s+the\s+following\s+message")
+STAND_IN = "stand_in"
+
+
 @dataclasses.dataclass(slots=True)
 class Batch:
     """One FETCH command: what it asks for and what is not answered yet."""
@@ -51,6 +60,35 @@ def too_large(size: int, limit: int) -> MessageRefused:
         f"The message has {size:,} bytes, more than MAX_MESSAGE_BYTES "
         f"({limit:,}) allows. Raise the limit and retry it.",
         code="too_large",
+        of_item=True,
+    )
+
+
+def _answer(ref: MessageRef, body: Body) -> RawMessage | Missing:
+    """Return a body as an answer, unless the server made it up in place of the message's."""
+    # The cheap look comes first: this is done for each message.
+    if (
+        isinstance(body, bytes)
+        and body.find(_STAND_IN, 0, _STAND_IN_HEADER_BYTES) >= 0
+        and _is_stand_in(body)
+    ):
+        return Missing(ref, _stands_in())
+    return RawMessage(ref, body)
+
+
+def _is_stand_in(body: bytes) -> bool:
+    if len(body) >= _STAND_IN_BYTES:
+        return False
+    header, _, text = body.replace(b"\r\n", b"\n").partition(b"\n\n")
+    return bool(_STAND_IN_SUBJECT.search(header) and _STAND_IN_TEXT.search(text))
+
+
+def _stands_in() -> MessageRefused:
+    return MessageRefused(
+        "The server can't convert this message and sends a notice of its own in its place. It is"
+        " tried again; whoever runs the server may repair or export the message.",
+        code=STAND_IN,
+        of_item=True,
     )
 
 
@@ -101,7 +139,7 @@ class Replies:
             if ref is None:
                 self._pass_by()
             else:
-                self._sender.add(RawMessage(ref, body))
+                self._sender.add(_answer(ref, body))
                 any_asked_for = True
         return any_asked_for
 
@@ -140,8 +178,7 @@ class Replies:
         if ref is None:
             raw.close()
             return False
-        raw.ref = ref
-        self._sender.add(raw)
+        self._sender.add(_answer(ref, raw.body))
         return True
 
     def _pass_over(self, size: int, items: bytes, batches: Sequence[Batch]) -> bool:
@@ -179,7 +216,7 @@ class Replies:
         said = response[0].partition(b"(")[2]
         ref = self._claim(batches, uid_of(said), said, empty=not body)
         if ref is not None:
-            self._sender.add(RawMessage(ref, body))
+            self._sender.add(_answer(ref, body))
         return ref is not None
 
     def _claim(
@@ -210,5 +247,7 @@ _NOBODY = MessageRef("")
 
 def _wrong_size(size: int) -> MessageRefused:
     return MessageRefused(
-        f"It is not of the {size:,} bytes that the server announced.", code="wrong_size"
+        f"It is not of the {size:,} bytes that the server announced.",
+        code="wrong_size",
+        of_item=True,
     )

@@ -376,6 +376,7 @@ class Client:
             b"X-GM-THRID": b"X-GM-THRID %d" % mail.gmail_id,
             b"X-GM-LABELS": b"X-GM-LABELS (" + mail.labels + b")",
             b"BODY.PEEK[]": b"BODY[] " + (body if mail.answer is None else mail.answer),
+            b"BODY.PEEK[]<0.1>": b"BODY[]<0> {1}\r\n" + mail.body[:1],
         }
         return b" ".join(values[item] for item in self.server.arranged(items.split()))
 
