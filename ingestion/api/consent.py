@@ -12,7 +12,7 @@ from rest_framework.exceptions import NotAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from ingestion import queries, tasks
+from ingestion import tasks
 from ingestion.api import serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.errors import ServiceError
@@ -63,9 +63,8 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
             text = f"Signed in. The credentials of “{source.name}” are being checked."
             messages.success(self._django_request, text)
             return self._redirect("admin:ingestion_ingestionsource_change", source.pk)
-        found = queries.with_counts(IngestionSource.objects.filter(pk=source.pk)).get()
-        context = {"runs": queries.current_runs([found])}
-        return Response(serializers.SourceOut(found, context=context).data)
+        found = serializers.source_rows(IngestionSource.objects.filter(pk=source.pk)).get()
+        return Response(serializers.present_sources([found])[0])
 
     @property
     def _django_request(self) -> HttpRequest:

@@ -18,12 +18,16 @@ from rest_framework.renderers import JSONRenderer
 
 from ingestion import queries
 from ingestion.api import serializers
-from ingestion.models import IngestionSource, Run
 
 MAX_SECONDS = 300
 MAX_STREAMS = 16  # of the 32 threads of one web process
 _TICK_SECONDS = 1.0
 _RECONNECT_MILLISECONDS = 5000
+
+_SHOWN = (
+    *("status", "statusMessage", "messageCount", "archivedBytes", "failedMessageCount"),
+    *("archivedUpTo", "incomplete", "currentRun"),
+)
 
 _places = threading.BoundedSemaphore(MAX_STREAMS)
 
@@ -59,30 +63,27 @@ def _events(source_id: uuid.UUID, user: User) -> Iterator[bytes]:
     until = time.monotonic() + MAX_SECONDS
     said = b""
     while time.monotonic() < until:
-        source, run = _look(source_id, user)
-        event = _event(source, run)
+        source = _look(source_id, user)
+        event = _event(source)
         yield event if event != said else b": nothing new\n\n"  # finds out who is gone
-        if source is None or run is None:
+        if source is None or source["currentRun"] is None:
             return
         said = event
         time.sleep(_TICK_SECONDS)  # the rhythm of the stream, not a wait for something
 
 
-def _look(source_id: uuid.UUID, user: User) -> tuple[IngestionSource | None, Run | None]:
+def _look(source_id: uuid.UUID, user: User) -> dict[str, Any] | None:
+    """Return the source object as it is now; None where it is gone."""
     try:
-        visible = queries.visible_sources(user)
-        source = queries.with_counts(visible).filter(pk=source_id).first()
-        return source, queries.current_runs([source]).get(source_id) if source else None
+        visible = queries.visible_sources(user).filter(pk=source_id)
+        return next(iter(serializers.present_sources(serializers.source_rows(visible))), None)
     finally:
         connection.close()  # between two looks the thread needs none
 
 
-def _event(source: IngestionSource | None, run: Run | None) -> bytes:
+def _event(source: dict[str, Any] | None) -> bytes:
     data: dict[str, Any] = {"status": "deleted"}
     if source is not None:
-        context = {"runs": {source.pk: run} if run else {}}
-        shown = serializers.SourceOut(source, context=context).data
-        names = ("status", "statusMessage", "messageCount", "archivedBytes", "failedMessageCount")
-        data = {name: shown[name] for name in (*names, "currentRun")}
-    name = "end" if source is None or run is None else "progress"
+        data = {name: source[name] for name in _SHOWN}
+    name = "end" if source is None or source["currentRun"] is None else "progress"
     return b"event: %s\ndata: %s\n\n" % (name.encode(), JSONRenderer().render(data))

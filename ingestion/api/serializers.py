@@ -1,10 +1,13 @@
 """The shapes that come out. No cursor, token, key or password ever appears in one."""
 
+from collections.abc import Iterable
 from typing import Any
 
+from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
+from ingestion import freshness, queries
 from ingestion.api.inputs import ProviderConfig, SourceOptions
 from ingestion.models import (
     FailedMessage,
@@ -41,8 +44,39 @@ class RunOut(serializers.ModelSerializer[Run]):
         )
 
 
+class LeftOutOut(serializers.Serializer[Any]):
+    """A mailbox, or a folder of it, that is not archived now, with the reason. `since`: its last
+    success, or its first failure."""
+
+    mailbox = serializers.CharField()
+    folder = serializers.CharField(allow_null=True)
+    code = serializers.CharField()
+    message = serializers.CharField()
+    since = serializers.DateTimeField(allow_null=True)
+    retryAt = serializers.DateTimeField(source="retry_at", allow_null=True)
+
+
+class ReasonOut(serializers.Serializer[Any]):
+    """Why a source needs somebody. `code`: error, check_failing, sign_in_awaited, late,
+    mailboxes_unavailable, folders_failing or messages_failing."""
+
+    code = serializers.CharField()
+    message = serializers.CharField(source="text")
+    since = serializers.DateTimeField(allow_null=True)
+
+
 class SourceOut(serializers.ModelSerializer[IngestionSource]):
-    """The source object. Needs `queries.with_counts`, and `runs` in its context."""
+    """The source object. Made by `present_sources` of what came through `source_rows`.
+
+    `archivedUpTo`: the oldest successful sync of the mailboxes it follows, null until each was
+    synced once. `incomplete`: what is not archived now, at most 20 mailboxes and 20 folders.
+    `attention`: why it needs somebody, empty where it needs nobody. `lastSyncFinishedAt` is the
+    last try, whatever came of it.
+    """
+
+    archivedUpTo = serializers.DateTimeField(source="archived_up_to", allow_null=True)
+    incomplete = serializers.SerializerMethodField()
+    attention = serializers.SerializerMethodField()
 
     statusMessage = serializers.CharField(source="status_message")
     providerConfig = serializers.SerializerMethodField()
@@ -64,6 +98,7 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
         fields = (
             *("id", "name", "provider", "status", "statusMessage", "options", "providerConfig"),
             *("lastSyncStartedAt", "lastSyncFinishedAt", "lastSyncStatusMessage", "nextSyncAt"),
+            *("archivedUpTo", "incomplete", "attention"),
             *("mailboxCount", "messageCount", "archivedBytes", "failedMessageCount"),
             *("currentRun", "createdAt", "updatedAt"),
         )
@@ -76,10 +111,30 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
     def get_options(self, source: IngestionSource) -> dict[str, Any]:
         return Options.of(source.options).as_json()
 
+    @extend_schema_field(LeftOutOut(many=True))
+    def get_incomplete(self, source: IngestionSource) -> list[dict[str, Any]]:
+        return list(LeftOutOut(freshness.left_out(source), many=True).data)
+
+    @extend_schema_field(ReasonOut(many=True))
+    def get_attention(self, source: IngestionSource) -> list[dict[str, Any]]:
+        return list(ReasonOut(freshness.reasons(source), many=True).data)
+
     @extend_schema_field(RunOut(allow_null=True))
     def get_currentRun(self, source: IngestionSource) -> dict[str, Any] | None:  # noqa: N802 - the API's name
         run = self.context["runs"].get(source.pk)
         return RunOut(run).data if run else None
+
+
+def source_rows(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]:
+    """Annotate what SourceOut shows."""
+    return freshness.judged(queries.with_counts(sources))
+
+
+def present_sources(rows: Iterable[IngestionSource]) -> list[dict[str, Any]]:
+    """Return the source objects of what came through `source_rows`."""
+    found = list(rows)
+    context = {"runs": queries.current_runs(found)}
+    return list(SourceOut(found, many=True, context=context).data)
 
 
 class StartedOut(serializers.Serializer[Any]):
@@ -111,13 +166,14 @@ class MailboxOut(serializers.ModelSerializer[Mailbox]):
     messageCount = serializers.IntegerField(source="message_count")
     archivedBytes = serializers.IntegerField(source="archived_bytes")
     lastSyncedAt = serializers.DateTimeField(source="last_synced_at", allow_null=True)
+    lastErrorCode = serializers.CharField(source="last_error_code")
     lastError = serializers.CharField(source="last_error")
 
     class Meta:
         model = Mailbox
         fields = (
             *("id", "address", "state", "stateReason", "messageCount", "archivedBytes"),
-            *("lastSyncedAt", "lastError"),
+            *("lastSyncedAt", "lastErrorCode", "lastError"),
         )
 
 
@@ -139,18 +195,27 @@ class FailureOut(serializers.ModelSerializer[FailedMessage]):
 
 
 class FolderOut(serializers.ModelSerializer[Folder]):
-    """A folder and how much of it is archived. `remoteCount` is the provider's own count."""
+    """A folder and how much of it is archived. `remoteCount` is the provider's own count.
+
+    `failingSince`: the folder can't be read, for the reason in `lastError`, and is tried again at
+    `retryAt`.
+    """
 
     mailbox = serializers.CharField(source="mailbox.address")
     messages = serializers.IntegerField(source="message_count")
     failures = serializers.IntegerField(source="failed_message_count")
     remoteCount = serializers.IntegerField(source="remote_count", allow_null=True)
     listedAt = serializers.DateTimeField(source="listed_at", allow_null=True)
+    failingSince = serializers.DateTimeField(source="failing_since", allow_null=True)
+    lastErrorCode = serializers.CharField(source="last_error_code")
+    lastError = serializers.CharField(source="last_error")
+    retryAt = serializers.DateTimeField(source="not_before", allow_null=True)
 
     class Meta:
         model = Folder
         fields = (
             *("id", "mailbox", "path", "role", "messages", "failures", "remoteCount", "listedAt"),
+            *("failingSince", "lastErrorCode", "lastError", "retryAt"),
         )
 
 

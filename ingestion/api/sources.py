@@ -41,7 +41,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     serializer_class = serializers.SourceOut
 
     def get_queryset(self) -> Any:
-        return queries.with_counts(queries.visible_sources(self.user))
+        return serializers.source_rows(queries.visible_sources(self.user))
 
     def handle_exception(self, exc: Exception) -> Response:
         if isinstance(exc, LostRace) and not self.get_queryset().filter(pk=self.kwargs["pk"]):
@@ -69,9 +69,9 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         if "search" in wanted:
             found = found.filter(name__icontains=wanted["search"])
         if "page" not in wanted and "pageSize" not in wanted:
-            return Response(_present(list(found)))
+            return Response(serializers.present_sources(list(found)))
         rows, headers = self.page(found, wanted, size=50)
-        return Response(_present(rows), headers=headers)
+        return Response(serializers.present_sources(rows), headers=headers)
 
     @extend_schema(
         operation_id="createIngestionSource",
@@ -95,7 +95,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(operation_id="getIngestionSource", responses={200: serializers.SourceOut})
     def retrieve(self, request: Request, pk: str) -> Response:
         """Retrieve a single ingestion source by its ID."""
-        return Response(_present([self.get_object()])[0])
+        return Response(serializers.present_sources([self.get_object()])[0])
 
     @extend_schema(
         operation_id="updateIngestionSource",
@@ -288,15 +288,11 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def _after(self, source: IngestionSource, code: int = status.HTTP_200_OK) -> Response:
         """Ring for what a verb left due, and answer the source as it is now."""
         tasks.ring(source)
-        now = queries.with_counts(IngestionSource.objects.filter(deleted_at=None))
-        return Response(_present([get_object_or_404(now, pk=source.pk)])[0], status=code)
+        now = serializers.source_rows(IngestionSource.objects.filter(deleted_at=None))
+        found = get_object_or_404(now, pk=source.pk)
+        return Response(serializers.present_sources([found])[0], status=code)
 
     def _started(self, source: IngestionSource, run: Run) -> Response:
         tasks.ring(source)
         body = {"message": f"The {run.kind} is under way.", "run": serializers.RunOut(run).data}
         return Response(body, status=status.HTTP_202_ACCEPTED)
-
-
-def _present(found: list[IngestionSource]) -> list[dict[str, Any]]:
-    context = {"runs": queries.current_runs(found)}
-    return list(serializers.SourceOut(found, many=True, context=context).data)

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ingestion import queries
+from ingestion import freshness, queries
 from ingestion.models import IngestionSource, Run
 from ingestion.services import sources
 from ingestion.services.options import Options
@@ -101,7 +101,8 @@ def run_object(run: Run) -> dict[str, Any]:
 def source_objects(chosen: Iterable[IngestionSource]) -> list[dict[str, Any]]:
     """Return sources as the API shows them, in the order given. A constant number of queries."""
     order = [source.pk for source in chosen]
-    found = queries.with_counts(IngestionSource.objects.filter(pk__in=order)).in_bulk()
+    rows = queries.with_counts(IngestionSource.objects.filter(pk__in=order))
+    found = freshness.judged(rows).in_bulk()
     runs = queries.current_runs(found.values())
     return [_source_object(found[pk], runs.get(pk)) for pk in order if pk in found]
 
@@ -124,6 +125,12 @@ def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
         "lastSyncFinishedAt": source.last_sync_finished_at,
         "lastSyncStatusMessage": source.last_sync_status_message,
         "nextSyncAt": source.next_sync_at,
+        "archivedUpTo": source.archived_up_to,
+        "incomplete": [_left_out_object(one) for one in freshness.left_out(source)],
+        "attention": [
+            {"code": reason.code, "message": reason.text, "since": reason.since}
+            for reason in freshness.reasons(source)
+        ],
         "mailboxCount": source.mailbox_count,
         "messageCount": source.message_count,
         "archivedBytes": source.archived_bytes,
@@ -131,4 +138,15 @@ def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
         "currentRun": run_object(run) if run else None,
         "createdAt": source.created_at,
         "updatedAt": source.updated_at,
+    }
+
+
+def _left_out_object(one: freshness.LeftOut) -> dict[str, Any]:
+    return {
+        "mailbox": one.mailbox,
+        "folder": one.folder,
+        "code": one.code,
+        "message": one.message,
+        "since": one.since,
+        "retryAt": one.retry_at,
     }

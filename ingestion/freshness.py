@@ -1,0 +1,312 @@
+"""Up to when sources are archived, and which of them need somebody: one definition for all pages.
+
+Fresh is who was synced, not who was tried. A source is archived up to the oldest successful sync of
+the mailboxes it follows; it is late when that is longer ago than three of its intervals, and than
+15 minutes. What can't be had by itself (a suspended mailbox, a folder, a message) does not hold
+that back: it is told beside it.
+
+Each of them costs a constant number of queries.
+"""
+
+import dataclasses
+import datetime as dt
+import functools
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from django.db.models import (
+    BooleanField,
+    Case,
+    Count,
+    DateTimeField,
+    Exists,
+    ExpressionWrapper,
+    F,
+    FloatField,
+    IntegerField,
+    Min,
+    OuterRef,
+    Prefetch,
+    Q,
+    QuerySet,
+    Subquery,
+    Value,
+    When,
+)
+from django.db.models.expressions import Combinable
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Cast, Coalesce, Greatest, Now
+from django.utils import timezone
+
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox
+from ingestion.states import MailboxState, SourceStatus
+
+#: A source is late after so many of its intervals without a success, and never before 15 minutes.
+LATE_INTERVALS = 3
+LATE_SECONDS = 15 * 60
+_USUAL_INTERVAL_SECONDS = 300
+#: Of what is left out, so much is told of each source and kind, one by one.
+MAX_LEFT_OUT = 20
+#: A check of credentials that is so far away waits for a person, not for time.
+_AWAITED = dt.timedelta(hours=1)
+_NAMED = 3
+
+Tone = Literal["success", "warning", "danger", "neutral"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A mailbox, or a folder of it, that is not archived now. `since`: its last success, or its
+    first failure. `retry_at`: None where nothing is planned before the next sync."""
+
+    mailbox: str
+    folder: str | None
+    code: str
+    message: str
+    since: dt.datetime | None
+    retry_at: dt.datetime | None
+
+    def __str__(self) -> str:
+        where = self.mailbox if self.folder is None else f"{self.folder} ({self.mailbox})"
+        return f"{where}: {self.message}".rstrip(".")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a source needs somebody. `code` is for programs."""
+
+    code: str
+    text: str
+    since: dt.datetime | None = None
+
+    def __str__(self) -> str:
+        return f"{self.text} Since {moment(self.since)}." if self.since else self.text
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """How all sources are, in a sentence. `tone` is that of a badge."""
+
+    tone: Tone
+    text: str
+
+
+# -- the definition ----------------------------------------------------------------------------
+
+_FAILING_FOLDER = Q(
+    failing_since__isnull=False, removed_at=None, mailbox__state=MailboxState.ACTIVE
+)
+#: What `judged` annotates, worst first.
+_CONDITIONS = (
+    *("is_late", "check_fails", "awaits_sign_in"),
+    *("lacks_mailboxes", "lacks_folders", "lacks_messages"),
+)
+_ATTENTION = functools.reduce(
+    operator.or_, (Q(**{name: True}) for name in _CONDITIONS), Q(status=SourceStatus.ERROR)
+) & ~Q(status=SourceStatus.PAUSED)
+
+
+def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
+    """Annotate `archived_up_to` (null until all mailboxes were synced once), the conditions that
+    `reasons` puts into words, and `needs_attention`: whether any of them holds.
+
+    Rows that are read bring along what `left_out` tells of, in two further queries.
+    """
+    followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
+    oldest = followed.order_by().values("source").annotate(at=Min("last_synced_at")).values("at")
+    # A first copy may take days: it is late only where it fails.
+    copied_first = Q(last_synced_at=None, run__isnull=False, attempts=0)
+    late = followed.exclude(copied_first).alias(at=Coalesce("last_synced_at", "created_at"))
+    pending = Q(status=SourceStatus.PENDING_AUTH)
+    lacks = {
+        "lacks_mailboxes": Mailbox.objects.filter(
+            source=OuterRef("pk"), state=MailboxState.UNAVAILABLE
+        ),
+        "lacks_folders": Folder.objects.filter(_FAILING_FOLDER, mailbox__source=OuterRef("pk")),
+        "lacks_messages": FailedMessage.objects.filter(mailbox__source=OuterRef("pk")),
+    }
+    return (
+        sources.annotate(
+            archived_up_to=Case(
+                When(~Exists(followed.filter(last_synced_at=None)), then=Subquery(oldest)),
+                output_field=DateTimeField(),
+            ),
+            late_before=_late_before(),
+            **{name: Exists(rows) for name, rows in lacks.items()},
+        )
+        .annotate(
+            is_late=_holds(
+                Q(Exists(late.filter(at__lt=OuterRef("late_before"))), status=SourceStatus.ACTIVE)
+            ),
+            check_fails=_holds(pending & Q(check_attempts__gt=0)),
+            awaits_sign_in=_holds(
+                pending & Q(check_attempts=0, check_not_before__gt=Now() + _AWAITED)
+            ),
+        )
+        .annotate(needs_attention=_holds(_ATTENTION))
+        .prefetch_related(
+            Prefetch("mailboxes", _troubled(), to_attr="troubled_mailboxes"),
+            Prefetch("troubled_mailboxes__folders", _failing(), to_attr="failing_folders"),
+        )
+    )
+
+
+def _troubled() -> QuerySet[Mailbox]:
+    failing = Q(state=MailboxState.ACTIVE) & ~Q(last_error="")
+    folders = Q(Exists(Folder.objects.filter(_FAILING_FOLDER, mailbox=OuterRef("pk"))))
+    found = Mailbox.objects.filter(failing | Q(state=MailboxState.UNAVAILABLE) | folders)
+    return found.order_by(F("last_synced_at").asc(nulls_first=True), "pk")[:MAX_LEFT_OUT]
+
+
+def _failing() -> QuerySet[Folder]:
+    return Folder.objects.filter(_FAILING_FOLDER).order_by("failing_since", "pk")[:MAX_LEFT_OUT]
+
+
+def _late_before() -> Combinable:
+    """What was last synced before this moment is late."""
+    interval = Cast(KeyTextTransform("syncIntervalSeconds", "options"), IntegerField())
+    seconds = Greatest(LATE_INTERVALS * Coalesce(interval, _USUAL_INTERVAL_SECONDS), LATE_SECONDS)
+    span = Cast(seconds, FloatField()) * Value(dt.timedelta(seconds=1))
+    return ExpressionWrapper(Now() - span, output_field=DateTimeField())
+
+
+def _holds(condition: Q) -> Combinable:
+    return ExpressionWrapper(condition, output_field=BooleanField())
+
+
+# -- in words ----------------------------------------------------------------------------------
+
+
+def left_out(source: Any) -> list[LeftOut]:
+    """Return what of a source that came through `judged` is not archived now: mailboxes that are
+    unavailable or fail, then folders. At most MAX_LEFT_OUT of each, those that had most time to
+    succeed first. Messages that failed have lists of their own."""
+    mailboxes = [
+        LeftOut(
+            mailbox=mailbox.address,
+            folder=None,
+            code=mailbox.last_error_code or mailbox.state,
+            message=mailbox.state_reason or mailbox.last_error,
+            since=mailbox.last_synced_at or mailbox.created_at,
+            retry_at=mailbox.not_before if mailbox.run_id else None,
+        )
+        for mailbox in source.troubled_mailboxes
+        if mailbox.last_error or mailbox.state == MailboxState.UNAVAILABLE
+    ]
+    folders = [
+        LeftOut(
+            mailbox=mailbox.address,
+            folder=folder.path,
+            code=folder.last_error_code,
+            message=folder.last_error,
+            since=folder.failing_since,
+            retry_at=folder.not_before,
+        )
+        for mailbox in source.troubled_mailboxes
+        for folder in mailbox.failing_folders
+    ]
+    return [*mailboxes[:MAX_LEFT_OUT], *folders[:MAX_LEFT_OUT]]
+
+
+def reasons(source: Any) -> list[Reason]:
+    """Say why a source that came through `judged` needs somebody, worst first; [] where nobody."""
+    if not source.needs_attention:
+        return []
+    missing = left_out(source)
+    mailboxes = [one for one in missing if one.folder is None]
+    folders = [one for one in missing if one.folder is not None]
+    told = []
+    if source.status == SourceStatus.ERROR:
+        told.append(Reason("error", source.status_message))
+    if source.check_fails:
+        told.append(Reason("check_failing", source.status_message))
+    if source.awaits_sign_in:
+        told.append(Reason("sign_in_awaited", source.status_message))
+    if source.is_late:
+        why = mailboxes[0].message if mailboxes else "no sync has succeeded."
+        told.append(Reason("late", f"Not up to date: {why}", source.archived_up_to))
+    if source.lacks_mailboxes:
+        told.append(Reason("mailboxes_unavailable", _listed(mailboxes, "mailbox", "mailboxes")))
+    if source.lacks_folders:
+        told.append(Reason("folders_failing", _listed(folders, "folder", "folders")))
+    if source.lacks_messages:
+        text = "Some messages could not be fetched; they are tried again."
+        told.append(Reason("messages_failing", text))
+    return told
+
+
+def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
+    """Say "1 folder could not be read: Shared (alice@example.com): No permission."."""
+    number = f"{len(missing)}{'+' if len(missing) == MAX_LEFT_OUT else ''}"
+    named = "; ".join(map(str, missing[:_NAMED]))
+    more = f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    noun = noun if len(missing) == 1 else plural
+    return f"{number} {noun} could not be read: {named}{more}."
+
+
+def summary(sources: QuerySet[IngestionSource]) -> Summary:
+    """Say up to when all sources are archived, or which is not, since when and why."""
+    shown = judged(sources)
+    followed = shown.filter(status=SourceStatus.ACTIVE)
+    numbers = followed.order_by().aggregate(
+        all=Count("pk"),
+        whole=Count("pk", filter=Q(archived_up_to__isnull=False)),
+        late=Count("pk", filter=Q(is_late=True)),
+        oldest=Min("archived_up_to"),
+    )
+    beside, in_error = _beside(sources)
+    if numbers["late"]:
+        worst = followed.filter(is_late=True).order_by(F("archived_up_to").asc(nulls_first=True))
+        return Summary("danger", f"{_late(numbers, worst[0])}{beside}")
+    tone: Tone = "danger" if in_error else "success" if numbers["all"] else "neutral"
+    if not numbers["all"]:
+        return Summary(tone, f"No source is followed yet.{beside}")
+    noun = "The source is" if numbers["all"] == 1 else f"All {numbers['all']:,} sources are"
+    if not numbers["whole"]:
+        return Summary(tone, f"{noun} being copied for the first time.{beside}")
+    if numbers["whole"] < numbers["all"]:
+        noun = f"{numbers['whole']:,} of {numbers['all']:,} sources are"
+        beside = f" Mailboxes of the others are copied for the first time.{beside}"
+    return Summary(tone, f"{noun} archived up to {moment(numbers['oldest'])}.{beside}")
+
+
+def _late(numbers: dict[str, Any], worst: Any) -> str:
+    missing = left_out(worst)
+    since = worst.archived_up_to or worst.created_at
+    why = f": {missing[0].message}" if missing else "."
+    text = f"{worst.name} has not been reached since {moment(since)}{why}"
+    if numbers["late"] > 1:
+        return f"{numbers['late']:,} of {numbers['all']:,} sources are not up to date. {text}"
+    return text
+
+
+#: In this order beside those that are followed.
+_OTHERS = (
+    ((SourceStatus.ERROR,), "in error"),
+    ((SourceStatus.PENDING_AUTH, SourceStatus.AUTH_SUCCESS), "not imported yet"),
+    ((SourceStatus.IMPORTING,), "being imported"),
+    ((SourceStatus.PAUSED,), "paused"),
+)
+
+
+def _beside(sources: QuerySet[IngestionSource]) -> tuple[str, int]:
+    counts = dict(sources.order_by().values_list("status").annotate(n=Count("pk")))
+    parts = []
+    for statuses, words in _OTHERS:
+        number = sum(counts.get(status, 0) for status in statuses)
+        if number:
+            parts.append(f"{number:,} {'is' if number == 1 else 'are'} {words}")
+    text = f" {', '.join(parts)}." if parts else ""
+    return text, counts.get(SourceStatus.ERROR, 0)
+
+
+def moment(at: dt.datetime) -> str:
+    """Say a past time in UTC, and how long ago it is: "02:31 UTC (27 min ago)"."""
+    now = timezone.now()
+    form = "%H:%M UTC" if at.date() == now.date() else "%Y-%m-%d %H:%M UTC"
+    seconds = max(0, (now - at).total_seconds())
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size or (size == 60 and seconds >= size):
+            return f"{at.astimezone(dt.UTC):{form}} ({seconds / size:.0f} {unit} ago)"
+    return f"{at.astimezone(dt.UTC):{form}} (just now)"

@@ -1,0 +1,181 @@
+"""Freshness is told by success, not by tries: `ingestion.freshness` on rows in every state."""
+
+import datetime as dt
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from ingestion import freshness
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
+from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source
+
+pytestmark = pytest.mark.django_db
+
+
+def ago(**span: float) -> dt.datetime:
+    return timezone.now() - dt.timedelta(**span)
+
+
+def judge(source: IngestionSource) -> Any:
+    return freshness.judged(IngestionSource.objects.filter(pk=source.pk)).get()
+
+
+def codes(source: IngestionSource) -> list[str]:
+    judged = judge(source)
+    found = freshness.reasons(judged)
+    assert judged.needs_attention is bool(found)
+    return [reason.code for reason in found]
+
+
+def said(source: IngestionSource) -> str:
+    judged = judge(source)
+    return " ".join(map(str, freshness.reasons(judged)))
+
+
+def summary() -> freshness.Summary:
+    return freshness.summary(IngestionSource.objects.filter(deleted_at=None))
+
+
+def test_a_source_is_archived_up_to_its_oldest_mailbox(owner: User) -> None:
+    source = a_source(owner)
+    assert judge(source).archived_up_to is None  # no mailbox
+    oldest = a_mailbox(source, "a@example.com", last_synced_at=ago(minutes=7))
+    a_mailbox(source, "b@example.com", last_synced_at=ago(minutes=1))
+    a_mailbox(source, "c@example.com", state="excluded")
+    a_mailbox(source, "d@example.com", state="gone", last_synced_at=ago(days=400))
+    assert judge(source).archived_up_to == oldest.last_synced_at
+    assert codes(source) == []
+    assert summary().tone == "success"
+    assert summary().text.startswith("The source is archived up to ")
+    assert "(7 min ago)" in summary().text
+
+
+def test_one_that_was_never_synced_makes_it_unknown(owner: User) -> None:
+    source = a_source(owner)
+    a_mailbox(source, "a@example.com", last_synced_at=ago(minutes=7))
+    a_mailbox(source, "b@example.com")
+    assert judge(source).archived_up_to is None
+    assert codes(source) == []
+    assert "for the first time" in summary().text
+
+
+@pytest.mark.parametrize(
+    ("interval_seconds", "minutes", "late"),
+    [(30, 14, False), (30, 16, True), (300, 14, False), (300, 16, True),
+     (3_600, 170, False), (3_600, 190, True)],
+)  # fmt: skip
+def test_late_is_three_intervals_and_never_less_than_a_quarter_of_an_hour(
+    owner: User, interval_seconds: int, minutes: int, late: bool
+) -> None:
+    source = a_source(owner, options={"syncIntervalSeconds": interval_seconds})
+    a_mailbox(source, last_synced_at=ago(minutes=minutes))
+    assert codes(source) == (["late"] if late else [])
+
+
+def test_the_reason_is_what_the_longest_waiting_mailbox_met(owner: User) -> None:
+    source = a_source(owner, "Alice", options={})
+    a_mailbox(
+        source,
+        last_synced_at=ago(minutes=27),
+        last_error="Can't connect to imap.example.com:993 (Connection refused).",
+        last_error_code="unavailable",
+    )
+    a_mailbox(a_source(owner, "Bob"), last_synced_at=ago(minutes=1))
+    assert codes(source) == ["late"]
+    assert "Connection refused" in said(source)
+    told = summary()
+    assert told.tone == "danger"
+    assert told.text.startswith("Alice has not been reached since ")
+    assert "(27 min ago): Can't connect" in told.text
+
+
+def test_a_first_copy_that_takes_days_is_not_late_and_one_that_fails_is(owner: User) -> None:
+    source = a_source(owner)
+    run = Run.objects.create(source=source, kind="sync")
+    a_mailbox(source, "a@example.com", last_synced_at=ago(minutes=2))
+    new = a_mailbox(source, "b@example.com", run=run)
+    Mailbox.objects.filter(pk=new.pk).update(created_at=ago(days=3))
+    assert codes(source) == []
+    Mailbox.objects.filter(pk=new.pk).update(attempts=4, last_error="Connection refused.")
+    assert codes(source) == ["late"]
+
+
+def test_what_waits_for_somebody_needs_attention(owner: User) -> None:
+    failing = a_source(
+        owner, "Failing", status="pending_auth", check_attempts=1,
+        status_message="Connection refused. Tried again in 10 s.",
+    )  # fmt: skip
+    assert codes(failing) == ["check_failing"]
+    assert "Connection refused" in said(failing)
+    waiting = a_source(
+        owner, "Waiting", status="pending_auth", status_message="Sign in with Google.",
+        check_not_before=timezone.now() + LATER,
+    )  # fmt: skip
+    assert codes(waiting) == ["sign_in_awaited"]
+    checked_now = a_source(owner, "New", status="pending_auth", check_not_before=timezone.now())
+    assert codes(checked_now) == []
+    refused = a_source(owner, "Refused", status="error", status_message="Wrong password.")
+    assert codes(refused) == ["error"]
+    assert summary().tone == "danger"
+    assert "1 is in error" in summary().text
+
+
+def test_what_is_left_out_is_told_beside_and_holds_nothing_back(owner: User) -> None:
+    source = a_source(owner)
+    mailbox = a_mailbox(source, last_synced_at=ago(minutes=1))
+    a_mailbox(
+        source, "gone@example.com", state="unavailable", state_reason="It has no licence.",
+        last_error_code="mailbox_unavailable", last_synced_at=ago(days=9),
+    )  # fmt: skip
+    a_folder(
+        mailbox, "Shared", failing_since=ago(hours=5), attempts=3, last_error_code="folder_refused",
+        last_error="The server says: Permission denied.", not_before=timezone.now() + LATER,
+    )  # fmt: skip
+    inbox = a_folder(mailbox)
+    FailedMessage.objects.create(
+        mailbox=mailbox, folder=inbox, remote_id="1", code="message_refused", reason="NO",
+        not_before=timezone.now() + LATER,
+    )  # fmt: skip
+    assert judge(source).archived_up_to == mailbox.last_synced_at
+    assert codes(source) == ["mailboxes_unavailable", "folders_failing", "messages_failing"]
+    assert "1 folder could not be read: Shared (ada@example.com)" in said(source)
+    assert "gone@example.com: It has no licence" in said(source)
+    missing = freshness.left_out(judge(source))
+    assert [(one.mailbox, one.folder, one.code) for one in missing] == [
+        ("gone@example.com", None, "mailbox_unavailable"),
+        ("ada@example.com", "Shared", "folder_refused"),
+    ]
+    Folder.objects.filter(path="Shared").update(removed_at=timezone.now())
+    assert "folders_failing" not in codes(source)
+
+
+def test_a_paused_source_needs_nobody(owner: User) -> None:
+    source = a_source(owner, status="paused")
+    a_mailbox(source, last_synced_at=ago(days=9), last_error="Connection refused.")
+    assert codes(source) == []
+    assert summary().text == "No source is followed yet. 1 is paused."
+
+
+def test_of_many_the_first_are_told_at_a_constant_number_of_queries(
+    owner: User, django_assert_num_queries: Any
+) -> None:
+    for source in [a_source(owner, f"Source {number}") for number in range(5)]:
+        Mailbox.objects.bulk_create(
+            Mailbox(
+                source=source, remote_id=str(n), address=f"{n:03}@example.com",
+                state="unavailable", state_reason="Suspended.", last_synced_at=ago(days=100 - n),
+            )
+            for n in range(60)
+        )  # fmt: skip
+    with django_assert_num_queries(3):
+        judged = list(freshness.judged(IngestionSource.objects.all()))
+    for source in judged:
+        assert [one.mailbox for one in freshness.left_out(source)] == [
+            f"{n:03}@example.com" for n in range(freshness.MAX_LEFT_OUT)
+        ]
+        (reason,) = freshness.reasons(source)
+        assert reason.text.startswith(
+            "20+ mailboxes could not be read: 000@example.com: Suspended;"
+        )
