@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from django.db.models import Count, Exists, OuterRef, QuerySet, Sum
+from django.db.models import Case, Count, QuerySet, Sum, When
 from django.http import HttpRequest
 from django.urls import reverse
 from redis.exceptions import RedisError
 
+from ingestion import freshness
 from ingestion.admin import display, overview
-from ingestion.admin.filters import failing, needs_attention, overdue
+from ingestion.admin.filters import overdue
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services import dispatch
 from ingestion.states import MailboxState, SourceStatus
@@ -30,6 +31,7 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
     sources = IngestionSource.objects.filter(deleted_at=None)
     return {
         "engine": _engine(sources),
+        "freshness": freshness.summary(sources),
         "tiles": _tiles(sources),
         "statuses": _statuses(sources),
         "attention": _attention(sources),
@@ -49,7 +51,8 @@ def _list() -> str:
 
 
 def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
-    """Say whether anybody does the work: without a worker every page would just look idle."""
+    """Say whether anybody does the work: without a worker every page would just look idle. The
+    sentence on freshness says the rest, so nothing is said here while all is well."""
     try:
         silent = dispatch.seconds_since_heartbeat()
     except RedisError:
@@ -82,7 +85,7 @@ def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
             "text": f"{late} {noun} overdue by more than 15 minutes. Add sync workers, or look"
             " for mailboxes that take long.",
         }
-    return {"tone": "success", "title": "Running", "text": "Beat and workers are at work."}
+    return {}
 
 
 def _tiles(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
@@ -132,29 +135,17 @@ def _statuses(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
 
 
 def _attention(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
-    """Return the sources that need somebody, worst first, each with the reason in words."""
-    unavailable = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.UNAVAILABLE)
-    found = list(
-        sources.filter(needs_attention()).annotate(
-            failing=failing(), unavailable=Exists(unavailable)
-        )[: _ROWS * 5]
-    )
-    found.sort(key=lambda source: source.status != SourceStatus.ERROR)
+    """Return the sources that need somebody, worst first, each with the reasons in words."""
+    worst = Case(When(status=SourceStatus.ERROR, then=0), When(is_late=True, then=1), default=2)
+    found = freshness.judged(sources).filter(needs_attention=True).order_by(worst, "name")[:_ROWS]
     return [
-        {"source": source, "tone": display.SOURCE_TONES[source.status], "why": _why(source)}
-        for source in found[:_ROWS]
+        {
+            "source": source,
+            "badge": display.source_badge(source),
+            "why": [str(reason) for reason in freshness.reasons(source)],
+        }
+        for source in found
     ]
-
-
-def _why(source: Any) -> str:
-    if source.status == SourceStatus.ERROR:
-        return str(source.status_message)
-    reasons = []
-    if source.failing:
-        reasons.append("Some messages could not be fetched; they are tried again.")
-    if source.unavailable:
-        reasons.append("A mailbox is unavailable at the provider.")
-    return " ".join(reasons) or "Its sync is overdue."
 
 
 def _running(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:

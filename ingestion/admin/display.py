@@ -142,6 +142,32 @@ def badge(text: str, tone: str, *, title: str = "") -> SafeString:
     )
 
 
+def source_badge(source: Any, *, classes: str = "") -> SafeString:
+    """Return the status of a source that came through `freshness.judged`, kept up to date."""
+    return format_html(
+        '<span class="ing-badge {}" data-tone="{}" data-live-source="{}" data-live="status">'
+        "{}</span>",
+        classes,
+        source_tone(source),
+        source.pk,
+        source_status(source),
+    )
+
+
+def source_status(source: Any) -> str:
+    """Say the status, and that it is late: an active source that is not reached looks well else."""
+    label = str(source.get_status_display())
+    return f"{label}, late" if source.is_late else label
+
+
+def source_tone(source: Any) -> str:
+    if source.is_late:
+        return "danger"
+    if source.needs_attention and source.status == SourceStatus.ACTIVE:
+        return "warning"
+    return SOURCE_TONES[source.status]
+
+
 def clipped(text: str, *, characters: int = 80) -> SafeString | str:
     """Return the start of a text, the whole of it under the pointer."""
     if len(text) <= characters:

@@ -10,8 +10,9 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.states import MailboxState, SourceStatus
+from ingestion import freshness
+from ingestion.models import FailedMessage, IngestionSource, Run
+from ingestion.states import SourceStatus
 
 #: A sync this late was not started by anyone: no worker or no beat is running.
 OVERDUE = dt.timedelta(minutes=15)
@@ -22,26 +23,26 @@ def overdue() -> Q:
     return Q(status=SourceStatus.ACTIVE, next_sync_at__lt=timezone.now() - OVERDUE)
 
 
-def running() -> Exists:
-    return Exists(Run.objects.filter(source=OuterRef("pk"), finished_at=None))
+def _needing(sources: QuerySet[Any]) -> QuerySet[Any]:
+    needing = freshness.judged(IngestionSource.objects.all()).filter(needs_attention=True)
+    return sources.filter(pk__in=needing.values("pk"))
 
 
-def failing() -> Exists:
-    return Exists(FailedMessage.objects.filter(mailbox__source=OuterRef("pk")))
+def _running(sources: QuerySet[Any]) -> QuerySet[Any]:
+    return sources.filter(Exists(Run.objects.filter(source=OuterRef("pk"), finished_at=None)))
 
 
-def needs_attention() -> Q:
-    unavailable = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.UNAVAILABLE)
-    return Q(status=SourceStatus.ERROR) | overdue() | Q(Exists(unavailable)) | Q(failing())
+def _failing(sources: QuerySet[Any]) -> QuerySet[Any]:
+    return sources.filter(Exists(FailedMessage.objects.filter(mailbox__source=OuterRef("pk"))))
 
 
 #: Value in the address -> (label, tone of its count, what it selects).
-QUESTIONS: dict[str, tuple[str, str, Callable[[], Any]]] = {
-    "attention": ("Needs attention", "danger", needs_attention),
-    "running": ("Running now", "primary", running),
-    "failing": ("Failed messages", "warning", failing),
-    "paused": ("Paused", "neutral", lambda: Q(status=SourceStatus.PAUSED)),
-    "new": ("Never imported", "info", lambda: Q(imported_at=None)),
+QUESTIONS: dict[str, tuple[str, str, Callable[[QuerySet[Any]], QuerySet[Any]]]] = {
+    "attention": ("Needs attention", "danger", _needing),
+    "running": ("Running now", "primary", _running),
+    "failing": ("Failed messages", "warning", _failing),
+    "paused": ("Paused", "neutral", lambda sources: sources.filter(status=SourceStatus.PAUSED)),
+    "new": ("Never imported", "info", lambda sources: sources.filter(imported_at=None)),
 }
 
 
@@ -54,7 +55,7 @@ class SourceQuestion(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         asked = QUESTIONS.get(self.value() or "")
-        return queryset.filter(asked[2]()) if asked else queryset
+        return asked[2](queryset) if asked else queryset
 
     @classmethod
     def links(cls, request: HttpRequest) -> list[dict[str, Any]]:
@@ -64,7 +65,7 @@ class SourceQuestion(admin.SimpleListFilter):
         address = reverse("admin:ingestion_ingestionsource_changelist")
         links = [{"label": "All", "url": address, "active": not now, "tone": "", "count": ""}]
         for value, (label, tone, selects) in QUESTIONS.items():
-            number = sources.filter(selects())[:_COUNTED].count()
+            number = selects(sources)[:_COUNTED].count()
             links.append(
                 {
                     "label": label,
@@ -92,3 +93,16 @@ class RunningNow(admin.SimpleListFilter):
         if self.value() == "failing":
             return queryset.filter(attempts__gt=0)
         return queryset
+
+
+class Failing(admin.SimpleListFilter):
+    """Folders that could not be read."""
+
+    title = "trouble"
+    parameter_name = "trouble"
+
+    def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
+        return [("failing", "Could not be read")]
+
+    def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
+        return queryset.filter(failing_since__isnull=False) if self.value() else queryset

@@ -11,6 +11,7 @@ from typing import Any
 
 from django.db.models import OuterRef, Prefetch, QuerySet
 
+from ingestion import freshness
 from ingestion.admin import display, verbs
 from ingestion.admin.base import capped_count
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
@@ -81,16 +82,16 @@ def _progress_text(run: Run, *, moving: bool) -> str:
     return " · ".join(parts)
 
 
-def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]:
+def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     """Add what `state` needs, in a constant number of queries."""
     mailboxes = Mailbox.objects.filter(source=OuterRef("pk"))
     failures = FailedMessage.objects.filter(mailbox__source=OuterRef("pk"))
-    return sources.annotate(
+    counted: QuerySet[Any] = freshness.judged(sources).annotate(
         mailbox_total=capped_count(mailboxes, cap=MAILBOXES_CAP),
         failure_total=capped_count(failures, cap=FAILURES_CAP),
-    ).prefetch_related(
-        Prefetch("runs", Run.objects.filter(finished_at=None), to_attr="unfinished_runs")
     )
+    unfinished = Run.objects.filter(finished_at=None)
+    return counted.prefetch_related(Prefetch("runs", unfinished, to_attr="unfinished_runs"))
 
 
 def current_run(source: IngestionSource) -> Run | None:
@@ -102,24 +103,41 @@ def current_run(source: IngestionSource) -> Run | None:
 def texts(source: Any) -> dict[str, str]:
     """Return the words of every cell that changes, by name."""
     return {
-        "status": source.get_status_display(),
-        "message": source.status_message,
+        "status": display.source_status(source),
+        "message": _message(source),
+        "archivedUpTo": _archived_up_to(source),
         "mailboxes": display.count(source.mailbox_total, cap=MAILBOXES_CAP),
         "messages": display.count(source.message_count),
         "archived": display.size(source.archived_bytes),
         "failures": display.count(source.failure_total, cap=FAILURES_CAP),
-        "lastSync": display.when(source.last_sync_finished_at),
+        "lastTry": display.when(source.last_sync_finished_at),
+        "tried": _tried(source),
         "nextSync": _next_sync(source),
         "now": _now(source),
     }
 
 
+def _message(source: Any) -> str:
+    """Say why it needs somebody; else what it did last, or why it stands where it does."""
+    reasons = " ".join(map(str, freshness.reasons(source)))
+    did = source.last_sync_status_message if source.status == SourceStatus.ACTIVE else ""
+    return reasons or str(did or source.status_message)
+
+
 def _now(source: Any) -> str:
-    """Say what a list shows of a source that has no bar: why it stands, or what it did last."""
-    if current_run(source) is not None:
-        return ""
-    said = source.last_sync_status_message if source.status == SourceStatus.ACTIVE else ""
-    return str(said or source.status_message)
+    """Say what a list shows of a source that has no bar."""
+    return "" if current_run(source) is not None else _message(source)
+
+
+def _archived_up_to(source: Any) -> str:
+    if source.archived_up_to is None:
+        return "not yet" if source.mailbox_total else display.NOTHING
+    return display.when(source.archived_up_to)
+
+
+def _tried(source: Any) -> str:
+    tried = source.last_sync_finished_at
+    return f"tried {display.when(tried)}" if tried else ""
 
 
 def _next_sync(source: Any) -> str:
@@ -140,7 +158,7 @@ def state(source: Any) -> dict[str, Any]:
     """Return what the page's script needs of one source that came through `with_state`."""
     run = current_run(source)
     return {
-        "tone": display.SOURCE_TONES[source.status],
+        "tone": display.source_tone(source),
         "texts": texts(source),
         "run": dataclasses.asdict(Progress.of(run)) if run else None,
         "refusals": refusals(source),

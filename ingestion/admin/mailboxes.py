@@ -1,6 +1,5 @@
 """The pages of mailboxes and of folders with their cursors. Read-only."""
 
-import json
 from typing import Any
 
 from django.contrib import admin
@@ -11,7 +10,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
 from ingestion.admin import display
 from ingestion.admin.base import MAX_COUNTED_ROWS, ReadOnlyAdmin, capped_count
-from ingestion.admin.filters import RunningNow
+from ingestion.admin.filters import Failing, RunningNow
 from ingestion.models import Folder, Mailbox, Placement
 
 
@@ -96,14 +95,15 @@ class MailboxAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Trouble")
     def trouble(self, mailbox: Mailbox) -> Any:
-        text = mailbox.state_reason or (mailbox.last_error if mailbox.attempts else "")
+        text = mailbox.state_reason or mailbox.last_error
         return display.clipped(text) if text else display.NOTHING
 
 
 @admin.register(Folder)
 class FolderAdmin(ReadOnlyAdmin):
-    list_display = ("name", "role", "archived", "at_provider", "listed", "cursor_text")
+    list_display = ("name", "role", "archived", "at_provider", "listed", "trouble")
     list_filter = (
+        Failing,
         "role",
         ("mailbox__source", AutocompleteSelectFilter),
         ("mailbox", AutocompleteSelectFilter),
@@ -123,8 +123,15 @@ class FolderAdmin(ReadOnlyAdmin):
             {"fields": ("path", "mailbox", "role", "remote_id", "stable_id", "gone")},
         ),
         ("Progress", {"fields": ("archived", "at_provider", "listed", "cursor_pretty")}),
+        (
+            "Trouble",
+            {"fields": ("failing", "last_error_code", "last_error", "attempts", "next_try")},
+        ),
     )
-    readonly_fields = ("archived", "at_provider", "listed", "cursor_pretty", "gone")
+    readonly_fields = (
+        *("archived", "at_provider", "listed", "cursor_pretty", "gone"),
+        *("failing", "next_try"),
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Folder]:
         present = Placement.objects.filter(folder=OuterRef("pk"), removed_at=None)
@@ -155,9 +162,21 @@ class FolderAdmin(ReadOnlyAdmin):
     def gone(self, folder: Folder) -> Any:
         return display.time_tag(folder.removed_at)
 
-    @admin.display(description="Cursor")
-    def cursor_text(self, folder: Folder) -> Any:
-        return display.clipped(json.dumps(folder.cursor)) if folder.cursor else display.NOTHING
+    @admin.display(description="Trouble")
+    def trouble(self, folder: Folder) -> Any:
+        if folder.failing_since is None:
+            return display.NOTHING
+        return display.two_lines(
+            display.clipped(folder.last_error), f"since {display.when(folder.failing_since)}"
+        )
+
+    @admin.display(description="Could not be read since")
+    def failing(self, folder: Folder) -> Any:
+        return display.full_time(folder.failing_since)
+
+    @admin.display(description="Next try")
+    def next_try(self, folder: Folder) -> Any:
+        return display.time_tag(folder.not_before) if folder.failing_since else display.NOTHING
 
     @admin.display(description="Cursor")
     def cursor_pretty(self, folder: Folder) -> Any:

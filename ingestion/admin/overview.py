@@ -9,6 +9,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from connectors.registry import PROVIDERS
+from ingestion import freshness
 from ingestion.admin import display, live, verbs
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
 from ingestion.services import consent, sources
@@ -52,7 +53,7 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
     """Return the context of `source_overview.html`; the source came through `live.with_state`."""
     return {
         "source": source,
-        "tone": display.SOURCE_TONES[source.status],
+        "badge": display.source_badge(source, classes="ing-badge-large"),
         "texts": live.texts(source),
         "progress": progress_bar(source, live.current_run(source)),
         "buttons": _buttons(source) if may_change else [],
@@ -61,6 +62,7 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
         # Who may change the settings sees them in the form below.
         "settings": [] if may_change else [*_connection(source), *_options(source)],
         "runs": Run.objects.filter(source=source).order_by("-started_at")[:_ROWS],
+        "left_out": [one for one in freshness.left_out(source) if one.folder is not None],
         "mailboxes": _mailboxes(source),
         "failures": FailedMessage.objects.filter(mailbox__source=source)
         .select_related("folder", "mailbox")
@@ -111,14 +113,15 @@ def _tiles(source: Any) -> list[dict[str, str]]:
             ("Size", "archived", ""),
             ("Mailboxes", "mailboxes", "mailboxes"),
             ("Failed messages", "failures", "failures"),
-            ("Last sync", "lastSync", "runs"),
+            ("Archived up to", "archivedUpTo", "runs"),
+            ("Last try", "lastTry", "runs"),
             ("Next sync", "nextSync", ""),
         )
     ]
 
 
 def _mailboxes(source: IngestionSource) -> list[Mailbox]:
-    """Return the mailboxes that need somebody first, then the others by address."""
+    """Return the mailboxes that fail first, then the others by address."""
     ours = Mailbox.objects.filter(source=source).order_by("address")
     trouble = Q(state=MailboxState.UNAVAILABLE) | Q(attempts__gt=0)
     found = list(ours.filter(trouble)[:_ROWS])

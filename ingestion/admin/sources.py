@@ -55,7 +55,7 @@ class SourceAdmin(AuditedAdmin):
         "mailbox_count",
         "archived",
         "failures",
-        "last_sync",
+        "archived_up_to",
         "next_sync",
     )
     list_filter = (SourceQuestion, "status", "provider")
@@ -90,14 +90,7 @@ class SourceAdmin(AuditedAdmin):
 
     @admin.display(description="Status", ordering="status")
     def state(self, source: IngestionSource) -> SafeString:
-        return format_html(
-            '<span class="ing-badge" data-tone="{}" title="{}" data-live-source="{}"'
-            ' data-live="status">{}</span>',
-            display.SOURCE_TONES[source.status],
-            source.status_message,
-            source.pk,
-            source.get_status_display(),
-        )
+        return display.source_badge(source)
 
     @admin.display(description="Now")
     def progress(self, source: IngestionSource) -> SafeString:
@@ -125,12 +118,12 @@ class SourceAdmin(AuditedAdmin):
         url = reverse("admin:ingestion_failedmessage_changelist")
         return display.link(f"{url}?mailbox__source__id__exact={source.pk}", text)
 
-    @admin.display(description="Last sync", ordering="last_sync_finished_at")
-    def last_sync(self, source: IngestionSource) -> SafeString:
-        return format_html(
-            '<span title="{}">{}</span>',
-            source.last_sync_status_message,
-            _live(source, "lastSync", live.texts(source)["lastSync"], classes="ing-nowrap"),
+    @admin.display(description="Archived up to", ordering="archived_up_to")
+    def archived_up_to(self, source: IngestionSource) -> SafeString:
+        texts = live.texts(source)
+        return display.two_lines(
+            _live(source, "archivedUpTo", texts["archivedUpTo"], classes="ing-nowrap"),
+            _live(source, "tried", texts["tried"], classes="ing-nowrap"),
         )
 
     @admin.display(description="Next sync", ordering="next_sync_at")

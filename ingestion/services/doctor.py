@@ -23,8 +23,9 @@ from django.db.migrations.executor import MigrationExecutor
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from ingestion import freshness
 from ingestion.archive.store import store
-from ingestion.models import Pack
+from ingestion.models import IngestionSource, Pack
 from ingestion.services import dispatch, encryption
 
 State = Literal["ok", "warning", "problem"]
@@ -37,6 +38,7 @@ _MAX_SKEW_SECONDS = 5.0
 _MIN_FREE_BYTES = 1_000_000_000
 _LOW_FREE_SHARE = 0.05
 _SLOW_FSYNC_SECONDS = 1.0
+_NAMED = 5
 _QUEUES = {"sync": "worker", "control": "control"}
 
 
@@ -57,6 +59,7 @@ def examine() -> Iterator[Finding]:
     if database.state != "problem":
         yield _clock()
         yield _keys()
+        yield _sources()
     broker = _broker()
     yield broker
     if broker.state != "problem":
@@ -141,6 +144,23 @@ def _keys() -> Finding:
             "Run manage.py rotate_credentials_key before you take that key away.",
         )
     return Finding("keys", "ok", f"The newest key reads all {found.sources} sources' credentials.")
+
+
+def _sources() -> Finding:
+    """Whether mail arrives in the archive, which is what all the rest is for."""
+    sources = IngestionSource.objects.filter(deleted_at=None)
+    told = freshness.summary(sources)
+    needing = freshness.judged(sources).filter(needs_attention=True).order_by("name")
+    names = [source.name for source in needing[: _NAMED + 1]]
+    if not names:
+        return Finding("sources", "ok", told.text)
+    more = " and others" if len(names) > _NAMED else ""
+    return Finding(
+        "sources",
+        "problem",
+        f"{told.text} Needs attention: {', '.join(names[:_NAMED])}{more}.",
+        "manage.py source_status says why, and what is left out.",
+    )
 
 
 def _broker() -> Finding:

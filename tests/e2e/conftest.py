@@ -75,11 +75,12 @@ class Visitor:
         self.page.click("button[type=submit]")
         self.page.wait_for_url(re.compile(r"/admin/$"))
 
-    def shoot(self, name: str) -> None:
+    def shoot(self, name: str, *, width: int = _WIDTH) -> None:
         """Keep a picture of the page in both themes."""
         RESULTS.mkdir(exist_ok=True)
+        self.page.set_viewport_size({"width": width, "height": _HEIGHT})
         height = self.page.evaluate("document.documentElement.scrollHeight")
-        self.page.set_viewport_size({"width": _WIDTH, "height": min(height, 4_000)})
+        self.page.set_viewport_size({"width": width, "height": min(height, 4_000)})
         for theme in ("dark", "light"):
             self.page.evaluate(
                 "dark => document.documentElement.classList.toggle('dark', dark)", theme == "dark"

@@ -315,10 +315,9 @@ def test_a_rebuild_killed_half_way_is_finished_by_another(
     manage: CommandLine, owner: User, dovecot: Dovecot, archive_dir: Path
 ) -> None:
     name, password = dovecot.user()
-    inbox = dovecot.maildir(name)
     dovecot.append(name, "INBOX", mail(0))
     for number in range(1, 4000):
-        (inbox / "new" / f"1700000000.M{number}P1.host").write_bytes(mail(number))
+        dovecot.deliver(name, f"1700000000.M{number}P1.host", mail(number))
     made = sources.create(
         owner=owner,
         name="Many",

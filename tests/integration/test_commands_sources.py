@@ -276,9 +276,8 @@ def test_an_import_stopped_with_ctrl_c_keeps_what_it_has_and_goes_on_later(
     manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
 ) -> None:
     many = [b"Subject: m%d\r\n\r\n%s\r\n" % (n, b"x" * 1000) for n in range(3000)]
-    maildir = dovecot.maildir(account[0]) / "new"
     for number, body in enumerate(many):
-        (maildir / f"1700000000.M{number}P1.host").write_bytes(body)
+        dovecot.deliver(account[0], f"1700000000.M{number}P1.host", body)
     process = manage.start("import_source", "Alice", "--now")
     wait_for(lambda: Message.objects.exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)

@@ -10,6 +10,7 @@ from django.utils import timezone
 from ingestion import freshness
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source
+from tests.servers.command_line import CommandLine
 
 pytestmark = pytest.mark.django_db
 
@@ -179,3 +180,40 @@ def test_of_many_the_first_are_told_at_a_constant_number_of_queries(
         assert reason.text.startswith(
             "20+ mailboxes could not be read: 000@example.com: Suspended;"
         )
+
+
+def test_commands_end_with_1_and_say_why_until_it_is_mended(
+    transactional_db: None, manage: CommandLine
+) -> None:
+    owner = User.objects.create_superuser("root", password="the-root-of-the-tests")
+    alice, bob = a_source(owner, "Alice"), a_source(owner, "Bob\u202e")
+    late = a_mailbox(
+        alice, last_synced_at=ago(minutes=27), last_error="Connection refused.", attempts=3
+    )
+    well = a_mailbox(bob, last_synced_at=ago(minutes=1))
+    a_folder(well, "Sh\x9bared", failing_since=ago(hours=5), last_error="Permission denied.")
+    everything = manage.here("source_status")
+    assert everything.code == 1
+    assert "Alice has not been reached since" in everything.stdout
+    assert "Not up to date: Connection refused." in everything.stdout
+    assert "27 min" in everything.stdout
+    assert not {"\x9b", "\u202e"} & set(everything.stdout)
+    one = manage.here("source_status", "Bob\u202e")
+    assert one.code == 1
+    assert "Sh\\x9bared" in one.stdout
+    assert "Permission denied" in one.stdout
+    found = {f["name"]: f for f in manage.here("doctor", "--json").json()["findings"]}
+    assert found["sources"]["state"] == "problem"
+    assert "Needs attention: Alice, Bob" in found["sources"]["message"]
+    shown = manage.here("source_status", "--json").json()["sources"]
+    assert [[reason["code"] for reason in source["attention"]] for source in shown] == [
+        ["late"],
+        ["folders_failing"],
+    ]
+    Mailbox.objects.filter(pk=late.pk).update(last_synced_at=timezone.now(), last_error="")
+    Folder.objects.update(failing_since=None)
+    mended = manage.here("source_status")
+    assert mended.code == 0
+    assert "All 2 sources are archived up to" in mended.stdout
+    found = {f["name"]: f for f in manage.here("doctor", "--json").json()["findings"]}
+    assert found["sources"]["state"] == "ok"

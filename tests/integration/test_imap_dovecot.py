@@ -198,11 +198,8 @@ def test_what_mail_is_made_of_does_not_matter(dovecot: Dovecot, account: tuple[s
         b"From: =?utf-8?b?\x00?=\r\n\r\nNUL in a word\r\n".replace(b"\x00", b"AA=="),
     ]
     dovecot.append(account[0], "INBOX", *odd)
-    folder = dovecot.maildir(account[0])
     nul_and_lf = b"Subject: nul\n\na\x00b\nbare line feeds\n"
-    path = folder / "new" / f"1600000000.M1P1.host,S={len(nul_and_lf)}"
-    path.write_bytes(nul_and_lf)
-    os.chown(path, folder.stat().st_uid, folder.stat().st_gid)
+    dovecot.deliver(account[0], f"1600000000.M1P1.host,S={len(nul_and_lf)}", nul_and_lf)
     source = imported(dovecot, account)
     assert archived(source) == dovecot.contents(account[0])
     assert len(archived(source)) == 9

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
+from ingestion.management.presentation import printable
 from ingestion.services import doctor
 
 _MARKS = {"ok": "ok      ", "warning": "warning ", "problem": "PROBLEM "}
@@ -11,9 +12,9 @@ _MARKS = {"ok": "ok      ", "warning": "warning ", "problem": "PROBLEM "}
 
 class Command(OperatorCommand):
     help = (
-        "Check what the service stands on: database, migrations, clocks, encryption keys, broker, "
-        "workers of both queues, beat, archive storage, settings. Ends with 1 where there is a "
-        "problem; warnings alone end with 0."
+        "Check what the service stands on (database, migrations, clocks, encryption keys, broker, "
+        "workers of both queues, beat, archive storage, settings), and whether its sources are up "
+        "to date. Ends with 1 where there is a problem; warnings alone end with 0."
     )
     example = (
         "manage.py doctor\nmanage.py doctor --json | jq '.findings[] | select(.state != \"ok\")'"
@@ -36,7 +37,9 @@ class Command(OperatorCommand):
         return Exit.PROBLEM if problems else Exit.OK
 
     def _show(self, finding: doctor.Finding) -> None:
-        self.stdout.write(f"{_MARKS[finding.state]} {finding.name + ':':<15} {finding.message}")
+        self.stdout.write(
+            f"{_MARKS[finding.state]} {finding.name + ':':<15} {printable(finding.message)}"
+        )
         if finding.advice:
             self.stdout.write(f"{'':25} {finding.advice}")
         self.stdout.flush()

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from collections.abc import Iterator
 from typing import Any
 
+from ingestion import freshness
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.presentation import (
     counted,
@@ -16,23 +17,23 @@ from ingestion.management.presentation import (
     when,
 )
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
-from ingestion.states import MailboxState, SourceStatus
 
 _MAX_FAILURES = 1_000
 _SHOWN_FAILURES = 20
-_SHOWN_MAILBOXES = 50
 _SHOWN_HISTORY = 5
 
 
 class Command(OperatorCommand):
     help = (
         "Show how the sources are: status, progress, counts, last and next sync. Named ones are "
-        "shown in full, with their mailboxes' troubles, failed messages and history. Ends with 1 "
-        "where one is in error."
+        "shown in full, with what is left out, failed messages and history. Ends with 1 where one "
+        "needs somebody: in error, its check failing, a sign-in awaited, not archived for longer "
+        "than 3 of its intervals (at least 15 minutes), or with mailboxes, folders or messages "
+        "that could not be had."
     )
     example = (
         'manage.py source_status\nmanage.py source_status "Alice"\n'
-        "manage.py source_status --json | jq '.sources[] | select(.status == \"error\").name'"
+        "manage.py source_status --json | jq '.sources[] | select(.attention != []).name'"
     )
 
     def add_own_arguments(self, parser: ArgumentParser) -> None:
@@ -43,15 +44,14 @@ class Command(OperatorCommand):
     def perform(self, options: dict[str, Any]) -> Exit:
         chosen = [self.find_source(given) for given in options["sources"]]
         if chosen:
-            self._show_in_full(chosen)
+            objects = self._show_in_full(chosen)
         else:
             chosen = list(IngestionSource.objects.filter(deleted_at=None))
             objects = source_objects(chosen)
             self.report({"sources": objects}, _overview(objects, chosen))
-        in_error = any(source.status == SourceStatus.ERROR for source in chosen)
-        return Exit.PROBLEM if in_error else Exit.OK
+        return Exit.PROBLEM if any(shown["attention"] for shown in objects) else Exit.OK
 
-    def _show_in_full(self, chosen: list[IngestionSource]) -> None:
+    def _show_in_full(self, chosen: list[IngestionSource]) -> list[dict[str, Any]]:
         objects = source_objects(chosen)
         for shown, source in zip(objects, chosen, strict=True):
             shown["mailboxes"] = [_mailbox_object(m) for m in source.mailboxes.all()]
@@ -62,13 +62,24 @@ class Command(OperatorCommand):
             for source, shown in zip(chosen, objects, strict=True)
         )
         self.report({"sources": objects}, text)
+        return objects
 
 
 def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> Iterator[str]:
     if not chosen:
         yield "There is no source yet. add_source makes one."
         return
-    columns = ("Name", "Status", "Messages", "Size", "Failed", "Last sync", "Next", "Now")
+    columns = (
+        "Name",
+        "Status",
+        "Messages",
+        "Size",
+        "Failed",
+        "Archived up to",
+        "Last try",
+        "Next",
+        "Now",
+    )
     rows = [
         (
             source.name,
@@ -76,6 +87,7 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
             f"{source.message_count:,}",
             size(source.archived_bytes),
             f"{shown['failedMessageCount']:,}",
+            when(shown["archivedUpTo"]),
             when(source.last_sync_finished_at),
             when(source.next_sync_at) if source.next_sync_at else "",
             _now(shown),
@@ -83,9 +95,18 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
         for shown, source in zip(objects, chosen, strict=True)
     ]
     yield table(columns, rows, numbers={"Messages", "Size", "Failed"})
-    for source in chosen:
-        if source.status == SourceStatus.ERROR:
-            yield f"{printable(source.name)} is in error: {printable(source.status_message)}"
+    told = freshness.summary(IngestionSource.objects.filter(pk__in=[s.pk for s in chosen]))
+    yield printable(told.text)
+    for shown in objects:
+        if shown["attention"]:
+            yield f"{printable(shown['name'])} needs attention:"
+            yield from _attention(shown)
+
+
+def _attention(shown: dict[str, Any]) -> Iterator[str]:
+    for reason in shown["attention"]:
+        since = f" Since {freshness.moment(reason['since'])}." if reason["since"] else ""
+        yield f"  {printable(reason['message'] + since)}"
 
 
 def _now(shown: dict[str, Any]) -> str:
@@ -108,7 +129,8 @@ def _in_full(source: IngestionSource, shown: dict[str, Any]) -> Iterator[str]:
         "Archived": f"{counted(source.message_count, 'message')}, {size(source.archived_bytes)}, "
         f"in {counted(shown['mailboxCount'], 'mailbox')}",
         "Failed": counted(shown["failedMessageCount"], "message"),
-        "Last sync": ": ".join(
+        "Up to": when(shown["archivedUpTo"]),
+        "Last try": ": ".join(
             filter(None, [when(source.last_sync_finished_at), source.last_sync_status_message])
         ),
         "Next sync": when(source.next_sync_at) if source.next_sync_at else "not scheduled",
@@ -117,18 +139,30 @@ def _in_full(source: IngestionSource, shown: dict[str, Any]) -> Iterator[str]:
         facts["Now"] = f"{_now(shown)} {shown['currentRun']['warning']}"
     for label, value in facts.items():
         yield f"{label + ':':<11}{printable(value.strip())}"
-    yield from _troubles(source)
+    if shown["attention"]:
+        yield "\nNeeds attention:"
+        yield from _attention(shown)
+    yield from _left_out(shown)
     yield from _failure_lines(source)
     yield from _history(source)
 
 
-def _troubles(source: IngestionSource) -> Iterator[str]:
-    """Show the mailboxes where something is not as usual."""
-    odd = source.mailboxes.exclude(state=MailboxState.ACTIVE, last_error="")[:_SHOWN_MAILBOXES]
-    rows = [(m.address, m.state, m.state_reason or m.last_error, when(m.not_before)) for m in odd]
+def _left_out(shown: dict[str, Any]) -> Iterator[str]:
+    rows = [
+        (
+            one["mailbox"],
+            one["folder"] or "",
+            one["code"],
+            one["message"],
+            when(one["since"]),
+            when(one["retryAt"]) if one["retryAt"] else "at the next sync",
+        )
+        for one in shown["incomplete"]
+    ]
     if rows:
-        yield "\nMailboxes with something to say:"
-        yield table(("Mailbox", "State", "Reason", "Next try"), rows, numbers=set())
+        yield "\nMailboxes and folders that could not be read:"
+        columns = ("Mailbox", "Folder", "Code", "Reason", "Since", "Next try")
+        yield table(columns, rows, numbers=set())
 
 
 def _failure_lines(source: IngestionSource) -> Iterator[str]:

@@ -2,7 +2,8 @@
  *
  * Elements say what they show: data-live-source is the source's id, data-live the name of a text,
  * of "progress", or of a verb's button. The words come from the server; nothing here makes markup.
- * Parts marked data-refresh are fetched again from the page itself when a run begins or ends or the status changes.
+ * Parts marked data-refresh are fetched again from the page itself when a run begins or ends, when the status
+ * changes, and now and then while something runs.
  */
 "use strict";
 
@@ -11,6 +12,8 @@
   const IDLE_MS = 8000;
   const AFTER_ERROR_MS = 15000;
   const seen = new Map(); // source id -> the run and the status that the page shows
+  const PARTS_EVERY = 10; // while something runs, the parts are fetched at every tenth question
+  let asked = 0;
   const MOST_SOURCES = 80; // of one question: its address must stay under 4,000 characters
   let address = "";
 
@@ -90,7 +93,9 @@
       const state = sources[element.dataset.liveSource];
       if (state) show(element, state);
     }
-    if (changed && document.querySelector("[data-refresh]")) await refreshParts();
+    asked += 1;
+    const old = busy && asked % PARTS_EVERY === 0;
+    if ((changed || old) && document.querySelector("[data-refresh]")) await refreshParts();
     return busy;
   }
 
