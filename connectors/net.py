@@ -137,10 +137,19 @@ def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 
 def tls_context(*, verify: bool, extra_ca_file: str = "") -> ssl.SSLContext:
-    """Return a client context: verified against the system's authorities unless told otherwise."""
+    """Return a client context: verified against the system's authorities unless told otherwise.
+
+    Raises Unavailable where `extra_ca_file` is of no use.
+    """
     context = ssl.create_default_context()
     if extra_ca_file:
-        context.load_verify_locations(cafile=extra_ca_file)
+        try:
+            context.load_verify_locations(cafile=extra_ca_file)
+        except OSError as error:  # also ssl.SSLError: no certificate is in it
+            why = error.strerror or "no certificate is in it"
+            raise Unavailable(
+                f"EXTRA_CA_FILE {extra_ca_file} can't be used ({why}).", code="extra_ca_file"
+            ) from error
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

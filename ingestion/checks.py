@@ -10,6 +10,9 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's name for it
 
+from connectors import net
+from connectors.errors import Unavailable
+
 _MIN_KEY_CHARS = 32
 
 
@@ -88,15 +91,17 @@ def archive_directory(app_configs: Any, **_: Any) -> list[CheckMessage]:
 def extra_ca_file(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """E004 EXTRA_CA_FILE can't be read."""
     del app_configs
-    if not settings.EXTRA_CA_FILE or os.access(settings.EXTRA_CA_FILE, os.R_OK):
-        return []
-    return [
-        Error(
-            f"EXTRA_CA_FILE {settings.EXTRA_CA_FILE} can't be read, so no TLS connection works.",
-            hint="Name a file of PEM certificates that this user may read, or leave it out.",
-            id="ingestion.E004",
-        )
-    ]
+    try:
+        net.tls_context(verify=True, extra_ca_file=settings.EXTRA_CA_FILE)
+    except Unavailable as error:
+        return [
+            Error(
+                f"{error} So no TLS connection works.",
+                hint="Name a file of PEM certificates that this user may read, or leave it out.",
+                id="ingestion.E004",
+            )
+        ]
+    return []
 
 
 @register(Tags.compatibility)

@@ -1,4 +1,6 @@
-"""Brings the database up to date and makes the first admin user. Run before the service starts.
+"""Checks the settings, brings the database up to date and makes the first admin user.
+
+Run before the service starts.
 
 `python -m ingestion_project.bootstrap`: safe to run again, and from several machines at once.
 """
@@ -10,6 +12,7 @@ import time
 
 import django
 from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 
 _LOCK_ID = 7_153_092_441  # any number that nobody else takes as an advisory lock in this database
 _PATIENCE_SECONDS = 60.0
@@ -20,6 +23,11 @@ def main() -> int:
     django.setup()
     from django.db import connection  # noqa: PLC0415 - needs the settings
 
+    try:
+        call_command("check")
+    except SystemCheckError as error:  # else each process would say it with a traceback
+        print(error, file=sys.stderr)
+        return 1
     if trouble := _wait_for_database():
         print(
             f"The database does not answer after {_PATIENCE_SECONDS:.0f} s: {trouble}\n"

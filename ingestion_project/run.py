@@ -95,7 +95,7 @@ def _start_application(supervisor: Supervisor, output: "Output") -> None:
     command = (sys.executable, "-m", "ingestion_project.bootstrap")
     setup = Program(name="setup", command=command, environ=environ, directory=base)
     if supervisor.run_once(setup) != 0:
-        raise CannotStartError("The database could not be prepared: see the lines above.")
+        raise CannotStartError("The service can't start here: see the lines above.")
     for name, line in _procfile(base).items():
         supervisor.start(
             Program(

@@ -187,8 +187,20 @@ def test_a_database_that_cannot_be_prepared_ends_the_start(
 ) -> None:
     failing = start(ARCHIVE_DIR="relative", DJANGO_SETTINGS_MODULE="no_such_settings")
     assert failing.process.wait(60) == 2
-    assert "could not be prepared" in failing.output()
+    assert "can't start here" in failing.output()
     assert not descendants(failing.process.pid)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate\n"], ids=["missing", "not_pem"])
+def test_certificates_that_cannot_be_read_are_told_in_a_sentence(
+    start: Callable[..., Supervised], tmp_path: Path, content: str | None
+) -> None:
+    if content is not None:
+        (tmp_path / "ca.pem").write_text(content)
+    failing = start(EXTRA_CA_FILE=str(tmp_path / "ca.pem"))
+    assert failing.process.wait(60) == 2
+    assert "ca.pem can't be used" in failing.output()
+    assert "Traceback" not in failing.output()
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
