@@ -147,9 +147,7 @@ def tls_context(*, verify: bool, extra_ca_file: str = "") -> ssl.SSLContext:
             context.load_verify_locations(cafile=extra_ca_file)
         except OSError as error:  # also ssl.SSLError: no certificate is in it
             why = error.strerror or "no certificate is in it"
-            raise Unavailable(
-                f"EXTRA_CA_FILE {extra_ca_file} can't be used ({why}).", code="extra_ca_file"
-            ) from error
+            raise Unavailable(f"EXTRA_CA_FILE {extra_ca_file} can't be used ({why}).") from error
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -48,7 +48,7 @@ class ImapConfig(Config):
         default="",
         secret=True,
         max_length=20_000,
-        help="Instead of an access token: a new one is asked for at each connection.",
+        help="Instead of an access token: new ones are asked for with it.",
     )
     tokenUrl: str = field(
         "OAuth token URL",
