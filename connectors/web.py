@@ -29,7 +29,7 @@ def client(
     environment: Environment, *, connections: int = 1, forbid_private_addresses: bool = False
 ) -> httpx.Client:
     """Return a client that asks the hosts it is given and no other: no proxy, no redirect. The
-    caller closes it. Raises httpx.TransportError, and what `net.connect` raises."""
+    caller closes it. Its requests raise httpx.TransportError, or Fatal at a forbidden address."""
     seconds = environment.timeout_seconds
     return httpx.Client(
         transport=_Transport(
@@ -51,6 +51,8 @@ def problem(error: Exception, what: str) -> ConnectorError:
     """Return why no answer came. Only a certificate that is not to be trusted needs a person."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, ConnectorError):
+            return cause  # of net.connect
         if isinstance(cause, ssl.SSLCertVerificationError):
             return Fatal(
                 f"The certificate of {what} can't be verified ({cause.verify_message}). Where a"
@@ -89,12 +91,15 @@ class _Network(httpcore.NetworkBackend):
         local_address: str | None = None,  # noqa: ARG002 - httpcore's
         socket_options: Iterable[Any] | None = None,  # noqa: ARG002 - httpcore's
     ) -> httpcore.NetworkStream:
-        connection = net.connect(
-            host,
-            port,
-            timeout_seconds=self._patience_seconds if timeout is None else timeout,
-            forbid_private_addresses=self._forbid_private_addresses,
-        )
+        try:
+            connection = net.connect(
+                host,
+                port,
+                timeout_seconds=self._patience_seconds if timeout is None else timeout,
+                forbid_private_addresses=self._forbid_private_addresses,
+            )
+        except Unavailable as error:
+            raise httpcore.ConnectError(str(error)) from error
         return _Stream(connection, self._patience_seconds)
 
 

@@ -6,13 +6,11 @@ trouble is tried again a few times here; what lasts longer is Retryable, for the
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
 import random
 import re
-import ssl
 import threading
 import time
 import urllib.parse
@@ -21,7 +19,7 @@ from typing import Any
 
 import httpx
 
-from connectors import net
+from connectors import web
 from connectors.config import Environment
 from connectors.errors import (
     Fatal,
@@ -80,7 +78,7 @@ class Graph:
         self.limits = {**LIMITS, **environment.quotas.get("microsoft", {})}
         self._base = f"{config.where(environment).graph}/v1.0"
         self._environment, self._until = environment, until
-        self._http = web(environment, connections=int(self.limits["connections"]) + 2)
+        self._http = web.client(environment, connections=int(self.limits["connections"]) + 2)
         self.tokens = Tokens(config, environment, self._http)
         self._application = Budget(
             f"microsoft:application:{config.clientId}",
@@ -335,22 +333,3 @@ def quoted(remote_id: str) -> str:
     if not _SAFE_ID.fullmatch(remote_id):
         raise MessageRefused("This is no id of Microsoft Graph's.", code="foreign_id")
     return urllib.parse.quote(remote_id, safe="")
-
-
-def web(environment: Environment, *, connections: int = 1) -> httpx.Client:
-    """Return a client for Microsoft's hosts. The caller closes it."""
-    seconds = environment.timeout_seconds
-    return httpx.Client(
-        verify=_tls(environment.extra_ca_file),
-        timeout=httpx.Timeout(seconds, connect=min(10.0, seconds)),
-        limits=httpx.Limits(max_connections=connections),
-        headers={"User-Agent": "ingestion", "Accept-Encoding": "gzip"},
-        trust_env=False,  # no proxy, no certificate of the environment's
-        follow_redirects=False,
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _tls(extra_ca_file: str) -> ssl.SSLContext:
-    """Reading the system's authorities costs more than a request: once for each process."""
-    return net.tls_context(verify=True, extra_ca_file=extra_ca_file)

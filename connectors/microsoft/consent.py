@@ -9,11 +9,12 @@ import urllib.parse
 from collections.abc import Mapping
 from typing import Any
 
+from connectors import web
 from connectors.base import Consent, DeviceConsent, DevicePrompt
 from connectors.config import Environment
 from connectors.errors import Fatal, NeedsReauth
 from connectors.microsoft import directory, tokens
-from connectors.microsoft.client import Graph, web
+from connectors.microsoft.client import Graph
 from connectors.microsoft.config import MicrosoftConfig
 
 #: OpenID Connect's own; offline_access is what makes Microsoft give a refresh token.
@@ -43,7 +44,7 @@ class MicrosoftConsent(Consent):
         return f"{page}?{urllib.parse.urlencode(asked)}"
 
     def redeem(self, *, code: str, code_verifier: str, redirect_uri: str) -> Mapping[str, Any]:
-        with web(self._environment) as http, tokens.asking(http, self._environment) as login:
+        with web.client(self._environment) as http, tokens.asking(http, self._environment) as login:
             app = tokens.application(self._config, self._cloud.login, login)
             answer = login.granted(
                 app.acquire_token_by_authorization_code(
@@ -80,7 +81,7 @@ class MicrosoftPublicConsent(MicrosoftConsent, DeviceConsent):
     """For an application without a secret. Typing in a code is for public clients only."""
 
     def begin(self) -> DevicePrompt:
-        with web(self._environment) as http, tokens.asking(http, self._environment) as login:
+        with web.client(self._environment) as http, tokens.asking(http, self._environment) as login:
             app = tokens.application(self._config, self._cloud.login, login)
             flow = app.initiate_device_flow(tokens.scopes(self._config))
             if "user_code" not in flow:
@@ -94,7 +95,7 @@ class MicrosoftPublicConsent(MicrosoftConsent, DeviceConsent):
         )
 
     def poll(self, prompt: DevicePrompt) -> Mapping[str, Any] | None:
-        with web(self._environment) as http, tokens.asking(http, self._environment) as login:
+        with web.client(self._environment) as http, tokens.asking(http, self._environment) as login:
             app = tokens.application(self._config, self._cloud.login, login)
             flow = {"device_code": prompt.secret, "expires_at": 0}  # asks once, and does not wait
             answer = app.acquire_token_by_device_flow(flow)

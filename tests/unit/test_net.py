@@ -12,7 +12,7 @@ import pytest
 
 from connectors import net, web
 from connectors.config import Environment
-from connectors.errors import Fatal
+from connectors.errors import Fatal, Unavailable
 
 
 @contextlib.contextmanager
@@ -116,3 +116,14 @@ def test_http_goes_to_no_private_address_where_that_is_forbidden() -> None:
     ):
         client.get(url)
     assert caught.value.code == "forbidden_address"
+
+
+def test_a_host_that_cannot_be_reached_is_a_failed_connection_with_its_reason() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with (
+        web.client(Environment(timeout_seconds=1)) as client,
+        pytest.raises(httpx.ConnectError, match="Connection refused") as caught,
+    ):
+        client.get(f"http://127.0.0.1:{port}/")
+    assert isinstance(web.problem(caught.value, "the server"), Unavailable)
