@@ -247,8 +247,8 @@ class Dovecot:
         assert self._process is not None
         return self._process.pid
 
-    def __enter__(self) -> Self:
-        self._configure()
+    def start(self) -> None:
+        """Start it, again where it was stopped: on the same ports, with all that it holds."""
         self._process = subprocess.Popen(
             ["dovecot", "-F", "-c", str(self.root / "dovecot.conf")],
             stdout=subprocess.DEVNULL,
@@ -260,6 +260,20 @@ class Dovecot:
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError("Dovecot does not start:\n" + self._log())
             time.sleep(0.02)
+
+    def stop(self) -> None:
+        """Stop it, and keep its mail: who connects is refused."""
+        assert self._process is not None
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        self._configure()
+        self.start()
         return self
 
     def __exit__(
@@ -268,13 +282,7 @@ class Dovecot:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self._process is not None
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        self.stop()
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _answers(self) -> bool:
