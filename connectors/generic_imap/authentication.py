@@ -15,6 +15,10 @@ _NOT_HAD = re.compile(
     r"|disabled|unimplemented|not implemented",
     re.IGNORECASE,
 )
+_ADVICE = "check user name and password (many providers want an app password)."
+_ADVICE_OF_OAUTH = (
+    "check that the token is for this user name and allows IMAP, or connect the account again."
+)
 #: Not a name with a Windows domain or another's mailbox in it ("corp\\me\\shared"), which Exchange
 #: takes at LOGIN alone.
 _SIMPLE = re.compile(r"[^/\\]*")
@@ -58,7 +62,7 @@ def _may_try_login(
     if "LOGINDISABLED" in capabilities:
         return False
     said = opened.words(status)
-    if isinstance(_refusal(said), Retryable):
+    if isinstance(refusal(said, otherwise=NeedsReauth), Retryable):
         return False
     seen = asked > 0  # the password; else no attempt was counted
     return (
@@ -82,7 +86,7 @@ def _by_token(
     status, untagged, _ = opened.converse(
         f"AUTHENTICATE {mechanism}".encode(), lambda turn: end if turn else bearer
     )
-    return _logged_in(opened, status, untagged)
+    return _logged_in(opened, status, untagged, advice=_ADVICE_OF_OAUTH)
 
 
 def _bearer(mechanism: str, name: str, token: str) -> str:
@@ -92,10 +96,16 @@ def _bearer(mechanism: str, name: str, token: str) -> str:
     return f"n,a={name.replace('=', '=3D').replace(',', '=2C')},\1auth=Bearer {token}\1\1"
 
 
-def _logged_in(opened: Wire, status: bytes, untagged: Sequence[Sequence[bytes]]) -> frozenset[str]:
+def _logged_in(
+    opened: Wire,
+    status: bytes,
+    untagged: Sequence[Sequence[bytes]],
+    *,
+    advice: str = _ADVICE,
+) -> frozenset[str]:
     """Return the capabilities that came with an OK. Raises what a refusal means."""
     if not _is_ok(status):
-        raise _refusal(opened.words(status))
+        raise _refusal(opened.words(status), advice)
     return wire.capabilities([status, *(response[0] for response in untagged)])
 
 
@@ -103,14 +113,11 @@ def _is_ok(status: bytes) -> bool:
     return status.upper().startswith(b"OK")
 
 
-def _refusal(said: str) -> ConnectorError:
+def _refusal(said: str, advice: str) -> ConnectorError:
     error = refusal(said, otherwise=NeedsReauth, allowed=(NeedsReauth, Fatal, Retryable))
     if not isinstance(error, NeedsReauth):
         return error
-    return NeedsReauth(
-        f"{error} The login was refused: check user name and password (many providers want an app"
-        " password)."
-    )
+    return NeedsReauth(f"{error} The login was refused: {advice}")
 
 
 def _no_password(config: ImapConfig, capabilities: frozenset[str]) -> Fatal:

@@ -195,9 +195,10 @@ class Fetch:
             max_message_bytes=self._max_message_bytes,
         )
         flying: collections.deque[tuple[bytes, Batch]] = collections.deque()
+        in_flight = 1 if login.wire.one_at_a_time else _IN_FLIGHT
         again: list[MessageRef] = []
         while True:
-            while len(flying) < _IN_FLIGHT and (batch := self._next(sender)) is not None:
+            while len(flying) < in_flight and (batch := self._next(sender)) is not None:
                 flying.append((login.wire.command(batch.command(self._items)), batch))
             if not flying:
                 break

@@ -23,6 +23,7 @@ from connectors.errors import (
     Unavailable,
 )
 from connectors.generic_imap import wire
+from connectors.types import RawMessage
 from tests.servers.graph import http
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
 
@@ -331,8 +332,14 @@ def test_a_server_that_takes_one_command_at_a_time_is_asked_so(reaction: str) ->
         logins = server.logins
         with used.open(next(iter(used.mailboxes()))) as session:
             states = [folder.state["uidvalidity"] for folder in session.folders()]
-        assert sorted(states) == [1, 5]
-        assert server.logins == logins + 1  # remembered
+            assert sorted(states) == [1, 5]
+            assert server.logins == logins + 1  # remembered
+            for number in range(450):  # three commands' worth
+                server.inbox.deliver(b"Subject: %d\r\n\r\n" % number)
+            inbox = next(folder for folder in session.folders() if folder.role == "inbox")
+            refs = [ref for page in session.changes(inbox, None) for ref in page.added]
+            assert sum(isinstance(a, RawMessage) for a in session.fetch(inbox, refs)) == 450
+        assert server.logins == logins + 1
 
 
 # -- names that need a literal ---------------------------------------------------------------------
