@@ -9,10 +9,11 @@ from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.refusals import refusal
 from connectors.generic_imap.wire import Wire
 
-#: Words for a mechanism that a server lists and does not have.
+#: Words for a mechanism that a server lists and does not have. Not "unknown user".
 _NOT_HAD = re.compile(
-    r"\[CANNOT\]|not? support|unsupported|unrecogni[sz]ed|unknown|not (enabled|allowed|available)"
-    r"|disabled|unimplemented|not implemented",
+    r"\[CANNOT\]|not? support|unsupported|unimplemented|not implemented"
+    r"|(unknown|unrecogni[sz]ed|invalid) (\w+ )?(command|mechanism|method)"
+    r"|(mechanism|method|PLAIN)( is)? (not|disabled)",
     re.IGNORECASE,
 )
 _ADVICE = "check user name and password (many providers want an app password)."
@@ -62,11 +63,11 @@ def _may_try_login(
     if "LOGINDISABLED" in capabilities:
         return False
     said = opened.words(status)
-    if isinstance(refusal(said, otherwise=NeedsReauth), Retryable):
+    if isinstance(refusal(said, otherwise=NeedsReauth), Retryable | Fatal):
         return False
-    seen = asked > 0  # the password; else no attempt was counted
+    password_was_seen = asked > 0  # else no attempt was counted
     return (
-        not seen
+        not password_was_seen
         or said[:3].upper() == "BAD"
         or bool(_NOT_HAD.search(said))
         or not _SIMPLE.fullmatch(config.username)

@@ -17,10 +17,10 @@ from connectors.generic_imap.wire import Wire
 
 #: Alert and handshake of TLS, any version.
 _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
-#: (host, port) of servers that lost what came before they had answered. For this process's life: a
-#: round trip more for each login.
-_ONE_AT_A_TIME: set[tuple[str, int]] = set()
-_MAX_REMEMBERED = 10_000
+#: (host, port) of servers that lost what came before they had answered -> until when (monotonic)
+#: they are asked one thing at a time. Not for ever: it costs round trips, and may have been chance.
+_ONE_AT_A_TIME: dict[tuple[str, int], float] = {}
+_REMEMBERED_SECONDS = 3_600.0
 
 
 @dataclasses.dataclass(slots=True)
@@ -124,7 +124,7 @@ def _login(
             told = authentication.authenticate(opened, config, token, capabilities)
             capabilities = told or _capabilities(opened)
         _know(opened, capabilities)
-        opened.one_at_a_time = (config.host, config.port) in _ONE_AT_A_TIME
+        opened.one_at_a_time = _takes_one_at_a_time(config)
         if "ID" in capabilities:  # NetEase opens no folder for a client without a name
             opened.command_ahead(b'ID ("name" "ingestion")')
         return Login(opened, capabilities)
@@ -134,13 +134,16 @@ def _login(
 
 
 def ask_one_at_a_time(config: ImapConfig) -> bool:
-    """Send this server no command before the last is answered, from now on; tell whether that is
+    """Send this server no command before the last is answered, for an hour; tell whether that is
     new. Some lose or refuse what comes together (twisted ticket 9282)."""
-    server = (config.host, config.port)
-    if server in _ONE_AT_A_TIME or len(_ONE_AT_A_TIME) >= _MAX_REMEMBERED:
+    if _takes_one_at_a_time(config):
         return False
-    _ONE_AT_A_TIME.add(server)
+    _ONE_AT_A_TIME[config.host, config.port] = time.monotonic() + _REMEMBERED_SECONDS
     return True
+
+
+def _takes_one_at_a_time(config: ImapConfig) -> bool:
+    return _ONE_AT_A_TIME.get((config.host, config.port), 0.0) > time.monotonic()
 
 
 def _encrypted(

@@ -22,7 +22,7 @@ from connectors.errors import (
 )
 from connectors.generic_imap import listing
 from connectors.generic_imap.client import Login
-from connectors.generic_imap.describing import ITEMS_WITH_BODY
+from connectors.generic_imap.describing import ITEMS_WITH_BODY, items_of
 from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped, discard
 from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.replies import STAND_IN, Batch, Replies, too_large
@@ -346,7 +346,7 @@ def _hands_out_bodies(login: Login) -> bool:
     numbers = sorted({1, (login.exists + 1) // 2, login.exists} - {0})
     command = f"FETCH {','.join(map(str, numbers))} (BODY.PEEK[]<0.1>)"
     _, untagged = login.wire.run(command.encode())
-    return any(len(response) > 1 and response[1] for response in untagged)
+    return any(items_of(response).get(b"BODY[]<0>") for response in untagged)
 
 
 def _gone(ref: MessageRef) -> Missing:

@@ -310,6 +310,8 @@ class Wire:
         heard = bytearray()
         while True:
             line = rest = self.readline()
+            if line[:6].upper() == b"* BYE ":
+                raise self.bye(line[2:])
             if not line.startswith(b"+"):
                 heard += line
                 while not _STATUS.match(line) and (match := _LITERAL.search(rest)):

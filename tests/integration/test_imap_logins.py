@@ -35,7 +35,9 @@ def connector(server: Any, *, timeout_seconds: float = 5, **changes: Any) -> Con
         "host": server.host, "port": server.port, "secure": False,
         "username": server.name, "password": server.password,
     }  # fmt: skip
-    environment = Environment(timeout_seconds=timeout_seconds, extra_ca_file=http.ca_file())
+    environment = Environment(
+        timeout_seconds=timeout_seconds, extra_ca_file=http.ca_file(), connections_per_account=1
+    )
     return registry.build("generic_imap", given | changes, environment)
 
 
@@ -139,11 +141,35 @@ def test_a_mechanism_that_is_refused_before_the_password_is_seen_is_done_without
         assert ways(server) == [b"AUTHENTICATE", b"LOGIN"]
 
 
-def test_a_wrong_password_is_said_once() -> None:
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b"NO [AUTHENTICATIONFAILED] Invalid credentials", NeedsReauth),
+        (b"NO Unknown user or wrong password", NeedsReauth),
+        (b"NO Account disabled", NeedsReauth),
+        (b"NO [PRIVACYREQUIRED] PLAIN is not allowed here", Fatal),
+        (b"NO [CONTACTADMIN] Unsupported", Fatal),
+    ],
+)
+def test_a_wrong_password_is_said_once(said: bytes, error: type[ConnectorError]) -> None:
     with ImapScript(capabilities=(*PLAIN, "AUTH=PLAIN")) as server:
-        with pytest.raises(NeedsReauth, match="Invalid credentials"):
-            connector(server, password="wrong").check()
+        server.hooks.append(answering(b"AUTHENTICATE", said))
+        with pytest.raises(error):
+            connector(server).check()
         assert ways(server) == [b"AUTHENTICATE"]
+
+
+def test_a_goodbye_in_the_middle_of_a_login_says_why() -> None:
+    def hang_up(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"AUTHENTICATE"):
+            client.send(b"* BYE Maintenance until noon\r\n")
+            client.end()
+        return command.startswith(b"AUTHENTICATE")
+
+    with ImapScript(capabilities=(*PLAIN, "AUTH=PLAIN")) as server:
+        server.hooks.append(hang_up)
+        with pytest.raises(Unavailable, match="Maintenance until noon"):
+            connector(server).check()
 
 
 def test_what_asks_to_wait_is_not_asked_again_by_another_way() -> None:
