@@ -72,6 +72,12 @@ class MailboxState(models.TextChoices):
     GONE = "gone", "No longer at the provider"
 
 
+class ListAnew(models.TextChoices):
+    NO = "", "No"
+    BY_ID = "by_id", "Recognising what is archived by its ids"
+    BY_BYTES = "by_bytes", "Recognising by bytes alone: the ids may name other messages now"
+
+
 class FolderRole(models.TextChoices):
     NONE = "", "—"
     INBOX = "inbox", "Inbox"

@@ -77,6 +77,7 @@ class RunCommand(SourceCommand):
 _ENDS = {
     RunStatus.RUNNING: "goes on",
     RunStatus.COMPLETED: "is done",
+    RunStatus.INCOMPLETE: "is done, as far as it could be had",
     RunStatus.STOPPED: "was stopped",
     RunStatus.FAILED: "failed",
 }

@@ -11,7 +11,7 @@ from django.db.models.functions import Now
 
 from ingestion.models.run import Run
 from ingestion.models.source import IngestionSource
-from ingestion.states import FolderRole, MailboxState
+from ingestion.states import FolderRole, ListAnew, MailboxState
 
 
 class Mailbox(models.Model):
@@ -50,6 +50,9 @@ class Mailbox(models.Model):
         default=0, editable=False, help_text="Workers that died under its lease, in a row."
     )
 
+    messages_expected = models.BigIntegerField(
+        default=0, editable=False, help_text="Of the run's total, what is not done yet."
+    )
     message_count = models.BigIntegerField(default=0)
     archived_bytes = models.BigIntegerField(default=0)
     last_synced_at = models.DateTimeField(null=True, blank=True)
@@ -84,7 +87,20 @@ class Folder(models.Model):
         null=True,
         help_text="When the whole folder had been listed; null during the first import.",
     )
+    listed_since = models.DateField(
+        null=True, help_text='The option "since" that the cursor holds for: null for all mail.'
+    )
+    list_anew = models.CharField(
+        max_length=8,
+        choices=ListAnew.choices,
+        blank=True,
+        help_text="Whether the next sync lists the folder from the beginning.",
+    )
+    followed_at = models.DateTimeField(
+        null=True, help_text="When it was done with, while others of the mailbox were not."
+    )
     remote_count = models.BigIntegerField(null=True, help_text="The provider's own count.")
+    missing_since = models.DateTimeField(null=True, help_text="No listing had it since.")
     removed_at = models.DateTimeField(null=True, help_text="When it was gone at the provider.")
 
     # A folder that can't be read is tried again by itself, and the others go on.

@@ -28,3 +28,10 @@ def failure_delay(attempts: int) -> dt.timedelta:
     """Return the wait before one failed message is tried again: 1, 4, 16 minutes ... one day."""
     seconds = min(86_400.0, 60.0 * 4 ** min(attempts - 1, 8))
     return dt.timedelta(seconds=seconds * _JITTER.uniform(0.9, 1.1))
+
+
+def folder_delay(attempts: int) -> dt.timedelta:
+    """Return the wait before a folder that can't be read is tried again: half a minute, two, eight,
+    half an hour, one hour."""
+    seconds = min(3600.0, 30.0 * 4 ** min(attempts - 1, 8))
+    return dt.timedelta(seconds=seconds * _JITTER.uniform(0.9, 1.1))

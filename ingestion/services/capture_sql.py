@@ -121,6 +121,19 @@ def failed(folder_id: int, remote_ids: Sequence[str]) -> dict[str, int]:
     )
 
 
+def known_counts(folder_ids: Sequence[int]) -> dict[int, int]:
+    """Return how many messages of each folder are placed there, or failed; those that have any."""
+    return _pairs(
+        """SELECT folder, count(*) FROM (
+             SELECT p.folder_id FROM ingestion_placement p
+              WHERE p.folder_id = ANY(%(ids)s) AND p.removed_at IS NULL
+             UNION ALL
+             SELECT f.folder_id FROM ingestion_failedmessage f WHERE f.folder_id = ANY(%(ids)s)
+           ) AS known(folder) GROUP BY folder""",
+        {"ids": list(folder_ids)},
+    )
+
+
 def has_any(folder_id: int) -> bool:
     """Tell whether anything of the folder is recorded, archived or failed."""
     return _is(
@@ -282,11 +295,51 @@ def relabel(folder_id: int, changes: Sequence[tuple[str, tuple[str, ...]]]) -> N
         )
 
 
-def store_cursor(folder_id: int, cursor: Cursor, *, listed: bool) -> None:
+def store_cursor(folder_id: int, cursor: Cursor, *, listed: bool, since: dt.date | None) -> None:
+    """`since`: mail received before that was left out behind this cursor."""
     _run(
-        "UPDATE ingestion_folder SET cursor = %(cursor)s::jsonb,"
+        "UPDATE ingestion_folder SET cursor = %(cursor)s::jsonb, listed_since = %(since)s,"
         " listed_at = CASE WHEN %(listed)s THEN now() ELSE listed_at END WHERE id = %(folder)s",
-        {"folder": folder_id, "cursor": json.dumps(dict(cursor)), "listed": listed},
+        {
+            "folder": folder_id,
+            "cursor": json.dumps(dict(cursor)),
+            "listed": listed,
+            "since": since,
+        },
+    )
+
+
+#: Begins the remote id of a placement whose folder was listed by other ids since.
+_RETIRED = "retired/"
+
+
+def retire_ids(folder_id: int) -> None:
+    """Keep a folder's placements, and let nothing be recognised by their ids any more."""
+    _run(
+        """UPDATE ingestion_placement
+              SET remote_id = %(retired)s || id || '/' || remote_id, stable_id = ''
+            WHERE folder_id = %(folder)s AND NOT starts_with(remote_id, %(retired)s)""",
+        {"folder": folder_id, "retired": _RETIRED},
+    )
+
+
+def is_retired(remote_id: str) -> bool:
+    return remote_id.startswith(_RETIRED)
+
+
+def keep_first_seen(folder_id: int) -> None:
+    """Let messages that were found again under new ids be there since they were first seen.
+
+    Call when the whole folder has been listed; idempotent."""
+    _run(
+        """UPDATE ingestion_placement p SET first_seen_at = old.first_seen_at
+             FROM (SELECT message_id, min(first_seen_at) AS first_seen_at
+                     FROM ingestion_placement
+                    WHERE folder_id = %(folder)s AND starts_with(remote_id, %(retired)s)
+                    GROUP BY message_id) old
+            WHERE p.folder_id = %(folder)s AND NOT starts_with(p.remote_id, %(retired)s)
+              AND p.message_id = old.message_id AND p.first_seen_at > old.first_seen_at""",
+        {"folder": folder_id, "retired": _RETIRED},
     )
 
 
@@ -338,7 +391,8 @@ def upsert_failure(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progress:
-    """What a transaction achieved. `bool()`: whether that is anything."""
+    """What a transaction achieved. `bool()`: whether that is anything. A new cursor is nothing: a
+    mailbox that fails over and over at one folder may get one of another each time."""
 
     messages: int = 0
     stored_bytes: int = 0
@@ -346,14 +400,13 @@ class Progress:
     failed: int = 0
     gone: int = 0
     fetched_bytes: int = 0
-    cursors: int = 0
 
     def __add__(self, other: "Progress") -> "Progress":
         mine, more = dataclasses.astuple(self), dataclasses.astuple(other)
         return Progress(*map(operator.add, mine, more))
 
     def __bool__(self) -> bool:
-        return any((self.messages, self.placed, self.failed, self.gone, self.cursors))
+        return any((self.messages, self.placed, self.failed, self.gone))
 
 
 #: Nothing came for so long that what came before says nothing about what comes.
@@ -368,6 +421,8 @@ def count(run_id: uuid.UUID, mailbox_id: uuid.UUID, progress: Progress) -> None:
         """UPDATE ingestion_mailbox
               SET message_count = message_count + %(messages)s,
                   archived_bytes = archived_bytes + %(stored_bytes)s,
+                  messages_expected = greatest(
+                      0, messages_expected - %(placed)s - %(failed)s - %(gone)s),
                   attempts = 0, last_error_code = '', last_error = ''
             WHERE id = %(mailbox)s""",
         given,
@@ -378,6 +433,8 @@ def count(run_id: uuid.UUID, mailbox_id: uuid.UUID, progress: Progress) -> None:
                   messages_new = messages_new + %(messages)s,
                   messages_failed = messages_failed + %(failed)s,
                   messages_gone = messages_gone + %(gone)s,
+                  messages_total = greatest(
+                      messages_total, messages_done + messages_gone + %(placed)s + %(gone)s),
                   bytes_done = bytes_done + %(fetched_bytes)s, progress_at = now(), warning = '',
                   -- Two marks, a window apart: from the older one a rate is told (models.run).
                   (rate_since, rate_from) =
@@ -391,6 +448,23 @@ def count(run_id: uuid.UUID, mailbox_id: uuid.UUID, progress: Progress) -> None:
                                    ELSE rate_next_from END)
             WHERE id = %(run)s""",
         given | {"window": RATE_WINDOW},
+    )
+
+
+def expect(run_id: uuid.UUID, mailbox_id: uuid.UUID, more: int) -> None:
+    """Let the run's total count `more` messages of a mailbox that are still to be done."""
+    given = {"run": run_id, "mailbox": mailbox_id, "more": more}
+    _run(
+        "UPDATE ingestion_mailbox SET messages_expected = greatest(0, messages_expected + %(more)s)"
+        " WHERE id = %(mailbox)s",
+        given,
+    )
+    _run(
+        """UPDATE ingestion_run
+              SET messages_total = greatest(
+                  messages_total + %(more)s, messages_done + messages_gone)
+            WHERE id = %(run)s""",
+        given,
     )
 
 

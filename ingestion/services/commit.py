@@ -31,6 +31,7 @@ from ingestion.models import Folder, Mailbox, Run
 from ingestion.services import backoff
 from ingestion.services import capture_sql as sql
 from ingestion.services.lease import Lease
+from ingestion.services.options import Options
 from ingestion.services.packing import Packer, Packing, Unpacked
 from ingestion.services.sieve import Sieve
 
@@ -109,6 +110,7 @@ class Committer:
         ] = collections.deque()
         self._failed = False
         self._packer = Packer(mailbox)
+        self._since = Options.of(mailbox.source.options).wanted.since
         #: Of a mailbox that was empty all is known: what was packed since, under this lease.
         self._seen = None if sql.has_messages(mailbox.pk) else Sieve()
 
@@ -258,7 +260,7 @@ class Committer:
         if batch.relabelled:
             sql.relabel(batch.folder.pk, batch.relabelled)
         if batch.cursor is not None:
-            sql.store_cursor(batch.folder.pk, batch.cursor, listed=batch.listed)
+            sql.store_cursor(batch.folder.pk, batch.cursor, listed=batch.listed, since=self._since)
         return sql.Progress(
             messages=len(batch.ids),
             stored_bytes=batch.new_bytes,
@@ -266,7 +268,6 @@ class Committer:
             failed=failed,
             gone=gone,
             fetched_bytes=batch.fetched_bytes,
-            cursors=int(batch.cursor is not None),
         )
 
     def _write_missing(self, batch: Batch) -> tuple[int, int]:

@@ -118,9 +118,17 @@ def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
                     state_reason="No longer listed by the provider. What was archived stays.",
                     run=None,
                 )
+        # With the run's row locked, nobody counts a mailbox as done between these two counts. One
+        # that was done before a listing that began again was given its work again.
+        Run.objects.select_for_update().get(pk=run.pk)
         wanted = mine.filter(state=MailboxState.ACTIVE).count()
+        due = mine.filter(state=MailboxState.ACTIVE, run=run).count()
         Run.objects.filter(pk=run.pk).update(
-            discovered_at=Now(), mailboxes_total=wanted, attempts=0, warning=""
+            discovered_at=Now(),
+            mailboxes_total=wanted,
+            mailboxes_done=wanted - due,
+            attempts=0,
+            warning="",
         )
 
 

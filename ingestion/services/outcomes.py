@@ -101,6 +101,7 @@ def settle(held: Lease, mailbox: Mailbox, run: Run) -> None:
             last_error="",
             last_synced_at=Now(),
             worker_deaths=0,
+            messages_expected=0,
         )
         Run.objects.filter(pk=run.pk).update(
             mailboxes_done=F("mailboxes_done") + 1, progress_at=Now()
@@ -139,6 +140,7 @@ def retry_later(
             not_before=Now() + wait,
             rung_at=None,
             run=None if leaves else run,
+            messages_expected=0 if leaves else F("messages_expected"),
         )
         Run.objects.filter(pk=run.pk).update(
             warning=str(error),
@@ -162,6 +164,7 @@ def _set_aside(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorE
             run=None,
             state=MailboxState.UNAVAILABLE,
             state_reason=str(error),
+            messages_expected=0,
             last_error_code=error.code,
             last_error=str(error),
         )

@@ -70,6 +70,8 @@ class Care:
     run: Run
     mailbox: Mailbox
     stuck: bool
+    #: Whether a message was found that breaks the connection.
+    blamed: bool = False
     _messages: int = 0
     _bytes: int = 0
 
@@ -180,6 +182,7 @@ class Care:
             )
             if row is None or row.code == WORKER_DIED:  # then nobody has counted it yet
                 self._count_failed()
+        self.blamed = True
 
     def _count_failed(self) -> None:
         Run.objects.filter(pk=self.run.pk).update(messages_failed=F("messages_failed") + 1)

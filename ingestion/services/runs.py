@@ -4,18 +4,23 @@ Row locks are taken in one order everywhere, so that nobody waits in a circle: s
 """
 
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from django.db import transaction
-from django.db.models import F, QuerySet
-from django.db.models.functions import Now
+from django.db.models import F, Min, QuerySet, Value
+from django.db.models.expressions import CombinedExpression
+from django.db.models.functions import Greatest, Least, Now
 
 from ingestion.errors import LostRace
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.services import capture_sql as sql
 from ingestion.services.options import Options
 from ingestion.services.status import locked, move
 from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
+
+#: So many of what could not be read are named in a run's message, and so much of each name.
+_NAMED = 3
+_NAME_CHARS = 100
 
 
 def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, bool]:
@@ -26,12 +31,22 @@ def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, b
     unfinished = Run.objects.filter(source=source, finished_at=None).first()
     if unfinished and not _finish_if_settled(source, unfinished.pk):
         return unfinished, False
+    _retry_folders(source)
     run = Run.objects.create(source=source, kind=kind, actor=actor)
     IngestionSource.objects.filter(pk=source.pk).update(
         last_sync_started_at=Now(), next_sync_at=None
     )
     run.refresh_from_db()
     return run, True
+
+
+def _retry_folders(source: IngestionSource) -> None:
+    """Somebody asked: folders that could not be read wait no longer."""
+    waiting = Folder.objects.filter(mailbox__source=source, not_before__gt=Now())
+    owners = Mailbox.objects.filter(pk__in=waiting.values("mailbox")).order_by("pk")
+    mailboxes = list(owners.select_for_update().values_list("pk", flat=True))
+    if mailboxes:
+        waiting.filter(mailbox__in=mailboxes).update(not_before=None)
 
 
 def start_syncs(source_ids: Collection[uuid.UUID], *, actor: str) -> None:
@@ -84,7 +99,12 @@ def _finish_if_settled(source: IngestionSource, run_id: uuid.UUID) -> bool:
     done = _settled(run_id).select_for_update(of=("self",)).first()
     if done is None:
         return False
-    _finish(source, done, RunStatus.COMPLETED)
+    _count_failed(done)
+    left_out = _left_out(source)
+    status = RunStatus.INCOMPLETE if left_out else RunStatus.COMPLETED
+    words = "; ".join([summary(done).rstrip("."), *left_out])
+    rest = "The next sync goes on there." if left_out else ""
+    _finish(source, done, status, " ".join(filter(None, (f"{words}.", rest, done.warning))))
     return True
 
 
@@ -93,8 +113,16 @@ def finish_unfinished(source: IngestionSource, *, failed: bool, message: str) ->
     run = Run.objects.filter(source=source, finished_at=None).first()
     if run is None:
         return
-    Mailbox.objects.filter(run=run).update(run=None)
+    Mailbox.objects.filter(run=run).update(run=None, messages_expected=0)
+    _count_failed(run)
     _finish(source, run, RunStatus.FAILED if failed else RunStatus.STOPPED, message)
+
+
+def _count_failed(run: Run) -> None:
+    """What failed in this run may have been had in it too, at a later try."""
+    run.messages_failed = FailedMessage.objects.filter(
+        mailbox__source=run.source_id, first_failed_at__gte=run.started_at
+    ).count()
 
 
 def summary(run: Run) -> str:
@@ -110,26 +138,56 @@ def summary(run: Run) -> str:
     return ", ".join(parts) + "."
 
 
-def _left_behind(source: IngestionSource) -> str:
-    """Say that mailboxes left the run before they were followed to the end, where any did."""
-    followed = Mailbox.objects.filter(source=source, state=MailboxState.ACTIVE)
-    count = followed.exclude(last_error_code="").count()
-    if not count:
-        return ""
-    what = "1 mailbox was" if count == 1 else f"{count:,} mailboxes were"
-    return f"{what} not copied to the end: the next sync goes on there."
+def _left_out(source: IngestionSource) -> list[str]:
+    """Say which mailboxes and folders could not be read to their end, and why."""
+    tried = Mailbox.objects.filter(
+        source=source, state__in=(MailboxState.ACTIVE, MailboxState.UNAVAILABLE)
+    ).exclude(last_error_code="")
+    failing = _failing_folders(source)
+    said = []
+    if count := tried.count():
+        what = "1 mailbox was" if count == 1 else f"{count:,} mailboxes were"
+        names = _named(tried.values_list("address", "last_error_code")[:_NAMED], count)
+        said.append(f"{what} not copied to the end: {names}")
+    if count := failing.count():
+        what = "1 folder" if count == 1 else f"{count:,} folders"
+        said.append(
+            f"{what} could not be read: "
+            + _named(failing.values_list("path", "last_error_code")[:_NAMED], count)
+        )
+    return said
 
 
-def _finish(
-    source: IngestionSource, run: Run, status: RunStatus, message: str | None = None
-) -> None:
-    """`message`: by default what the run did, what it left, and its warning."""
-    # What failed in this run may have been had in it too, at a later try.
-    run.messages_failed = FailedMessage.objects.filter(
-        mailbox__source=source, first_failed_at__gte=run.started_at
-    ).count()
-    if message is None:
-        message = " ".join(filter(None, (summary(run), _left_behind(source), run.warning)))
+def _failing_folders(source: IngestionSource) -> QuerySet[Folder]:
+    return Folder.objects.filter(
+        mailbox__source=source,
+        mailbox__state=MailboxState.ACTIVE,
+        failing_since__isnull=False,
+        removed_at=None,
+    )
+
+
+def _named(rows: Iterable[tuple[str, str]], count: int) -> str:
+    """Name some of what could not be read. Names are a stranger's: no line of them is a line."""
+    names = [f"{_shown(name)} ({code})" for name, code in rows]
+    if count > len(names):
+        names.append(f"and {count - len(names):,} more")
+    return ", ".join(names)
+
+
+def _shown(name: str) -> str:
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return printable if len(printable) <= _NAME_CHARS else printable[: _NAME_CHARS - 1] + "…"
+
+
+def _next_sync(source: IngestionSource) -> CombinedExpression | Least:
+    """An interval from now, or sooner, when a folder that could not be read has its turn."""
+    usual = Now() + Options.of(source.options).sync_interval
+    soonest = _failing_folders(source).aggregate(at=Min("not_before"))["at"]
+    return usual if soonest is None else Least(usual, Greatest(Value(soonest), Now()))
+
+
+def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) -> None:
     sql.recount_source(source.pk)  # a worker may have died before it did
     Run.objects.filter(pk=run.pk).update(
         status=status,
@@ -141,10 +199,11 @@ def _finish(
     changes: dict[str, object] = {
         "last_sync_finished_at": Now(),
         "last_sync_status_message": message,
-        "next_sync_at": Now() + Options.of(source.options).sync_interval,
+        "next_sync_at": _next_sync(source),
     }
-    if status == RunStatus.COMPLETED and run.kind == RunKind.IMPORT:
+    ended = status in (RunStatus.COMPLETED, RunStatus.INCOMPLETE)
+    if ended and run.kind == RunKind.IMPORT:
         changes["imported_at"] = Now()
     IngestionSource.objects.filter(pk=source.pk).update(**changes)
-    if status == RunStatus.COMPLETED and source.status == SourceStatus.IMPORTING:
+    if ended and source.status == SourceStatus.IMPORTING:
         move(source, SourceStatus.ACTIVE, reason=message, actor="ingestion")

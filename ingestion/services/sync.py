@@ -14,33 +14,25 @@ here never outlives the lease; nothing here runs inside a transaction but what C
 import dataclasses
 import time
 import uuid
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import structlog
 from django.db import InterfaceError, OperationalError, connection, transaction
-from django.db.models import F
 from django.db.models.functions import Now
 
 from connectors import errors, registry
 from connectors.base import MailboxSession
-from connectors.types import (
-    MessageRef,
-    Page,
-    RemoteFolder,
-    RemoteIds,
-    RemoteMailbox,
-)
-from ingestion import queries
+from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
-from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
+from ingestion.models import FailedMessage, Folder, Mailbox, Run
 from ingestion.services import capture_sql as sql
-from ingestion.services import folders, lease, outcomes, poison, runs, sources
+from ingestion.services import folder_turns, folders, lease, outcomes, poison, runs, sources
 from ingestion.services.capture import Capture
 from ingestion.services.commit import Committer
 from ingestion.services.lease import Lease
 from ingestion.services.options import Options
-from ingestion.states import RunKind
+from ingestion.states import ListAnew, RunKind
 
 log = structlog.get_logger(__name__)
 
@@ -50,7 +42,7 @@ SLICE_SECONDS = 120
 #: that gives 1 MB/s a page of 20,000 messages may take an hour.
 PAGE_SECONDS = 240
 _RETRY_ROWS = 2_000
-#: After so many failures without progress, one message may be what breaks the connection.
+#: After so many failures of a folder without progress, one message may be what breaks it.
 _STUCK_ATTEMPTS = 2
 
 
@@ -140,6 +132,8 @@ class _Mailbox:
     def __init__(self, held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> None:
         self.held, self.mailbox, self.run, self.until = held, mailbox, run, until
         self.options = Options.of(mailbox.source.options)
+        #: Whether anything came of the folder in hand, in this slice.
+        self.moved = False
         #: Folders of which nothing was known: what is there now came with this listing.
         self.fresh: set[int] = set()
         self.committer = Committer(held, store=store(), run=run, mailbox=mailbox)
@@ -148,7 +142,7 @@ class _Mailbox:
         )
 
     def work(self) -> bool:
-        """Return whether every folder is followed to the end."""
+        """Return whether every folder that can be read now is followed to the end."""
         source = self.mailbox.source
         remote = RemoteMailbox(self.mailbox.remote_id, self.mailbox.address)
         with (
@@ -162,11 +156,20 @@ class _Mailbox:
         ):
             session.prefer(self.options.wanted)
             followed = folders.store_listing(
-                self.held, self.run, self.mailbox, session.folders(), self.options
+                self.held,
+                self.run,
+                self.mailbox,
+                session.folders(),
+                self.options,
+                is_gone=lambda missing: _is_gone(session, missing),
             )
-            return self._retry_failures(session, followed) and all(
-                self._follow(session, remote_folder, folder) for remote_folder, folder in followed
-            )
+            turn = folder_turns.Turn(self.held, self.run, followed)
+            try:
+                return self._retry_failures(session, followed) and self._follow_all(session, turn)
+            except errors.ConnectorError:
+                self.committer.wait()  # what is done with is durable, or it is not done with
+                turn.leave()
+                raise
 
     def _must_stop(self) -> bool:
         return self.held.stopping.is_set() or time.monotonic() >= self.until.page
@@ -174,29 +177,56 @@ class _Mailbox:
     def _must_stop_within_page(self) -> bool:
         return self.held.stopping.is_set() or time.monotonic() >= self.until.message
 
+    def _follow_all(self, session: MailboxSession, turn: folder_turns.Turn) -> bool:
+        for remote, folder in turn:
+            self.moved = False
+            self.care.stuck = folder.attempts >= _STUCK_ATTEMPTS
+            try:
+                ended = self._follow(session, remote, folder)
+            except errors.Skippable as error:  # it refuses itself; the session goes on
+                turn.refused(folder, error)
+                ended = True
+            except (errors.Retryable, errors.CursorExpired) as error:
+                turn.failed(folder, error, moved=self.moved or self.care.blamed)
+                raise
+            else:
+                if ended:
+                    turn.done(folder)
+            if not ended or (turn.left and self._must_stop()):
+                self.committer.wait()
+                turn.leave()
+                return False
+        turn.end()
+        return True
+
     def _follow(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
+        if folder.list_anew or folders.lacks_older(folder, self.options):
+            self._begin_anew(folder, by_bytes=folder.list_anew == ListAnew.BY_BYTES)
         if folder.cursor is None and not sql.has_any(folder.pk):
             self.fresh.add(folder.pk)
         try:
-            return self._pages(session, remote, folder, session.changes(remote, folder.cursor))
-        except errors.CursorExpired:
-            log.info("cursor_expired", folder=folder.pk)
-            self.committer.wait()  # the sweep must see what came of the listing before
-            self.fresh.discard(folder.pk)
-            return self._pages(session, remote, folder, session.changes(remote, None))
-        except errors.FolderGone:
-            log.info("folder_gone", folder=folder.pk)  # the next listing says what became of it
-            return True
+            return self._pages(session, remote, folder)
+        except errors.CursorExpired as error:
+            log.info("cursor_expired", folder=folder.pk, code=error.code)
+            self._begin_anew(folder, by_bytes=isinstance(error, errors.IdsReused))
+        try:
+            return self._pages(session, remote, folder)
+        except errors.CursorExpired as error:
+            raise errors.FolderRefused(
+                "The provider has this folder listed from the beginning over and over."
+                f" It is tried again. ({error})",
+                code=error.code,
+            ) from error
 
-    def _pages(
-        self,
-        session: MailboxSession,
-        remote: RemoteFolder,
-        folder: Folder,
-        pages: Iterable[Page],
-    ) -> bool:
-        for page in pages:
+    def _begin_anew(self, folder: Folder, *, by_bytes: bool) -> None:
+        self.committer.wait()  # the sweep must see what came of the listing before
+        self.fresh.discard(folder.pk)
+        folders.forget_cursor(self.held, folder, by_bytes=by_bytes)
+
+    def _pages(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
+        for page in session.changes(remote, folder.cursor):
             self._capture_page(session, remote, folder, page)
+            self.moved = self.moved or bool(page.added)
             if self._must_stop():
                 return False
         return True
@@ -208,17 +238,16 @@ class _Mailbox:
         if any(ref.stable_id for ref in wanted):
             self.committer.wait()  # what it is about to show may be the same messages
         known, unknown = self._split(folder, wanted)
-        if self.run.kind == RunKind.SYNC and wanted:
-            Run.objects.filter(pk=self.run.pk).update(
-                messages_total=F("messages_total") + len(unknown)
-            )
+        if self.run.kind == RunKind.SYNC and unknown:
+            sql.expect(self.run.pk, self.mailbox.pk, len(unknown))
         capture = self._capture(folder)
         capture.place(self._described(session, remote, known))
         rest = self._fetch_with_care(session, remote, folder, unknown)
         if rest is None or not self._fetch_into(capture, session, remote, rest):
             return  # stopped on the way: what came is kept, the cursor stays
+        retired = False
         if page.present is not None and folder.pk not in self.fresh:
-            self._sweep(folder, page)
+            retired = folders.sweep(self.held, folder, page.present)
         capture.commit(
             cursor=page.cursor,
             removed=page.removed,
@@ -226,6 +255,11 @@ class _Mailbox:
             listed=page.present is not None,
         )
         folder.cursor = dict(page.cursor)
+        if retired:
+            self.committer.wait()
+            with transaction.atomic():
+                self.held.fence()
+                sql.keep_first_seen(folder.pk)
 
     def _capture(self, folder: Folder) -> Capture:
         fresh = folder.pk in self.fresh
@@ -245,6 +279,7 @@ class _Mailbox:
             if self._must_stop():
                 return None
             self.care.fetch(session, remote, folder, ref)
+            self.moved = True
         return []
 
     def _fetch_into(
@@ -266,6 +301,7 @@ class _Mailbox:
             answers = session.fetch(remote, refs)
             try:
                 for answer in answers:
+                    self.moved = True
                     asked.discard(answer.ref.remote_id)
                     capture.add(answer)
                     if capture.full:
@@ -323,28 +359,6 @@ class _Mailbox:
         told = {ref.remote_id: ref for ref in session.describe(remote, bare)}
         return [(told.get(ref.remote_id, ref), message_id) for ref, message_id in known]
 
-    def _sweep(self, folder: Folder, page: Page) -> None:
-        """Mark as removed what the whole listing no longer has, and forget that it failed.
-
-        Each step is its own transaction.
-        """
-        assert page.present is not None
-        self._forget_failures(folder, page.present)
-        for rows in queries.placements_of(folder):
-            absent = [pk for pk, remote_id in rows if remote_id not in page.present]
-            if absent:
-                with transaction.atomic():
-                    self.held.fence()
-                    Placement.objects.filter(pk__in=absent).update(removed_at=Now())
-
-    def _forget_failures(self, folder: Folder, present: RemoteIds) -> None:
-        failed = FailedMessage.objects.filter(folder=folder).values_list("pk", "remote_id")
-        absent = [pk for pk, remote_id in failed.iterator() if remote_id not in present]
-        if absent:
-            with transaction.atomic():
-                self.held.fence()
-                FailedMessage.objects.filter(pk__in=absent).delete()
-
     def _retry_failures(
         self, session: MailboxSession, followed: Sequence[tuple[RemoteFolder, Folder]]
     ) -> bool:
@@ -367,8 +381,8 @@ class _Mailbox:
                 try:
                     if not self._retry_folder(session, *remote_of[folder_id], refs):
                         return False
-                except errors.FolderGone:
-                    continue
+                except errors.Skippable:
+                    continue  # the folder: following it says so
         return True
 
     def _due_failures(self) -> Iterator[list[FailedMessage]]:
@@ -405,3 +419,14 @@ class _Mailbox:
             return False
         capture.commit()
         return True
+
+
+def _is_gone(session: MailboxSession, missing: RemoteFolder) -> bool:
+    """Ask for a folder that was not listed: whether the provider says that it exists no more."""
+    try:
+        next(iter(session.changes(missing, None)), None)
+    except errors.FolderGone:
+        return True
+    except (errors.Skippable, errors.CursorExpired):
+        return False
+    return False

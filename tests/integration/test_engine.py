@@ -173,7 +173,7 @@ def test_an_import_is_exact_and_a_second_sync_downloads_nothing(
 ) -> None:
     fill(server)
     fill(server, 25, "Sent")
-    server.deliver("Empty", b"")
+    server.deliver("Smallest", b"\n")
     start(source)
     run = finish(source)
     assert run.message == "41 archived, 25 recognised."  # Sent has the bytes of INBOX
@@ -895,7 +895,11 @@ def test_an_import_that_gave_a_mailbox_up_says_so_and_the_next_sync_completes_it
     start(source)
     server.open_error = Unavailable("The server is under maintenance.")
     run = finish(source)
-    assert run.message.startswith("0 archived. 1 mailbox was not copied to the end: the next sync")
+    assert run.status == "incomplete"
+    assert run.message.startswith(
+        "0 archived; 1 mailbox was not copied to the end: me@example.com (unavailable)."
+        " The next sync goes on there."
+    )
     assert run.message.endswith("under maintenance.")
     server.open_error = None
     source.refresh_from_db()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from connectors import registry
 from connectors.base import Connector, MailboxSession
 from connectors.config import Config, Environment, field
-from connectors.errors import CursorExpired, MessageGone
+from connectors.errors import CursorExpired, FolderGone, MessageGone, Unavailable
 from connectors.types import (
     Cursor,
     Identity,
@@ -52,6 +52,12 @@ class Server:
     #: Called before a mailbox is listed.
     before_mailbox: Callable[[], None] = lambda: None
     refused: dict[str, Exception] = dataclasses.field(default_factory=dict)
+    #: Called before a folder's changes are listed, with its name: may raise.
+    before_changes: Callable[[str], None] = lambda _: None
+    #: Folders that are there, and that the listing lacks.
+    unlisted: set[str] = dataclasses.field(default_factory=set)
+    #: Messages at which the connection ends: "folder/remote id".
+    breaking: set[str] = dataclasses.field(default_factory=set)
     unanswered: set[str] = dataclasses.field(default_factory=set)
     check_error: Exception | None = None
     open_error: Exception | None = None
@@ -100,10 +106,15 @@ class ScriptedSession(MailboxSession):
         return [
             RemoteFolder(name, name, message_count=len(mails))
             for name, mails in SERVER.folders.items()
+            if name not in SERVER.unlisted
         ]
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
-        name, validity = folder.remote_id, SERVER.validity[folder.remote_id]
+        name = folder.remote_id
+        SERVER.before_changes(name)
+        if name not in SERVER.folders:
+            raise FolderGone("There is no such folder.")
+        validity = SERVER.validity[name]
         if since is not None and since["validity"] != validity:
             raise CursorExpired("The folder was renumbered.")
         first = since["next"] if since else 1
@@ -140,6 +151,8 @@ class ScriptedSession(MailboxSession):
     ) -> Iterator[RawMessage | Missing]:
         for ref in refs:
             SERVER.before_message(len(SERVER.fetched))
+            if f"{folder.remote_id}/{ref.remote_id}" in SERVER.breaking:
+                raise Unavailable("The server hung up.")
             if ref.remote_id in SERVER.unanswered:
                 continue
             if ref.remote_id in SERVER.refused:
