@@ -114,7 +114,8 @@ class MailboxSession(_Closing, ABC):
 
         Hides latency (pipelined or concurrent), holds a bounded number of bytes, spools large
         bodies. The caller closes spooled bodies. A dropped connection is Retryable after what
-        had arrived whole was yielded; the caller keeps that and asks again for the rest.
+        had arrived whole was yielded; the caller keeps that and asks again for the rest. Raises
+        FolderRefused where the folder turns out to hold no mail.
         """
 
 

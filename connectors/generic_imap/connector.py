@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
-from connectors.errors import ConnectorError, Fatal, FolderGone, Unavailable
+from connectors.errors import ConnectorError, Fatal, FolderGone, FolderRefused, Unavailable
 from connectors.generic_imap import client, folders, listing, reader
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
@@ -53,6 +53,9 @@ class ImapConnector(Connector):
                 session.probe(inbox)
             except FolderGone as error:
                 raise Fatal(f"The login works, and {inbox.path} can't be read. {error}") from None
+            except FolderRefused as error:  # now, perhaps: it is there
+                text = f"The login works, and {inbox.path} can't be opened now. {error}"
+                raise Unavailable(text) from None
         return Identity(self._config.username, f"{len(found)} folders")
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
