@@ -25,7 +25,13 @@ from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS_WITH_BODY, items_of
 from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped, discard
 from connectors.generic_imap.refusals import must_wait, refusal
-from connectors.generic_imap.replies import STAND_IN, Batch, Replies, too_large
+from connectors.generic_imap.replies import (
+    STAND_IN_BYTES,
+    Batch,
+    Replies,
+    is_stand_in,
+    too_large,
+)
 from connectors.generic_imap.uids import Uids
 from connectors.generic_imap.wire import Wire
 from connectors.refusals import RefusalGuard
@@ -40,9 +46,8 @@ _IN_FLIGHT = 4
 _PATIENCE_SECONDS = 0.2
 #: After so many refusals in a row the server is asked whether it hands out any bodies.
 _REFUSALS_BEFORE_DOUBT = 5
-#: A folder that gives nothing but stand-ins for so many messages holds no mail: Exchange lists
-#: calendars, contacts and tasks.
-_STAND_INS_BEFORE_REFUSAL = 20
+#: A folder in which so many messages, from the oldest to the newest, are stand-ins holds no mail.
+_SAMPLES = 20
 
 
 class Fetch:
@@ -68,7 +73,7 @@ class Fetch:
         self._describes = not main.has_stable_ids
         self._items = ITEMS_WITH_BODY if self._describes else _BODY_ALONE
         self._next_refs = iter(refs)
-        self._asked = self._left = len(refs)
+        self._left = len(refs)
         self._cutting = threading.Lock()
         self._threads: list[threading.Thread] = []
         #: Where a thread can be interrupted, also while it logs in.
@@ -80,9 +85,7 @@ class Fetch:
         """Yield every answer. Raises Retryable after what had arrived whole was yielded, and
         FolderRefused where none of the messages is mail."""
         self._validity = listing.opened(self._main, self._folder)
-        sift = _Sift(
-            judges_folder=2 * self._asked >= min(self._main.exists, listing.BARE_PAGE_MESSAGES)
-        )
+        guard = RefusalGuard()
         problem: BaseException | None = None
         came: collections.deque[Answer] = collections.deque()
         began = time.monotonic()
@@ -96,7 +99,7 @@ class Fetch:
                 elif isinstance(item, BaseException):
                     problem = problem or item
                 else:
-                    outage = sift.take(item, came)
+                    outage = _put_in_line(item, came, guard)
                     while came:
                         yield came.popleft()
                     if outage is not None:
@@ -109,7 +112,7 @@ class Fetch:
             discard(came)
         if problem is not None:
             raise problem
-        yield from sift.end()
+        yield from guard.end()
 
     def close(self) -> None:
         """Stop the threads and wait for them. A connection in the middle of a reply is ended."""
@@ -198,8 +201,15 @@ class Fetch:
         in_flight = 1 if login.wire.one_at_a_time else _IN_FLIGHT
         again: list[MessageRef] = []
         while True:
-            while len(flying) < in_flight and (batch := self._next(sender)) is not None:
+            while (
+                len(flying) < in_flight
+                and not replies.stand_ins  # first it has to be known what these mean
+                and (batch := self._next(sender)) is not None
+            ):
                 flying.append((login.wire.command(batch.command(self._items)), batch))
+            if not flying and replies.stand_ins:
+                _judge_stand_ins(login, replies, sender)
+                continue
             if not flying:
                 break
             tag, batch = flying[0]
@@ -251,7 +261,7 @@ class Fetch:
                 if isinstance(missing.error, MessageRefused) and not missing.error.of_item:
                     in_a_row += 1
                     if in_a_row % _REFUSALS_BEFORE_DOUBT == 0:
-                        works = _hands_out_bodies(login)
+                        works = bool(_samples(login, 3, 1))
                     missing.error.of_item = works
                 sender.add(missing)
 
@@ -283,70 +293,58 @@ class Fetch:
         return Missing(ref, MessageRefused(f"The server says: {login.wire.words(status)}"))
 
 
-class _Sift:
-    """Puts the answers of one download in line, holding back what may be no matter of single
-    messages: refusals in a row (an outage?) and stand-ins alone (no mail?)."""
-
-    def __init__(self, *, judges_folder: bool) -> None:
-        self._guard = RefusalGuard()
-        self._stand_ins: list[Answer] = []
-        self._judges_folder = judges_folder
-
-    def take(
-        self, answers: Sequence[Answer], line: collections.deque[Answer]
-    ) -> ConnectorError | None:
-        """Put answers into the line; return what they prove of the server or the folder."""
-        if Missing not in map(type, answers):  # as nearly always
-            self._take_bodies(answers, line)
-            return None
-        rest = iter(answers)
-        try:
-            for answer in rest:
-                if isinstance(answer, Missing):
-                    line.extend(self._missing(answer))
-                else:
-                    self._take_bodies([answer], line)
-        except (Unavailable, FolderRefused) as error:
-            discard(rest)
-            return error
-        return None
-
-    def end(self) -> list[Answer]:
-        """Return what was held back and is about its messages alone."""
-        held, self._stand_ins = self._stand_ins, []
-        return [*held, *self._guard.end()]
-
-    def _take_bodies(self, answers: Sequence[Answer], line: collections.deque[Answer]) -> None:
-        self._judges_folder = False
-        line.extend(self.end())
+def _put_in_line(
+    answers: Sequence[Answer], line: collections.deque[Answer], guard: RefusalGuard
+) -> Unavailable | None:
+    """Put answers in line, but for refusals that may be signs of an outage; return it if it is."""
+    if Missing not in map(type, answers):  # as nearly always
+        line.extend(guard.delivered())
         line.extend(answers)
-
-    def _missing(self, missing: Missing) -> Sequence[Answer]:
-        stands_in = isinstance(missing.error, ConnectorError) and missing.error.code == STAND_IN
-        if not (stands_in and self._judges_folder):
-            return self._guard.refused(missing)
-        self._stand_ins.append(missing)
-        if len(self._stand_ins) < _STAND_INS_BEFORE_REFUSAL:
-            return ()
-        raise FolderRefused(
-            f"This folder holds no mail: in place of each of its first {len(self._stand_ins)} items"
-            " the server sends a notice that it can't be had by IMAP, as Exchange does for"
-            " calendars, contacts and tasks. Exclude the folder from the source.",
-            code="no_mail",
-        )
+        return None
+    rest = iter(answers)
+    try:
+        for answer in rest:
+            if isinstance(answer, Missing):
+                line.extend(guard.refused(answer))
+            else:
+                line.extend([*guard.delivered(), answer])
+    except Unavailable as error:
+        discard(rest)
+        return error
+    return None
 
 
 def _uid(ref: MessageRef) -> int:
     return int(ref.remote_id.partition(":")[2])
 
 
-def _hands_out_bodies(login: Login) -> bool:
-    """Tell whether the server gives a byte of the oldest, the newest or the middle message: then
-    those that it refuses are bad, and it is not out of order."""
-    numbers = sorted({1, (login.exists + 1) // 2, login.exists} - {0})
-    command = f"FETCH {','.join(map(str, numbers))} (BODY.PEEK[]<0.1>)"
+def _judge_stand_ins(login: Login, replies: Replies, sender: Sender) -> None:
+    """Answer for messages in whose place others came. Raises FolderRefused where it is so all over
+    the folder: Exchange lists calendars, contacts and tasks."""
+    bodies = _samples(login, _SAMPLES, STAND_IN_BYTES)
+    if len(bodies) >= _SAMPLES and all(map(is_stand_in, bodies)):
+        raise FolderRefused(
+            f"This folder holds no mail: in place of each of {_SAMPLES} items the server sends a"
+            " notice that it can't be had by IMAP, as Exchange does for calendars, contacts and"
+            " tasks. Exclude the folder from the source.",
+            code="no_mail",
+        )
+    for missing in replies.stand_ins or ():
+        sender.add(missing)
+    replies.stand_ins = None
+
+
+def _samples(login: Login, count: int, size: int) -> list[bytes]:
+    """Return how so many messages of the open folder begin, spread evenly from the oldest to the
+    newest: those that the server hands out."""
+    last = login.exists - 1
+    numbers = (
+        sorted({1 + last * index // (count - 1) for index in range(count)}) if last > 0 else [1]
+    )
+    command = f"FETCH {','.join(map(str, numbers))} (BODY.PEEK[]<0.{size}>)"
     _, untagged = login.wire.run(command.encode())
-    return any(items_of(response).get(b"BODY[]<0>") for response in untagged)
+    found = (items_of(response).get(b"BODY[]<0>") for response in untagged)
+    return [begin for begin in found if isinstance(begin, bytes) and begin]
 
 
 def _gone(ref: MessageRef) -> Missing:

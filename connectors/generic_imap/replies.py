@@ -38,11 +38,10 @@ _REST = re.compile(rb"(?: [A-Z][\w.-]* (?:\d+|NIL|\([^()]*\)|\"[^\"]*\"))* ?\)\r
 
 #: What Exchange serves as the body of what it can't convert to MIME, each item of a calendar for
 #: one. Small, by its subject, and with this sentence in its text (apostrophes vary).
-_STAND_IN_BYTES, _STAND_IN_HEADER_BYTES = 8_192, 2_048
+STAND_IN_BYTES, _STAND_IN_HEADER_BYTES = 8_192, 2_048
 _STAND_IN = b"Retrieval using the IMAP4 protocol failed"
 _STAND_IN_SUBJECT = re.compile(rb"^Subject: *" + _STAND_IN, re.IGNORECASE | re.MULTILINE)
 _STAND_IN_TEXT = re.compile(rb"The server could\S{1,12}\s+retrieve\s+the\s+following\s+message")
-STAND_IN = "stand_in"
 
 
 @dataclasses.dataclass(slots=True)
@@ -64,20 +63,10 @@ def too_large(size: int, limit: int) -> MessageRefused:
     )
 
 
-def _answer(ref: MessageRef, body: Body) -> RawMessage | Missing:
-    """Return a body as an answer, unless the server made it up in place of the message's."""
+def is_stand_in(body: bytes) -> bool:
+    """Tell whether the server made this up in place of a message's body."""
     # The cheap look comes first: this is done for each message.
-    if (
-        isinstance(body, bytes)
-        and body.find(_STAND_IN, 0, _STAND_IN_HEADER_BYTES) >= 0
-        and _is_stand_in(body)
-    ):
-        return Missing(ref, _stands_in())
-    return RawMessage(ref, body)
-
-
-def _is_stand_in(body: bytes) -> bool:
-    if len(body) >= _STAND_IN_BYTES:
+    if body.find(_STAND_IN, 0, _STAND_IN_HEADER_BYTES) < 0 or len(body) >= STAND_IN_BYTES:
         return False
     header, _, text = body.replace(b"\r\n", b"\n").partition(b"\n\n")
     return bool(_STAND_IN_SUBJECT.search(header) and _STAND_IN_TEXT.search(text))
@@ -87,7 +76,7 @@ def _stands_in() -> MessageRefused:
     return MessageRefused(
         "The server can't convert this message and sends a notice of its own in its place. It is"
         " tried again; whoever runs the server may repair or export the message.",
-        code=STAND_IN,
+        code="stand_in",
         of_item=True,
     )
 
@@ -101,6 +90,9 @@ class Replies:
         self._wire, self._sender, self._describes = connection, sender, describes
         self._max_message_bytes = max_message_bytes
         self._unasked = 0
+        #: Messages in whose place something else was sent: for whoever knows whether the folder has
+        #: any mail. None once that is known to be so.
+        self.stand_ins: list[Missing] | None = []
 
     def read_until(self, tag: bytes, batches: Sequence[Batch]) -> bytes:
         """Read replies up to a tagged one; return its status. Answered refs leave their batch."""
@@ -139,7 +131,7 @@ class Replies:
             if ref is None:
                 self._pass_by()
             else:
-                self._sender.add(_answer(ref, body))
+                self._add(ref, body)
                 any_asked_for = True
         return any_asked_for
 
@@ -178,7 +170,7 @@ class Replies:
         if ref is None:
             raw.close()
             return False
-        self._sender.add(_answer(ref, raw.body))
+        self._add(ref, raw.body)
         return True
 
     def _pass_over(self, size: int, items: bytes, batches: Sequence[Batch]) -> bool:
@@ -216,8 +208,16 @@ class Replies:
         said = response[0].partition(b"(")[2]
         ref = self._claim(batches, uid_of(said), said, empty=not body)
         if ref is not None:
-            self._sender.add(_answer(ref, body))
+            self._add(ref, body)
         return ref is not None
+
+    def _add(self, ref: MessageRef, body: Body) -> None:
+        if not (isinstance(body, bytes) and is_stand_in(body)):
+            self._sender.add(RawMessage(ref, body))
+        elif self.stand_ins is None:
+            self._sender.add(Missing(ref, _stands_in()))
+        else:
+            self.stand_ins.append(Missing(ref, _stands_in()))
 
     def _claim(
         self, batches: Sequence[Batch], uid: int | None, said: bytes, *, empty: bool = False

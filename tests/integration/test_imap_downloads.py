@@ -11,7 +11,7 @@ from connectors.base import MailboxSession
 from connectors.config import Environment
 from connectors.errors import FolderRefused, MessageRefused, Unavailable
 from connectors.types import MessageRef, Missing, RawMessage
-from ingestion.models import FailedMessage
+from ingestion.models import FailedMessage, Folder
 from ingestion.services import failures
 from tests.servers import imap_source
 from tests.servers.imap_script import Box, Client, ImapScript
@@ -182,12 +182,8 @@ def test_many_stand_ins_among_mail_are_each_refused(server: ImapScript) -> None:
     fill(server.inbox, 100)
     with opened(server) as session:
         assert len(refused(answers(session, *range(1, 61)))) == 60
-        server.inbox.mails[161] = server.inbox.mails.pop(100)
-        for uid in range(61, 161):
-            server.inbox.mails.pop(uid, None)
-        # All of the folder is asked for, and its only mail comes after 19 of them.
-        found = answers(session, *range(1, 20), 161)
-    assert len(found) == 20
+        found = answers(session)
+        assert (len(found), len(refused(found))) == (160, 60)
 
 
 def test_a_few_stand_ins_alone_are_each_refused(server: ImapScript) -> None:
@@ -203,3 +199,23 @@ def test_an_outage_that_begins_with_the_first_body_is_one(server: ImapScript) ->
         mail.refusal = _OUTAGE
     with opened(server) as session, pytest.raises(Unavailable, match="outage"):
         answers(session)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_folder_without_mail_is_told_once_and_the_others_arrive(
+    server: ImapScript, archive_dir: Path
+) -> None:
+    calendar = server.boxes[b"Calendar"] = Box(validity=5)
+    for _ in range(50):
+        calendar.deliver(STAND_IN)
+    fill(server.inbox, 10)
+    source = imap_source.create(server)
+    said = "1 folder could not be read: Calendar (no_mail)"
+    assert said in imap_source.imported(source).message
+    for _ in range(4):  # also once its messages are asked for one by one
+        Folder.objects.update(not_before=None)
+        assert said in imap_source.synced(source).message
+    assert "calendars" in Folder.objects.get(path="Calendar").last_error
+    assert not FailedMessage.objects.exists()
+    del server.boxes[b"Calendar"]
+    assert imap_source.archived(source) == imap_source.held_by(server)
