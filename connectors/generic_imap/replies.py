@@ -14,7 +14,7 @@ from connectors.generic_imap import wire
 from connectors.generic_imap.describing import described, items_of, uid_of
 from connectors.generic_imap.outbox import Sender
 from connectors.generic_imap.uids import Uids
-from connectors.types import Body, MessageRef, Missing, RawMessage
+from connectors.types import Body, MessageRef, Missing, RawMessage, SpooledBody
 
 #: More untagged responses in a row that nobody asked for are an attack. One flag change by another
 #: client may send one per message of the folder.
@@ -65,8 +65,7 @@ def too_large(size: int, limit: int) -> MessageRefused:
 
 def is_stand_in(body: bytes) -> bool:
     """Tell whether the server made this up in place of a message's body."""
-    # The cheap look comes first: this is done for each message.
-    if body.find(_STAND_IN, 0, _STAND_IN_HEADER_BYTES) < 0 or len(body) >= STAND_IN_BYTES:
+    if len(body) >= STAND_IN_BYTES:
         return False
     header, _, text = body.replace(b"\r\n", b"\n").partition(b"\n\n")
     return bool(_STAND_IN_SUBJECT.search(header) and _STAND_IN_TEXT.search(text))
@@ -212,7 +211,11 @@ class Replies:
         return ref is not None
 
     def _add(self, ref: MessageRef, body: Body) -> None:
-        if not (isinstance(body, bytes) and is_stand_in(body)):
+        if (
+            isinstance(body, SpooledBody)
+            or body.find(_STAND_IN, 0, _STAND_IN_HEADER_BYTES) < 0  # cheap: for each message
+            or not is_stand_in(body)
+        ):
             self._sender.add(RawMessage(ref, body))
         elif self.stand_ins is None:
             self._sender.add(Missing(ref, _stands_in()))
