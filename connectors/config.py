@@ -6,7 +6,7 @@ and the command line are all derived from it, so that a new provider needs no co
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 from connectors.throttle import Local, Throttle
@@ -24,7 +24,8 @@ class ConfigError(ValueError):
 class Field:
     """One field of a provider's configuration. `type` is str, int or bool. `takes_object`: a text
     of JSON that may also be given as the object. `choices`: a text must be one of these.
-    `multiline`: a text that may have several lines."""
+    `multiline`: a text that may have several lines. `goes_with`: the fields that say where a secret
+    is sent and whose it is: where one of them changes, a stored secret is of no use any more."""
 
     name: str
     label: str
@@ -39,6 +40,7 @@ class Field:
     takes_object: bool = False
     choices: tuple[str, ...] = ()
     multiline: bool = False
+    goes_with: tuple[str, ...] = ()
 
 
 def field(
@@ -53,6 +55,7 @@ def field(
     takes_object: bool = False,
     choices: tuple[str, ...] = (),
     multiline: bool = False,
+    goes_with: tuple[str, ...] = (),
 ) -> Any:
     """Declare a configuration field; without a default it is required."""
     about = {
@@ -65,6 +68,7 @@ def field(
         "takes_object": takes_object,
         "choices": choices,
         "multiline": multiline,
+        "goes_with": goes_with,
     }
     return dataclasses.field(default=default, repr=not secret, metadata=about)
 
@@ -152,6 +156,37 @@ class Config:
         """
         _ = given, stored
         return frozenset()
+
+    @classmethod
+    def misdirected(
+        cls, given: Mapping[str, Any], stored: Mapping[str, Any]
+    ) -> Mapping[str, Sequence[str]]:
+        """Return each stored secret that would go to another place, or by a weaker way, than it was
+        given for, with the fields that send it there. Whoever may change a configuration must not
+        be able to read its secrets by naming a server of their own.
+        """
+        defaults = {f.name: f.default for f in cls.fields()}
+        found = {}
+        for f in cls.fields():
+            if f.secret and stored.get(f.name) and not given.get(f.name):
+                changed = [
+                    name
+                    for name in f.goes_with
+                    if cls.sends_elsewhere(
+                        name,
+                        before=stored.get(name, defaults[name]),
+                        after=given.get(name, stored.get(name, defaults[name])),
+                    )
+                ]
+                if changed:
+                    found[f.name] = changed
+        return found
+
+    @classmethod
+    def sends_elsewhere(cls, name: str, *, before: Any, after: Any) -> bool:
+        """Tell whether this change of a field that secrets go with takes them elsewhere."""
+        _ = name
+        return bool(before != after)
 
 
 _NAMES = {str: "text", int: "a whole number", bool: "true or false"}

@@ -11,6 +11,9 @@ from connectors.config import Config, ConfigError, field
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?|[0-9A-Fa-f:.]{2,45}")
 
 
+_MAIL_SERVER = ("host", "port", "username", "secure", "startTls", "allowInsecureCert")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImapConfig(Config):
     host: str = field("Host", help="Name or address of the IMAP server.", max_length=253)
@@ -33,6 +36,7 @@ class ImapConfig(Config):
         "Password",
         default="",
         secret=True,
+        goes_with=_MAIL_SERVER,
         help="An app password where the provider has them.",
     )
     accessToken: str = field(
@@ -40,6 +44,7 @@ class ImapConfig(Config):
         default="",
         secret=True,
         max_length=20_000,
+        goes_with=_MAIL_SERVER,
         help="Instead of a password: logs in with XOAUTH2.",
     )
 
@@ -48,6 +53,8 @@ class ImapConfig(Config):
         default="",
         secret=True,
         max_length=20_000,
+        # What it is exchanged for goes to the mail server.
+        goes_with=(*_MAIL_SERVER, "tokenUrl", "clientId"),
         help="Instead of an access token: new ones are asked for with it.",
     )
     tokenUrl: str = field(
@@ -57,7 +64,9 @@ class ImapConfig(Config):
         help="Where access tokens are issued, e.g. https://oauth2.googleapis.com/token.",
     )
     clientId: str = field("OAuth client id", default="")
-    clientSecret: str = field("OAuth client secret", default="", secret=True)
+    clientSecret: str = field(
+        "OAuth client secret", default="", secret=True, goes_with=("tokenUrl", "clientId")
+    )
 
     @classmethod
     def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:
@@ -69,6 +78,15 @@ class ImapConfig(Config):
         if "password" not in given and secrets & set(given):
             return frozenset({"password"})
         return frozenset()
+
+    @classmethod
+    def sends_elsewhere(cls, name: str, *, before: Any, after: Any) -> bool:
+        """TLS may be made stricter at any time."""
+        if name == "allowInsecureCert":
+            return not before and bool(after)
+        if name in ("secure", "startTls"):
+            return bool(before) and not after
+        return bool(before != after)
 
     def check(self) -> None:
         errors: dict[str, list[str]] = {}

@@ -37,7 +37,9 @@ class GoogleConfig(Config):
         default="",
         help="For one account: of an OAuth client of type Web application.",
     )
-    clientSecret: str = field("OAuth client secret", default="", secret=True)
+    clientSecret: str = field(
+        "OAuth client secret", default="", secret=True, goes_with=("clientId",)
+    )
     refreshToken: str = field(
         "OAuth refresh token",
         default="",
@@ -76,10 +78,10 @@ class GoogleConfig(Config):
         """A key replaces an account and the other way round; another client has no old token."""
         if given.get("serviceAccountKeyJson"):
             return _ACCOUNT_FIELDS
-        if {"clientSecret", "refreshToken"} & set(given):
-            return _DOMAIN_FIELDS
         other = given.get("clientId", stored.get("clientId")) != stored.get("clientId")
-        return frozenset({"refreshToken"}) if other else frozenset()
+        dropped = frozenset({"refreshToken"}) if other else frozenset()
+        account = {"clientSecret", "refreshToken"} & set(given)
+        return dropped | _DOMAIN_FIELDS if account else dropped
 
     def check(self) -> None:
         errors = self._domain_errors() if self.is_domain else self._account_errors()

@@ -41,6 +41,9 @@ CLOUDS: Mapping[str, Cloud] = {
 }
 
 
+_APPLICATION = ("tenantId", "clientId", "cloud")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MicrosoftConfig(Config):
     tenantId: str = field(
@@ -56,6 +59,7 @@ class MicrosoftConfig(Config):
         "Client secret",
         default="",
         secret=True,
+        goes_with=_APPLICATION,
         help="The secret's Value, not its Secret ID. Or give a certificate.",
     )
     certificatePem: str = field(
@@ -69,6 +73,7 @@ class MicrosoftConfig(Config):
         "Private key of the certificate (PEM)",
         default="",
         secret=True,
+        goes_with=_APPLICATION,
         multiline=True,
         max_length=_PEM_CHARACTERS,
     )
@@ -140,7 +145,7 @@ class MicrosoftConfig(Config):
             dropped |= {"certificatePem", "certificatePrivateKeyPem"}
         elif given.get("certificatePem"):
             dropped.add("clientSecret")
-        for name in ("email", "clientId", "tenantId", "cloud"):
+        for name in ("email", *_APPLICATION):
             if name in given and given[name] != stored.get(name, ""):
                 dropped.add("refreshToken")
         return frozenset(dropped)

@@ -112,8 +112,9 @@ class CreateIngestionSource(Strict):
 class UpdateIngestionSource(Strict):
     """UpdateIngestionSourceDto: all fields are optional.
 
-    A secret that is left out or empty keeps its stored value. A changed provider needs a whole
-    providerConfig. `status` accepts the moves that are allowed now; a 409 names them.
+    A secret that is left out or empty keeps its stored value, unless the server, the account or
+    the encryption that it was given for changes: then it must be given again. A changed provider
+    needs a whole providerConfig. `status` accepts the moves that are allowed now; a 409 names them.
     """
 
     not_writable = (*_READ_ONLY, "autoImport")

@@ -49,6 +49,7 @@ __all__ = [
 ]
 
 _MAX_NAME_CHARS = 200
+_GIVE_AGAIN = "Give it again: {} changed, and a stored secret goes only to where it was given for."
 _CONSENT_NEEDED = "consent_needed"
 _CONSENT_AWAITED = dt.timedelta(days=1)
 _CHECK_BACKOFF_SECONDS = (10, 30, 60, 120, 300, 600)
@@ -123,8 +124,9 @@ def create(
 def update(source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor) -> IngestionSource:
     """Change some of name, provider, providerConfig, options, status (the API's names).
 
-    A secret that is missing or empty keeps its stored value. Changed credentials are checked
-    again. Raises InvalidInput, NotAllowedNow, LostRace. Opens its own transaction.
+    A secret that is missing or empty keeps its stored value, where it still goes to the server that
+    it was given for. Changed credentials are checked again. Raises InvalidInput, NotAllowedNow,
+    LostRace. Opens its own transaction.
     """
     with transaction.atomic():
         source = locked(source)
@@ -167,9 +169,11 @@ def checked_config(provider: Any, given: Any, source: IngestionSource | None = N
 
     Raises InvalidInput. For forms that show what is wrong before they save.
     """
-    if source is not None and provider == source.provider and isinstance(given, Mapping):
-        given = _merged(source, given)
-    return _check_config(provider, given)
+    if source is None or provider != source.provider or not isinstance(given, Mapping):
+        return _check_config(provider, given)
+    config = _check_config(provider, _merged(source, given))
+    _refuse_misdirected(source, given)
+    return config
 
 
 def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: Actor) -> None:
@@ -217,8 +221,23 @@ def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]
     secret = {f.name for f in registry.PROVIDERS[source.provider].config.fields() if f.secret}
     chosen = {k: v for k, v in given.items() if k not in secret or v not in (None, "")}
     stored = {**source.config, **stored_secrets(source)}
-    dropped = registry.PROVIDERS[source.provider].config.superseded(chosen, stored) - set(chosen)
+    config = registry.PROVIDERS[source.provider].config
+    dropped = config.superseded(chosen, stored) - set(chosen)
     return {name: value for name, value in stored.items() if name not in dropped} | chosen
+
+
+def _refuse_misdirected(source: IngestionSource, given: Mapping[str, Any]) -> None:
+    """Raise InvalidInput where a stored secret would go to another place than it was given for."""
+    config = registry.PROVIDERS[source.provider].config
+    stored = {**source.config, **stored_secrets(source)}
+    dropped = config.superseded({k: v for k, v in given.items() if v not in (None, "")}, stored)
+    errors = {
+        f"providerConfig.{name}": [_GIVE_AGAIN.format(" and ".join(changed))]
+        for name, changed in config.misdirected(given, stored).items()
+        if name not in dropped
+    }
+    if errors:
+        raise InvalidInput(errors)
 
 
 def _changed_names(source: IngestionSource, config: Config) -> dict[str, Any]:
