@@ -56,7 +56,7 @@ def test_a_large_message_is_archived_and_read_back_in_constant_memory(
     seed = 20261125
     noise = base64.encodebytes(random.Random(seed).randbytes(SIZE_BYTES * 3 // 4))
     large = b"Subject: large\r\n\r\n" + noise.replace(b"\n", b"\r\n")
-    (dovecot.maildir(name) / "new" / "1700000000.M1P1.host").write_bytes(large)
+    dovecot.deliver(name, "1700000000.M1P1.host", large)
     pids = descendants(service.supervised.process.pid)
     forget_peaks(pids)
     before = peaks(pids)
