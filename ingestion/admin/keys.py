@@ -54,7 +54,8 @@ class ApiKeyAdmin(AuditedAdmin):
 
     def get_fieldsets(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
         if obj is None:
-            return [("New API key", {"fields": ("user", "name", "scopes", "expiry")})]
+            whose = ("user",) if self._makes_for_others(request) else ()
+            return [("New API key", {"fields": (*whose, "name", "scopes", "expiry")})]
         shown = ("name", "user", "scope_names", "start", "expires", "made")
         return [("API key", {"fields": shown})]
 
@@ -63,6 +64,10 @@ class ApiKeyAdmin(AuditedAdmin):
 
     def get_changeform_initial_data(self, request: HttpRequest) -> Any:
         return {"user": request.user.pk, **super().get_changeform_initial_data(request)}
+
+    def _makes_for_others(self, request: HttpRequest) -> bool:
+        """As `services.keys` decides."""
+        return bool(request.user.is_superuser)
 
     @admin.display(description="Scopes")
     def scope_names(self, key: ApiKey) -> str:
@@ -99,7 +104,7 @@ class ApiKeyAdmin(AuditedAdmin):
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         given = form.cleaned_data
         made, key = keys.create(
-            given["user"],
+            given.get("user", request.user),
             name=given["name"],
             scopes=given["scopes"],
             expires_at=given["expiry"],

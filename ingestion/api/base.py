@@ -6,9 +6,11 @@ from typing import Any, TypeVar, cast
 
 from django.conf import settings
 from django.contrib.auth.models import User
+from django.core.exceptions import BadRequest
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, QueryDict
+from gunicorn.http.errors import ParseException
 from rest_framework import viewsets
 from rest_framework.exceptions import ValidationError
 from rest_framework.negotiation import DefaultContentNegotiation
@@ -104,7 +106,10 @@ def _take_chunked_body(request: HttpRequest) -> None:
     """Give a body of unannounced length a length: without one Django takes it for empty."""
     if "chunked" not in request.headers.get("Transfer-Encoding", "").lower():
         return
-    body = request.META["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
+    try:
+        body = request.META["wsgi.input"].read(settings.DATA_UPLOAD_MAX_MEMORY_SIZE + 1)
+    except (ParseException, OSError) as error:  # a chunk whose size is none, a client that left
+        raise BadRequest("The body is not in chunks as it says.") from error
     request.META["CONTENT_LENGTH"] = str(len(body))
     request._stream = io.BytesIO(body)  # noqa: SLF001 - what HttpRequest.read reads
 

@@ -8,13 +8,16 @@ import structlog
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.views import defaults
+from drf_standardized_errors.formatter import ExceptionFormatter
 from drf_standardized_errors.handler import ExceptionHandler
+from drf_standardized_errors.types import Error
 from rest_framework import exceptions, status
 
 from ingestion.errors import InvalidInput, NotAllowedNow
 
 log = structlog.get_logger(__name__)
 
+MAX_ERRORS = 20
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -36,6 +39,17 @@ class InternalError(exceptions.APIException):
 
     status_code = status.HTTP_500_INTERNAL_SERVER_ERROR
     default_code = "internal_error"
+
+
+class Formatter(ExceptionFormatter):
+    """Tells the first errors of many: a body of 1 MB may have a hundred thousand."""
+
+    def get_errors(self) -> list[Error]:
+        found: list[Error] = super().get_errors()
+        if len(found) <= MAX_ERRORS:
+            return found
+        more = f"And {len(found) - MAX_ERRORS:,} more. Mend these first."
+        return [*found[:MAX_ERRORS], Error("too_many_errors", more, None)]
 
 
 class Handler(ExceptionHandler):

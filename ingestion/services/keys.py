@@ -24,9 +24,13 @@ def create(
 ) -> tuple[ApiKey, str]:
     """Return a new key's row and the key itself, which nothing can show again.
 
-    Raises InvalidInput. Opens its own transaction.
+    A key acts as its user, so nobody makes one with more rights than their own: only a superuser,
+    or whoever has the command line, makes keys for others. Raises InvalidInput. Opens its own
+    transaction.
     """
     errors: dict[str, list[str]] = {}
+    if actor.user is not None and actor.user != user and not actor.user.is_superuser:
+        errors["user"] = ["You may make keys for yourself only: a key has all rights of its user."]
     if not name.strip() or len(name) > _MAX_NAME_CHARS:
         errors["name"] = [f"Must have 1 to {_MAX_NAME_CHARS} characters."]
     elif not name.isprintable():

@@ -7,6 +7,7 @@ its endpoints and responses, and compares.
 import email
 import hashlib
 import json
+import socket
 import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -415,3 +416,27 @@ def test_the_document_and_its_page_are_served_without_other_hosts(service: "Serv
     assert page.status_code == 200
     assert "//cdn" not in page.text
     assert json.dumps(document)
+
+
+def test_a_body_that_is_not_in_chunks_as_it_says_is_a_400(service: "Service") -> None:
+    """Before anybody is asked for a key."""
+    host, port = service.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), 10) as connection:
+        connection.sendall(
+            b"POST /api/v1/ingestion HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n"
+            b"Content-Type: application/json\r\nConnection: close\r\n\r\nzz\r\n{}\r\n0\r\n\r\n"
+        )
+        answer = b"".join(iter(lambda: connection.recv(65_536), b""))
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b'"client_error"' in answer
+
+
+def test_the_document_takes_nothing_from_its_address(api: httpx.Client) -> None:
+    place = str(api.base_url).replace("/v1/", "/schema")
+    plain = api.get(place)
+    assert plain.status_code == 200
+    for query in ("version=1%0d%0aX", "version=%22", "lang=x"):
+        asked = api.get(f"{place}?{query}")
+        assert (asked.status_code, asked.content) == (200, plain.content)
+        assert "%0d" not in str(asked.headers)
+    assert api.get(place, headers={"Accept": "application/json"}).json()["openapi"]
