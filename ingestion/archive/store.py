@@ -7,6 +7,7 @@ Knows nothing of the database. A pack without a row (a crash between the two) is
 `services.housekeeping` collects; a row without a pack can't be, because packs come first.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
 import os
@@ -162,10 +163,11 @@ class PackStore:
             if found:
                 yield found
 
-    def delete(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> None:
-        """Remove one pack, whether committed or partial. Idempotent."""
-        self._path(source_id, pack_id).unlink(missing_ok=True)
-        (self._directory(source_id) / f".{pack_id}.partial").unlink(missing_ok=True)
+    def delete(self, pack: PackFile) -> None:
+        """Remove one file, by its own name alone: a partial one may have been committed since it
+        was listed. Idempotent."""
+        name = f".{pack.pack_id}.partial" if pack.partial else f"{pack.pack_id}.pack"
+        (self._directory(pack.source_id) / name).unlink(missing_ok=True)
 
     def delete_source(self, source_id: uuid.UUID) -> None:
         """Remove every pack of a source. Idempotent."""
@@ -202,11 +204,11 @@ def _bounded(reader: pack_format.HashingReader, size: int) -> Iterator[bytes]:
         yield chunk
 
 
-def _names(directory: Path) -> list[str]:
-    try:
-        return [entry.name for entry in directory.iterdir()]
-    except FileNotFoundError:
-        return []
+def _names(directory: Path) -> Iterator[str]:
+    """Yield the names in a directory, as many as there may be; none where it does not exist."""
+    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for entry in entries:
+            yield entry.name
 
 
 def _uuid(text: str) -> uuid.UUID | None:

@@ -6,6 +6,8 @@ without a row. Those stay until `services.rebuild` takes them in.
 """
 
 import datetime as dt
+import itertools
+from collections.abc import Sequence
 
 import structlog
 from django.utils import timezone
@@ -19,6 +21,8 @@ log = structlog.get_logger(__name__)
 
 #: No worker takes this long between writing a pack and committing its rows.
 ORPHAN_AGE = dt.timedelta(hours=1)
+#: Each sync with new mail makes a pack: so many are looked up by one query.
+_BATCH = 500
 
 
 def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
@@ -28,11 +32,12 @@ def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
     oldest_kept = timezone.now() - older_than
     removed = 0
     for source_id in archive.sources():
-        old = [p for p in archive.packs(source_id) if p.modified_at < oldest_kept]
-        for orphan in _without_row(old):
-            if orphan.partial or not _is_needed(archive, orphan):
-                archive.delete(orphan.source_id, orphan.pack_id)
-                removed += 1
+        old = (p for p in archive.packs(source_id) if p.modified_at < oldest_kept)
+        while batch := list(itertools.islice(old, _BATCH)):
+            for orphan in _without_row(batch):
+                if orphan.partial or not _is_needed(archive, orphan):
+                    archive.delete(orphan)
+                    removed += 1
     if removed:
         log.info("orphans_collected", count=removed)
     return removed
@@ -48,7 +53,7 @@ def _is_needed(archive: PackStore, orphan: PackFile) -> bool:
     return needed
 
 
-def _without_row(packs: list[PackFile]) -> list[PackFile]:
+def _without_row(packs: Sequence[PackFile]) -> list[PackFile]:
     ids = [pack.pack_id for pack in packs if not pack.partial]
     known = set(Pack.objects.filter(pk__in=ids).values_list("pk", flat=True))
     return [pack for pack in packs if pack.partial or pack.pack_id not in known]

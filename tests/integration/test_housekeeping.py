@@ -1,0 +1,63 @@
+"""What crashes leave behind is collected, and nothing that came of it after all."""
+
+import datetime as dt
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+
+from ingestion.archive.store import PackStore, store
+from ingestion.services import housekeeping
+from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture(autouse=True)
+def archive_dir(settings: Any, tmp_path: Path) -> Path:
+    settings.ARCHIVE_DIR = tmp_path / "archive"
+    return tmp_path / "archive"
+
+
+def test_a_file_that_was_committed_since_it_was_listed_stays(tmp_path: Path) -> None:
+    """A machine that slept makes a file under way look old; its worker goes on at the same time."""
+    packs, source_id = PackStore(tmp_path / "packs"), uuid.uuid4()
+    with packs.writer(source_id) as writer:
+        (listed,) = packs.packs(source_id)
+        assert listed.partial
+        writer.commit()
+    packs.delete(listed)
+    (kept,) = packs.packs(source_id)
+    assert not kept.partial
+    packs.delete(kept)
+    assert list(packs.packs(source_id)) == []
+
+
+def test_of_many_packs_only_those_without_a_row_go_a_few_at_a_time(
+    owner: User, archive_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(housekeeping, "_BATCH", 3)
+    mailbox = a_mailbox(a_source(owner))
+    for number in range(4):
+        archived(a_folder(mailbox, f"Folder {number}"), b"Subject: %d\r\n\r\n" % number)
+    source_id = mailbox.source_id
+    with_rows = {pack.pack_id for pack in store().packs(source_id)}
+    for _ in range(5):  # of nobody, and empty
+        with store().writer(source_id) as writer:
+            writer.commit()
+    halves = [store().writer(source_id) for _ in range(2)]
+    two_hours_ago = time.time() - 7_200
+    for path in archive_dir.rglob("*"):
+        os.utime(path, (two_hours_ago, two_hours_ago))
+    with store().writer(source_id) as young:
+        young.commit()
+    assert housekeeping.collect_orphans() == 7
+    left = {pack.pack_id for pack in store().packs(source_id)}
+    assert left == {*with_rows, young.pack_id}
+    assert housekeeping.collect_orphans(older_than=dt.timedelta()) == 1
+    for half in halves:
+        half.__exit__(None, None, None)
