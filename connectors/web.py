@@ -5,7 +5,10 @@ Here the reads of one answer have a patience together, which only what arrives m
 """
 
 import contextlib
+import datetime as dt
+import email.utils
 import functools
+import re
 import select
 import socket
 import ssl
@@ -23,6 +26,8 @@ from connectors.errors import ConnectorError, Fatal, Unavailable
 #: An answer that comes slower than this (bytes/second) for twice the timeout is none.
 _MIN_RATE = 1_000
 _CONNECT_SECONDS = 10.0
+_LONGEST_WAIT_SECONDS = 3_600.0  # all workers wait as long
+_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?", re.ASCII)
 
 
 def client(
@@ -61,6 +66,20 @@ def problem(error: Exception, what: str) -> ConnectorError:
             )
         cause = cause.__cause__ or cause.__context__
     return Unavailable(f"The connection to {what} failed ({type(error).__name__}).")
+
+
+def retry_after_seconds(text: str) -> float | None:
+    """Read a Retry-After header: seconds, or the time at which to ask again (RFC 9110 section
+    10.2.3). At most an hour; None where it says neither."""
+    text = text.strip()
+    if _SECONDS.fullmatch(text):
+        return min(_LONGEST_WAIT_SECONDS, float(text))
+    try:
+        at = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    seconds = at.replace(tzinfo=at.tzinfo or dt.UTC) - dt.datetime.now(dt.UTC)
+    return min(_LONGEST_WAIT_SECONDS, max(0.0, seconds.total_seconds()))
 
 
 @functools.lru_cache(maxsize=8)

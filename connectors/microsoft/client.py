@@ -24,7 +24,6 @@ from connectors.config import Environment
 from connectors.errors import (
     Fatal,
     MessageRefused,
-    NeedsReauth,
     RateLimited,
     Retryable,
     Unavailable,
@@ -90,6 +89,7 @@ class Graph:
             self._application, name=f"microsoft:directory:{config.clientId}"
         )
         self._client_id = config.clientId
+        self._is_one_person = config.signs_in
 
     def close(self) -> None:
         self._http.close()
@@ -137,8 +137,15 @@ class Graph:
         token = self.tokens.current()
         try:
             return self._send(call, token)
-        except NeedsReauth:
-            return self._send(call, self.tokens.renew(token))
+        except refusals.TokenRefused:
+            try:
+                return self._send(call, self.tokens.renew(token))
+            except refusals.TokenRefused as error:
+                raise self.settled(error) from None
+
+    def settled(self, error: refusals.TokenRefused) -> Exception:
+        """What a 401 means where the token is fresh: of a tenant, it may be one mailbox's alone."""
+        return error if error.is_of_token or self._is_one_person else error.refusal
 
     def _send(self, call: "Call", token: str) -> Any:
         headers = {
@@ -266,7 +273,7 @@ class Pace:
                 "/$batch", json_of, method="POST", body={"requests": parts}, cost=len(parts)
             )
             answer = self.ask(whole)
-            problem = _take_parts(answer, set(missing), found)
+            problem = self._take_parts(answer, set(missing), found)
             if problem is None:
                 continue
             failures += 1
@@ -277,28 +284,34 @@ class Pace:
             self.pause(wait)
         return [found[index] for index in range(len(paths))]
 
-
-def _take_parts(
-    answer: Mapping[str, Any], asked: set[int], found: dict[int, Mapping[str, Any] | Refusal]
-) -> Retryable | None:
-    """Sort the parts of a batch into `found`; return why some must be asked for again."""
-    problem: Retryable | None = None
-    for part in answer.get("responses", ()):
-        index = int(part["id"])
-        if part["status"] == 200 and isinstance(part.get("body"), dict):
-            found[index] = part["body"]
-            continue
-        headers = {name.lower(): str(text) for name, text in (part.get("headers") or {}).items()}
-        error = refusals.of_answer(part["status"], headers, part.get("body"))
-        if isinstance(error, Refusal):
-            found[index] = error
-        elif isinstance(error, Retryable):
-            problem = error
-        else:
-            raise error
-    if problem is None and asked - set(found):
-        problem = Unavailable("Microsoft Graph left a part of a batch unanswered.")
-    return problem
+    def _take_parts(
+        self,
+        answer: Mapping[str, Any],
+        asked: set[int],
+        found: dict[int, Mapping[str, Any] | Refusal],
+    ) -> Retryable | None:
+        """Sort the parts of a batch into `found`; return why some must be asked for again."""
+        problem: Retryable | None = None
+        for part in answer.get("responses", ()):
+            index = int(part["id"])
+            if part["status"] == 200 and isinstance(part.get("body"), dict):
+                found[index] = part["body"]
+                continue
+            headers = {
+                name.lower(): str(text) for name, text in (part.get("headers") or {}).items()
+            }
+            error: Exception = refusals.of_answer(part["status"], headers, part.get("body"))
+            if isinstance(error, refusals.TokenRefused):
+                error = self._graph.settled(error)
+            if isinstance(error, Refusal):
+                found[index] = error
+            elif isinstance(error, Retryable):
+                problem = error
+            else:
+                raise error
+        if problem is None and asked - set(found):
+            problem = Unavailable("Microsoft Graph left a part of a batch unanswered.")
+        return problem
 
 
 # -- reading answers -----------------------------------------------------------------------------

@@ -5,10 +5,12 @@ import functools
 import threading
 from collections.abc import Iterator, Sequence
 
-from connectors.errors import MessageRefused, Skippable
+from connectors.errors import ConnectorError, MessageGone, MessageRefused, Skippable
 from connectors.microsoft.bodies import body_of
 from connectors.microsoft.client import Call, Pace, Stopped, quoted
+from connectors.microsoft.folders import probe_path
 from connectors.microsoft.refusals import OutOfOrder, Refusal
+from connectors.refusals import RefusalGuard
 from connectors.types import SPOOL_BYTES, Body, MessageRef, Missing, RawMessage
 
 #: What waits for the caller; each thread holds up to SPOOL_BYTES more.
@@ -45,15 +47,21 @@ class Download:
 
     def answers(self) -> Iterator[Answer]:
         """Yield every answer. Raises what went wrong after what had arrived whole was yielded."""
+        guard = RefusalGuard()
         try:
             for thread in self._threads:
                 thread.start()
             while (answer := self._next()) is not None:
-                yield answer
+                if isinstance(answer, Missing):
+                    yield from guard.refused(answer)
+                else:
+                    yield from guard.delivered()
+                    yield answer
         finally:
             self.close()
         if self._problem is not None:
             raise self._problem
+        yield from guard.end()
 
     def close(self) -> None:
         """Stop the threads, wait for them, and free what nobody took."""
@@ -115,25 +123,31 @@ class Download:
             return RawMessage(ref, self._body(ref))
         except Skippable as error:
             return Missing(ref, error)
-        except Refusal as refusal:
-            meaning = refusal.of_message()
-            if isinstance(meaning, Skippable):
-                return Missing(ref, meaning)
-            raise meaning from None
 
     def _body(self, ref: MessageRef) -> Body:
         path = f"{self._base}/messages/{quoted(ref.remote_id)}"
         take = functools.partial(body_of, max_bytes=self._max_message_bytes, stop=self._stop)
         try:
             body: Body = self._pace.ask(Call(f"{path}/$value", take), stop=self._stop)
-        except OutOfOrder as error:
-            # Is it Graph that is out of order, or this one message that Exchange can't put into
-            # MIME? If the message can be looked at, it is the message, and the others go on.
-            self._pace.get(f"{path}?$select=id")
-            raise MessageRefused(
-                f"Microsoft has the message and fails to give it out. {error}"
-            ) from error
+        except (OutOfOrder, Refusal) as problem:
+            raise self._meaning(problem) from problem
         return body
+
+    def _meaning(self, problem: OutOfOrder | Refusal) -> ConnectorError:
+        """Return why a body is not given out: the message, where its mailbox can be read."""
+        if isinstance(problem, Refusal):
+            meaning = problem.of_message()
+            if isinstance(meaning, MessageGone) or meaning.of_item:
+                return meaning
+        else:
+            meaning = MessageRefused(
+                f"Microsoft has the message and fails to give it out. {problem}"
+            )
+        try:
+            self._pace.get(probe_path(self._base))
+        except Refusal as refusal:
+            return refusal.of_mailbox()
+        return meaning
 
 
 def _held(answer: Answer) -> int:

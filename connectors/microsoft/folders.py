@@ -94,6 +94,11 @@ def _items(pace: Pace, first: Mapping[str, Any] | Refusal) -> Iterator[Mapping[s
         page = pace.follow(page)
 
 
+def probe_path(base: str) -> str:
+    """Return a path that answers wherever mail of this mailbox can be read."""
+    return f"{base}/mailFolders?$top=1&$select=id"
+
+
 def changes_path(base: str, folder: RemoteFolder, select: Sequence[str]) -> str:
     """Return the path of a new round of delta query."""
     query = urllib.parse.quote(",".join(select), safe=",")

@@ -26,15 +26,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from connectors.errors import CursorExpired, Unavailable
+from connectors.errors import (
+    ConnectorError,
+    CursorExpired,
+    FolderGone,
+    FolderRefused,
+    Unavailable,
+)
 from connectors.microsoft.client import Pace, quoted
-from connectors.microsoft.folders import changes_path
-from connectors.microsoft.refusals import Refusal
+from connectors.microsoft.folders import changes_path, probe_path
+from connectors.microsoft.refusals import OutOfOrder, Refusal
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
 
 #: The largest that Graph gives; the default is ten.
 PAGE_MESSAGES = 1_000
-_PREFER = f"odata.maxpagesize={PAGE_MESSAGES}"
+#: A page may fail for its size, or for one item: smaller ones come through.
+_SIZES = (PAGE_MESSAGES, 100, 10, 1)
+_SMALL_PAGES = 10  # before a larger size is tried again
+#: So many removals of a page are asked for one by one; of more, the ids are listed once.
+_ASKED_SINGLY = 200
+#: Delta tells some messages twice; a page that comes so often in a row will come for ever.
+_SAME_PAGES = 5
 _SELECT = (
     *("id", "receivedDateTime", "conversationId"),
     *("isRead", "isDraft", "flag", "categories"),
@@ -64,14 +76,44 @@ def changes(
             yield from listing.first(str(since["link"]), None)
         else:
             yield from listing.follow(str(since["link"]), float(since["at"]))
+    except OutOfOrder as error:
+        raise _meaning(pace, base, folder, error) from error
     except Refusal as refusal:
+        if refusal.is_full and has_delta:
+            yield from changes(pace, base, folder, since, relative=relative, has_delta=False)
+            return
         if refusal.is_expired_state and since is None:
             raise Unavailable(
                 "Microsoft lost the state of a listing that had just begun. It begins anew."
             ) from None
+        if refusal.is_expired_state:
+            raise CursorExpired(
+                "Microsoft no longer knows how far the folder had been read."
+            ) from None
         if refusal.status == 400 and since is not None:
             raise CursorExpired("Microsoft does not understand its own link any more.") from None
-        raise refusal.of_folder() from None
+        raise _meaning(pace, base, folder, refusal) from None
+
+
+def _meaning(
+    pace: Pace, base: str, folder: RemoteFolder, problem: OutOfOrder | Refusal
+) -> ConnectorError:
+    """Return why a folder can't be listed: it is gone, refused, or the whole mailbox is.
+
+    Raises Unavailable where the mailbox does not answer either.
+    """
+    try:
+        pace.get(probe_path(base))
+    except Refusal as refusal:
+        return refusal.of_mailbox()
+    try:
+        pace.get(f"{base}/mailFolders/{quoted(folder.remote_id)}?$select=id")
+    except OutOfOrder:
+        pass
+    except Refusal as refusal:
+        if refusal.status == 404:
+            return FolderGone("The folder is gone at the provider.")
+    return FolderRefused(f"The folder is there and can't be listed now. {problem}")
 
 
 class _Listing:
@@ -87,12 +129,13 @@ class _Listing:
     ) -> None:
         self._pace, self._base, self._folder = pace, base, folder
         self._relative, self._now = relative, now
+        self._size, self._small_pages = 0, 0  # place in _SIZES, and how many pages it holds
+        self._all: Seen | None = None
 
     def first(self, link: str, seen: "Seen | None") -> Iterator[Page]:
         """List from a link to the end, and say what is present."""
         for items, following, last in self._round(link):
-            refs = self._references(items)
-            removed = [remote_id for remote_id, item in items.items() if "@removed" in item]
+            refs, removed = self._told(items)
             if seen is not None:
                 seen.add(ref.remote_id for ref in refs)
                 seen.discard(removed)
@@ -122,8 +165,7 @@ class _Listing:
         """List what changed since a complete pass; nothing where nothing did."""
         worth_storing = self._now() - given_at > REFRESH_SECONDS
         for items, following, last in self._round(link):
-            refs = self._references(items)
-            removed = [remote_id for remote_id, item in items.items() if "@removed" in item]
+            refs, removed = self._told(items)
             worth_storing = worth_storing or bool(refs or removed)
             if refs or removed or (last and worth_storing):
                 yield Page(self._cursor(following, listed=True), refs, removed)
@@ -140,8 +182,10 @@ class _Listing:
 
     def _round(self, link: str) -> Iterator[tuple[dict[str, Mapping[str, Any]], str, bool]]:
         """Yield each page of a round: its items by id, where to go on, whether it is the last."""
+        before: list[str] = []
+        same = 0
         while True:
-            page = self._pace.get(link, prefer=(_PREFER,))
+            page = self._page(link)
             # What is told twice counts as told last; it must not be both added and removed.
             items = {str(item["id"]): item for item in page.get("value", ())}
             following = self._relative(page.get("@odata.nextLink"))
@@ -151,12 +195,54 @@ class _Listing:
                     raise Unavailable("Microsoft Graph sent a page without saying what follows.")
                 yield items, last, True
                 return
-            if following == link:
-                raise Unavailable("Microsoft Graph sends the same page again and again.")
+            same = same + 1 if items and list(items) == before else 0
+            before = list(items)
+            if following == link or same >= _SAME_PAGES:
+                raise FolderRefused("Microsoft Graph sends the same page again and again.")
             yield items, following, False
             link = following
 
+    def _page(self, link: str) -> Mapping[str, Any]:
+        """GET a page, a smaller one where that fails."""
+        if self._size and self._small_pages <= 0:
+            self._size, self._small_pages = self._size - 1, _SMALL_PAGES
+        while True:
+            try:
+                page = self._pace.get(link, prefer=(f"odata.maxpagesize={_SIZES[self._size]}",))
+            except (OutOfOrder, Refusal) as problem:
+                if isinstance(problem, Refusal):
+                    may_be_size = problem.is_of_item
+                else:
+                    may_be_size = problem.retry_after_seconds is None
+                if not may_be_size or self._size == len(_SIZES) - 1:
+                    raise
+                self._size, self._small_pages = self._size + 1, _SMALL_PAGES
+            else:
+                self._small_pages -= 1
+                return page
+
     # -- what they are -----------------------------------------------------------------------------
+
+    def _told(self, items: Mapping[str, Mapping[str, Any]]) -> tuple[list[MessageRef], list[str]]:
+        """Return what is in the folder, and what is not any more.
+
+        With immutable ids, a message that was moved away and back may be told as removed alone
+        (alcionai/corso#3755): so removals are looked up before they are believed.
+        """
+        refs = self._references(items)
+        removed = [remote_id for remote_id, item in items.items() if "@removed" in item]
+        asked = removed
+        if len(removed) > _ASKED_SINGLY:
+            self._all = self._all or self._present().sorted()
+            asked = [remote_id for remote_id in removed if remote_id in self._all]
+        back = {
+            remote_id: reference(remote_id, item)
+            for remote_id, item in zip(asked, self._described(asked), strict=True)
+            if not isinstance(item, Refusal)
+            and item.get("parentFolderId") == self._folder.remote_id
+        }
+        refs += back.values()
+        return refs, [remote_id for remote_id in removed if remote_id not in back]
 
     def _references(self, items: Mapping[str, Mapping[str, Any]]) -> list[MessageRef]:
         """Make references. Of a message that was only read, delta tells no more than that: the rest
@@ -164,24 +250,18 @@ class _Listing:
         there = {remote_id: item for remote_id, item in items.items() if "@removed" not in item}
         partial = [remote_id for remote_id, item in there.items() if "flag" not in item]
         for remote_id, whole in zip(partial, self._described(partial), strict=True):
-            if whole is None:
-                del there[remote_id]  # gone or moved meanwhile: a later round tells
-            else:
+            if not isinstance(whole, Refusal):
                 there[remote_id] = whole
+            elif whole.is_gone:
+                del there[remote_id]  # gone or moved meanwhile: a later round tells
+            # else what delta told of it is all there is: one item must not hold up the folder
         return [reference(remote_id, item) for remote_id, item in there.items()]
 
-    def _described(self, ids: Sequence[str]) -> list[Mapping[str, Any] | None]:
-        query = f"?$select={','.join(_SELECT)}"
-        paths = [f"{self._base}/messages/{quoted(remote_id)}{query}" for remote_id in ids]
-        found: list[Mapping[str, Any] | None] = []
-        for answer in self._pace.batch(paths):
-            if isinstance(answer, Refusal):
-                if not answer.is_gone:
-                    raise answer
-                found.append(None)
-            else:
-                found.append(answer)
-        return found
+    def _described(self, ids: Sequence[str]) -> list[Mapping[str, Any] | Refusal]:
+        query = f"?$select={','.join((*_SELECT, 'parentFolderId'))}"
+        return self._pace.batch(
+            [f"{self._base}/messages/{quoted(remote_id)}{query}" for remote_id in ids]
+        )
 
 
 def reference(remote_id: str, item: Mapping[str, Any]) -> MessageRef:

@@ -8,9 +8,7 @@ from typing import Any
 
 from connectors.errors import (
     ConnectorError,
-    CursorExpired,
     Fatal,
-    FolderGone,
     MailboxUnavailable,
     MessageGone,
     MessageRefused,
@@ -18,11 +16,10 @@ from connectors.errors import (
     RateLimited,
     Unavailable,
 )
+from connectors.web import retry_after_seconds
 
 _CODE = re.compile(r"[A-Za-z0-9_.-]{1,80}")
-_SECONDS = re.compile(r"\d{1,9}(\.\d{1,9})?")
 _AADSTS = re.compile(r"AADSTS(\d{4,8})")
-_LONGEST_WAIT_SECONDS = 3600.0
 
 #: learn.microsoft.com/graph/delta-query-overview#synchronization-reset, in lower case.
 _STATE_CODES = frozenset({"syncstatenotfound", "syncstateinvalid", "resyncrequired"})
@@ -38,16 +35,41 @@ _NO_MAILBOX_CODES = frozenset(
         "resourcenotfound",
     }
 )
-_GONE_CODES = frozenset({"erroritemnotfound", "errorfoldernotfound", "itemnotfound"})
+_GONE_CODES = frozenset(
+    {"erroritemnotfound", "errorfoldernotfound", "errorsyncfoldernotfound", "itemnotfound"}
+)
+#: Exchange can't handle this one item, whatever the HTTP status: no second try changes that.
+_ITEM_CODES = frozenset(
+    {
+        "errormimecontentconversionfailed",
+        "errorcontentconversionfailed",
+        "errorcorruptdata",
+        "erroritemcorrupt",
+        "errorinvalidrecipients",
+        "errorcannotopenfileattachment",
+    }
+)
+#: A full mailbox: delta query, which keeps its state there, is refused; plain listings are not.
+_FULL_CODE = "errorquotaexceeded"
 
 
 class OutOfOrder(Unavailable):
     """Graph answered that something went wrong on its side (5xx)."""
 
 
+class TokenRefused(NeedsReauth):
+    """401. After a new token it may be about one mailbox: then `refusal` is what it means."""
+
+    def __init__(self, graph_code: str) -> None:
+        super().__init__(f"Microsoft Graph refuses the access token ({graph_code}).")
+        self.refusal = Refusal(401, graph_code)
+        self.is_of_token = "token" in graph_code.lower()
+
+
 @dataclasses.dataclass
 class Refusal(Exception):
-    """What Graph refused and what only the caller can judge: below 500, not 401, 408 or 429.
+    """What Graph refused and what only the caller can judge: not 401, 408 or 429, and of the 5xx
+    only those that are about an item.
 
     `code` is Graph's, with nothing in it that could not be shown; `policy` tells that Exchange's
     application access policy refused.
@@ -63,6 +85,14 @@ class Refusal(Exception):
     @property
     def is_gone(self) -> bool:
         return self.status == 404 and self.code.lower() in _GONE_CODES
+
+    @property
+    def is_of_item(self) -> bool:
+        return self.code.lower() in _ITEM_CODES
+
+    @property
+    def is_full(self) -> bool:
+        return self.status == 403 and self.code.lower() == _FULL_CODE
 
     @property
     def is_expired_state(self) -> bool:
@@ -90,26 +120,31 @@ class Refusal(Exception):
                 f"Microsoft does not let the application read this mailbox ({self.code}).",
                 code="access_denied",
             )
+        if self.status == 401:
+            return MailboxUnavailable(
+                f"Microsoft refuses access to this mailbox, though not to others ({self.code}). The"
+                " next sync tries again.",
+                code="access_denied",
+            )
         return MailboxUnavailable(str(self))
 
-    def of_folder(self) -> ConnectorError:
-        """What it means for a listing of a folder."""
-        if self.is_expired_state:
-            return CursorExpired("Microsoft no longer knows how far the folder had been read.")
-        if self.is_gone:
-            return FolderGone("The folder is gone at the provider.")
-        return self.of_mailbox()
-
-    def of_message(self) -> ConnectorError:
-        """What it means for one message."""
+    def of_message(self) -> MessageGone | MessageRefused:
+        """What it means for one message of a mailbox that can be read."""
         if self.is_gone or self.status == 410:
             return MessageGone("The message is gone at the provider.")
-        if self.has_no_mailbox or self.policy or self.status == 403:
-            return self.of_mailbox()
+        if self.is_of_item:
+            return MessageRefused(
+                f"Exchange can't convert this message into MIME ({self.code}): it is damaged there,"
+                " or encrypted or signed (S/MIME) in a form that is never given out. Export it with"
+                " Outlook if it is needed.",
+                of_item=True,
+            )
         return MessageRefused(f"{self} The message is there and its bytes are not given out.")
 
     def of_directory(self) -> ConnectorError:
         """What it means for the list of users."""
+        if self.status == 401:
+            return TokenRefused(self.code)
         if self.status == 403:
             return NeedsReauth(
                 "The application may not list the users. In Entra, give it the application"
@@ -127,6 +162,8 @@ def of_answer(status: int, headers: Mapping[str, str], body: Any) -> ConnectorEr
     code = code if _CODE.fullmatch(code) else "no code"
     if status == 429:
         return RateLimited("Microsoft asks to wait.", retry_after_seconds=retry_after(headers))
+    if code.lower() in _ITEM_CODES:
+        return Refusal(status, code)
     if status >= 500 or status in (408, 423, 425):
         kind = OutOfOrder if status >= 500 else Unavailable
         return kind(
@@ -134,7 +171,7 @@ def of_answer(status: int, headers: Mapping[str, str], body: Any) -> ConnectorEr
             retry_after_seconds=retry_after(headers),
         )
     if status == 401:
-        return NeedsReauth(f"Microsoft Graph refuses the access token ({code}).")
+        return TokenRefused(code)
     policy = "accesspolicy" in str(error.get("message", "")).lower().replace(" ", "")
     return Refusal(status, code, policy)
 
@@ -156,10 +193,7 @@ def of_connection(error: Exception, what: str) -> ConnectorError:
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a Retry-After header; None where there is none."""
-    text = headers.get("retry-after", "").strip()
-    if not _SECONDS.fullmatch(text):
-        return None
-    return min(float(text), _LONGEST_WAIT_SECONDS)
+    return retry_after_seconds(headers.get("retry-after", ""))
 
 
 # -- the login -----------------------------------------------------------------------------------
@@ -204,9 +238,25 @@ _LOGIN: Mapping[int, str] = {
     50194: "The application is of one tenant: give tenantId.",
     50011: "The redirect address is not registered. Add it in Entra (authentication).",
     50020: "The account belongs to another tenant. Check tenantId.",
+    50034: "There is no such person in this tenant. Check the address and tenantId.",
+    50053: "The account is locked after too many sign-ins, or this address is blocked. Wait, then"
+    " sign in again.",
+    50105: "The person is not assigned to the application. An administrator must assign them in"
+    " Entra (enterprise applications, users and groups).",
+    530003: "A conditional access policy wants a managed device, which a service has not. An"
+    " administrator must allow the application.",
+    700030: "The certificate is not accepted: its subject or issuer is not allowed for the"
+    " application. Upload another in Entra (certificates & secrets).",
+    500014: "Microsoft Graph is disabled in this tenant. An administrator can enable it in Entra"
+    " (enterprise applications).",
+    900384: "The tenant is in another cloud of Microsoft's. Check cloud.",
+    90038: "The tenant is in another cloud of Microsoft's. Check cloud.",
+    90043: "The tenant is in another cloud of Microsoft's. Check cloud.",
+    90036: "Microsoft's directory fails for this application, and says that trying again does not"
+    " help. Check the application in Entra, or ask Microsoft.",
     500011: "The tenant does not know Microsoft Graph under this address. Check cloud.",
 }
-_PASSING = frozenset({90033, 90006, 90024, 50196, 900384, 90036})
+_PASSING = frozenset({90033, 90006, 90024, 50196, 90012, 70012, 90055, 90025, 90090})
 #: OAuth errors (RFC 6749 section 5.2) that no second try changes, whatever the code.
 _STOP_ERRORS = frozenset(
     {
@@ -223,14 +273,15 @@ def of_login(status: int, headers: Mapping[str, str], answer: Mapping[str, Any])
     if status == 429:
         wait = retry_after(headers)
         return RateLimited("Microsoft's login asks to wait.", retry_after_seconds=wait)
-    if code in _PASSING or error in ("temporarily_unavailable", "server_error"):
-        return Unavailable(f"Microsoft's login is out of order (AADSTS{code}).")
     if code in _LOGIN:
         return NeedsReauth(f"{_LOGIN[code]} (AADSTS{code})", code=f"aadsts{code}")
+    if code in _PASSING or status >= 500 or error in ("temporarily_unavailable", "server_error"):
+        what = f"AADSTS{code}" if code else f"HTTP {status}"
+        return Unavailable(f"Microsoft's login is out of order ({what}).")
     if error in _STOP_ERRORS or code:
         name = f"AADSTS{code}" if code else error
         return NeedsReauth(f"Microsoft's login refused ({name}). Check the application in Entra.")
-    if status >= 500 or status == 408:
+    if status == 408:
         return Unavailable(f"Microsoft's login is out of order (HTTP {status}).")
     return Fatal(f"What answers as Microsoft's login gives no token (HTTP {status}).")
 

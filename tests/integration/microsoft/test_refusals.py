@@ -1,0 +1,266 @@
+"""What Graph refuses of one message, folder or person, and how much else that stops: nothing."""
+
+import urllib.parse
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from connectors.errors import NeedsReauth, Unavailable
+from connectors.microsoft import refusals
+from connectors.types import Missing, RawMessage
+from ingestion.models import FailedMessage, Folder, Placement
+from tests.servers.graph import GraphServer, Request, Response, User
+from tests.servers.graph.connectors import build, fetched, opened
+from tests.servers.graph.sources import box, fill, imported, states, synced
+from tests.servers.graph.words import error
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def _path(request: Request) -> str:
+    return urllib.parse.unquote(request.path)
+
+
+def _answer(
+    server: GraphServer, concerns: Callable[[str], bool], status: int, code: str, text: str = "x"
+) -> None:
+    def intercept(request: Request, user: User | None) -> Response | None:
+        return error(status, code, text) if concerns(_path(request)) else None
+
+    server.faults.intercept = intercept
+
+
+def _placed() -> set[str]:
+    return set(Placement.objects.filter(removed_at=None).values_list("remote_id", flat=True))
+
+
+# -- messages --------------------------------------------------------------------------------------
+
+
+def test_one_forbidden_message_fails_alone(server: GraphServer, alice: User, make: Any) -> None:
+    ids = fill(box(alice), 20)
+    source = make()
+    _answer(server, lambda path: path.endswith(f"{ids[7]}/$value"), 403, "ErrorAccessDenied")
+    imported(source)
+    assert _placed() == set(ids) - {ids[7]}
+    assert FailedMessage.objects.get().remote_id == ids[7]
+    assert states()["alice"][0] == "active"
+
+
+def test_messages_that_can_not_be_converted_are_asked_for_once_and_are_no_outage(
+    server: GraphServer, alice: User
+) -> None:
+    ids = fill(box(alice), 15)
+    _answer(server, lambda path: "$value" in path, 500, "ErrorMimeContentConversionFailed")
+    with build(server) as connector, opened(connector, alice) as session:
+        found = fetched(session)
+    assert found.keys() == set(ids)
+    assert all(isinstance(answer, Missing) for answer in found.values())
+    assert "S/MIME" in str(found[ids[0]].error)
+    assert server.count("/$value") == 15
+
+
+def test_bodies_that_are_all_refused_are_an_outage(server: GraphServer, alice: User) -> None:
+    fill(box(alice), 30)
+    _answer(server, lambda path: "$value" in path, 403, "ErrorAccessDenied")
+    with (
+        build(server) as connector,
+        opened(connector, alice) as session,
+        pytest.raises(Unavailable) as caught,
+    ):
+        fetched(session)
+    assert caught.value.code == "refuses_all"
+    assert server.count("/$value") < 20
+
+
+def test_a_body_without_a_byte_is_no_message(server: GraphServer, alice: User, make: Any) -> None:
+    ids = fill(box(alice), 4)
+    source = make()
+    server.faults.intercept = lambda request, _user: (
+        Response(200, b"") if _path(request).endswith(f"{ids[2]}/$value") else None
+    )
+    imported(source)
+    assert _placed() == set(ids) - {ids[2]}
+    assert FailedMessage.objects.get().code == "empty"
+
+
+# -- folders ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [
+        (403, "ErrorAccessDenied"),
+        (400, "ErrorInvalidRequest"),
+        (404, "ResourceNotFound"),
+        (404, "ErrorItemNotFound"),
+        (500, "ErrorInternalServerError"),
+        (501, "NotImplemented"),
+    ],
+)
+def test_one_refused_folder_is_told_and_the_others_are_read(
+    server: GraphServer, alice: User, make: Any, status: int, code: str
+) -> None:
+    bad, good = box(alice).add_folder("Bad"), box(alice).add_folder("Good")
+    box(alice).deliver(b"Subject: 1\r\n\r\n1", bad)
+    wanted = {box(alice).deliver(b"Subject: 2\r\n\r\n2", good), *fill(box(alice), 3)}
+    source = make()
+    _answer(server, lambda path: bad.id in path and "/delta" in path, status, code)
+    run = imported(source)
+    assert _placed() == wanted
+    assert states()["alice"][0] == "active"
+    assert run.status == "incomplete"
+    assert Folder.objects.get(remote_id=bad.id).last_error_code == "folder_refused"
+
+
+def test_a_folder_deleted_since_it_was_listed_stops_nothing(
+    server: GraphServer, alice: User, make: Any
+) -> None:
+    old, last = box(alice).add_folder("Old"), box(alice).add_folder("Zed")
+    box(alice).deliver(b"Subject: 1\r\n\r\n1", old)
+    wanted = {box(alice).deliver(b"Subject: 2\r\n\r\n2", last), *fill(box(alice), 3)}
+    source = make()
+    gone = f"mailFolders/{old.id}"
+    _answer(server, lambda path: gone in path, 404, "ErrorSyncFolderNotFound")
+    imported(source)
+    assert _placed() == wanted
+    assert states()["alice"][0] == "active"
+
+
+def test_a_full_mailbox_is_listed_without_delta_query(
+    server: GraphServer, alice: User, make: Any
+) -> None:
+    ids = fill(box(alice), 20)
+    source = make()
+    _answer(server, lambda path: "/delta" in path, 403, "ErrorQuotaExceeded")
+    imported(source)
+    assert _placed() == set(ids)
+    server.faults.intercept = lambda _request, _user: None  # somebody made room
+    new = box(alice).deliver(b"Subject: new\r\n\r\nnew")
+    synced(source)
+    assert _placed() == {*ids, new}
+
+
+def test_a_page_that_fails_for_its_size_is_asked_for_in_smaller_ones(
+    server: GraphServer, alice: User
+) -> None:
+    ids = fill(box(alice), 25)
+
+    def intercept(request: Request, user: User | None) -> Response | None:
+        large = "maxpagesize=10" in request.headers.get("prefer", "")
+        return error(500, "ErrorCorruptData", "x") if "/delta" in request.path and large else None
+
+    server.faults.intercept = intercept
+    with build(server) as connector, opened(connector, alice) as session:
+        found = fetched(session)
+    assert found.keys() == set(ids)
+    assert all(isinstance(answer, RawMessage) for answer in found.values())
+
+
+def test_a_page_that_comes_again_under_ever_new_links_ends(
+    server: GraphServer, alice: User, make: Any
+) -> None:
+    fill(box(alice), 2)
+    numbers = iter(range(1_000))
+
+    def intercept(request: Request, user: User | None) -> Response | None:
+        if "/delta" not in request.path or box(alice).inbox.id not in _path(request):
+            return None
+        link = f"{server.origin}{request.path}?$skiptoken={next(numbers)}"
+        return Response.json({"value": [{"id": "AAA="}], "@odata.nextLink": link})
+
+    source = make()
+    server.faults.intercept = intercept
+    assert imported(source).status == "incomplete"
+    assert next(numbers) < 200
+
+
+def test_one_message_whose_properties_are_damaged_does_not_hold_up_its_folder(
+    server: GraphServer, alice: User, make: Any
+) -> None:
+    ids = fill(box(alice), 5)
+    source = make()
+    imported(source)
+    box(alice).mark(ids[2], is_read=True)  # delta tells it in part, so its rest is asked for
+    new = box(alice).deliver(b"Subject: new\r\n\r\nnew")
+    _answer(server, lambda path: path.endswith(f"/messages/{ids[2]}"), 500, "ErrorCorruptData")
+    synced(source)
+    assert _placed() == {*ids, new}
+
+
+# -- removals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_message_moved_away_and_back_stays_where_it_is(
+    server: GraphServer, alice: User, make: Any, monkeypatch: pytest.MonkeyPatch, many: bool
+) -> None:
+    ids = fill(box(alice), 5)
+    source = make()
+    imported(source)
+    inbox = box(alice).inbox
+    new = box(alice).deliver(b"Subject: new\r\n\r\nnew")
+    removed = [ids[0], new] + ([f"AAgone{number}=" for number in range(300)] if many else [])
+
+    def intercept(request: Request, user: User | None) -> Response | None:
+        """Tell, as Graph is reported to, nothing but that they were removed."""
+        if "deltatoken" not in "".join(request.query) or inbox.id not in _path(request):
+            return None
+        link = f"{server.origin}{request.path}?$deltatoken={request.query['$deltatoken']}"
+        value = [{"@removed": {"reason": "deleted"}, "id": remote_id} for remote_id in removed]
+        return Response.json({"value": value, "@odata.deltaLink": link})
+
+    server.faults.intercept = intercept
+    synced(source)
+    assert _placed() == {*ids, new}
+
+
+# -- people and logins -----------------------------------------------------------------------------
+
+
+def test_one_person_whose_mail_is_refused_stops_no_other(server: GraphServer, make: Any) -> None:
+    users = [server.tenant.add_user(name) for name in ("ann", "bob", "carol")]
+    source = make()
+    for user in users:
+        fill(box(user), 3)
+    imported(source)
+    server.faults.intercept = lambda request, user: (
+        error(401, "UnknownError", "")
+        if user is users[1] and "mailFolders" in request.path
+        else None
+    )
+    new = box(users[2]).deliver(b"Subject: new\r\n\r\nnew")
+    synced(source)
+    assert new in _placed()
+    assert {name: state for name, (state, _) in states().items()} == {
+        "ann": "active",
+        "bob": "unavailable",
+        "carol": "active",
+    }
+
+
+@pytest.mark.parametrize("code", [900384, 90038, 90043])
+def test_a_tenant_of_another_cloud_needs_a_person(code: int) -> None:
+    meaning = refusals.of_login(400, {}, {"error": "invalid_request", "error_codes": [code]})
+    assert isinstance(meaning, NeedsReauth)
+    assert "Check cloud" in str(meaning)
+
+
+@pytest.mark.parametrize("code", [90012, 70012, 90055, 90025, 90090])
+@pytest.mark.parametrize("error", ["invalid_request", "invalid_grant"])
+def test_what_passes_at_the_login_is_waited_for(code: int, error: str) -> None:
+    meaning = refusals.of_login(400, {}, {"error": error, "error_codes": [code]})
+    assert isinstance(meaning, Unavailable)
+
+
+def test_a_login_that_fails_with_a_code_unknown_to_us_is_out_of_order() -> None:
+    meaning = refusals.of_login(504, {}, {"error": "invalid_grant", "error_codes": [123456]})
+    assert isinstance(meaning, Unavailable)
+
+
+@pytest.mark.parametrize("code", [50034, 700030, 500014, 50053, 50105, 530003, 90036])
+def test_what_to_do_is_said_for_known_codes(code: int) -> None:
+    meaning = refusals.of_login(400, {}, {"error": "server_error", "error_codes": [code]})
+    assert isinstance(meaning, NeedsReauth)
+    assert meaning.code == f"aadsts{code}"
