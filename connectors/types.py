@@ -58,9 +58,9 @@ class MessageRef(NamedTuple):
     `stable_id` names the same bytes in every folder of the mailbox (EMAILID, X-GM-MSGID), or "".
     `size_bytes` is what the provider claims; it may be wrong. `labels` are the placement's
     attributes (IMAP flags such as "\\\\Seen", Gmail labels by display name), sorted; None where the
-    listing does not tell them. `roles`: "junk", "trash" or "drafts", where one folder holds such
-    messages beside others. What fetch() answers with may know more than what was listed. A tuple,
-    which is made three times as fast as a frozen dataclass.
+    listing does not tell them. `roles`: "junk", "trash", "drafts" or "chats", where one folder
+    holds such messages beside others. What fetch() answers with may know more than what was listed.
+    A tuple, which is made three times as fast as a frozen dataclass.
     """
 
     remote_id: str

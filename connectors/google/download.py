@@ -18,11 +18,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from connectors.errors import MessageGone, MessageRefused, Unavailable
+from connectors.errors import (
+    Fatal,
+    MailboxUnavailable,
+    MessageGone,
+    MessageRefused,
+    Unavailable,
+)
 from connectors.google.client import Caller
 from connectors.google.mailbox import GmailMailbox, roles_of
-from connectors.google.problems import Absent, BadRequest, OutOfOrder
+from connectors.google.problems import DENIED, Absent, BadRequest, OutOfOrder
 from connectors.google.transport import ResponseTooLarge
+from connectors.refusals import RefusalGuard
 from connectors.types import SPOOL_BYTES, Body, MessageRef, Missing, RawMessage, SpooledBody
 
 #: No download begins while so much waits to be taken.
@@ -57,18 +64,20 @@ class Download:
         """Yield an answer for each reference, in any order. Raises the first error, after what
         came whole was yielded."""
         count = min(self._mailbox.connections, len(self._todo))
+        guard = RefusalGuard()
         try:
             with concurrent.futures.ThreadPoolExecutor(max(1, count), "gmail") as pool:
                 try:
                     for _ in range(count):
                         pool.submit(self._work)
-                    yield from self._taken_answers(count)
+                    yield from self._taken_answers(count, guard)
                 finally:
                     self._end(None)
         finally:
             self._drop_the_rest()
         if self._error is not None:
             raise self._error
+        yield from guard.end()
 
     def _drop_the_rest(self) -> None:
         while not self._done.empty():
@@ -76,13 +85,17 @@ class Download:
             if isinstance(answer, RawMessage):
                 answer.close()
 
-    def _taken_answers(self, workers: int) -> Iterator[RawMessage | Missing]:
+    def _taken_answers(self, workers: int, guard: RefusalGuard) -> Iterator[RawMessage | Missing]:
         while workers:
             answer = self._done.get()
             if answer is None:
                 workers -= 1
                 continue
-            yield answer
+            if isinstance(answer, Missing):
+                yield from guard.refused(answer)
+            else:
+                yield from guard.delivered()
+                yield answer
             with self._taken:
                 self._waiting_bytes -= _weight(answer)
                 self._taken.notify()
@@ -131,10 +144,12 @@ class Download:
             return Missing(ref, MessageRefused(f"It can't be had. {error}"))
         except ResponseTooLarge:
             text = "It is larger than MAX_MESSAGE_BYTES."
-            return Missing(ref, MessageRefused(text, code="too_large"))
+            return Missing(ref, MessageRefused(text, code="too_large", of_item=True))
         except _Unreadable as error:
             return Missing(ref, MessageRefused(str(error)))
-        except OutOfOrder as error:
+        except (OutOfOrder, MailboxUnavailable, Fatal) as error:
+            if not isinstance(error, OutOfOrder) and error.code != DENIED:
+                raise
             self._mailbox.probe(caller)  # raises where it is not only this message
             text = f"Google fails at this message, and not at others. {error}"
             return Missing(ref, MessageRefused(text))

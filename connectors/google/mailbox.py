@@ -2,6 +2,8 @@
 
 Everything lies in one folder, All Mail; labels are attributes of its messages. Spam, trash and
 drafts are messages with a label, which come and go, so they are roles of messages, not folders.
+So are chats of the time of Google Talk and Hangouts, which are no mail: their raw is missing, cut
+or empty (GAM-team/got-your-back#99).
 """
 
 import threading
@@ -12,12 +14,12 @@ from connectors.config import Environment
 from connectors.google import client
 from connectors.google.access import Access
 from connectors.google.client import Caller, Pace
-from connectors.google.problems import Asker, BadRequest
+from connectors.google.problems import Asker, BadRequest, PreconditionFailed
 from connectors.google.transport import Http
 
 #: developers.google.com/workspace/gmail/api/reference: messages.list and history.list.
 PAGE_SIZE = 500
-ROLES = {"SPAM": "junk", "TRASH": "trash", "DRAFT": "drafts"}
+ROLES = {"SPAM": "junk", "TRASH": "trash", "DRAFT": "drafts", "CHAT": "chats"}
 _LABEL_OF = {role: label for label, role in ROLES.items()}
 _MESSAGE_FIELDS = "id,threadId,labelIds,internalDate,raw"
 _RECORD = "message(id,threadId,labelIds)"
@@ -85,8 +87,7 @@ class GmailMailbox:
 
     def profile(self) -> dict[str, Any]:
         """Return emailAddress, messagesTotal and historyId: one unit."""
-        found: dict[str, Any] = self._main.call(self._api.users.getProfile(userId="me"))
-        return found
+        return self.probe(self._main)
 
     def page(self, *, token: str = "", label: str = "", after: int = 0) -> tuple[list[str], str]:
         """Return a page of message ids, newest first, and the token of the next page, or "".
@@ -155,9 +156,13 @@ class GmailMailbox:
         )
         return caller.call(request, kind="get", reader=reader)
 
-    def probe(self, caller: Caller) -> None:
-        """Return where Gmail works for this person; raise ConnectorError where it does not."""
-        caller.call(self._api.users.getProfile(userId="me"))
+    def probe(self, caller: Caller) -> dict[str, Any]:
+        """Return the profile where Gmail works for this person; raise where it does not."""
+        try:
+            found: dict[str, Any] = caller.call(self._api.users.getProfile(userId="me"))
+        except PreconditionFailed as error:
+            raise error.no_gmail from None
+        return found
 
     # -- labels ----------------------------------------------------------------------------------
 

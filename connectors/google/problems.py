@@ -22,10 +22,12 @@ from connectors.errors import (
     RateLimited,
     Unavailable,
 )
+from connectors.web import retry_after_seconds
 
 MAIL_SCOPE = "https://www.googleapis.com/auth/gmail.readonly"
 USERS_SCOPE = "https://www.googleapis.com/auth/admin.directory.user.readonly"
 DELEGATION_PAGE = "https://admin.google.com/ac/owl/domainwidedelegation"
+DENIED = "denied"  # 403 for a reason that Google's documentation does not have
 _LIBRARY = "https://console.cloud.google.com/apis/library"
 _RATE_REASONS = frozenset(
     {
@@ -74,6 +76,17 @@ class OutOfOrder(Unavailable):
     """5xx: Google failed, perhaps only at this one request."""
 
 
+class PreconditionFailed(OutOfOrder):
+    """400 failedPrecondition: passing for some, once in a hundred requests (google-api-php-client
+    #2558); where the profile can't be had either, the person has no Gmail, as `no_gmail` says."""
+
+    def __init__(self, no_gmail: MailboxUnavailable) -> None:
+        super().__init__(
+            "Google is out of order (HTTP 400, failedPrecondition). It is tried again."
+        )
+        self.no_gmail = no_gmail
+
+
 class Refused(RateLimited):
     """Too much was asked. `whose`: "user" or "project"."""
 
@@ -113,7 +126,7 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
     folded = {reason.lower() for reason in reasons}
     if status == 429 or (status == 403 and folded & _RATE_REASONS):
         whose = "user" if "user" in " ".join([*folded, text.lower()]) else "project"
-        header = _seconds(error.resp.get("retry-after"))
+        header = retry_after_seconds(error.resp.get("retry-after", ""))
         return Refused(whose, retry_after_seconds=_told(text) if header is None else header)
     if status >= 500 or status == 408:
         return OutOfOrder(f"Google is out of order (HTTP {status}). It is tried again.")
@@ -125,10 +138,12 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
     if status == 403:
         return _forbidden(reasons, text, asker, api)
     if "failedPrecondition" in reasons or "FAILED_PRECONDITION" in reasons:
-        return MailboxUnavailable(
-            f"{asker.person} has no Gmail: the user has no Workspace licence for it, or the service"
-            " is turned off for them. Assign one, or exclude the mailbox.",
-            code="no_gmail",
+        return PreconditionFailed(
+            MailboxUnavailable(
+                f"{asker.person} has no Gmail: the user has no Workspace licence for it, or the"
+                " service is turned off for them. Assign one, or exclude the mailbox.",
+                code="no_gmail",
+            )
         )
     return BadRequest(f"Google refuses the request (HTTP {status}: {_shown(text)}).")
 
@@ -166,7 +181,7 @@ def _forbidden(reasons: set[str], text: str, asker: Asker, api: str) -> Connecto
             code="wrong_admin",
         )
     kind = MailboxUnavailable if asker.mailbox else Fatal
-    return kind(f"Google denies access to the mail of {asker.person}: {_shown(text)}")
+    return kind(f"Google denies access to the mail of {asker.person}: {_shown(text)}", code=DENIED)
 
 
 def _scope_missing(asker: Asker) -> ConnectorError:
@@ -286,13 +301,6 @@ def _reasons(error: HttpError) -> tuple[set[str], str]:
         return reasons | {str(body.get("status", ""))}, str(body.get("message", ""))
     except (ValueError, KeyError, TypeError, AttributeError):
         return set(), ""
-
-
-def _seconds(header: str | None) -> float | None:
-    """Read Retry-After. At most an hour: all workers wait as long."""
-    if not header or not header.isascii() or not header.isdigit() or len(header) > 9:
-        return None
-    return min(_LONGEST_WAIT_SECONDS, float(header))
 
 
 def _told(text: str) -> float | None:

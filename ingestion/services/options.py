@@ -128,7 +128,7 @@ class Options:
     def wanted(self) -> Wanted:
         """What the options ask of each message, for connectors."""
         out = (str(role) for role, option in _ROLES.items() if not self.values[option])
-        return Wanted(frozenset(out), self.values["since"])
+        return Wanted(frozenset([*out, "chats"]), self.values["since"])  # chats are no mail
 
     def _chosen(self, what: str, name: str) -> bool:
         include, exclude = self.values[f"include{what}"], self.values[f"exclude{what}"]
