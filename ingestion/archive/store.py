@@ -10,6 +10,7 @@ Knows nothing of the database. A pack without a row (a crash between the two) is
 import contextlib
 import dataclasses
 import datetime as dt
+import errno
 import os
 import shutil
 import tempfile
@@ -172,8 +173,11 @@ class PackStore:
     def delete_source(self, source_id: uuid.UUID) -> None:
         """Remove every pack of a source. Idempotent."""
         directory = self._directory(source_id)
+        for pack in self.packs(source_id):
+            self.delete(pack)
+        shutil.rmtree(directory, ignore_errors=True)  # what is left is no pack
         if directory.exists():
-            shutil.rmtree(directory)
+            raise OSError(errno.ENOTEMPTY, "A source's directory can't be removed", str(directory))
 
     def _directory(self, source_id: uuid.UUID) -> Path:
         return self.root / str(uuid.UUID(str(source_id)))

@@ -118,10 +118,7 @@ class OperatorCommand(BaseCommand):
             self.say(str(error))
             return Exit.PROBLEM
         except (OperationalError, InterfaceError) as error:
-            self.say(
-                f"The database does not answer: {_first_line(error)}\n"
-                "Start it (make run brings its own), or correct DATABASE_URL or VAR_DIR."
-            )
+            self.say(_database_trouble(error))
             return Exit.PROBLEM
         except ProgrammingError as error:
             if "does not exist" not in str(error):
@@ -223,6 +220,16 @@ def _log_level(level: int) -> Iterator[None]:
 
 def _indented(text: str) -> str:
     return "\n".join(f"  {line}" for line in text.strip().splitlines())
+
+
+def _database_trouble(error: Exception) -> str:
+    state = getattr(error.__cause__, "sqlstate", None) or ""
+    if state.startswith("40") or state == "55P03":  # it answers: a deadlock, a lock held by others
+        return "Other work on the same rows was in the way. Run the command again."
+    return (
+        f"The database does not answer: {_first_line(error)}\n"
+        "Start it (make run brings its own), or correct DATABASE_URL or VAR_DIR."
+    )
 
 
 def _first_line(error: BaseException) -> str:

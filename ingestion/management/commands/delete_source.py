@@ -1,6 +1,7 @@
 """delete_source: remove a source and everything archived from it."""
 
 import sys
+import time
 from argparse import ArgumentParser
 from typing import Any
 
@@ -9,6 +10,8 @@ from ingestion.management.base import Exit, SourceCommand, UsageError
 from ingestion.management.presentation import size
 from ingestion.models import IngestionSource
 from ingestion.services import deletion, sources
+
+_POLL_SECONDS = 0.5
 
 
 class Command(SourceCommand):
@@ -32,7 +35,8 @@ class Command(SourceCommand):
             return Exit.PROBLEM
         sources.delete(source, actor=self.actor)
         if options["now"]:
-            deletion.delete_source(source.pk)
+            while not deletion.delete_source(source.pk):
+                time.sleep(_POLL_SECONDS)  # a worker is at it: wait until nothing is left
         else:
             tasks.ring(source)
         rest = "is gone." if options["now"] else "is out of every answer. Workers remove the rest."

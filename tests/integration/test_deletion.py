@@ -1,0 +1,144 @@
+"""A deletion leaves nothing, however often it is begun, and whoever else is at it."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+
+from ingestion.archive.store import store
+from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.services import deletion, dispatch, sources
+from ingestion.services.sources import Actor
+from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+from tests.servers.command_line import CommandLine
+
+pytestmark = pytest.mark.django_db(transaction=True)
+ACTOR = Actor.system("tests")
+TABLES = (Placement, Message, Folder, Mailbox, Pack, IngestionSource)
+
+
+@pytest.fixture
+def source(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IngestionSource:
+    """A deleted source whose removal takes many batches."""
+    settings.ARCHIVE_DIR = tmp_path / "archive"
+    monkeypatch.setattr(deletion, "_BATCH_ROWS", 3)
+    source = a_source(User.objects.create_user("owner", password="the-owner-of-the-tests"), "Alice")
+    mailbox = a_mailbox(source)
+    for number in range(12):
+        bodies = [b"Subject: %d.%d\r\n\r\n" % (number, n) for n in range(20)]
+        archived(a_folder(mailbox, f"Folder {number}"), *bodies)
+    return source
+
+
+def left() -> dict[str, int]:
+    return {model.__name__: model.objects.count() for model in TABLES if model.objects.exists()}
+
+
+def test_two_at_once_do_not_disturb_each_other(source: IngestionSource) -> None:
+    sources.delete(source, actor=ACTOR)
+    said: list[str] = []
+
+    def delete() -> None:
+        try:
+            deletion.delete_source(source.pk)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test names it
+            said.append(repr(error))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=delete) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.03)
+    for thread in threads:
+        thread.join()
+    assert said == []
+    assert deletion.delete_source(source.pk)
+    assert left() == {}
+    assert list(store().sources()) == []
+
+
+def test_only_one_session_is_at_it_and_a_session_that_ends_gives_way(
+    source: IngestionSource,
+) -> None:
+    sources.delete(source, actor=ACTOR)
+    began, end = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        try:
+            with deletion._alone(source.pk) as mine:
+                assert mine
+                began.set()
+                end.wait(20)
+                connection.close()  # as a process that dies
+        except Exception:  # noqa: BLE001 - its session is gone
+            pass
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    began.wait(20)
+    assert not deletion.delete_source(source.pk)
+    assert left()["Message"] == 240
+    end.set()
+    thread.join()
+    assert deletion.delete_source(source.pk)
+    assert left() == {}
+
+
+def test_one_under_way_is_not_rung_for_again(
+    source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "RING_AGAIN_SECONDS", 0.5)
+    sources.delete(source, actor=ACTOR)
+    assert [bell.kind for bell in dispatch.due()] == ["delete"]
+    bells: list[str] = []
+    batch = deletion._delete_batch
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.1)  # longer than a doorbell in all
+        batch(*arguments)
+        bells.extend(bell.kind for bell in dispatch.due())
+
+    monkeypatch.setattr(deletion, "_BATCH_ROWS", 30)
+    monkeypatch.setattr(deletion, "_delete_batch", slow)
+    assert deletion.delete_source(source.pk)
+    assert bells == []
+
+
+def test_children_that_come_late_go_before_their_parents(
+    source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that deletes nothing (another session has the rows) is not the end of them."""
+    sources.delete(source, actor=ACTOR)
+    batch, calls = deletion._delete_batch, [0]
+
+    def sometimes(*arguments: Any) -> None:
+        calls[0] += 1
+        if calls[0] % 2:
+            batch(*arguments)
+
+    monkeypatch.setattr(deletion, "_delete_batch", sometimes)
+    assert deletion.delete_source(source.pk)
+    assert left() == {}
+
+
+def test_the_command_waits_for_a_worker_that_is_at_it(
+    source: IngestionSource, manage: CommandLine
+) -> None:
+    process = None
+    with deletion._alone(source.pk):
+        process = manage.start("delete_source", "Alice", "--yes", "--now")
+        while IngestionSource.objects.filter(deleted_at=None).exists():
+            time.sleep(0.1)
+        time.sleep(1)
+        assert process.poll() is None
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "is gone." in stdout
+    assert left() == {}
