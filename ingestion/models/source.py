@@ -1,6 +1,6 @@
 """IngestionSource: one configured connection to a provider, and the history of its status.
 
-Only `ingestion.services` writes these rows; status only through `services.sources.move`.
+Only `ingestion.services` writes these rows; status only through `services.status.move`.
 """
 
 import uuid
@@ -38,6 +38,11 @@ class IngestionSource(models.Model):
         null=True,
         editable=False,
         help_text="When these credentials worked; null: not proven.",
+    )
+    credentials_version = models.PositiveIntegerField(
+        default=0,
+        editable=False,
+        help_text="Raised whenever credentials are to be proven anew.",
     )
     imported_at = models.DateTimeField(
         null=True, editable=False, help_text="When the first import was complete."

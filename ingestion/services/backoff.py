@@ -6,10 +6,15 @@ import secrets
 _JITTER = secrets.SystemRandom()
 _FIRST_SECONDS = 2.0
 _LONGEST_SECONDS = 600.0
+_LONGEST_ASKED_SECONDS = 86_400.0
+#: Servers in trouble refuse right passwords too, so that the login of a source that was proven must
+#: be refused three times within an hour; and a wrong one is not tried often enough to be locked.
+_REFUSED_LOGIN_SECONDS = (600.0, 3000.0)
 
 
 def delay(attempts: int, *, server_seconds: float | None = None) -> dt.timedelta:
-    """Return the wait after the `attempts`-th failure in a row (from 1), at most about an hour.
+    """Return the wait after the `attempts`-th failure in a row (from 1): about ten minutes at most,
+    or what the server asks for.
 
     The jitter keeps a thousand mailboxes that failed together from coming back together.
     """
@@ -18,10 +23,18 @@ def delay(attempts: int, *, server_seconds: float | None = None) -> dt.timedelta
 
 
 def spread(seconds: float, *, server_seconds: float | None = None) -> dt.timedelta:
-    """Return about `seconds`, and not before the server's own time; at most an hour."""
+    """Return about `seconds`, and not before the server's own time; of that, at most a day."""
     own = seconds * _JITTER.uniform(0.75, 1.25)
-    asked = (server_seconds or 0.0) * _JITTER.uniform(1.0, 1.1)
-    return dt.timedelta(seconds=min(3600.0, max(own, asked)))
+    asked = min(_LONGEST_ASKED_SECONDS, server_seconds or 0.0) * _JITTER.uniform(1.0, 1.1)
+    return dt.timedelta(seconds=max(own, asked))
+
+
+def refused_login(attempts: int) -> float | None:
+    """Return the seconds to wait after the `attempts`-th refused login in a row (from 1); None: it
+    is no accident, a person must look."""
+    if attempts > len(_REFUSED_LOGIN_SECONDS):
+        return None
+    return _REFUSED_LOGIN_SECONDS[attempts - 1]
 
 
 def failure_delay(attempts: int) -> dt.timedelta:

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator
 
 import structlog
 from django.db import InterfaceError, OperationalError, transaction
-from django.db.models import F
 from django.db.models.functions import Now
 
 from connectors import errors, registry
@@ -29,8 +28,6 @@ from ingestion.states import MailboxState
 log = structlog.get_logger(__name__)
 
 _BATCH = 500
-#: A login that fails this often in a row is no accident: stop, before the provider locks it.
-MAX_AUTH_FAILURES = 3
 
 
 def discover(run_id: uuid.UUID) -> None:
@@ -46,14 +43,15 @@ def discover(run_id: uuid.UUID) -> None:
             _list_all(source, run, connector.mailboxes())
     except LostRace:
         log.info("discovery_overtaken", run=str(run.pk))
+        _list_again(run)
     except errors.Retryable as error:
         _again_later(run, error, error.retry_after_seconds)
     except errors.NeedsReauth as error:
         _login_refused(source, run, error)
     except errors.ConnectorError as error:
-        _give_up(source, str(error))
+        _give_up(source, run, str(error))
     except ConfigError as error:
-        _give_up(source, f"The configuration is not valid: {error}.")
+        _give_up(source, run, f"The configuration is not valid: {error}.")
     except (OperationalError, InterfaceError):
         raise  # nobody can be told in rows
     except Exception as error:
@@ -65,7 +63,7 @@ def discover(run_id: uuid.UUID) -> None:
 
 
 def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]) -> None:
-    """Store the listing. Raises LostRace where the run was ended or listed meanwhile."""
+    """Store the listing. Raises LostRace where it is of no use any more: see `_own`."""
     options = Options.of(source.options)
     seen: set[str] = set()
     for batch in _batched(mailboxes, _BATCH):
@@ -85,8 +83,9 @@ def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailb
 
 
 def _own(source: IngestionSource, run: Run) -> None:
-    """Lock the source, and prove that the run still wants its listing. Raises LostRace."""
-    locked(source)
+    """Lock the source, and prove that the run still wants this listing. Raises LostRace."""
+    if locked(source).credentials_version != source.credentials_version:
+        raise LostRace("The credentials were changed meanwhile.")
     if not Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).exists():
         raise LostRace("The run was ended or listed meanwhile.")
 
@@ -128,14 +127,17 @@ def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
             mailboxes_total=wanted,
             mailboxes_done=wanted - due,
             attempts=0,
+            last_error_code="",
             warning="",
         )
 
 
 def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float | None) -> None:
-    wait = backoff.delay(run.attempts + 1, server_seconds=server_seconds)
+    attempts = _failures(run, error)
+    wait = backoff.delay(attempts, server_seconds=server_seconds)
     Run.objects.filter(pk=run.pk).update(
-        attempts=F("attempts") + 1,
+        attempts=attempts,
+        last_error_code=error.code[:64],
         not_before=Now() + wait,
         rung_at=None,
         warning=str(error),
@@ -144,17 +146,31 @@ def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float |
 
 
 def _login_refused(source: IngestionSource, run: Run, error: errors.NeedsReauth) -> None:
-    if run.attempts + 1 < MAX_AUTH_FAILURES:
-        _again_later(run, error, None)
+    wait = backoff.refused_login(_failures(run, error))
+    if wait is None:
+        _give_up(source, run, str(error))
     else:
-        _give_up(source, str(error))
+        _again_later(run, error, wait)
 
 
-def _give_up(source: IngestionSource, reason: str) -> None:
+def _failures(run: Run, error: errors.ConnectorError) -> int:
+    """The failures in a row, this one included; refused logins are counted by themselves."""
+    counted = not isinstance(error, errors.NeedsReauth) or run.last_error_code == error.code
+    return run.attempts + 1 if counted else 1
+
+
+def _give_up(source: IngestionSource, run: Run, reason: str) -> None:
+    """Put the source in error, unless its credentials were changed since the listing began."""
     with contextlib.suppress(LostRace), transaction.atomic():  # deleted: nobody waits for it
-        source = locked(source)
-        if source.runnable:
-            sources.fail(source, reason, actor="ingestion")
+        now = locked(source)
+        if now.credentials_version != source.credentials_version:
+            _list_again(run)
+        elif now.runnable:
+            sources.fail(now, reason, actor="ingestion")
+
+
+def _list_again(run: Run) -> None:
+    Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).update(rung_at=None)
 
 
 def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:

@@ -13,7 +13,6 @@ from connectors import errors
 from ingestion.errors import LeaseLost, LostRace
 from ingestion.models import Mailbox, Run
 from ingestion.services import backoff, poison, sources
-from ingestion.services.discovery import MAX_AUTH_FAILURES
 from ingestion.services.lease import Lease
 from ingestion.services.status import locked
 from ingestion.states import MailboxState, RunKind
@@ -56,10 +55,14 @@ def act_on(error: errors.ConnectorError, held: Lease, mailbox: Mailbox, run: Run
         retry_later(held, mailbox, run, error, server_seconds=error.retry_after_seconds)
     elif isinstance(error, errors.MailboxUnavailable):
         _set_aside(held, mailbox, run, error)
-    elif isinstance(error, errors.NeedsReauth) and _failures(mailbox, error) < MAX_AUTH_FAILURES:
-        retry_later(held, mailbox, run, error, server_seconds=20.0)
-    elif isinstance(error, errors.NeedsReauth | errors.Fatal):
-        _stop_source(held, mailbox, run, error)
+    elif isinstance(error, errors.NeedsReauth):
+        wait = backoff.refused_login(_failures(mailbox, error))
+        if wait is None:
+            _stop_source(held, mailbox, error)
+        else:
+            retry_later(held, mailbox, run, error, server_seconds=wait)
+    elif isinstance(error, errors.Fatal):
+        _stop_source(held, mailbox, error)
     else:
         log.error("sync_bug", error=type(error).__name__)
         retry_later(held, mailbox, run, bug(error), server_seconds=None)
@@ -171,7 +174,7 @@ def _set_aside(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorE
         Run.objects.filter(pk=run.pk).update(mailboxes_done=F("mailboxes_done") + 1)
 
 
-def _stop_source(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorError) -> None:
+def _stop_source(held: Lease, mailbox: Mailbox, error: errors.ConnectorError) -> None:
     """An operator must act: the source goes to error and says why."""
     with transaction.atomic():
         try:
@@ -181,11 +184,11 @@ def _stop_source(held: Lease, mailbox: Mailbox, run: Run, error: errors.Connecto
         held.fence()
         if not source.runnable:
             return
-        if source.proven_at == mailbox.source.proven_at:
-            Mailbox.objects.filter(pk=mailbox.pk).update(
-                last_error_code=error.code, last_error=str(error), attempts=0
-            )
-            sources.fail(source, str(error), actor="ingestion")
+        if source.credentials_version != mailbox.source.credentials_version:
+            # What was refused were the credentials of before: that says nothing of these.
+            Mailbox.objects.filter(pk=mailbox.pk).update(attempts=0, not_before=Now(), rung_at=None)
             return
-    # What was refused were the credentials of before: others were proven since this slice began.
-    retry_later(held, mailbox, run, error, server_seconds=None)
+        Mailbox.objects.filter(pk=mailbox.pk).update(
+            last_error_code=error.code, last_error=str(error), attempts=0
+        )
+        sources.fail(source, str(error), actor="ingestion")

@@ -13,17 +13,18 @@ from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import F
-from django.db.models.functions import Now
+from django.db.models.functions import Coalesce, Least, Now
 from django.utils import timezone
 
 from connectors import errors as provider_errors
 from connectors import registry
 from connectors.config import Config, ConfigError, Environment
 from ingestion.crypto import Secrets
-from ingestion.errors import CredentialsUnreadable, InvalidInput, NotAllowedNow
+from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import backoff, rotation, runs, throttle
 from ingestion.services import options as source_options
+from ingestion.services.options import Options
 from ingestion.services.status import SYSTEM, Actor, audit, locked, move
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
 
@@ -59,12 +60,14 @@ _CHECK_BACKOFF_SECONDS = (10, 30, 60, 120, 300, 600)
 class Verdict:
     """What a check of the credentials found. `code`: "ok" or a code of connectors.errors.
 
+    `passing`: time alone may change it, so that it makes no error of the source.
     `retry_after_seconds`: not to be asked again before, where the provider said so.
     """
 
     ok: bool
     code: str
     message: str
+    passing: bool = False
     retry_after_seconds: float | None = None
 
 
@@ -212,9 +215,18 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
         source.config = _public_part(new_config)
         source.secrets = _secret_part(new_config)
     source.save(update_fields=changed)
+    _bring_forward(source)
     audit(actor, "source.update", source, noted)
     if credentials_changed:
         _recheck(source, reason="Credentials changed.", actor=actor)
+
+
+def _bring_forward(source: IngestionSource) -> None:
+    """Let an interval that was made shorter count from the last sync, not from the next."""
+    interval = Options.of(source.options).sync_interval
+    IngestionSource.objects.filter(pk=source.pk, next_sync_at__isnull=False).update(
+        next_sync_at=Least("next_sync_at", Coalesce("last_sync_finished_at", Now()) + interval)
+    )
 
 
 def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -383,7 +395,16 @@ def _recheck(source: IngestionSource, *, reason: str, actor: Actor) -> None:
     source.check_attempts = 0
     source.rung_at = None
     source.check_not_before = Now()
-    source.save(update_fields=["proven_at", "check_attempts", "rung_at", "check_not_before"])
+    source.credentials_version += 1  # what was asked before says nothing of what is asked now
+    source.save(
+        update_fields=[
+            "proven_at",
+            "check_attempts",
+            "rung_at",
+            "check_not_before",
+            "credentials_version",
+        ]
+    )
     if source.status != SourceStatus.PENDING_AUTH:
         move(source, SourceStatus.PENDING_AUTH, reason=reason, actor=actor)
 
@@ -394,17 +415,16 @@ def _recheck(source: IngestionSource, *, reason: str, actor: Actor) -> None:
 def verify(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
     """Prove at the provider that mail can be read; move the status accordingly. Takes up to 15 s.
 
-    A provider that can't be reached now changes nothing: the check is due again, with backoff.
-    Network outside, transaction inside.
+    A provider that can't be reached now changes nothing: the check is due again, with backoff. So
+    does a verdict about credentials that were changed while it was asked for. Network outside,
+    transaction inside.
     """
     source.refresh_from_db()
-    seen = source.updated_at
     verdict = _ask_provider(source)
     with transaction.atomic():
-        source = locked(source)
-        if source.updated_at != seen and (source.status == SourceStatus.PENDING_AUTH):
-            return verdict  # changed while we asked: the new credentials are checked on their own
-        _act_on(source, verdict, actor)
+        now = locked(source)
+        if now.credentials_version == source.credentials_version:
+            _act_on(now, verdict, actor)
     return verdict
 
 
@@ -419,7 +439,13 @@ def _ask_provider(source: IngestionSource) -> Verdict:
         with registry.build(source.provider, config, environment(source)) as connector:
             identity = connector.check()
     except provider_errors.Retryable as error:
-        return Verdict(False, error.code, str(error), error.retry_after_seconds)
+        return Verdict(
+            False,
+            error.code,
+            str(error),
+            passing=True,
+            retry_after_seconds=error.retry_after_seconds,
+        )
     except provider_errors.ConnectorError as error:
         return Verdict(False, error.code, str(error))
     except ConfigError as error:
@@ -436,10 +462,6 @@ def bug_message(error: Exception) -> str:
     return f"Internal error ({name}): a bug. The log has the details."
 
 
-#: Verdicts that time alone may change: they don't make an error of the source.
-_PASSING_CODES = {"retryable", "rate_limited", "unavailable", CredentialsUnreadable.code}
-
-
 def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
     if verdict.ok:
         if source.status == SourceStatus.ERROR:
@@ -451,7 +473,7 @@ def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
         if source.status == SourceStatus.PENDING_AUTH:
             _await_consent(source, verdict)
         return
-    if verdict.code in _PASSING_CODES:
+    if verdict.passing:
         if source.status == SourceStatus.PENDING_AUTH:
             _check_again_later(source, verdict, actor)
         return
@@ -460,21 +482,36 @@ def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
 
 
 def _proven(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+    said = source.status_message
     source.check_attempts = 0
     source.proven_at = timezone.now()
     source.save(update_fields=["check_attempts", "proven_at"])
     to = SourceStatus.PAUSED if source.hold else _natural(source)
     move(source, to, reason=f"Credentials work. {verdict.message}", actor=actor)
-    if to == SourceStatus.AUTH_SUCCESS and source.auto_import:
+    if to == SourceStatus.AUTH_SUCCESS and (source.auto_import or _import_was_begun(source)):
         _start(source, RunKind.IMPORT, actor)
     runs.make_due_now(source)
+    # What the check said of a server that was away is over.
+    told = IngestionSource.objects.filter(pk=source.pk, last_sync_status_message=said)
+    told.update(last_sync_status_message=source.status_message)
+
+
+def _import_was_begun(source: IngestionSource) -> bool:
+    """Tell whether an error ended the first import: it goes on as soon as credentials work."""
+    return Run.objects.filter(source=source, kind=RunKind.IMPORT).exists()
 
 
 def _await_consent(source: IngestionSource, verdict: Verdict) -> None:
     """Nothing is due until a person signed in: `reconnect` makes the check due again."""
     source.check_not_before = timezone.now() + _CONSENT_AWAITED
-    source.status_message = verdict.message
-    source.save(update_fields=["check_not_before", "status_message"])
+    _say(source, verdict.message)
+    source.save(update_fields=["check_not_before"])
+
+
+def _say(source: IngestionSource, message: str) -> None:
+    """Tell why nothing is archived yet, also where clients look for what the last sync did."""
+    source.status_message = source.last_sync_status_message = message
+    source.save(update_fields=["status_message", "last_sync_status_message"])
 
 
 def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
@@ -488,8 +525,8 @@ def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) 
         server_seconds=verdict.retry_after_seconds,
     )
     source.check_not_before = Now() + wait
-    source.status_message = f"{verdict.message} Tried again in {wait.total_seconds():.0f} s."
-    source.save(update_fields=["check_attempts", "check_not_before", "status_message"])
+    source.save(update_fields=["check_attempts", "check_not_before"])
+    _say(source, f"{verdict.message} Tried again in {wait.total_seconds():.0f} s.")
 
 
 def fail(source: IngestionSource, reason: str, *, actor: Actor | str) -> None:
@@ -497,6 +534,7 @@ def fail(source: IngestionSource, reason: str, *, actor: Actor | str) -> None:
     source.proven_at = None
     source.save(update_fields=["proven_at"])
     move(source, SourceStatus.ERROR, reason=reason, actor=actor)
+    _say(source, reason)
     runs.finish_unfinished(source, failed=True, message=reason)
 
 

@@ -59,6 +59,8 @@ class Server:
     #: Messages at which the connection ends: "folder/remote id".
     breaking: set[str] = dataclasses.field(default_factory=set)
     unanswered: set[str] = dataclasses.field(default_factory=set)
+    #: Called when credentials are checked, before the answer: may raise.
+    before_check: Callable[[], None] = lambda: None
     check_error: Exception | None = None
     open_error: Exception | None = None
 
@@ -86,6 +88,7 @@ class ScriptedConnector(Connector):
         pass
 
     def check(self) -> Identity:
+        SERVER.before_check()
         if SERVER.check_error:
             raise SERVER.check_error
         return Identity("me@example.com")
