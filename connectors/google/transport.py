@@ -8,6 +8,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,6 +21,8 @@ from connectors.gunzip import Gunzip
 #: A response beyond this is large. Of those, only one of a mailbox is read at a time.
 LARGE_BYTES = 2_000_000
 _CHUNK_BYTES = 1 << 18
+#: As connectors.web: an answer that comes slower (bytes/second) for twice the timeout is none.
+_MIN_RATE = 1_000
 
 
 class ResponseTooLarge(Exception):
@@ -35,7 +38,7 @@ class Http(httplib2.Http):  # type: ignore[misc] # untyped base
         context = _context(environment.extra_ca_file)
         # A message is a third longer in base64.
         limit = environment.max_message_bytes * 4 // 3 + LARGE_BYTES
-        self._bound = Bound(one_large, limit)
+        self._bound = Bound(one_large, limit, patience_seconds=2 * environment.timeout_seconds)
         self._kinds = {"http": _plain(self._bound), "https": _encrypted(self._bound, context)}
 
     def request(self, uri: str, *args: Any, **kwargs: Any) -> Any:
@@ -65,8 +68,11 @@ def _context(extra_ca_file: str) -> ssl.SSLContext:
 class Bound:
     """How much one thread may read, and whether it has the right to a large response."""
 
-    def __init__(self, one_large: threading.Lock, limit_bytes: int) -> None:
+    def __init__(
+        self, one_large: threading.Lock, limit_bytes: int, *, patience_seconds: float
+    ) -> None:
         self._one_large, self._limit, self._held = one_large, limit_bytes, False
+        self._patience_seconds = patience_seconds
 
     def read(self, response: http.client.HTTPResponse) -> bytes | bytearray:
         """Read to the end and unpack on the way; one copy in memory, a bytearray where large.
@@ -74,7 +80,7 @@ class Bound:
         httplib2 would hold the packed bytes too, and refuse what packs better than 1 to 100.
         """
         whole = bytearray()
-        for piece in _pieces(response):
+        for piece in _pieces(response, self._patience_seconds):
             whole += piece
             if len(whole) > self._limit:
                 raise ResponseTooLarge
@@ -89,19 +95,35 @@ class Bound:
             self._one_large.release()
 
 
-def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """Yield what comes, unpacked, in pieces of bounded size."""
+def _pieces(response: http.client.HTTPResponse, patience_seconds: float) -> Iterator[bytes]:
+    """Yield what comes, unpacked, in pieces of bounded size. Raises TimeoutError where it drips."""
     packed = response.headers.get("content-encoding") == "gzip"
     del response.headers["content-encoding"]
     gunzip = Gunzip()
     some = False
-    while chunk := http.client.HTTPResponse.read(response, _CHUNK_BYTES):
+    for chunk in _arriving(response, patience_seconds):
         some = True
         yield from gunzip.pieces(chunk) if packed else (chunk,)
     if response.length:  # announced and not come: read() in pieces is silent about it
         raise http.client.IncompleteRead(b"", response.length)
     if packed and some:
         yield gunzip.end()
+
+
+def _arriving(response: http.client.HTTPResponse, patience_seconds: float) -> Iterator[bytes]:
+    """Yield what each read brings. Waiting uses the patience up, and what comes gives some back."""
+    left = patience_seconds
+    while True:
+        began = time.monotonic()
+        chunk = response.read1(_CHUNK_BYTES)
+        if not chunk:
+            response.close()  # read1() leaves it open at its end, and so the connection in use
+            return
+        left -= time.monotonic() - began
+        left = min(patience_seconds, left + len(chunk) / _MIN_RATE)
+        if left < 0:
+            raise TimeoutError("The answer comes too slowly.")
+        yield chunk
 
 
 def _response_class(bound: Bound) -> type[http.client.HTTPResponse]:
