@@ -51,6 +51,7 @@ def _chunks(response: httpx.Response, max_bytes: int, stop: threading.Event) -> 
                 f"The message has more bytes than MAX_MESSAGE_BYTES ({max_bytes:,}) allows. Raise"
                 " the limit and retry it.",
                 code="too_large",
+                of_item=True,
             )
         yield chunk
 

@@ -344,5 +344,5 @@ def _json(data: bytes) -> Any:
 def quoted(remote_id: str) -> str:
     """Return an id as part of a path. Raises MessageRefused where it can't be one of Graph's."""
     if not _SAFE_ID.fullmatch(remote_id):
-        raise MessageRefused("This is no id of Microsoft Graph's.", code="foreign_id")
+        raise MessageRefused("This is no id of Microsoft Graph's.", code="foreign_id", of_item=True)
     return urllib.parse.quote(remote_id, safe="")

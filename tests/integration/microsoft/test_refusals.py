@@ -61,6 +61,15 @@ def test_messages_that_can_not_be_converted_are_asked_for_once_and_are_no_outage
     assert server.count("/$value") == 15
 
 
+def test_any_number_of_messages_that_are_too_large_is_no_outage(
+    server: GraphServer, alice: User
+) -> None:
+    ids = [box(alice).deliver(b"x" * 30_000) for _ in range(12)]
+    limit = {"max_message_bytes": 10_000}
+    with build(server, environment=limit) as connector, opened(connector, alice) as session:
+        assert fetched(session).keys() == set(ids)
+
+
 def test_bodies_that_are_all_refused_are_an_outage(server: GraphServer, alice: User) -> None:
     fill(box(alice), 30)
     _answer(server, lambda path: "$value" in path, 403, "ErrorAccessDenied")
