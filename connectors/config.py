@@ -193,11 +193,12 @@ _NAMES = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 def _is_unsafe(character: str, *, lines: bool) -> bool:
-    """Tell controls and lone surrogates. `lines`: a PEM key in a secret has line ends."""
-    if lines and character in "\r\n\t":
-        return False
+    """Tell what no text on one line has: controls, also C1 and those of direction, and lone
+    surrogates. `lines`: a PEM key in a secret has line ends, and a password any other character."""
+    if not lines:
+        return not character.isprintable()
     code = ord(character)
-    return code < 32 or code == 127 or 0xD800 <= code <= 0xDFFF
+    return character not in "\r\n\t" and (code < 32 or code == 127 or 0xD800 <= code <= 0xDFFF)
 
 
 def _problem(field: Field, value: Any) -> str:

@@ -147,8 +147,8 @@ class OperatorCommand(BaseCommand):
         if self.as_json:
             self.stdout.write(json.dumps(document, indent=2, cls=DjangoJSONEncoder))
             return
-        for line in [text] if isinstance(text, str) else text:
-            self.stdout.write(line)
+        for lines in [text] if isinstance(text, str) else text:
+            self.stdout.write("\n".join(map(printable, lines.split("\n"))))
 
     # -- who and what ------------------------------------------------------------------------------
 

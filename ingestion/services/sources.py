@@ -269,7 +269,7 @@ def _check_name(name: Any) -> None:
         raise InvalidInput({"name": ["Must be a text that is not empty."]})
     if len(name) > _MAX_NAME_CHARS:
         raise InvalidInput({"name": [f"Must be at most {_MAX_NAME_CHARS} characters."]})
-    if any(ord(c) < 32 or 0xD800 <= ord(c) <= 0xDFFF for c in name):
+    if not name.isprintable():  # terminals act on C1 controls, and pages on those of direction
         raise InvalidInput({"name": ["Must not contain control characters."]})
 
 

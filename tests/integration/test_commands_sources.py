@@ -363,6 +363,19 @@ def test_an_installation_without_sources_says_how_to_make_one(manage: CommandLin
     assert manage.here("source_status", "--json").json() == {"sources": []}
 
 
+@pytest.mark.parametrize("command", ["pause_source", "resume_source", "source_status"])
+def test_a_name_that_was_stored_before_it_was_refused_is_printed_escaped(
+    manage: CommandLine, source: IngestionSource, command: str
+) -> None:
+    IngestionSource.objects.update(
+        name="red\x9b31m\u202e", status="auth_success", proven_at=source.created_at
+    )
+    shown = manage.here(command, str(source.pk))
+    assert shown.code in (0, 1)
+    assert "red\\x9b31m\\u202e" in shown.stdout
+    assert "\x9b" not in shown.stdout
+
+
 def test_what_strangers_named_does_not_reach_the_terminal_unescaped(
     manage: CommandLine, source: IngestionSource
 ) -> None:
