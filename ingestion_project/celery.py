@@ -13,7 +13,7 @@ from typing import Any
 
 from celery import Celery
 from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # missing in its stubs
-from celery.signals import setup_logging, worker_process_init
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 
 from ingestion import memory
 from ingestion_project import supervisor
@@ -37,6 +37,14 @@ def end_with_the_worker(**_: Any) -> None:
 @worker_process_init.connect
 def keep_memory(**_: Any) -> None:
     memory.keep()
+
+
+@worker_shutting_down.connect
+def give_leases_back(**_: Any) -> None:
+    """SIGTERM: whoever copies a mailbox stops at the next message, and another worker goes on."""
+    from ingestion.services import lease  # noqa: PLC0415 - it needs the settings
+
+    lease.leaving.set()
 
 
 @setup_logging.connect

@@ -10,7 +10,9 @@ a session that is gone can't come back. One that merely sleeps keeps its lease u
 """
 
 import datetime as dt
+import multiprocessing
 import threading
+import time
 import uuid
 from types import TracebackType
 from typing import Any, Self
@@ -26,6 +28,11 @@ log = structlog.get_logger(__name__)
 #: A worker that hangs is replaced after this long at most; the dispatcher adds its own few seconds.
 LEASE_SECONDS = 20
 RENEW_SECONDS = 5
+
+#: Set when this worker is told to end, and heard by the processes that it forked: all leases are
+#: given back at the next message, so that a deploy looks to nobody like a death.
+leaving = multiprocessing.Event()
+_LISTEN_SECONDS = 0.5
 
 _RUNNABLE = "SELECT 1 FROM ingestion_ingestionsource s WHERE s.id = m.source_id \
 AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)"
@@ -98,8 +105,13 @@ class Lease:
 
     def _renew(self) -> None:
         try:
-            while not self._closing.wait(RENEW_SECONDS):
-                self._renew_once()
+            renewed = time.monotonic()
+            while not self._closing.wait(_LISTEN_SECONDS):
+                if leaving.is_set():
+                    self.stopping.set()
+                if time.monotonic() - renewed >= RENEW_SECONDS:
+                    renewed = time.monotonic()
+                    self._renew_once()
         finally:
             connection.close()  # this thread's own
 
@@ -131,16 +143,30 @@ class Lease:
     ) -> None:
         self._closing.set()
         self._thread.join()
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Let the next one have the mailbox at once. Idempotent; never raises."""
         try:
-            with connection.cursor() as cursor:
-                cursor.execute(_RELEASE, self._parameters())
-        except DatabaseError as failure:
-            # It expires by itself.
-            log.warning("lease_not_released", error=type(failure).__name__)
+            self._release()
+        except DatabaseError:
+            # A statement that was interrupted (Ctrl-C) leaves a connection that takes no other.
+            connection.close()
+            try:
+                self._release()
+            except DatabaseError as failure:
+                log.warning("lease_not_released", error=type(failure).__name__)  # it expires
+
+    def _release(self) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(_RELEASE, self._parameters())
 
 
 def acquire(mailbox_id: uuid.UUID) -> Lease | None:
-    """Take the lease of a mailbox that is due; None where there is nothing to do or it is held."""
+    """Take the lease of a mailbox that is due; None where there is nothing to do, it is held, or
+    this worker is about to end."""
+    if leaving.is_set():
+        return None
     with connection.cursor() as cursor:
         cursor.execute(_ACQUIRE, {**parameters(), "id": mailbox_id})
         row = cursor.fetchone()

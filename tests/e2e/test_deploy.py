@@ -1,0 +1,104 @@
+"""A deploy: workers are told to end (SIGTERM) in the middle of an import, and nobody pays for it."""
+
+import os
+import random
+import signal
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from ingestion.models import IngestionSource, Mailbox, Message
+from ingestion.services import discovery, lease, sources, sync
+from tests.e2e.test_crash import MESSAGES, fill, start_import
+from tests.servers.dovecot import Dovecot
+from tests.servers.slow_link import SlowLink
+
+if TYPE_CHECKING:
+    from tests.servers.stack import Service
+
+
+@pytest.mark.timeout(180)
+def test_a_worker_that_is_told_to_end_gives_its_mailbox_back(
+    service: "Service", api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
+) -> None:
+    """A slice is two minutes. It ends long before, and the next worker is not made careful by it."""
+    name, _ = account = dovecot.user()
+    fill(dovecot, name, random.Random(1))
+    with SlowLink(dovecot.host, dovecot.port, bytes_per_second=300_000) as link:
+        source = start_import(api, link, *account)
+        wait_for(Message.objects.exists, 60)
+        old = service.pid("worker")
+        os.kill(old, signal.SIGTERM)
+        wait_for(lambda: service.supervised.children().get("worker", old) != old, 20)
+        had = Message.objects.count()
+        assert had < MESSAGES, "there was nothing left to interrupt"
+        assert Mailbox.objects.get().worker_deaths == 0
+        wait_for(lambda: Message.objects.count() > had, 40)
+        assert Mailbox.objects.get().worker_deaths == 0
+        link.bytes_per_second = None
+        wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active", 60)
+    assert Message.objects.count() == MESSAGES
+
+
+@pytest.fixture
+def due(dovecot: Dovecot, owner: Any) -> Mailbox:
+    """A mailbox that owes an import to its run."""
+    name, password = dovecot.user()
+    dovecot.append(name, "INBOX", b"Subject: one\r\n\r\n")
+    source = sources.create(
+        owner=owner, name="Ada", provider="generic_imap", actor=sources.Actor.system("tests"),
+        provider_config={
+            "host": dovecot.host, "port": dovecot.port, "secure": False,
+            "username": name, "password": password,
+        },
+    )  # fmt: skip
+    run = sources.start_import(source, actor=sources.Actor.system("tests"))
+    assert sources.verify(source).ok
+    discovery.discover(run.pk)
+    return Mailbox.objects.get()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_lease_is_given_back_where_the_run_ended_at_the_same_time(due: Mailbox) -> None:
+    held = lease.acquire(due.pk)
+    assert held is not None
+    with pytest.MonkeyPatch.context() as patch:
+        # Between taking the lease and reading the rows, somebody stops the source.
+        sources.pause(due.source, actor=sources.Actor.system("tests"))
+        Mailbox.objects.update(run=None)
+        patch.setattr(lease, "acquire", lambda _: held)
+        assert sync.sync_mailbox(due.pk) is False
+    assert Mailbox.objects.get().lease_expires_at is None
+
+
+@pytest.mark.django_db(transaction=True)
+def test_ctrl_c_in_the_middle_of_a_statement_gives_the_lease_back(due: Mailbox) -> None:
+    """The connection can't be used after it, so the lease is given back on another."""
+    from django.db import connection
+
+    held = lease.acquire(due.pk)
+    assert held is not None
+    main = threading.get_ident()
+    timer = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt), held, connection.cursor() as cursor:
+        cursor.execute("SELECT pg_sleep(5)")
+    timer.join()
+    row = Mailbox.objects.get()
+    assert (row.lease_expires_at, row.worker_deaths) == (None, 0)
+    again = lease.acquire(due.pk)
+    assert again is not None
+    assert again.deaths == 0
+    again.give_back()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_who_is_about_to_end_takes_nothing_up(due: Mailbox) -> None:
+    lease.leaving.set()
+    try:
+        assert lease.acquire(due.pk) is None
+    finally:
+        lease.leaving.clear()
