@@ -182,6 +182,12 @@ class Config:
                     found[f.name] = changed
         return found
 
+    def is_elsewhere(self, stored: Mapping[str, Any]) -> bool:
+        """Tell whether this names another server than the configuration `stored`, so that the ids
+        recorded by that one may be other mailboxes' or messages' here."""
+        _ = stored
+        return False
+
     @classmethod
     def sends_elsewhere(cls, name: str, *, before: Any, after: Any) -> bool:
         """Tell whether this change of a field that secrets go with takes them elsewhere."""

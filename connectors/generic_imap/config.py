@@ -11,6 +11,8 @@ from connectors.config import Config, ConfigError, field
 _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?|[0-9A-Fa-f:.]{2,45}")
 
 
+#: One server's, for STARTTLS and TLS (RFC 9051 section 2.1).
+_STANDARD_PORTS = {143, 993}
 _MAIL_SERVER = ("host", "port", "username", "secure", "startTls", "allowInsecureCert")
 
 
@@ -87,6 +89,13 @@ class ImapConfig(Config):
         if name in ("secure", "startTls"):
             return bool(before) and not after
         return bool(before != after)
+
+    def is_elsewhere(self, stored: Mapping[str, Any]) -> bool:
+        """UIDVALIDITY and UIDs are one server's, and many begin both at 1."""
+        if self.host.lower() != str(stored.get("host", "")).lower():
+            return True
+        ports = {self.port, stored.get("port", 993)}
+        return len(ports) > 1 and ports != _STANDARD_PORTS
 
     def check(self) -> None:
         errors: dict[str, list[str]] = {}

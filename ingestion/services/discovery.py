@@ -20,7 +20,7 @@ from connectors.config import ConfigError
 from connectors.types import RemoteMailbox
 from ingestion.errors import LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import backoff, runs, sources
+from ingestion.services import backoff, folders, runs, sources
 from ingestion.services.options import Options
 from ingestion.services.status import locked
 from ingestion.states import MailboxState
@@ -70,6 +70,8 @@ def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailb
         seen.update(mailbox.remote_id for mailbox in batch)
         with transaction.atomic():
             _own(source, run)
+            if len(batch) == len(seen) == 1:
+                _keep_row_of_account(source, batch[0])
             Mailbox.objects.bulk_create(
                 [_row(source, run, mailbox, options) for mailbox in batch],
                 update_conflicts=True,
@@ -80,6 +82,26 @@ def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailb
             # A listing may take longer than a dispatcher waits before it rings again.
             Run.objects.filter(pk=run.pk).update(rung_at=Now())
     _settle(source, run, seen)
+
+
+def _keep_row_of_account(source: IngestionSource, listed: RemoteMailbox) -> None:
+    """Keep the row of a source's only mailbox where its login name was completed: "anna" and
+    "anna@example.com" are one account, whose mail is not to be archived twice. Its ids are not
+    trusted all the same: it may be another domain's anna."""
+    rows = list(Mailbox.objects.filter(source=source).exclude(state=MailboxState.GONE)[:2])
+    if len(rows) != 1 or not _names_account_of(rows[0].remote_id, listed.remote_id):
+        return
+    if Mailbox.objects.filter(source=source, remote_id=listed.remote_id).exists():
+        return  # it was called so before
+    mine = Mailbox.objects.filter(pk=rows[0].pk)
+    mine.update(remote_id=listed.remote_id)
+    folders.distrust(mine)
+
+
+def _names_account_of(one: str, other: str) -> bool:
+    """Tell whether one of two different names is the other's local part."""
+    short, long = sorted((one.lower(), other.lower()), key=len)
+    return "@" not in short and long.partition("@")[:2] == (short, "@")
 
 
 def _own(source: IngestionSource, run: Run) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import structlog
 from django.db import transaction
+from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 
 from connectors.errors import Unavailable
@@ -180,11 +181,16 @@ def _mark_gone(gone: Sequence[Folder]) -> None:
 # -- listed anew -------------------------------------------------------------------------------
 
 
-def distrust(mailbox: Mailbox) -> None:
-    """Have all folders of a mailbox listed anew, and their mail recognised by its bytes alone: what
-    is recorded by id may be other mail now, as behind another host. Costs one statement; a worker
-    does the rest at the next sync."""
-    Folder.objects.filter(mailbox=mailbox, removed_at=None).update(list_anew=ListAnew.BY_BYTES)
+def distrust(mailboxes: QuerySet[Mailbox]) -> None:
+    """Have all folders of mailboxes listed anew, and their mail recognised by its bytes alone: what
+    is recorded by id may be other mail now, as behind another host. Who works on one by the old ids
+    loses the lease. Costs two statements; workers do the rest at the next sync. Call inside a
+    transaction that holds the source's row lock."""
+    mailboxes.update(lease_token=F("lease_token") + 1, lease_expires_at=None)
+    # Those that are gone too: one of the same name may come.
+    Folder.objects.filter(mailbox__in=mailboxes).update(
+        list_anew=ListAnew.BY_BYTES, followed_at=None
+    )
 
 
 def list_anew(folder: Folder) -> None:

@@ -22,7 +22,7 @@ from connectors.config import Config, ConfigError, Environment
 from ingestion.crypto import Secrets
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import backoff, rotation, runs, throttle
+from ingestion.services import backoff, folders, rotation, runs, throttle
 from ingestion.services import options as source_options
 from ingestion.services.options import Options
 from ingestion.services.status import SYSTEM, Actor, audit, locked, move
@@ -211,14 +211,21 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
     if credentials_changed and new_config is not None:
         changed += ["provider", "config", "secrets"]
         noted["providerConfig"] = _changed_names(source, new_config)
-        source.provider = provider
-        source.config = _public_part(new_config)
-        source.secrets = _secret_part(new_config)
+        _set_credentials(source, provider, new_config)
     source.save(update_fields=changed)
     _bring_forward(source)
     audit(actor, "source.update", source, noted)
     if credentials_changed:
         _recheck(source, reason="Credentials changed.", actor=actor)
+
+
+def _set_credentials(source: IngestionSource, provider: str, config: Config) -> None:
+    """Does not save the source."""
+    if provider != source.provider or config.is_elsewhere(source.config):
+        folders.distrust(Mailbox.objects.filter(source=source))
+    source.provider = provider
+    source.config = _public_part(config)
+    source.secrets = _secret_part(config)
 
 
 def _bring_forward(source: IngestionSource) -> None:
