@@ -175,6 +175,7 @@ def _folder(
         path=_path(name, delimiter),
         role=role,
         message_count=state.get("messages"),
+        exact_count=True,
         stable_id=str(state.get("mailboxid", "")),
         state=state,
     )

@@ -195,7 +195,9 @@ def distrust(mailboxes: QuerySet[Mailbox]) -> None:
 
 def list_anew(folder: Folder) -> None:
     """Have a folder listed from the beginning at the next sync; what is archived is recognised."""
-    Folder.objects.filter(pk=folder.pk, list_anew=ListAnew.NO).update(list_anew=ListAnew.BY_ID)
+    same = Folder.objects.filter(pk=folder.pk)
+    same.update(followed_at=None, not_before=None)
+    same.filter(list_anew=ListAnew.NO).update(list_anew=ListAnew.BY_ID)
 
 
 def lacks_older(folder: Folder, options: Options) -> bool:

@@ -1,8 +1,9 @@
 """Compares what the provider lists with what the archive has, folder by folder, by id.
 
-The provider's own full listing is the truth, not our cursors. Lists and counts; downloads nothing
-and changes nothing. A page of the listing is compared at a time, so memory does not grow with the
-folder beyond the connector's own notion of which ids exist (ranges, for IMAP).
+The provider's own full listing is the truth, not our cursors, and its own count where it has one
+that is exact: a listing may be cut. Lists and counts, and downloads nothing; `repair` only has the
+next sync list anew what lacks mail. A page of the listing is compared at a time, so memory does not
+grow with the folder beyond the connector's own notion of which ids exist (ranges, for IMAP).
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from connectors.base import Connector, MailboxSession
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion import queries
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
-from ingestion.services import sources
+from ingestion.services import folders, sources
 from ingestion.services.options import Options
 
 
@@ -33,6 +34,7 @@ class FolderReport:
     missing: int = 0
     failed: int = 0
     excluded: int = 0  # older than the option `since`, or junk, trash or a draft
+    unlisted: int = 0  # in the provider's own count, and not in its listing
     kept: int = 0  # archived, still placed here, no longer listed: the next sync marks them
     missing_ids: list[str] = dataclasses.field(default_factory=list)
     failed_ids: list[str] = dataclasses.field(default_factory=list)
@@ -40,15 +42,20 @@ class FolderReport:
 
     @property
     def ok(self) -> bool:
-        return not (self.missing or self.failed or self.error)
+        return not (self.missing or self.failed or self.unlisted or self.error)
 
 
-def reconcile(source: IngestionSource, *, max_ids: int = 1_000) -> Iterator[FolderReport]:
+def reconcile(
+    source: IngestionSource, *, max_ids: int = 1_000, repair: bool = False
+) -> Iterator[FolderReport]:
     """Yield a report for every folder of every mailbox that the provider lists.
 
     Folders and mailboxes that the options leave out come with `wanted` False and the provider's
     count. `max_ids` bounds each list of ids. Raises ConnectorError where the provider can't be
     asked at all; one mailbox or folder that can't be read is a report with `error`.
+
+    `repair`: folders that lack mail are listed from the beginning at the next sync, which fetches
+    what is missing also where no cursor would lead to it.
     """
     options = Options.of(source.options)
     config = {**source.config, **source.secrets}
@@ -59,7 +66,10 @@ def reconcile(source: IngestionSource, *, max_ids: int = 1_000) -> Iterator[Fold
             elif remote.unavailable:
                 yield FolderReport(remote.address, "", "", error=remote.unavailable)
             else:
-                yield from _mailbox(source, connector, remote, options, max_ids)
+                for report, folder in _mailbox(source, connector, remote, options, max_ids):
+                    if repair and folder is not None and report.missing:
+                        folders.list_anew(folder)
+                    yield report
 
 
 def _mailbox(
@@ -68,21 +78,21 @@ def _mailbox(
     remote: RemoteMailbox,
     options: Options,
     max_ids: int,
-) -> Iterator[FolderReport]:
+) -> Iterator[tuple[FolderReport, Folder | None]]:
     row = Mailbox.objects.filter(source=source, remote_id=remote.remote_id).first()
     try:
         with connector.open(remote) as session:
             session.prefer(options.wanted)
             for folder in session.folders():
-                report = FolderReport(remote.address, folder.path, folder.remote_id)
+                report, found = FolderReport(remote.address, folder.path, folder.remote_id), None
                 if not options.wants_folder(folder):
                     report.wanted, report.listed = False, folder.message_count or 0
                 else:
                     found = _folder_row(row, folder)
                     _compare(session, folder, found, report, options=options, max_ids=max_ids)
-                yield report
+                yield report, found
     except errors.MailboxUnavailable as error:
-        yield FolderReport(remote.address, "", "", error=str(error))
+        yield FolderReport(remote.address, "", "", error=str(error)), None
 
 
 def _folder_row(mailbox: Mailbox | None, remote: RemoteFolder) -> Folder | None:
@@ -110,8 +120,11 @@ def _compare(
             _count(folder, wanted, report, max_ids)
             if folder is not None and page.present is not None:
                 report.kept = _no_longer_listed(folder, page)
-    except errors.Skippable as error:
-        report.error = str(error)
+    except (errors.Skippable, errors.Retryable, errors.CursorExpired) as error:
+        report.error = str(error)  # where that ended the connection, each of the others says so
+        return
+    if remote.exact_count and remote.message_count is not None:
+        report.unlisted = max(0, remote.message_count - report.listed)
 
 
 def _count(

@@ -56,6 +56,8 @@ class Server:
     before_changes: Callable[[str], None] = lambda _: None
     #: Folders that are there, and that the listing lacks.
     unlisted: set[str] = dataclasses.field(default_factory=set)
+    #: How many more messages a folder counts than it lists.
+    uncounted: dict[str, int] = dataclasses.field(default_factory=dict)
     #: Messages at which the connection ends: "folder/remote id".
     breaking: set[str] = dataclasses.field(default_factory=set)
     unanswered: set[str] = dataclasses.field(default_factory=set)
@@ -107,7 +109,12 @@ class ScriptedConnector(Connector):
 class ScriptedSession(MailboxSession):
     def folders(self) -> Sequence[RemoteFolder]:
         return [
-            RemoteFolder(name, name, message_count=len(mails))
+            RemoteFolder(
+                name,
+                name,
+                message_count=len(mails) + SERVER.uncounted.get(name, 0),
+                exact_count=True,
+            )
             for name, mails in SERVER.folders.items()
             if name not in SERVER.unlisted
         ]
