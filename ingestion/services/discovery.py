@@ -146,6 +146,7 @@ def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
         due = mine.filter(state=MailboxState.ACTIVE, run=run).count()
         Run.objects.filter(pk=run.pk).update(
             discovered_at=Now(),
+            not_before=Now() + Options.of(source.options).sync_interval,  # runs.follow_meanwhile
             mailboxes_total=wanted,
             mailboxes_done=wanted - due,
             attempts=0,

@@ -91,6 +91,7 @@ def due(*, limit: int = 1000) -> Iterator[Doorbell]:
     cache.set(_KEYS_KEY, [key_id(key) for key in settings.ENCRYPTION_KEYS], timeout=None)
     _start_scheduled_syncs(limit)
     _finish_settled_runs(limit)
+    runs.follow_meanwhile(limit)
     parameters: dict[str, Any] = {
         **lease.parameters(),
         "limit": limit,

@@ -4,7 +4,8 @@ A folder fails by itself: it gets a retry time of its own, and the others go on.
 them fail it is the mailbox's trouble. What ends the connection names no folder as the culprit; one
 at which it ends three times without anything coming of it is taken for it all the same.
 
-A mailbox of many folders gets on from slice to slice: what is done with in this run is passed by.
+A mailbox of many folders gets on from slice to slice: what is done with is passed by, until the
+mailbox is settled. One run may settle it several times (`runs.follow_again`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from django.utils import timezone
 
 from connectors import errors
 from connectors.types import RemoteFolder
-from ingestion.models import Folder, Run
+from ingestion.models import Folder, Mailbox, Run
 from ingestion.services import backoff
 from ingestion.services.folders import READABLE
 from ingestion.services.lease import Lease
@@ -32,14 +33,19 @@ class Turn:
     """One slice's way through the folders. Iterate; tell of each how it went. Not thread-safe."""
 
     def __init__(
-        self, held: Lease, run: Run, followed: Sequence[tuple[RemoteFolder, Folder]]
+        self,
+        held: Lease,
+        run: Run,
+        mailbox: Mailbox,
+        followed: Sequence[tuple[RemoteFolder, Folder]],
     ) -> None:
         self._held, self._followed = held, followed
         now = timezone.now()
+        since = max(run.started_at, mailbox.last_synced_at or run.started_at)
         todo = [
             (remote, folder)
             for remote, folder in followed
-            if folder.followed_at is None or folder.followed_at < run.started_at
+            if folder.followed_at is None or folder.followed_at < since
         ]
         due = [(r, f) for r, f in todo if f.not_before is None or f.not_before <= now]
         # Where all have failed, the mailbox's own wait is over: none of them need wait longer.

@@ -3,10 +3,11 @@
 Row locks are taken in one order everywhere, so that nobody waits in a circle: source, mailbox, run.
 """
 
+import datetime as dt
 import uuid
 from collections.abc import Collection, Iterable
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Min, QuerySet, Value
 from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Greatest, Least, Now
@@ -69,6 +70,55 @@ def make_due_now(source: IngestionSource) -> None:
     """Let the dispatcher find at once what the source's unfinished run waits for."""
     Mailbox.objects.filter(source=source, run__isnull=False).update(not_before=Now(), rung_at=None)
     Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
+
+
+def follow_again(source: IngestionSource) -> None:
+    """Have the unfinished run list the mailboxes anew, which gives those that are done with their
+    work once more; the others go on. Call inside a transaction that holds the source's row lock."""
+    _list_again(Run.objects.filter(source=source, finished_at=None, discovered_at__isnull=False))
+
+
+def _list_again(unfinished: QuerySet[Run]) -> None:
+    unfinished.update(discovered_at=None, not_before=Now(), rung_at=None, attempts=0)
+
+
+#: Of each run: its source's interval, and whether a mailbox is done with and none was followed to
+#: its end for an interval. Scalars: a join, or EXISTS, reads all mailboxes once many runs are due.
+_LONG_RUNS = """
+SELECT due.id, due.interval,
+       (SELECT true FROM ingestion_mailbox m
+         WHERE m.source_id = due.source_id AND m.run_id IS NULL AND m.state = 'active' LIMIT 1)
+   AND (SELECT true FROM ingestion_mailbox m
+         WHERE m.source_id = due.source_id AND m.last_synced_at > now() - due.interval LIMIT 1)
+       IS NULL
+  FROM (SELECT r.id, r.source_id,
+               (SELECT make_interval(secs => (s.options->>'syncIntervalSeconds')::int)
+                  FROM ingestion_ingestionsource s WHERE s.id = r.source_id) AS interval
+          FROM ingestion_run r
+         WHERE r.finished_at IS NULL AND r.discovered_at IS NOT NULL AND r.not_before <= now()
+         ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED) due
+"""
+
+
+def follow_meanwhile(limit: int) -> None:
+    """Follow again what long runs are done with, where no mailbox was followed to its end for an
+    interval: one that imports for days, or fails, holds up the others no longer than that. (While
+    they still end one after the other, all have their turn anyway, and the run comes to its end.)
+
+    Looks at each run once in an interval. Opens its own transaction.
+    """
+    usual = Options.of({}).sync_interval
+    again: list[uuid.UUID] = []
+    later: dict[dt.timedelta, list[uuid.UUID]] = {}
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(_LONG_RUNS, {"limit": limit})
+            for pk, interval, is_over in cursor.fetchall():
+                (again if is_over else later.setdefault(interval or usual, [])).append(pk)
+        if again:
+            _list_again(Run.objects.filter(pk__in=again))
+        for interval, pks in later.items():
+            Run.objects.filter(pk__in=pks).update(not_before=Now() + interval)
 
 
 def finish_if_done(run_id: uuid.UUID) -> bool:

@@ -558,14 +558,17 @@ def start_import(source: IngestionSource, *, actor: Actor) -> Run:
 
 
 def start_sync(source: IngestionSource, *, actor: Actor) -> Run:
-    """Sync now, or return the run that is under way; a source never imported imports.
+    """Sync now, or return the run that is under way; a source never imported imports. What such a
+    run is done with is followed again, so that what came since is had too.
 
     Raises NotAllowedNow when paused. Opens its own transaction.
     """
     with transaction.atomic():
         source = locked(source)
         kind = RunKind.SYNC if source.imported_at else RunKind.IMPORT
-        return _start(source, kind, actor)
+        run = _start(source, kind, actor)
+        runs.follow_again(source)
+        return run
 
 
 def _start(source: IngestionSource, kind: RunKind, actor: Actor) -> Run:

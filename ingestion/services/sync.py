@@ -165,7 +165,7 @@ class _Mailbox:
                 self.options,
                 is_gone=lambda missing: _is_gone(session, missing),
             )
-            turn = folder_turns.Turn(self.held, self.run, followed)
+            turn = folder_turns.Turn(self.held, self.run, self.mailbox, followed)
             try:
                 return self._retry_failures(session, followed) and self._follow_all(session, turn)
             except errors.ConnectorError:

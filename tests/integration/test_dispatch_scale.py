@@ -98,7 +98,7 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
         "delete": 100, "check": 100, "discover": 200, "mailbox": 100,
     }  # fmt: skip
     statements = counted(queries)
-    assert len(statements) <= 8, statements
+    assert len(statements) <= 10, statements
     plans = {statement: explained(statement) for statement in statements}
     read = {table for plan in plans.values() for _, table in plan}
     assert read >= _GROWING  # the plans were understood
@@ -106,4 +106,4 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
         assert not plan & {("Seq Scan", table) for table in _GROWING}, (plan, statement)
     with CaptureQueriesContext(connection) as queries:
         assert list(dispatch.due()) == []
-    assert len(counted(queries)) <= 6
+    assert len(counted(queries)) <= 7
