@@ -60,3 +60,9 @@ class Corrupt(ServiceError):
     """Archived bytes do not match their SHA-256, or are missing. Restore the pack from a backup."""
 
     code = "corrupt"
+
+
+class WrongArchive(ServiceError, OSError):
+    """ARCHIVE_DIR is not this installation's archive: its volume is not mounted, or is another."""
+
+    code = "storage"

@@ -39,12 +39,26 @@ def main() -> int:
         cursor.execute("SELECT pg_advisory_lock(%s)", [_LOCK_ID])  # freed with the connection
         call_command("migrate", interactive=False, verbosity=0)
         password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))
+        if trouble := _archive_trouble():
+            print(trouble, file=sys.stderr)
+            return 1
     if password:
         print(
             f"Made the first admin user. Log in as: admin   password: {password}\n"
             "This password is shown only now. `manage.py changepassword admin` sets another."
         )
     return 0
+
+
+def _archive_trouble() -> str:
+    """Return why mail could not be archived here, "" where it can: better told now than later."""
+    from ingestion.services import storage  # noqa: PLC0415 - needs the settings
+
+    try:
+        storage.require()
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def create_first_admin(*, password: str = "") -> str:

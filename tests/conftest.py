@@ -141,6 +141,14 @@ def service(_processes: "Service", transactional_db: None) -> Iterator["Service"
         yield _processes
 
 
+@pytest.fixture(autouse=True)
+def _unmarked_archive() -> Iterator[None]:
+    """The archive by default is nobody's again: the database that marked it is emptied."""
+    yield
+    if "var_dir" in _started:
+        (_started["var_dir"] / "archive" / ".installation").unlink(missing_ok=True)
+
+
 @pytest.fixture
 def owner(db: None) -> "User":
     """A user who may own sources."""

@@ -1,6 +1,7 @@
 """The tables. Only `ingestion.services` writes them."""
 
 from ingestion.models.audit import ApiKey, AuditEvent
+from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
 from ingestion.models.message import FailedMessage, Message, Pack, Placement
 from ingestion.models.run import Run
@@ -12,6 +13,7 @@ __all__ = [
     "FailedMessage",
     "Folder",
     "IngestionSource",
+    "Installation",
     "Mailbox",
     "Message",
     "Pack",

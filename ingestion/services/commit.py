@@ -28,7 +28,7 @@ from connectors.types import Cursor, MessageRef, Missing
 from ingestion.archive.store import PackStore, PackWriter
 from ingestion.errors import LeaseLost
 from ingestion.models import Folder, Mailbox, Run
-from ingestion.services import backoff
+from ingestion.services import backoff, storage
 from ingestion.services import capture_sql as sql
 from ingestion.services.lease import Lease
 from ingestion.services.options import Options
@@ -120,6 +120,7 @@ class Committer:
         Raises OSError where there can't be a pack; what becomes of the messages, `submit` tells.
         """
         if self._group.writer is None:
+            storage.require()
             self._group.writer = self._store.writer(self._mailbox.source_id)
         packing = self._packer.submit(self._group.writer, batch.folder, messages, parse=parse)
         self._group.packing.append(packing)

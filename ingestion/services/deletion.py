@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 
 from ingestion.archive.store import store
 from ingestion.models import IngestionSource
+from ingestion.services import storage
 
 log = structlog.get_logger(__name__)
 
@@ -53,6 +54,7 @@ def delete_source(source_id: uuid.UUID) -> bool:
                 while _has_any(table, condition, source_id):
                     _delete_batch(table, condition, source_id)
                     tombstone.update(rung_at=Now())  # it is at work: nobody need ring again
+            storage.require()  # beneath a mount point there is nothing to remove
             store().delete_source(source_id)
             with transaction.atomic():
                 tombstone.delete()

@@ -9,6 +9,7 @@ import os
 import secrets
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -25,8 +26,9 @@ from redis.exceptions import RedisError
 
 from ingestion import freshness
 from ingestion.archive.store import store
+from ingestion.errors import WrongArchive
 from ingestion.models import IngestionSource, Pack
-from ingestion.services import dispatch, encryption
+from ingestion.services import dispatch, encryption, housekeeping, storage
 
 State = Literal["ok", "warning", "problem"]
 
@@ -218,26 +220,46 @@ def _beat() -> Finding:
 
 
 def _storage(database: Finding) -> Finding:
+    if database.state == "ok" and (trouble := _archive()):
+        return trouble  # nothing is written beneath a mount point
+    return _disk()
+
+
+def _archive() -> Finding | None:
+    """Whether ARCHIVE_DIR is the archive that the database knows; None where it is."""
     root: Path = settings.ARCHIVE_DIR
-    newest = Pack.objects.order_by("-created_at").first() if database.state == "ok" else None
-    if newest is not None and not store().holds(newest.source_id, newest.pk):
+    try:
+        storage.require()
+    except WrongArchive as error:
+        advice = "Mount it, or correct ARCHIVE_DIR: until then no mail is archived."
+        return Finding("storage", "problem", str(error), advice)
+    except OSError as error:
+        return _unwritable(root, error)
+    if lost := _lost_pack():
         return Finding(
             "storage",
             "problem",
-            f"{root} does not hold the newest pack, {newest.pk}.",
-            "Is ARCHIVE_DIR right, and its disk mounted? manage.py verify_archive tells what else "
-            "is missing; restore that from a backup.",
+            f"{root} does not hold the pack {lost}.",
+            "Restore it from a backup. manage.py verify_archive tells what else is missing.",
         )
+    if unknown := _unknown_pack():
+        return Finding(
+            "storage",
+            "problem",
+            f"{root} holds mail that the database does not know, in the pack {unknown}.",
+            "Was the database restored from an older backup? manage.py rebuild_archive_index"
+            " takes in what it lacks.",
+        )
+    return None
+
+
+def _disk() -> Finding:
+    root: Path = settings.ARCHIVE_DIR
     try:
         seconds = _write_durably(root)
         usage = shutil.disk_usage(root)
     except OSError as error:
-        return Finding(
-            "storage",
-            "problem",
-            f"{root} can't be written: {error.strerror}.",
-            "Make it writable for the service's user, mount it, or correct ARCHIVE_DIR.",
-        )
+        return _unwritable(root, error)
     free = f"{usage.free / 1e9:,.1f} GB free of {usage.total / 1e9:,.1f} GB"
     if usage.free < _MIN_FREE_BYTES:
         return Finding("storage", "problem", f"{root}: {free}.", "Make room: imports stop soon.")
@@ -247,6 +269,33 @@ def _storage(database: Finding) -> Finding:
         text = f"{root}: a durable write took {seconds:.1f} s; {free}."
         return Finding("storage", "warning", text, "Use faster storage: every commit waits for it.")
     return Finding("storage", "ok", f"{root}: durable write in {seconds * 1e3:.0f} ms, {free}.")
+
+
+def _unwritable(root: Path, error: OSError) -> Finding:
+    return Finding(
+        "storage",
+        "problem",
+        f"{root} can't be written: {error.strerror}.",
+        "Make it writable for the service's user, mount it, or correct ARCHIVE_DIR.",
+    )
+
+
+def _lost_pack() -> uuid.UUID | None:
+    """Return a pack that should be there and is not, of the newest and the oldest of some sources:
+    a database older than the archive, or newer, has both kinds of age."""
+    for source in IngestionSource.objects.filter(deleted_at=None).order_by("-updated_at")[:_NAMED]:
+        packs = Pack.objects.filter(source=source).order_by("created_at")
+        for pack in (packs.last(), packs.first()):
+            if pack is not None and not store().holds(source.pk, pack.pk):
+                return pack.pk
+    return None
+
+
+def _unknown_pack() -> uuid.UUID | None:
+    for source in IngestionSource.objects.filter(deleted_at=None).order_by("-updated_at")[:_NAMED]:
+        if unknown := housekeeping.unknown_pack(source.pk):
+            return unknown
+    return None
 
 
 def _write_durably(root: Path) -> float:

@@ -7,6 +7,7 @@ without a row. Those stay until `services.rebuild` takes them in.
 
 import datetime as dt
 import itertools
+import uuid
 from collections.abc import Sequence
 
 import structlog
@@ -23,6 +24,18 @@ log = structlog.get_logger(__name__)
 ORPHAN_AGE = dt.timedelta(hours=1)
 #: Each sync with new mail makes a pack: so many are looked up by one query.
 _BATCH = 500
+
+
+def unknown_pack(source_id: uuid.UUID) -> uuid.UUID | None:
+    """Return a pack of the source that holds mail which no row knows, if there is one: then the
+    database is older than the archive. Looks at packs of more than an hour ago, reads few."""
+    archive, oldest = store(), timezone.now() - ORPHAN_AGE
+    old = (p for p in archive.packs(source_id) if not p.partial and p.modified_at < oldest)
+    while batch := list(itertools.islice(old, _BATCH)):
+        for orphan in _without_row(batch):
+            if _is_needed(archive, orphan):
+                return orphan.pack_id
+    return None
 
 
 def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:

@@ -10,7 +10,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from connectors import errors
-from ingestion.errors import LeaseLost, LostRace
+from ingestion.errors import LeaseLost, LostRace, WrongArchive
 from ingestion.models import Mailbox, Run
 from ingestion.services import backoff, poison, sources
 from ingestion.services.lease import Lease
@@ -77,6 +77,8 @@ def _failures(mailbox: Mailbox, error: errors.ConnectorError) -> int:
 
 
 def storage_error(error: OSError) -> errors.Unavailable:
+    if isinstance(error, WrongArchive):
+        return errors.Unavailable(str(error), code=error.code)
     reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
     return errors.Unavailable(f"{reason} Free space or mend ARCHIVE_DIR.", code="storage")
 

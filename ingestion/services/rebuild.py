@@ -20,7 +20,7 @@ from ingestion.archive.store import Entry, PackFile, PackStore, store
 from ingestion.errors import Corrupt, InvalidInput, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.services import capture_sql as sql
-from ingestion.services import orphans
+from ingestion.services import orphans, storage
 from ingestion.services.records import Record
 from ingestion.services.status import Actor, audit, move
 from ingestion.states import SourceStatus
@@ -67,6 +67,7 @@ def rebuild(
             f"A worker is at work on {source.name}. Pause the source, wait half a minute, "
             "and start this again."
         )
+    storage.take_over()
     job = _Rebuild(source, on_damage)
     for pack in job.archive.packs(source.pk):
         if not pack.partial and pack.modified_at <= started:
@@ -87,6 +88,7 @@ def recover(
     source exists or has no packs, InvalidInput for a name or provider that can't be. Opens its
     own transaction.
     """
+    storage.take_over()
     if IngestionSource.objects.filter(pk=source_id).exists():
         raise NotAllowedNow(f"The source {source_id} exists: rebuild it, without --recover.")
     if next(store().packs(source_id), None) is None:
