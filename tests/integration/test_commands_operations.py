@@ -189,7 +189,7 @@ def test_an_archive_that_is_not_there_is_told(
     source = make_source(root)
     Pack.objects.create(pk=uuid.uuid4(), source=source, size_bytes=1, message_count=1)
     found = findings(manage, code=1)["storage"]
-    assert "does not hold the newest pack" in found["message"]
+    assert "is its volume mounted?" in found["message"]
     assert "mounted" in found["advice"]
     assert not archive_dir.exists()
 
