@@ -31,8 +31,9 @@ class Login:
     capabilities: frozenset[str]
     #: The folder that is open (its remote id) and its UIDVALIDITY.
     opened: tuple[str, int] | None = None
-    #: How many messages it has (after EXISTS and EXPUNGE), and how many were expunged since.
-    exists: int = 0
+    #: How many messages it has (after EXISTS and EXPUNGE; None where the server did not tell), and
+    #: how many were expunged since.
+    exists: int | None = None
     expunged: int = 0
 
     def can(self, name: str) -> bool:

@@ -22,7 +22,8 @@ _ITEMS = (
 )
 _PLAIN = re.compile(_ITEMS)
 _PLAIN_RESPONSE = re.compile(rb"\d+ FETCH \(" + _ITEMS + rb"\)\s*")
-_MAX_DIGITS = 18
+#: 2**63 - 1 (RFC 7162 section 7: mod-sequences) has as many.
+MAX_DIGITS = 19
 _FEW_BYTES = 500
 _UID = re.compile(rb"\bUID (\d{1,10})(?!\d)", re.IGNORECASE)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
@@ -101,7 +102,7 @@ def described(ref: MessageRef, items: bytes) -> MessageRef:
 
 def _number(value: Any) -> int | None:
     """Read a number that a database takes; None where it is none."""
-    if isinstance(value, bytes) and value.isdigit() and len(value) <= _MAX_DIGITS:
+    if isinstance(value, bytes) and value.isdigit() and len(value) < MAX_DIGITS:
         return int(value)
     return None
 

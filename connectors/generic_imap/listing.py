@@ -21,10 +21,10 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from connectors.errors import CursorExpired, FolderGone, Retryable, Unavailable
+from connectors.errors import CursorExpired, FolderGone, FolderRefused, RateLimited, Unavailable
 from connectors.generic_imap import wire
 from connectors.generic_imap.client import Login
-from connectors.generic_imap.describing import ITEMS, reference, relabelled, uid_of
+from connectors.generic_imap.describing import ITEMS, MAX_DIGITS, reference, relabelled, uid_of
 from connectors.generic_imap.folders import name_of
 from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.uids import Present, Uids
@@ -43,7 +43,8 @@ MAX_REFUSALS = 20
 #: So many messages' flags are held at once (about 200 bytes each).
 _FLAGS_WINDOW = 20_000
 
-_COUNT = re.compile(rb"(\d+) (EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
+_COUNT = re.compile(rb" *(\d+) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
+_CLOSED = re.compile(rb"OK +\[CLOSED\]", re.IGNORECASE)
 _VANISHED = re.compile(rb"VANISHED (?!\(EARLIER)([0-9:,]+)", re.IGNORECASE)
 
 
@@ -53,22 +54,32 @@ class Opened:
 
     validity: int
     next_uid: int | None
-    count: int
+    #: None where it did not tell.
+    count: int | None
     modseq: int | None
 
 
 def examine(login: Login, folder: RemoteFolder) -> Opened:
-    """Open a folder read-only. Raises FolderGone, or Retryable where the server says not now."""
+    """Open a folder read-only.
+
+    Raises FolderGone where the server says that it does not exist, RateLimited, and FolderRefused
+    for whatever else it says: the folder is there, and nobody can tell what is in it.
+    """
     login.opened = None
     line, untagged = login.wire.run(b"EXAMINE", wire.string(name_of(folder)))
     if not line.upper().startswith(b"OK"):
-        raise refusal(login.wire.words(line), otherwise=FolderGone, allowed=(FolderGone, Retryable))
-    text = b"\n".join(response[0] for response in untagged)
+        raise refusal(
+            login.wire.words(line), otherwise=FolderRefused, allowed=(FolderGone, RateLimited)
+        )
+    said = [response[0] for response in untagged]
+    # What comes before is still about the folder that was open (RFC 7162 section 3.2.11).
+    closed = [at for at, text in enumerate(said) if _CLOSED.match(text)]
+    text = b"\n".join(said[closed[-1] :] if closed else said)
     validity = _number(rb"\[UIDVALIDITY (\d+)\]", text)
     if validity is None:
-        raise FolderGone("The server gives this folder no UIDVALIDITY.", code="no_uidvalidity")
+        raise FolderRefused("The server gives this folder no UIDVALIDITY.", code="no_uidvalidity")
     login.opened = (folder.remote_id, validity)
-    login.exists, login.expunged = _number(rb"(?m)^(\d+) EXISTS", text) or 0, 0
+    login.exists, login.expunged = _number(rb"(?m)^ *(\d+) +EXISTS\b", text), 0
     return Opened(
         validity,
         _number(rb"\[UIDNEXT (\d+)\]", text),
@@ -146,15 +157,16 @@ class _Listing:
         """List what changed since a complete pass."""
         opened, since = self._opened, self._since
         new = Uids([])
-        if opened.count and (opened.next_uid is None or since["n"] < opened.next_uid):
+        if opened.next_uid is None or since["n"] < opened.next_uid:
             # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
-            new = self._uids_by(f"UID FETCH {since['n']}:* (UID)").since(since["n"])
+            with self._where_empty():
+                new = self._uids_by(f"UID FETCH {since['n']}:* (UID)").since(since["n"])
         certain = True
         if since["n"] > 1:
             told = self._flags_may_differ() and self._tells_removals()
             if self._flags_may_differ():
                 yield from self._flags()
-            if not told and (since["c"] is None or self._login.exists - len(new) != since["c"]):
+            if not told and not self._counts_agree(new):
                 uids, certain = self._all_uids()
                 if certain:
                     present = Present(opened.validity, uids, since["n"])
@@ -191,8 +203,14 @@ class _Listing:
     # -- which UIDs there are --------------------------------------------------------------------
 
     def _all_uids(self) -> tuple[Uids, bool]:
-        """Return all UIDs, and whether they are as many as the server counts."""
-        uids = self._search("1:*") if self._login.exists else Uids([])
+        """Return all UIDs, and whether they are as many as the server counts. What it counts never
+        decides by itself that there are none."""
+        uids = Uids([])
+        with self._where_empty():
+            uids = self._search("1:*")
+        if self._login.exists is None:
+            uids = uids.and_those_of(self._uids_by("UID FETCH 1:* (UID)"))
+            return uids, len(uids) >= self._folder.state.get("messages", 0)
         if len(uids) >= self._login.exists:
             return uids, True
         # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501): ask by sequence number.
@@ -201,11 +219,21 @@ class _Listing:
         while start <= self._login.exists:
             before = self._login.expunged
             stop = min(start + _SEQUENCE_STEP - 1, self._login.exists)
-            found = self._uids_by(f"FETCH {start}:{stop} (UID)")
-            uids = Uids([*uids.ranges(), *found.ranges()])
+            uids = uids.and_those_of(self._uids_by(f"FETCH {start}:{stop} (UID)"))
             moved = self._login.expunged - before
             start = max(1, start - moved) if moved else stop + 1
         return uids, len(uids) >= self._login.exists
+
+    def _where_empty(self) -> contextlib.AbstractContextManager[None]:
+        """Some servers refuse to look for anything in a folder without messages."""
+        if self._login.exists == 0:
+            return contextlib.suppress(CommandRefused)
+        return contextlib.nullcontext()
+
+    def _counts_agree(self, new: Uids) -> bool:
+        """Tell whether there are as many messages as there were, apart from the new ones."""
+        known = self._since["c"]
+        return known is not None and self._login.exists == known + len(new)
 
     def _uids_by(self, command: str) -> Uids:
         found = (uid_of(response[0].partition(b"(")[2]) for response in self._run(command))
@@ -247,7 +275,7 @@ class _Listing:
 
     def _flag_windows(self) -> Iterator[tuple[int, int]]:
         last = self._since["n"] - 1
-        if self._login.exists <= _FLAGS_WINDOW:
+        if self._login.exists is not None and self._login.exists <= _FLAGS_WINDOW:
             yield 1, last
         else:
             yield from self._search("1:*").windows(_FLAGS_WINDOW, last)
@@ -365,18 +393,20 @@ def run(login: Login, command: str) -> list[list[bytes]]:
 
 def _count(login: Login, line: bytes) -> None:
     """Follow the number of messages, which a server may change in any reply."""
+    gone = 0
     if match := _COUNT.match(line):
         if match[2].upper() == b"EXISTS":
             login.exists = int(match[1])
         else:
-            login.exists -= 1
-            login.expunged += 1
+            gone = 1
     elif match := _VANISHED.match(line):
-        count = len(Uids(wire.ranges(match[1])))
-        login.exists -= count
-        login.expunged += count
+        gone = len(Uids(wire.ranges(match[1])))
+    login.expunged += gone
+    if login.exists is not None:
+        login.exists -= gone
 
 
 def _number(pattern: bytes, text: bytes) -> int | None:
-    match = re.search(pattern, text, re.IGNORECASE)
-    return int(match[1]) if match else None
+    """Return the number that was told last; None where it was not, or is none of IMAP's."""
+    found = re.findall(pattern, text, re.IGNORECASE)
+    return int(found[-1]) if found and len(found[-1]) <= MAX_DIGITS else None

@@ -337,7 +337,7 @@ def _judge_stand_ins(login: Login, replies: Replies, sender: Sender) -> None:
 def _samples(login: Login, count: int, size: int) -> list[bytes]:
     """Return how so many messages of the open folder begin, spread evenly from the oldest to the
     newest: those that the server hands out."""
-    last = login.exists - 1
+    last = (login.exists or 1) - 1
     numbers = (
         sorted({1 + last * index // (count - 1) for index in range(count)}) if last > 0 else [1]
     )

@@ -58,6 +58,8 @@ _PHRASES: tuple[tuple[re.Pattern[str], Callable[[str], ConnectorError]], ...] = 
         (r"unavailable|internal (server )?error|server (is )?busy|lookup failed", Unavailable),
         (r"system (error|problem)|i/o error|timed? ?out", Unavailable),
         (r"(mailbox|maildrop|inbox|folder)\b.*\blocked|locked by", Unavailable),  # by POP, say
+        (r"(no such|unknown|non-?existent) (mailbox|folder)", FolderGone),
+        (r"(mailbox|folder)\b.*\b(does not exist|doesn't exist|not found)", FolderGone),
     )
 )
 

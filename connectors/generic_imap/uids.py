@@ -36,6 +36,9 @@ class Uids:
         """Return them as ascending (low, high)."""
         return self._ranges
 
+    def and_those_of(self, other: "Uids") -> "Uids":
+        return Uids([*self._ranges, *other.ranges()])
+
     def since(self, first: int) -> "Uids":
         """Return those from `first` on."""
         kept = ((max(low, first), high) for low, high in self._ranges if high >= first)
