@@ -21,6 +21,7 @@ from ingestion.models import Folder, Mailbox, Run
 from ingestion.services import backoff
 from ingestion.services.folders import READABLE
 from ingestion.services.lease import Lease
+from ingestion.services.poison import BREAKS
 
 log = structlog.get_logger(__name__)
 
@@ -73,18 +74,21 @@ class Turn:
             self._error = error
         self._note(folder, error)
 
-    def failed(self, folder: Folder, error: errors.ConnectorError, *, moved: bool) -> None:
+    def failed(
+        self, folder: Folder, error: errors.ConnectorError, *, moved: bool, fetching: bool
+    ) -> None:
         """The connection, or the whole mailbox, failed while this folder was in hand. `moved`:
-        something came of the folder before."""
+        something came of the folder before. `fetching`: it failed in a download."""
         if isinstance(error, errors.RateLimited):
             return
         if moved:
             if folder.attempts:
                 self._update(folder, READABLE)
         elif folder.attempts + 1 >= _BREAKS:
-            self._note(folder, error)
+            self._note(folder, error, code=BREAKS if fetching else error.code)
         else:
-            self._update(folder, {"attempts": folder.attempts + 1})
+            code = BREAKS if fetching else error.code[:64]
+            self._update(folder, {"attempts": folder.attempts + 1, "last_error_code": code})
 
     def leave(self) -> None:
         """Remember for the next slice what is done with. Call once it is committed."""
@@ -99,7 +103,9 @@ class Turn:
         if self._error is not None and all(folder.failing_since for _, folder in self._followed):
             raise errors.Unavailable(str(self._error), code=self._error.code)
 
-    def _note(self, folder: Folder, error: errors.ConnectorError) -> None:
+    def _note(
+        self, folder: Folder, error: errors.ConnectorError, *, code: str | None = None
+    ) -> None:
         attempts = folder.attempts + 1
         wait = backoff.folder_delay(attempts)
         self._update(
@@ -108,7 +114,7 @@ class Turn:
                 "attempts": attempts,
                 "not_before": Now() + wait,
                 "failing_since": Coalesce("failing_since", Now()),
-                "last_error_code": error.code[:64],
+                "last_error_code": (code or error.code)[:64],
                 "last_error": str(error)[:2000].replace("\0", ""),
             },
         )

@@ -14,8 +14,10 @@ counts its victims:
 Together with the death that made the work careful these are three before anything is given up, and
 two of one message alone: whatever else kills workers hits the same message twice only by chance.
 
-A server that breaks the connection at one message is got past in the same way: once there was no
-progress for a while, the message that fails alone is recorded as failed, with a time to try again.
+A server that breaks the connection at one message is got past in the same way: once downloads of a
+folder broke off twice without progress, its messages are fetched one by one. One at which that
+breaks again is a suspect: an outage in which logins work looks the same. It is left out, and asked
+for once more when all others had their turn; if that breaks too, it is recorded as failed.
 """
 
 import dataclasses
@@ -55,6 +57,7 @@ _SET_ASIDE = (
     "mended."
 )
 
+_SUSPECT = "The connection broke when this message was asked for. It is asked for once more soon."
 _BREAKS = "Whenever this message is asked for, the connection breaks; the others can be had."
 
 
@@ -62,7 +65,7 @@ _BREAKS = "Whenever this message is asked for, the connection breaks; the others
 class Care:
     """The careful way of one lease. Not thread-safe.
 
-    `stuck`: the last attempts ended with errors, without progress.
+    `stuck`: downloads broke off before, without progress.
     """
 
     held: Lease
@@ -70,7 +73,7 @@ class Care:
     run: Run
     mailbox: Mailbox
     stuck: bool
-    #: Whether a message was found that breaks the connection.
+    #: Whether a message was found that may break the connection.
     blamed: bool = False
     _messages: int = 0
     _bytes: int = 0
@@ -86,7 +89,7 @@ class Care:
         """Fetch one message alone and commit it. Opens its own transactions.
 
         Raises what a fetch or a commit raises. Then nothing of the message is changed, but where
-        it broke the connection and did so before: that is recorded.
+        it broke the connection as downloads did before: that is recorded.
         """
         row = FailedMessage.objects.filter(folder=folder, remote_id=ref.remote_id).first()
         if row and row.code == WORKER_DIED and row.attempts >= _VICTIMS_BEFORE_SET_ASIDE:
@@ -168,7 +171,7 @@ class Care:
     def _record_break(
         self, folder: Folder, ref: MessageRef, row: FailedMessage | None, error: Unavailable
     ) -> None:
-        attempts = row.attempts + 1 if row else 1
+        attempts = row.attempts + 1 if row else 0
         with transaction.atomic():
             self.held.fence()
             capture_sql.upsert_failure(
@@ -176,11 +179,11 @@ class Care:
                 folder.pk,
                 ref,
                 code=BREAKS,
-                reason=f"{_BREAKS} {error}",
+                reason=f"{_BREAKS if attempts else _SUSPECT} {error}",
                 attempts=attempts,
-                wait=backoff.failure_delay(attempts),
+                wait=backoff.failure_delay(attempts) if attempts else dt.timedelta(),
             )
-            if row is None or row.code == WORKER_DIED:  # then nobody has counted it yet
+            if row and (row.code == WORKER_DIED or is_suspect(row)):  # nobody has counted it yet
                 self._count_failed()
         self.blamed = True
 
@@ -195,6 +198,11 @@ class Care:
             )
             self._count_failed()
         log.error("message_is_poison", folder=row.folder_id, failure=row.pk, victims=row.attempts)
+
+
+def is_suspect(row: FailedMessage) -> bool:
+    """Tell whether it is yet to be shown that the message alone breaks the connection."""
+    return row.code == BREAKS and row.attempts == 0
 
 
 def _answers(

@@ -136,11 +136,18 @@ class _Mailbox:
         self.options = Options.of(mailbox.source.options)
         #: Whether anything came of the folder in hand, in this slice.
         self.moved = False
+        #: Whether a download is under way.
+        self.fetching = False
         #: Folders of which nothing was known: what is there now came with this listing.
         self.fresh: set[int] = set()
         self.committer = Committer(held, store=store(), run=run, mailbox=mailbox)
         self.care = poison.Care(
-            held, self.committer, run, mailbox, stuck=mailbox.attempts >= _STUCK_ATTEMPTS
+            held,
+            self.committer,
+            run,
+            mailbox,
+            stuck=mailbox.attempts >= _STUCK_ATTEMPTS
+            and mailbox.last_error_code != errors.RateLimited.code,
         )
 
     def work(self) -> bool:
@@ -167,7 +174,11 @@ class _Mailbox:
             )
             turn = folder_turns.Turn(self.held, self.run, self.mailbox, followed)
             try:
-                return self._retry_failures(session, followed) and self._follow_all(session, turn)
+                return (
+                    self._retry_failures(session, followed)
+                    and self._follow_all(session, turn)
+                    and self._retry_failures(session, followed, suspects=True)
+                )
             except errors.ConnectorError:
                 self.committer.wait()  # what is done with is durable, or it is not done with
                 turn.leave()
@@ -181,15 +192,22 @@ class _Mailbox:
 
     def _follow_all(self, session: MailboxSession, turn: folder_turns.Turn) -> bool:
         for remote, folder in turn:
-            self.moved = False
-            self.care.stuck = folder.attempts >= _STUCK_ATTEMPTS
+            self.moved = self.fetching = False
+            self.care.stuck = (
+                folder.attempts >= _STUCK_ATTEMPTS and folder.last_error_code == poison.BREAKS
+            )
             try:
                 ended = self._follow(session, remote, folder)
             except errors.Skippable as error:  # it refuses itself; the session goes on
                 turn.refused(folder, error)
                 ended = True
             except (errors.Retryable, errors.CursorExpired) as error:
-                turn.failed(folder, error, moved=self.moved or self.care.blamed)
+                turn.failed(
+                    folder,
+                    error,
+                    moved=self.moved or self.care.blamed,
+                    fetching=self.fetching,
+                )
                 raise
             else:
                 if ended:
@@ -280,8 +298,9 @@ class _Mailbox:
                 return refs[done:]
             if self._must_stop():
                 return None
+            self.fetching = True
             self.care.fetch(session, remote, folder, ref)
-            self.moved = True
+            self.fetching, self.moved = False, True
         return []
 
     def _fetch_into(
@@ -299,6 +318,7 @@ class _Mailbox:
         if not refs:
             return True
         asked = {ref.remote_id for ref in refs}
+        self.fetching = True
         try:
             answers = session.fetch(remote, refs)
             try:
@@ -326,6 +346,7 @@ class _Mailbox:
                 f"The server left {len(asked)} of {len(refs)} messages unanswered.",
                 code="short_reply",
             )
+        self.fetching = False
         return True
 
     def _split(
@@ -362,13 +383,20 @@ class _Mailbox:
         return [(told.get(ref.remote_id, ref), message_id) for ref, message_id in known]
 
     def _retry_failures(
-        self, session: MailboxSession, followed: Sequence[tuple[RemoteFolder, Folder]]
+        self,
+        session: MailboxSession,
+        followed: Sequence[tuple[RemoteFolder, Folder]],
+        *,
+        suspects: bool = False,
     ) -> bool:
-        """Fetch again what failed before and is due. Returns False where the work had to stop."""
+        """Fetch again what failed before and is due: the suspects (`services.poison`), or all but
+        them. Returns False where the work had to stop."""
         remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
         for rows in self._due_failures():
             by_folder: dict[int, list[tuple[MessageRef, bool]]] = {}
             for row in rows:
+                if poison.is_suspect(row) != suspects:
+                    continue
                 ref = MessageRef(
                     remote_id=row.remote_id,
                     size_bytes=row.size_bytes,
