@@ -10,8 +10,13 @@ from kombu.exceptions import OperationalError
 from ingestion.models import IngestionSource
 from ingestion.services import dispatch as dispatching
 from ingestion.services import housekeeping as housekeeper
+from ingestion.services import places
 
 log = structlog.get_logger(__name__)
+
+#: Bounds what gathers in a queue that nobody serves. Celery compares the sender's clock with the
+#: worker's: by less than this they may differ (`doctor` tells), and no task is thrown away for it.
+EXPIRES_SECONDS = 600
 
 
 @shared_task
@@ -45,7 +50,9 @@ def delete_source(pk: str) -> None:
 
 @shared_task
 def housekeeping() -> None:
-    housekeeper.collect_orphans()
+    with places.cleaning_up.taken("housekeeping") as free:
+        if free:
+            housekeeper.collect_orphans()
 
 
 _TASKS = {
@@ -57,9 +64,7 @@ _TASKS = {
 
 
 def _ring(bell: dispatching.Doorbell) -> None:
-    _TASKS[bell.kind].apply_async(
-        (str(bell.pk),), expires=dispatching.RING_AGAIN_SECONDS, retry=False
-    )
+    _TASKS[bell.kind].apply_async((str(bell.pk),), expires=EXPIRES_SECONDS, retry=False)
 
 
 def ring(source: IngestionSource) -> None:
@@ -67,7 +72,7 @@ def ring(source: IngestionSource) -> None:
 
     def send() -> None:
         try:
-            dispatch.apply_async(expires=dispatching.RING_AGAIN_SECONDS, retry=False)
+            dispatch.apply_async(expires=EXPIRES_SECONDS, retry=False)
         except OperationalError:
             log.warning("doorbell_lost", source=str(source.pk))  # beat rings within seconds
 

@@ -3,17 +3,19 @@
 Two queues: `control` for short work that must never wait behind an import (dispatching, checks of
 credentials, listing mailboxes, deletion), `sync` for the mailboxes themselves. A task is only a
 doorbell: what is due stands in PostgreSQL, so tasks are not retried, not acknowledged late and
-expire when nobody took them before the dispatcher rings again.
+expire where nobody takes them for minutes.
 """
 
 import logging.config
 import os
+import time
 import warnings
 from typing import Any
 
 from celery import Celery
 from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # missing in its stubs
 from celery.signals import setup_logging, worker_process_init, worker_shutting_down
+from celery.worker.control import inspect_command
 
 from ingestion import memory
 from ingestion_project import supervisor
@@ -37,6 +39,12 @@ def end_with_the_worker(**_: Any) -> None:
 @worker_process_init.connect
 def keep_memory(**_: Any) -> None:
     memory.keep()
+
+
+@inspect_command()
+def wall_clock(_: Any) -> float:
+    """Tell a worker's time to `manage.py doctor`."""
+    return time.time()
 
 
 @worker_shutting_down.connect

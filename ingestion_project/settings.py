@@ -298,7 +298,7 @@ CELERY_BEAT_SCHEDULE = {
     "dispatch": {
         "task": "ingestion.tasks.dispatch",
         "schedule": 3.0,
-        "options": {"expires": 3.0},
+        "options": {"expires": 600.0},
     },
     "housekeeping": {
         "task": "ingestion.tasks.housekeeping",

@@ -1,27 +1,31 @@
 """Finds work that is due. PostgreSQL is the truth: lose the whole broker, and this finds it again.
 
-A row that was rung for is left alone for RING_AGAIN_SECONDS: by then its task has run, or has
-expired in the queue, and it is rung for again.
+A row that was rung for is left alone for RING_AGAIN_SECONDS: by then its task has run, or waits
+behind others, or is lost, and it is rung for again. One bell too many does nothing.
 """
 
 import dataclasses
 import datetime as dt
+import operator
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+import structlog
 from django.conf import settings
 from django.core.cache import cache
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from ingestion.crypto import key_id
-from ingestion.errors import NotAllowedNow
+from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import deletion, discovery, lease, runs, sources, sync
+from ingestion.services import deletion, discovery, lease, places, runs, sources, sync
 from ingestion.services.status import SYSTEM
 from ingestion.states import SourceStatus
+
+log = structlog.get_logger(__name__)
 
 RING_AGAIN_SECONDS = 20
 _HEARTBEAT_KEY = "ingestion:dispatched_at"
@@ -53,7 +57,8 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
         f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id = ANY(ARRAY(
             SELECT id FROM ingestion_ingestionsource
              WHERE deleted_at IS NOT NULL AND {_RUNG}
-             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) RETURNING id""",
+             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+            RETURNING id, deleted_at""",
     ),
     (
         "check",
@@ -61,7 +66,8 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
             SELECT id FROM ingestion_ingestionsource
              WHERE status = 'pending_auth' AND deleted_at IS NULL
                AND check_not_before <= now() AND {_RUNG}
-             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED)) RETURNING id""",
+             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+            RETURNING id, check_not_before""",
     ),
     (
         "discover",
@@ -69,7 +75,8 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
             SELECT r.id FROM ingestion_run r
              WHERE r.finished_at IS NULL AND r.discovered_at IS NULL AND r.not_before <= now()
                AND {_RUNNABLE.format(row="r")} AND {_RUNG.replace("rung_at", "r.rung_at")}
-             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED)) RETURNING id""",
+             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED))
+            RETURNING id, not_before""",
     ),
     (
         "mailbox",
@@ -77,7 +84,8 @@ _QUERIES: tuple[tuple[Kind, str], ...] = (
             SELECT m.id FROM ingestion_mailbox m
              WHERE m.run_id IS NOT NULL AND m.not_before <= now() AND {lease.FREE}
                AND {_RUNNABLE.format(row="m")} AND {_RUNG.replace("rung_at", "m.rung_at")}
-             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED)) RETURNING id""",
+             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED))
+            RETURNING id, not_before""",
     ),
 )
 
@@ -101,7 +109,8 @@ def due(*, limit: int = 1000) -> Iterator[Doorbell]:
         with connection.cursor() as cursor:
             cursor.execute(query, parameters)
             rows = cursor.fetchall()
-        for (pk,) in rows:
+        # RETURNING is in the order of the update, which is the table's: who waits longest is first.
+        for pk, _ in sorted(rows, key=operator.itemgetter(1)):
             yield Doorbell(kind, pk)
 
 
@@ -180,17 +189,36 @@ def _work_once(source: IngestionSource, run: Run) -> None:
 
 
 def do(bell: Doorbell) -> bool:
-    """Do the work of one doorbell; tell whether the same row has more to do at once."""
-    if bell.kind == "delete":
-        deletion.delete_source(bell.pk)
-    elif bell.kind == "discover":
-        discovery.discover(bell.pk)
-    elif bell.kind == "mailbox":
+    """Do the work of one doorbell; tell whether the same row has more to do at once.
+
+    Where no place is free for it, nothing: it is rung for again.
+    """
+    if bell.kind == "mailbox":
         return sync.sync_mailbox(bell.pk)
+    if bell.kind == "delete":
+        with places.cleaning_up.taken(bell.pk) as free:
+            if free:
+                deletion.delete_source(bell.pk)
+    elif bell.kind == "discover":
+        owner = Run.objects.filter(pk=bell.pk).values_list("source__owner_id", flat=True).first()
+        with places.asking_providers.taken(owner) as free:
+            if free:
+                discovery.discover(bell.pk)
     else:
-        source = IngestionSource.objects.filter(
-            pk=bell.pk, status=SourceStatus.PENDING_AUTH, deleted_at=None
-        ).first()
-        if source is not None:
-            sources.verify(source, actor=SYSTEM)
+        _check(bell.pk)
     return False
+
+
+def _check(source_id: uuid.UUID) -> None:
+    source = IngestionSource.objects.filter(
+        pk=source_id, status=SourceStatus.PENDING_AUTH, deleted_at=None
+    ).first()
+    if source is None:
+        return
+    with places.asking_providers.taken(source.owner_id) as free:
+        if not free:
+            return
+        try:
+            sources.verify(source, actor=SYSTEM)
+        except LostRace:  # it was deleted or changed meanwhile: nobody waits for the verdict
+            log.info("check_overtaken", source=str(source_id))

@@ -66,6 +66,7 @@ def examine() -> Iterator[Finding]:
     yield broker
     if broker.state != "problem":
         yield from _workers()
+        yield from _workers_clocks()
         yield _beat()
     yield _storage(database)
     yield _exposure(database)
@@ -200,6 +201,24 @@ def _workers() -> Iterator[Finding]:
                 "problem",
                 "No worker serves it, so its work waits.",
                 f"Start the Procfile's entry '{entry}'; see its log if it is meant to run.",
+            )
+
+
+def _workers_clocks() -> Iterator[Finding]:
+    """Tell of workers whose clock is off: Celery throws tasks away by it."""
+    before = time.time()
+    try:
+        replies = current_app.control.broadcast("wall_clock", reply=True, timeout=_PING_SECONDS)
+    except (OperationalError, RedisError, OSError):
+        return
+    for name, told in sorted(item for reply in replies or [] for item in reply.items()):
+        skew = told - before if isinstance(told, float) else 0.0
+        if not -_MAX_SKEW_SECONDS <= skew <= _MAX_SKEW_SECONDS + _PING_SECONDS:
+            yield Finding(
+                f"clock of {name}",
+                "problem",
+                f"The clock of {name} and this machine's differ by about {abs(skew):.0f} s.",
+                "Run NTP on all machines: where it is minutes, tasks are thrown away.",
             )
 
 

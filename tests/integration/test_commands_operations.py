@@ -190,7 +190,7 @@ def test_an_archive_that_is_not_there_is_told(
     Pack.objects.create(pk=uuid.uuid4(), source=source, size_bytes=1, message_count=1)
     found = findings(manage, code=1)["storage"]
     assert "is its volume mounted?" in found["message"]
-    assert "mounted" in found["advice"]
+    assert "Mount it" in found["advice"]
     assert not archive_dir.exists()
 
 

@@ -1,0 +1,101 @@
+"""Who waits longest comes first, and nobody's work takes all the threads."""
+
+import datetime as dt
+import random
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import dispatch
+from ingestion.services.places import Places
+from tests.e2e.rows import a_source
+
+if TYPE_CHECKING:
+    from tests.servers.stack import Service
+
+
+def test_bells_come_in_the_order_of_how_long_each_waits(owner: User) -> None:
+    source = a_source(owner, status="importing")
+    run = Run.objects.create(source=source, kind="import", discovered_at=timezone.now())
+    waited = [f"m{number}" for number in range(200)]
+    now = timezone.now()
+    shuffled = random.Random(1).sample(waited, len(waited))
+    Mailbox.objects.bulk_create(
+        Mailbox(
+            source=source, remote_id=name, address=name, run=run,
+            not_before=now - dt.timedelta(seconds=1_000 - waited.index(name)),
+        )
+        for name in shuffled
+    )  # fmt: skip
+    names = dict(Mailbox.objects.values_list("pk", "address"))
+    assert [names[bell.pk] for bell in dispatch.due() if bell.kind == "mailbox"] == waited
+
+
+def test_places_are_bounded_in_all_and_for_each() -> None:
+    places = Places(3, each=2)
+    with places.taken("a") as one, places.taken("a") as two, places.taken("a") as three:
+        assert (one, two, three) == (True, True, False)
+        with places.taken("b") as four, places.taken("c") as five:
+            assert (four, five) == (True, False)
+        with places.taken("c") as six:
+            assert six
+    with places.taken("a") as again:
+        assert again
+
+
+def test_places_are_given_back_after_an_error() -> None:
+    places = Places(1, each=1)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="once"), places.taken("a") as free:
+            assert free
+            raise ValueError("once")
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """The port of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0), backlog=500) as server:
+        yield int(server.getsockname()[1])
+
+
+@pytest.mark.timeout(120)
+def test_one_persons_silent_servers_do_not_keep_out_another(
+    service: "Service",
+    api: httpx.Client,
+    owner: User,
+    other_user: User,
+    make_key: Callable[..., str],
+    silent: int,
+    wait_for: Callable[..., Any],
+) -> None:
+    """Each check waits 6 s and more; there are eight threads."""
+
+    def body(name: str, port: int) -> dict[str, Any]:
+        config = {
+            "host": "127.0.0.1",
+            "port": port,
+            "secure": False,
+            "username": "u",
+            "password": "p",
+        }
+        return {"name": name, "provider": "generic_imap", "providerConfig": config}
+
+    for number in range(40):
+        assert api.post("/ingestion", json=body(f"silent {number}", silent)).status_code == 201
+    headers = {"Authorization": f"Bearer {make_key(other_user)}"}
+    made = api.post("/ingestion", json=body("other", 1), headers=headers).json()
+    pk = uuid.UUID(made["id"])
+    wait_for(lambda: IngestionSource.objects.get(pk=pk).check_attempts > 0, 30)
+    beats = []
+    for _ in range(10):
+        beats.append(dispatch.seconds_since_heartbeat() or 0.0)
+        time.sleep(1)  # the silent ones are at it meanwhile
+    assert max(beats) < 15, "the dispatcher had to wait for threads"
