@@ -448,7 +448,7 @@ class History(RuleBasedStateMachine):
             (name.decode("latin-1"), f"{box.validity}:{uid}")
             for name, box in self.server.boxes.items()
             for uid, mail in box.mails.items()
-            if mail.refusal
+            if mail.refusal or not mail.body  # no mail has no bytes
         }
 
 
