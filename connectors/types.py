@@ -94,6 +94,7 @@ class Page:
     """One step of a listing. Once all of it is durable, `cursor` may be stored, never before.
 
     `present`, where given, is every remote id now in the folder: any other is removed.
+    `again`: `added` was listed before, but for what came late; what is archived of it is as it was.
     """
 
     cursor: Cursor
@@ -101,6 +102,7 @@ class Page:
     removed: Sequence[str] = ()
     relabelled: Sequence[tuple[str, tuple[str, ...]]] = ()
     present: RemoteIds | None = None
+    again: bool = False
 
 
 @dataclasses.dataclass(slots=True)

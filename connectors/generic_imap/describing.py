@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from connectors.generic_imap import wire
-from connectors.generic_imap.folders import decoded
+from connectors.generic_imap.folders import MAX_DIGITS, decoded
 from connectors.types import MessageRef
 
 #: What is asked of a message that is listed.
@@ -22,8 +22,6 @@ _ITEMS = (
 )
 _PLAIN = re.compile(_ITEMS)
 _PLAIN_RESPONSE = re.compile(rb"\d+ FETCH \(" + _ITEMS + rb"\)\s*")
-#: 2**63 - 1 (RFC 7162 section 7: mod-sequences) has as many.
-MAX_DIGITS = 19
 _FEW_BYTES = 500
 _UID = re.compile(rb"\bUID (\d{1,10})(?!\d)", re.IGNORECASE)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')

@@ -37,6 +37,8 @@ _NAMES = {
     "deleted items": "trash",
     "deleted messages": "trash",
 }
+#: Of 2**63 - 1, the largest number of IMAP (RFC 7162 section 7).
+MAX_DIGITS = 19
 _UNREADABLE = {b"\\NOSELECT", b"\\NONEXISTENT"}
 _STATUS_BATCH = 100
 _CONTROLS = {code: 0xE000 + code for code in (*range(32), *range(127, 160))}
@@ -116,8 +118,11 @@ def _state(items: Mapping[bytes, Any]) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for name in (b"MESSAGES", b"UIDNEXT", b"UIDVALIDITY", b"HIGHESTMODSEQ"):
         value = items.get(name)
-        if isinstance(value, bytes) and value.isdigit():
+        if isinstance(value, bytes) and value.isdigit() and len(value) <= MAX_DIGITS:
             state[name.decode().lower()] = int(value)
+    for key in ("uidnext", "uidvalidity", "highestmodseq"):
+        if state.get(key) == 0:  # no number of IMAP's: not told, or none kept (RFC 7162 s3.1.2.2)
+            del state[key]
     object_id = items.get(b"MAILBOXID")
     if isinstance(object_id, list) and object_id and isinstance(object_id[0], bytes):
         state["mailboxid"] = wire.printable(object_id[0])

@@ -1,7 +1,8 @@
 """What changed in a folder since a cursor: new messages, flags, removals. Lists, never downloads.
 
 A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or null,
-"c": message count or null, "done": whether the folder had been listed to its end}.
+"u": the UIDNEXT that the server told or null, "c": message count or null, "t": when all UIDs were
+listed last (Unix time), "done": whether the folder had been listed to its end}.
 
     first listing   all UIDs, in pages (with sizes, dates and flags where those matter before the
                     download); the last page says what is present, for the case that an earlier
@@ -13,19 +14,32 @@ A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or 
 listing that was interrupted follows the flags of its earlier part before it ends. "n" and
 "c" are of one EXAMINE: "c" messages had UIDs below "n". "c" is null where that is not certain (a
 page in the middle; a server that shows less than it counts): the next pass then looks for itself.
+
+UIDNEXT is believed only where it was right the last time: a server that does not tell it, or tells
+it wrongly, is asked. One below what was told before means that UIDs are given out again. Whenever
+all UIDs are listed, those below "n" are told again, for a message that came late: servers that
+copy, bridge or cluster number some in hindsight. That happens now and then in any case.
 """
 
 import contextlib
 import dataclasses
 import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from connectors.errors import CursorExpired, FolderGone, FolderRefused, RateLimited, Unavailable
+from connectors.errors import (
+    CursorExpired,
+    FolderGone,
+    FolderRefused,
+    IdsReused,
+    RateLimited,
+    Unavailable,
+)
 from connectors.generic_imap import wire
 from connectors.generic_imap.client import Login
-from connectors.generic_imap.describing import ITEMS, MAX_DIGITS, reference, relabelled, uid_of
-from connectors.generic_imap.folders import name_of
+from connectors.generic_imap.describing import ITEMS, reference, relabelled, uid_of
+from connectors.generic_imap.folders import MAX_DIGITS, name_of
 from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.uids import Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
@@ -42,6 +56,10 @@ _SEQUENCE_STEP = 5_000
 MAX_REFUSALS = 20
 #: So many messages' flags are held at once (about 200 bytes each).
 _FLAGS_WINDOW = 20_000
+
+#: How often all UIDs are listed though nothing seems to have changed; more seldom where each of the
+#: messages must be described for it.
+_AUDIT_SECONDS, _DESCRIBED_AUDIT_SECONDS = 86_400, 7 * 86_400
 
 _COUNT = re.compile(rb" *(\d+) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
 _CLOSED = re.compile(rb"OK +\[CLOSED\]", re.IGNORECASE)
@@ -80,11 +98,11 @@ def examine(login: Login, folder: RemoteFolder) -> Opened:
         raise FolderRefused("The server gives this folder no UIDVALIDITY.", code="no_uidvalidity")
     login.opened = (folder.remote_id, validity)
     login.exists, login.expunged = _number(rb"(?m)^ *(\d+) +EXISTS\b", text), 0
+    next_uid = _number(rb"\[UIDNEXT (\d+)\]", text)
+    if not next_uid and folder.state.get("uidvalidity") == validity:
+        next_uid = folder.state.get("uidnext")  # some tell it in STATUS alone
     return Opened(
-        validity,
-        _number(rb"\[UIDNEXT (\d+)\]", text),
-        login.exists,
-        _number(rb"\[HIGHESTMODSEQ (\d+)\]", text),
+        validity, next_uid or None, login.exists, _number(rb"\[HIGHESTMODSEQ (\d+)\]", text) or None
     )
 
 
@@ -107,22 +125,35 @@ def changes(
     if since is not None:
         if state.get("uidvalidity", since["v"]) != since["v"]:
             raise CursorExpired("The folder's UIDVALIDITY changed.")
-        if since["done"] and _unchanged(state, since):
+        if since["done"] and _unchanged(state, since) and not _audit_is_due(since, describe):
             return
     login = connect()
-    found = examine(login, folder)
-    if since is not None and found.validity != since["v"]:
-        raise CursorExpired("The folder's UIDVALIDITY changed.")
-    if since is None:
-        since = {"v": found.validity, "n": 1, "m": found.modseq, "c": None, "done": False}
     describe = describe or login.has_stable_ids
+    found = examine(login, folder)
+    if since is None:
+        since = {"v": found.validity, "n": 1, "u": found.next_uid, "m": found.modseq}
+        since |= {"c": None, "t": 0, "done": False}
+    if found.validity != since["v"]:
+        raise CursorExpired("The folder's UIDVALIDITY changed.")
+    told = since.get("u", since["n"])
+    if found.next_uid is not None and told is not None and found.next_uid < told:
+        raise IdsReused("The server gives UIDs out again, under the same UIDVALIDITY.")
     listing = _Listing(login, folder, found, since, describe=describe)
     yield from listing.follow() if since["done"] else listing.first()
 
 
 def _unchanged(state: Any, since: Cursor) -> bool:
     known = (since["n"], since["c"], since["m"])
-    return known == (state.get("uidnext"), state.get("messages"), state.get("highestmodseq"))
+    return (
+        since["c"] is not None
+        and since.get("u", since["n"]) == since["n"]
+        and known == (state.get("uidnext"), state.get("messages"), state.get("highestmodseq"))
+    )
+
+
+def _audit_is_due(since: Cursor, describe: bool) -> bool:
+    period = _DESCRIBED_AUDIT_SECONDS if describe else _AUDIT_SECONDS
+    return bool(time.time() - since.get("t", 0) >= period)
 
 
 class _Listing:
@@ -141,10 +172,13 @@ class _Listing:
         self._describe = describe
         #: How far the pages that were yielded are.
         self._reached = since
+        #: When all UIDs were listed.
+        self._listed_at = since.get("t", 0)
 
     def first(self) -> Iterator[Page]:
         """List from the cursor to the end, and say what is present."""
         uids, whole = self._all_uids()
+        self._listed_at = int(time.time())
         last = self._last_cursor(uids, certain=whole)
         yield from self._pages(uids.since(self._since["n"]))
         if self._since["n"] > 1 and self._flags_may_differ():
@@ -157,23 +191,34 @@ class _Listing:
         """List what changed since a complete pass."""
         opened, since = self._opened, self._since
         new = Uids([])
-        if opened.next_uid is None or since["n"] < opened.next_uid:
+        if not opened.next_uid == since["n"] == since.get("u", since["n"]):
             # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
             with self._where_empty():
                 new = self._uids_by(f"UID FETCH {since['n']}:* (UID)").since(since["n"])
         certain = True
-        if since["n"] > 1:
+        audit = _audit_is_due(since, self._describe)
+        if since["n"] > 1 or audit:
             told = self._flags_may_differ() and self._tells_removals()
-            if self._flags_may_differ():
+            agree = told or self._counts_agree(new)
+            if since["n"] > 1 and self._flags_may_differ():
                 yield from self._flags()
-            if not told and not self._counts_agree(new):
+            if audit or not agree:
                 uids, certain = self._all_uids()
+                new = new.and_those_of(uids.since(since["n"]))
+                if audit or not self._describe:
+                    self._listed_at = int(time.time())
+                    yield from self._again(uids.before(since["n"]))
                 if certain:
                     present = Present(opened.validity, uids, since["n"])
                     yield Page(dict(since), present=present)
         last = self._last_cursor(new, certain=certain)
         yield from self._pages(new)
         yield Page(last)
+
+    def _again(self, uids: Uids) -> Iterator[Page]:
+        """Tell of messages that were listed before, but for those that came late."""
+        for page in uids.pages(PAGE_MESSAGES if self._describe else BARE_PAGE_MESSAGES):
+            yield Page(self._reached, added=self._references(page), again=True)
 
     def _pages(self, uids: Uids) -> Iterator[Page]:
         cursor = {**self._since, "c": None}
@@ -197,8 +242,8 @@ class _Listing:
         # Beyond UIDNEXT: came after EXAMINE counted, or a server that counts wrongly.
         certain = certain and following == told
         count = opened.count if certain else None
-        cursor = {"v": opened.validity, "n": following, "m": opened.modseq, "c": count}
-        return {**cursor, "done": True}
+        cursor = {"v": opened.validity, "n": following, "u": opened.next_uid, "m": opened.modseq}
+        return {**cursor, "c": count, "t": self._listed_at, "done": True}
 
     # -- which UIDs there are --------------------------------------------------------------------
 

@@ -261,7 +261,8 @@ class _Mailbox:
         if self.run.kind == RunKind.SYNC and unknown:
             sql.expect(self.run.pk, self.mailbox.pk, len(unknown))
         capture = self._capture(folder)
-        capture.place(self._described(session, remote, known))
+        if not page.again:
+            capture.place(self._described(session, remote, known))
         rest = self._fetch_with_care(session, remote, folder, unknown)
         if rest is None or not self._fetch_into(capture, session, remote, rest):
             return  # stopped on the way: what came is kept, the cursor stays

@@ -169,7 +169,7 @@ class ConnectorContract:
         account.remove(gone)
         new = account.deliver(b"new")
         pages = self.followed(account, cursor)
-        added = [ref.remote_id for page in pages for ref in page.added]
+        added = [ref.remote_id for page in pages if not page.again for ref in page.added]
         relabelled = {remote_id for page in pages for remote_id, _ in page.relabelled}
         if not self.tells_new_from_changed:
             relabelled |= {remote_id for remote_id in added if remote_id in (kept, changed)}

@@ -1,0 +1,149 @@
+"""IMAP servers that number messages otherwise than RFC 9051 section 2.3.1.1 has it, through the whole
+engine: whatever UIDNEXT tells, each message is archived."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestion.models import Folder, IngestionSource, Message
+from tests.servers import imap_source
+from tests.servers.imap_script import MODERN, PLAIN, Client, ImapScript
+from tests.servers.imap_source import archived, held_by, imported, synced
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture(autouse=True)
+def short(settings: Any, tmp_path: Path) -> None:
+    settings.ARCHIVE_DIR = tmp_path / "archive"
+
+
+@pytest.fixture(params=[MODERN, PLAIN], ids=["modern", "plain"])
+def server(request: pytest.FixtureRequest) -> Iterator[ImapScript]:
+    with ImapScript(capabilities=request.param) as script:
+        for uid in (1, 11, 21, 31, 41):
+            deliver(script, uid)
+        yield script
+
+
+@pytest.fixture
+def source(server: ImapScript) -> IngestionSource:
+    return imap_source.create(server)
+
+
+def deliver(server: ImapScript, uid: int | None = None, text: str = "") -> None:
+    number = len(server.commands)
+    server.inbox.deliver(f"Subject: {text or uid or number}\r\n\r\nText\r\n".encode(), uid=uid)
+
+
+def told(monkeypatch: pytest.MonkeyPatch, pattern: bytes, instead: Any) -> None:
+    """Have the server say something else."""
+    send = Client.send
+    monkeypatch.setattr(
+        Client, "send", lambda self, data: send(self, re.sub(pattern, instead, data))
+    )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "instead"),
+    [
+        (rb"UIDNEXT \d+", b"UIDNEXT 0"),
+        (rb"UIDNEXT \d+", b"UIDNEXT 1"),
+        (rb"UIDNEXT (\d+)", lambda found: b"UIDNEXT %d" % (int(found[1]) - 1)),
+        (rb"UIDNEXT (\d+)", b"UIDNEXT 99999999999999999999"),
+        (rb"\* OK \[UIDNEXT \d+\] ok\r\n", b""),
+        (rb"\* OK \[UIDNEXT \d+\] ok\r\n| UIDNEXT \d+", b""),
+    ],
+    ids=["0", "always 1", "the highest", "twenty digits", "in STATUS alone", "never"],
+)
+def test_new_mail_is_archived_whatever_number_is_said_to_be_next(
+    server: ImapScript,
+    source: IngestionSource,
+    monkeypatch: pytest.MonkeyPatch,
+    pattern: bytes,
+    instead: Any,
+) -> None:
+    told(monkeypatch, pattern, instead)
+    imported(source)
+    for _ in range(3):
+        deliver(server)
+        synced(source)
+        assert archived(source) == held_by(server)
+
+
+def test_numbers_that_are_given_out_again_hide_nothing(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    """A mailbox restored from a backup: the same UIDVALIDITY, the same UIDs for other mail."""
+    imported(source)
+    for uid in (31, 41):
+        server.inbox.expunge(uid)
+    server.inbox.next_uid = 22
+    for text in ("restored", "and later"):
+        deliver(server, text=text)
+        synced(source)
+    assert len(held_by(server)) == 5
+    assert sorted(archived(source).values()) == sorted(held_by(server).values())
+    assert Message.objects.count() == 7
+
+
+def test_a_message_that_comes_late_below_the_others_is_archived(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    imported(source)
+    deliver(server, 15)
+    Folder.objects.update(cursor=a_day_ago(Folder.objects.get()))
+    synced(source)
+    assert archived(source) == held_by(server)
+
+
+def test_a_late_message_is_seen_at_once_where_the_counts_differ(source: IngestionSource) -> None:
+    with ImapScript(capabilities=PLAIN) as server:
+        deliver(server, 10)
+        source = imap_source.create(server, name="Plain")
+        imported(source)
+        deliver(server, 5)
+        synced(source)
+        assert archived(source) == held_by(server)
+
+
+def test_a_folder_whose_status_is_stale_is_looked_into_once_a_day(
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported(source)
+    told(
+        monkeypatch,
+        rb"(\* STATUS.*) \(MESSAGES.*UIDVALIDITY",
+        rb"\1 (MESSAGES 5 UIDNEXT 42 UIDVALIDITY",
+    )
+    told(monkeypatch, rb"(\* STATUS.*HIGHESTMODSEQ) \d+", rb"\1 6")
+    deliver(server)
+    synced(source)
+    assert Message.objects.count() == 5
+    Folder.objects.update(cursor=a_day_ago(Folder.objects.get()))
+    synced(source)
+    assert archived(source) == held_by(server)
+
+
+def a_day_ago(folder: Folder) -> dict[str, Any]:
+    """Return the folder's cursor, as if all of it had been listed a day before it was."""
+    cursor = folder.cursor
+    assert cursor is not None
+    return {**cursor, "t": cursor.get("t", 0) - 86_400}
+
+
+def test_a_folder_that_keeps_no_modification_sequences_costs_nothing_unchanged(
+    source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ImapScript() as server:
+        deliver(server, 1)
+        told(monkeypatch, rb"\[HIGHESTMODSEQ \d+\]", b"[NOMODSEQ]")
+        told(monkeypatch, rb"HIGHESTMODSEQ \d+", b"HIGHESTMODSEQ 0")
+        source = imap_source.create(server, name="None")
+        imported(source)
+        del server.commands[:]
+        synced(source)
+        assert not server.asked(b"FETCH")
