@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from connectors import registry
 from connectors.base import Connector, MailboxSession
 from connectors.config import Config, Environment, field
-from connectors.errors import CursorExpired, FolderGone, MessageGone, Unavailable
+from connectors.errors import CursorExpired, FolderGone, IdsReused, MessageGone, Unavailable
 from connectors.types import (
     Cursor,
     Identity,
@@ -40,6 +40,8 @@ class Server:
 
     folders: dict[str, dict[int, Mail]] = dataclasses.field(default_factory=dict)
     validity: dict[str, int] = dataclasses.field(default_factory=dict)
+    #: How often a folder was put back to an earlier day, so that its ids name other mail now.
+    restored: dict[str, int] = dataclasses.field(default_factory=dict)
     page_size: int = 10
     #: Whether a listing leaves out what fetch() and describe() say.
     lists_bare: bool = False
@@ -127,6 +129,9 @@ class ScriptedSession(MailboxSession):
         validity = SERVER.validity[name]
         if since is not None and since["validity"] != validity:
             raise CursorExpired("The folder was renumbered.")
+        restored = SERVER.restored.get(name, 0)
+        if since is not None and since.get("restored", 0) != restored:
+            raise IdsReused("The folder was restored.")
         first = since["next"] if since else 1
         before = {int(uid): tuple(labels) for uid, labels in since["seen"]} if since else {}
         mails = SERVER.folders[name]
@@ -135,10 +140,18 @@ class ScriptedSession(MailboxSession):
             uids = new[start : start + SERVER.page_size]
             seen = [(u, m.labels) for u, m in mails.items() if u <= uids[-1]]
             yield Page(
-                {"validity": validity, "next": uids[-1] + 1, "seen": seen},
+                {
+                    "validity": validity,
+                    "restored": restored,
+                    "next": uids[-1] + 1,
+                    "seen": seen,
+                },
                 added=[self._listed(name, uid) for uid in uids],
                 present=SERVER.ids(name) if uids[-1] == new[-1] else None,
             )
+        if since is None and not new:
+            nothing = {"validity": validity, "restored": restored, "next": 1, "seen": []}
+            yield Page(nothing, present=set())
         removed = [f"{validity}:{uid}" for uid in before if uid not in mails]
         relabelled = [
             (f"{validity}:{uid}", mails[uid].labels)
@@ -147,7 +160,12 @@ class ScriptedSession(MailboxSession):
         ]
         if removed or relabelled:
             seen = [(uid, mail.labels) for uid, mail in mails.items()]
-            cursor = {"validity": validity, "next": max(mails, default=0) + 1, "seen": seen}
+            cursor = {
+                "validity": validity,
+                "restored": restored,
+                "next": max(mails, default=0) + 1,
+                "seen": seen,
+            }
             yield Page(cursor, removed=removed, relabelled=relabelled)
 
     def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
@@ -168,8 +186,9 @@ class ScriptedSession(MailboxSession):
             if ref.remote_id in SERVER.refused:
                 yield Missing(ref, SERVER.refused[ref.remote_id])
                 continue
-            mail = SERVER.folders[folder.remote_id].get(int(ref.remote_id.split(":")[1]))
-            if mail is None:
+            validity, uid = map(int, ref.remote_id.split(":"))
+            mail = SERVER.folders[folder.remote_id].get(uid)
+            if mail is None or validity != SERVER.validity[folder.remote_id]:
                 yield Missing(ref, MessageGone("Gone."))
                 continue
             SERVER.fetched.append(f"{folder.remote_id}/{ref.remote_id}")
