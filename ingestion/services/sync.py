@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Generator, Iterator, Sequence
 
 import structlog
-from django.db import InterfaceError, OperationalError, connection, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 
 from connectors import errors, registry
@@ -208,6 +208,11 @@ class _Mailbox:
                     moved=self.moved or self.care.blamed,
                     fetching=self.fetching,
                 )
+                raise
+            except (errors.ConnectorError, LeaseLost, DatabaseError, OSError):
+                raise  # of the mailbox, or nobody's here
+            except Exception as error:
+                turn.failed(folder, outcomes.bug(error), moved=False, fetching=False)
                 raise
             else:
                 if ended:

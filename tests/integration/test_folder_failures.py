@@ -1,7 +1,7 @@
 """A folder that can't be read fails by itself: the others go on, and people are told which and why."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from django.utils import timezone
@@ -39,7 +39,7 @@ __all__ = ["archive", "server", "source"]  # fixtures
 REFUSED = FolderRefused("The server says: NO [NOPERM] You may not read this.", code="noperm")
 
 
-def refusing(refused: dict[str, ConnectorError]) -> Callable[[str], None]:
+def refusing(refused: Mapping[str, Exception]) -> Callable[[str], None]:
     def refuse(name: str) -> None:
         if name in refused:
             raise refused[name]
@@ -124,15 +124,19 @@ def test_a_folder_waits_longer_each_time_and_the_mailboxes_syncs_pass_it_by(
     assert "B" in asked
 
 
-def test_a_connection_that_ends_at_the_same_folder_each_time_holds_up_no_other(
-    server: Server, source: IngestionSource
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(Unavailable("The server hung up."), "unavailable"), (KeyError("odd"), "internal_error")],
+)
+def test_what_goes_wrong_at_the_same_folder_each_time_holds_up_no_other(
+    server: Server, source: IngestionSource, error: Exception, code: str
 ) -> None:
     fill_three(server)
-    server.before_changes = refusing({"B": Unavailable("The server hung up.")})
+    server.before_changes = refusing({"B": error})
     start(source)
     run = finish(source)
     assert placed() == {"A", "C"}
-    assert (run.status, "B (unavailable)" in run.message) == ("incomplete", True)
+    assert (run.status, f"B ({code})" in run.message) == ("incomplete", True)
     assert Mailbox.objects.get().last_error_code == ""
 
 
