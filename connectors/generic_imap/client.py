@@ -13,6 +13,7 @@ from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable, Una
 from connectors.generic_imap import authentication, wire
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.refusals import refusal
+from connectors.generic_imap.uids import MAX_UID
 from connectors.generic_imap.wire import Wire
 
 #: Alert and handshake of TLS, any version.
@@ -43,6 +44,12 @@ class Login:
     def has_stable_ids(self) -> bool:
         """Whether it names a message's bytes alike in all folders."""
         return self.can("X-GM-EXT-1") or self.can("OBJECTID")
+
+    @property
+    def message_limit(self) -> int:
+        """For how many messages it answers at once (RFC 9738 section 3)."""
+        told = (name[13:] for name in self.capabilities if name.startswith("MESSAGELIMIT="))
+        return min((int(n) for n in told if n.isdecimal() and int(n)), default=MAX_UID)
 
     @property
     def alive(self) -> bool:

@@ -41,7 +41,7 @@ from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS, reference, relabelled, uid_of
 from connectors.generic_imap.folders import MAX_DIGITS, name_of
 from connectors.generic_imap.refusals import must_wait, refusal
-from connectors.generic_imap.uids import Present, Uids
+from connectors.generic_imap.uids import MAX_UID, Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
 
 #: A described page costs a few round trips before its first body: a third of the time with 2,000 at
@@ -63,6 +63,7 @@ _AUDIT_SECONDS, _DESCRIBED_AUDIT_SECONDS = 86_400, 7 * 86_400
 
 _COUNT = re.compile(rb" *(\d+) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
 _CLOSED = re.compile(rb"OK +\[CLOSED\]", re.IGNORECASE)
+_LIMITED = re.compile(rb"(?:OK|NO) +\[MESSAGELIMIT \d{1,10} (\d{1,10})\]", re.IGNORECASE)
 _VANISHED = re.compile(rb"VANISHED (?!\(EARLIER)([0-9:,]+)", re.IGNORECASE)
 
 
@@ -194,7 +195,7 @@ class _Listing:
         if not opened.next_uid == since["n"] == since.get("u", since["n"]):
             # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
             with self._where_empty():
-                new = self._uids_by(f"UID FETCH {since['n']}:* (UID)").since(since["n"])
+                new = self._uids_by("UID FETCH {} (UID)", f"{since['n']}:*").since(since["n"])
         certain = True
         audit = _audit_is_due(since, self._describe)
         if since["n"] > 1 or audit:
@@ -254,7 +255,7 @@ class _Listing:
         with self._where_empty():
             uids = self._search("1:*")
         if self._login.exists is None:
-            uids = uids.and_those_of(self._uids_by("UID FETCH 1:* (UID)"))
+            uids = uids.and_those_of(self._uids_by("UID FETCH {} (UID)", "1:*"))
             return uids, len(uids) >= self._folder.state.get("messages", 0)
         if len(uids) >= self._login.exists:
             return uids, True
@@ -263,8 +264,9 @@ class _Listing:
         start = 1
         while start <= self._login.exists:
             before = self._login.expunged
-            stop = min(start + _SEQUENCE_STEP - 1, self._login.exists)
-            uids = uids.and_those_of(self._uids_by(f"FETCH {start}:{stop} (UID)"))
+            step = min(_SEQUENCE_STEP, self._login.message_limit)
+            stop = min(start + step - 1, self._login.exists)
+            uids = uids.and_those_of(self._uids_by("FETCH {} (UID)", f"{start}:{stop}"))
             moved = self._login.expunged - before
             start = max(1, start - moved) if moved else stop + 1
         return uids, len(uids) >= self._login.exists
@@ -280,8 +282,8 @@ class _Listing:
         known = self._since["c"]
         return known is not None and self._login.exists == known + len(new)
 
-    def _uids_by(self, command: str) -> Uids:
-        found = (uid_of(response[0].partition(b"(")[2]) for response in self._run(command))
+    def _uids_by(self, command: str, of: str) -> Uids:
+        found = (uid_of(response[0].partition(b"(")[2]) for response in self._run(command, of))
         return Uids((uid, uid) for uid in found if uid is not None)
 
     def _search(self, uid_set: str) -> Uids:
@@ -309,7 +311,7 @@ class _Listing:
         gone: list[tuple[int, int]] = []
         for low, high in self._flag_windows():
             changed: list[tuple[str, tuple[str, ...]]] = []
-            for response in self._run(f"UID FETCH {low}:{high} ({items}){modifier}"):
+            for response in self._run(f"UID FETCH {{}} ({items}){modifier}", f"{low}:{high}"):
                 if response[0][:9].upper() == b"VANISHED ":
                     gone.extend(wire.ranges(response[0].split()[-1]))
                 elif (found := relabelled(response, opened.validity)) is not None:
@@ -335,9 +337,9 @@ class _Listing:
 
     # -- commands --------------------------------------------------------------------------------
 
-    def _run(self, command: str) -> list[list[bytes]]:
+    def _run(self, command: str, of: str) -> list[list[bytes]]:
         self._stay()
-        return run(self._login, command)
+        return run(self._login, command, of)
 
     def _stay(self) -> None:
         """Open the folder again where another was read meanwhile."""
@@ -362,7 +364,7 @@ def labels_of(login: Login, validity: int, uids: Uids) -> Iterator[tuple[str, tu
     for page in uids.pages(_FLAGS_WINDOW):
         for part in page.commands():
             with contextlib.suppress(CommandRefused):
-                for response in run(login, f"UID FETCH {part} ({_label_items(login)})"):
+                for response in run(login, f"UID FETCH {{}} ({_label_items(login)})", str(part)):
                     if (found := relabelled(response, validity)) is not None:
                         yield found
 
@@ -391,7 +393,7 @@ class _Descriptions:
         """Ask in halves where the server refuses: one bad message must not hide others."""
         plain = not self._login.has_stable_ids
         try:
-            for response in run(self._login, f"UID FETCH {uids} ({self._items})"):
+            for response in run(self._login, f"UID FETCH {{}} ({self._items})", str(uids)):
                 uid, ref = reference(response, self._validity, plain=plain)
                 if ref is not None and uid in uids:
                     self._found[uid] = ref
@@ -412,9 +414,9 @@ class CommandRefused(Unavailable):
 def search(login: Login, uid_set: str) -> Uids:
     """Return which UIDs of a set exist. "n:*" always has the last one, even below n."""
     extended = login.can("ESEARCH")
-    command = f"UID SEARCH {'RETURN (ALL) ' if extended else ''}UID {uid_set}"
+    command = f"UID SEARCH {'RETURN (ALL) ' if extended else ''}UID {{}}"
     found: list[tuple[int, int]] = []
-    for response in run(login, command):
+    for response in run(login, command, uid_set):
         kind, _, rest = response[0].partition(b" ")
         if kind.upper() == b"ESEARCH":
             if match := re.search(rb"\bALL ([0-9:,]+)", rest):
@@ -425,15 +427,37 @@ def search(login: Login, uid_set: str) -> Uids:
     return Uids(found)
 
 
-def run(login: Login, command: str) -> list[list[bytes]]:
-    """Run a command on the open folder. Raises CommandRefused, or what asks to wait."""
-    status, untagged = login.wire.run(command.encode())
-    for response in untagged:
-        _count(login, response[0])
-    if status.upper().startswith(b"OK"):
-        return untagged
-    error = refusal(login.wire.words(status), otherwise=CommandRefused)
-    raise error if must_wait(error) else CommandRefused(str(error))
+def run(login: Login, command: str, of: str) -> list[list[bytes]]:
+    """Run a command on messages `of` the open folder, a set that takes the place of "{}".
+
+    A server may work on the highest of them alone and say how far it got down (RFC 9738 section
+    3.1): it is asked for the rest until it says that no more. Raises CommandRefused, or what asks
+    to wait.
+    """
+    answers: list[list[bytes]] = []
+    left, lowest = of, MAX_UID + 1
+    while left:
+        status, untagged = login.wire.run(command.format(left).encode())
+        for response in untagged:
+            _count(login, response[0])
+        answers += untagged
+        limited = _LIMITED.match(status)
+        if limited is None and not status.upper().startswith(b"OK"):
+            error = refusal(login.wire.words(status), otherwise=CommandRefused)
+            raise error if must_wait(error) else CommandRefused(str(error))
+        if limited is None or not command.startswith("UID "):
+            return answers
+        if (reached := int(limited[1])) >= lowest:
+            raise CommandRefused("The server answers for too few messages at once.")
+        lowest = reached
+        left = _below(of, lowest)
+    return answers
+
+
+def _below(uid_set: str, end: int) -> str:
+    """Return those of a set ("1:5,9:*") below `end`; "" where there are none."""
+    ends = uid_set.replace("*", str(MAX_UID)).encode()
+    return str(Uids(wire.ranges(ends)).before(end))
 
 
 def _count(login: Login, line: bytes) -> None:

@@ -224,9 +224,9 @@ class Fetch:
         """Cut off the next batch, answering for what can't be asked for; None: there is no more."""
         prefix = f"{self._validity}:"
         refs: dict[int, MessageRef] = {}
-        size = 0
+        size, most = 0, min(_BATCH_MESSAGES, self._main.message_limit)
         with self._cutting:
-            while size < _BATCH_BYTES and len(refs) < _BATCH_MESSAGES and not self._stop.is_set():
+            while size < _BATCH_BYTES and len(refs) < most and not self._stop.is_set():
                 ref = next(self._next_refs, None)
                 if ref is None:
                     break

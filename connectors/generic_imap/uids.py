@@ -4,7 +4,7 @@ import bisect
 import dataclasses
 from collections.abc import Iterable, Iterator
 
-_MAX_UID = 2**32 - 1
+MAX_UID = 2**32 - 1
 #: RFC 7162 s4 wants clients to keep lines below 8,192 bytes; this leaves room for the rest of it.
 MAX_SET_BYTES = 6_000
 
@@ -22,7 +22,7 @@ class Uids:
                 self._ranges.append((low, high))
 
     def __contains__(self, uid: int) -> bool:
-        at = bisect.bisect_right(self._ranges, (uid, _MAX_UID + 1)) - 1
+        at = bisect.bisect_right(self._ranges, (uid, MAX_UID + 1)) - 1
         return at >= 0 and self._ranges[at][0] <= uid <= self._ranges[at][1]
 
     def __len__(self) -> int:

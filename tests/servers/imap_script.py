@@ -89,6 +89,9 @@ class ImapScript:
         self.max_connections = 100
         self.turned_away = 0
         self.search_cap: int | None = None
+        #: To how many messages, the highest, one command applies (RFC 9738), and how it says so.
+        self.message_limit: int | None = None
+        self.message_limit_status = b"OK"
         self.max_line = 8_192
         self.refuses_literals = False
         self.before_each_mail: Callable[[Client, int], None] = lambda _client, _uid: None
@@ -312,6 +315,7 @@ class Client:
         assert self.box is not None
         wanted = re.search(rb" UID ([0-9:,*]+)$", command)
         uids = self._uids(wanted[1]) if wanted else sorted(self.box.mails)
+        uids, status = self._limited(uids)
         if self.server.search_cap is not None:
             uids = uids[: self.server.search_cap]
         if b"RETURN" in command.upper():
@@ -321,7 +325,16 @@ class Client:
             self.send(b'* ESEARCH (TAG "x") UID' + found + b"\r\n")
         else:
             self.send(b"* SEARCH " + " ".join(map(str, uids)).encode() + b"\r\n")
-        return b"OK"
+        return status
+
+    def _limited(self, uids: list[int]) -> tuple[list[int], bytes]:
+        """Return which of these a command applies to, and how it ends (RFC 9738 section 3.1)."""
+        limit = self.server.message_limit
+        if limit is None or len(uids) <= limit:
+            return uids, b"OK"
+        uids = uids[-limit:]
+        status = self.server.message_limit_status
+        return uids, status + b" [MESSAGELIMIT %d %d] partial" % (limit, uids[0])
 
     def _do_fetch(self, command: bytes) -> bytes:
         assert self.box is not None
@@ -329,7 +342,9 @@ class Client:
         assert found
         ordered = sorted(self.box.mails)
         numbers = _numbers(found[1], len(ordered))
-        return self._fetch([ordered[n - 1] for n in numbers if n <= len(ordered)], found[2])
+        uids, status = self._limited([ordered[n - 1] for n in numbers if n <= len(ordered)])
+        refusal = self._fetch(uids, found[2])
+        return refusal if refusal != b"OK" else status
 
     def _do_uid_fetch(self, command: bytes) -> bytes:
         assert self.box is not None
@@ -344,7 +359,9 @@ class Client:
                 listed = ",".join(map(str, sorted(gone))).encode()
                 self.send(b"* VANISHED (EARLIER) " + listed + b"\r\n")
             uids = [uid for uid in uids if self.box.mails[uid].modseq > since]
-        return self._fetch(uids, found[2])
+        uids, status = self._limited(uids)
+        refusal = self._fetch(uids, found[2])
+        return refusal if refusal != b"OK" else status
 
     def _fetch(self, uids: Sequence[int], items: bytes) -> bytes:
         assert self.box is not None
