@@ -64,13 +64,16 @@ def reference(
     number = _number(items.get(b"UID"))
     if number is None or b"INTERNALDATE" not in items:
         return 0, None
+    gmail_labels = items.get(b"X-GM-LABELS") or ()
     return number, MessageRef(
         f"{validity}:{number}",
         size_bytes=_number(items.get(b"RFC822.SIZE")),
         stable_id=_object_id(items, b"X-GM-MSGID", b"EMAILID"),
         thread_id=_object_id(items, b"X-GM-THRID", b"THREADID"),
         received_at=_internal_date(items[b"INTERNALDATE"] or b""),
-        labels=_labels([*(items.get(b"FLAGS") or ()), *(items.get(b"X-GM-LABELS") or ())]),
+        labels=_labels([*(items.get(b"FLAGS") or ()), *gmail_labels]),
+        # All Mail holds them beside the rest.
+        roles=("drafts",) if b"\\Draft" in gmail_labels else (),
     )
 
 

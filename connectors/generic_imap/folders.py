@@ -8,7 +8,7 @@ from imapclient import imap_utf7
 from connectors.errors import NeedsReauth, Retryable, Unavailable
 from connectors.generic_imap import wire
 from connectors.generic_imap.client import Login
-from connectors.generic_imap.refusals import refusal
+from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.types import RemoteFolder
 
 #: RFC 6154 section 2, and Gmail's \\Important which is a view and no folder of its own.
@@ -36,6 +36,28 @@ _NAMES = {
     "trash": "trash",
     "deleted items": "trash",
     "deleted messages": "trash",
+    "entwürfe": "drafts",
+    "gesendet": "sent",
+    "gesendete elemente": "sent",
+    "gesendete objekte": "sent",
+    "papierkorb": "trash",
+    "gelöschte elemente": "trash",
+    "gelöschte objekte": "trash",
+    "brouillons": "drafts",
+    "courrier indésirable": "junk",
+    "indésirables": "junk",
+    "envoyés": "sent",
+    "éléments envoyés": "sent",
+    "corbeille": "trash",
+    "éléments supprimés": "trash",
+    "borradores": "drafts",
+    "correo no deseado": "junk",
+    "enviados": "sent",
+    "papelera": "trash",
+    "bozze": "drafts",
+    "posta indesiderata": "junk",
+    "posta inviata": "sent",
+    "cestino": "trash",
 }
 #: Of 2**63 - 1, the largest number of IMAP (RFC 7162 section 7).
 MAX_DIGITS = 19
@@ -51,20 +73,46 @@ def list_folders(login: Login) -> list[RemoteFolder]:
         login.wire.run(b"NOOP")  # STATUS of an open folder shows it as of its last update
     items = _status_items(login)
     with_status = login.can("LIST-STATUS")
-    returns = ["SPECIAL-USE"] if login.can("SPECIAL-USE") and login.can("LIST-EXTENDED") else []
-    if with_status:
-        returns.append(f"STATUS ({items})")
-    tail = f" RETURN ({' '.join(returns)})" if returns else ""
-    line, untagged = login.wire.run(b'LIST "" "*"' + tail.encode())
-    if not line.upper().startswith(b"OK"):
-        raise refusal(
-            login.wire.words(line), otherwise=Unavailable, allowed=(NeedsReauth, Retryable)
-        )
+    untagged, with_status = _list(login, items)
     listed, states = _read(untagged)
+    if not listed:
+        raise Unavailable(
+            "The server listed no folder at all. It is asked again.", code="no_folders"
+        )
+    if not any(name == b"INBOX" for _, _, name in listed) and _has_inbox(login):
+        listed.insert(0, (set(), None, b"INBOX"))
+        with_status = False
     listed = [entry for entry in listed if not entry[0] & _UNREADABLE]
     if not with_status:
         states |= _ask_status(login, [name for _, _, name in listed], items)
     return _without_views(login, [_folder(entry, states) for entry in _with_roles(listed)])
+
+
+def _list(login: Login, items: str) -> tuple[list[list[bytes]], bool]:
+    """Return the responses to LIST, and whether it was asked for STATUS too. Some servers announce
+    what they then refuse: they are asked for less."""
+    roles = ["SPECIAL-USE"] if login.can("SPECIAL-USE") and login.can("LIST-EXTENDED") else []
+    ways = [(roles, False), ([], False)] if roles else [([], False)]
+    if login.can("LIST-STATUS"):
+        ways.insert(0, ([*roles, f"STATUS ({items})"], True))
+    while True:
+        returns, with_status = ways.pop(0)
+        tail = f" RETURN ({' '.join(returns)})" if returns else ""
+        line, untagged = login.wire.run(b'LIST "" "*"' + tail.encode())
+        if line.upper().startswith(b"OK"):
+            return untagged, with_status
+        error = refusal(
+            login.wire.words(line), otherwise=Unavailable, allowed=(NeedsReauth, Retryable)
+        )
+        if not ways or must_wait(error):
+            raise error
+
+
+def _has_inbox(login: Login) -> bool:
+    """Ask whether there is an INBOX that was not listed. Nearly each account has one (RFC 9051
+    section 5.1)."""
+    line, _ = login.wire.run(b"STATUS INBOX (MESSAGES)")
+    return line.upper().startswith(b"OK")
 
 
 def remote_id(name: bytes) -> str:
@@ -166,8 +214,9 @@ def _role(entry: _Entry, *, by_name: bool) -> str:
             return role
     if not by_name:
         return ""
-    last = _path(name, delimiter).rpartition("/")[2]
-    return _NAMES.get(last.casefold(), "")
+    # Only there do programs put their own folders: Clients/Spam is one that a person made.
+    parent, _, last = _path(name, delimiter).rpartition("/")
+    return _NAMES.get(last.casefold(), "") if parent.upper() in ("", "INBOX") else ""
 
 
 def _folder(
@@ -204,8 +253,10 @@ def decoded(raw: bytes) -> str:
 
 
 def _without_views(login: Login, folders: list[RemoteFolder]) -> list[RemoteFolder]:
-    """On Gmail a folder is a view of All Mail, which has all but spam and trash. Users may hide
-    All Mail from IMAP; then every folder is read, and X-GM-MSGID saves the second downloads."""
-    if not login.can("X-GM-EXT-1") or not any(folder.role == "all" for folder in folders):
-        return folders
-    return [folder for folder in folders if folder.role in ("all", "junk", "trash")]
+    """What is flagged is elsewhere too (RFC 6154 section 2). On Gmail any folder is a view of All
+    Mail, which has all but spam and trash. Users may hide All Mail from IMAP; then every folder is
+    read, and X-GM-MSGID saves the second downloads. Elsewhere what is called \\All may be a folder
+    of its own, as where a mailbox was moved from Gmail: it is read."""
+    if login.can("X-GM-EXT-1") and any(folder.role == "all" for folder in folders):
+        return [folder for folder in folders if folder.role in ("all", "junk", "trash")]
+    return [folder for folder in folders if folder.role != "flagged"]

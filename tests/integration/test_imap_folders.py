@@ -1,0 +1,137 @@
+"""Which folders an IMAP server lists, and what they are taken for, through the whole engine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestion.models import Folder, IngestionSource, Mailbox, Placement
+from tests.servers import imap_source
+from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
+from tests.servers.imap_source import archived, held_by, imported, synced
+
+pytestmark = pytest.mark.django_db(transaction=True)
+GMAIL = (*PLAIN, "X-GM-EXT-1", "SPECIAL-USE")
+
+
+@pytest.fixture(autouse=True)
+def short(settings: Any, tmp_path: Path) -> None:
+    settings.ARCHIVE_DIR = tmp_path / "archive"
+
+
+@pytest.fixture(params=[MODERN, PLAIN], ids=["modern", "plain"])
+def server(request: pytest.FixtureRequest) -> Iterator[ImapScript]:
+    with ImapScript(capabilities=request.param) as script:
+        add(script, b"INBOX")
+        add(script, b"Work")
+        yield script
+
+
+@pytest.fixture
+def source(server: ImapScript) -> IngestionSource:
+    return imap_source.create(server)
+
+
+def add(server: ImapScript, name: bytes, attributes: bytes = b"", **about: Any) -> None:
+    box = server.boxes.setdefault(name, Box(attributes=attributes))
+    box.deliver(b"Subject: in %s\r\n\r\nText\r\n" % name.hex().encode(), **about)
+
+
+def refuse_list_with(server: ImapScript, word: bytes) -> None:
+    def refuse(client: Client, tag: bytes, command: bytes) -> bool:
+        refused = command.startswith(b"LIST") and word in command
+        if refused:
+            client.send(tag + b" BAD Unknown argument\r\n")
+        return refused
+
+    server.hooks.append(refuse)
+
+
+@pytest.mark.parametrize("word", [b"STATUS", b"RETURN"], ids=bytes.decode)
+def test_a_listing_that_is_refused_is_asked_for_with_less(word: bytes) -> None:
+    with ImapScript(capabilities=(*MODERN, "LIST-EXTENDED")) as server:
+        refuse_list_with(server, word)
+        add(server, b"INBOX")
+        source = imap_source.create(server, name="Refusing")
+        assert imported(source).status == "completed"
+        assert archived(source) == held_by(server)
+
+
+def test_a_listing_without_any_folder_is_none(server: ImapScript, source: IngestionSource) -> None:
+    imported(source)
+    boxes, server.boxes = server.boxes, {}
+    imap_source.start(source, sync_only=True)
+    mailbox = imap_source.work(source)
+    assert "no folder" in mailbox.last_error
+    assert Placement.objects.filter(removed_at=None).count() == 2
+    server.boxes = boxes
+    imap_source.finish(source)
+    assert archived(source) == held_by(server)
+    assert not Mailbox.objects.get().last_error
+
+
+def test_an_inbox_that_is_not_listed_is_read_all_the_same(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    def hide(client: Client, tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"LIST"):
+            client.send(b'* LIST () "/" Work\r\n' + tag + b" OK done\r\n")
+        return command.startswith(b"LIST")
+
+    server.hooks.append(hide)
+    imported(source)
+    assert archived(source) == held_by(server)
+    add(server, b"INBOX")
+    synced(source)
+    assert archived(source) == held_by(server)
+
+
+def test_an_account_without_an_inbox_is_read(server: ImapScript) -> None:
+    del server.boxes[b"INBOX"]
+    source = imap_source.create(server, name="Shared")
+    imported(source)
+    assert archived(source) == held_by(server)
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        (b"Spam", "junk"),
+        (b"INBOX/Trash", "trash"),
+        (b"Entw&APw-rfe", "drafts"),
+        (b"Papierkorb", "trash"),
+        (b"Corbeille", "trash"),
+        (b"Clients/Spam", ""),
+        (b"Projects/Drafts", ""),
+        (b"INBOX/Legal/Trash", ""),
+    ],
+)
+def test_a_folder_is_known_by_its_name_only_where_programs_put_theirs(
+    server: ImapScript, source: IngestionSource, name: bytes, role: str
+) -> None:
+    add(server, name)
+    imported(source)
+    assert not Folder.objects.filter(remote_id=name.decode()).exclude(role=role)
+    assert ((name.decode(), "1:1") in archived(source)) == (role == "")
+
+
+def test_what_is_flagged_is_no_folder_and_what_is_called_all_is_read(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    add(server, b"Starred", b"\\Flagged")
+    add(server, b"All Mail", b"\\All")
+    imported(source)
+    assert {folder for folder, _ in archived(source)} == {"INBOX", "Work", "All Mail"}
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_drafts_of_gmail_are_left_out_unless_they_are_wanted(drafts: bool) -> None:
+    with ImapScript(capabilities=GMAIL) as server:
+        server.boxes = {b"INBOX": Box()}
+        add(server, b"All Mail", b"\\All", gmail_id=1)
+        add(server, b"All Mail", gmail_id=2, labels=b'"\\\\Draft"')
+        source = imap_source.create(server, name="Gmail")
+        IngestionSource.objects.update(options={"includeDrafts": drafts})
+        imported(source)
+        assert len(archived(source)) == 1 + drafts
