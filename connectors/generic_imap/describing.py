@@ -70,7 +70,7 @@ def reference(
         size_bytes=_number(items.get(b"RFC822.SIZE")),
         stable_id=_object_id(items, b"X-GM-MSGID", b"EMAILID"),
         thread_id=_object_id(items, b"X-GM-THRID", b"THREADID"),
-        received_at=_internal_date(items[b"INTERNALDATE"] or b""),
+        received_at=_internal_date(items[b"INTERNALDATE"]),
         labels=_labels([*(items.get(b"FLAGS") or ()), *gmail_labels]),
         # All Mail holds them beside the rest.
         roles=("drafts",) if b"\\Draft" in gmail_labels else (),
@@ -136,9 +136,12 @@ def _few_flags(words: bytes) -> tuple[str, ...]:
     return _labels(words.split())
 
 
-def _internal_date(text: bytes) -> dt.datetime | None:
-    """Parse " 1-Feb-2024 12:34:56 +0100" (RFC 9051 section 9, date-time: of fixed width)."""
-    text = text.strip().rjust(26)
+def _internal_date(value: Any) -> dt.datetime | None:
+    """Parse " 1-Feb-2024 12:34:56 +0100" (RFC 9051 section 9, date-time: of fixed width). None for
+    anything else: it costs the message its date, and nothing more."""
+    if not isinstance(value, bytes):
+        return None
+    text = value.strip().rjust(26)
     try:
         local = dt.datetime(  # the zone is taken off below
             int(text[7:11]),
@@ -155,8 +158,10 @@ def _internal_date(text: bytes) -> dt.datetime | None:
 
 
 def _offset(zone: bytes) -> dt.timedelta:
-    """Parse "+0100"."""
+    """Parse "+0100". No place on earth is more than 14 hours off."""
     offset = dt.timedelta(hours=int(zone[1:3]), minutes=int(zone[3:5]))
+    if offset > dt.timedelta(hours=14):
+        raise ValueError("no time zone")
     return -offset if zone[:1] == b"-" else offset
 
 
