@@ -31,7 +31,7 @@ def _body(number: int) -> bytes:
 
 
 @pytest.fixture
-def refuse(google: Gmail, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:  # noqa: F811
+def refuse(google: Gmail, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:  # noqa: F811 - a fixture
     """`refuse(answer)`: have the scripted Gmail answer a get of an id with `answer(id)`, if any."""
     real = google._done
 
@@ -52,8 +52,8 @@ def _placed() -> set[str]:
 
 
 def test_one_precondition_that_fails_once_costs_nothing(
-    alice: Person,  # noqa: F811
-    account: IngestionSource,  # noqa: F811
+    alice: Person,  # noqa: F811 - a fixture
+    account: IngestionSource,  # noqa: F811 - a fixture
     refuse: Callable[..., None],
 ) -> None:
     ids = [alice.deliver(_body(number)) for number in range(20)]
@@ -71,8 +71,8 @@ def test_one_precondition_that_fails_once_costs_nothing(
 
 @pytest.mark.parametrize("answer", [PRECONDITION, (403, "forbidden", "No permission")])
 def test_a_message_that_is_always_refused_fails_alone(
-    alice: Person,  # noqa: F811
-    account: IngestionSource,  # noqa: F811
+    alice: Person,  # noqa: F811 - a fixture
+    account: IngestionSource,  # noqa: F811 - a fixture
     refuse: Callable[..., None],
     answer: Refusal,
 ) -> None:
@@ -86,8 +86,8 @@ def test_a_message_that_is_always_refused_fails_alone(
 
 
 def test_bodies_that_are_all_refused_are_an_outage(
-    alice: Person,  # noqa: F811
-    account: IngestionSource,  # noqa: F811
+    alice: Person,  # noqa: F811 - a fixture
+    account: IngestionSource,  # noqa: F811 - a fixture
     refuse: Callable[..., None],
 ) -> None:
     for number in range(30):
@@ -103,8 +103,8 @@ def test_bodies_that_are_all_refused_are_an_outage(
 
 
 def test_chats_are_left_out_and_an_empty_message_is_refused(
-    alice: Person,  # noqa: F811
-    account: IngestionSource,  # noqa: F811
+    alice: Person,  # noqa: F811 - a fixture
+    account: IngestionSource,  # noqa: F811 - a fixture
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mail = alice.deliver(_body(1))
