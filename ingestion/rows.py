@@ -2,15 +2,13 @@
 what hashing a message does. Pure, so that the packing process writes them too.
 """
 
-import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ingestion import mime
 from ingestion.archive.format import Extent
 
 _NULL = r"\N"
-_SHORT_CHARS = 500
 #: COPY's text format: what delimits columns and rows, and the backslash; NUL can't be stored.
 _COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": ""})
 
@@ -42,17 +40,6 @@ class NewMessage(NamedTuple):
             f"{copied(headers.recipients)}\t{headers.sent_at or _NULL}\t"
             f"{copied(headers.message_id)}\t{copied(array_literal(headers.defects))}\n"
         )
-
-
-def cached(function: Callable[[tuple[str, ...]], str]) -> Callable[[tuple[str, ...]], str]:
-    """Remember what a function of labels returned: few sets of them are all there are. Not so of
-    long ones, which a server may think up."""
-    remembered = functools.lru_cache(maxsize=1000)(function)
-
-    def answer(labels: tuple[str, ...]) -> str:
-        return (remembered if sum(map(len, labels)) <= _SHORT_CHARS else function)(labels)
-
-    return answer
 
 
 def array_literal(values: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -60,7 +60,7 @@ class PackWriter:
         _make_durable_directory(directory)
         self.file = self._partial.open("x+b", buffering=0)  # closed by commit or __exit__
         try:
-            pack_format.begin(self.file, {"source": str(source_id), "pack": str(self.pack_id)})
+            pack_format.begin(self.file, self.pack_id, {"source": str(source_id)})
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -135,15 +135,27 @@ class PackStore:
             raise Corrupt(f"{where}: SHA-256 differs. Restore the pack from a backup.")
         return body
 
-    def scan(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> Iterator[Entry]:
-        """Yield a pack's records without reading bodies. Raises Corrupt at the first bad one."""
+    def scan(
+        self,
+        source_id: uuid.UUID,
+        pack_id: uuid.UUID,
+        *,
+        on_damage: Callable[[Corrupt], None] | None = None,
+    ) -> Iterator[Entry]:
+        """Yield a pack's records without reading bodies. Raises Corrupt where it is missing, and
+        at the first bad record, unless `on_damage` takes those: then it goes on behind each."""
+
+        def tell(error: Damaged) -> None:
+            corrupt = Corrupt(f"pack {pack_id}: {error}. Restore it from a backup.")
+            if on_damage is None:
+                raise corrupt from error
+            on_damage(corrupt)
+
         try:
             with self._path(source_id, pack_id).open("rb") as file:
-                yield from pack_format.scan(file)
+                yield from pack_format.scan(file, pack_id, on_damage=tell)
         except FileNotFoundError as error:
             raise Corrupt(f"pack {pack_id} is missing. Restore it from a backup.") from error
-        except Damaged as error:
-            raise Corrupt(f"pack {pack_id}: {error}. Restore it from a backup.") from error
 
     def holds(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
         """Whether a committed pack is there."""

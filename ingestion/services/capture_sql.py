@@ -17,8 +17,9 @@ from typing import Any
 from django.db import IntegrityError, connection, transaction
 
 from connectors.types import Cursor, MessageRef
+from ingestion.archive.record import cached
 from ingestion.models.run import RATE_WINDOW
-from ingestion.rows import COLUMNS, array_literal, cached, copied, element
+from ingestion.rows import COLUMNS, array_literal, copied, element
 
 
 def new_message_ids(count: int) -> Iterator[str]:
@@ -177,6 +178,16 @@ def insert_messages(rows: Iterable[bytes]) -> None:
     _copy(f"ingestion_message ({COLUMNS})", rows)
 
 
+def date_messages(times: Sequence[tuple[str, dt.datetime]]) -> None:
+    """Say when messages, by id, were archived: not now, as the database takes it to be."""
+    _run(
+        """UPDATE ingestion_message m SET archived_at = n.archived_at
+             FROM unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS n(id, archived_at)
+            WHERE m.id = n.id""",
+        {"ids": [pk for pk, _ in times], "times": [time for _, time in times]},
+    )
+
+
 #: COPY takes three round trips (a savepoint), and was slower for fewer rows than this.
 _WORTH_A_COPY = 50
 
@@ -210,8 +221,10 @@ def upsert_placements(
                              %(thread)s::text[], %(labels)s::text[])
                    AS n(message_id, remote_id, stable_id, thread_id, labels)
                ON CONFLICT (folder_id, remote_id) DO UPDATE
-                 SET removed_at = NULL, labels = EXCLUDED.labels
+                 SET removed_at = NULL, labels = EXCLUDED.labels,
+                     thread_id = coalesce(nullif(EXCLUDED.thread_id, ''), p.thread_id)
                  WHERE p.removed_at IS NOT NULL OR p.labels IS DISTINCT FROM EXCLUDED.labels
+                    OR EXCLUDED.thread_id NOT IN ('', p.thread_id)
                RETURNING (xmax = 0) AS is_new)
                SELECT count(*) FILTER (WHERE is_new) FROM placed""",
             {
@@ -327,6 +340,11 @@ def retire_ids(folder_id: int) -> None:
 
 def is_retired(remote_id: str) -> bool:
     return remote_id.startswith(_RETIRED)
+
+
+def before_retirement(remote_id: str) -> str:
+    """Return the id that the provider gave."""
+    return remote_id.split("/", 2)[2] if is_retired(remote_id) else remote_id
 
 
 def keep_first_seen(folder_id: int) -> None:

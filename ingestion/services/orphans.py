@@ -7,9 +7,10 @@ of packs that hold the only copy. The two can only be told apart by what is insi
 
 import contextlib
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from ingestion.archive.store import PackStore
+from ingestion.errors import Corrupt
 from ingestion.models import AuditEvent, IngestionSource, Message
 from ingestion.services.records import Record
 
@@ -28,15 +29,19 @@ def is_needed(archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> b
 
 
 def unknown_records(
-    archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID
+    archive: PackStore,
+    source_id: uuid.UUID,
+    pack_id: uuid.UUID,
+    *,
+    on_damage: Callable[[Corrupt], None] | None = None,
 ) -> Iterator[Record]:
     """Yield the records of a pack whose bytes no message row of their mailbox has.
 
-    Leaves out records whose header is of no use to `services.rebuild`. Raises Corrupt at the
-    first damaged record, after the good ones before it.
+    Leaves out records whose header is of no use to `services.rebuild`. Damage is told as
+    `PackStore.scan` tells it.
     """
     batch: list[Record] = []
-    for entry in archive.scan(source_id, pack_id):
+    for entry in archive.scan(source_id, pack_id, on_damage=on_damage):
         with contextlib.suppress(ValueError):
             batch.append(Record.of(entry))
         if len(batch) >= _BATCH_RECORDS:
@@ -48,7 +53,7 @@ def unknown_records(
 def _unknown(source_id: uuid.UUID, batch: Iterable[Record]) -> Iterator[Record]:
     by_mailbox: dict[str, list[Record]] = {}
     for record in batch:
-        by_mailbox.setdefault(record.mailbox, []).append(record)
+        by_mailbox.setdefault(record.header.origin.mailbox, []).append(record)
     for remote_id, records in by_mailbox.items():
         rows = Message.objects.filter(
             mailbox__source_id=source_id,

@@ -25,9 +25,11 @@ from typing import NamedTuple, NoReturn
 
 import structlog
 from django.conf import settings
+from django.utils import timezone
 
 from connectors.types import SPOOL_BYTES, RawMessage, SpooledBody
 from ingestion import packer
+from ingestion.archive.record import Origin
 from ingestion.archive.store import PackWriter
 from ingestion.models import Folder, Mailbox
 
@@ -83,13 +85,14 @@ class Packer:
         three calls' messages are on their way. Raises OSError where no process can be started."""
         if self._process is None:
             self._process = _take_process()
-        said = {
-            "mailbox": self._mailbox.remote_id,
-            "address": self._mailbox.address,
-            "folder": folder.remote_id,
-            "path": folder.path,
-        }
-        job = packer.Job(self._mailbox.pk.hex, writer.pack_id.hex, said, parse, ())
+        origin = Origin(
+            mailbox=self._mailbox.remote_id,
+            address=self._mailbox.address,
+            folder=folder.remote_id,
+            path=folder.path,
+            archived_at=timezone.now().isoformat(),
+        )
+        job = packer.Job(self._mailbox.pk.hex, writer.pack_id.hex, origin, parse, ())
         return self._process.submit(job, messages, writer.file.fileno())
 
     def close(self) -> None:
@@ -152,10 +155,8 @@ class _Process:
                     file.flush()
                     files.append(file.fileno())
                 received = ref.received_at.isoformat() if ref.received_at else None
-                labels = ref.labels or ()
-                given.append(
-                    (pk, sha256, size, start, ref.remote_id, ref.stable_id, received, labels)
-                )
+                ids = ref.remote_id, ref.stable_id, ref.thread_id
+                given.append((pk, sha256, size, start, *ids, received, ref.labels or ()))
             return self._send(job._replace(messages=given), files)
 
     def answer_to(self, packing: Packing) -> tuple[int, bytes]:

@@ -1,18 +1,21 @@
 """Makes database rows again from packs alone: after a lost database, or one older than the archive.
 
 Adds what is missing and changes nothing that is there, so it can be killed and run again. A message
-comes back where it was first archived; the folder's cursor is forgotten, so that the next sync
-lists the folder anew and finds further copies, labels and removals without downloading again.
+comes back where and when it was first archived; the folder's cursor is forgotten, so that the next
+sync lists the folder anew and finds labels, removals and further copies. A copy in another folder
+is downloaded again where no stable id tells what it is; no bytes are stored again.
 What the records of a pack mean is `services.records`.
 """
 
 import dataclasses
+import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import Count, Exists, F, OuterRef, Sum
+from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from connectors import registry
@@ -129,11 +132,22 @@ class _Rebuild:
         self.result = Rebuilt()
 
     def take_in(self, pack: PackFile) -> None:
+        damaged = self.result.damaged
+
+        def on_damage(error: Corrupt) -> None:
+            self._report(pack, str(error))
+
         try:
-            for batch in _batches(self.archive.scan(self.source.pk, pack.pack_id)):
+            entries = self.archive.scan(self.source.pk, pack.pack_id, on_damage=on_damage)
+            for batch in _batches(entries):
                 self._take_in_batch(pack, batch)
         except (Corrupt, OSError) as error:
             self._report(pack, str(error))
+        if (
+            self.result.damaged == damaged
+        ):  # so all that the pack holds has a row, here or elsewhere
+            count = Message.objects.filter(pack=pack.pack_id).count()
+            Pack.objects.filter(pk=pack.pack_id).update(message_count=count)
         self.result.packs += 1
 
     def _take_in_batch(self, pack: PackFile, batch: list[Entry]) -> None:
@@ -144,7 +158,7 @@ class _Rebuild:
             except ValueError as error:
                 self._report(pack, f"pack {pack.pack_id}: {error}. It was left out.")
                 continue
-            by_mailbox.setdefault(record.mailbox, []).append(record)
+            by_mailbox.setdefault(record.header.origin.mailbox, []).append(record)
         self.result.messages += len(batch)
         for remote_id, records in by_mailbox.items():
             archived = self._archived(remote_id, records)
@@ -184,7 +198,7 @@ class _Rebuild:
     ) -> None:
         everything = [*new, *unplaced]
         with transaction.atomic():
-            mailbox = self._mailbox(remote_id, everything[0].address)
+            mailbox = self._mailbox(remote_id, everything[0].header.origin.address)
             if new:
                 row = Pack(
                     pk=pack.pack_id, source=self.source, size_bytes=pack.size_bytes, message_count=0
@@ -192,18 +206,22 @@ class _Rebuild:
                 Pack.objects.bulk_create([row], ignore_conflicts=True)
                 # What a capture archived since: from here on the mailbox is this transaction's.
                 archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
-                rows = {r.sha256: r.message() for r in new if r.sha256 not in archived}
+                added = {r.sha256: (r.message(), r.archived_at) for r in new}
+                rows = [row for sha256, row in added.items() if sha256 not in archived]
                 sql.insert_messages(
-                    row.line(mailbox.pk.hex, pack.pack_id.hex).encode() for row in rows.values()
+                    row.line(mailbox.pk.hex, pack.pack_id.hex).encode() for row, _ in rows
                 )
+                sql.date_messages([(row.id, time) for row, time in rows if time is not None])
+                counted = Message.objects.filter(pack=pack.pack_id).count()
                 Pack.objects.filter(pk=pack.pack_id).update(
-                    message_count=F("message_count") + len(rows)
+                    message_count=Greatest(F("message_count"), counted)
                 )
                 self.result.messages_added += len(rows)
             ids = sql.known_hashes(mailbox.pk, {record.sha256 for record in everything})
             folders = self._folders(mailbox, everything)
             places = [
-                record.placement(mailbox, folders[record.folder], ids) for record in everything
+                record.placement(mailbox, folders[record.header.origin.folder], ids)
+                for record in everything
             ]
             Placement.objects.bulk_create(places, ignore_conflicts=True)
             self.result.placements_added += len(places)
@@ -220,7 +238,8 @@ class _Rebuild:
 
     def _folders(self, mailbox: Mailbox, records: Iterable[Record]) -> Mapping[str, Folder]:
         """Find or make the folders, without cursor: the next sync lists them from the beginning."""
-        paths = {record.folder: record.path for record in records}
+        origins = {record.header.origin for record in records}
+        paths = {origin.folder: origin.path for origin in origins}
         made = [Folder(mailbox=mailbox, remote_id=k, path=v or k) for k, v in paths.items()]
         Folder.objects.bulk_create(made, ignore_conflicts=True)
         found = Folder.objects.filter(mailbox=mailbox, remote_id__in=paths)
@@ -229,18 +248,8 @@ class _Rebuild:
 
 
 def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    """Yield the entries in batches; the good ones before a damaged one come before the error."""
-    batch: list[Entry] = []
-    try:
-        for entry in entries:
-            batch.append(entry)
-            if len(batch) >= _BATCH_RECORDS:
-                yield batch
-                batch = []
-    except Corrupt:
+    while batch := list(itertools.islice(entries, _BATCH_RECORDS)):
         yield batch
-        raise
-    yield batch
 
 
 def _recount(source: IngestionSource) -> None:

@@ -1,7 +1,4 @@
-"""What one record of a pack says, checked: the way back from a pack to rows.
-
-The way there is `ingestion.packer`, which writes the record's header.
-"""
+"""A record of a pack, checked: the way back from a pack to rows."""
 
 import dataclasses
 import datetime as dt
@@ -9,8 +6,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Self
 
+from django.utils import timezone
+
 from connectors.types import SpooledBody
 from ingestion import mime
+from ingestion.archive.record import RecordHeader
 from ingestion.archive.store import Entry, Extent, PackStore
 from ingestion.models import Folder, Mailbox, Placement
 from ingestion.rows import NewMessage
@@ -19,51 +19,36 @@ from ingestion.services.capture_sql import new_message_ids
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One message of a pack. `headers` only once its bytes were read."""
+    """One message of a pack. `headers`, the message's own, only once its bytes were read."""
 
-    sha256: bytes
-    size: int
+    header: RecordHeader
     extent: Extent
-    mailbox: str
-    address: str
-    folder: str
-    path: str
-    remote_id: str
-    stable_id: str
-    received_at: dt.datetime | None
-    labels: tuple[str, ...]
     headers: mime.Headers = dataclasses.field(default_factory=mime.Headers)
 
     @classmethod
     def of(cls, entry: Entry) -> Self:
         """Read a record's header. Raises ValueError where a field is missing or no good."""
-        given = entry.header
         try:
-            sha256 = bytes.fromhex(given["sha256"])
-            received = given["received_at"]
-            record = cls(
-                sha256=sha256,
-                size=int(given["size"]),
-                extent=entry.extent,
-                mailbox=str(given["mailbox"]),
-                address=str(given.get("address", "")),
-                folder=str(given["folder"]),
-                path=str(given.get("path", "")),
-                remote_id=str(given["remote_id"]),
-                stable_id=str(given.get("stable_id", "")),
-                received_at=dt.datetime.fromisoformat(received) if received else None,
-                labels=tuple(str(label) for label in given.get("labels", ())),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            where = f"the record at byte {entry.extent.offset} has no usable header"
-            raise ValueError(f"{where} ({type(error).__name__}: {error})") from error
-        if len(sha256) != 32:
-            raise ValueError(f"the record at byte {entry.extent.offset} has no SHA-256")
-        return record
+            return cls(RecordHeader.parse(entry.header), entry.extent)
+        except ValueError as error:
+            raise ValueError(f"the record at byte {entry.extent.offset} has {error}") from error
+
+    @property
+    def sha256(self) -> bytes:
+        return self.header.sha256
+
+    @property
+    def archived_at(self) -> dt.datetime | None:
+        """When the message was archived, by the clock of the worker that did it, which may have
+        been wrong: never in the future. None where the pack does not tell."""
+        told = self.header.origin.archived_at
+        return min(dt.datetime.fromisoformat(told), timezone.now()) if told else None
 
     def read(self, archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> Self:
         """Return the record with its headers, its bytes having been checked. Raises Corrupt."""
-        body = archive.open(source_id, pack_id, self.extent, sha256=self.sha256, size=self.size)
+        body = archive.open(
+            source_id, pack_id, self.extent, sha256=self.sha256, size=self.header.size
+        )
         if isinstance(body, SpooledBody):
             try:
                 head = next(body.chunks(), b"")
@@ -76,18 +61,25 @@ class Record:
     def message(self) -> NewMessage:
         """Return the row, not yet stored, of the message."""
         [pk] = new_message_ids(1)
-        received_at = self.received_at.isoformat() if self.received_at else None
-        return NewMessage(pk, self.sha256, self.size, self.extent, received_at, self.headers)
+        header = self.header
+        return NewMessage(
+            pk, header.sha256, header.size, self.extent, header.received_at, self.headers
+        )
 
     def placement(
         self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, str]
     ) -> Placement:
         """Return the row, not yet stored, of where the message was archived from."""
-        return Placement(
+        header = self.header
+        place = Placement(
             mailbox=mailbox,
             folder=folder,
-            message_id=messages[self.sha256],
-            remote_id=self.remote_id,
-            stable_id=self.stable_id,
-            labels=list(self.labels),
+            message_id=messages[header.sha256],
+            remote_id=header.remote_id,
+            stable_id=header.stable_id,
+            thread_id=header.thread_id,
+            labels=list(header.labels),
         )
+        if self.archived_at is not None:
+            place.first_seen_at = self.archived_at
+        return place

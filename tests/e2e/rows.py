@@ -8,6 +8,7 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 
 from ingestion.archive import format as pack_format
+from ingestion.archive.record import Origin, RecordHeader
 from ingestion.archive.store import store
 from ingestion.mime import head_of, parse_headers
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
@@ -51,15 +52,21 @@ def a_folder(mailbox: Mailbox, path: str = "INBOX", **state: Any) -> Folder:
     return Folder.objects.create(mailbox=mailbox, remote_id=path, path=path, **state)
 
 
+def _record(body: bytes, origin: Origin, *, remote_id: str) -> RecordHeader:
+    sha256 = hashlib.sha256(body).digest()
+    return RecordHeader(sha256, len(body), origin, remote_id, "", "", None, ())
+
+
 def archived(folder: Folder, *bodies: bytes) -> list[Message]:
     """Put messages into the archive as capture does: a pack, then the rows."""
     mailbox = folder.mailbox
     with store().writer(mailbox.source_id) as pack:
+        origin = Origin(mailbox.remote_id, mailbox.address, folder.remote_id, folder.path, "")
         records = [
-            (f'{{"sha256":"{hashlib.sha256(body).hexdigest()}","size":{len(body)}}}', body)
-            for body in bodies
+            (_record(body, origin, remote_id=f"1:{number}").dumps(), body)
+            for number, body in enumerate(bodies, 1)
         ]
-        extents = pack_format.append(pack.file, records, pack_format.compressor())
+        extents = pack_format.append(pack.file, pack.pack_id.hex, records, pack_format.compressor())
         size = pack.commit()
     row = Pack.objects.create(
         id=pack.pack_id, source=mailbox.source, size_bytes=size, message_count=len(bodies)

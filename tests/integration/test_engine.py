@@ -797,7 +797,7 @@ def test_a_pack_without_its_transaction_is_collected_and_the_import_completes(
     fill(server, 5)
     with store().writer(source.pk) as writer:
         orphan = ('{"sha256":""}', b"bytes of a worker that died here")
-        pack_format.append(writer.file, [orphan], pack_format.compressor())
+        pack_format.append(writer.file, writer.pack_id.hex, [orphan], pack_format.compressor())
         writer.commit()
     start(source)
     finish(source)

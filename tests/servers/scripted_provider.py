@@ -32,6 +32,7 @@ class Mail:
     body: bytes
     stable_id: str = ""
     labels: tuple[str, ...] = ()
+    thread_id: str = ""
 
 
 @dataclasses.dataclass
@@ -68,11 +69,11 @@ class Server:
     check_error: Exception | None = None
     open_error: Exception | None = None
 
-    def deliver(self, folder: str, body: bytes, *, stable_id: str = "") -> int:
+    def deliver(self, folder: str, body: bytes, *, stable_id: str = "", thread_id: str = "") -> int:
         mails = self.folders.setdefault(folder, {})
         self.validity.setdefault(folder, 1)
         uid = max(mails, default=0) + 1
-        mails[uid] = Mail(body, stable_id)
+        mails[uid] = Mail(body, stable_id, thread_id=thread_id)
         return uid
 
     def renumber(self, folder: str) -> None:
@@ -205,6 +206,7 @@ class ScriptedSession(MailboxSession):
             f"{SERVER.validity[folder]}:{uid}",
             size_bytes=len(mail.body),
             stable_id=mail.stable_id,
+            thread_id=mail.thread_id,
             labels=mail.labels,
         )
 

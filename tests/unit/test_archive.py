@@ -24,7 +24,7 @@ SOURCE = uuid.UUID(int=1)
 
 def append(writer: PackWriter, *records: tuple[dict[str, Any], Body]) -> list[Extent]:
     given = [(pack_format.encoded(header), body) for header, body in records]
-    return pack_format.append(writer.file, given, pack_format.compressor())
+    return pack_format.append(writer.file, writer.pack_id.hex, given, pack_format.compressor())
 
 
 def write(store: PackStore, *bodies: bytes) -> tuple[uuid.UUID, list[Extent]]:
@@ -72,7 +72,7 @@ def test_a_large_body_is_spooled_both_ways(tmp_path: Path) -> None:
 def test_without_commit_nothing_remains(tmp_path: Path) -> None:
     store = PackStore(tmp_path)
     with pytest.raises(ZeroDivisionError), store.writer(SOURCE) as writer:
-        append(writer, ({}, b"x"))
+        append(writer, ({"n": 0}, b"x"))
         raise ZeroDivisionError
     assert list(store.packs()) == []
     assert not list(tmp_path.rglob("*.p*"))

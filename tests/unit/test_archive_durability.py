@@ -15,7 +15,8 @@ def test_a_pack_has_its_bytes_on_disk_before_its_name_and_its_name_before_commit
 ) -> None:
     store, source_id = PackStore(tmp_path / "archive"), uuid.uuid4()
     with store.writer(source_id) as writer:
-        pack_format.append(writer.file, [('{"sha256":""}', b"a message")], pack_format.compressor())
+        record = ('{"sha256":""}', b"a message")
+        pack_format.append(writer.file, writer.pack_id.hex, [record], pack_format.compressor())
         done: list[tuple[str, str]] = []
         fsync, rename = os.fsync, os.rename
 

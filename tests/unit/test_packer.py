@@ -20,6 +20,7 @@ import zstandard
 
 from ingestion import packer
 from ingestion.archive import format as pack_format
+from ingestion.archive.record import Origin
 from tests.servers.stack import ROOT
 
 MAILBOX, PACK = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -42,7 +43,9 @@ class Process:
             at += len(body)
         if large:
             messages.append(_message(b"", size, None))
-        job = packer.Job(MAILBOX.hex, PACK.hex, {"folder": "INBOX"}, True, messages)
+        job = packer.Job(
+            MAILBOX.hex, PACK.hex, Origin("me", "", "INBOX", "INBOX", ""), True, messages
+        )
         files = [file.fileno(), *([large.fileno()] if large else [])]
         packer.send_job(self.channel, 7, job, files)
         kind, number, content, _ = packer.receive(self.channel)
@@ -52,7 +55,7 @@ class Process:
 
 def _message(body: bytes, size: int, start: int | None) -> packer.Message:
     digest = hashlib.sha256(body).digest()
-    return packer.Message(f"{size:032x}", digest, size, start, "1:1", "", None, ())
+    return packer.Message(f"{size:032x}", digest, size, start, "1:1", "", "", None, ())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def pack(tmp_path: Path) -> Iterator[io.FileIO]:
 
 def _bodies(file: io.FileIO) -> list[bytes]:
     found = []
-    for entry in pack_format.scan(file):
+    for entry in pack_format.scan(file, PACK):
         file.seek(entry.extent.offset)
         found.append(zstandard.decompress(file.read(entry.extent.length)))
     return found
@@ -87,7 +90,7 @@ def _bodies(file: io.FileIO) -> list[bytes]:
 def test_messages_are_in_the_pack_and_their_rows_come_back(
     process: Process, pack: io.FileIO
 ) -> None:
-    pack_format.begin(pack, {})
+    pack_format.begin(pack, PACK, {"source": "one"})
     bodies = [b"Subject: Tab\there\r\n\r\n1\r\n", b"", b"\0\xff no header"]
     for part in (bodies[:2], bodies[2:]):
         kind, content = process.pack(pack, *part)
@@ -98,7 +101,7 @@ def test_messages_are_in_the_pack_and_their_rows_come_back(
 
 
 def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: io.FileIO) -> None:
-    pack_format.begin(pack, {})
+    pack_format.begin(pack, PACK, {"source": "one"})
     size = pack.tell()
     before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 50, -1))
     try:
@@ -113,7 +116,7 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: i
 def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
     process: Process, pack: io.FileIO
 ) -> None:
-    pack_format.begin(pack, {})
+    pack_format.begin(pack, PACK, {"source": "one"})
     process.pack(pack, b"before")
     with tempfile.TemporaryFile(buffering=0) as large:
         large.write(b"shorter than it says")
@@ -125,7 +128,7 @@ def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
 
 
 def test_no_descriptor_stays_open(process: Process, pack: io.FileIO) -> None:
-    pack_format.begin(pack, {})
+    pack_format.begin(pack, PACK, {"source": "one"})
     process.pack(pack, b"x")
     before = process.descriptors()
     with tempfile.TemporaryFile(buffering=0) as large:

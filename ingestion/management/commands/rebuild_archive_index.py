@@ -15,8 +15,10 @@ class Command(OperatorCommand):
         "Add the rows that the archive's packs tell of and the database lacks: after a lost "
         "database, or one restored from a backup older than the archive. Changes nothing that is "
         "there; killed half-way it is run again. The next sync finds flags, moves and further "
-        "copies without downloading again. A source that the database has lost too is made anew "
-        "with --recover; then give it its providerConfig. Ends with 1 where a pack is damaged."
+        "copies; of those it downloads what lies in a second folder of a server that has no ids "
+        "for mail across folders, and stores nothing twice. A source that the database has lost "
+        "too is made anew with --recover; then give it its providerConfig. Ends with 1 where a "
+        "pack is damaged."
     )
     example = (
         "manage.py rebuild_archive_index\n"

@@ -1,0 +1,182 @@
+"""What one damaged place costs a pack: a message, and no record that is not true."""
+
+import errno
+import hashlib
+import io
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingestion.archive import format as pack_format
+from ingestion.archive.format import Damaged, Entry, Extent, HashingReader
+from ingestion.archive.record import Origin, RecordHeader
+
+PACK, OTHER = uuid.UUID(int=7), uuid.UUID(int=8)
+ORIGIN = Origin("me", "ada@example.com", "INBOX", "Inbox", "2026-01-02T03:04:05+00:00")
+OLD_PACK = Path(__file__).parents[1] / "data" / "pack_v1.pack"
+
+
+def header(number: int, body: bytes) -> RecordHeader:
+    return RecordHeader(
+        sha256=hashlib.sha256(body).digest(),
+        size=len(body),
+        origin=ORIGIN,
+        remote_id=f"1:{number}",
+        stable_id=f"E{number}",
+        thread_id=f"T{number}",
+        received_at=None,
+        labels=("\\Seen", "grün"),
+    )
+
+
+def packed(*bodies: bytes, pack: uuid.UUID = PACK) -> tuple[bytes, list[Extent]]:
+    file = io.BytesIO()
+    pack_format.begin(file, pack, {"source": "one"})
+    records = [(header(number, body).dumps(), body) for number, body in enumerate(bodies)]
+    extents = pack_format.append(file, pack.hex, records, pack_format.compressor())
+    return file.getvalue(), extents
+
+
+def scanned(data: bytes) -> tuple[list[Entry], list[Damaged]]:
+    damage: list[Damaged] = []
+    return list(pack_format.scan(io.BytesIO(data), PACK, on_damage=damage.append)), damage
+
+
+def headers(entries: list[Entry]) -> list[RecordHeader]:
+    return [RecordHeader.parse(entry.header) for entry in entries]
+
+
+def readable(data: bytes, entry: Entry) -> bool:
+    reader = HashingReader(io.BytesIO(data), entry.extent)
+    try:
+        for _ in reader.chunks():
+            pass
+    except Damaged:
+        return False
+    return reader.digest() == RecordHeader.parse(entry.header).sha256
+
+
+def test_a_header_comes_back_as_it_was() -> None:
+    body = b"Subject: one\r\n\r\n1"
+    data, extents = packed(body)
+    entries, damage = scanned(data)
+    assert headers(entries) == [header(0, body)]
+    assert [entry.extent for entry in entries] == extents
+    assert not damage
+
+
+def test_any_flipped_bit_is_found_and_costs_one_message_at_most() -> None:
+    bodies = [b"Subject: %d\r\n\r\n%d" % (n, n) * 9 for n in range(4)]
+    data, extents = packed(*bodies)
+    whole = headers(scanned(data)[0])
+    in_bodies = {n for extent in extents for n in range(extent.offset, sum(extent))}
+    for place in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[place // 8] ^= 1 << place % 8
+        damaged = bytes(flipped)
+        entries, damage = scanned(damaged)
+        good = [entry for entry in entries if readable(damaged, entry)]
+        assert set(headers(entries)) <= set(whole), f"bit {place} makes a record say what is not so"
+        assert len(good) >= 3, f"bit {place} costs more than one message"
+        assert damage or place // 8 in in_bodies, f"bit {place} is not noticed"
+
+
+def test_a_lost_place_costs_what_lay_there() -> None:
+    bodies = [os.urandom(3000) for _ in range(12)]
+    data, extents = packed(*bodies)
+    gap = slice(extents[3].offset + 10, extents[5].offset + 10)
+    damaged = data[: gap.start] + bytes(gap.stop - gap.start) + data[gap.stop :]
+    good = [entry.extent for entry in scanned(damaged)[0] if readable(damaged, entry)]
+    assert good == extents[:3] + extents[6:]
+    # What follows a gap may also lie elsewhere than it did.
+    moved = data[: gap.start] + data[gap.stop :]
+    entries = [entry for entry in scanned(moved)[0] if readable(moved, entry)]
+    assert [h.remote_id for h in headers(entries)] == [f"1:{n}" for n in (0, 1, 2, *range(6, 12))]
+
+
+def test_a_record_of_another_pack_is_none_of_this_one() -> None:
+    data, [first, _] = packed(b"one", b"two")
+    strange, [extent] = packed(b"planted", pack=OTHER)
+    record = strange[strange.index(b'{"v":2', 20) - 8 : extent.offset + extent.length]
+    damaged = data[: first.offset] + record + data[first.offset + first.length :]
+    found = [one.sha256 for one in headers(scanned(damaged)[0])]
+    assert hashlib.sha256(b"two").digest() in found
+    assert hashlib.sha256(b"planted").digest() not in found
+
+
+def test_a_pack_under_another_name_is_read() -> None:
+    data, extents = packed(b"one", b"two", pack=OTHER)
+    assert [entry.extent for entry in scanned(data)[0]] == extents
+
+
+class _Disk(io.BytesIO):
+    """A file that counts what is read of it, and has a sector that can't be."""
+
+    bad = range(0)
+    read_bytes = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        start = self.tell()
+        data = super().read(size)
+        if start < self.bad.stop and start + len(data) > self.bad.start:
+            raise OSError(errno.EIO, "Input/output error")
+        self.read_bytes += len(data)
+        return data
+
+
+def test_a_sector_that_the_disk_cannot_read_costs_what_lay_there() -> None:
+    bodies = [os.urandom(9000) for _ in range(60)]
+    data, extents = packed(*bodies)
+    disk = _Disk(data)
+    damage: list[Damaged] = []
+    disk.bad = range(extents[20].offset - 100, extents[20].offset + 4000)
+    entries = list(pack_format.scan(disk, PACK, on_damage=damage.append))
+    assert [entry.extent for entry in entries] == extents[:20] + extents[21:]
+    assert "Input/output error" in str(damage[0])
+
+
+def test_the_next_record_is_looked_for_in_one_pass_whatever_the_mail_holds() -> None:
+    """A mail of nothing but beginnings of long headers must not be read once for each of them."""
+    false = b"\x50\x2a\x4d\x18\x00\x09\x3d\x00" + b'{"v":2,"pack":"%s",' % OTHER.hex.encode()
+    hostile = b"".join(os.urandom(20) + false for _ in range(60_000))
+    data, extents = packed(b"before", hostile, b"after")
+    # As it would lie there if it could not be compressed, and the record is damaged.
+    start = extents[1].offset
+    disk = _Disk(data[:start] + hostile + data[extents[2].offset - 500 :])
+    entries = list(pack_format.scan(disk, PACK, on_damage=lambda _: None))
+    assert [RecordHeader.parse(e.header).remote_id for e in entries] == ["1:0", "1:2"]
+    assert disk.read_bytes < 2 * len(disk.getvalue())
+
+
+def test_a_pack_of_the_first_format_is_read_up_to_its_first_bad_byte() -> None:
+    data = OLD_PACK.read_bytes()
+    entries, damage = scanned(data)
+    found = headers(entries)
+    assert [one.remote_id for one in found] == [f"1:{n}" for n in range(1, 9)]
+    assert found[0].labels == ("\\Seen", "grün")
+    assert (found[0].thread_id, found[0].origin.archived_at) == ("", "")
+    assert all(readable(data, entry) for entry in entries)
+    assert not damage
+    cut = bytearray(data)
+    cut[entries[4].extent.offset] ^= 1
+    entries, damage = scanned(bytes(cut))
+    assert len(entries) == 4
+    assert len(damage) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        ({"sha256": "00"}, "SHA-256"),
+        ({"size": "x"}, "ValueError"),
+        ({"remote_id": []}, "remote_id"),
+    ],
+)
+def test_a_header_that_lacks_something_is_of_no_use(given: dict[str, Any], why: str) -> None:
+    data, _ = packed(b"one")
+    fields = {**scanned(data)[0][0].header, **given}
+    with pytest.raises(ValueError, match=why):
+        RecordHeader.parse({key: value for key, value in fields.items() if value != []})
