@@ -1,7 +1,8 @@
-"""Proves the archive: reads every archived message back and compares it with its SHA-256.
+"""Proves the archive: reads every archived message back and compares it with its SHA-256, and each
+row with the pack's own record of it.
 
-Reports rows whose pack is missing or damaged, and packs that have no row. Changes nothing; a
-restored backup or `services.rebuild` does.
+Reports rows whose pack is missing or damaged, rows that are missing, and packs that have no row.
+Changes nothing; a restored backup or `services.rebuild` does.
 """
 
 import dataclasses
@@ -14,12 +15,21 @@ from typing import Literal
 from django.utils import timezone
 
 from connectors.types import SpooledBody
+from ingestion.archive.record import RecordHeader
 from ingestion.archive.store import Extent, PackFile, PackStore, store
 from ingestion.errors import Corrupt
-from ingestion.models import IngestionSource, Mailbox, Message, Pack
+from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.services import capture_sql as sql
 from ingestion.services import orphans
 
-Kind = Literal["missing_pack", "unreadable_pack", "corrupt_message", "corrupt_pack", "orphan_pack"]
+Kind = Literal[
+    "missing_pack",
+    "unreadable_pack",
+    "corrupt_message",
+    "corrupt_pack",
+    "missing_rows",
+    "orphan_pack",
+]
 
 _BATCH_PACKS = 500
 #: A worker writes a pack and commits its row within this; until then the pack is nobody's orphan.
@@ -32,7 +42,8 @@ class Problem:
 
     missing_pack, unreadable_pack  a pack that has a row is not there, or this user may not read it
     corrupt_message                its bytes are not those that were archived
-    corrupt_pack                   all messages are well, the headers for a rebuild are not
+    corrupt_pack                   `messages` of it can be read, and a rebuild would not find them
+    missing_rows                   `messages` that were archived in it have no row any more
     orphan_pack                    a pack without a row; `messages` of it are known to no row
     """
 
@@ -101,17 +112,15 @@ def _packs(source: IngestionSource) -> Iterator[Pack]:
 
 def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterator[Problem]:
     """Check one pack: that it is there, each message in it, and its own record headers."""
-    damage = _scan(archive, pack)
-    if isinstance(damage, PermissionError) or (damage is not None and _is_missing(damage)):
+    try:
+        records = _Records(archive, pack)
+    except (Corrupt, OSError) as error:
         if _still_there(pack):
-            count = Message.objects.filter(pack=pack).count()
-            missing = _is_missing(damage)
-            kind: Kind = "missing_pack" if missing else "unreadable_pack"
-            text = str(damage) if missing else f"pack {pack.pk}: {_may_not_read(damage)}"
-            yield Problem(kind, pack.source_id, pack.pk, count, text)
+            yield _out_of_reach(pack, error)
         return
-    broken = 0
+    rows = broken = unknown = 0
     for row in Message.objects.filter(pack=pack).order_by("pack_offset").iterator(2_000):
+        rows += 1
         try:
             body = archive.open(
                 pack.source_id,
@@ -130,19 +139,73 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
             result.size_bytes += row.size_bytes
             if isinstance(body, SpooledBody):
                 body.close()
-    if damage and not broken:
-        text = f"{damage} Its messages can be read; the database could not be rebuilt from it."
-        yield Problem("corrupt_pack", pack.source_id, pack.pk, 0, text)
+            unknown += not records.tell_of(row)
+    if unknown or (records.damage and not broken):
+        text = (
+            f"{records.damage or _DIFFERENT.format(pack.pk)} Its messages can be read;"
+            f" a database rebuilt from it would lack {unknown:,} of them, or know them wrongly."
+        )
+        yield Problem("corrupt_pack", pack.source_id, pack.pk, unknown, text)
+    if rows < pack.message_count and _still_there(pack):
+        lost = pack.message_count - rows
+        text = (
+            f"pack {pack.pk}: {pack.message_count:,} messages were archived in it, and the database"
+            f" knows {rows:,}. rebuild_archive_index takes in what the pack still tells of."
+        )
+        yield Problem("missing_rows", pack.source_id, pack.pk, lost, text)
 
 
-def _scan(archive: PackStore, pack: Pack) -> Corrupt | OSError | None:
-    """Walk the pack's record headers; return what is wrong with them."""
-    try:
-        for _ in archive.scan(pack.source_id, pack.pk):
-            pass
-    except (Corrupt, OSError) as error:
-        return error
-    return None
+def _out_of_reach(pack: Pack, error: Corrupt | OSError) -> Problem:
+    count = Message.objects.filter(pack=pack).count()
+    if _is_missing(error):
+        return Problem("missing_pack", pack.source_id, pack.pk, count, str(error))
+    text = f"pack {pack.pk}: {_may_not_read(error)}"
+    return Problem("unreadable_pack", pack.source_id, pack.pk, count, text)
+
+
+_DIFFERENT = "pack {}: its records say something else than the database. Restore it from a backup."
+
+
+class _Records:
+    """What the records of a pack say: for a rebuild, they are all there is."""
+
+    def __init__(self, archive: PackStore, pack: Pack) -> None:
+        """Read them. Raises Corrupt where the pack is missing, OSError where it can't be read."""
+        self.damage: Corrupt | ValueError | None = None  # the first
+        self._said: dict[int, tuple[Extent, bytes, int]] = {}
+        self._unsealed: dict[int, str] = {}
+        for entry in archive.scan(pack.source_id, pack.pk, on_damage=self._note):
+            try:
+                header = RecordHeader.parse(entry.header)
+            except ValueError as error:
+                self._note(ValueError(f"pack {pack.pk}: a record has {error}."))
+                continue
+            offset = entry.extent.offset
+            self._said[offset] = entry.extent, header.sha256, header.size
+            if not entry.sealed:
+                self._unsealed[offset] = header.remote_id
+        self._places = _placed_ids(pack) if self._unsealed else {}
+
+    def tell_of(self, row: Message) -> bool:
+        """Whether a record says of a message what its row says."""
+        extent = Extent(row.pack_offset, row.pack_length)
+        if self._said.get(extent.offset) != (extent, bytes(row.sha256), row.size_bytes):
+            return False
+        told, placed = self._unsealed.get(extent.offset), self._places.get(row.pk)
+        return told is None or placed is None or told in placed
+
+    def _note(self, error: Corrupt | ValueError) -> None:
+        self.damage = self.damage or error
+
+
+def _placed_ids(pack: Pack) -> dict[uuid.UUID, set[str]]:
+    """Return by which ids the provider knew each message of a pack: no checksum proves the one in
+    a record of the first format."""
+    ids: dict[uuid.UUID, set[str]] = {}
+    rows = Placement.objects.filter(message__pack=pack).values_list("message_id", "remote_id")
+    for message_id, remote_id in rows:
+        ids.setdefault(message_id, set()).add(sql.before_retirement(remote_id))
+    return ids
 
 
 def _is_missing(error: BaseException) -> bool:
@@ -176,18 +239,28 @@ def _without_row(archive: PackStore, batch: list[PackFile]) -> Iterator[Problem]
     for pack in batch:
         if pack.pack_id in known or _in_flight(pack):
             continue
+        damage: list[Corrupt] = []
         count = 0
         try:
-            count = sum(1 for _ in orphans.unknown_records(archive, pack.source_id, pack.pack_id))
+            unknown = orphans.unknown_records(
+                archive, pack.source_id, pack.pack_id, on_damage=damage.append
+            )
+            count = sum(1 for _ in unknown)
             what = _what_an_orphan_holds(pack.source_id, count)
+            if damage:
+                rest = f"The rest of it {what}" if count else _NOT_NEEDED
+                what = f"is damaged: {damage[0]} {rest}"
         except PermissionError as error:
             what = _may_not_read(error)
         except (Corrupt, OSError) as error:
             if _is_missing(error):
                 continue  # collected meanwhile
-            what = f"is damaged: {error} Where there is none, move the file away: no row needs it."
+            what = f"is damaged: {error} {_NOT_NEEDED}"
         text = f"pack {pack.pack_id} has no row and {what}"
         yield Problem("orphan_pack", pack.source_id, pack.pack_id, count, text)
+
+
+_NOT_NEEDED = "Where there is none, move the file away: no row needs it."
 
 
 def _what_an_orphan_holds(source_id: uuid.UUID, count: int) -> str:

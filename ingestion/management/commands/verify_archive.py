@@ -15,9 +15,10 @@ _FROM_BACKUP: tuple[verification.Kind, ...] = ("missing_pack", "corrupt_message"
 
 class Command(OperatorCommand):
     help = (
-        "Read every archived message back and compare it with its SHA-256. Reports packs that are "
-        "missing, damaged messages, and packs without a row (orphans). Changes nothing, may run "
-        "while the service works. Ends with 1 where anything is wrong."
+        "Read every archived message back and compare it with its SHA-256, and each row with the "
+        "pack's own record of it. Reports packs that are missing, damaged messages and records, "
+        "rows that are missing, and packs without a row (orphans). Changes nothing, may run while "
+        "the service works. Ends with 1 where anything is wrong."
     )
     example = 'manage.py verify_archive\nmanage.py verify_archive "Alice" --json'
 
@@ -53,6 +54,7 @@ class Command(OperatorCommand):
             "unreadablePacks": result.found["unreadable_pack"],
             "corruptMessages": result.found["corrupt_message"],
             "corruptPacks": result.found["corrupt_pack"],
+            "missingRows": result.found["missing_rows"],
             "orphanPacks": result.found["orphan_pack"],
             "problems": [_object(problem) for problem in listed],
         }
@@ -70,6 +72,8 @@ def _verdict(result: verification.Verification) -> str:
     verdict = f"{counted(result.found.total(), 'problem')}, listed above."
     if any(result.found[kind] for kind in _FROM_BACKUP):
         verdict += " Restore missing and damaged packs from a backup."
+    if result.found["missing_rows"]:
+        verdict += " Run rebuild_archive_index for rows that are missing."
     return verdict
 
 
