@@ -1,6 +1,10 @@
 """The Django application. Its checks are registered when it is ready."""
 
+from typing import Any
+
 from django.apps import AppConfig
+from django.db import connections
+from django.db.models.signals import pre_migrate
 
 
 class IngestionConfig(AppConfig):
@@ -10,3 +14,11 @@ class IngestionConfig(AppConfig):
 
     def ready(self) -> None:
         from ingestion import checks  # noqa: F401, PLC0415 - registers the system checks
+
+        pre_migrate.connect(_take_the_time_it_takes, sender=self)
+
+
+def _take_the_time_it_takes(using: str, **_: Any) -> None:
+    """A migration may build an index of ten million rows: its connection has no time-outs."""
+    with connections[using].cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0; SET lock_timeout = 0")

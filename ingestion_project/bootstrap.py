@@ -36,6 +36,7 @@ def main() -> int:
         )
         return 1
     with connection.cursor() as cursor:
+        cursor.execute("SET lock_timeout = 0; SET statement_timeout = 0")  # another may migrate
         cursor.execute("SELECT pg_advisory_lock(%s)", [_LOCK_ID])  # freed with the connection
         call_command("migrate", interactive=False, verbosity=0)
         password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))

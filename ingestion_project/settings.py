@@ -36,12 +36,24 @@ VAR_DIR = Path(env.str("VAR_DIR", default=str(BASE_DIR / "var"))).resolve()
 _local = embedded.Local(VAR_DIR)
 
 # -- data ----------------------------------------------------------------------------------------
+_database = env.db_url("DATABASE_URL") if "DATABASE_URL" in env else _local.database()
 DATABASES = {
     "default": {
-        **(env.db_url("DATABASE_URL") if "DATABASE_URL" in env else _local.database()),
+        **_database,
         "ENGINE": "django.db.backends.postgresql",
         "CONN_MAX_AGE": 60,
         "CONN_HEALTH_CHECKS": True,
+        # A host that vanishes says nothing: a thread would wait for it as long as TCP does.
+        # What a URL says itself wins. (A pooler may want `ignore_startup_parameters = options`.)
+        "OPTIONS": {
+            "connect_timeout": 10,
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 60_000,  # ms
+            "options": "-c statement_timeout=10min -c lock_timeout=1min",
+            **_database.get("OPTIONS", {}),
+        },
     }
 }
 REDIS_URL = env.str("REDIS_URL", default=_local.redis_url)
