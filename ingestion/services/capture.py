@@ -90,7 +90,7 @@ class Capture:
         if isinstance(answer, Missing):
             self._batch.missing.append(answer)
             return
-        sha256, size = _hashed(answer.body)
+        sha256, size = hashed(answer.body)
         if not size:
             answer.close()
             self._batch.missing.append(Missing(answer.ref, MessageRefused(_EMPTY, code="empty")))
@@ -148,7 +148,8 @@ class Capture:
         self._waiting, self._waiting_bytes = [], 0
 
 
-def _hashed(body: Body) -> tuple[bytes, int]:
+def hashed(body: Body) -> tuple[bytes, int]:
+    """Return the SHA-256 of a body and how large it is, which a spooled one learns by it."""
     if isinstance(body, bytes):
         return hashlib.sha256(body).digest(), len(body)
     digest, body.size = hashlib.sha256(), 0

@@ -17,6 +17,7 @@ from typing import Any
 from django.db import IntegrityError, connection, transaction
 
 from connectors.types import Cursor, MessageRef
+from ingestion.archive.format import Extent
 from ingestion.archive.record import cached
 from ingestion.models.run import RATE_WINDOW
 from ingestion.rows import COLUMNS, array_literal, copied, element
@@ -185,6 +186,23 @@ def date_messages(times: Sequence[tuple[str, dt.datetime]]) -> None:
              FROM unnest(%(ids)s::uuid[], %(times)s::timestamptz[]) AS n(id, archived_at)
             WHERE m.id = n.id""",
         {"ids": [pk for pk, _ in times], "times": [time for _, time in times]},
+    )
+
+
+def move_messages(pack_id: uuid.UUID, extents: Mapping[uuid.UUID, Extent]) -> None:
+    """Say where in another pack messages lie from now on."""
+    _run(
+        """UPDATE ingestion_message m
+              SET pack_id = %(pack)s, pack_offset = n.start, pack_length = n.length
+             FROM unnest(%(ids)s::uuid[], %(starts)s::bigint[], %(lengths)s::bigint[])
+                  AS n(id, start, length)
+            WHERE m.id = n.id""",
+        {
+            "pack": pack_id,
+            "ids": list(extents),
+            "starts": [extent.offset for extent in extents.values()],
+            "lengths": [extent.length for extent in extents.values()],
+        },
     )
 
 

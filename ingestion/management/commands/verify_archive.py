@@ -1,15 +1,18 @@
 """verify_archive: re-hash every archived message."""
 
+import uuid
 from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.counter import Counting
 from ingestion.management.presentation import counted, size
-from ingestion.services import verification
+from ingestion.models import IngestionSource
+from ingestion.services import refetch, verification
 
 #: More problems than this are counted, not listed, in the JSON; the text lists all of them.
 _MAX_LISTED = 1_000
+_LOST: tuple[verification.Kind, ...] = ("missing_pack", "corrupt_message")
 _FROM_BACKUP: tuple[verification.Kind, ...] = ("missing_pack", "corrupt_message", "corrupt_pack")
 
 
@@ -18,7 +21,8 @@ class Command(OperatorCommand):
         "Read every archived message back and compare it with its SHA-256, and each row with the "
         "pack's own record of it. Reports packs that are missing, damaged messages and records, "
         "rows that are missing, and packs without a row (orphans). Changes nothing, may run while "
-        "the service works. Ends with 1 where anything is wrong."
+        "the service works. With --refetch, lost and damaged messages are then fetched again from "
+        "the provider, where it still has the same bytes. Ends with 1 where anything was wrong."
     )
     example = 'manage.py verify_archive\nmanage.py verify_archive "Alice" --json'
 
@@ -26,14 +30,22 @@ class Command(OperatorCommand):
         parser.add_argument(
             "sources", metavar="SOURCE", nargs="*", help="ids or names (default: the whole archive)"
         )
+        parser.add_argument(
+            "--refetch",
+            action="store_true",
+            help="fetch again what is lost; what the provider does not have stays as it is",
+        )
 
     def perform(self, options: dict[str, Any]) -> Exit:
         chosen = [self.find_source(given) for given in options["sources"]] or None
         listed: list[verification.Problem] = []
+        lost: dict[uuid.UUID, set[uuid.UUID]] = {}
 
         def on_problem(problem: verification.Problem) -> None:
             if len(listed) < _MAX_LISTED:
                 listed.append(problem)
+            if problem.kind in _LOST:
+                lost.setdefault(problem.source_id, set()).add(problem.pack_id)
             if not self.as_json:
                 self.stdout.write(f"{problem.kind}: {problem.text}")
 
@@ -62,8 +74,26 @@ class Command(OperatorCommand):
             f"{counted(result.messages, 'message')} in {counted(result.packs, 'pack')} "
             f"({size(result.size_bytes)})"
         )
-        self.report(document, f"{checked} were read back: {_verdict(result)}")
+        lines = [f"{checked} were read back: {_verdict(result)}"]
+        if options["refetch"]:
+            done = self._refetch(lost)
+            document |= {"refetched": done.fetched, "notRefetched": done.left}
+            lines.append(
+                f"{counted(done.fetched, 'lost message')} fetched again, {done.left:,} not."
+                " Run verify_archive once more."
+            )
+        elif lost:
+            lines.append("What the provider still has of it, --refetch fetches again.")
+        self.report(document, lines)
         return Exit.OK if result.ok else Exit.PROBLEM
+
+    def _refetch(self, lost: dict[uuid.UUID, set[uuid.UUID]]) -> refetch.Refetched:
+        total = refetch.Refetched()
+        for source in IngestionSource.objects.filter(pk__in=lost, deleted_at=None):
+            done = refetch.refetch(source, lost[source.pk], actor=self.actor, on_left=self.say)
+            total.fetched += done.fetched
+            total.left += done.left
+        return total
 
 
 def _verdict(result: verification.Verification) -> str:

@@ -1,0 +1,156 @@
+"""What the archive has lost is fetched again where the provider has it, and nothing is forgotten."""
+
+import os
+from pathlib import Path
+
+import pytest
+from django.utils import timezone
+
+from connectors.errors import Unavailable
+from ingestion.archive.store import store
+from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
+from ingestion.services import housekeeping, refetch, verification
+from tests.integration.test_engine import (
+    ACTOR,
+    archive,
+    assert_exact,
+    body,
+    fill,
+    finish,
+    server,
+    source,
+    start,
+    synced,
+)
+from tests.servers.command_line import CommandLine
+from tests.servers.scripted_provider import Server
+
+pytestmark = pytest.mark.django_db(transaction=True)
+__all__ = ["archive", "server", "source"]  # fixtures
+
+
+@pytest.fixture
+def pack(server: Server, source: IngestionSource) -> Path:
+    """A pack of nine imported messages."""
+    server.page_size = 1000
+    fill(server, 9)
+    start(source)
+    finish(source)
+    [path] = (store().root / str(source.pk)).glob("*.pack")
+    return path
+
+
+def damage(path: Path, row: Message) -> None:
+    data = bytearray(path.read_bytes())
+    data[row.pack_offset + row.pack_length // 2] ^= 1
+    path.write_bytes(data)
+
+
+def verified(source: IngestionSource) -> list[verification.Problem]:
+    problems: list[verification.Problem] = []
+    verification.verify_archive([source], on_problem=problems.append)
+    return problems
+
+
+def refetched(source: IngestionSource) -> tuple[tuple[int, int], list[str]]:
+    lost = {problem.pack_id for problem in verified(source)}
+    left: list[str] = []
+    done = refetch.refetch(source, lost, actor=ACTOR, on_left=left.append)
+    return (done.fetched, done.left), left
+
+
+def rows() -> list[object]:
+    return list(Message.objects.order_by("pk").values_list("pk", "sha256", "archived_at"))
+
+
+def test_lost_packs_are_fetched_again_and_the_rows_stay_the_same(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    for number in range(50, 53):
+        server.deliver("Work", body(number))
+    synced(source)
+    before = rows()
+    for path in pack.parent.iterdir():
+        path.unlink()
+    assert refetched(source) == ((12, 0), [])
+    assert rows() == before
+    assert verified(source) == []
+    assert sorted(Pack.objects.values_list("message_count", flat=True)) == [3, 9]
+    assert_exact(server, source)
+    assert AuditEvent.objects.filter(action="archive.refetch").exists()
+    assert synced(source).messages_new == 0
+
+
+def test_of_a_damaged_pack_what_can_be_read_goes_along_and_nothing_needs_it_any_more(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    server.fetched.clear()
+    damage(pack, Message.objects.order_by("pack_offset")[4])
+    assert refetched(source) == ((1, 0), [])
+    assert len(server.fetched) == 1
+    [problem] = verified(source)
+    assert (problem.kind, problem.messages) == ("orphan_pack", 0)
+    os.utime(pack, (0, 0))
+    assert housekeeping.collect_orphans() == 1
+    assert verified(source) == []
+    assert_exact(server, source)
+
+
+def test_what_the_provider_does_not_have_any_more_stays_and_is_told(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    del server.folders["INBOX"][2]  # not known yet
+    del server.folders["INBOX"][3]
+    Placement.objects.filter(remote_id="1:3", folder__path="INBOX").update(
+        removed_at=timezone.now()
+    )
+    pack.unlink()
+    counts, left = refetched(source)
+    assert counts == (7, 2)
+    assert all("message " in text for text in left)
+    assert len(rows()) == 9
+    [problem] = verified(source)
+    assert (problem.kind, problem.messages) == ("missing_pack", 2)
+
+
+def test_other_bytes_are_not_taken_for_what_was_lost(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    server.folders["INBOX"][1].body = b"Subject: 0\r\n\r\nwritten again\r\n"
+    damage(pack, Message.objects.get(subject="0"))
+    counts, [left] = refetched(source)
+    assert counts == (0, 1)
+    assert "other bytes" in left
+    assert [problem.kind for problem in verified(source)] == ["corrupt_message"]
+    assert list(pack.parent.iterdir()) == [pack]
+
+
+def test_an_outage_leaves_the_rest_for_the_next_time(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    def fail(handed_out: int) -> None:
+        if handed_out == 2:
+            raise Unavailable("The connection was lost.")
+
+    pack.unlink()
+    server.fetched.clear()
+    server.before_message = fail
+    counts, left = refetched(source)
+    assert sum(counts) == 9
+    assert 0 < counts[0] < 9
+    assert "The connection was lost." in left[0]
+    server.before_message = lambda _: None
+    assert refetched(source) == ((counts[1], 0), [])
+    assert verified(source) == []
+    assert_exact(server, source)
+
+
+def test_the_command_offers_it_and_says_what_came_of_it(
+    manage: CommandLine, server: Server, source: IngestionSource, pack: Path
+) -> None:
+    pack.unlink()
+    assert "--refetch" in manage.here("verify_archive").stdout
+    found = manage.here("verify_archive", "--refetch", "--json")
+    assert found.code == 1
+    assert (found.json()["refetched"], found.json()["notRefetched"]) == (9, 0)
+    assert manage.here("verify_archive").code == 0
