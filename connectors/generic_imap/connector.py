@@ -15,7 +15,7 @@ from connectors.errors import ConnectorError, Fatal, FolderGone, FolderRefused, 
 from connectors.generic_imap import client, folders, listing, reader
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
-from connectors.generic_imap.uids import Uids
+from connectors.generic_imap.uids import MAX_UID, Uids
 from connectors.generic_imap.wire import Wire
 from connectors.types import (
     Cursor,
@@ -124,8 +124,8 @@ class ImapSession(MailboxSession):
     def _log_in(self, reached: Callable[[Wire], None] = lambda _: None) -> Login:
         login = client.login(self._config, self._environment, until=self._until, reached=reached)
         try:
-            if login.can("QRESYNC"):
-                login.wire.command_ahead(b"ENABLE QRESYNC")
+            if extensions := _wanted_extensions(login):
+                login.wire.command_ahead(b"ENABLE", *extensions)
         except BaseException:
             login.close()
             raise
@@ -152,6 +152,15 @@ class ImapSession(MailboxSession):
             except ConnectorError:
                 self._refused_more = True  # one connection is enough; the next session asks again
         return self._extra.get(number)
+
+
+def _wanted_extensions(login: Login) -> list[bytes]:
+    """Return what is to be enabled. Yahoo shows whoever counts in sequence numbers no more of a
+    folder than its limit of messages."""
+    wanted = [b"QRESYNC"] if login.can("QRESYNC") else []
+    if login.can("UIDONLY") and login.message_limit < MAX_UID:
+        wanted.append(b"UIDONLY")
+    return wanted
 
 
 CONNECTOR = ImapConnector

@@ -254,22 +254,28 @@ class _Listing:
         uids = Uids([])
         with self._where_empty():
             uids = self._search("1:*")
-        if self._login.exists is None:
-            uids = uids.and_those_of(self._uids_by("UID FETCH {} (UID)", "1:*"))
-            return uids, len(uids) >= self._folder.state.get("messages", 0)
-        if len(uids) >= self._login.exists:
+        if self._login.exists is not None and len(uids) >= self._login.exists:
             return uids, True
-        # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501): ask by sequence number.
-        # Those move down with each EXPUNGE: a window that saw some is read again from before it.
-        start = 1
-        while start <= self._login.exists:
+        # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501).
+        if self._login.exists is None or self._login.wire.uid_only:
+            uids = uids.and_those_of(self._uids_by("UID FETCH {} (UID)", "1:*"))
+        else:
+            uids = uids.and_those_of(self._by_sequence_number())
+        told = self._login.exists
+        return uids, len(uids) >= (self._folder.state.get("messages", 0) if told is None else told)
+
+    def _by_sequence_number(self) -> Uids:
+        """Ask so for all UIDs. The numbers move down with each EXPUNGE: a window that saw some is
+        read again from before it."""
+        uids = Uids([])
+        start, step = 1, min(_SEQUENCE_STEP, self._login.message_limit)
+        while start <= (exists := self._login.exists or 0):
             before = self._login.expunged
-            step = min(_SEQUENCE_STEP, self._login.message_limit)
-            stop = min(start + step - 1, self._login.exists)
+            stop = min(start + step - 1, exists)
             uids = uids.and_those_of(self._uids_by("FETCH {} (UID)", f"{start}:{stop}"))
             moved = self._login.expunged - before
             start = max(1, start - moved) if moved else stop + 1
-        return uids, len(uids) >= self._login.exists
+        return uids
 
     def _where_empty(self) -> contextlib.AbstractContextManager[None]:
         """Some servers refuse to look for anything in a folder without messages."""

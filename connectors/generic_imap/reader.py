@@ -337,11 +337,14 @@ def _judge_stand_ins(login: Login, replies: Replies, sender: Sender) -> None:
 def _samples(login: Login, count: int, size: int) -> list[bytes]:
     """Return how so many messages of the open folder begin, spread evenly from the oldest to the
     newest: those that the server hands out."""
-    last = (login.exists or 1) - 1
-    numbers = (
-        sorted({1 + last * index // (count - 1) for index in range(count)}) if last > 0 else [1]
-    )
-    command = f"FETCH {','.join(map(str, numbers))} (BODY.PEEK[]<0.{size}>)"
+    uids = list(listing.search(login, "1:*")) if login.wire.uid_only else []
+    last = (len(uids) or login.exists or 1) - 1
+    numbers = sorted({last * index // (count - 1) for index in range(count)}) if last > 0 else [0]
+    if uids:
+        command = f"UID FETCH {','.join(str(uids[n]) for n in numbers)}"
+    else:
+        command = f"FETCH {','.join(str(n + 1) for n in numbers)}"
+    command += f" (BODY.PEEK[]<0.{size}>)"
     _, untagged = login.wire.run(command.encode())
     found = (items_of(response).get(b"BODY[]<0>") for response in untagged)
     return [begin for begin in found if isinstance(begin, bytes) and begin]

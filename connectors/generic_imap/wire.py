@@ -46,6 +46,8 @@ _LITERAL = re.compile(rb"~?\{(\d+)\+?\}\r?\n$")
 _CAPABILITY = re.compile(rb"(?:^|\[)CAPABILITY ([^\]\r\n]*)", re.IGNORECASE)
 _TOKEN = re.compile(rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.|\\\Z)*)(?:"|\Z)|([^ ()"\r\n]+))')
 _ESCAPE = re.compile(rb"\\(.)")
+#: What stands for FETCH where no sequence numbers are told (RFC 9586): its number is the UID.
+_UIDFETCH = re.compile(rb"\A\* (\d{1,10}) UIDFETCH \(", re.IGNORECASE)
 
 #: A parsed response: atoms, strings and literals as bytes, NIL as None, parentheses as lists.
 Value = Any
@@ -129,7 +131,7 @@ class Wire:
             self._fill()
         line = self._buffer[self._position : end + 1]
         self._position = end + 1
-        return line
+        return _UIDFETCH.sub(rb"* \1 FETCH (UID \1 ", line) if self.uid_only else line
 
     def send(self, data: bytes) -> None:
         try:
@@ -152,6 +154,11 @@ class Wire:
     def alive(self) -> bool:
         """Whether the connection may be used: no command failed half-way."""
         return self._alive
+
+    @property
+    def uid_only(self) -> bool:
+        """Whether the server takes and tells no sequence numbers any more (RFC 9586)."""
+        return b"UIDONLY" in self.enabled
 
     # -- limits --------------------------------------------------------------------------------
 

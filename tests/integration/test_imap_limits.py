@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ingestion.models import IngestionSource, Placement
+from ingestion.models import FailedMessage, IngestionSource, Placement
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, PLAIN, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
@@ -59,3 +59,42 @@ def test_all_mail_is_archived_and_followed_some_messages_at_a_time(
     assert synced(source).status == "completed"
     assert archived(source) == held_by(server)
     assert list(Placement.objects.get(remote_id="1:2").labels) == ["\\Seen"]
+
+
+@pytest.mark.parametrize("repeats", [True, False], ids=["repeated", "said once"])
+def test_all_of_a_folder_is_seen_where_only_those_see_it_who_count_in_uids(
+    server: ImapScript, source: IngestionSource, repeats: bool
+) -> None:
+    """Yahoo: without UIDONLY (RFC 9586) no more than the newest messages exist."""
+    server.capabilities += ["ENABLE", "UIDONLY"]
+    server.view_limit, server.repeats_uids = _LIMIT, repeats
+    assert imported(source).status == "completed"
+    assert archived(source) == held_by(server)
+    for uid in range(5, 35, 2):
+        server.inbox.expunge(uid)
+    for _ in range(20):
+        deliver(server)
+    server.inbox.flag(2, b"\\Seen")
+    assert synced(source).status == "completed"
+    assert archived(source) == held_by(server)
+    assert list(Placement.objects.get(remote_id="1:2").labels) == ["\\Seen"]
+
+
+def test_a_capped_search_is_completed_without_sequence_numbers(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    server.capabilities += ["ENABLE", "UIDONLY"]
+    server.search_cap = 3
+    assert imported(source).status == "completed"
+    assert archived(source) == held_by(server)
+
+
+def test_refusals_are_told_from_an_outage_without_sequence_numbers(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    server.capabilities += ["ENABLE", "UIDONLY"]
+    for uid in range(2, 30):
+        server.inbox.mails[uid].refusal = b"NO [SERVERBUG] can't read it"
+    assert imported(source).status == "completed"
+    assert len(archived(source)) == 12
+    assert FailedMessage.objects.count() == 28

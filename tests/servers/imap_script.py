@@ -92,6 +92,11 @@ class ImapScript:
         #: To how many messages, the highest, one command applies (RFC 9738), and how it says so.
         self.message_limit: int | None = None
         self.message_limit_status = b"OK"
+        #: How many messages of a folder, the highest, are shown to who counts in sequence numbers
+        #: (Yahoo). A client that has enabled UIDONLY (RFC 9586) sees all of them.
+        self.view_limit: int | None = None
+        #: Whether a UIDFETCH repeats the UID among its items.
+        self.repeats_uids = False
         self.max_line = 8_192
         self.refuses_literals = False
         self.before_each_mail: Callable[[Client, int], None] = lambda _client, _uid: None
@@ -160,6 +165,7 @@ class Client:
     def __init__(self, server: ImapScript, connection: socket.socket) -> None:
         self.server, self.socket = server, connection
         self.box: Box | None = None
+        self.uid_only = False
         self.file = connection.makefile("rb")
         self.thread = threading.Thread(target=self._serve, name="imap-client", daemon=True)
 
@@ -248,6 +254,7 @@ class Client:
         return b"OK welcome" if good else b"NO [AUTHENTICATIONFAILED] Invalid credentials"
 
     def _do_enable(self, command: bytes) -> None:
+        self.uid_only = b"UIDONLY" in command and self.server.has("UIDONLY")
         self.send(b"* ENABLED " + command.partition(b" ")[2] + b"\r\n")
 
     def _do_id(self, _: bytes) -> None:
@@ -282,7 +289,7 @@ class Client:
 
     def _send_status(self, name: bytes, box: Box, items: bytes) -> None:
         values = {
-            b"MESSAGES": b"%d" % len(box.mails),
+            b"MESSAGES": b"%d" % len(self._shown(box)),
             b"UIDNEXT": b"%d" % box.next_uid,
             b"UIDVALIDITY": b"%d" % box.validity,
             b"HIGHESTMODSEQ": b"%d" % box.modseq,
@@ -299,7 +306,8 @@ class Client:
             self.box = None
             return box.refusal if box else b"NO [NONEXISTENT] no such folder"
         self.box = box
-        self.send(b"* FLAGS (\\Seen)\r\n* %d EXISTS\r\n* 0 RECENT\r\n" % len(box.mails))
+        self.send(b"* FLAGS (\\Seen)\r\n* %d EXISTS\r\n" % len(self._shown(box)))
+        self.send(b"* 0 RECENT\r\n")
         self.send(b"* OK [UIDVALIDITY %d] ok\r\n" % box.validity)
         self.send(b"* OK [UIDNEXT %d] ok\r\n" % box.next_uid)
         if self.server.has("CONDSTORE"):
@@ -314,7 +322,7 @@ class Client:
     def _do_uid_search(self, command: bytes) -> bytes:
         assert self.box is not None
         wanted = re.search(rb" UID ([0-9:,*]+)$", command)
-        uids = self._uids(wanted[1]) if wanted else sorted(self.box.mails)
+        uids = self._uids(wanted[1]) if wanted else self._shown(self.box)
         uids, status = self._limited(uids)
         if self.server.search_cap is not None:
             uids = uids[: self.server.search_cap]
@@ -338,9 +346,11 @@ class Client:
 
     def _do_fetch(self, command: bytes) -> bytes:
         assert self.box is not None
+        if self.uid_only:
+            return b"BAD [UIDREQUIRED] no sequence numbers any more"
         found = re.match(rb"FETCH (\S+) \((.*)\)$", command)
         assert found
-        ordered = sorted(self.box.mails)
+        ordered = self._shown(self.box)
         numbers = _numbers(found[1], len(ordered))
         uids, status = self._limited([ordered[n - 1] for n in numbers if n <= len(ordered)])
         refusal = self._fetch(uids, found[2])
@@ -366,7 +376,7 @@ class Client:
     def _fetch(self, uids: Sequence[int], items: bytes) -> bytes:
         assert self.box is not None
         wants_body = b"BODY" in items
-        numbers = {uid: number for number, uid in enumerate(sorted(self.box.mails), 1)}
+        numbers = {uid: number for number, uid in enumerate(self._shown(self.box), 1)}
         for uid in uids:
             mail = self.box.mails.get(uid)
             if mail is None:
@@ -376,7 +386,13 @@ class Client:
                 return refusal
             if wants_body:
                 self.server.before_each_mail(self, uid)
-            self.send(b"* %d FETCH (%s)\r\n" % (numbers[uid], self._items(uid, mail, items)))
+            told = self._items(uid, mail, items)
+            if not self.uid_only:
+                self.send(b"* %d FETCH (%s)\r\n" % (numbers[uid], told))
+                continue
+            if not self.server.repeats_uids:
+                told = re.sub(rb"^UID \d+ ?", b"", told)
+            self.send(b"* %d UIDFETCH (%s)\r\n" % (uid, told))
         return b"OK"
 
     def _items(self, uid: int, mail: Mail, items: bytes) -> bytes:
@@ -401,11 +417,16 @@ class Client:
 
     def _uids(self, text: bytes) -> list[int]:
         assert self.box is not None
-        highest = max(self.box.mails, default=0)
-        wanted = _ranges(text, highest)
-        return [
-            uid for uid in sorted(self.box.mails) if any(low <= uid <= high for low, high in wanted)
-        ]
+        shown = self._shown(self.box)
+        wanted = _ranges(text, max(shown, default=0))
+        return [uid for uid in shown if any(low <= uid <= high for low, high in wanted)]
+
+    def _shown(self, box: Box) -> list[int]:
+        """Return the UIDs that this client sees, in order."""
+        uids = sorted(box.mails)
+        return (
+            uids if self.uid_only or not self.server.view_limit else uids[-self.server.view_limit :]
+        )
 
 
 def _ranges(text: bytes, highest: int) -> list[tuple[int, int]]:
