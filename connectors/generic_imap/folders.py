@@ -1,5 +1,6 @@
 """Listing the folders of an account: one or two round trips for any number."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ _NAMES = {
 }
 #: Of 2**63 - 1, the largest number of IMAP (RFC 7162 section 7).
 MAX_DIGITS = 19
+_LISTED = re.compile(rb'LIST \([^)]*\) (?:"\\?."|\S+) +(.+?)\r?\n\Z', re.IGNORECASE)
 _UNREADABLE = {b"\\NOSELECT", b"\\NONEXISTENT"}
 _STATUS_BATCH = 100
 _CONTROLS = {code: 0xE000 + code for code in (*range(32), *range(127, 160))}
@@ -148,11 +150,27 @@ def _read(untagged: Sequence[list[bytes]]) -> tuple[list[_Entry], dict[bytes, di
         if kind == b"LIST" and len(values) >= 4:
             attributes = {a.upper() for a in values[1] or [] if isinstance(a, bytes)}
             delimiter = values[2] if isinstance(values[2], bytes) else None
-            name = _name(values[3])
+            name = _name(values[3] if _is_whole(values[4:]) else _unquoted(response, values[3]))
             listed.setdefault(name, (attributes, delimiter, name))
         elif kind == b"STATUS" and len(values) >= 3 and isinstance(values[2], list):
             states[_name(values[1])] = _state(wire.pairs(values[2]))
     return list(listed.values()), states
+
+
+def _is_whole(rest: Sequence[Any]) -> bool:
+    """Tell whether what follows a folder's name is of LIST-EXTENDED: [tag, value, ...], or nothing
+    (RFC 9051 section 9, mbox-list-extended)."""
+    return not rest or (len(rest) == 1 and isinstance(rest[0], list) and len(rest[0]) % 2 == 0)
+
+
+def _unquoted(response: Sequence[bytes], otherwise: Any) -> Any:
+    """Return the name of a folder that a server wrote without the quotes or escapes it needs: all
+    to the end of the line."""
+    found = _LISTED.match(response[0]) if len(response) == 1 else None
+    if found is None:
+        return otherwise
+    name = found[1]
+    return name[1:-1] if len(name) > 1 and name[:1] == name[-1:] == b'"' else name
 
 
 def _name(value: Any) -> bytes:

@@ -45,7 +45,8 @@ _STATUS = re.compile(rb"\* (?:OK|NO|BAD|BYE|PREAUTH)\b", re.IGNORECASE)
 _LITERAL = re.compile(rb"~?\{(\d+)\+?\}\r?\n$")
 _CAPABILITY = re.compile(rb"(?:^|\[)CAPABILITY ([^\]\r\n]*)", re.IGNORECASE)
 _TOKEN = re.compile(rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.|\\\Z)*)(?:"|\Z)|([^ ()"\r\n]+))')
-_ESCAPE = re.compile(rb"\\(.)")
+#: Before anything else a backslash is one that a server forgot to escape.
+_ESCAPE = re.compile(rb'\\(["\\])')
 #: What stands for FETCH where no sequence numbers are told (RFC 9586): its number is the UID.
 _UIDFETCH = re.compile(rb"\A\* (\d{1,10}) UIDFETCH \(", re.IGNORECASE)
 

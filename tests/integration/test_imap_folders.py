@@ -125,6 +125,34 @@ def test_what_is_flagged_is_no_folder_and_what_is_called_all_is_read(
     assert {folder for folder, _ in archived(source)} == {"INBOX", "Work", "All Mail"}
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        (b"My Folder", b"My Folder"),
+        (b"My (old)", b"My (old)"),
+        (b"My (old) Folder", b"My (old) Folder"),
+        (b'"5" disks"', b'5" disks'),
+        (b'"a\\b"', b"a\\b"),
+        (b'"Work" ("CHILDINFO" ("SUBSCRIBED"))', b"Work"),
+    ],
+)
+def test_a_name_that_lacks_quotes_or_escapes_is_read_whole(
+    server: ImapScript, source: IngestionSource, written: bytes, name: bytes
+) -> None:
+    server.boxes = {b"INBOX": Box()}
+    add(server, name)
+
+    def answer(client: Client, tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"LIST"):
+            client.send(b'* LIST () "/" INBOX\r\n* LIST () "/" ' + written + b"\r\n")
+            client.send(tag + b" OK done\r\n")
+        return command.startswith(b"LIST")
+
+    server.hooks.append(answer)
+    assert imported(source).status == "completed"
+    assert archived(source) == held_by(server)
+
+
 @pytest.mark.parametrize("drafts", [False, True])
 def test_drafts_of_gmail_are_left_out_unless_they_are_wanted(drafts: bool) -> None:
     with ImapScript(capabilities=GMAIL) as server:
