@@ -157,6 +157,11 @@ def test_doctor_tells_of_a_database_that_is_older_than_the_archive(
     told = storage_of(manage)
     assert told["state"] == "problem"
     assert "rebuild_archive_index" in told["advice"]
+    status = manage.here("source_status", str(source.pk))
+    assert status.code == 1
+    assert "rebuild_archive_index" in status.stdout
+    manage.here("rebuild_archive_index")
+    assert "rebuild_archive_index" not in manage.here("source_status", str(source.pk)).stdout
 
 
 def test_doctor_tells_of_an_archive_that_is_older_than_the_database(

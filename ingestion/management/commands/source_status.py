@@ -17,6 +17,7 @@ from ingestion.management.presentation import (
     when,
 )
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
+from ingestion.services import housekeeping
 
 _MAX_FAILURES = 1_000
 _SHOWN_FAILURES = 20
@@ -28,8 +29,9 @@ class Command(OperatorCommand):
         "Show how the sources are: status, progress, counts, last and next sync. Named ones are "
         "shown in full, with what is left out, failed messages and history. Ends with 1 where one "
         "needs somebody: in error, its check failing, a sign-in awaited, not archived for longer "
-        "than 3 of its intervals (at least 15 minutes), or with mailboxes, folders or messages "
-        "that could not be had."
+        "than 3 of its intervals (at least 15 minutes), with mailboxes, folders or messages that "
+        "could not be had; a named one also where its archive holds mail that the database does "
+        "not know."
     )
     example = (
         'manage.py source_status\nmanage.py source_status "Alice"\n'
@@ -49,7 +51,8 @@ class Command(OperatorCommand):
             chosen = list(IngestionSource.objects.filter(deleted_at=None))
             objects = source_objects(chosen)
             self.report({"sources": objects}, _overview(objects, chosen))
-        return Exit.PROBLEM if any(shown["attention"] for shown in objects) else Exit.OK
+        wrong = any(shown["attention"] or shown.get("unknownPack") for shown in objects)
+        return Exit.PROBLEM if wrong else Exit.OK
 
     def _show_in_full(self, chosen: list[IngestionSource]) -> list[dict[str, Any]]:
         objects = source_objects(chosen)
@@ -57,6 +60,7 @@ class Command(OperatorCommand):
             shown["mailboxes"] = [_mailbox_object(m) for m in source.mailboxes.all()]
             shown["failures"] = [_failure_object(f) for f in _failures(source)[:_MAX_FAILURES]]
             shown["runs"] = [run_object(run) for run in _runs(source)]
+            shown["unknownPack"] = housekeeping.unknown_pack(source.pk)
         text = "\n\n".join(
             "\n".join(_in_full(source, shown))
             for source, shown in zip(chosen, objects, strict=True)
@@ -142,6 +146,12 @@ def _in_full(source: IngestionSource, shown: dict[str, Any]) -> Iterator[str]:
     if shown["attention"]:
         yield "\nNeeds attention:"
         yield from _attention(shown)
+    if shown["unknownPack"]:
+        yield (
+            f"\nThe archive holds mail that the database does not know, in the pack "
+            f"{shown['unknownPack']}: was the database restored from an older backup? "
+            "rebuild_archive_index takes in what it lacks."
+        )
     yield from _left_out(shown)
     yield from _failure_lines(source)
     yield from _history(source)
