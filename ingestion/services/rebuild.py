@@ -143,9 +143,8 @@ class _Rebuild:
                 self._take_in_batch(pack, batch)
         except (Corrupt, OSError) as error:
             self._report(pack, str(error))
-        if (
-            self.result.damaged == damaged
-        ):  # so all that the pack holds has a row, here or elsewhere
+        if self.result.damaged == damaged:
+            # All of it has rows now, some perhaps with another pack: none is missing in this one.
             count = Message.objects.filter(pack=pack.pack_id).count()
             Pack.objects.filter(pk=pack.pack_id).update(message_count=count)
         self.result.packs += 1
