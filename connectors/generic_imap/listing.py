@@ -2,7 +2,8 @@
 
 A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or null,
 "u": the UIDNEXT that the server told or null, "c": message count or null, "t": when all UIDs were
-listed last (Unix time), "done": whether the folder had been listed to its end}.
+listed last (Unix time), "k": what the highest messages were (digests by UID; only where numbers are
+provisional), "done": whether the folder had been listed to its end}.
 
     first listing   all UIDs, in pages (with sizes, dates and flags where those matter before the
                     download); the last page says what is present, for the case that an earlier
@@ -19,10 +20,14 @@ UIDNEXT is believed only where it was right the last time: a server that does no
 it wrongly, is asked. One below what was told before means that UIDs are given out again. Whenever
 all UIDs are listed, those below "n" are told again, for a message that came late: servers that
 copy, bridge or cluster number some in hindsight. That happens now and then in any case.
+
+Courier keeps the numbers that EXAMINE told only once somebody opens the folder to write, and by
+then a message may have come between: the highest ones are compared with what they were.
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +66,10 @@ _FLAGS_WINDOW = 20_000
 #: messages must be described for it.
 _AUDIT_SECONDS, _DESCRIBED_AUDIT_SECONDS = 86_400, 7 * 86_400
 
+#: So many messages are compared, by so much of their beginning. One that comes between moves all
+#: that are above it: a single one would do, were none of them ever deleted.
+_COMPARED, _COMPARED_BYTES = 10, 2_000
+
 _COUNT = re.compile(rb" *(\d+) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
 _CLOSED = re.compile(rb"OK +\[CLOSED\]", re.IGNORECASE)
 _LIMITED = re.compile(rb"(?:OK|NO) +\[MESSAGELIMIT \d{1,10} (\d{1,10})\]", re.IGNORECASE)
@@ -76,6 +85,8 @@ class Opened:
     #: None where it did not tell.
     count: int | None
     modseq: int | None
+    #: Whether UIDs may be given to other messages yet: of servers that tell no UIDNEXT here.
+    provisional: bool
 
 
 def examine(login: Login, folder: RemoteFolder) -> Opened:
@@ -99,12 +110,11 @@ def examine(login: Login, folder: RemoteFolder) -> Opened:
         raise FolderRefused("The server gives this folder no UIDVALIDITY.", code="no_uidvalidity")
     login.opened = (folder.remote_id, validity)
     login.exists, login.expunged = _number(rb"(?m)^ *(\d+) +EXISTS\b", text), 0
-    next_uid = _number(rb"\[UIDNEXT (\d+)\]", text)
+    next_uid = told = _number(rb"\[UIDNEXT (\d+)\]", text)
     if not next_uid and folder.state.get("uidvalidity") == validity:
         next_uid = folder.state.get("uidnext")  # some tell it in STATUS alone
-    return Opened(
-        validity, next_uid or None, login.exists, _number(rb"\[HIGHESTMODSEQ (\d+)\]", text) or None
-    )
+    modseq = _number(rb"\[HIGHESTMODSEQ (\d+)\]", text) or None
+    return Opened(validity, next_uid or None, login.exists, modseq, provisional=not told)
 
 
 def opened(login: Login, folder: RemoteFolder) -> int:
@@ -191,6 +201,7 @@ class _Listing:
     def follow(self) -> Iterator[Page]:
         """List what changed since a complete pass."""
         opened, since = self._opened, self._since
+        self._compare()
         new = Uids([])
         if not opened.next_uid == since["n"] == since.get("u", since["n"]):
             # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
@@ -244,7 +255,30 @@ class _Listing:
         certain = certain and following == told
         count = opened.count if certain else None
         cursor = {"v": opened.validity, "n": following, "u": opened.next_uid, "m": opened.modseq}
+        if opened.provisional:
+            known = Uids((int(uid), int(uid)) for uid in self._since.get("k", ()))
+            cursor["k"] = self._looks(known.and_those_of(uids).highest(_COMPARED))
         return {**cursor, "c": count, "t": self._listed_at, "done": True}
+
+    def _compare(self) -> None:
+        """Raise IdsReused where the highest messages are not those that had these UIDs."""
+        known = self._since.get("k") or {}
+        now = self._looks(Uids((int(uid), int(uid)) for uid in known))
+        if any(known[uid] != look for uid, look in now.items()):
+            raise IdsReused("The server gave UIDs of this folder to other messages.")
+
+    def _looks(self, uids: Uids) -> dict[str, str]:
+        """Return a digest of how messages begin, by UID: of those that are there."""
+        looks = {}
+        items = f"UID RFC822.SIZE BODY.PEEK[]<0.{_COMPARED_BYTES}>"
+        if len(uids):
+            with contextlib.suppress(CommandRefused):
+                for response in self._run(f"UID FETCH {{}} ({items})", str(uids)):
+                    said = response[0].partition(b"(")[2]
+                    if len(response) > 1 and (uid := uid_of(said)) is not None:
+                        look = hashlib.sha256(b"".join([said, *response[1:]]))
+                        looks[str(uid)] = look.hexdigest()[:16]
+        return looks
 
     # -- which UIDs there are --------------------------------------------------------------------
 

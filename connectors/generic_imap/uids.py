@@ -82,6 +82,16 @@ class Uids:
         """Return those below `end`."""
         return Uids((low, min(high, end - 1)) for low, high in self._ranges if low < end)
 
+    def highest(self, count: int) -> "Uids":
+        """Return the highest, at most so many."""
+        kept: list[tuple[int, int]] = []
+        for low, high in reversed(self._ranges):
+            if count <= 0:
+                break
+            kept.append((max(low, high - count + 1), high))
+            count -= high - kept[-1][0] + 1
+        return Uids(kept)
+
     def commands(self) -> Iterator["Uids"]:
         """Cut into sets that fit a command line of the strictest servers."""
         part: list[tuple[int, int]] = []

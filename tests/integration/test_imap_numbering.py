@@ -128,6 +128,34 @@ def test_a_folder_whose_status_is_stale_is_looked_into_once_a_day(
     assert archived(source) == held_by(server)
 
 
+@pytest.mark.parametrize("gone", [(), (31, 41)], ids=["all there", "some deleted"])
+def test_a_message_that_takes_the_number_of_another_is_archived(
+    source: IngestionSource, monkeypatch: pytest.MonkeyPatch, gone: tuple[int, ...]
+) -> None:
+    """Courier keeps the numbers that EXAMINE told only once somebody SELECTs: a delivery that began
+    earlier and ended later then has the number under which another was seen."""
+    with ImapScript(capabilities=PLAIN) as server:
+        for uid in (1, 11, 21, 31, 41):
+            deliver(server, uid)
+        told(monkeypatch, rb"\* OK \[UIDNEXT \d+\] ok\r\n", b"")
+        source = imap_source.create(server, name="Courier")
+        imported(source)
+        deliver(server, 51)
+        synced(source)
+        for uid in gone:
+            server.inbox.expunge(uid)
+        seen = server.inbox.mails.pop(51)
+        deliver(server, 51, text="began earlier")
+        server.inbox.deliver(seen.body)
+        synced(source)
+        assert archived(source) == held_by(server)
+        deliver(server)
+        del server.commands[:]
+        synced(source)
+        assert archived(source) == held_by(server)
+        assert len(server.asked(b"BODY.PEEK[])")) == 1  # of the new one: nothing begins anew
+
+
 def a_day_ago(folder: Folder) -> dict[str, Any]:
     """Return the folder's cursor, as if all of it had been listed a day before it was."""
     cursor = folder.cursor

@@ -410,9 +410,9 @@ class Client:
             b"X-GM-LABELS": b"X-GM-LABELS (" + mail.labels + b")",
             b"BODY.PEEK[]": b"BODY[] " + (body if mail.answer is None else mail.answer),
         }
-        if part := re.fullmatch(rb"BODY\.PEEK\[\]<0\.(\d+)>", items):
+        if part := re.search(rb"BODY\.PEEK\[\]<0\.(\d+)>", items):
             begin = mail.body[: int(part[1])]
-            return b"BODY[]<0> {%d}\r\n%s" % (len(begin), begin)
+            values[part[0]] = b"BODY[]<0> {%d}\r\n%s" % (len(begin), begin)
         return b" ".join(values[item] for item in self.server.arranged(items.split()))
 
     def _uids(self, text: bytes) -> list[int]:
