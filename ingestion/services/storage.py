@@ -7,6 +7,7 @@ archived. So the archive has a mark, `.installation`, with an id that the databa
 
 import contextlib
 import os
+import uuid
 from pathlib import Path
 
 from django.conf import settings
@@ -25,7 +26,8 @@ def require() -> None:
     """
     mark, installation = _mark(), Installation.objects.filter(pk=1).first()
     if installation is None or not installation.archive_marked:
-        _refuse_what_is_not_new(mark)
+        if installation is None or mark != str(installation.archive_id):
+            _refuse_what_is_not_new(mark)
         _make_ours()
     elif mark is None:
         raise WrongArchive(
@@ -73,7 +75,7 @@ def _make_ours() -> None:
     installation, _ = Installation.objects.get_or_create(pk=1)
     root: Path = settings.ARCHIVE_DIR
     root.mkdir(parents=True, exist_ok=True)
-    partial = root / f"{MARK}.{os.getpid()}"
+    partial = root / f"{MARK}.{uuid.uuid4().hex}"
     with partial.open("w") as file:
         file.write(f"{installation.archive_id}\n")
         file.flush()

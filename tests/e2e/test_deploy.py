@@ -83,10 +83,14 @@ def test_ctrl_c_in_the_middle_of_a_statement_gives_the_lease_back(due: Mailbox) 
     assert held is not None
     main = threading.get_ident()
     timer = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist ignores it
     timer.start()
-    with pytest.raises(KeyboardInterrupt), held, connection.cursor() as cursor:
-        cursor.execute("SELECT pg_sleep(5)")
-    timer.join()
+    try:
+        with pytest.raises(KeyboardInterrupt), held, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_sleep(5)")
+    finally:
+        timer.join()
+        signal.signal(signal.SIGINT, before)
     row = Mailbox.objects.get()
     assert (row.lease_expires_at, row.worker_deaths) == (None, 0)
     again = lease.acquire(due.pk)

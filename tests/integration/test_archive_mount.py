@@ -1,6 +1,7 @@
 """The archive's volume may be away, or another: nothing is written then, and everybody says so."""
 
 import shutil
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 
+from ingestion.archive.store import store
 from ingestion.errors import WrongArchive
 from ingestion.models import IngestionSource, Installation, Mailbox, Message, Pack, Placement, Run
 from ingestion.services import discovery, housekeeping, sources, storage, sync
@@ -172,3 +175,29 @@ def test_doctor_tells_of_an_archive_that_is_older_than_the_database(
     told = storage_of(manage)
     assert told["state"] == "problem"
     assert "does not hold the pack" in told["message"]
+
+
+def test_many_workers_may_be_the_first_at_once(archive: Path, db: None) -> None:
+    """Each writes as soon as it may: what another wrote meanwhile is of this installation."""
+    start = threading.Barrier(8)
+    said: list[str] = []
+
+    def work() -> None:
+        try:
+            start.wait(20)
+            storage.require()
+            with store().writer(uuid.uuid4()) as writer:
+                storage.require()
+                writer.commit()
+        except OSError as error:
+            said.append(str(error))
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == []
+    assert [path.name for path in archive.iterdir() if path.is_file()] == [".installation"]
