@@ -2,8 +2,9 @@
 
 A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or null,
 "u": the UIDNEXT that the server told or null, "c": message count or null, "t": when all UIDs were
-listed last (Unix time), "k": what the highest messages were (digests by UID; only where numbers are
-provisional), "done": whether the folder had been listed to its end}.
+listed last (Unix time), "k": where numbers are provisional, how many messages there were ("of", or
+null) and what the highest were ("looks": digests by UID), "done": whether the folder had been
+listed to its end}.
 
     first listing   all UIDs, in pages (with sizes, dates and flags where those matter before the
                     download); the last page says what is present, for the case that an earlier
@@ -22,7 +23,9 @@ all UIDs are listed, those below "n" are told again, for a message that came lat
 copy, bridge or cluster number some in hindsight. That happens now and then in any case.
 
 Courier keeps the numbers that EXAMINE told only once somebody opens the folder to write, and by
-then a message may have come between: the highest ones are compared with what they were.
+then a message may have come between: the highest ones are compared with what they were. Until then
+each EXAMINE has another UIDVALIDITY, too: while the folder looks as it did, it is not read again,
+but for once in a while.
 """
 
 import contextlib
@@ -134,9 +137,15 @@ def changes(
     """
     state = folder.state
     if since is not None:
-        if state.get("uidvalidity", since["v"]) != since["v"]:
+        same = state.get("uidvalidity", since["v"]) == since["v"]
+        if not same and not since.get("k"):
             raise CursorExpired("The folder's UIDVALIDITY changed.")
-        if since["done"] and _unchanged(state, since) and not _audit_is_due(since, describe):
+        if (
+            same
+            and since["done"]
+            and _unchanged(state, since)
+            and not _audit_is_due(since, describe)
+        ):
             return
     login = connect()
     describe = describe or login.has_stable_ids
@@ -144,12 +153,14 @@ def changes(
     if since is None:
         since = {"v": found.validity, "n": 1, "u": found.next_uid, "m": found.modseq}
         since |= {"c": None, "t": 0, "done": False}
+    listing = _Listing(login, folder, found, since, describe=describe)
     if found.validity != since["v"]:
+        if found.provisional and not _audit_is_due(since, describe) and listing.looks_the_same():
+            return
         raise CursorExpired("The folder's UIDVALIDITY changed.")
     told = since.get("u", since["n"])
     if found.next_uid is not None and told is not None and found.next_uid < told:
         raise IdsReused("The server gives UIDs out again, under the same UIDVALIDITY.")
-    listing = _Listing(login, folder, found, since, describe=describe)
     yield from listing.follow() if since["done"] else listing.first()
 
 
@@ -248,7 +259,7 @@ class _Listing:
         return described(self._login, validity, uids)
 
     def _last_cursor(self, uids: Uids, *, certain: bool) -> dict[str, Any]:
-        opened = self._opened
+        opened, whole = self._opened, certain
         told = opened.next_uid or 1
         following = max(self._since["n"], told, uids.last + 1)
         # Beyond UIDNEXT: came after EXAMINE counted, or a server that counts wrongly.
@@ -256,16 +267,26 @@ class _Listing:
         count = opened.count if certain else None
         cursor = {"v": opened.validity, "n": following, "u": opened.next_uid, "m": opened.modseq}
         if opened.provisional:
-            known = Uids((int(uid), int(uid)) for uid in self._since.get("k", ()))
-            cursor["k"] = self._looks(known.and_those_of(uids).highest(_COMPARED))
+            highest = self._compared().and_those_of(uids).highest(_COMPARED)
+            cursor["k"] = {"of": opened.count if whole else None, "looks": self._looks(highest)}
         return {**cursor, "c": count, "t": self._listed_at, "done": True}
 
     def _compare(self) -> None:
         """Raise IdsReused where the highest messages are not those that had these UIDs."""
-        known = self._since.get("k") or {}
-        now = self._looks(Uids((int(uid), int(uid)) for uid in known))
-        if any(known[uid] != look for uid, look in now.items()):
-            raise IdsReused("The server gave UIDs of this folder to other messages.")
+        for uid, look in self._looks(self._compared()).items():
+            if self._since["k"]["looks"][uid] != look:
+                raise IdsReused("The server gave UIDs of this folder to other messages.")
+
+    def looks_the_same(self) -> bool:
+        """Tell whether there are as many messages as when the folder was listed, and the highest
+        are the same under the same UIDs."""
+        known = self._since.get("k") or {"of": None}
+        as_many = known["of"] is not None and known["of"] == self._opened.count
+        return as_many and self._looks(self._compared()) == known["looks"]
+
+    def _compared(self) -> Uids:
+        looks = (self._since.get("k") or {"looks": ()})["looks"]
+        return Uids((int(uid), int(uid)) for uid in looks)
 
     def _looks(self, uids: Uids) -> dict[str, str]:
         """Return a digest of how messages begin, by UID: of those that are there."""

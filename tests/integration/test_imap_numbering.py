@@ -156,6 +156,40 @@ def test_a_message_that_takes_the_number_of_another_is_archived(
         assert len(server.asked(b"BODY.PEEK[])")) == 1  # of the new one: nothing begins anew
 
 
+def test_a_folder_that_is_numbered_anew_each_time_is_read_again_only_where_it_changed(
+    source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Courier, a folder that no program has opened to write: another UIDVALIDITY at each EXAMINE."""
+    with ImapScript(capabilities=PLAIN) as server:
+        for uid in range(1, 16):
+            deliver(server, uid)
+        told(monkeypatch, rb"\* OK \[UIDNEXT \d+\] ok\r\n", b"")
+
+        def number_anew(_client: Client, _tag: bytes, command: bytes) -> bool:
+            server.inbox.validity += command.startswith((b"EXAMINE", b"STATUS"))
+            return False
+
+        server.hooks.append(number_anew)
+        source = imap_source.create(server, name="Courier")
+        imported(source)
+        for _ in range(2):
+            del server.commands[:]
+            assert synced(source).status == "completed"
+            assert not server.asked(b"BODY.PEEK[])")
+        deliver(server, text="new")
+        synced(source)
+        assert sorted(archived(source).values()) == sorted(held_by(server).values())
+        server.inbox.expunge(15)
+        deliver(server, text="newer")
+        synced(source)
+        assert sorted(archived(source).values()) == sorted(held_by(server).values())
+        Folder.objects.update(cursor=a_day_ago(Folder.objects.get(mailbox__source=source)))
+        del server.commands[:]
+        synced(source)
+        assert server.asked(b"BODY.PEEK[])")
+        assert Message.objects.count() == 17
+
+
 def a_day_ago(folder: Folder) -> dict[str, Any]:
     """Return the folder's cursor, as if all of it had been listed a day before it was."""
     cursor = folder.cursor
