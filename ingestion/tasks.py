@@ -10,7 +10,6 @@ from kombu.exceptions import OperationalError
 from ingestion.models import IngestionSource
 from ingestion.services import dispatch as dispatching
 from ingestion.services import housekeeping as housekeeper
-from ingestion.services import places
 
 log = structlog.get_logger(__name__)
 
@@ -27,30 +26,28 @@ def dispatch() -> None:
 
 @shared_task
 def check_source(pk: str) -> None:
-    dispatching.do(dispatching.Doorbell("check", uuid.UUID(pk)))
+    _do("check", pk)
 
 
 @shared_task
 def discover(pk: str) -> None:
-    dispatching.do(dispatching.Doorbell("discover", uuid.UUID(pk)))
+    _do("discover", pk)
     dispatch()
 
 
 @shared_task
 def sync_mailbox(pk: str) -> None:
-    bell = dispatching.Doorbell("mailbox", uuid.UUID(pk))
-    if dispatching.do(bell):
-        _ring(bell)
+    _do("mailbox", pk)
 
 
 @shared_task
 def delete_source(pk: str) -> None:
-    dispatching.do(dispatching.Doorbell("delete", uuid.UUID(pk)))
+    _do("delete", pk)
 
 
 @shared_task
 def housekeeping() -> None:
-    with places.cleaning_up.taken("housekeeping") as free:
+    with dispatching.cleaning_up.taken("housekeeping") as free:
         if free:
             housekeeper.collect_orphans()
 
@@ -61,6 +58,11 @@ _TASKS = {
     "mailbox": sync_mailbox,
     "delete": delete_source,
 }
+
+
+def _do(kind: dispatching.Kind, pk: str) -> None:
+    if bell := dispatching.do(dispatching.Doorbell(kind, uuid.UUID(pk))):
+        _ring(bell)
 
 
 def _ring(bell: dispatching.Doorbell) -> None:

@@ -21,7 +21,8 @@ from django.db.models.functions import Now
 from ingestion.crypto import key_id
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import deletion, discovery, lease, places, runs, sources, sync
+from ingestion.services import deletion, discovery, lease, runs, sources, sync
+from ingestion.services.places import Places
 from ingestion.services.status import SYSTEM
 from ingestion.states import SourceStatus
 
@@ -42,6 +43,10 @@ class Doorbell:
     kind: Kind
     pk: uuid.UUID
 
+
+#: Of the eight threads of `control` (Procfile): two are always left for dispatching.
+asking_providers = Places[Doorbell](4, each=2)
+cleaning_up = Places[Doorbell](2, each=1)
 
 _RUNG = "(rung_at IS NULL OR rung_at < now() - %(again)s OR rung_at > now())"
 
@@ -188,37 +193,38 @@ def _work_once(source: IngestionSource, run: Run) -> None:
     runs.finish_if_done(run.pk)
 
 
-def do(bell: Doorbell) -> bool:
-    """Do the work of one doorbell; tell whether the same row has more to do at once.
+def do(bell: Doorbell) -> Doorbell | None:
+    """Do the work of one doorbell; return what is to be rung for at once, now that this is done.
 
-    Where no place is free for it, nothing: it is rung for again.
+    That is the same mailbox, where it has more to do, or what found no place before.
     """
     if bell.kind == "mailbox":
-        return sync.sync_mailbox(bell.pk)
+        return bell if sync.sync_mailbox(bell.pk) else None
     if bell.kind == "delete":
-        with places.cleaning_up.taken(bell.pk) as free:
+        with cleaning_up.taken(bell.pk, bell) as free:
             if free:
                 deletion.delete_source(bell.pk)
-    elif bell.kind == "discover":
+        return cleaning_up.next()
+    if bell.kind == "discover":
         owner = Run.objects.filter(pk=bell.pk).values_list("source__owner_id", flat=True).first()
-        with places.asking_providers.taken(owner) as free:
+        with asking_providers.taken(owner, bell) as free:
             if free:
                 discovery.discover(bell.pk)
     else:
-        _check(bell.pk)
-    return False
+        _check(bell)
+    return asking_providers.next()
 
 
-def _check(source_id: uuid.UUID) -> None:
+def _check(bell: Doorbell) -> None:
     source = IngestionSource.objects.filter(
-        pk=source_id, status=SourceStatus.PENDING_AUTH, deleted_at=None
+        pk=bell.pk, status=SourceStatus.PENDING_AUTH, deleted_at=None
     ).first()
     if source is None:
         return
-    with places.asking_providers.taken(source.owner_id) as free:
+    with asking_providers.taken(source.owner_id, bell) as free:
         if not free:
             return
         try:
             sources.verify(source, actor=SYSTEM)
         except LostRace:  # it was deleted or changed meanwhile: nobody waits for the verdict
-            log.info("check_overtaken", source=str(source_id))
+            log.info("check_overtaken", source=str(bell.pk))

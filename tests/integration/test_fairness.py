@@ -17,9 +17,12 @@ from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services import dispatch
 from ingestion.services.places import Places
 from tests.e2e.rows import a_source
+from tests.servers.imap_script import ImapScript
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
+
+SOURCES = 40
 
 
 def test_bells_come_in_the_order_of_how_long_each_waits(owner: User) -> None:
@@ -40,7 +43,7 @@ def test_bells_come_in_the_order_of_how_long_each_waits(owner: User) -> None:
 
 
 def test_places_are_bounded_in_all_and_for_each() -> None:
-    places = Places(3, each=2)
+    places = Places[str](3, each=2)
     with places.taken("a") as one, places.taken("a") as two, places.taken("a") as three:
         assert (one, two, three) == (True, True, False)
         with places.taken("b") as four, places.taken("c") as five:
@@ -52,11 +55,39 @@ def test_places_are_bounded_in_all_and_for_each() -> None:
 
 
 def test_places_are_given_back_after_an_error() -> None:
-    places = Places(1, each=1)
+    places = Places[str](1, each=1)
     for _ in range(3):
         with pytest.raises(ValueError, match="once"), places.taken("a") as free:
             assert free
             raise ValueError("once")
+
+
+def test_who_finds_no_place_stands_in_line_and_owners_take_turns() -> None:
+    places = Places[str](2, each=1)
+    with places.taken("a"), places.taken("b"):
+        for work in ("a1", "a2", "b1", "b2", "a1"):
+            with places.taken(work[0], work) as free:
+                assert not free
+        assert places.next() is None
+    assert [places.next() for _ in range(5)] == ["a1", "b1", "a2", "b2", None]
+
+
+@pytest.mark.timeout(180)
+def test_one_persons_many_sources_do_not_wait_for_the_next_round_of_bells(
+    service: "Service", api: httpx.Client, wait_for: Callable[..., Any]
+) -> None:
+    """Checks that take no time: what finds no place has one as soon as another is done."""
+    with ImapScript() as script:
+        for number in range(SOURCES):
+            config = {
+                "host": "127.0.0.1", "port": script.port, "secure": False,
+                "username": "me@example.com", "password": script.password,
+            }  # fmt: skip
+            body = {"name": f"{number}", "provider": "generic_imap", "providerConfig": config}
+            assert api.post("/ingestion", json=body).status_code == 201
+        unchecked = IngestionSource.objects.filter(status="pending_auth")
+        IngestionSource.objects.update(status="pending_auth", proven_at=None, rung_at=None)
+        wait_for(lambda: not unchecked.exists(), dispatch.RING_AGAIN_SECONDS * SOURCES / 10)
 
 
 @pytest.fixture
