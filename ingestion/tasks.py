@@ -8,6 +8,7 @@ from django.db import transaction
 from kombu.exceptions import OperationalError
 
 from ingestion.models import IngestionSource
+from ingestion.services import clocks
 from ingestion.services import dispatch as dispatching
 from ingestion.services import housekeeping as housekeeper
 
@@ -49,6 +50,7 @@ def delete_source(pk: str) -> None:
 def housekeeping() -> None:
     with dispatching.cleaning_up.taken("housekeeping") as free:
         if free:
+            clocks.bring_back()
             housekeeper.collect_orphans()
 
 

@@ -1,12 +1,18 @@
-"""Workers whose clocks are wrong: only the database's clock decides what is due."""
+"""Clocks that are wrong: only the database's decides what is due, and it may have been wrong too."""
 
+import datetime as dt
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
+from django.db.models import Model
+from django.utils import timezone
 
-from ingestion.models import IngestionSource, Message
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Run
+from ingestion.services import clocks, dispatch
+from tests.e2e.rows import a_folder, a_mailbox, a_source
 from tests.servers import imap_source
 from tests.servers.command_line import CommandLine
 from tests.servers.imap_script import Client, ImapScript
@@ -59,3 +65,59 @@ def test_a_worker_whose_clock_is_an_hour_off(
     assert source.last_sync_finished_at is not None
     waits = source.next_sync_at - source.last_sync_finished_at
     assert abs(waits.total_seconds() - 300) < 5
+
+
+def waiting(owner: User, ahead: dt.timedelta) -> None:
+    """One of each that waits, for a time that is `ahead`."""
+    then = timezone.now() + ahead
+    idle = {"next_sync_at": None, "check_not_before": timezone.now()}
+    a_source(owner, "scheduled", **(idle | {"next_sync_at": then}))
+    a_source(owner, "checked", **(idle | {"status": "pending_auth", "check_not_before": then}))
+    listing = a_source(owner, "listing", **(idle | {"status": "importing"}))
+    Run.objects.create(source=listing, kind="import", not_before=then)
+    source = a_source(owner, "importing", **(idle | {"status": "importing"}))
+    run = Run.objects.create(source=source, kind="import", discovered_at=timezone.now())
+    mailbox = a_mailbox(source, run=run, not_before=then)
+    folder = a_folder(mailbox, not_before=then, failing_since=timezone.now())
+    FailedMessage.objects.create(mailbox=mailbox, folder=folder, remote_id="1:1", not_before=then)
+
+
+def rung() -> list[str]:
+    return sorted(bell.kind for bell in dispatch.due())
+
+
+def test_what_waits_for_a_time_that_cannot_be_is_due(owner: User) -> None:
+    """The database's clock was a year ahead for a moment, and what happened then was stored."""
+    waiting(owner, dt.timedelta(days=365))
+    assert rung() == []
+    assert clocks.bring_back() == 6
+    assert rung() == ["check", "discover", "discover", "mailbox"]
+    assert Folder.objects.get().not_before is None
+    assert FailedMessage.objects.get().not_before <= timezone.now()
+    assert clocks.bring_back() == 0
+
+
+def test_what_waits_as_long_as_it_may_goes_on_waiting(owner: User) -> None:
+    waiting(owner, dt.timedelta(hours=26))  # what a server may ask for
+    IngestionSource.objects.filter(name="scheduled").update(
+        options={"syncIntervalSeconds": 7 * 86_400},
+        next_sync_at=timezone.now() + dt.timedelta(days=7),
+    )
+    assert clocks.bring_back() == 0
+    assert rung() == []
+
+
+@pytest.mark.parametrize(
+    ("model", "column"), [(Mailbox, "last_synced_at"), (Folder, "followed_at")]
+)
+def test_nothing_was_done_in_the_future(owner: User, model: type[Model], column: str) -> None:
+    """It would count as fresh, or as followed by this sync and the next, until that time."""
+    now = timezone.now()
+    source = a_source(owner, next_sync_at=None, check_not_before=now)
+    folder = a_folder(a_mailbox(source, not_before=now))
+    row = folder if model is Folder else folder.mailbox
+    type(row).objects.update(**{column: timezone.now() + dt.timedelta(days=365)})
+    assert clocks.bring_back() == 1
+    row.refresh_from_db()
+    at = getattr(row, column)
+    assert at is None or at <= timezone.now()
