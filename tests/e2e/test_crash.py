@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 MESSAGES, KILLS = 5_000, 30
 #: The line's speed while there is killing: 40 s for the whole import.
 BYTES_PER_SECOND = 500_000
+#: From when the supervisor, whose pauses grow to 10 s, has started again whom it lost.
 RESUMED_WITHIN_SECONDS = 60
 #: How likely each is to be next. The copying processes hold what can be lost.
 _VICTIMS = {"copying": 4, "worker": 1, "control": 2, "beat": 2, "web": 2}
@@ -55,7 +56,7 @@ class Watch:
             time.sleep(min(0.1, left))
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_an_import_survives_the_death_of_every_process_thirty_times(
     service: "Service", api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
 ) -> None:
@@ -71,10 +72,7 @@ def test_an_import_survives_the_death_of_every_process_thirty_times(
         killed = kill_at_random(service, chance, watch)
         assert watch.look() < MESSAGES, "there was nothing left to interrupt"
         link.bytes_per_second = None
-        until = time.monotonic() + RESUMED_WITHIN_SECONDS
-        while IngestionSource.objects.get(pk=source).status != "active":
-            watch.for_seconds(0.2)
-            assert time.monotonic() < until, service.output()
+        wait_until_active(service, source, watch)
     assert set(killed) == set(_VICTIMS)
     assert Run.objects.get().status == RunStatus.COMPLETED
     assert_same(dovecot.contents(name))
@@ -88,6 +86,16 @@ def test_an_import_survives_the_death_of_every_process_thirty_times(
     packs = list(store().packs(source))
     assert not [pack for pack in packs if pack.partial]
     assert {pack.pack_id for pack in packs} == set(Pack.objects.values_list("pk", flat=True))
+
+
+def wait_until_active(service: "Service", source: Any, watch: Watch) -> None:
+    """See the import to its end. Fails where nothing is archived for RESUMED_WITHIN_SECONDS."""
+    went_on, had = time.monotonic(), watch.look()
+    while IngestionSource.objects.get(pk=source).status != "active":
+        watch.for_seconds(0.2)
+        if watch.count > had:
+            went_on, had = time.monotonic(), watch.count
+        assert time.monotonic() - went_on < RESUMED_WITHIN_SECONDS, service.output()
 
 
 def fill(dovecot: Dovecot, name: str, chance: random.Random) -> None:
@@ -115,7 +123,7 @@ def start_import(api: httpx.Client, link: SlowLink, name: str, password: str) ->
 def kill_at_random(service: "Service", chance: random.Random, watch: Watch) -> list[str]:
     """Kill four or five at random moments, then see the import go on, and again; return whom.
 
-    Fails where it does not go on within RESUMED_WITHIN_SECONDS.
+    Fails where it does not go on within RESUMED_WITHIN_SECONDS of all being back.
     """
     killed: list[str] = []
     while len(killed) < KILLS:
@@ -129,10 +137,13 @@ def kill_at_random(service: "Service", chance: random.Random, watch: Watch) -> l
                     os.kill(pid, signal.SIGKILL)
             watch.for_seconds(chance.uniform(0, 0.5))
         killed += victims
-        at, had = time.monotonic(), watch.look()
+        at = back = time.monotonic()
+        had = watch.look()
         while watch.look() == had:
             watch.for_seconds(0.1)
-            assert time.monotonic() - at < RESUMED_WITHIN_SECONDS, (victims, service.output())
+            if processes(service).keys() != set(_VICTIMS):
+                back = time.monotonic()
+            assert time.monotonic() - back < RESUMED_WITHIN_SECONDS, (victims, service.output())
         print(f"{', '.join(victims)} killed at {had}, went on in {time.monotonic() - at:.1f} s")
     return killed
 

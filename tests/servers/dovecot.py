@@ -5,6 +5,7 @@ offline). It has no OBJECTID.
 """
 
 import base64
+import contextlib
 import grp
 import hashlib
 import hmac
@@ -225,9 +226,12 @@ class Dovecot:
         """Kill the account's IMAP processes, as a crash would; return how many there were."""
         lines = self.doveadm("-f", "tab", "who", "-1", name).splitlines()[1:]
         pids = [int(line.split("\t")[2]) for line in lines if line]
+        killed = 0
         for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        return len(pids)
+            with contextlib.suppress(ProcessLookupError):  # it ended since it was listed
+                os.kill(pid, signal.SIGKILL)
+                killed += 1
+        return killed
 
     def token(self, name: str, *, lifetime_seconds: int = 3600) -> str:
         """Return an OAuth access token for XOAUTH2."""
