@@ -11,12 +11,13 @@ command -v mbsync >/dev/null || missing="$missing isync"
 command -v offlineimap >/dev/null || missing="$missing offlineimap3"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
-    echo "Installing$missing"
+    echo "Installing by apt-get, which may take some minutes:$missing"
     export DEBIAN_FRONTEND=noninteractive
     # shellcheck disable=SC2086 # several words on purpose
     { apt-get install -qq --no-install-recommends $missing ||
-        { apt-get update -qq && apt-get install -qq --no-install-recommends $missing; }; } \
-        >/tmp/system-packages.$$.log 2>&1 && { rm -f /tmp/system-packages.$$.log; exit 0; }
+        { echo "... not found as listed: asking for newer lists, then once more" >&3
+          apt-get update -qq && apt-get install -qq --no-install-recommends $missing; }; } \
+        3>&1 >/tmp/system-packages.$$.log 2>&1 && { rm -f /tmp/system-packages.$$.log; exit 0; }
     cat /tmp/system-packages.$$.log
     rm -f /tmp/system-packages.$$.log
 fi
