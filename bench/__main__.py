@@ -24,6 +24,7 @@ SCENARIOS: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "tls": scenarios.tls,
     "workers": scenarios.workers,
     "no-change": limits.no_change,
+    "silent": scenarios.silent,
     "sparse": limits.sparse,
     "huge": limits.huge,
     "dispatch": limits.dispatch,

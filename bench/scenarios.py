@@ -4,17 +4,20 @@ A scenario is a function of the stage that returns its rows. All contenders of a
 turns, so that what else the machine does falls on all of them.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 
-from bench.results import Row, Sample, alternate, at_least, at_most, ratio
+from bench.results import BenchError, Row, Sample, alternate, at_least, at_most, ratio
 from bench.service import Account, Service
 from bench.stage import Stage
+from tests.servers.imap_script import ImapScript
 
 _MB = 1_000_000
 _ADDED_SECONDS = 0.020
 MEMORY_BYTES = 200 * _MB
 #: Bytes per second and connection: far below what one core handles, as over the internet.
 _PROVIDERS_PACE = 3 * _MB
+_MAILBOXES = 40
 
 
 def _megabytes(value: float) -> str:
@@ -167,6 +170,53 @@ def workers(stage: Stage) -> Iterator[Row]:
         one, two = _by_one_and_two(stage, f"…, {pace}", slow, 2_000, alone=alone, both=both)
         two.checks = [at_least("of one worker", ratio(two, one), 1.8)]
         yield from (one, two)
+
+
+def silent(stage: Stage) -> Iterator[Row]:
+    """Forty mailboxes at once: all of them answer, or one says nothing."""
+    name = f"{_MAILBOXES} mailboxes at once"
+    each = 20 if stage.plan.quick else 200
+    accounts = [
+        stage.warm(stage.account(stage.pool.messages(each, start=each * number)))
+        for number in range(_MAILBOXES)
+    ]
+    with stage.another_service(WORKER_CONCURRENCY="2") as service:
+
+        def others(accounts: list[Account]) -> Sample:
+            port = stage.dovecot.port
+            return service.measure(*[service.connect(account, port=port) for account in accounts])
+
+        def beside_a_silent_one() -> Sample:
+            with ImapScript() as script:
+                mute = Account(script.name, script.password, 0, 0)
+                source = service.connect(mute, port=script.port)
+                listened = threading.Event()
+                ended = threading.Event()
+
+                def say_nothing(*_: object) -> bool:
+                    listened.set()
+                    ended.wait()
+                    return True
+
+                script.hooks.append(say_nothing)
+                service.begin(source)
+                if not listened.wait(60):
+                    raise BenchError("Nobody called the server that says nothing.")
+                try:
+                    return others(accounts[1:])
+                finally:
+                    service.delete(source)
+                    ended.set()
+
+        all_answer, one_silent = Row(name, "all answer"), Row(name, "one says nothing")
+        stage.say("Importing beside a server that says nothing, in turns")
+        alternate(
+            stage.plan.rounds,
+            [(all_answer, lambda: others(accounts)), (one_silent, beside_a_silent_one)],
+        )
+    one_silent.checks = [at_least("of the rate without", ratio(one_silent, all_answer), 0.4)]
+    one_silent.note = "until the 39 others are done, by two workers"
+    yield from (all_answer, one_silent)
 
 
 def _by_one_and_two(

@@ -132,6 +132,13 @@ class Service:
             time.sleep(0.1)
         return Source(made["id"], account)
 
+    def begin(self, source: Source) -> None:
+        """Begin an import that is not measured."""
+        self._post(f"/ingestion/{source.id}/import")
+
+    def delete(self, source: Source) -> None:
+        self._api.delete(f"/ingestion/{source.id}").raise_for_status()
+
     def measure(self, *sources: Source, verb: str = "import") -> Sample:
         """Import (or `verb="sync"`) these sources at once; return what it took until all was done.
 
