@@ -11,6 +11,7 @@ import sys
 import time
 
 import django
+from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
@@ -39,7 +40,15 @@ def main() -> int:
         cursor.execute("SET lock_timeout = 0; SET statement_timeout = 0")  # another may migrate
         cursor.execute("SELECT pg_advisory_lock(%s)", [_LOCK_ID])  # freed with the connection
         call_command("migrate", interactive=False, verbosity=0)
-        password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))
+        try:
+            password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))
+        except ValidationError as error:
+            print(
+                f"ADMIN_PASSWORD can't be the first user's password: {' '.join(error.messages)}\n"
+                "Set a better one, or none: then one is made and printed once.",
+                file=sys.stderr,
+            )
+            return 1
         if trouble := _archive_trouble():
             print(trouble, file=sys.stderr)
             return 1
@@ -65,14 +74,19 @@ def _archive_trouble() -> str:
 def create_first_admin(*, password: str = "") -> str:
     """Make the superuser `admin` unless there is a superuser; return the password to show.
 
-    Returns "" when there was one already, or when the caller chose the password.
+    Returns "" when there was one already, or when the caller chose the password. Raises
+    ValidationError where that is too easy to guess.
     """
-    from django.contrib.auth import get_user_model  # noqa: PLC0415 - needs the settings
+    from django.contrib.auth import (  # noqa: PLC0415 - needs the settings
+        get_user_model,
+        password_validation,
+    )
 
     users = get_user_model().objects
     if users.filter(is_superuser=True).exists():
         return ""
     chosen = password or secrets.token_urlsafe(12)
+    password_validation.validate_password(chosen, users.model(username="admin"))
     users.create_superuser("admin", password=chosen)
     return "" if password else chosen
 

@@ -5,6 +5,8 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from ingestion.admin.sign_in import sign_in
+
 handler400 = "ingestion.api.errors.bad_request"
 handler404 = "ingestion.api.errors.not_found"
 handler500 = "ingestion.api.errors.server_error"
@@ -16,6 +18,7 @@ def healthz(_: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [
+    path("admin/login/", sign_in),  # before the admin's own, which has no brake
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("api/", include("ingestion.api.urls")),

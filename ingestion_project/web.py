@@ -11,6 +11,9 @@ threads = 32  # each event stream holds one
 timeout = 60
 graceful_timeout = 5
 keepalive = 5
+# gunicorn itself takes no header for more than it is: what a proxy says is read with HTTPS and
+# TRUSTED_PROXIES, by Django and by ingestion.addresses.
+forwarded_allow_ips = ""
 logconfig_dict = settings.LOGGING
 accesslog = None  # django_structlog logs the requests, with their ids
 control_socket_disable = True

@@ -12,11 +12,13 @@ from ingestion.admin import (
     mailboxes,
     messages,
     runs,
+    sign_in,
     sources,
     users,
 )
 
 admin.site.index_title = "Dashboard"
+admin.site.login_form = sign_in.SignInForm
 
 __all__ = [
     "failures",
@@ -25,6 +27,7 @@ __all__ = [
     "mailboxes",
     "messages",
     "runs",
+    "sign_in",
     "sources",
     "users",
 ]

@@ -11,6 +11,7 @@ from django.contrib.auth.models import User
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
+from ingestion.addresses import client_address
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import AuditEvent, IngestionSource, StatusChange
 from ingestion.states import MOVES, SourceStatus
@@ -32,7 +33,7 @@ class Actor:
     def of_request(cls, request: HttpRequest) -> Self:
         user = request.user if isinstance(request.user, User) else None
         name = user.get_username() if user else "anonymous"
-        return cls(name, user, request.META.get("REMOTE_ADDR") or None)
+        return cls(name, user, client_address(request))
 
 
 SYSTEM = Actor.system("ingestion")

@@ -80,6 +80,7 @@ _MADE = {
     "ADMIN_PASSWORD": "made and printed once",
     "ALLOWED_HOSTS": "localhost",
     "CSRF_TRUSTED_ORIGINS": "",
+    "TRUSTED_PROXIES": "",
     "WORKER_CONCURRENCY": "number of cores",
     "MICROSOFT_LOGIN_URL": "by the source's `cloud`",
     "MICROSOFT_GRAPH_URL": "by the source's `cloud`",

@@ -1,0 +1,90 @@
+"""Passwords can't be tried without end, and the first one can't be guessed."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.cache import cache
+from django.core.exceptions import ValidationError
+from django.test import Client, RequestFactory
+
+from ingestion.addresses import client_address
+from ingestion.services import signing_in
+from ingestion.services.status import Actor
+from ingestion_project import bootstrap
+
+pytestmark = pytest.mark.django_db
+RIGHT = "the-root-of-the-tests"
+
+
+@pytest.fixture(autouse=True)
+def quick(settings: Any) -> None:
+    """Hundreds of passwords are tried here; what a hash costs is not the subject."""
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    cache.clear()
+
+
+@pytest.fixture
+def root() -> User:
+    return User.objects.create_superuser("root", password=RIGHT)
+
+
+def try_to(username: str, password: str, address: str = "198.51.100.7") -> Any:
+    form = {"username": username, "password": password}
+    return Client(REMOTE_ADDR=address).post("/admin/login/", form)
+
+
+def test_the_right_password_is_not_looked_at_after_too_many_wrong_ones(root: User) -> None:
+    for number in range(signing_in.TRIES_PER_USER):
+        answer = try_to("root", f"wrong {number}", f"198.51.100.{number}")
+        assert answer.status_code == 200
+    for name in ("root", "ROOT"):
+        answer = try_to(name, RIGHT, "203.0.113.9")
+        assert answer.status_code == 429
+        assert 0 < int(answer["Retry-After"]) <= signing_in.WINDOW_SECONDS
+        assert "Too many passwords" in answer.content.decode()
+    assert try_to("other", "wrong", "203.0.113.9").status_code == 200
+
+
+def test_one_address_may_not_try_many_users(root: User) -> None:
+    for number in range(signing_in.TRIES_PER_ADDRESS):
+        try_to(f"user{number}", "wrong", f"2001:db8::{number:x}")
+    assert try_to("root", RIGHT, "2001:db8::ffff").status_code == 429
+    assert try_to("root", RIGHT, "2001:db8:0:1::1").status_code == 302
+
+
+def test_who_signs_in_begins_anew(root: User) -> None:
+    for round_ in range(3):
+        for number in range(signing_in.TRIES_PER_USER - 1):
+            try_to("root", "wrong", f"198.51.{round_}.{number}")
+        assert try_to("root", RIGHT, f"198.51.{round_}.99").status_code == 302
+
+
+@pytest.mark.parametrize("password", ["a", "password1234", "administrator", "admin-admin"])
+def test_a_first_password_that_is_easy_to_guess_is_refused(password: str) -> None:
+    with pytest.raises(ValidationError):
+        bootstrap.create_first_admin(password=password)
+    assert not User.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("proxies", "peer", "forwarded", "expected"),
+    [
+        ([], "192.0.2.1", "8.8.8.8", "192.0.2.1"),
+        (["192.0.2.1"], "192.0.2.1", "8.8.8.8", "8.8.8.8"),
+        (["192.0.2.1"], "192.0.2.2", "8.8.8.8", "192.0.2.2"),
+        (["192.0.2.0/24"], "192.0.2.1", "1.1.1.1, 8.8.8.8, 192.0.2.9", "8.8.8.8"),
+        (["192.0.2.0/24"], "::ffff:192.0.2.1", "1.1.1.1,2001:db8::1", "2001:db8::1"),
+        (["192.0.2.1"], "192.0.2.1", "8.8.8.8, no address", "192.0.2.1"),
+        (["192.0.2.1"], "192.0.2.1", "", "192.0.2.1"),
+        (["192.0.2.1"], "", "8.8.8.8", None),
+    ],
+)
+def test_only_known_proxies_say_where_a_request_comes_from(
+    settings: Any, proxies: list[str], peer: str, forwarded: str, expected: str | None
+) -> None:
+    settings.TRUSTED_PROXIES = proxies
+    request = RequestFactory(REMOTE_ADDR=peer, HTTP_X_FORWARDED_FOR=forwarded).get("/")
+    assert client_address(request) == expected
+    request.user = User(username="root")
+    assert Actor.of_request(request).address == expected
