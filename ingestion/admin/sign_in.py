@@ -36,7 +36,7 @@ class SignInForm(AuthenticationForm):  # type: ignore[misc] # untyped base
                 code="throttled",
             )
         cleaned = super().clean()
-        signing_in.forget(username)
+        signing_in.succeeded(username, address)
         return cleaned
 
 

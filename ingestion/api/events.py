@@ -1,11 +1,10 @@
 """Server-sent events: a source's progress, once a second, for as long as there is any.
 
 A stream holds a thread of the web process but no database connection between two looks. It ends
-with the run, and after MAX_SECONDS: EventSource connects again by itself. MAX_STREAMS per process
-leave threads for everybody else.
+with the run, and after MAX_SECONDS: EventSource connects again by itself. MAX_STREAMS per process,
+and MAX_OF_A_USER of them, leave threads for everybody else.
 """
 
-import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -13,14 +12,15 @@ from typing import Any, Self
 
 from django.contrib.auth.models import User
 from django.db import connection
-from rest_framework.exceptions import Throttled
 from rest_framework.renderers import JSONRenderer
 
 from ingestion import queries
 from ingestion.api import serializers
+from ingestion.api.places import Places
 
 MAX_SECONDS = 300
 MAX_STREAMS = 16  # of the 32 threads of one web process
+MAX_OF_A_USER = 6
 _TICK_SECONDS = 1.0
 _RECONNECT_MILLISECONDS = 5000
 
@@ -29,7 +29,9 @@ _SHOWN = (
     *("archivedUpTo", "incomplete", "currentRun"),
 )
 
-_places = threading.BoundedSemaphore(MAX_STREAMS)
+_places = Places(
+    total=MAX_STREAMS, per_user=MAX_OF_A_USER, retry_seconds=_RECONNECT_MILLISECONDS / 1000
+)
 
 
 class Progress(Iterator[bytes]):
@@ -40,8 +42,8 @@ class Progress(Iterator[bytes]):
     """
 
     def __init__(self, source_id: uuid.UUID, user: User) -> None:
-        if not _places.acquire(blocking=False):
-            raise Throttled(wait=_RECONNECT_MILLISECONDS / 1000)
+        _places.take(user.pk)
+        self._user_id = user.pk
         self._open = True
         self._events = _events(source_id, user)
 
@@ -55,7 +57,7 @@ class Progress(Iterator[bytes]):
         """Give the place back. Idempotent."""
         if self._open:
             self._open = False
-            _places.release()
+            _places.give_back(self._user_id)
 
 
 def _events(source_id: uuid.UUID, user: User) -> Iterator[bytes]:

@@ -14,6 +14,7 @@ from rest_framework.response import Response
 from ingestion import queries, tasks
 from ingestion.api import events, inputs, serializers
 from ingestion.api.base import ApiViewSet
+from ingestion.api.places import Places
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.services import consent, failures, sources
@@ -23,6 +24,8 @@ _PAGED = [
     OpenApiParameter("Link", str, OpenApiParameter.HEADER, response=[200]),
 ]
 
+#: A check may wait 15 s for a server, and holds one of the 32 threads of its process meanwhile.
+_checks = Places(total=8, per_user=2, retry_seconds=5)
 
 #: One server-sent event (events.py), as OpenAPI 3 describes the items of such a stream.
 _EVENT: dict[str, Any] = {
@@ -172,9 +175,13 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     )
     @action(detail=True, methods=["post"])
     def verify(self, request: Request, pk: str) -> Response:
-        """Check the credentials now, within 15 seconds, and answer the verdict."""
+        """Check the credentials now, within 15 seconds, and answer the verdict.
+
+        Two at a time of one user, and eight of all in one process; others are answered 429.
+        """
         source = self._named_by_a_verb()
-        verdict = sources.verify(source, actor=self.actor)
+        with _checks.place(self.user.pk):
+            verdict = sources.verify(source, actor=self.actor)
         tasks.ring(source)
         return Response(serializers.VerdictOut(verdict).data)
 

@@ -31,18 +31,23 @@ def wait_seconds(username: str, address: str | None) -> int:
     window = int(now // WINDOW_SECONDS)
     tries = [(_user_key(username, window), TRIES_PER_USER)]
     if address:
-        tries.append((_key("address", _network(address), window), TRIES_PER_ADDRESS))
+        tries.append((_address_key(address, window), TRIES_PER_ADDRESS))
     if all([_count(key) <= limit for key, limit in tries]):  # noqa: C419 - each is counted
         return 0
     return math.ceil((window + 1) * WINDOW_SECONDS - now)
 
 
-def forget(username: str) -> None:
-    """Begin anew for a user who signed in. What their address tried stays counted."""
+def succeeded(username: str, address: str | None) -> None:
+    """Begin anew for a user who signed in; for their address, take back this one try alone."""
+    window = int(time.time() // WINDOW_SECONDS)
     try:
-        cache.delete(_user_key(username, int(time.time() // WINDOW_SECONDS)))
+        cache.delete(_user_key(username, window))
+        if address:
+            cache.decr(_address_key(address, window))
     except RedisError:
         log.warning("sign_in_brake_unavailable")
+    except ValueError:
+        pass  # a window began meanwhile
 
 
 def _count(key: str) -> int:
@@ -58,6 +63,10 @@ def _count(key: str) -> int:
 
 def _user_key(username: str, window: int) -> str:
     return _key("user", username.casefold(), window)
+
+
+def _address_key(address: str, window: int) -> str:
+    return _key("address", _network(address), window)
 
 
 def _key(kind: str, of: str, window: int) -> str:

@@ -58,6 +58,8 @@ def test_who_signs_in_begins_anew(root: User) -> None:
         for number in range(signing_in.TRIES_PER_USER - 1):
             try_to("root", "wrong", f"198.51.{round_}.{number}")
         assert try_to("root", RIGHT, f"198.51.{round_}.99").status_code == 302
+    for _ in range(signing_in.TRIES_PER_ADDRESS + 1):
+        assert try_to("root", RIGHT).status_code == 302
 
 
 @pytest.mark.parametrize("password", ["a", "password1234", "administrator", "admin-admin"])
