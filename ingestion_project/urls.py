@@ -5,7 +5,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from ingestion.admin.sign_in import sign_in
+from ingestion.admin.sign_in import change_own_password, sign_in
 
 handler400 = "ingestion.api.errors.bad_request"
 handler404 = "ingestion.api.errors.not_found"
@@ -19,6 +19,7 @@ def healthz(_: HttpRequest) -> HttpResponse:
 
 urlpatterns = [
     path("admin/login/", sign_in),  # before the admin's own, which has no brake
+    path("admin/password_change/", admin.site.admin_view(change_own_password)),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("api/", include("ingestion.api.urls")),

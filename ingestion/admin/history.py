@@ -61,13 +61,13 @@ class StatusChangeAdmin(ReadOnlyAdmin):
 
 @admin.register(AuditEvent)
 class AuditEventAdmin(ReadOnlyAdmin):
-    list_display = ("action", "actor", "source", "summary", "address", "time")
+    list_display = ("action", "actor", "key", "source", "summary", "address", "time")
     search_fields = ("actor",)
     search_help_text = "User, action or id of a source"
-    nothing_yet = "Each change by a person or a program appears here."
+    nothing_yet = "Each change, sign-in and look at mail appears here."
     ordering = ("-id",)
     sortable_by = ()
-    fields = ("action", "actor", "user", "address", "source", "what", "time")
+    fields = ("action", "actor", "user", "key", "address", "source", "what", "time")
     readonly_fields = ("source", "what", "time")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[AuditEvent]:

@@ -33,6 +33,8 @@ from ingestion.archive.store import Extent, store
 from ingestion.errors import Corrupt
 from ingestion.mime import head_of
 from ingestion.models import Mailbox, Message
+from ingestion.services import people
+from ingestion.services.status import Actor
 
 #: A search for words looks through this many of the newest messages of the chosen filters.
 SEARCHED_MESSAGES = 10_000
@@ -127,11 +129,12 @@ class MessageAdmin(ReadOnlyAdmin):
         context = dict(extra_context or {})
         if message is not None and self.has_view_permission(request, message):
             context |= {"title": "Message", "mail": _details(message)}
+            people.mail_read(message, how="page", actor=Actor.of_request(request))
         return super().change_view(request, object_id, form_url, context)
 
     def raw_view(self, request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
         """Hand out the exact bytes, verified before the first of them is sent."""
-        message = self.get_queryset(request).filter(pk=pk).select_related("mailbox").first()
+        message = self.get_queryset(request).filter(pk=pk).select_related("mailbox__source").first()
         if message is None:
             raise Http404
         if not self.has_view_permission(request, message):
@@ -150,6 +153,7 @@ class MessageAdmin(ReadOnlyAdmin):
         response["Content-Disposition"] = f'attachment; filename="{message.sha256_hex[:16]}.eml"'
         response["X-Content-Type-Options"] = "nosniff"
         response["Content-Security-Policy"] = "sandbox; default-src 'none'"
+        people.mail_read(message, how="raw", actor=Actor.of_request(request))
         return response
 
 

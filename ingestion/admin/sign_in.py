@@ -1,9 +1,11 @@
-"""The sign-in page: Django's, with a brake on tries (`services.signing_in`)."""
+"""The pages of sign-in and of one's own password: Django's, with a brake on tries and an audit."""
 
-from typing import Any
+from http import HTTPStatus
+from typing import Any, cast
 
 from django import forms
 from django.contrib import admin
+from django.contrib.auth.models import User
 from django.core.exceptions import NON_FIELD_ERRORS
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
@@ -12,7 +14,8 @@ from django.views.decorators.debug import sensitive_variables
 from unfold.forms import AuthenticationForm
 
 from ingestion.addresses import client_address
-from ingestion.services import signing_in
+from ingestion.services import people, signing_in
+from ingestion.services.status import Actor
 
 
 class SignInForm(AuthenticationForm):  # type: ignore[misc] # untyped base
@@ -47,4 +50,14 @@ def sign_in(request: HttpRequest) -> HttpResponse:
     if isinstance(form, SignInForm) and form.has_error(NON_FIELD_ERRORS, "throttled"):
         response.status_code = 429
         response["Retry-After"] = str(form.retry_after)
+    return response
+
+
+def change_own_password(request: HttpRequest) -> HttpResponse:
+    """Django's, which tells no model admin of it. The other sessions of the user end."""
+    response = admin.site.password_change(request)
+    if request.method == "POST" and response.status_code == HTTPStatus.FOUND:
+        user = cast("User", request.user)
+        actor = Actor.of_request(request)
+        people.rights_changed(user, verb="update", fields=["Password"], actor=actor)
     return response

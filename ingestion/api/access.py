@@ -19,6 +19,7 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from ingestion.models import ApiKey, IngestionSource
+from ingestion.services import keys
 
 log = structlog.get_logger(__name__)
 
@@ -29,7 +30,9 @@ class BearerKey(TokenAuthentication):  # type: ignore[misc] # untyped base
     def authenticate_credentials(self, token: bytes) -> Any:
         if not token.isascii():
             raise AuthenticationFailed("Invalid token.")  # knox would fail to decode it
-        return super().authenticate_credentials(token)
+        user, key = super().authenticate_credentials(token)
+        keys.used(key)
+        return user, key
 
     def _cleanup_token(self, auth_token: ApiKey) -> bool:
         """Refuse an expired key, and leave its row for the operator to see.
@@ -46,7 +49,8 @@ class Session(SessionAuthentication):
 class HasScope(BasePermission):
     """A key may do what its scopes say; a session may do all that its user may.
 
-    read: look at sources, their progress and the list of emails. write: change and start things.
+    read: look at sources, their progress and the list of emails. write: change and start things,
+    and see the source that was changed in the answer, as the reference has it (never a secret).
     export: take the mail itself out. A view that needs another than its method implies has `scope`.
     """
 

@@ -18,6 +18,7 @@ from ingestion.api import inputs, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.archive.store import Extent, store
 from ingestion.models import Message
+from ingestion.services import people
 
 
 class EmailViewSet(ApiViewSet[Message]):
@@ -26,7 +27,7 @@ class EmailViewSet(ApiViewSet[Message]):
     serializer_class = serializers.EmailOut
 
     def get_queryset(self) -> Any:
-        found = queries.visible_messages(self.user).select_related("mailbox")
+        found = queries.visible_messages(self.user).select_related("mailbox__source")
         return found if self.action == "raw" else found.prefetch_related("placements__folder")
 
     @extend_schema(
@@ -91,6 +92,7 @@ class EmailViewSet(ApiViewSet[Message]):
         response["Content-Length"] = str(message.size_bytes)
         response["Content-Disposition"] = f'attachment; filename="{message.pk}.eml"'
         response["ETag"] = etag
+        people.mail_read(message, how="raw", actor=self.actor)
         return response
 
 
@@ -105,7 +107,6 @@ def _download(body: Body) -> HttpResponseBase:
     headers = {
         "X-Content-Type-Options": "nosniff",
         "Content-Security-Policy": "sandbox; default-src 'none'",
-        "Cache-Control": "private, no-cache",
     }
     kind = "message/rfc822"
     if isinstance(body, SpooledBody):

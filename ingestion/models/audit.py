@@ -14,6 +14,8 @@ class ApiKey(AbstractAuthToken):  # type: ignore[misc] # untyped base
     name = models.CharField(max_length=100)
     scopes = models.JSONField(default=list, help_text='Some of "read", "write", "export".')
 
+    last_used_at = models.DateTimeField(null=True, editable=False, help_text="To within a minute.")
+
     class Meta:
         ordering = ["-created"]
         verbose_name = "API key"
@@ -23,11 +25,20 @@ class ApiKey(AbstractAuthToken):  # type: ignore[misc] # untyped base
 
 
 class AuditEvent(models.Model):
-    """One change by a person or program. `changes` holds names and old/new values, no secrets."""
+    """One change, sign-in or look at mail by a person or program.
+
+    `changes` holds names and old/new values, no secrets.
+    """
 
     at = models.DateTimeField(db_default=Now())
     actor = models.CharField(max_length=200)
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.SET_NULL, null=True, blank=True)
+    key = models.CharField(
+        max_length=150,
+        blank=True,
+        default="",
+        help_text="The API key that acted. Kept after it is revoked.",
+    )
     address = models.GenericIPAddressField(null=True, help_text="Where the request came from.")
     action = models.CharField(max_length=64)
     source_id = models.UUIDField(null=True, help_text="Kept after the source is deleted.")

@@ -12,6 +12,9 @@ from ingestion.models import ApiKey
 from ingestion.services.status import Actor, audit
 
 _MAX_NAME_CHARS = 100
+#: What a key gets unless somebody chooses: one that is forgotten ends by itself.
+LIFETIME = dt.timedelta(days=365)
+_USE_RECORDED_EVERY = dt.timedelta(minutes=1)
 
 
 def create(
@@ -25,7 +28,8 @@ def create(
     """Return a new key's row and the key itself, which nothing can show again.
 
     A key acts as its user, so nobody makes one with more rights than their own: only a superuser,
-    or whoever has the command line, makes keys for others. Raises InvalidInput. Opens its own
+    or whoever has the command line, makes keys for others. Without `expires_at` it never expires;
+    interfaces offer LIFETIME. Raises InvalidInput. Opens its own
     transaction.
     """
     errors: dict[str, list[str]] = {}
@@ -48,6 +52,13 @@ def create(
         key, plain = ApiKey.objects.create(user=user, expiry=lifetime, name=name, scopes=ordered)
         audit(actor, "key.create", None, {"name": name, "for": user.get_username()})
     return key, plain
+
+
+def used(key: ApiKey) -> None:
+    """Record that the key is in use: one write a minute, however busy it is."""
+    now = timezone.now()
+    if key.last_used_at is None or now - key.last_used_at >= _USE_RECORDED_EVERY:
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
 
 
 def revoke(key: ApiKey, *, actor: Actor) -> None:

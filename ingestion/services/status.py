@@ -13,17 +13,18 @@ from django.http import HttpRequest
 
 from ingestion.addresses import client_address
 from ingestion.errors import LostRace, NotAllowedNow
-from ingestion.models import AuditEvent, IngestionSource, StatusChange
+from ingestion.models import ApiKey, AuditEvent, IngestionSource, StatusChange
 from ingestion.states import MOVES, SourceStatus
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Actor:
-    """Who does it, for the audit: a user (by name and address) or a part of the service."""
+    """Who does it, for the audit: a user (by name, key and address) or a part of the service."""
 
     name: str
     user: User | None = None
     address: str | None = None
+    key: str = ""
 
     @classmethod
     def system(cls, name: str) -> Self:
@@ -33,7 +34,9 @@ class Actor:
     def of_request(cls, request: HttpRequest) -> Self:
         user = request.user if isinstance(request.user, User) else None
         name = user.get_username() if user else "anonymous"
-        return cls(name, user, client_address(request))
+        auth = getattr(request, "auth", None)  # set by Django REST framework
+        key = str(auth) if isinstance(auth, ApiKey) else ""
+        return cls(name, user, client_address(request), key)
 
 
 SYSTEM = Actor.system("ingestion")
@@ -87,6 +90,7 @@ def audit(
     AuditEvent.objects.create(
         actor=actor.name,
         user=actor.user,
+        key=actor.key,
         address=actor.address,
         action=action,
         source_id=source.pk if source else None,

@@ -1,0 +1,126 @@
+"""Who came, who may do what since when, which key acted, and who looked at mail."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, Permission, User
+from django.test import Client
+from rest_framework.test import APIClient
+
+from ingestion.models import ApiKey, AuditEvent, Folder
+from ingestion.services import keys
+from ingestion.services.status import SYSTEM
+from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+
+pytestmark = pytest.mark.django_db
+RIGHT = "the-root-of-the-tests"
+ADDRESS = "198.51.100.7"
+
+
+@pytest.fixture(autouse=True)
+def quick(settings: Any) -> None:
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+
+
+@pytest.fixture
+def root() -> User:
+    return User.objects.create_superuser("root", password=RIGHT)
+
+
+@pytest.fixture
+def client(root: User) -> Client:
+    client = Client(REMOTE_ADDR=ADDRESS)
+    client.force_login(root)
+    AuditEvent.objects.all().delete()
+    return client
+
+
+def recorded() -> list[tuple[str, str, str | None]]:
+    return [(e.action, e.actor, e.address) for e in AuditEvent.objects.order_by("id")]
+
+
+def test_sign_ins_sign_outs_and_failed_ones_are_recorded(root: User) -> None:
+    client = Client(REMOTE_ADDR=ADDRESS)
+    for password in ("a-password-that-is-wrong", RIGHT):
+        client.post("/admin/login/", {"username": "root", "password": password})
+    client.post("/admin/login/", {"username": "MyPassword1!", "password": ""})
+    Client(REMOTE_ADDR=ADDRESS).post(
+        "/admin/login/", {"username": "MyPassword1!", "password": "root"}
+    )
+    client.post("/admin/logout/")
+    assert recorded() == [
+        ("session.refused", "anonymous", ADDRESS),
+        ("session.begin", "root", ADDRESS),
+        ("session.refused", "anonymous", ADDRESS),
+        ("session.end", "root", ADDRESS),
+    ]
+    refused = AuditEvent.objects.filter(action="session.refused").order_by("id")
+    assert [event.changes["user"] for event in refused] == ["root", "no user of this service"]
+    assert "MyPassword" not in str(list(AuditEvent.objects.values()))
+
+
+def test_users_groups_rights_and_passwords_are_recorded(client: Client, root: User) -> None:
+    password = "a-long-one-for-carol"
+    new = {"username": "carol", "usable_password": "true"}
+    client.post("/admin/auth/user/add/", {**new, "password1": password, "password2": password})
+    carol = User.objects.get(username="carol")
+    page = f"/admin/auth/user/{carol.pk}"
+    may = Permission.objects.get(codename="view_message")
+    joined = {"date_joined_0": "2026-01-01", "date_joined_1": "00:00:00"}
+    rights = {"is_active": "on", "is_staff": "on", "user_permissions": [may.pk]}
+    client.post(f"{page}/change/", {"username": "carol", **joined, **rights})
+    passwords = {"password1": password + "2", "password2": password + "2"}
+    client.post(f"{page}/password/", {**passwords, "usable_password": "true"})
+    client.post("/admin/auth/group/add/", {"name": "readers", "permissions": [may.pk]})
+    own = {"old_password": RIGHT, "new_password1": password, "new_password2": password}
+    client.post("/admin/password_change/", own)
+    client.post(f"{page}/delete/", {"post": "yes"})
+    client.post(f"/admin/auth/group/{Group.objects.get().pk}/delete/", {"post": "yes"})
+    assert recorded() == [
+        (action, "root", ADDRESS)
+        for action in (
+            *("user.create", "user.update", "user.update", "group.create", "user.update"),
+            *("user.delete", "group.delete"),
+        )
+    ]
+    created, changed, reset, group, mine, *_ = AuditEvent.objects.order_by("id")
+    assert (created.changes["name"], created.changes["staff"]) == ("carol", False)
+    assert changed.changes["staff"]
+    assert changed.changes["permissions"] == ["ingestion.view_message"]
+    assert {*reset.changes["changed"], *mine.changes["changed"]} <= {"Password", "password"}
+    assert group.changes == {"name": "readers", "permissions": ["ingestion.view_message"]}
+    assert password not in str(list(AuditEvent.objects.values()))
+
+
+@pytest.fixture
+def folder(root: User, archive_dir: object) -> Folder:
+    return a_folder(a_mailbox(a_source(root)))
+
+
+def test_looks_at_mail_are_recorded_with_the_key_that_took_it(
+    client: Client, root: User, folder: Folder
+) -> None:
+    (message,) = archived(folder, b"Subject: a secret of Alice\r\n\r\nx")
+    assert client.get(f"/admin/ingestion/message/{message.pk}/change/").status_code == 200
+    assert client.get(f"/admin/ingestion/message/{message.pk}/raw/").status_code == 200
+    _, plain = keys.create(root, name="backup", actor=SYSTEM)
+    key = ApiKey.objects.get()
+    program = APIClient(REMOTE_ADDR=ADDRESS)
+    program.credentials(HTTP_AUTHORIZATION=f"Bearer {plain}")
+    answer = program.get(f"/api/v1/emails/{message.pk}/raw")
+    assert answer.status_code == 200
+    assert answer["Cache-Control"] == "private, no-store"
+    reads = AuditEvent.objects.filter(action="message.read").order_by("id")
+    assert [(event.changes["how"], event.key) for event in reads] == [
+        ("page", ""),
+        ("raw", ""),
+        ("raw", str(key)),
+    ]
+    about = (folder.mailbox.source_id, "root", ADDRESS)
+    assert {(event.source_id, event.actor, event.address) for event in reads} == {about}
+    assert "a secret of Alice" not in str(list(reads.values()))
+    used = ApiKey.objects.get().last_used_at
+    assert used is not None
+    program.get(f"/api/v1/emails/{message.pk}")
+    assert ApiKey.objects.get().last_used_at == used, "one write a minute"
+    assert "backup" in client.get("/admin/ingestion/auditevent/").content.decode()
