@@ -21,9 +21,10 @@ from ingestion.services.status import Actor
 class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic fails at run time
     scopes = forms.MultipleChoiceField(
         choices=[(scope, scope.capitalize()) for scope in ApiKey.SCOPES],
-        initial=list(ApiKey.SCOPES),
+        initial=["read"],
         widget=widgets.UnfoldAdminCheckboxSelectMultipleWidget,
-        help_text="Read sees sources and mail, write changes sources, export takes mail out.",
+        help_text="Read sees sources and lists of mail, write changes sources, export takes mail "
+        "out. Give only what the program needs.",
     )
 
     class Meta:
@@ -40,7 +41,7 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generi
 @admin.register(ApiKey)
 class ApiKeyAdmin(AuditedAdmin):
     form = ApiKeyForm
-    list_display = ("name", "user", "scope_names", "start", "expires", "made")
+    list_display = ("name", "user", "scope_names", "start", "last_used", "expires", "made")
     list_select_related = ("user",)
     search_fields = ("name__istartswith", "user__username__istartswith")
     search_help_text = "Start of a name or a user"
@@ -56,14 +57,15 @@ class ApiKeyAdmin(AuditedAdmin):
         if obj is None:
             whose = ("user",) if self._makes_for_others(request) else ()
             return [("New API key", {"fields": (*whose, "name", "scopes", "expiry")})]
-        shown = ("name", "user", "scope_names", "start", "expires", "made")
+        shown = ("name", "user", "scope_names", "start", "last_used", "expires", "made")
         return [("API key", {"fields": shown})]
 
     def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> Any:
-        return ("scope_names", "start", "expires", "made") if obj else ()
+        return ("scope_names", "start", "last_used", "expires", "made") if obj else ()
 
     def get_changeform_initial_data(self, request: HttpRequest) -> Any:
-        return {"user": request.user.pk, **super().get_changeform_initial_data(request)}
+        given = {"user": request.user.pk, "expiry": timezone.now() + keys.LIFETIME}
+        return {**given, **super().get_changeform_initial_data(request)}
 
     def _makes_for_others(self, request: HttpRequest) -> bool:
         """As `services.keys` decides."""
@@ -76,6 +78,10 @@ class ApiKeyAdmin(AuditedAdmin):
     @admin.display(description="Begins with")
     def start(self, key: ApiKey) -> str:
         return f"{key.token_key}…"
+
+    @admin.display(description="Last used", ordering="last_used_at")
+    def last_used(self, key: ApiKey) -> Any:
+        return display.time_tag(key.last_used_at) if key.last_used_at else "never"
 
     @admin.display(description="Expires", ordering="expiry")
     def expires(self, key: ApiKey) -> Any:

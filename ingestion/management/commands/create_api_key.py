@@ -14,14 +14,18 @@ from ingestion.services import keys
 _MAX_DAYS = 36_500
 
 
-def _days(text: str) -> float:
-    """Read a number of days. Raises ArgumentTypeError, which argparse shows."""
+def _days(text: str) -> float | None:
+    """Read a number of days; None for "never". Raises ArgumentTypeError, which argparse shows."""
+    if text == "never":
+        return None
     try:
         days = float(text)
     except ValueError:
         days = math.nan
     if not 0 < days <= _MAX_DAYS:
-        raise ArgumentTypeError(f"must be a number of days up to {_MAX_DAYS:,}, not {text!r}")
+        raise ArgumentTypeError(
+            f"must be a number of days up to {_MAX_DAYS:,}, or never, not {text!r}"
+        )
     return days
 
 
@@ -48,7 +52,11 @@ class Command(OperatorCommand):
             help="what it may do: read sources and mail, write sources, export mail (default: all)",
         )
         parser.add_argument(
-            "--expires-days", type=_days, metavar="D", help="refused after this many days"
+            "--expires-days",
+            type=_days,
+            default=float(keys.LIFETIME.days),
+            metavar="D",
+            help=f"refused after this many days (default: {keys.LIFETIME.days}), or never",
         )
 
     def perform(self, options: dict[str, Any]) -> Exit:
