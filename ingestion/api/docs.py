@@ -4,6 +4,7 @@ import functools
 from typing import Any
 
 from django.http import HttpResponse
+from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -29,6 +30,7 @@ class _Document(SpectacularAPIView):
     """The document, made once in each process: it takes half a second. What a client says of it
     (?version=, ?lang=) is not asked for."""
 
+    @extend_schema(exclude=True)
     def get(self, request: Request, *_: Any, **__: Any) -> HttpResponse:
         renderer: Any = self.perform_content_negotiation(request, force=True)[0]
         return HttpResponse(_rendered(renderer.__class__), content_type=renderer.media_type)
