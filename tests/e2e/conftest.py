@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import (
     Browser,
     BrowserContext,
+    ConsoleMessage,
     Dialog,
     Error,
     Page,
@@ -113,6 +114,10 @@ def _watch(visitor: Visitor) -> None:
     def script_failed(error: Error) -> None:
         visitor.complaints.append(f"script error: {error}")
 
+    def said(message: ConsoleMessage) -> None:
+        if "Content Security Policy" in message.text:
+            visitor.complaints.append(f"refused by the policy: {message.text}")
+
     def box_opened(box: Dialog) -> None:
         visitor.complaints.append(f"injected: {box.message}")
         box.dismiss()
@@ -127,6 +132,7 @@ def _watch(visitor: Visitor) -> None:
             visitor.complaints.append(f"{answer.status} for {answer.request.method} {answer.url}")
 
     visitor.page.on("pageerror", script_failed)
+    visitor.page.on("console", said)
     visitor.page.on("dialog", box_opened)
     visitor.page.on("request", asked)
     visitor.page.on("response", answered)
