@@ -7,10 +7,10 @@ archived. So the archive has a mark, `.installation`, with an id that the databa
 
 import contextlib
 import os
-import uuid
 from pathlib import Path
 
 from django.conf import settings
+from django.db import transaction
 
 from ingestion.archive.store import store
 from ingestion.errors import WrongArchive
@@ -24,18 +24,17 @@ def require() -> None:
 
     The first time ever, it is made so: the directory too, where it is missing.
     """
-    mark, installation = _mark(), Installation.objects.filter(pk=1).first()
+    installation = Installation.objects.filter(pk=1).first()
     if installation is None or not installation.archive_marked:
-        if installation is None or mark != str(installation.archive_id):
-            _refuse_what_is_not_new(mark)
-        _make_ours()
-    elif mark is None:
+        installation = _begin()
+    mark = _mark()
+    if mark is None:
         raise WrongArchive(
             f"{settings.ARCHIVE_DIR} has no mark of this installation: is its volume mounted?"
             " Nothing is written until it is. Where it is meant to be another directory from now"
             f" on, write {installation.archive_id} into {_path()}."
         )
-    elif mark != str(installation.archive_id):
+    if mark != str(installation.archive_id):
         raise WrongArchive(
             f"{settings.ARCHIVE_DIR} is the archive of another installation ({mark}); this one's"
             f" is {installation.archive_id}. Nothing is written until ARCHIVE_DIR is right."
@@ -51,6 +50,21 @@ def take_over() -> None:
             pk=1, defaults={"archive_id": mark, "archive_marked": True}
         )
     require()
+
+
+def _begin() -> Installation:
+    """Make ARCHIVE_DIR ours. Whoever else is at it waits, and finds it done."""
+    Installation.objects.get_or_create(pk=1)
+    with transaction.atomic():
+        installation = Installation.objects.select_for_update().get(pk=1)
+        if not installation.archive_marked:
+            mark = _mark()
+            if mark != str(installation.archive_id):  # else a start was killed just now
+                _refuse_what_is_not_new(mark)
+                _write_mark(installation)
+            installation.archive_marked = True
+            installation.save(update_fields=["archive_marked"])
+    return installation
 
 
 def _refuse_what_is_not_new(mark: str | None) -> None:
@@ -70,12 +84,10 @@ def _refuse_what_is_not_new(mark: str | None) -> None:
         )
 
 
-def _make_ours() -> None:
-    """Idempotent, also side by side: the id is the database's."""
-    installation, _ = Installation.objects.get_or_create(pk=1)
+def _write_mark(installation: Installation) -> None:
     root: Path = settings.ARCHIVE_DIR
     root.mkdir(parents=True, exist_ok=True)
-    partial = root / f"{MARK}.{uuid.uuid4().hex}"
+    partial = root / f"{MARK}.partial"
     with partial.open("w") as file:
         file.write(f"{installation.archive_id}\n")
         file.flush()
@@ -86,7 +98,6 @@ def _make_ours() -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
-    Installation.objects.filter(pk=1).update(archive_marked=True)
 
 
 def _path() -> Path:
