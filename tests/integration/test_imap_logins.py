@@ -353,7 +353,7 @@ def hasty(reaction: str) -> Iterator[ImapScript]:
 @pytest.mark.parametrize("reaction", ["drops", "refuses", "loses"])
 def test_a_server_that_takes_one_command_at_a_time_is_asked_so(reaction: str) -> None:
     with hasty(reaction) as server:
-        used = connector(server, timeout_seconds=1)
+        used = connector(server, timeout_seconds=4)
         assert used.check().detail == "2 folders"
         logins = server.logins
         with used.open(next(iter(used.mailboxes()))) as session:
