@@ -5,10 +5,17 @@ refusal alone looks like a bad message; ten in a row, with no body between, are 
 """
 
 from connectors.errors import MessageRefused, Unavailable
-from connectors.types import Missing
+from connectors.types import Missing, RawMessage
 
 #: OpenArchiver's number too. Damaged messages lie in clusters, but say what is wrong with them.
 MAX_IN_A_ROW = 10
+
+
+def without_a_byte() -> MessageRefused:
+    """Say what an empty body is: no mail, which has a header section (RFC 5322 section 3.6)."""
+    return MessageRefused(
+        "The provider handed out no byte of this message. It is asked for again.", code="empty"
+    )
 
 
 class RefusalGuard:
@@ -20,6 +27,14 @@ class RefusalGuard:
 
     def __init__(self) -> None:
         self._held: list[Missing] = []
+
+    def take(self, answer: RawMessage | Missing) -> list[RawMessage | Missing]:
+        """Take the next answer; return those to be told now, in order. Raises as `refused` does."""
+        if isinstance(answer, Missing):
+            return [*self.refused(answer)]
+        if answer.body == b"":  # a provider that hands out nothing is no better for saying 200
+            return [*self.refused(Missing(answer.ref, without_a_byte()))]
+        return [*self.delivered(), answer]
 
     def delivered(self) -> list[Missing]:
         """A body came: return the refusals before it, which are about their messages alone."""

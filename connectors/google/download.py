@@ -91,11 +91,7 @@ class Download:
             if answer is None:
                 workers -= 1
                 continue
-            if isinstance(answer, Missing):
-                yield from guard.refused(answer)
-            else:
-                yield from guard.delivered()
-                yield answer
+            yield from guard.take(answer)
             with self._taken:
                 self._waiting_bytes -= _weight(answer)
                 self._taken.notify()

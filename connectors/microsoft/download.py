@@ -52,11 +52,7 @@ class Download:
             for thread in self._threads:
                 thread.start()
             while (answer := self._next()) is not None:
-                if isinstance(answer, Missing):
-                    yield from guard.refused(answer)
-                else:
-                    yield from guard.delivered()
-                    yield answer
+                yield from guard.take(answer)
         finally:
             self.close()
         if self._problem is not None:

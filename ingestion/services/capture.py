@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 
-from connectors.errors import MessageRefused
+from connectors.refusals import without_a_byte
 from connectors.types import Body, Cursor, MessageRef, Missing, RawMessage
 from ingestion.models import Folder, Mailbox
 from ingestion.services.capture_sql import new_message_ids
@@ -25,8 +25,6 @@ from ingestion.services.packing import PART_BYTES, Unpacked
 COMMIT_SECONDS = 3.0
 #: One query finds which of so many bodies, or of PART_BYTES, are archived already.
 _LOOKUP_MESSAGES = 250
-#: A message has a header section (RFC 5322 section 3.6), so no mail is of no bytes.
-_EMPTY = "The provider handed out no byte of this message. It is asked for again."
 
 
 class Capture:
@@ -93,7 +91,7 @@ class Capture:
         sha256, size = hashed(answer.body)
         if not size:
             answer.close()
-            self._batch.missing.append(Missing(answer.ref, MessageRefused(_EMPTY, code="empty")))
+            self._batch.missing.append(Missing(answer.ref, without_a_byte()))
             return
         self._waiting.append((answer, sha256, size))
         self._waiting_bytes += size

@@ -4,7 +4,7 @@ import pytest
 
 from connectors.errors import MessageGone, MessageRefused, Unavailable
 from connectors.refusals import MAX_IN_A_ROW, RefusalGuard
-from connectors.types import MessageRef, Missing
+from connectors.types import MessageRef, Missing, RawMessage
 
 
 def missing(number: int, *, of_item: bool = False) -> Missing:
@@ -33,6 +33,21 @@ def test_a_body_between_begins_the_count_again() -> None:
     for number in range(3 * MAX_IN_A_ROW):
         guard.refused(missing(number))
         assert len(guard.delivered()) == 1
+
+
+def test_a_body_without_a_byte_is_a_refusal_and_does_not_begin_the_count_again() -> None:
+    guard = RefusalGuard()
+    empty = [RawMessage(MessageRef(str(number)), b"") for number in range(MAX_IN_A_ROW)]
+    assert guard.take(empty[0]) == []
+    whole = RawMessage(MessageRef("whole"), b"Subject: 1\r\n\r\n1")
+    refused, told = guard.take(whole)
+    assert isinstance(refused, Missing)
+    assert (refused.ref, getattr(refused.error, "code", "")) == (empty[0].ref, "empty")
+    assert told is whole
+    *held, last = [missing(n) if n % 2 else empty[n] for n in range(MAX_IN_A_ROW)]
+    assert [guard.take(answer) for answer in held] == [[]] * len(held)
+    with pytest.raises(Unavailable):
+        guard.take(last)
 
 
 def test_what_is_wrong_with_the_item_itself_never_counts() -> None:
