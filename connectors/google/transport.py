@@ -5,6 +5,7 @@ httplib2 is not thread-safe: a thread has an Http of its own. It uses no proxy a
 
 import functools
 import http.client
+import io
 import socket
 import ssl
 import threading
@@ -72,7 +73,7 @@ class Bound:
         self, one_large: threading.Lock, limit_bytes: int, *, patience_seconds: float
     ) -> None:
         self._one_large, self._limit, self._held = one_large, limit_bytes, False
-        self._patience_seconds = patience_seconds
+        self.patience_seconds = patience_seconds
 
     def read(self, response: http.client.HTTPResponse) -> bytes | bytearray:
         """Read to the end and unpack on the way; one copy in memory, a bytearray where large.
@@ -80,7 +81,7 @@ class Bound:
         httplib2 would hold the packed bytes too, and refuse what packs better than 1 to 100.
         """
         whole = bytearray()
-        for piece in _pieces(response, self._patience_seconds):
+        for piece in _pieces(response):
             whole += piece
             if len(whole) > self._limit:
                 raise ResponseTooLarge
@@ -95,39 +96,55 @@ class Bound:
             self._one_large.release()
 
 
-def _pieces(response: http.client.HTTPResponse, patience_seconds: float) -> Iterator[bytes]:
-    """Yield what comes, unpacked, in pieces of bounded size. Raises TimeoutError where it drips."""
+def _pieces(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Yield what comes, unpacked, in pieces of bounded size."""
     packed = response.headers.get("content-encoding") == "gzip"
     del response.headers["content-encoding"]
     gunzip = Gunzip()
     some = False
-    for chunk in _arriving(response, patience_seconds):
+    while chunk := response.read1(_CHUNK_BYTES):
         some = True
         yield from gunzip.pieces(chunk) if packed else (chunk,)
+    response.close()  # read1() leaves it open at its end, and so the connection in use
     if response.length:  # announced and not come: read() in pieces is silent about it
         raise http.client.IncompleteRead(b"", response.length)
     if packed and some:
         yield gunzip.end()
 
 
-def _arriving(response: http.client.HTTPResponse, patience_seconds: float) -> Iterator[bytes]:
-    """Yield what each read brings. Waiting uses the patience up, and what comes gives some back."""
-    left = patience_seconds
-    while True:
+class _Arriving(io.RawIOBase):
+    """What comes of one answer, its headers too. Waiting uses the patience up, and what comes gives
+    some back. Raises TimeoutError where it drips: a socket's own timeout is one read's."""
+
+    def __init__(self, arriving: io.RawIOBase, patience_seconds: float) -> None:
+        self._arriving = arriving
+        self._most_seconds = self._left_seconds = patience_seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
         began = time.monotonic()
-        chunk = response.read1(_CHUNK_BYTES)
-        if not chunk:
-            response.close()  # read1() leaves it open at its end, and so the connection in use
-            return
-        left -= time.monotonic() - began
-        left = min(patience_seconds, left + len(chunk) / _MIN_RATE)
-        if left < 0:
+        count = self._arriving.readinto(buffer) or 0
+        left = self._left_seconds - (time.monotonic() - began) + count / _MIN_RATE
+        self._left_seconds = min(self._most_seconds, left)
+        if self._left_seconds < 0:
             raise TimeoutError("The answer comes too slowly.")
-        yield chunk
+        return count
+
+    def close(self) -> None:
+        self._arriving.close()
+        super().close()
 
 
 def _response_class(bound: Bound) -> type[http.client.HTTPResponse]:
     class Response(http.client.HTTPResponse):
+        def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+            super().__init__(sock, *args, **kwargs)
+            self.fp.close()
+            arriving = _Arriving(sock.makefile("rb", buffering=0), bound.patience_seconds)
+            self.fp = io.BufferedReader(arriving)
+
         def read(self, amt: int | None = None) -> Any:
             return bound.read(self) if amt is None else super().read(amt)
 

@@ -15,16 +15,17 @@ from connectors.google.transport import Http
 TIMEOUT_SECONDS = 0.5
 
 
-@pytest.fixture
-def url() -> Iterator[str]:
-    """A server that announces a hundred bytes and sends five in a second."""
+@pytest.fixture(params=["headers", "body"])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """A server that never ends its headers or a body of a hundred bytes: five come in a second."""
+    begun = {"headers": b"X-Long: ", "body": b"Content-Length: 100\r\n\r\n"}[request.param]
     done = threading.Event()
 
     def serve() -> None:
         connection, _ = listener.accept()
         with connection:
             connection.recv(65_536)
-            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+            connection.sendall(b"HTTP/1.1 200 OK\r\n" + begun)
             try:
                 while not done.wait(0.2):
                     connection.sendall(b"x")
