@@ -83,7 +83,11 @@ class MailboxSession(_Closing, ABC):
 
     @abstractmethod
     def folders(self) -> Sequence[RemoteFolder]:
-        """List all folders that can hold mail, in one or two round trips for any number."""
+        """List all folders that can hold mail, in one or two round trips for any number.
+
+        Where those in one folder can't be listed, one that is `unlisted` stands for them; what is
+        known of them is kept.
+        """
 
     @abstractmethod
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:

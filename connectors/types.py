@@ -40,6 +40,8 @@ class RemoteMailbox:
 class RemoteFolder:
     """What has a cursor of its own. `path` is decoded Unicode with "/" between levels, for people
     and globs; `remote_id` is what the provider calls it. `role` is a value of states.FolderRole.
+    `unlisted`: it stands for the folders in one that can't be listed now; its path ends with "/*",
+    and `changes()` says why.
     `message_count` is the provider's count, if it told; `exact_count` where it counts just what
     `changes()` lists from the beginning. `state` is the connector's own note for
     `changes()` (for IMAP the STATUS items); `stable_id` survives a rename where the provider has
@@ -51,6 +53,7 @@ class RemoteFolder:
     message_count: int | None = None
     exact_count: bool = False
     stable_id: str = ""
+    unlisted: bool = False
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
 

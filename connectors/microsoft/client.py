@@ -30,8 +30,9 @@ from connectors.errors import (
 )
 from connectors.microsoft import refusals
 from connectors.microsoft.config import MicrosoftConfig
-from connectors.microsoft.refusals import Refusal
+from connectors.microsoft.refusals import OutOfOrder, Refusal
 from connectors.microsoft.tokens import Tokens
+from connectors.refusals import MAX_IN_A_ROW
 from connectors.throttle import Budget
 
 #: learn.microsoft.com/graph/throttling-limits#outlook-service-limits: for each application and
@@ -59,6 +60,9 @@ _JITTER = random.SystemRandom()
 #: On every request: ids that survive a move (learn.microsoft.com/graph/outlook-immutable-id).
 IMMUTABLE = 'IdType="ImmutableId"'
 _SAFE_ID = re.compile(r"[A-Za-z0-9_=+-]{1,600}")
+
+#: What became of one part of a batch: its answer, or why there is none.
+Part = Mapping[str, Any] | Refusal | OutOfOrder
 
 
 class Stopped(Exception):
@@ -200,11 +204,19 @@ class Pace:
         link = self._graph.relative(page.get("@odata.nextLink"))
         return None if link is None else self.get(link)
 
-    def batch(self, paths: Sequence[str]) -> list[Mapping[str, Any] | Refusal]:
-        """GET many JSON objects, twenty in a round trip; an answer or refusal for each, in turn."""
-        answers: list[Mapping[str, Any] | Refusal] = []
+    def batch(self, paths: Sequence[str]) -> list[Part]:
+        """GET many JSON objects, twenty in a round trip; an answer for each, in turn.
+
+        Raises OutOfOrder where so many in a row fail that it is not about what was asked for.
+        """
+        answers: list[Part] = []
+        in_a_row = 0
         for at in range(0, len(paths), _BATCH):
-            answers += self._batch(paths[at : at + _BATCH])
+            for answer in self._batch(paths[at : at + _BATCH]):
+                in_a_row = in_a_row + 1 if isinstance(answer, OutOfOrder) else 0
+                if isinstance(answer, OutOfOrder) and in_a_row >= MAX_IN_A_ROW:
+                    raise answer
+                answers.append(answer)
         return answers
 
     def ask(self, call: Call, *, stop: threading.Event | None = None) -> Any:
@@ -261,8 +273,8 @@ class Pace:
         if wait > min(_LONGEST_WAIT_SECONDS, self._graph.seconds_left()):
             raise error
 
-    def _batch(self, paths: Sequence[str]) -> list[Mapping[str, Any] | Refusal]:
-        found: dict[int, Mapping[str, Any] | Refusal] = {}
+    def _batch(self, paths: Sequence[str]) -> list[Part]:
+        found: dict[int, Part] = {}
         failures = 0
         while missing := [index for index in range(len(paths)) if index not in found]:
             parts = [
@@ -272,26 +284,21 @@ class Pace:
             whole = Call(
                 "/$batch", json_of, method="POST", body={"requests": parts}, cost=len(parts)
             )
-            answer = self.ask(whole)
-            problem = self._take_parts(answer, set(missing), found)
-            if problem is None:
-                continue
+            again = self._take_parts(self.ask(whole), missing, found)
             failures += 1
-            wait = problem.retry_after_seconds or _FIRST_PAUSE_SECONDS * 2**failures
-            if failures >= _TRIES_THROTTLED:
-                raise problem
-            self._check_patience(problem, wait)
-            self.pause(wait)
+            if failures >= _TRIES:
+                own = {i: e for i, e in again.items() if isinstance(e, OutOfOrder) and e.is_own}
+                found |= own
+                again = {i: error for i, error in again.items() if i not in own}
+            if again:
+                self._wait_for_parts(list(again.values()), failures)
         return [found[index] for index in range(len(paths))]
 
     def _take_parts(
-        self,
-        answer: Mapping[str, Any],
-        asked: set[int],
-        found: dict[int, Mapping[str, Any] | Refusal],
-    ) -> Retryable | None:
-        """Sort the parts of a batch into `found`; return why some must be asked for again."""
-        problem: Retryable | None = None
+        self, answer: Mapping[str, Any], asked: Sequence[int], found: dict[int, Part]
+    ) -> dict[int, Retryable]:
+        """Sort the parts of a batch into `found`; return why others must be asked for again."""
+        again: dict[int, Retryable] = {}
         for part in answer.get("responses", ()):
             index = int(part["id"])
             if part["status"] == 200 and isinstance(part.get("body"), dict):
@@ -306,12 +313,22 @@ class Pace:
             if isinstance(error, Refusal):
                 found[index] = error
             elif isinstance(error, Retryable):
-                problem = error
+                again[index] = error
             else:
                 raise error
-        if problem is None and asked - set(found):
-            problem = Unavailable("Microsoft Graph left a part of a batch unanswered.")
-        return problem
+        for index in asked:
+            if index not in found and index not in again:
+                again[index] = Unavailable("Microsoft Graph left a part of a batch unanswered.")
+        return again
+
+    def _wait_for_parts(self, errors: Sequence[Retryable], failures: int) -> None:
+        """Wait before parts are asked for again, as long as the most patient of them says."""
+        problem = max(errors, key=lambda error: error.retry_after_seconds or 0.0)
+        if failures >= _TRIES_THROTTLED:
+            raise problem
+        wait = problem.retry_after_seconds or _FIRST_PAUSE_SECONDS * 2**failures
+        self._check_patience(problem, wait)
+        self.pause(wait)
 
 
 # -- reading answers -----------------------------------------------------------------------------

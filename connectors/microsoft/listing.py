@@ -33,8 +33,8 @@ from connectors.errors import (
     FolderRefused,
     Unavailable,
 )
-from connectors.microsoft.client import Pace, quoted
-from connectors.microsoft.folders import changes_path, probe_path
+from connectors.microsoft.client import Pace, Part, quoted
+from connectors.microsoft.folders import changes_path, probe_path, require_listed
 from connectors.microsoft.refusals import OutOfOrder, Refusal
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
 
@@ -66,6 +66,7 @@ def changes(
     now: Callable[[], float] = time.time,
 ) -> Iterator[Page]:
     """Yield the pages of `MailboxSession.changes`. `relative` makes a path of a link."""
+    require_listed(folder)
     listing = _Listing(pace, base, folder, relative, now)
     try:
         if not has_delta:
@@ -210,10 +211,9 @@ class _Listing:
             try:
                 page = self._pace.get(link, prefer=(f"odata.maxpagesize={_SIZES[self._size]}",))
             except (OutOfOrder, Refusal) as problem:
-                if isinstance(problem, Refusal):
-                    may_be_size = problem.is_of_item
-                else:
-                    may_be_size = problem.retry_after_seconds is None
+                may_be_size = (
+                    problem.is_own if isinstance(problem, OutOfOrder) else problem.is_of_item
+                )
                 if not may_be_size or self._size == len(_SIZES) - 1:
                     raise
                 self._size, self._small_pages = self._size + 1, _SMALL_PAGES
@@ -233,16 +233,23 @@ class _Listing:
         removed = [remote_id for remote_id, item in items.items() if "@removed" in item]
         asked = removed
         if len(removed) > _ASKED_SINGLY:
-            self._all = self._all or self._present().sorted()
-            asked = [remote_id for remote_id in removed if remote_id in self._all]
-        back = {
-            remote_id: reference(remote_id, item)
-            for remote_id, item in zip(asked, self._described(asked), strict=True)
-            if not isinstance(item, Refusal)
-            and item.get("parentFolderId") == self._folder.remote_id
-        }
+            there = self._there()
+            asked = [remote_id for remote_id in removed if remote_id in there]
+        back: dict[str, MessageRef] = {}
+        for remote_id, item in zip(asked, self._described(asked), strict=True):
+            if not isinstance(item, Exception):
+                if item.get("parentFolderId") == self._folder.remote_id:
+                    back[remote_id] = reference(remote_id, item)
+            elif not _is_gone(item) and remote_id in self._there():
+                back[remote_id] = reference(remote_id, {})
         refs += back.values()
         return refs, [remote_id for remote_id in removed if remote_id not in back]
+
+    def _there(self) -> "Seen":
+        """Return the ids that are in the folder, listed once in a pass."""
+        if self._all is None:
+            self._all = self._present().sorted()
+        return self._all
 
     def _references(self, items: Mapping[str, Mapping[str, Any]]) -> list[MessageRef]:
         """Make references. Of a message that was only read, delta tells no more than that: the rest
@@ -250,22 +257,27 @@ class _Listing:
         there = {remote_id: item for remote_id, item in items.items() if "@removed" not in item}
         partial = [remote_id for remote_id, item in there.items() if "flag" not in item]
         for remote_id, whole in zip(partial, self._described(partial), strict=True):
-            if not isinstance(whole, Refusal):
+            if not isinstance(whole, Exception):
                 there[remote_id] = whole
-            elif whole.is_gone:
+            elif _is_gone(whole):
                 del there[remote_id]  # gone or moved meanwhile: a later round tells
-            # else what delta told of it is all there is: one item must not hold up the folder
+            # else its labels stay as they were: one item must not hold up the folder
         return [reference(remote_id, item) for remote_id, item in there.items()]
 
-    def _described(self, ids: Sequence[str]) -> list[Mapping[str, Any] | Refusal]:
+    def _described(self, ids: Sequence[str]) -> list[Part]:
         query = f"?$select={','.join((*_SELECT, 'parentFolderId'))}"
         return self._pace.batch(
             [f"{self._base}/messages/{quoted(remote_id)}{query}" for remote_id in ids]
         )
 
 
+def _is_gone(problem: Refusal | OutOfOrder) -> bool:
+    return isinstance(problem, Refusal) and problem.is_gone
+
+
 def reference(remote_id: str, item: Mapping[str, Any]) -> MessageRef:
-    """Make a reference of a message's properties. The immutable id names it in every folder."""
+    """Make a reference of a message's properties, which may be told in part or not at all. The
+    immutable id names it in every folder."""
     labels = {str(category).replace("\0", "") for category in item.get("categories") or ()}
     flag = item.get("flag")
     if item.get("isRead"):
@@ -279,7 +291,7 @@ def reference(remote_id: str, item: Mapping[str, Any]) -> MessageRef:
         stable_id=remote_id,
         thread_id=str(item.get("conversationId") or ""),
         received_at=_time(item.get("receivedDateTime")),
-        labels=tuple(sorted(labels)),
+        labels=tuple(sorted(labels)) if "flag" in item else None,
     )
 
 

@@ -56,6 +56,11 @@ _FULL_CODE = "errorquotaexceeded"
 class OutOfOrder(Unavailable):
     """Graph answered that something went wrong on its side (5xx)."""
 
+    @property
+    def is_own(self) -> bool:
+        """Whether it may be about what was asked for alone: who asks to wait means everything."""
+        return self.retry_after_seconds is None
+
 
 class TokenRefused(NeedsReauth):
     """401. After a new token it may be about one mailbox: then `refusal` is what it means."""

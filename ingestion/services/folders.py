@@ -56,6 +56,7 @@ def store_listing(
             f"The provider listed no folder; it had {len(there):,} before. It is asked again.",
             code="no_folders",
         )
+    listed = [*listed, *_in_unlisted(listed, there)]
     wanted = [remote for remote in listed if options.wants_folder(remote)]
     _follow_renames(rows, listed)
     new, changed = [], []
@@ -106,8 +107,26 @@ def _was_missing_before(row: Folder, run: Run) -> bool:
     return row.missing_since is not None and row.missing_since < run.started_at
 
 
+def _in_unlisted(listed: Sequence[RemoteFolder], there: Sequence[Folder]) -> list[RemoteFolder]:
+    """Return the folders that are there as far as anybody knows: recorded in a place of which the
+    provider does not list the folders now."""
+    present = {remote.remote_id for remote in listed}
+    places = tuple(remote.path.removesuffix("*") for remote in listed if remote.unlisted)
+    return [
+        _as_listed(row)
+        for row in there
+        if row.remote_id not in present and row.path.startswith(places)
+    ]
+
+
 def _as_listed(row: Folder) -> RemoteFolder:
-    return RemoteFolder(row.remote_id, row.path, role=row.role, stable_id=row.stable_id)
+    return RemoteFolder(
+        row.remote_id,
+        row.path,
+        role=row.role,
+        stable_id=row.stable_id,
+        message_count=row.remote_count,
+    )
 
 
 def _expect(held: Lease, run: Run, mailbox: Mailbox, followed: Sequence[Folder]) -> None:

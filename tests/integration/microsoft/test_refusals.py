@@ -1,7 +1,5 @@
 """What Graph refuses of one message, folder or person, and how much else that stops: nothing."""
 
-import urllib.parse
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,30 +7,23 @@ import pytest
 from connectors.errors import NeedsReauth, Unavailable
 from connectors.microsoft import refusals
 from connectors.types import Missing, RawMessage
-from ingestion.models import FailedMessage, Folder, Placement
+from ingestion.models import FailedMessage, Folder
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph.connectors import build, fetched, opened
-from tests.servers.graph.sources import box, fill, imported, states, synced
+from tests.servers.graph.sources import (
+    box,
+    fill,
+    imported,
+    labels_of,
+    path_of,
+    placed,
+    refuse,
+    states,
+    synced,
+)
 from tests.servers.graph.words import error
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-def _path(request: Request) -> str:
-    return urllib.parse.unquote(request.path)
-
-
-def _answer(
-    server: GraphServer, concerns: Callable[[str], bool], status: int, code: str, text: str = "x"
-) -> None:
-    def intercept(request: Request, user: User | None) -> Response | None:
-        return error(status, code, text) if concerns(_path(request)) else None
-
-    server.faults.intercept = intercept
-
-
-def _placed() -> set[str]:
-    return set(Placement.objects.filter(removed_at=None).values_list("remote_id", flat=True))
 
 
 # -- messages --------------------------------------------------------------------------------------
@@ -41,9 +32,9 @@ def _placed() -> set[str]:
 def test_one_forbidden_message_fails_alone(server: GraphServer, alice: User, make: Any) -> None:
     ids = fill(box(alice), 20)
     source = make()
-    _answer(server, lambda path: path.endswith(f"{ids[7]}/$value"), 403, "ErrorAccessDenied")
+    refuse(server, lambda path: path.endswith(f"{ids[7]}/$value"), 403, "ErrorAccessDenied")
     imported(source)
-    assert _placed() == set(ids) - {ids[7]}
+    assert placed() == set(ids) - {ids[7]}
     assert FailedMessage.objects.get().remote_id == ids[7]
     assert states()["alice"][0] == "active"
 
@@ -52,7 +43,7 @@ def test_messages_that_can_not_be_converted_are_asked_for_once_and_are_no_outage
     server: GraphServer, alice: User
 ) -> None:
     ids = fill(box(alice), 15)
-    _answer(server, lambda path: "$value" in path, 500, "ErrorMimeContentConversionFailed")
+    refuse(server, lambda path: "$value" in path, 500, "ErrorMimeContentConversionFailed")
     with build(server) as connector, opened(connector, alice) as session:
         found = fetched(session)
     assert found.keys() == set(ids)
@@ -72,7 +63,7 @@ def test_any_number_of_messages_that_are_too_large_is_no_outage(
 
 def test_bodies_that_are_all_refused_are_an_outage(server: GraphServer, alice: User) -> None:
     fill(box(alice), 30)
-    _answer(server, lambda path: "$value" in path, 403, "ErrorAccessDenied")
+    refuse(server, lambda path: "$value" in path, 403, "ErrorAccessDenied")
     with (
         build(server) as connector,
         opened(connector, alice) as session,
@@ -87,10 +78,10 @@ def test_a_body_without_a_byte_is_no_message(server: GraphServer, alice: User, m
     ids = fill(box(alice), 4)
     source = make()
     server.faults.intercept = lambda request, _user: (
-        Response(200, b"") if _path(request).endswith(f"{ids[2]}/$value") else None
+        Response(200, b"") if path_of(request).endswith(f"{ids[2]}/$value") else None
     )
     imported(source)
-    assert _placed() == set(ids) - {ids[2]}
+    assert placed() == set(ids) - {ids[2]}
     assert FailedMessage.objects.get().code == "empty"
 
 
@@ -105,7 +96,6 @@ def test_a_body_without_a_byte_is_no_message(server: GraphServer, alice: User, m
         (404, "ResourceNotFound"),
         (404, "ErrorItemNotFound"),
         (500, "ErrorInternalServerError"),
-        (501, "NotImplemented"),
     ],
 )
 def test_one_refused_folder_is_told_and_the_others_are_read(
@@ -115,9 +105,9 @@ def test_one_refused_folder_is_told_and_the_others_are_read(
     box(alice).deliver(b"Subject: 1\r\n\r\n1", bad)
     wanted = {box(alice).deliver(b"Subject: 2\r\n\r\n2", good), *fill(box(alice), 3)}
     source = make()
-    _answer(server, lambda path: bad.id in path and "/delta" in path, status, code)
+    refuse(server, lambda path: bad.id in path and "/delta" in path, status, code)
     run = imported(source)
-    assert _placed() == wanted
+    assert placed() == wanted
     assert states()["alice"][0] == "active"
     assert run.status == "incomplete"
     assert Folder.objects.get(remote_id=bad.id).last_error_code == "folder_refused"
@@ -131,9 +121,9 @@ def test_a_folder_deleted_since_it_was_listed_stops_nothing(
     wanted = {box(alice).deliver(b"Subject: 2\r\n\r\n2", last), *fill(box(alice), 3)}
     source = make()
     gone = f"mailFolders/{old.id}"
-    _answer(server, lambda path: gone in path, 404, "ErrorSyncFolderNotFound")
+    refuse(server, lambda path: gone in path, 404, "ErrorSyncFolderNotFound")
     imported(source)
-    assert _placed() == wanted
+    assert placed() == wanted
     assert states()["alice"][0] == "active"
 
 
@@ -142,13 +132,13 @@ def test_a_full_mailbox_is_listed_without_delta_query(
 ) -> None:
     ids = fill(box(alice), 20)
     source = make()
-    _answer(server, lambda path: "/delta" in path, 403, "ErrorQuotaExceeded")
+    refuse(server, lambda path: "/delta" in path, 403, "ErrorQuotaExceeded")
     imported(source)
-    assert _placed() == set(ids)
+    assert placed() == set(ids)
     server.faults.intercept = lambda _request, _user: None  # somebody made room
     new = box(alice).deliver(b"Subject: new\r\n\r\nnew")
     synced(source)
-    assert _placed() == {*ids, new}
+    assert placed() == {*ids, new}
 
 
 def test_a_page_that_fails_for_its_size_is_asked_for_in_smaller_ones(
@@ -174,7 +164,7 @@ def test_a_page_that_comes_again_under_ever_new_links_ends(
     numbers = iter(range(1_000))
 
     def intercept(request: Request, user: User | None) -> Response | None:
-        if "/delta" not in request.path or box(alice).inbox.id not in _path(request):
+        if "/delta" not in request.path or box(alice).inbox.id not in path_of(request):
             return None
         link = f"{server.origin}{request.path}?$skiptoken={next(numbers)}"
         return Response.json({"value": [{"id": "AAA="}], "@odata.nextLink": link})
@@ -185,36 +175,63 @@ def test_a_page_that_comes_again_under_ever_new_links_ends(
     assert next(numbers) < 200
 
 
+@pytest.mark.parametrize("code", ["ErrorCorruptData", "ErrorInternalServerError"])
 def test_one_message_whose_properties_are_damaged_does_not_hold_up_its_folder(
-    server: GraphServer, alice: User, make: Any
+    server: GraphServer, alice: User, make: Any, code: str
 ) -> None:
     ids = fill(box(alice), 5)
+    box(alice).mark(ids[2], flagged=True)
     source = make()
     imported(source)
-    box(alice).mark(ids[2], is_read=True)  # delta tells it in part, so its rest is asked for
+    for name in ids[2:4]:
+        box(alice).mark(name, is_read=True)  # delta tells it in part, so its rest is asked for
     new = box(alice).deliver(b"Subject: new\r\n\r\nnew")
-    _answer(server, lambda path: path.endswith(f"/messages/{ids[2]}"), 500, "ErrorCorruptData")
+    refuse(server, lambda path: path.endswith(f"/messages/{ids[2]}"), 500, code)
+    assert synced(source).status == "completed"
+    assert placed() == {*ids, new}
+    assert labels_of(ids[3]) == ["\\Seen"]
+    assert labels_of(ids[2]) == ["\\Flagged"]  # none that was not told is taken away
+
+
+def test_properties_that_all_fail_are_an_outage(
+    server: GraphServer, alice: User, make: Any
+) -> None:
+    ids = fill(box(alice), 12)
+    source = make()
+    imported(source)
+    for name in ids:
+        box(alice).mark(name, is_read=True)
+    before = server.count("/messages/")
+    refuse(server, lambda path: "/messages/A" in path, 500, "ErrorInternalServerError")
+    assert synced(source).status == "incomplete"
+    assert server.count("/messages/") - before < 100
+    assert labels_of(ids[0]) == []
+    server.faults.intercept = lambda _request, _user: None
     synced(source)
-    assert _placed() == {*ids, new}
+    assert {tuple(labels_of(name)) for name in ids} == {("\\Seen",)}
 
 
 # -- removals --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("many", [False, True])
+@pytest.mark.parametrize("asked", [True, False])
 def test_a_message_moved_away_and_back_stays_where_it_is(
-    server: GraphServer, alice: User, make: Any, monkeypatch: pytest.MonkeyPatch, many: bool
+    server: GraphServer, alice: User, make: Any, many: bool, asked: bool
 ) -> None:
     ids = fill(box(alice), 5)
     source = make()
     imported(source)
     inbox = box(alice).inbox
     new = box(alice).deliver(b"Subject: new\r\n\r\nnew")
-    removed = [ids[0], new] + ([f"AAgone{number}=" for number in range(300)] if many else [])
+    box(alice).remove(ids[1])
+    removed = [*ids[:2], new] + ([f"AAgone{number}=" for number in range(300)] if many else [])
 
     def intercept(request: Request, user: User | None) -> Response | None:
         """Tell, as Graph is reported to, nothing but that they were removed."""
-        if "deltatoken" not in "".join(request.query) or inbox.id not in _path(request):
+        if not asked and _is_about_a_message(request):
+            return error(403, "ErrorAccessDenied", "x")
+        if "deltatoken" not in "".join(request.query) or inbox.id not in path_of(request):
             return None
         link = f"{server.origin}{request.path}?$deltatoken={request.query['$deltatoken']}"
         value = [{"@removed": {"reason": "deleted"}, "id": remote_id} for remote_id in removed]
@@ -222,7 +239,11 @@ def test_a_message_moved_away_and_back_stays_where_it_is(
 
     server.faults.intercept = intercept
     synced(source)
-    assert _placed() == {*ids, new}
+    assert placed() == {ids[0], *ids[2:], new}
+
+
+def _is_about_a_message(request: Request) -> bool:
+    return request.segments[-2] == "messages" and request.segments[-1] != "delta"
 
 
 # -- people and logins -----------------------------------------------------------------------------
@@ -241,7 +262,7 @@ def test_one_person_whose_mail_is_refused_stops_no_other(server: GraphServer, ma
     )
     new = box(users[2]).deliver(b"Subject: new\r\n\r\nnew")
     synced(source)
-    assert new in _placed()
+    assert new in placed()
     assert {name: state for name, (state, _) in states().items()} == {
         "ann": "active",
         "bob": "unavailable",

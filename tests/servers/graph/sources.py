@@ -2,7 +2,9 @@
 
 import concurrent.futures
 import datetime as dt
+import urllib.parse
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from django.db import connection
@@ -12,8 +14,9 @@ from ingestion.archive.store import Extent, store
 from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.services import discovery, sources, sync
 from ingestion.services.sources import Actor
-from tests.servers.graph import GraphServer, User
+from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph import Mailbox as Box
+from tests.servers.graph.words import error
 
 ACTOR = Actor.system("test")
 
@@ -66,6 +69,26 @@ def _work(pk: Any) -> None:
         sync.sync_mailbox(pk)
     finally:
         connection.close()
+
+
+def path_of(request: Request) -> str:
+    return urllib.parse.unquote(request.path)
+
+
+def refuse(
+    server: GraphServer, concerns: Callable[[str], bool], status: int, code: str, text: str = "x"
+) -> None:
+    """Have the server answer with an error wherever `concerns(path)`, and as ever elsewhere."""
+
+    def intercept(request: Request, user: User | None) -> Response | None:
+        return error(status, code, text) if concerns(path_of(request)) else None
+
+    server.faults.intercept = intercept
+
+
+def placed() -> set[str]:
+    """Return the ids of the messages that are placed now."""
+    return set(Placement.objects.filter(removed_at=None).values_list("remote_id", flat=True))
 
 
 def archived(source: IngestionSource) -> dict[tuple[str, str, str], bytes]:
