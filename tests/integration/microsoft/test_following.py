@@ -1,5 +1,6 @@
 """Microsoft 365 through the real engine: what is archived, and how changes are followed."""
 
+import datetime as dt
 from collections.abc import Callable
 
 import pytest
@@ -23,6 +24,7 @@ from tests.servers.graph.sources import (
     finish,
     imported,
     labels_of,
+    placed,
     synced,
 )
 from tests.servers.graph.words import error
@@ -249,3 +251,34 @@ def test_recoverable_items_come_where_they_are_wanted(
     source = make(includeRecoverableItems=True)
     assert imported(source).message == "1 archived."
     assert Folder.objects.get(remote_id=deleted.id).path == "Recoverable Items/Deletions"
+
+
+def test_what_becomes_wanted_is_listed_whole_and_once(
+    server: GraphServer, make: Make, alice: User
+) -> None:
+    mailbox = box(alice)
+    folder = mailbox.add_folder("Other")
+    old = mailbox.deliver(body(1), received=dt.datetime(2023, 5, 1, tzinfo=dt.UTC))
+    new = mailbox.deliver(body(2))
+    junk = mailbox.deliver(body(3), mailbox.by_name["junkemail"])
+    other = mailbox.deliver(body(4), folder)
+    source = make({"includeJunk": False, "excludeFolders": ["Other"], "since": "2024-01-01"})
+    imported(source)
+    mailbox.mark(new, flagged=True)
+    synced(source)
+    assert placed() == {new}
+
+    def wanting(**options: object) -> set[str]:
+        sources.update(source, changes={"options": options}, actor=ACTOR)
+        synced(source)
+        return placed()
+
+    assert wanting(includeJunk=True) == {new, junk}
+    assert wanting(excludeFolders=[]) == {new, junk, other}
+    assert wanting(since=None) == {old, new, junk, other}
+    # What changed while nobody wanted it is told from where the cursor stood.
+    assert wanting(excludeFolders=["Other"]) == {old, new, junk, other}
+    mailbox.remove(other)
+    later = mailbox.deliver(body(5), folder)
+    assert wanting(excludeFolders=[]) == {old, new, junk, later}
+    assert server.count("/$value") == 5 + 1  # the check's
