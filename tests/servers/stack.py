@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
-def wait_for(predicate: Callable[[], T], timeout_seconds: float = 30) -> T:
+def wait_for(predicate: Callable[[], T | None], timeout_seconds: float = 30) -> T:
     """Return the predicate's first true answer. Raises AssertionError when none comes in time."""
     deadline = time.monotonic() + timeout_seconds
     while not (answer := predicate()):
@@ -171,7 +171,7 @@ class Service:
 
     def pid(self, name: str) -> int:
         """Return the pid of web, worker, control or beat."""
-        return wait_for(lambda: self.supervised.children().get(name))  # type: ignore[return-value] # true, so no None
+        return wait_for(lambda: self.supervised.children().get(name))
 
     def kill(self, name: str) -> int:
         """Kill -9 the program's main process and return its pid; the supervisor restarts it."""
