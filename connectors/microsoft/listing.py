@@ -15,7 +15,8 @@ from the beginning ends with what is `present`. One that was resumed in its midd
 everything; it lists the ids once more for that.
 
 The cloud of China has no delta query of messages: there each sync lists the whole folder, and the
-cursor is {"whole": True}. What a page misses, because a deletion moved the others, the next has.
+cursor is {"whole": True}. What a page misses, because a deletion moved the others, the next has. So
+it is elsewhere while delta query alone fails; each sync tries it first.
 """
 
 import array
@@ -77,12 +78,11 @@ def changes(
             yield from listing.first(str(since["link"]), None)
         else:
             yield from listing.follow(str(since["link"]), float(since["at"]))
+    except _NoDelta:
+        yield from changes(pace, base, folder, since, relative=relative, has_delta=False)
     except OutOfOrder as error:
         raise _meaning(pace, base, folder, error) from error
     except Refusal as refusal:
-        if refusal.is_full and has_delta:
-            yield from changes(pace, base, folder, since, relative=relative, has_delta=False)
-            return
         if refusal.is_expired_state and since is None:
             raise Unavailable(
                 "Microsoft lost the state of a listing that had just begun. It begins anew."
@@ -115,6 +115,11 @@ def _meaning(
         if refusal.status == 404:
             return FolderGone("The folder is gone at the provider.")
     return FolderRefused(f"The folder is there and can't be listed now. {problem}")
+
+
+class _NoDelta(Exception):
+    """Delta query of a folder does not work now, and a plain listing may: the mailbox is full, in
+    which delta query keeps its state, or it fails at an item that a plain listing shows."""
 
 
 class _Listing:
@@ -204,7 +209,7 @@ class _Listing:
             link = following
 
     def _page(self, link: str) -> Mapping[str, Any]:
-        """GET a page, a smaller one where that fails."""
+        """GET a page, a smaller one where that fails. Raises _NoDelta where no size helps."""
         if self._size and self._small_pages <= 0:
             self._size, self._small_pages = self._size - 1, _SMALL_PAGES
         while True:
@@ -214,7 +219,10 @@ class _Listing:
                 may_be_size = (
                     problem.is_own if isinstance(problem, OutOfOrder) else problem.is_of_item
                 )
-                if not may_be_size or self._size == len(_SIZES) - 1:
+                is_full = isinstance(problem, Refusal) and problem.is_full
+                if is_full or (may_be_size and self._size == len(_SIZES) - 1):
+                    raise _NoDelta from problem
+                if not may_be_size:
                     raise
                 self._size, self._small_pages = self._size + 1, _SMALL_PAGES
             else:

@@ -105,7 +105,7 @@ def test_one_refused_folder_is_told_and_the_others_are_read(
     box(alice).deliver(b"Subject: 1\r\n\r\n1", bad)
     wanted = {box(alice).deliver(b"Subject: 2\r\n\r\n2", good), *fill(box(alice), 3)}
     source = make()
-    refuse(server, lambda path: bad.id in path and "/delta" in path, status, code)
+    refuse(server, lambda path: f"{bad.id}/messages" in path, status, code)
     run = imported(source)
     assert placed() == wanted
     assert states()["alice"][0] == "active"
@@ -127,15 +127,23 @@ def test_a_folder_deleted_since_it_was_listed_stops_nothing(
     assert states()["alice"][0] == "active"
 
 
-def test_a_full_mailbox_is_listed_without_delta_query(
-    server: GraphServer, alice: User, make: Any
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [(403, "ErrorQuotaExceeded"), (500, "ErrorCorruptData")],  # full; fails at one item
+)
+def test_a_folder_is_listed_without_delta_query_where_that_alone_fails(
+    server: GraphServer, alice: User, make: Any, status: int, code: str
 ) -> None:
     ids = fill(box(alice), 20)
     source = make()
-    refuse(server, lambda path: "/delta" in path, 403, "ErrorQuotaExceeded")
-    imported(source)
+    refuse(server, lambda path: "/delta" in path, status, code)
+    assert imported(source).status == "completed"
     assert placed() == set(ids)
-    server.faults.intercept = lambda _request, _user: None  # somebody made room
+    later = box(alice).deliver(b"Subject: later\r\n\r\nlater")
+    synced(source)
+    assert placed() == {*ids, later}
+    ids.append(later)
+    server.faults.intercept = lambda _request, _user: None  # somebody mended it
     new = box(alice).deliver(b"Subject: new\r\n\r\nnew")
     synced(source)
     assert placed() == {*ids, new}
