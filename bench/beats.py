@@ -1,6 +1,6 @@
 """Measures what a beat costs the database. A process of its own, for it needs Django's settings.
 
-`python -m bench.beats SOURCES DUE ROUNDS` fills the database of VAR_DIR, then lets `dispatch.due`
+`python -m bench.beats SOURCES DUE ROUNDS` fills the database of VAR_DIR, then lets `due_work.due`
 run twice per round: once with DUE sources that are due, once with nothing new. Prints JSON: for
 each beat {"milliseconds", "statements", "rung"}. The time is a client's: from sending each
 statement (COMMITs included) until its answer.
@@ -60,14 +60,14 @@ def main(sources: int, due: int, rounds: int) -> None:
 def _beat() -> dict[str, float]:
     from django.db import connection  # noqa: PLC0415 - after django.setup()
 
-    from ingestion.services import dispatch  # noqa: PLC0415 - after django.setup()
+    from ingestion.services.engine import due_work  # noqa: PLC0415 - after django.setup()
 
     watch = Stopwatch()
     connection.ensure_connection()
     raw = connection.connection
     raw.commit = watch.timed(type(raw).commit.__get__(raw))
     with connection.execute_wrapper(watch):
-        rung = sum(1 for _ in dispatch.due())
+        rung = sum(1 for _ in due_work.due())
     del raw.commit
     return {
         "milliseconds": watch.seconds * 1000,

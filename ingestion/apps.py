@@ -14,7 +14,7 @@ class IngestionConfig(AppConfig):
 
     def ready(self) -> None:
         from ingestion import checks  # noqa: F401, PLC0415 - registers the system checks
-        from ingestion.services import people  # noqa: F401, PLC0415 - listens to sign-ins
+        from ingestion.services.operations import people  # noqa: F401, PLC0415 - listens to sign-ins
 
         pre_migrate.connect(_take_the_time_it_takes, sender=self)
 

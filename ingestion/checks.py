@@ -1,6 +1,6 @@
 """System checks of our own settings, part of `manage.py check` and `manage.py doctor`.
 
-They look at settings and the file system alone; whether servers answer is `services.doctor`.
+They look at settings and the file system alone; whether servers answer is `operations.doctor`.
 """
 
 import os

@@ -5,8 +5,8 @@ what hashing a message does. Pure, so that the packing process writes them too.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ingestion import mime
-from ingestion.archive.format import Extent
+from ingestion.mail.headers import Headers
+from ingestion.packs.format import Extent
 
 _NULL = r"\N"
 #: COPY's text format: what delimits columns and rows, and the backslash; NUL can't be stored.
@@ -28,7 +28,7 @@ class NewMessage(NamedTuple):
     size: int
     extent: Extent
     received_at: str | None  # ISO 8601
-    headers: mime.Headers
+    headers: Headers
 
     def line(self, mailbox: str, pack: str) -> str:
         """Write the row in COPY's text format. All ids are hexadecimal digits."""

@@ -1,7 +1,7 @@
 """Every state a source, mailbox or run can be in, and the table of allowed moves.
 
 Read this module to know what can happen. It decides nothing by itself:
-`ingestion.services.status.move` is the only writer of a source's status.
+`ingestion.services.sources.status.move` is the only writer of a source's status.
 
     pending_auth --check passed--> auth_success --import--> importing --done--> active
          |                              |                      |                 |
@@ -37,8 +37,8 @@ MOVES: dict[SourceStatus, frozenset[SourceStatus]] = {
 }
 
 #: What a client may ask for by PUT {"status": ...}: pause, resume, clear an error.
-#: Each maps to a verb of services/sources.py, so that it has the verb's side effects. From paused
-#: only one of the four is possible at a time: where the source stands without the pause.
+#: Each maps to a verb of services/sources/sources.py, so that it has the verb's side effects. From
+#: paused only one of the four is possible at a time: where the source stands without the pause.
 CLIENT_MOVES: dict[SourceStatus, frozenset[SourceStatus]] = {
     S.PENDING_AUTH: frozenset(),
     S.AUTH_SUCCESS: frozenset({S.PAUSED}),

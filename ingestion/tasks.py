@@ -8,9 +8,9 @@ from django.db import transaction
 from kombu.exceptions import OperationalError
 
 from ingestion.models import IngestionSource
-from ingestion.services import clocks
-from ingestion.services import dispatch as dispatching
-from ingestion.services import housekeeping as housekeeper
+from ingestion.services.archive import housekeeping as housekeeper
+from ingestion.services.engine import clocks
+from ingestion.services.engine import due_work as dispatching
 
 log = structlog.get_logger(__name__)
 

@@ -62,7 +62,7 @@ def main() -> int:
 
 def _archive_trouble() -> str:
     """Return why mail could not be archived here, "" where it can: better told now than later."""
-    from ingestion.services import storage  # noqa: PLC0415 - needs the settings
+    from ingestion.services.archive import storage  # noqa: PLC0415 - needs the settings
 
     try:
         storage.require()

@@ -50,7 +50,7 @@ def wall_clock(_: Any) -> float:
 @worker_shutting_down.connect
 def give_leases_back(**_: Any) -> None:
     """SIGTERM: whoever copies a mailbox stops at the next message, and another worker goes on."""
-    from ingestion.services import lease  # noqa: PLC0415 - it needs the settings
+    from ingestion.services.engine import lease  # noqa: PLC0415 - it needs the settings
 
     lease.leaving.set()
 

@@ -11,7 +11,7 @@ from ingestion import freshness
 from ingestion.admin import display, overview
 from ingestion.admin.filters import overdue
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.services import dispatch
+from ingestion.services.engine import due_work
 from ingestion.states import MailboxState, SourceStatus
 
 _ROWS = 8
@@ -54,7 +54,7 @@ def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
     """Say whether anybody does the work: without a worker every page would just look idle. The
     sentence on freshness says the rest, so nothing is said here while all is well."""
     try:
-        silent = dispatch.seconds_since_heartbeat()
+        silent = due_work.seconds_since_heartbeat()
     except RedisError:
         return {
             "tone": "danger",

@@ -14,8 +14,8 @@ from unfold import widgets
 from ingestion.admin import display
 from ingestion.admin.base import AuditedAdmin
 from ingestion.models import ApiKey
-from ingestion.services import keys
-from ingestion.services.status import Actor
+from ingestion.services.operations import api_keys
+from ingestion.services.sources.status import Actor
 
 
 class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic fails at run time
@@ -64,11 +64,11 @@ class ApiKeyAdmin(AuditedAdmin):
         return ("scope_names", "start", "last_used", "expires", "made") if obj else ()
 
     def get_changeform_initial_data(self, request: HttpRequest) -> Any:
-        given = {"user": request.user.pk, "expiry": timezone.now() + keys.LIFETIME}
+        given = {"user": request.user.pk, "expiry": timezone.now() + api_keys.LIFETIME}
         return {**given, **super().get_changeform_initial_data(request)}
 
     def _makes_for_others(self, request: HttpRequest) -> bool:
-        """As `services.keys` decides."""
+        """As `operations.api_keys` decides."""
         return bool(request.user.is_superuser)
 
     @admin.display(description="Scopes")
@@ -109,7 +109,7 @@ class ApiKeyAdmin(AuditedAdmin):
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         given = form.cleaned_data
-        made, key = keys.create(
+        made, key = api_keys.create(
             given.get("user", request.user),
             name=given["name"],
             scopes=given["scopes"],
@@ -136,7 +136,7 @@ class ApiKeyAdmin(AuditedAdmin):
         return response
 
     def delete_model(self, request: HttpRequest, obj: ApiKey) -> None:
-        keys.revoke(obj, actor=Actor.of_request(request))
+        api_keys.revoke(obj, actor=Actor.of_request(request))
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[ApiKey]) -> None:
         for key in queryset:

@@ -29,12 +29,12 @@ from connectors.types import Body, SpooledBody
 from ingestion.admin import display
 from ingestion.admin.base import ReadOnlyAdmin, as_uuid
 from ingestion.admin.preview import MAX_BYTES, Preview, preview
-from ingestion.archive.store import Extent, store
 from ingestion.errors import Corrupt
-from ingestion.mime import head_of
+from ingestion.mail.headers import head_of
 from ingestion.models import Mailbox, Message
-from ingestion.services import people
-from ingestion.services.status import Actor
+from ingestion.packs.store import Extent, store
+from ingestion.services.operations import people
+from ingestion.services.sources.status import Actor
 
 #: A search for words looks through this many of the newest messages of the chosen filters.
 SEARCHED_MESSAGES = 10_000

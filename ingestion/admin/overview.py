@@ -12,9 +12,9 @@ from connectors.registry import PROVIDERS
 from ingestion import freshness
 from ingestion.admin import display, live, verbs
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
-from ingestion.services import consent, sources
-from ingestion.services import options as source_options
-from ingestion.services.options import Options
+from ingestion.services.sources import consent, sources
+from ingestion.services.sources import options as source_options
+from ingestion.services.sources.options import Options
 from ingestion.states import MailboxState
 
 _ROWS = 6

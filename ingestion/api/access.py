@@ -19,7 +19,7 @@ from rest_framework.request import Request
 from rest_framework.throttling import BaseThrottle
 
 from ingestion.models import ApiKey, IngestionSource
-from ingestion.services import keys
+from ingestion.services.operations import api_keys
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ class BearerKey(TokenAuthentication):  # type: ignore[misc] # untyped base
         if not token.isascii():
             raise AuthenticationFailed("Invalid token.")  # knox would fail to decode it
         user, key = super().authenticate_credentials(token)
-        keys.used(key)
+        api_keys.used(key)
         return user, key
 
     def _cleanup_token(self, auth_token: ApiKey) -> bool:

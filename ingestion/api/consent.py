@@ -17,7 +17,7 @@ from ingestion.api import serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
-from ingestion.services import consent
+from ingestion.services.sources import consent
 
 _MAX_CHARS = 4_000
 

@@ -16,9 +16,9 @@ from connectors.types import Body, SpooledBody
 from ingestion import queries
 from ingestion.api import inputs, serializers
 from ingestion.api.base import ApiViewSet
-from ingestion.archive.store import Extent, store
 from ingestion.models import Message
-from ingestion.services import people
+from ingestion.packs.store import Extent, store
+from ingestion.services.operations import people
 
 
 class EmailViewSet(ApiViewSet[Message]):

@@ -39,7 +39,7 @@ class Text(serializers.CharField):
 
 
 class Name(Text):
-    """A source's name. Checked by `services.sources`; see `api.schema`."""
+    """A source's name. Checked by `sources.sources`; see `api.schema`."""
 
 
 class Flag(serializers.BooleanField):
@@ -76,7 +76,7 @@ class ProviderConfig(serializers.DictField):
 
 
 class SourceOptions(serializers.DictField):
-    """What is archived and how often. Checked by `services.options`; see `api.schema`."""
+    """What is archived and how often. Checked by `sources.options`; see `api.schema`."""
 
 
 def _providers() -> list[tuple[str, str]]:

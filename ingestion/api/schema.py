@@ -19,7 +19,7 @@ from rest_framework import serializers
 
 from connectors.config import Field
 from connectors.registry import PROVIDERS, Provider
-from ingestion.services import options
+from ingestion.services.sources import options
 
 # -- errors ------------------------------------------------------------------------------------
 

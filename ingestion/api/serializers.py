@@ -18,8 +18,8 @@ from ingestion.models import (
     Placement,
     Run,
 )
-from ingestion.services import sources
-from ingestion.services.options import Options
+from ingestion.services.sources import sources
+from ingestion.services.sources.options import Options
 
 
 class RunOut(serializers.ModelSerializer[Run]):

@@ -17,7 +17,8 @@ from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, IngestionSource, Run
-from ingestion.services import consent, failures, sources
+from ingestion.services.engine import failures
+from ingestion.services.sources import consent, sources
 
 _PAGED = [
     OpenApiParameter("X-Total-Count", int, OpenApiParameter.HEADER, response=[200]),

@@ -16,8 +16,8 @@ from rich.text import Text
 
 from ingestion import freshness, queries
 from ingestion.models import IngestionSource, Run
-from ingestion.services import sources
-from ingestion.services.options import Options
+from ingestion.services.sources import sources
+from ingestion.services.sources.options import Options
 
 _WIDTH = 200
 

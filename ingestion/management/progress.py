@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ingestion.management.presentation import duration, printable, size
 from ingestion.models import IngestionSource, Run
-from ingestion.services import dispatch
+from ingestion.services.engine import due_work
 from ingestion.states import SourceStatus
 
 _POLL_SECONDS = 0.4
@@ -69,7 +69,7 @@ def shown_meanwhile(run_id: uuid.UUID) -> Iterator[None]:
 def nobody_works() -> bool:
     """Whether the dispatcher has been silent for so long that nothing will happen by itself."""
     try:
-        age = dispatch.seconds_since_heartbeat()
+        age = due_work.seconds_since_heartbeat()
     except (RedisError, OSError):
         return True
     return age is None or age > _SILENCE_SECONDS

@@ -8,7 +8,7 @@ from ingestion.management import progress
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.presentation import run_object
 from ingestion.models import FailedMessage, IngestionSource, Run
-from ingestion.services import dispatch
+from ingestion.services.engine import due_work
 from ingestion.states import RunStatus
 
 
@@ -37,7 +37,7 @@ class RunCommand(SourceCommand):
         try:
             if options["now"]:
                 with progress.shown_meanwhile(run.pk):
-                    run = dispatch.work_until_done(source, on_progress=lambda _: None)
+                    run = due_work.work_until_done(source, on_progress=lambda _: None)
             else:
                 tasks.ring(source)
                 if not options["follow"]:

@@ -78,7 +78,7 @@ class Migration(migrations.Migration):
                 ),
                 (
                     "options",
-                    models.JSONField(default=dict, help_text="See services/options.py."),
+                    models.JSONField(default=dict, help_text="See services/sources/options.py."),
                 ),
                 (
                     "status",

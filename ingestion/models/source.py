@@ -1,6 +1,6 @@
 """IngestionSource: one configured connection to a provider, and the history of its status.
 
-Only `ingestion.services` writes these rows; status only through `services.status.move`.
+Only `ingestion.services` writes these rows; status only through `sources.status.move`.
 """
 
 import uuid
@@ -27,7 +27,7 @@ class IngestionSource(models.Model):
     provider = models.CharField(max_length=32, choices=provider_choices)
     config = models.JSONField(default=dict, help_text="providerConfig without its secrets.")
     secrets = EncryptedJSONField(default=Secrets)
-    options = models.JSONField(default=dict, help_text="See services/options.py.")
+    options = models.JSONField(default=dict, help_text="See services/sources/options.py.")
 
     status = models.CharField(
         max_length=16, choices=SourceStatus.choices, default=SourceStatus.PENDING_AUTH

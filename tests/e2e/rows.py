@@ -7,13 +7,13 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from ingestion.archive import format as pack_format
-from ingestion.archive.record import Origin, RecordHeader
-from ingestion.archive.store import store
-from ingestion.mime import head_of, parse_headers
+from ingestion.mail.headers import head_of, parse_headers
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.services import sources
-from ingestion.services.status import Actor
+from ingestion.packs import format as pack_format
+from ingestion.packs.record import Origin, RecordHeader
+from ingestion.packs.store import store
+from ingestion.services.sources import sources
+from ingestion.services.sources.status import Actor
 
 SECRET = "s3cret-of-the-test-account"
 #: Far enough that no beat takes up what a test has put there.

@@ -18,9 +18,10 @@ import httpx
 import pytest
 
 from connectors.types import SpooledBody
-from ingestion.archive.store import Extent, store
 from ingestion.models import IngestionSource, Message, Pack, Placement, Run
-from ingestion.services import capture, housekeeping
+from ingestion.packs.store import Extent, store
+from ingestion.services.archive import housekeeping
+from ingestion.services.engine import capture
 from ingestion.states import RunStatus
 from tests.servers.dovecot import Dovecot
 from tests.servers.slow_link import SlowLink

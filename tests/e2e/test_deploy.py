@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from ingestion.models import IngestionSource, Mailbox, Message
-from ingestion.services import discovery, lease, sources, sync
+from ingestion.services.engine import lease, sync
+from ingestion.services.sources import discovery, sources
 from tests.e2e.test_crash import MESSAGES, fill, start_import
 from tests.servers.dovecot import Dovecot
 from tests.servers.slow_link import SlowLink

@@ -10,7 +10,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from ingestion.models import IngestionSource, Placement, Run
-from ingestion.services import dispatch
+from ingestion.services.engine import due_work
 from tests.servers import google_sources
 from tests.servers.emulate import Emulate
 
@@ -37,7 +37,7 @@ def client(live_server: Any, owner: User, make_key: Callable[..., str]) -> Itera
 
 
 def done(source: IngestionSource) -> Run:
-    return dispatch.work_until_done(source, on_progress=lambda _: None)
+    return due_work.work_until_done(source, on_progress=lambda _: None)
 
 
 def archived() -> dict[str, tuple[str, list[str]]]:

@@ -23,11 +23,12 @@ from django.contrib.auth.models import User
 from django.db import connection
 
 from connectors import redaction
-from ingestion.archive.store import store
 from ingestion.crypto import Secrets
 from ingestion.models import IngestionSource, Mailbox
-from ingestion.services import discovery, sources, sync
-from ingestion.services.sources import Actor
+from ingestion.packs.store import store
+from ingestion.services.engine import sync
+from ingestion.services.sources import discovery, sources
+from ingestion.services.sources.sources import Actor
 from tests.servers import scripted_provider
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot

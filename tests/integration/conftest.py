@@ -14,7 +14,7 @@ def no_idle_connections() -> Iterator[None]:
     """Close what a worker keeps for its next mailbox: pytest-django drops the database, and restarts
     of it are tested."""
     yield
-    from ingestion.services import commit
+    from ingestion.services.engine import commit
 
     commit.close_idle()
 

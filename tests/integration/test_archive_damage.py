@@ -10,9 +10,10 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from ingestion.archive.store import store
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.services import capture_sql, housekeeping, rebuild, verification
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping, rebuild, verify
+from ingestion.services.engine import statements
 from tests.integration.test_engine import (
     ACTOR,
     archive,
@@ -62,8 +63,8 @@ def change(path: Path, old: bytes, new: bytes) -> None:
 
 def verified(source: IngestionSource) -> dict[str, int]:
     """Return the kinds of problems, with the number of messages that each concerns."""
-    problems: list[verification.Problem] = []
-    verification.verify_archive([source], on_problem=problems.append)
+    problems: list[verify.Problem] = []
+    verify.verify_archive([source], on_problem=problems.append)
     return {problem.kind: problem.messages for problem in problems}
 
 
@@ -214,7 +215,7 @@ def test_what_a_record_of_the_first_format_says_is_compared_with_the_rows(
 
 def test_ids_that_were_given_up_since_are_no_problem(source: IngestionSource) -> None:
     an_old_pack(source)
-    capture_sql.retire_ids(Folder.objects.get().pk)
+    statements.retire_ids(Folder.objects.get().pk)
     assert verified(source) == {}
 
 
@@ -236,8 +237,8 @@ def test_a_damaged_orphan_is_kept_and_what_can_be_read_of_it_is_told(
     change(path, b'"remote_id":"1:5"', b'"remote_id":"1:7"')
     os.utime(path, (0, 0))
     lose_rows()
-    problems: list[verification.Problem] = []
-    verification.verify_archive([source], on_problem=problems.append)
+    problems: list[verify.Problem] = []
+    verify.verify_archive([source], on_problem=problems.append)
     [problem] = problems
     assert (problem.kind, problem.messages) == ("orphan_pack", 8)
     assert "damaged" in problem.text

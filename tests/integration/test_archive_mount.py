@@ -11,11 +11,13 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 
-from ingestion.archive.store import store
 from ingestion.errors import WrongArchive
 from ingestion.models import IngestionSource, Installation, Mailbox, Message, Pack, Placement, Run
-from ingestion.services import discovery, housekeeping, sources, storage, sync
-from ingestion.services.sources import Actor
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping, storage
+from ingestion.services.engine import sync
+from ingestion.services.sources import discovery, sources
+from ingestion.services.sources.sources import Actor
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
 
@@ -99,7 +101,7 @@ def test_nothing_is_written_beneath_a_mount_point_and_nothing_is_lost(
 def test_a_deletion_waits_for_the_volume(
     source: IngestionSource, archive: Path, tmp_path: Path
 ) -> None:
-    from ingestion.services import deletion
+    from ingestion.services.sources import deletion
 
     archive.rename(tmp_path / "unmounted")
     sources.delete(source, actor=ACTOR)

@@ -8,8 +8,8 @@ from django.test import Client
 from rest_framework.test import APIClient
 
 from ingestion.models import ApiKey, AuditEvent, Folder
-from ingestion.services import keys
-from ingestion.services.status import SYSTEM
+from ingestion.services.operations import api_keys
+from ingestion.services.sources.status import SYSTEM
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 
 pytestmark = pytest.mark.django_db
@@ -103,7 +103,7 @@ def test_looks_at_mail_are_recorded_with_the_key_that_took_it(
     (message,) = archived(folder, b"Subject: a secret of Alice\r\n\r\nx")
     assert client.get(f"/admin/ingestion/message/{message.pk}/change/").status_code == 200
     assert client.get(f"/admin/ingestion/message/{message.pk}/raw/").status_code == 200
-    _, plain = keys.create(root, name="backup", actor=SYSTEM)
+    _, plain = api_keys.create(root, name="backup", actor=SYSTEM)
     key = ApiKey.objects.get()
     program = APIClient(REMOTE_ADDR=ADDRESS)
     program.credentials(HTTP_AUTHORIZATION=f"Bearer {plain}")

@@ -11,7 +11,7 @@ from django.db.models import Model
 from django.utils import timezone
 
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Run
-from ingestion.services import clocks, dispatch
+from ingestion.services.engine import clocks, due_work
 from tests.e2e.rows import a_folder, a_mailbox, a_source
 from tests.servers import imap_source
 from tests.servers.command_line import CommandLine
@@ -83,7 +83,7 @@ def waiting(owner: User, ahead: dt.timedelta) -> None:
 
 
 def rung() -> list[str]:
-    return sorted(bell.kind for bell in dispatch.due())
+    return sorted(bell.kind for bell in due_work.due())
 
 
 def test_what_waits_for_a_time_that_cannot_be_is_due(owner: User) -> None:

@@ -13,7 +13,6 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
-from ingestion.archive.store import Extent, store
 from ingestion.models import (
     FailedMessage,
     Folder,
@@ -23,8 +22,11 @@ from ingestion.models import (
     Pack,
     Placement,
 )
-from ingestion.services import dispatch, housekeeping, sources
-from ingestion.services.sources import Actor
+from ingestion.packs.store import Extent, store
+from ingestion.services.archive import housekeeping
+from ingestion.services.engine import due_work
+from ingestion.services.sources import sources
+from ingestion.services.sources.sources import Actor
 from ingestion.states import SourceStatus
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
@@ -75,7 +77,7 @@ def source(
 
 def imported(source: IngestionSource) -> IngestionSource:
     sources.start_sync(source, actor=ACTOR)
-    dispatch.work_until_done(source, on_progress=lambda _: None)
+    due_work.work_until_done(source, on_progress=lambda _: None)
     source.refresh_from_db()
     return source
 

@@ -18,8 +18,10 @@ from django.db import connection
 
 from ingestion.errors import CredentialsUnreadable
 from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack
-from ingestion.services import dispatch, encryption, sources
-from ingestion.services.sources import Actor
+from ingestion.services.engine import due_work
+from ingestion.services.operations import credential_keys
+from ingestion.services.sources import sources
+from ingestion.services.sources.sources import Actor
 from tests.servers.command_line import CommandLine
 from tests.servers.stack import wait_for
 
@@ -100,7 +102,7 @@ def test_without_workers_and_beat_each_is_named_with_what_to_start(manage: Comma
 
 
 def test_a_beat_that_stopped_is_told_with_its_age(manage: CommandLine) -> None:
-    cache.set(dispatch._HEARTBEAT_KEY, time.time() - 100)
+    cache.set(due_work._HEARTBEAT_KEY, time.time() - 100)
     assert re.search(r"last seen 1\d\d s ago", findings(manage, code=1)["beat"]["message"])
 
 
@@ -174,7 +176,7 @@ def test_one_unreadable_source_holds_up_no_other(
     IngestionSource.objects.update(
         status="active", next_sync_at=dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
     )
-    assert {bell.kind for bell in dispatch.due()} == {"discover"}
+    assert {bell.kind for bell in due_work.due()} == {"discover"}
     assert fine.runs.count() == lost.runs.count() == 1
     client.force_login(root)
     shown = client.get("/api/v1/ingestion")
@@ -259,18 +261,18 @@ def test_a_rotation_that_dies_half_way_leaves_everything_readable(
     keys(NEW, OLD)
     done = []
 
-    def die_later(rotation: encryption.Rotation) -> None:
+    def die_later(rotation: credential_keys.Rotation) -> None:
         done.append(rotation.sources)
         if len(done) == 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        encryption.rotate(actor=ACTOR, on_progress=die_later)
-    half = encryption.survey()
+        credential_keys.rotate(actor=ACTOR, on_progress=die_later)
+    half = credential_keys.survey()
     assert (half.sources, half.reencrypted, half.unreadable) == (300, 100, [])
     assert manage.here("rotate_credentials_key", "--json").json()["reencrypted"] == 100
     keys(NEW)
-    assert encryption.survey() == encryption.Rotation(sources=300)
+    assert credential_keys.survey() == credential_keys.Rotation(sources=300)
 
 
 def test_what_no_key_reads_is_left_alone_and_told(
@@ -295,7 +297,7 @@ def test_a_running_service_that_lacks_the_newest_key_is_not_cut_off(
     """Re-encrypting under its feet would leave it unable to read any credentials."""
     assert api.post("/ingestion", json=_body()).status_code == 201
     service_keys = ",".join(settings.ENCRYPTION_KEYS)
-    list(dispatch.due())
+    list(due_work.due())
     with_new = {"ENCRYPTION_KEYS": f"{NEW},{service_keys}"}
     refused = manage("rotate_credentials_key", **with_new)
     assert refused.code == 1

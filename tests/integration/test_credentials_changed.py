@@ -9,7 +9,8 @@ from django.utils import timezone
 
 from connectors.errors import Fatal, MessageRefused, NeedsReauth, RateLimited, Unavailable
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.services import discovery, dispatch, failures, sources, sync
+from ingestion.services.engine import due_work, failures, sync
+from ingestion.services.sources import discovery, sources
 from tests.integration.test_engine import (
     ACTOR,
     archive,
@@ -81,7 +82,7 @@ def test_a_listing_with_old_credentials_does_not_stop_a_source_with_new_ones(
     discovery.discover(run.pk)
     source.refresh_from_db()
     assert source.status == "importing"
-    assert [bell.kind for bell in dispatch.due()] == ["discover"]
+    assert [bell.kind for bell in due_work.due()] == ["discover"]
 
 
 def test_what_old_credentials_list_is_not_stored_for_new_ones(
@@ -98,7 +99,7 @@ def test_what_old_credentials_list_is_not_stored_for_new_ones(
     discovery.discover(run.pk)
     assert not Mailbox.objects.exists()
     server.before_mailbox = lambda: None
-    assert [bell.kind for bell in dispatch.due()] == ["discover"]
+    assert [bell.kind for bell in due_work.due()] == ["discover"]
     discovery.discover(run.pk)
     assert Mailbox.objects.count() == 1
 

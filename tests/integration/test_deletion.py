@@ -9,10 +9,11 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 
-from ingestion.archive.store import store
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.services import deletion, dispatch, sources
-from ingestion.services.sources import Actor
+from ingestion.packs.store import store
+from ingestion.services.engine import due_work
+from ingestion.services.sources import deletion, sources
+from ingestion.services.sources.sources import Actor
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.command_line import CommandLine
 
@@ -94,16 +95,16 @@ def test_only_one_session_is_at_it_and_a_session_that_ends_gives_way(
 def test_one_under_way_is_not_rung_for_again(
     source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatch, "RING_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(due_work, "RING_AGAIN_SECONDS", 0.5)
     sources.delete(source, actor=ACTOR)
-    assert [bell.kind for bell in dispatch.due()] == ["delete"]
+    assert [bell.kind for bell in due_work.due()] == ["delete"]
     bells: list[str] = []
     batch = deletion._delete_batch
 
     def slow(*arguments: Any) -> None:
         time.sleep(0.1)  # longer than a doorbell in all
         batch(*arguments)
-        bells.extend(bell.kind for bell in dispatch.due())
+        bells.extend(bell.kind for bell in due_work.due())
 
     monkeypatch.setattr(deletion, "_BATCH_ROWS", 30)
     monkeypatch.setattr(deletion, "_delete_batch", slow)

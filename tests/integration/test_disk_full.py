@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from ingestion.archive.store import store
 from ingestion.errors import LeaseLost
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Run
-from ingestion.services.commit import Batch, Committer
-from ingestion.services.lease import Lease
+from ingestion.packs.store import store
+from ingestion.services.engine.commit import Batch, Committer
+from ingestion.services.engine.lease import Lease
 from tests.servers import imap_source
 from tests.servers.imap_script import ImapScript
 from tests.servers.imap_source import archived, held_by, stray_files

@@ -13,7 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import dispatch
+from ingestion.services.engine import due_work
 
 SOURCES, DUE = 10_000, 100
 #: Tables that grow with the number of sources: reading one from end to end is too much for a beat.
@@ -92,7 +92,7 @@ def counted(queries: CaptureQueriesContext) -> list[str]:
 
 def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
     with CaptureQueriesContext(connection) as queries:
-        bells = list(dispatch.due())
+        bells = list(due_work.due())
     kinds = [bell.kind for bell in bells]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "delete": 100, "check": 100, "discover": 200, "mailbox": 100,
@@ -105,5 +105,5 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
     for statement, plan in plans.items():
         assert not plan & {("Seq Scan", table) for table in _GROWING}, (plan, statement)
     with CaptureQueriesContext(connection) as queries:
-        assert list(dispatch.due()) == []
+        assert list(due_work.due()) == []
     assert len(counted(queries)) <= 7

@@ -24,8 +24,6 @@ from connectors.errors import (
     Unavailable,
 )
 from connectors.types import Body, MessageRef, RawMessage, SpooledBody
-from ingestion.archive import format as pack_format
-from ingestion.archive.store import Extent, store
 from ingestion.errors import LeaseLost, NotAllowedNow
 from ingestion.models import (
     FailedMessage,
@@ -38,23 +36,23 @@ from ingestion.models import (
     Run,
     StatusChange,
 )
-from ingestion.services import (
+from ingestion.packs import format as pack_format
+from ingestion.packs.store import Extent, store
+from ingestion.services.archive import housekeeping
+from ingestion.services.engine import (
     capture,
-    capture_sql,
     commit,
-    deletion,
-    discovery,
-    dispatch,
+    due_work,
     failures,
-    housekeeping,
     lease,
     outcomes,
-    sources,
+    statements,
     sync,
 )
-from ingestion.services.capture import Capture
-from ingestion.services.commit import Batch, Committer
-from ingestion.services.sources import Actor
+from ingestion.services.engine.capture import Capture
+from ingestion.services.engine.commit import Batch, Committer
+from ingestion.services.sources import deletion, discovery, sources
+from ingestion.services.sources.sources import Actor
 from tests.servers import scripted_provider
 from tests.servers.scripted_provider import Server
 from tests.servers.stack import wait_for
@@ -242,7 +240,7 @@ def test_a_failures_size_that_is_found_out_later_is_kept(source: IngestionSource
     folder = Folder.objects.create(mailbox=mailbox, remote_id="INBOX", path="INBOX")
     for size_bytes in (None, 5, None):
         ref = MessageRef("1:1", size_bytes, labels=None)
-        capture_sql.upsert_failure(
+        statements.upsert_failure(
             mailbox.pk, folder.pk, ref, code="x", reason="", attempts=1, wait=dt.timedelta()
         )
     assert FailedMessage.objects.get().size_bytes == 5
@@ -438,7 +436,7 @@ def test_a_label_may_hold_half_a_character(server: Server, source: IngestionSour
     start(source)
     finish(source)
     labels = ("half \ud83d", "whole \U0001f600", "NUL \0")
-    capture_sql.relabel(Folder.objects.get().pk, [("1:1", labels)])
+    statements.relabel(Folder.objects.get().pk, [("1:1", labels)])
     assert Placement.objects.get().labels == ["half ?", "whole \U0001f600", "NUL "]
 
 
@@ -447,7 +445,7 @@ def test_what_a_provider_calls_things_may_hold_any_character(
     server: Server, source: IngestionSource, fresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what ends a column, a row or the data in PostgreSQL's text formats: there are two."""
-    monkeypatch.setattr(capture_sql, "_WORTH_A_COPY", 0)
+    monkeypatch.setattr(statements, "_WORTH_A_COPY", 0)
     fill(server, 1)
     start(source)
     finish(source)
@@ -456,7 +454,7 @@ def test_what_a_provider_calls_things_may_hold_any_character(
     odd = ["\\N", "\\.", 'a "b"', "{c}", "d,e", "tab\tline\nreturn\r", "half \ud83d", "NUL \0", "é"]
     refs = [MessageRef(text, None, text, text, labels=(text, "\\Seen")) for text in odd]
     rows = [(ref, message.pk.hex) for ref in refs]
-    assert capture_sql.upsert_placements(mailbox.pk, folder.pk, rows, fresh=fresh) == len(odd)
+    assert statements.upsert_placements(mailbox.pk, folder.pk, rows, fresh=fresh) == len(odd)
     found = Placement.objects.filter(folder=folder).order_by("pk")
     kept = [text.replace("\ud83d", "?").replace("\0", "") for text in odd]
     assert list(found.values_list("remote_id", "stable_id", "thread_id", "labels")) == [
@@ -610,7 +608,7 @@ def test_what_a_provider_lists_twice_in_a_fresh_folder_is_placed_and_counted_onc
     source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second batch can't be copied as it is, and the group is committed all the same."""
-    monkeypatch.setattr(capture_sql, "_WORTH_A_COPY", 0)
+    monkeypatch.setattr(statements, "_WORTH_A_COPY", 0)
     run, mailbox, folder, held = begun(source)
     with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
         one = Capture(committer, mailbox=mailbox, folder=folder, fresh=True)
@@ -702,9 +700,9 @@ def test_the_lease_of_a_worker_that_died_is_free_at_once(
     row = Mailbox.objects.get()
     assert row.lease_expires_at is not None
     assert row.lease_expires_at > timezone.now()
-    wait_for(lambda: dispatch.Doorbell("mailbox", mailbox.pk) in dispatch.due())
+    wait_for(lambda: due_work.Doorbell("mailbox", mailbox.pk) in due_work.due())
     assert lease.acquire(mailbox.pk) is not None
-    assert list(dispatch.due()) == []
+    assert list(due_work.due()) == []
 
 
 def die_at_work() -> None:
@@ -963,14 +961,14 @@ def test_the_bell_does_not_ring_again_while_mailboxes_are_listed(
     monkeypatch.setattr(discovery, "_BATCH", 1)
     run = sources.start_import(source, actor=ACTOR)
     sources.verify(source, actor=ACTOR)
-    assert "discover" in [bell.kind for bell in dispatch.due()]
-    long_ago = timezone.now() - dt.timedelta(seconds=dispatch.RING_AGAIN_SECONDS + 1)
+    assert "discover" in [bell.kind for bell in due_work.due()]
+    long_ago = timezone.now() - dt.timedelta(seconds=due_work.RING_AGAIN_SECONDS + 1)
     Run.objects.update(rung_at=long_ago)
     heard: list[list[str]] = []
 
     def listen() -> None:
         if Mailbox.objects.exists():  # the first is stored
-            heard.append([bell.kind for bell in dispatch.due()])
+            heard.append([bell.kind for bell in due_work.due()])
 
     server.accounts, server.before_mailbox = ("a", "b"), listen
     discovery.discover(run.pk)
@@ -998,20 +996,20 @@ def test_a_doorbell_rings_once_and_again_when_nobody_came(
     server: Server, source: IngestionSource
 ) -> None:
     start(source)
-    assert [bell.kind for bell in dispatch.due()] == ["mailbox"]
-    assert list(dispatch.due()) == []
-    later = dt.timedelta(seconds=dispatch.RING_AGAIN_SECONDS + 1)
+    assert [bell.kind for bell in due_work.due()] == ["mailbox"]
+    assert list(due_work.due()) == []
+    later = dt.timedelta(seconds=due_work.RING_AGAIN_SECONDS + 1)
     Mailbox.objects.update(rung_at=timezone.now() - later)
-    assert [bell.kind for bell in dispatch.due()] == ["mailbox"]
+    assert [bell.kind for bell in due_work.due()] == ["mailbox"]
 
 
 def test_a_schedule_starts_the_next_sync(server: Server, source: IngestionSource) -> None:
     fill(server, 3)
     start(source)
     finish(source)
-    assert list(dispatch.due()) == []
+    assert list(due_work.due()) == []
     IngestionSource.objects.update(next_sync_at=timezone.now() - dt.timedelta(seconds=1))
-    assert [bell.kind for bell in dispatch.due()] == ["discover"]
+    assert [bell.kind for bell in due_work.due()] == ["discover"]
     assert Run.objects.get(finished_at=None).kind == "sync"
 
 
@@ -1028,7 +1026,7 @@ def test_deletion_leaves_nothing_and_stops_a_running_worker(
     start(source)
     work()
     assert Message.objects.count() in (0, 10)  # the first page was being committed meanwhile
-    assert [bell.kind for bell in dispatch.due()] == ["delete"]
+    assert [bell.kind for bell in due_work.due()] == ["delete"]
     deletion.delete_source(source.pk)
     for model in (IngestionSource, Mailbox, Folder, Message, Placement, Pack, Run, StatusChange):
         assert not model.objects.exists(), model

@@ -24,7 +24,6 @@ from connectors.errors import (
     RateLimited,
     Unavailable,
 )
-from ingestion.archive.store import PackWriter
 from ingestion.models import (
     FailedMessage,
     Folder,
@@ -34,7 +33,9 @@ from ingestion.models import (
     Pack,
     Run,
 )
-from ingestion.services import capture, capture_sql, commit, discovery, sources, sync
+from ingestion.packs.store import PackWriter
+from ingestion.services.engine import capture, commit, statements, sync
+from ingestion.services.sources import discovery, sources
 from tests.integration.test_engine import (
     ACTOR,
     archive,
@@ -70,8 +71,8 @@ class History:
             monkeypatch.setattr(module, "COMMIT_MESSAGES", batch)
         self._may_fail(PackWriter, "commit", "before", OSError(errno.ENOSPC, "No space left"))
         self._may_fail(PackWriter, "commit", "after", OSError(errno.EIO, "I/O error"))
-        self._may_fail(capture_sql, "count", "after", OperationalError("rolled back"))
-        self._may_fail(capture_sql, "recount_source", "before", OperationalError("after COMMIT"))
+        self._may_fail(statements, "count", "after", OperationalError("rolled back"))
+        self._may_fail(statements, "recount_source", "before", OperationalError("after COMMIT"))
         server.before_message, server.before_changes = self._before_message, self._before_changes
         for name in self.names:
             self.deliver(name)

@@ -14,8 +14,8 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import dispatch
-from ingestion.services.places import Places
+from ingestion.services.engine import due_work
+from ingestion.services.engine.places import Places
 from tests.e2e.rows import a_source
 from tests.servers.imap_script import ImapScript
 
@@ -39,7 +39,7 @@ def test_bells_come_in_the_order_of_how_long_each_waits(owner: User) -> None:
         for name in shuffled
     )  # fmt: skip
     names = dict(Mailbox.objects.values_list("pk", "address"))
-    assert [names[bell.pk] for bell in dispatch.due() if bell.kind == "mailbox"] == waited
+    assert [names[bell.pk] for bell in due_work.due() if bell.kind == "mailbox"] == waited
 
 
 def test_places_are_bounded_in_all_and_for_each() -> None:
@@ -87,7 +87,7 @@ def test_one_persons_many_sources_do_not_wait_for_the_next_round_of_bells(
             assert api.post("/ingestion", json=body).status_code == 201
         unchecked = IngestionSource.objects.filter(status="pending_auth")
         IngestionSource.objects.update(status="pending_auth", proven_at=None, rung_at=None)
-        wait_for(lambda: not unchecked.exists(), dispatch.RING_AGAIN_SECONDS * SOURCES / 10)
+        wait_for(lambda: not unchecked.exists(), due_work.RING_AGAIN_SECONDS * SOURCES / 10)
 
 
 @pytest.fixture
@@ -127,6 +127,6 @@ def test_one_persons_silent_servers_do_not_keep_out_another(
     wait_for(lambda: IngestionSource.objects.get(pk=pk).check_attempts > 0, 30)
     beats = []
     for _ in range(10):
-        beats.append(dispatch.seconds_since_heartbeat() or 0.0)
+        beats.append(due_work.seconds_since_heartbeat() or 0.0)
         time.sleep(1)  # the silent ones are at it meanwhile
     assert max(beats) < 15, "the dispatcher had to wait for threads"

@@ -16,7 +16,8 @@ from connectors.errors import (
     Unavailable,
 )
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, Run
-from ingestion.services import discovery, lease, sources, sync
+from ingestion.services.engine import lease, sync
+from ingestion.services.sources import discovery, sources
 from tests.integration.test_engine import (
     ACTOR,
     archive,

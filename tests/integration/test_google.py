@@ -14,10 +14,12 @@ from django.db import connection
 from django.utils import timezone
 
 from connectors.types import SpooledBody
-from ingestion.archive.store import Extent, store
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message, Placement, Run
-from ingestion.services import discovery, reconcile, runs, sources, sync
-from ingestion.services.sources import Actor
+from ingestion.packs.store import Extent, store
+from ingestion.services.archive import reconcile
+from ingestion.services.engine import runs, sync
+from ingestion.services.sources import discovery, sources
+from ingestion.services.sources.sources import Actor
 from tests.servers import google_sources
 from tests.servers.command_line import CommandLine
 from tests.servers.gmail import Gmail

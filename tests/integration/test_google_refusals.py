@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
-from ingestion.services import discovery, sources, sync
+from ingestion.services.engine import sync
+from ingestion.services.sources import discovery, sources
 from tests.integration.test_google import (  # noqa: F401 - fixtures
     ACTOR,
     account,

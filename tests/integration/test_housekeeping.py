@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 
-from ingestion.archive.store import PackStore, store
-from ingestion.services import housekeeping
+from ingestion.packs.store import PackStore, store
+from ingestion.services.archive import housekeeping
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 
 pytestmark = pytest.mark.django_db

@@ -17,10 +17,11 @@ from connectors.config import Environment
 from connectors.errors import Fatal, NeedsReauth, Unavailable
 from connectors.generic_imap import wire
 from connectors.types import MessageRef, RawMessage, SpooledBody
-from ingestion.archive.store import Extent, store
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placement, Run
-from ingestion.services import dispatch, sources
-from ingestion.services.sources import Actor
+from ingestion.packs.store import Extent, store
+from ingestion.services.engine import due_work
+from ingestion.services.sources import sources
+from ingestion.services.sources.sources import Actor
 from tests.servers.dovecot import Dovecot
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -81,7 +82,7 @@ def work(source: IngestionSource) -> Run:
     def hurry(_: Run) -> None:
         Mailbox.objects.update(not_before=timezone.now() - dt.timedelta(seconds=1))
 
-    return dispatch.work_until_done(source, on_progress=hurry)
+    return due_work.work_until_done(source, on_progress=hurry)
 
 
 def synced(source: IngestionSource) -> Run:

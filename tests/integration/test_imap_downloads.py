@@ -12,7 +12,7 @@ from connectors.config import Environment
 from connectors.errors import FolderRefused, MessageRefused, Unavailable
 from connectors.types import MessageRef, Missing, RawMessage
 from ingestion.models import FailedMessage, Folder
-from ingestion.services import failures
+from ingestion.services.engine import failures
 from tests.servers import imap_source
 from tests.servers.imap_script import Box, Client, ImapScript
 

@@ -9,8 +9,9 @@ import pytest
 from django.contrib.auth.models import User
 
 from ingestion.models import Folder, IngestionSource, Message, Placement, Run
-from ingestion.services import dispatch, sources
-from ingestion.services.sources import Actor
+from ingestion.services.engine import due_work
+from ingestion.services.sources import sources
+from ingestion.services.sources.sources import Actor
 from tests.servers.pymap import PASSWORD, USER, Pymap
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -26,7 +27,7 @@ def server(settings: Any, tmp_path: Path) -> Iterator[Pymap]:
 
 def synced(source: IngestionSource) -> Run:
     run = sources.start_sync(source, actor=ACTOR)
-    dispatch.work_until_done(source, on_progress=lambda _: None)
+    due_work.work_until_done(source, on_progress=lambda _: None)
     run.refresh_from_db()
     assert run.status == "completed", run.message
     return run

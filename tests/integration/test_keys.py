@@ -8,8 +8,8 @@ from django.test import Client
 
 from ingestion.errors import InvalidInput
 from ingestion.models import ApiKey
-from ingestion.services import keys
-from ingestion.services.status import Actor
+from ingestion.services.operations import api_keys
+from ingestion.services.sources.status import Actor
 
 pytestmark = pytest.mark.django_db
 
@@ -42,12 +42,12 @@ def test_who_may_add_keys_makes_them_for_themselves_alone(keymaker: User, root: 
     page = client.get("/admin/ingestion/apikey/add/").content.decode()
     assert not re.search(r'name="user"', page)
     with pytest.raises(InvalidInput) as refused:
-        keys.create(root, name="x", actor=Actor("keymaker", keymaker))
+        api_keys.create(root, name="x", actor=Actor("keymaker", keymaker))
     assert "for yourself only" in str(refused.value)
 
 
 def test_a_superuser_and_the_command_line_make_keys_for_others(keymaker: User, root: User) -> None:
     add(root, user=keymaker.pk)
     assert [key.user for key in ApiKey.objects.all()] == [keymaker]
-    _, plain = keys.create(root, name="x", actor=Actor.system("create_api_key"))
+    _, plain = api_keys.create(root, name="x", actor=Actor.system("create_api_key"))
     assert plain

@@ -7,7 +7,8 @@ from django.utils import timezone
 
 from connectors.errors import MessageRefused
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.services import dispatch, failures, sources, sync
+from ingestion.services.engine import due_work, failures, sync
+from ingestion.services.sources import sources
 from tests.integration.test_engine import ACTOR, archive, body, fill, server, source, start
 from tests.servers.scripted_provider import Server
 
@@ -50,9 +51,9 @@ def run(server: Server, source: IngestionSource) -> Run:
 
 def listed_again(run: Run) -> bool:
     """Do what is due of listing; tell whether there was any."""
-    bells = [bell for bell in dispatch.due() if bell.kind == "discover"]
+    bells = [bell for bell in due_work.due() if bell.kind == "discover"]
     for bell in bells:
-        dispatch.do(bell)
+        due_work.do(bell)
     return bool(bells)
 
 

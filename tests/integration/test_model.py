@@ -39,19 +39,12 @@ from hypothesis.stateful import (
 from connectors.generic_imap import listing, outbox, reader
 from connectors.types import SpooledBody
 from ingestion import queries
-from ingestion.archive.store import Extent, store
 from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
-from ingestion.services import (
-    capture,
-    commit,
-    discovery,
-    failures,
-    housekeeping,
-    runs,
-    sources,
-    sync,
-)
-from ingestion.services.sources import Actor
+from ingestion.packs.store import Extent, store
+from ingestion.services.archive import housekeeping
+from ingestion.services.engine import capture, commit, failures, runs, sync
+from ingestion.services.sources import discovery, sources
+from ingestion.services.sources.sources import Actor
 from ingestion.states import RunStatus
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
 from tests.servers.mortal import MortalProcess, dies

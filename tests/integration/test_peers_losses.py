@@ -16,9 +16,11 @@ import psycopg
 import pytest
 from django.conf import settings
 
-from ingestion.archive.store import store
 from ingestion.models import FailedMessage, IngestionSource, Message, Pack, Placement, Run
-from ingestion.services import discovery, failures, housekeeping
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping
+from ingestion.services.engine import failures
+from ingestion.services.sources import discovery
 from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 from tests.servers.imap_script import Box, Client, ImapScript

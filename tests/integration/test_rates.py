@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import F
 
 from ingestion.models import Mailbox, Run
-from ingestion.services import capture_sql as sql
+from ingestion.services.engine import statements as sql
 from tests.e2e.rows import a_mailbox, a_source
 
 

@@ -6,8 +6,9 @@ import pytest
 from connectors.errors import FolderRefused, Unavailable
 from ingestion.management.base import Exit
 from ingestion.models import Folder, IngestionSource, Placement, Run
-from ingestion.services import discovery, reconcile
-from ingestion.services.reconcile import FolderReport
+from ingestion.services.archive import reconcile
+from ingestion.services.archive.reconcile import FolderReport
+from ingestion.services.sources import discovery
 from tests.integration.test_engine import (
     archive,
     assert_exact,

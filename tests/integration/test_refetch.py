@@ -7,9 +7,9 @@ import pytest
 from django.utils import timezone
 
 from connectors.errors import Unavailable
-from ingestion.archive.store import store
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
-from ingestion.services import housekeeping, refetch, verification
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping, refetch, verify
 from tests.integration.test_engine import (
     ACTOR,
     archive,
@@ -46,9 +46,9 @@ def damage(path: Path, row: Message) -> None:
     path.write_bytes(data)
 
 
-def verified(source: IngestionSource) -> list[verification.Problem]:
-    problems: list[verification.Problem] = []
-    verification.verify_archive([source], on_problem=problems.append)
+def verified(source: IngestionSource) -> list[verify.Problem]:
+    problems: list[verify.Problem] = []
+    verify.verify_archive([source], on_problem=problems.append)
     return problems
 
 

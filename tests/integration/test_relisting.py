@@ -17,7 +17,8 @@ from ingestion.models import (
     Placement,
     Run,
 )
-from ingestion.services import discovery, folders, sources, sync
+from ingestion.services.engine import folders, sync
+from ingestion.services.sources import discovery, sources
 from tests.integration.test_engine import (
     ACTOR,
     archive,

@@ -17,8 +17,9 @@ from django.db.models import Model
 from django.utils import timezone
 
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services import backoff, dispatch, sources
-from ingestion.services.sources import Actor
+from ingestion.services.engine import backoff, due_work
+from ingestion.services.sources import sources
+from ingestion.services.sources.sources import Actor
 from tests.servers.imap_script import Client, ImapScript
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -49,9 +50,9 @@ def source(server: ImapScript) -> IngestionSource:
 
 def work() -> None:
     """Do all that is due, as dispatcher and workers do, until nothing is due any more."""
-    while bells := list(dispatch.due()):
+    while bells := list(due_work.due()):
         for bell in bells:
-            dispatch.do(bell)
+            due_work.do(bell)
 
 
 def an_hour_passes() -> None:

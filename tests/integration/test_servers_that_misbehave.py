@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ingestion.models import FailedMessage, IngestionSource, Message, Run
-from ingestion.services import discovery, failures
+from ingestion.services.engine import failures
+from ingestion.services.sources import discovery
 from tests.servers import imap_source
 from tests.servers.imap_script import Box, Client, ImapScript
 from tests.servers.imap_source import ACTOR, archived, held_by, stray_files

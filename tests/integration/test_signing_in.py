@@ -9,8 +9,8 @@ from django.core.exceptions import ValidationError
 from django.test import Client, RequestFactory
 
 from ingestion.addresses import client_address
-from ingestion.services import signing_in
-from ingestion.services.status import Actor
+from ingestion.services.operations import signing_in
+from ingestion.services.sources.status import Actor
 from ingestion_project import bootstrap
 
 pytestmark = pytest.mark.django_db

@@ -8,7 +8,7 @@ import redis
 from django.conf import settings
 
 from connectors.throttle import Budget
-from ingestion.services.throttle import Shared
+from ingestion.services.engine.throttle import Shared
 
 
 @pytest.fixture

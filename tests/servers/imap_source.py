@@ -12,10 +12,11 @@ from django.contrib.auth.models import User
 from django.db.models.functions import Now
 
 from connectors.types import Body, SpooledBody
-from ingestion.archive.store import Extent, store
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement, Run
-from ingestion.services import discovery, sources, sync
-from ingestion.services.sources import Actor
+from ingestion.packs.store import Extent, store
+from ingestion.services.engine import sync
+from ingestion.services.sources import discovery, sources
+from ingestion.services.sources.sources import Actor
 from tests.servers.imap_script import Client, ImapScript
 
 ACTOR = Actor.system("test")

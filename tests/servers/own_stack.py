@@ -19,7 +19,7 @@ import httpx
 import psycopg
 import psycopg.rows
 
-from ingestion.archive.store import Extent, PackStore
+from ingestion.packs.store import Extent, PackStore
 from tests.servers.imap_script import Client, ImapScript
 from tests.servers.imap_source import Contents, config, content
 from tests.servers.stack import ROOT, Supervised, descendants, free_port, wait_for

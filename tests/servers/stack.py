@@ -129,7 +129,7 @@ def packing_processes(pid: int | None = None) -> list[int]:
     return [
         child
         for child in child_pids(pid or os.getpid())
-        if b"ingestion.packer" in Path(f"/proc/{child}/cmdline").read_bytes()
+        if b"ingestion.packs.process" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
 
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from connectors.types import Body, SpooledBody
-from ingestion.archive import format as pack_format
-from ingestion.archive.store import Extent, PackStore, PackWriter
 from ingestion.errors import Corrupt
+from ingestion.packs import format as pack_format
+from ingestion.packs.store import Extent, PackStore, PackWriter
 
 SOURCE = uuid.UUID(int=1)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ingestion.archive import format as pack_format
-from ingestion.archive.format import Damaged, Entry, Extent, HashingReader
-from ingestion.archive.record import Origin, RecordHeader
+from ingestion.packs import format as pack_format
+from ingestion.packs.format import Damaged, Entry, Extent, HashingReader
+from ingestion.packs.record import Origin, RecordHeader
 
 PACK, OTHER = uuid.UUID(int=7), uuid.UUID(int=8)
 ORIGIN = Origin("me", "ada@example.com", "INBOX", "Inbox", "2026-01-02T03:04:05+00:00")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestion.archive import format as pack_format
-from ingestion.archive.store import PackStore
+from ingestion.packs import format as pack_format
+from ingestion.packs.store import PackStore
 
 
 def test_a_pack_has_its_bytes_on_disk_before_its_name_and_its_name_before_commit_returns(

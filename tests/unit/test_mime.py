@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestion import mime
+from ingestion.mail.headers import Headers, head_of, parse_headers
 
 
-def parse(text: bytes) -> mime.Headers:
-    return mime.parse_headers(mime.head_of(text))
+def parse(text: bytes) -> Headers:
+    return parse_headers(head_of(text))
 
 
 def test_the_usual_header_is_decoded() -> None:
@@ -21,7 +21,7 @@ def test_the_usual_header_is_decoded() -> None:
         b"Subject: =?utf-8?b?R3LDvMOf?=\r\n =?utf-8?q?e?=\r\n"
         b"Date: Tue, 24 Nov 2026 07:00:00 +0200\r\nMessage-ID: <1@x>\r\n\r\nSubject: not this\r\n"
     )
-    assert headers == mime.Headers(
+    assert headers == Headers(
         subject="Grüße",
         sender="Zoë <zoe@example.com>",
         recipients="a@example.com, b@example.com, c@example.com",

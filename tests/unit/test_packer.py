@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ingestion import packer
-from ingestion.archive import format as pack_format
-from ingestion.archive.record import Origin
+from ingestion.packs import format as pack_format
+from ingestion.packs import process as protocol
+from ingestion.packs.record import Origin
 from tests.servers.stack import ROOT
 
 MAILBOX, PACK = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -43,19 +43,19 @@ class Process:
             at += len(body)
         if large:
             messages.append(_message(b"", size, None))
-        job = packer.Job(
+        job = protocol.Job(
             MAILBOX.hex, PACK.hex, Origin("me", "", "INBOX", "INBOX", ""), True, messages
         )
         files = [file.fileno(), *([large.fileno()] if large else [])]
-        packer.send_job(self.channel, 7, job, files)
-        kind, number, content, _ = packer.receive(self.channel)
+        protocol.send_job(self.channel, 7, job, files)
+        kind, number, content, _ = protocol.receive(self.channel)
         assert number == 7
         return kind, content
 
 
-def _message(body: bytes, size: int, start: int | None) -> packer.Message:
+def _message(body: bytes, size: int, start: int | None) -> protocol.Message:
     digest = hashlib.sha256(body).digest()
-    return packer.Message(f"{size:032x}", digest, size, start, "1:1", "", "", None, ())
+    return protocol.Message(f"{size:032x}", digest, size, start, "1:1", "", "", None, ())
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def process() -> Iterator[Process]:
     os.ftruncate(arena, 1 << 20)
     ours, theirs = socket.socketpair()
     inherited = (theirs.fileno(), arena)
-    words = [sys.executable, "-m", "ingestion.packer", *map(str, inherited)]
+    words = [sys.executable, "-m", "ingestion.packs.process", *map(str, inherited)]
     with subprocess.Popen(words, pass_fds=inherited, cwd=ROOT) as running:
         theirs.close()
         with ours, mmap.mmap(arena, 0) as shared:
@@ -94,7 +94,7 @@ def test_messages_are_in_the_pack_and_their_rows_come_back(
     bodies = [b"Subject: Tab\there\r\n\r\n1\r\n", b"", b"\0\xff no header"]
     for part in (bodies[:2], bodies[2:]):
         kind, content = process.pack(pack, *part)
-        assert kind == packer.ROWS
+        assert kind == protocol.ROWS
         assert content.count(b"\n") == len(part)
         assert content.startswith(f"{MAILBOX.hex}\t{PACK.hex}\t".encode())
     assert _bodies(pack) == bodies
@@ -108,7 +108,7 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: i
         kind, content = process.pack(pack, os.urandom(1000))
     finally:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
-    assert kind == packer.OS_ERROR
+    assert kind == protocol.OS_ERROR
     assert json.loads(content) == [errno.EFBIG, "File too large"]
     assert pack.seek(0, os.SEEK_END) == size
 
@@ -121,7 +121,7 @@ def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
     with tempfile.TemporaryFile(buffering=0) as large:
         large.write(b"shorter than it says")
         kind, content = process.pack(pack, b"with it", large=large, size=5_000_000)
-    assert kind == packer.BUG
+    assert kind == protocol.BUG
     assert b"ZstdError" in content
     process.pack(pack, b"after")
     assert _bodies(pack) == [b"before", b"after"]
@@ -134,5 +134,5 @@ def test_no_descriptor_stays_open(process: Process, pack: io.FileIO) -> None:
     with tempfile.TemporaryFile(buffering=0) as large:
         large.write(b"y" * 100)
         for _ in range(5):
-            assert process.pack(pack, b"x", large=large, size=100)[0] == packer.ROWS
+            assert process.pack(pack, b"x", large=large, size=100)[0] == protocol.ROWS
     assert process.descriptors() == before

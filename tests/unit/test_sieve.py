@@ -2,7 +2,7 @@
 
 import hashlib
 
-from ingestion.services.sieve import Sieve
+from ingestion.services.engine.seen_hashes import Sieve
 
 
 def hashes(first: int, count: int) -> set[bytes]:

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.models import ApiKey
-from ingestion.services import keys
+from ingestion.services.operations import api_keys
 
 _MAX_DAYS = 36_500
 
@@ -54,15 +54,15 @@ class Command(OperatorCommand):
         parser.add_argument(
             "--expires-days",
             type=_days,
-            default=float(keys.LIFETIME.days),
+            default=float(api_keys.LIFETIME.days),
             metavar="D",
-            help=f"refused after this many days (default: {keys.LIFETIME.days}), or never",
+            help=f"refused after this many days (default: {api_keys.LIFETIME.days}), or never",
         )
 
     def perform(self, options: dict[str, Any]) -> Exit:
         days = options["expires_days"]
         user = self.find_user(options["user"])
-        _, plain = keys.create(
+        _, plain = api_keys.create(
             user,
             name=options["name"],
             scopes=options["scopes"],

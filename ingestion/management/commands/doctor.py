@@ -5,7 +5,7 @@ from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.presentation import printable
-from ingestion.services import doctor
+from ingestion.services.operations import doctor
 
 _MARKS = {"ok": "ok      ", "warning": "warning ", "problem": "PROBLEM "}
 

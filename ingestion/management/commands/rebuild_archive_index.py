@@ -7,7 +7,7 @@ from typing import Any
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.counter import Counting
 from ingestion.models import IngestionSource
-from ingestion.services import rebuild
+from ingestion.services.archive import rebuild
 
 
 class Command(OperatorCommand):

@@ -8,7 +8,8 @@ from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.counter import Counting
 from ingestion.management.presentation import printable, table
 from ingestion.models import IngestionSource
-from ingestion.services import reconcile, sources
+from ingestion.services.archive import reconcile
+from ingestion.services.sources import sources
 
 _COLUMNS = ("Mailbox", "Folder", "Server", "Present", "Missing", "Failed", "Left out", "Note")
 

@@ -6,7 +6,8 @@ from typing import Any
 from ingestion.management.base import Exit
 from ingestion.management.runs import RunCommand
 from ingestion.models import FailedMessage, IngestionSource, Run
-from ingestion.services import failures, sources
+from ingestion.services.engine import failures
+from ingestion.services.sources import sources
 
 
 class Command(RunCommand):

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
-from ingestion.services import encryption
+from ingestion.services.operations import credential_keys
 
 
 class Command(OperatorCommand):
@@ -32,12 +32,12 @@ class Command(OperatorCommand):
     def perform(self, options: dict[str, Any]) -> Exit:
         keys = None
         if options["new_key"]:
-            running = encryption.service_runs()
-            keys = encryption.add_managed_key()
+            running = credential_keys.service_runs()
+            keys = credential_keys.add_managed_key()
             if running:
                 self._restart_first(len(keys))
                 return Exit.OK
-        result = encryption.rotate(keys=keys, actor=self.actor)
+        result = credential_keys.rotate(keys=keys, actor=self.actor)
         unreadable = [str(pk) for pk in result.unreadable]
         document = {
             "sources": result.sources,

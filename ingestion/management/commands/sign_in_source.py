@@ -6,7 +6,7 @@ from typing import Any
 from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.models import IngestionSource
-from ingestion.services import consent
+from ingestion.services.sources import consent
 
 
 class Command(SourceCommand):

@@ -17,7 +17,7 @@ from ingestion.management.presentation import (
     when,
 )
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
-from ingestion.services import housekeeping
+from ingestion.services.archive import housekeeping
 
 _MAX_FAILURES = 1_000
 _SHOWN_FAILURES = 20

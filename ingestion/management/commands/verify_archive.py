@@ -8,12 +8,12 @@ from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.counter import Counting
 from ingestion.management.presentation import counted, size
 from ingestion.models import IngestionSource
-from ingestion.services import refetch, verification
+from ingestion.services.archive import refetch, verify
 
 #: More problems than this are counted, not listed, in the JSON; the text lists all of them.
 _MAX_LISTED = 1_000
-_LOST: tuple[verification.Kind, ...] = ("missing_pack", "corrupt_message")
-_FROM_BACKUP: tuple[verification.Kind, ...] = ("missing_pack", "corrupt_message", "corrupt_pack")
+_LOST: tuple[verify.Kind, ...] = ("missing_pack", "corrupt_message")
+_FROM_BACKUP: tuple[verify.Kind, ...] = ("missing_pack", "corrupt_message", "corrupt_pack")
 
 
 class Command(OperatorCommand):
@@ -38,10 +38,10 @@ class Command(OperatorCommand):
 
     def perform(self, options: dict[str, Any]) -> Exit:
         chosen = [self.find_source(given) for given in options["sources"]] or None
-        listed: list[verification.Problem] = []
+        listed: list[verify.Problem] = []
         lost: dict[uuid.UUID, set[uuid.UUID]] = {}
 
-        def on_problem(problem: verification.Problem) -> None:
+        def on_problem(problem: verify.Problem) -> None:
             if len(listed) < _MAX_LISTED:
                 listed.append(problem)
             if problem.kind in _LOST:
@@ -50,7 +50,7 @@ class Command(OperatorCommand):
                 self.stdout.write(f"{problem.kind}: {problem.text}")
 
         with Counting("Verifying") as counting:
-            result = verification.verify_archive(
+            result = verify.verify_archive(
                 chosen,
                 on_problem=on_problem,
                 on_progress=lambda v: counting.show(
@@ -96,7 +96,7 @@ class Command(OperatorCommand):
         return total
 
 
-def _verdict(result: verification.Verification) -> str:
+def _verdict(result: verify.Verification) -> str:
     if result.ok:
         return "all are what was archived, bit for bit."
     verdict = f"{counted(result.found.total(), 'problem')}, listed above."
@@ -107,7 +107,7 @@ def _verdict(result: verification.Verification) -> str:
     return verdict
 
 
-def _object(problem: verification.Problem) -> dict[str, Any]:
+def _object(problem: verify.Problem) -> dict[str, Any]:
     return {
         "kind": problem.kind,
         "sourceId": problem.source_id,

@@ -16,7 +16,7 @@ from ingestion.models import (
     IngestionSource,
     Mailbox,
 )
-from ingestion.services import consent, sources
+from ingestion.services.sources import consent, sources
 from tests.servers.command_line import CommandLine
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph.sources import (

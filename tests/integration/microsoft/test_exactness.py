@@ -8,7 +8,7 @@ from ingestion.models import (
     Mailbox,
     Message,
 )
-from ingestion.services import discovery, sources
+from ingestion.services.sources import discovery, sources
 from tests.servers.graph import GraphServer, Request, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.sources import (

@@ -13,7 +13,9 @@ from ingestion.models import (
     Mailbox,
     Message,
 )
-from ingestion.services import discovery, failures, reconcile, sources, sync
+from ingestion.services.archive import reconcile
+from ingestion.services.engine import failures, sync
+from ingestion.services.sources import discovery, sources
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph.sources import (
     ACTOR,

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from ingestion.models import Folder, IngestionSource, Placement
-from ingestion.services import discovery, sources
+from ingestion.services.sources import discovery, sources
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.sources import (

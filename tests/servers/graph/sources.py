@@ -10,10 +10,11 @@ from typing import Any
 from django.db import connection
 from django.utils import timezone
 
-from ingestion.archive.store import Extent, store
 from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
-from ingestion.services import discovery, sources, sync
-from ingestion.services.sources import Actor
+from ingestion.packs.store import Extent, store
+from ingestion.services.engine import sync
+from ingestion.services.sources import discovery, sources
+from ingestion.services.sources.sources import Actor
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.words import error

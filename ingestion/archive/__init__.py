@@ -1,1 +1,0 @@
-"""The archive: immutable packs of messages. Public surface: `store.store`, `store.PackStore`."""

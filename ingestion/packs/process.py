@@ -1,0 +1,189 @@
+"""The packing process: compresses messages, appends them to a pack, and writes their rows.
+
+    python -m ingestion.packs.process CHANNEL ARENA       (descriptors; `packs.client` starts it)
+
+A worker downloads, hashes, looks up and commits. What needs nothing but the messages themselves is
+done here: on another core, and without waiting for the interpreter's lock. Bodies come in memory
+that both processes share, the pack, large bodies and the rest of a job as open files that a socket
+passes on; the answer is rows for COPY. No state is kept from job to job, and no database is known.
+
+It ends with its worker, and ignores every request to end before: its worker may need it to stop.
+"""
+
+import contextlib
+import errno
+import json
+import mmap
+import os
+import pickle
+import signal
+import socket
+import struct
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from typing import IO, Any, NamedTuple
+
+import zstandard
+
+from connectors.types import SpooledBody
+from ingestion import memory
+from ingestion.mail.headers import Headers, head_of, parse_headers
+from ingestion.packs import format as pack_format
+from ingestion.packs.record import Origin, RecordHeader
+from ingestion.rows import NewMessage
+
+#: What only its worker reacts to.
+IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_FRAME = struct.Struct("!BII")  # what it is, the job's number, how many bytes follow
+#: What frames are.
+JOB, ROWS, OS_ERROR, BUG = range(4)
+_MAX_FILES = 253  # what the kernel passes at once
+
+_NOT_PARSED = Headers(defects=("not parsed: workers died when they did",))
+
+
+class Message(NamedTuple):
+    """A message to pack, and what the pack says of it. A body of `size` bytes is in the arena from
+    `start` on; where that is None it is the next of the job's files."""
+
+    id: str
+    sha256: bytes
+    size: int
+    start: int | None
+    remote_id: str
+    stable_id: str
+    thread_id: str
+    received_at: str | None
+    labels: tuple[str, ...]
+
+
+class Job(NamedTuple):
+    """Messages of one folder, by plain tuples: those travel at twice the speed. Ids are hexadecimal
+    digits."""
+
+    mailbox: str
+    pack: str
+    origin: Origin
+    parse: bool
+    messages: Sequence[tuple[Any, ...]]  # (Message)
+
+
+# -- the socket ------------------------------------------------------------------------------------
+
+
+def send_job(channel: socket.socket, number: int, job: Job, files: Sequence[int]) -> None:
+    """Send a job with its pack and its large bodies; the answer has its number. Raises OSError
+    where nothing was sent.
+
+    Never waits: what it says is in a file too, so that nobody waits for somebody who waits for him.
+    """
+    with os.fdopen(os.memfd_create("job"), "w+b") as said:
+        pickle.dump(job, said, pickle.HIGHEST_PROTOCOL)
+        said.flush()
+        socket.send_fds(channel, [_FRAME.pack(JOB, number, 0)], [said.fileno(), *files])
+
+
+def receive(channel: socket.socket) -> tuple[int, int, bytes, list[int]]:
+    """Wait for a frame; return its kind, number, content and new descriptors of its files.
+
+    Raises EOFError or OSError where nobody is there any more.
+    """
+    start, files, flags, _ = socket.recv_fds(channel, _FRAME.size, _MAX_FILES)
+    if flags & socket.MSG_CTRUNC:
+        raise OSError(errno.EMFILE, "some files did not arrive")
+    kind, number, length = _FRAME.unpack(start + _exactly(channel, _FRAME.size - len(start)))
+    return kind, number, _exactly(channel, length), files
+
+
+def _exactly(channel: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        count = channel.recv_into(view)
+        if not count:
+            raise EOFError
+        view = view[count:]
+    return bytes(data)
+
+
+# -- the work --------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    memory.keep()
+    with (
+        socket.socket(fileno=int(sys.argv[1])) as channel,
+        mmap.mmap(int(sys.argv[2]), 0, prot=mmap.PROT_READ) as arena,
+        memoryview(arena) as bodies,
+        contextlib.suppress(EOFError, ConnectionError),  # its worker is gone
+    ):
+        compress = pack_format.compressor()
+        while True:
+            _, job, _, files = receive(channel)
+            kind, content = _answer(files, bodies, compress)
+            channel.sendall(_FRAME.pack(kind, job, len(content)) + content)
+
+
+def _answer(
+    files: Sequence[int], arena: memoryview, compress: zstandard.ZstdCompressor
+) -> tuple[int, bytes]:
+    try:
+        with contextlib.ExitStack() as stack:
+            said, pack, *large = [
+                stack.enter_context(os.fdopen(descriptor, "r+b", buffering=0))
+                for descriptor in files
+            ]
+            said.seek(0)
+            job = pickle.loads(said.read())  # noqa: S301 - its worker wrote it
+            rows = "".join(_rows(job, pack, large, arena, compress)).encode()
+    except OSError as error:
+        return OS_ERROR, json.dumps([error.errno, error.strerror]).encode()
+    except Exception:  # noqa: BLE001 - the worker raises it
+        return BUG, traceback.format_exc().encode()
+    return ROWS, rows
+
+
+def _rows(
+    job: Job,
+    pack: IO[bytes],
+    large: Sequence[IO[bytes]],
+    arena: memoryview,
+    compress: zstandard.ZstdCompressor,
+) -> Iterator[str]:
+    """Append the job's messages to the pack and yield their rows. Raises OSError (a full disk):
+    then the pack is as it was."""
+    files = iter(large)
+    messages = [Message._make(given) for given in job.messages]
+    bodies: list[memoryview | SpooledBody] = [
+        SpooledBody(next(files), message.size)
+        if message.start is None
+        else arena[message.start : message.start + message.size]
+        for message in messages
+    ]
+    records = [
+        (_header(job.origin, message).dumps(), body)
+        for message, body in zip(messages, bodies, strict=True)
+    ]
+    extents = pack_format.append(pack, job.pack, records, compress)
+    for message, body, extent in zip(messages, bodies, extents, strict=True):
+        headers = parse_headers(_head(body)) if job.parse else _NOT_PARSED
+        yield NewMessage(
+            message.id, message.sha256, message.size, extent, message.received_at, headers
+        ).line(job.mailbox, job.pack)
+
+
+def _header(origin: Origin, message: Message) -> RecordHeader:
+    _, sha256, size, _, remote_id, stable_id, thread_id, received_at, labels = message
+    return RecordHeader(sha256, size, origin, remote_id, stable_id, thread_id, received_at, labels)
+
+
+def _head(body: memoryview | SpooledBody) -> bytes:
+    return head_of(next(body.chunks(), b"") if isinstance(body, SpooledBody) else body)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""Collects what crashes leave behind: packs whose transaction never came, and half-written ones.
+
+Never the only copy of a message: after a crash the same messages are fetched again into another
+pack, but a database that is lost, restored from an old backup, or the wrong one also makes packs
+without a row. Those stay until `archive.rebuild` takes them in.
+"""
+
+import datetime as dt
+import itertools
+import uuid
+from collections.abc import Sequence
+
+import structlog
+from django.utils import timezone
+
+from ingestion.errors import Corrupt
+from ingestion.models import Pack
+from ingestion.packs.store import PackFile, PackStore, store
+from ingestion.services.archive import orphans
+
+log = structlog.get_logger(__name__)
+
+#: No worker takes this long between writing a pack and committing its rows.
+ORPHAN_AGE = dt.timedelta(hours=1)
+#: Each sync with new mail makes a pack: so many are looked up by one query.
+_BATCH = 500
+
+
+def unknown_pack(source_id: uuid.UUID) -> uuid.UUID | None:
+    """Return a pack of the source that holds mail which no row knows, if there is one: then the
+    database is older than the archive. Looks at packs of more than an hour ago, reads few."""
+    archive, oldest = store(), timezone.now() - ORPHAN_AGE
+    old = (p for p in archive.packs(source_id) if not p.partial and p.modified_at < oldest)
+    while batch := list(itertools.islice(old, _BATCH)):
+        for orphan in _without_row(batch):
+            if _is_needed(archive, orphan):
+                return orphan.pack_id
+    return None
+
+
+def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
+    """Remove packs without a row that are older than `older_than` and hold nothing that is not
+    archived elsewhere; return how many. Idempotent."""
+    archive = store()
+    oldest_kept = timezone.now() - older_than
+    removed = 0
+    for source_id in archive.sources():
+        old = (p for p in archive.packs(source_id) if p.modified_at < oldest_kept)
+        while batch := list(itertools.islice(old, _BATCH)):
+            for orphan in _without_row(batch):
+                if orphan.partial or not _is_needed(archive, orphan):
+                    archive.delete(orphan)
+                    removed += 1
+    if removed:
+        log.info("orphans_collected", count=removed)
+    return removed
+
+
+def _is_needed(archive: PackStore, orphan: PackFile) -> bool:
+    try:
+        needed = orphans.is_needed(archive, orphan.source_id, orphan.pack_id)
+    except Corrupt:
+        needed = True  # for a person to look at: verify_archive tells of it
+    if needed:
+        log.warning("orphan_kept", source=str(orphan.source_id), pack=str(orphan.pack_id))
+    return needed
+
+
+def _without_row(packs: Sequence[PackFile]) -> list[PackFile]:
+    ids = [pack.pack_id for pack in packs if not pack.partial]
+    known = set(Pack.objects.filter(pk__in=ids).values_list("pk", flat=True))
+    return [pack for pack in packs if pack.partial or pack.pack_id not in known]

@@ -1,0 +1,71 @@
+"""Packs without a row: whether one holds mail that no row knows, and so must not be thrown away.
+
+A crash between a pack and its transaction leaves such a pack; the messages are then fetched again
+into another one. A database restored from an older backup, or a wrong DATABASE_URL, makes orphans
+of packs that hold the only copy. The two can only be told apart by what is inside.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+
+from ingestion.errors import Corrupt
+from ingestion.models import AuditEvent, IngestionSource, Message
+from ingestion.packs.store import PackStore
+from ingestion.services.archive.records import Record
+
+_BATCH_RECORDS = 1_000
+
+
+def is_needed(archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
+    """Tell whether a pack without a row holds a message that no row has. Reads no body.
+
+    Raises Corrupt where the pack is damaged. A pack of a source that was deleted on purpose is
+    not needed; one of a source that this database never heard of is.
+    """
+    if not IngestionSource.objects.filter(pk=source_id, deleted_at=None).exists():
+        return not was_deleted(source_id)
+    return any(True for _ in unknown_records(archive, source_id, pack_id))
+
+
+def unknown_records(
+    archive: PackStore,
+    source_id: uuid.UUID,
+    pack_id: uuid.UUID,
+    *,
+    on_damage: Callable[[Corrupt], None] | None = None,
+) -> Iterator[Record]:
+    """Yield the records of a pack whose bytes no message row of their mailbox has.
+
+    Leaves out records whose header is of no use to `archive.rebuild`. Damage is told as
+    `PackStore.scan` tells it.
+    """
+    batch: list[Record] = []
+    for entry in archive.scan(source_id, pack_id, on_damage=on_damage):
+        with contextlib.suppress(ValueError):
+            batch.append(Record.of(entry))
+        if len(batch) >= _BATCH_RECORDS:
+            yield from _unknown(source_id, batch)
+            batch = []
+    yield from _unknown(source_id, batch)
+
+
+def _unknown(source_id: uuid.UUID, batch: Iterable[Record]) -> Iterator[Record]:
+    by_mailbox: dict[str, list[Record]] = {}
+    for record in batch:
+        by_mailbox.setdefault(record.header.origin.mailbox, []).append(record)
+    for remote_id, records in by_mailbox.items():
+        rows = Message.objects.filter(
+            mailbox__source_id=source_id,
+            mailbox__remote_id=remote_id,
+            sha256__in=[record.sha256 for record in records],
+        ).values_list("sha256", flat=True)
+        known = {bytes(sha256) for sha256 in rows}
+        yield from (record for record in records if record.sha256 not in known)
+
+
+def was_deleted(source_id: uuid.UUID) -> bool:
+    """Whether somebody deleted this source: its audit outlives it."""
+    tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
+    audit = AuditEvent.objects.filter(source_id=source_id, action="source.delete")
+    return tombstone.exists() or audit.exists()

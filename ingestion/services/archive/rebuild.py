@@ -1,0 +1,267 @@
+"""Makes database rows again from packs alone: after a lost database, or one older than the archive.
+
+Adds what is missing and changes nothing that is there, so it can be killed and run again. A message
+comes back where and when it was first archived; the folder's cursor is forgotten, so that the next
+sync lists the folder anew and finds labels, removals and further copies. A copy in another folder
+is downloaded again where no stable id tells what it is; no bytes are stored again.
+What the records of a pack mean is `archive.records`.
+"""
+
+import dataclasses
+import itertools
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import Count, Exists, F, OuterRef, Sum
+from django.db.models.functions import Greatest
+from django.utils import timezone
+
+from connectors import registry
+from ingestion.errors import Corrupt, InvalidInput, NotAllowedNow
+from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.packs.store import Entry, PackFile, PackStore, store
+from ingestion.services.archive import orphans, storage
+from ingestion.services.archive.records import Record
+from ingestion.services.engine import statements as sql
+from ingestion.services.sources.status import Actor, audit, move
+from ingestion.states import SourceStatus
+
+#: One transaction holds at most this many messages: what a kill repeats.
+_BATCH_RECORDS = 500
+_MAX_NAME_CHARS = 200
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Damage:
+    """A pack, or one message of it, that could not be read and so was not taken in."""
+
+    pack_id: uuid.UUID
+    text: str
+
+
+@dataclasses.dataclass(slots=True)
+class Rebuilt:
+    """What was looked at and what was added."""
+
+    packs: int = 0
+    messages: int = 0
+    messages_added: int = 0
+    placements_added: int = 0
+    damaged: int = 0
+
+
+def rebuild(
+    source: IngestionSource,
+    *,
+    actor: Actor,
+    on_damage: Callable[[Damage], None],
+    on_progress: Callable[[Rebuilt], None] = lambda _: None,
+) -> Rebuilt:
+    """Add the rows that the source's packs tell of and the database lacks. Idempotent.
+
+    Opens its own transactions, one per batch. Raises NotAllowedNow while a worker is at work on
+    the source: a pack that it is about to commit must not be taken from under it.
+    """
+    started = timezone.now()
+    if Mailbox.objects.filter(source=source, lease_expires_at__gt=started).exists():
+        raise NotAllowedNow(
+            f"A worker is at work on {source.name}. Pause the source, wait half a minute, "
+            "and start this again."
+        )
+    storage.take_over()
+    job = _Rebuild(source, on_damage)
+    for pack in job.archive.packs(source.pk):
+        if not pack.partial and pack.modified_at <= started:
+            job.take_in(pack)
+            on_progress(job.result)
+    _recount(source)
+    with transaction.atomic():
+        audit(actor, "source.rebuild", source, {"messages_added": job.result.messages_added})
+    return job.result
+
+
+def recover(
+    source_id: uuid.UUID, *, owner: User, name: str, provider: str, actor: Actor
+) -> IngestionSource:
+    """Make a source, with the id that its packs carry, of an archive whose database is lost.
+
+    It is in error until somebody gives it its configuration. Raises NotAllowedNow where the
+    source exists or has no packs, InvalidInput for a name or provider that can't be. Opens its
+    own transaction.
+    """
+    storage.take_over()
+    if IngestionSource.objects.filter(pk=source_id).exists():
+        raise NotAllowedNow(f"The source {source_id} exists: rebuild it, without --recover.")
+    if next(store().packs(source_id), None) is None:
+        raise NotAllowedNow(f"The archive holds no pack of a source {source_id}.")
+    if not 1 <= len(name.strip()) <= _MAX_NAME_CHARS:
+        raise InvalidInput({"name": [f"Must have 1 to {_MAX_NAME_CHARS} characters."]})
+    if provider not in registry.PROVIDERS:
+        known = ", ".join(registry.PROVIDERS)
+        raise InvalidInput({"provider": [f"Unknown provider. Known providers: {known}."]})
+    with transaction.atomic():
+        source = IngestionSource.objects.create(
+            pk=source_id, owner=owner, name=name, provider=provider
+        )
+        reason = "Recovered from the archive. Give it its providerConfig to follow it again."
+        move(source, SourceStatus.ERROR, reason=reason, actor=actor)
+        audit(actor, "source.recover", source, {"name": name, "provider": provider})
+    source.refresh_from_db()
+    return source
+
+
+def unknown_sources() -> list[uuid.UUID]:
+    """Return the ids of sources that have packs and that the database never heard of."""
+    return [
+        pk
+        for pk in store().sources()
+        if not IngestionSource.objects.filter(pk=pk).exists()
+        and not orphans.was_deleted(pk)
+        and next(store().packs(pk), None) is not None
+    ]
+
+
+class _Rebuild:
+    """The rebuilding of one source."""
+
+    def __init__(self, source: IngestionSource, on_damage: Callable[[Damage], None]) -> None:
+        self.source, self.on_damage = source, on_damage
+        self.archive: PackStore = store()
+        self.result = Rebuilt()
+
+    def take_in(self, pack: PackFile) -> None:
+        damaged = self.result.damaged
+
+        def on_damage(error: Corrupt) -> None:
+            self._report(pack, str(error))
+
+        try:
+            entries = self.archive.scan(self.source.pk, pack.pack_id, on_damage=on_damage)
+            for batch in _batches(entries):
+                self._take_in_batch(pack, batch)
+        except (Corrupt, OSError) as error:
+            self._report(pack, str(error))
+        if self.result.damaged == damaged:
+            # All of it has rows now, some perhaps with another pack: none is missing in this one.
+            count = Message.objects.filter(pack=pack.pack_id).count()
+            Pack.objects.filter(pk=pack.pack_id).update(message_count=count)
+        self.result.packs += 1
+
+    def _take_in_batch(self, pack: PackFile, batch: list[Entry]) -> None:
+        by_mailbox: dict[str, list[Record]] = {}
+        for entry in batch:
+            try:
+                record = Record.of(entry)
+            except ValueError as error:
+                self._report(pack, f"pack {pack.pack_id}: {error}. It was left out.")
+                continue
+            by_mailbox.setdefault(record.header.origin.mailbox, []).append(record)
+        self.result.messages += len(batch)
+        for remote_id, records in by_mailbox.items():
+            archived = self._archived(remote_id, records)
+            new = [self._read(pack, r) for r in records if r.sha256 not in archived]
+            unplaced = [r for r in records if archived.get(r.sha256) is False]
+            readable = [record for record in new if record is not None]
+            if readable or unplaced:
+                self._add(pack, remote_id, readable, unplaced)
+
+    def _archived(self, remote_id: str, records: Iterable[Record]) -> dict[bytes, bool]:
+        """Return the hashes that have a message row, and whether it is placed anywhere."""
+        rows = (
+            Message.objects.filter(
+                mailbox__source=self.source,
+                mailbox__remote_id=remote_id,
+                sha256__in=[record.sha256 for record in records],
+            )
+            .annotate(placed=Exists(Placement.objects.filter(message=OuterRef("pk"))))
+            .values_list("sha256", "placed")
+        )
+        return {bytes(sha256): placed for sha256, placed in rows}
+
+    def _read(self, pack: PackFile, record: Record) -> Record | None:
+        """Return the record with its headers, having read and checked its bytes."""
+        try:
+            return record.read(self.archive, self.source.pk, pack.pack_id)
+        except (Corrupt, OSError) as error:
+            self._report(pack, str(error))
+            return None
+
+    def _report(self, pack: PackFile, text: str) -> None:
+        self.result.damaged += 1
+        self.on_damage(Damage(pack.pack_id, text))
+
+    def _add(
+        self, pack: PackFile, remote_id: str, new: list[Record], unplaced: list[Record]
+    ) -> None:
+        everything = [*new, *unplaced]
+        with transaction.atomic():
+            mailbox = self._mailbox(remote_id, everything[0].header.origin.address)
+            if new:
+                row = Pack(
+                    pk=pack.pack_id, source=self.source, size_bytes=pack.size_bytes, message_count=0
+                )
+                Pack.objects.bulk_create([row], ignore_conflicts=True)
+                # What a capture archived since: from here on the mailbox is this transaction's.
+                archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
+                added = {r.sha256: (r.message(), r.archived_at) for r in new}
+                rows = [row for sha256, row in added.items() if sha256 not in archived]
+                sql.insert_messages(
+                    row.line(mailbox.pk.hex, pack.pack_id.hex).encode() for row, _ in rows
+                )
+                sql.date_messages([(row.id, time) for row, time in rows if time is not None])
+                counted = Message.objects.filter(pack=pack.pack_id).count()
+                Pack.objects.filter(pk=pack.pack_id).update(
+                    message_count=Greatest(F("message_count"), counted)
+                )
+                self.result.messages_added += len(rows)
+            ids = sql.known_hashes(mailbox.pk, {record.sha256 for record in everything})
+            folders = self._folders(mailbox, everything)
+            places = [
+                record.placement(mailbox, folders[record.header.origin.folder], ids)
+                for record in everything
+            ]
+            Placement.objects.bulk_create(places, ignore_conflicts=True)
+            self.result.placements_added += len(places)
+
+    def _mailbox(self, remote_id: str, address: str) -> Mailbox:
+        """Find or make the mailbox, and fence off a worker that began since: it knows less now."""
+        mailbox, _ = Mailbox.objects.get_or_create(
+            source=self.source, remote_id=remote_id, defaults={"address": address or remote_id}
+        )
+        Mailbox.objects.filter(pk=mailbox.pk).update(
+            lease_token=F("lease_token") + 1, lease_expires_at=None, rung_at=None
+        )
+        return mailbox
+
+    def _folders(self, mailbox: Mailbox, records: Iterable[Record]) -> Mapping[str, Folder]:
+        """Find or make the folders, without cursor: the next sync lists them from the beginning."""
+        origins = {record.header.origin for record in records}
+        paths = {origin.folder: origin.path for origin in origins}
+        made = [Folder(mailbox=mailbox, remote_id=k, path=v or k) for k, v in paths.items()]
+        Folder.objects.bulk_create(made, ignore_conflicts=True)
+        found = Folder.objects.filter(mailbox=mailbox, remote_id__in=paths)
+        found.update(cursor=None)
+        return {folder.remote_id: folder for folder in found}
+
+
+def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    while batch := list(itertools.islice(entries, _BATCH_RECORDS)):
+        yield batch
+
+
+def _recount(source: IngestionSource) -> None:
+    """Set the counters to what the rows say.
+
+    Under the row lock that a capture takes too, so that what it adds meanwhile is counted once.
+    """
+    for pk in Mailbox.objects.filter(source=source).values_list("pk", flat=True):
+        with transaction.atomic():
+            Mailbox.objects.select_for_update(no_key=True).get(pk=pk)
+            messages = Message.objects.filter(mailbox=pk)
+            counted = messages.aggregate(count=Count("pk"), size=Sum("size_bytes"))
+            Mailbox.objects.filter(pk=pk).update(
+                message_count=counted["count"], archived_bytes=counted["size"] or 0
+            )
+    sql.recount_source(source.pk)

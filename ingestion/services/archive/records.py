@@ -1,0 +1,85 @@
+"""A record of a pack, checked: the way back from a pack to rows."""
+
+import dataclasses
+import datetime as dt
+import uuid
+from collections.abc import Mapping
+from typing import Self
+
+from django.utils import timezone
+
+from connectors.types import SpooledBody
+from ingestion.mail.headers import Headers, head_of, parse_headers
+from ingestion.models import Folder, Mailbox, Placement
+from ingestion.packs.record import RecordHeader
+from ingestion.packs.store import Entry, Extent, PackStore
+from ingestion.rows import NewMessage
+from ingestion.services.engine.statements import new_message_ids
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Record:
+    """One message of a pack. `headers`, the message's own, only once its bytes were read."""
+
+    header: RecordHeader
+    extent: Extent
+    headers: Headers = dataclasses.field(default_factory=Headers)
+
+    @classmethod
+    def of(cls, entry: Entry) -> Self:
+        """Read a record's header. Raises ValueError where a field is missing or no good."""
+        try:
+            return cls(RecordHeader.parse(entry.header), entry.extent)
+        except ValueError as error:
+            raise ValueError(f"the record at byte {entry.extent.offset} has {error}") from error
+
+    @property
+    def sha256(self) -> bytes:
+        return self.header.sha256
+
+    @property
+    def archived_at(self) -> dt.datetime | None:
+        """When the message was archived, by the clock of the worker that did it, which may have
+        been wrong: never in the future. None where the pack does not tell."""
+        told = self.header.origin.archived_at
+        return min(dt.datetime.fromisoformat(told), timezone.now()) if told else None
+
+    def read(self, archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> Self:
+        """Return the record with its headers, its bytes having been checked. Raises Corrupt."""
+        body = archive.open(
+            source_id, pack_id, self.extent, sha256=self.sha256, size=self.header.size
+        )
+        if isinstance(body, SpooledBody):
+            try:
+                head = next(body.chunks(), b"")
+            finally:
+                body.close()
+        else:
+            head = body
+        return dataclasses.replace(self, headers=parse_headers(head_of(head)))
+
+    def message(self) -> NewMessage:
+        """Return the row, not yet stored, of the message."""
+        [pk] = new_message_ids(1)
+        header = self.header
+        return NewMessage(
+            pk, header.sha256, header.size, self.extent, header.received_at, self.headers
+        )
+
+    def placement(
+        self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, str]
+    ) -> Placement:
+        """Return the row, not yet stored, of where the message was archived from."""
+        header = self.header
+        place = Placement(
+            mailbox=mailbox,
+            folder=folder,
+            message_id=messages[header.sha256],
+            remote_id=header.remote_id,
+            stable_id=header.stable_id,
+            thread_id=header.thread_id,
+            labels=list(header.labels),
+        )
+        if self.archived_at is not None:
+            place.first_seen_at = self.archived_at
+        return place

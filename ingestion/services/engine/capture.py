@@ -1,0 +1,157 @@
+"""Takes fetched messages: hashes them, drops the bytes that are archived, has the rest packed.
+
+    add() ... -> hash -> look up known bytes -> `packs.client` compresses, appends to the pack
+    commit()  -> give the batch to `engine.commit`, which makes it durable and visible while the
+                 next one is filled
+
+Owns which bytes are new and what a batch holds; not which pages there are (`engine.sync`), nor
+how a batch becomes rows.
+"""
+
+import hashlib
+import time
+from collections.abc import Sequence
+
+from connectors.refusals import without_a_byte
+from connectors.types import Body, Cursor, MessageRef, Missing, RawMessage
+from ingestion.models import Folder, Mailbox
+from ingestion.packs.client import PART_BYTES, Unpacked
+from ingestion.services.engine.commit import COMMIT_BYTES, COMMIT_MESSAGES, Batch, Committer
+from ingestion.services.engine.statements import new_message_ids
+from ingestion.services.sources.options import Options
+
+#: A batch ends after this long at the latest: from a slow server COMMIT_BYTES are hours, and so
+#: people see progress, and a crash costs seconds.
+COMMIT_SECONDS = 3.0
+#: One query finds which of so many bodies, or of PART_BYTES, are archived already.
+_LOOKUP_MESSAGES = 250
+
+
+class Capture:
+    """The capture of one folder's messages under one lease. Not thread-safe.
+
+    Without `parse` the bytes are all that is looked at: no header fields. `fresh`: nothing of the
+    folder was known when the worker came to it.
+    """
+
+    def __init__(
+        self,
+        committer: Committer,
+        *,
+        mailbox: Mailbox,
+        folder: Folder,
+        parse: bool = True,
+        fresh: bool = False,
+    ) -> None:
+        self._committer, self._parse, self._fresh = committer, parse, fresh
+        self._mailbox, self._folder = mailbox, folder
+        self._options = Options.of(mailbox.source.options)
+        self._batch = Batch(folder, fresh)
+        self._waiting: list[tuple[RawMessage, bytes, int]] = []
+        self._waiting_bytes = 0
+        self._since = time.monotonic()
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to commit."""
+        count = len(self._batch.placements) + len(self._waiting) + len(self._batch.missing)
+        return (
+            count >= COMMIT_MESSAGES
+            or self._batch.fetched_bytes >= COMMIT_BYTES
+            or time.monotonic() - self._since >= COMMIT_SECONDS
+        )
+
+    @property
+    def fetched_bytes(self) -> int:
+        """How large the bodies are that came since the last commit."""
+        return self._batch.fetched_bytes
+
+    @property
+    def empty(self) -> bool:
+        batch = self._batch
+        return not (batch.placements or self._waiting or batch.missing or batch.left_out)
+
+    def place(self, known: Sequence[tuple[MessageRef, str]]) -> None:
+        """Take references whose bytes are archived under the given message ids."""
+        self._batch.placements.extend(known)
+
+    def add(self, answer: RawMessage | Missing) -> None:
+        """Take one answer of fetch(). Closes a spooled body, sooner or later.
+
+        Nothing is kept of one that the options leave out, where only the download told.
+        """
+        if not self._options.wants_message(answer.ref):
+            self._batch.left_out.append(answer.ref.remote_id)
+            if isinstance(answer, RawMessage):
+                answer.close()
+            return
+        if isinstance(answer, Missing):
+            self._batch.missing.append(answer)
+            return
+        sha256, size = hashed(answer.body)
+        if not size:
+            answer.close()
+            self._batch.missing.append(Missing(answer.ref, without_a_byte()))
+            return
+        self._waiting.append((answer, sha256, size))
+        self._waiting_bytes += size
+        self._batch.fetched_bytes += size
+        if self._waiting_bytes >= PART_BYTES or len(self._waiting) >= _LOOKUP_MESSAGES:
+            self._pack_waiting()
+
+    def commit(
+        self,
+        *,
+        cursor: Cursor | None = None,
+        removed: Sequence[str] = (),
+        relabelled: Sequence[tuple[str, tuple[str, ...]]] = (),
+        listed: bool = False,
+    ) -> None:
+        """Have all of it made durable, then visible, and the folder's cursor with it where one is
+        given: soon, or at `Committer.wait`. Raises what became of batches before; then this one is
+        dropped too, and the same messages are fetched again.
+        """
+        try:
+            self._pack_waiting()
+        except BaseException:
+            self.abandon()
+            raise
+        batch = self._batch
+        batch.cursor, batch.listed = cursor, listed
+        batch.removed, batch.relabelled = removed, relabelled
+        self._batch, self._since = Batch(self._folder, self._fresh), time.monotonic()
+        self._committer.submit(batch)
+
+    def abandon(self) -> None:
+        """Drop what was not committed. What is in the pack stays there and is nobody's."""
+        for raw, _, _ in self._waiting:
+            raw.close()
+        self._batch, self._waiting, self._waiting_bytes = Batch(self._folder, self._fresh), [], 0
+
+    def _pack_waiting(self) -> None:
+        if not self._waiting:
+            return
+        batch = self._batch
+        known = self._committer.known(batch, {sha256 for _, sha256, _ in self._waiting})
+        ids, new = new_message_ids(len(self._waiting)), []
+        for raw, sha256, size in self._waiting:
+            if sha256 not in known:
+                known[sha256] = next(ids)
+                new.append(Unpacked(known[sha256], sha256, size, raw))
+            batch.placements.append((raw.ref, known[sha256]))
+        if new:
+            self._committer.pack(batch, new, parse=self._parse)
+        for raw, _, _ in self._waiting:
+            raw.close()
+        self._waiting, self._waiting_bytes = [], 0
+
+
+def hashed(body: Body) -> tuple[bytes, int]:
+    """Return the SHA-256 of a body and how large it is, which a spooled one learns by it."""
+    if isinstance(body, bytes):
+        return hashlib.sha256(body).digest(), len(body)
+    digest, body.size = hashlib.sha256(), 0
+    for chunk in body.chunks():
+        digest.update(chunk)
+        body.size += len(chunk)
+    return digest.digest(), body.size

@@ -1,0 +1,48 @@
+"""Times that can't be: stored while the database's clock was ahead, and now far in the future.
+
+Leases and doorbells look away from such times themselves (`lease.FREE`, `due_work`). Whatever else
+waits for a time, or compares with one, would do so until the clock is there again: for a year, if
+it was a year ahead. Here those are brought back.
+"""
+
+import structlog
+from django.db import connection
+
+log = structlog.get_logger(__name__)
+
+#: Nothing that is tried again waits as long (engine.backoff: a day, and a tenth of it).
+_RETRY = "now() + interval '2 days'"
+_OWN_INTERVAL = "now() + interval '1 minute' + make_interval(secs => {})"
+_SECONDS = "coalesce(({}options->>'syncIntervalSeconds')::int, 300)"
+_OF_ITS_SOURCE = f"""(SELECT {_SECONDS.format("s.")} FROM ingestion_ingestionsource s
+                       WHERE s.id = source_id)"""
+
+#: Table, column, the furthest that it can be, and what is put instead.
+_TIMES = (
+    ("ingestionsource", "next_sync_at", _OWN_INTERVAL.format(_SECONDS.format("")), "now()"),
+    ("ingestionsource", "check_not_before", _RETRY, "now()"),
+    # Of a run whose mailboxes are listed: when it is looked at again (runs.follow_meanwhile).
+    ("run", "not_before", f"greatest({_RETRY}, {_OWN_INTERVAL.format(_OF_ITS_SOURCE)})", "now()"),
+    ("mailbox", "not_before", _RETRY, "now()"),
+    ("mailbox", "last_synced_at", "now()", "now()"),  # else it looks fresh until then
+    ("folder", "not_before", _RETRY, "NULL"),
+    ("folder", "followed_at", "now()", "NULL"),  # else no sync looks at it until then
+    ("failedmessage", "not_before", _RETRY, "now()"),
+)
+
+
+def bring_back() -> int:
+    """Make due what waits for a time that can't be; return how many times were. Idempotent.
+
+    Reads these tables from end to end: for now and then, not for each beat.
+    """
+    count = 0
+    for table, column, furthest, instead in _TIMES:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                f"UPDATE ingestion_{table} SET {column} = {instead} WHERE {column} > {furthest}"
+            )
+            count += cursor.rowcount
+    if count:
+        log.warning("times_brought_back", count=count)
+    return count

@@ -1,0 +1,127 @@
+"""Which folder of a mailbox comes next, and what is written down of one that can't be read.
+
+A folder fails by itself: it gets a retry time of its own, and the others go on. Only where all of
+them fail it is the mailbox's trouble. What ends the connection names no folder as the culprit; one
+at which it ends three times without anything coming of it is taken for it all the same.
+
+A mailbox of many folders gets on from slice to slice: what is done with is passed by, until the
+mailbox is settled. One run may settle it several times (`runs.follow_again`).
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import structlog
+from django.db import transaction
+from django.db.models.functions import Coalesce, Now
+from django.utils import timezone
+
+from connectors import errors
+from connectors.types import RemoteFolder
+from ingestion.models import Folder, Mailbox, Run
+from ingestion.services.engine import backoff
+from ingestion.services.engine.careful import BREAKS
+from ingestion.services.engine.folders import READABLE
+from ingestion.services.engine.lease import Lease
+
+log = structlog.get_logger(__name__)
+
+#: So often a connection may end at a folder before the folder has to wait. The one before the last
+#: is when messages begin to be fetched one by one (`engine.careful`): it may be one of them.
+_BREAKS = 3
+
+
+class Turn:
+    """One slice's way through the folders. Iterate; tell of each how it went. Not thread-safe."""
+
+    def __init__(
+        self,
+        held: Lease,
+        run: Run,
+        mailbox: Mailbox,
+        followed: Sequence[tuple[RemoteFolder, Folder]],
+    ) -> None:
+        self._held, self._followed = held, followed
+        now = timezone.now()
+        since = max(run.started_at, mailbox.last_synced_at or run.started_at)
+        todo = [
+            (remote, folder)
+            for remote, folder in followed
+            if folder.followed_at is None or folder.followed_at < since
+        ]
+        due = [(r, f) for r, f in todo if f.not_before is None or f.not_before <= now]
+        # Where all have failed, the mailbox's own wait is over: none of them need wait longer.
+        all_fail = all(folder.failing_since for _, folder in followed)
+        #: Those at which something went wrong come last.
+        self._queue = sorted(todo if all_fail else due, key=lambda one: one[1].attempts)
+        self.left = len(self._queue)
+        self._done: list[int] = []
+        self._error: errors.ConnectorError | None = None
+
+    def __iter__(self) -> Iterator[tuple[RemoteFolder, Folder]]:
+        for one in self._queue:
+            self.left -= 1
+            yield one
+
+    def done(self, folder: Folder) -> None:
+        """It is followed to the end, though perhaps not yet committed."""
+        self._done.append(folder.pk)
+        if folder.attempts:
+            self._update(folder, READABLE)
+
+    def refused(self, folder: Folder, error: errors.ConnectorError) -> None:
+        """The folder can't be read by itself."""
+        if not isinstance(error, errors.FolderGone):  # that says nothing about the mailbox
+            self._error = error
+        self._note(folder, error)
+
+    def failed(
+        self, folder: Folder, error: errors.ConnectorError, *, moved: bool, fetching: bool
+    ) -> None:
+        """The connection, or the whole mailbox, failed while this folder was in hand. `moved`:
+        something came of the folder before. `fetching`: it failed in a download."""
+        if isinstance(error, errors.RateLimited):
+            return
+        if moved:
+            if folder.attempts:
+                self._update(folder, READABLE)
+        elif folder.attempts + 1 >= _BREAKS:
+            self._note(folder, error, code=BREAKS if fetching else error.code)
+        else:
+            code = BREAKS if fetching else error.code[:64]
+            self._update(folder, {"attempts": folder.attempts + 1, "last_error_code": code})
+
+    def leave(self) -> None:
+        """Remember for the next slice what is done with. Call once it is committed."""
+        if not self._done:
+            return
+        with transaction.atomic():
+            self._held.fence()
+            Folder.objects.filter(pk__in=self._done).update(followed_at=Now())
+
+    def end(self) -> None:
+        """All had their turn. Raises Unavailable where none of the folders can be read."""
+        if self._error is not None and all(folder.failing_since for _, folder in self._followed):
+            raise errors.Unavailable(str(self._error), code=self._error.code)
+
+    def _note(
+        self, folder: Folder, error: errors.ConnectorError, *, code: str | None = None
+    ) -> None:
+        attempts = folder.attempts + 1
+        wait = backoff.folder_delay(attempts)
+        self._update(
+            folder,
+            {
+                "attempts": attempts,
+                "not_before": Now() + wait,
+                "failing_since": Coalesce("failing_since", Now()),
+                "last_error_code": (code or error.code)[:64],
+                "last_error": str(error)[:2000].replace("\0", ""),
+            },
+        )
+        folder.failing_since = folder.failing_since or timezone.now()
+        log.warning("folder_unreadable", folder=folder.pk, code=error.code, attempts=attempts)
+
+    def _update(self, folder: Folder, values: Mapping[str, object]) -> None:
+        with transaction.atomic():
+            self._held.fence()
+            Folder.objects.filter(pk=folder.pk).update(**values)

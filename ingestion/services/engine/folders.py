@@ -1,0 +1,260 @@
+"""Keeps the folder rows of a mailbox equal to what the provider lists, and says which to list anew.
+
+A folder that is not listed is gone only where the provider says so, or at the second run in a row
+that does not list it: a listing that lacks folders for once must not take mail from view.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import structlog
+from django.db import transaction
+from django.db.models import F, QuerySet
+from django.db.models.functions import Now
+
+from connectors.errors import Unavailable
+from connectors.types import RemoteFolder, RemoteIds
+from ingestion import queries
+from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
+from ingestion.services.engine import statements as sql
+from ingestion.services.engine.lease import Lease
+from ingestion.services.sources.options import Options
+from ingestion.states import ListAnew, RunKind
+
+log = structlog.get_logger(__name__)
+
+_MAX_COUNT = 2**63 - 1
+
+#: What a folder's row says of its failures where there are none.
+READABLE: Mapping[str, object] = {
+    "not_before": None,
+    "attempts": 0,
+    "failing_since": None,
+    "last_error_code": "",
+    "last_error": "",
+}
+
+
+def store_listing(
+    held: Lease,
+    run: Run,
+    mailbox: Mailbox,
+    listed: Sequence[RemoteFolder],
+    options: Options,
+    *,
+    is_gone: Callable[[RemoteFolder], bool],
+) -> list[tuple[RemoteFolder, Folder]]:
+    """Store what changed of the listing; return the folders to follow, in the listing's order.
+
+    A folder that is gone keeps its messages; they are marked as removed from it. `is_gone` asks the
+    provider whether a folder that was not listed exists no more. Writes nothing where nothing
+    changed. Opens its own transaction. Raises Unavailable where no folder is listed any more.
+    """
+    rows = {folder.remote_id: folder for folder in Folder.objects.filter(mailbox=mailbox)}
+    there = [row for row in rows.values() if row.removed_at is None]
+    if there and not listed:
+        raise Unavailable(
+            f"The provider listed no folder; it had {len(there):,} before. It is asked again.",
+            code="no_folders",
+        )
+    listed = [*listed, *_in_unlisted(listed, there)]
+    wanted = [remote for remote in listed if options.wants_folder(remote)]
+    _follow_renames(rows, listed)
+    new, changed = [], []
+    for remote in wanted:
+        row = rows.get(remote.remote_id)
+        if row is None:
+            row = rows[remote.remote_id] = Folder(mailbox=mailbox, remote_id=remote.remote_id)
+            new.append(row)
+        elif _differs(row, remote):
+            changed.append(row)
+        _copy(row, remote)
+    present = {remote.remote_id for remote in listed}
+    missing = [row for row in there if row.remote_id not in present]
+    gone = [row for row in missing if _was_missing_before(row, run) or is_gone(_as_listed(row))]
+    unclear = [row for row in missing if row not in gone and row.missing_since is None]
+    followed = [(remote, rows[remote.remote_id]) for remote in wanted]
+    chosen = {id(row) for _, row in followed}
+    dropped = [row for row in there if row.failing_since and id(row) not in chosen]
+    if new or changed or gone or unclear or dropped:
+        with transaction.atomic():
+            held.fence()
+            Folder.objects.bulk_create(new)
+            Folder.objects.bulk_update(
+                changed,
+                [
+                    "remote_id",
+                    "stable_id",
+                    "path",
+                    "role",
+                    "remote_count",
+                    "removed_at",
+                    "missing_since",
+                    "cursor",
+                ],
+                batch_size=500,
+            )
+            _mark_gone(gone)
+            Folder.objects.filter(pk__in=[row.pk for row in unclear]).update(missing_since=Now())
+            # What nobody wants any more, or nobody lists, does not fail.
+            Folder.objects.filter(pk__in=[row.pk for row in dropped]).update(**READABLE)
+    if missing:
+        log.info("folders_not_listed", gone=len(gone), unclear=len(missing) - len(gone))
+    _expect(held, run, mailbox, [row for _, row in followed])
+    return followed
+
+
+def _was_missing_before(row: Folder, run: Run) -> bool:
+    return row.missing_since is not None and row.missing_since < run.started_at
+
+
+def _in_unlisted(listed: Sequence[RemoteFolder], there: Sequence[Folder]) -> list[RemoteFolder]:
+    """Return the folders that are there as far as anybody knows: recorded in a place of which the
+    provider does not list the folders now."""
+    present = {remote.remote_id for remote in listed}
+    places = tuple(remote.path.removesuffix("*") for remote in listed if remote.unlisted)
+    return [
+        _as_listed(row)
+        for row in there
+        if row.remote_id not in present and row.path.startswith(places)
+    ]
+
+
+def _as_listed(row: Folder) -> RemoteFolder:
+    return RemoteFolder(
+        row.remote_id,
+        row.path,
+        role=row.role,
+        stable_id=row.stable_id,
+        message_count=row.remote_count,
+    )
+
+
+def _expect(held: Lease, run: Run, mailbox: Mailbox, followed: Sequence[Folder]) -> None:
+    """Count in the run's total what an import has yet to do here, and what was expected and is not
+    done no more: it is listed again. (A sync knows only what it lists.)"""
+    left = 0
+    if run.kind == RunKind.IMPORT:
+        counts = sql.known_counts([row.pk for row in followed])
+        left = sum(max(0, (row.remote_count or 0) - counts.get(row.pk, 0)) for row in followed)
+    if left != mailbox.messages_expected:
+        with transaction.atomic():
+            held.fence()
+            sql.expect(run.pk, mailbox.pk, left - mailbox.messages_expected)
+        mailbox.messages_expected = left
+
+
+def _follow_renames(rows: dict[str, Folder], listed: Sequence[RemoteFolder]) -> None:
+    """A folder with a stable id keeps its row, and so its cursor, under its new name."""
+    present = {remote.remote_id for remote in listed}
+    moved = {
+        row.stable_id: row
+        for row in rows.values()
+        if row.stable_id and row.removed_at is None and row.remote_id not in present
+    }
+    for remote in listed:
+        if remote.remote_id not in rows and remote.stable_id in moved:
+            row = moved.pop(remote.stable_id)
+            del rows[row.remote_id]
+            rows[remote.remote_id] = row
+
+
+def _differs(row: Folder, remote: RemoteFolder) -> bool:
+    return (row.removed_at or row.missing_since) is not None or (
+        row.remote_id,
+        row.path,
+        row.role,
+        row.stable_id,
+        row.remote_count,
+    ) != (
+        remote.remote_id,
+        remote.path,
+        remote.role,
+        remote.stable_id,
+        _storable(remote.message_count),
+    )
+
+
+def _copy(row: Folder, remote: RemoteFolder) -> None:
+    row.remote_id, row.path, row.role = remote.remote_id, remote.path, remote.role
+    row.stable_id, row.remote_count = remote.stable_id, _storable(remote.message_count)
+    row.removed_at = row.missing_since = None
+
+
+def _storable(count: int | None) -> int | None:
+    """A count that can't be is as good as none."""
+    return count if count is not None and 0 <= count <= _MAX_COUNT else None
+
+
+def _mark_gone(gone: Sequence[Folder]) -> None:
+    ids = [folder.pk for folder in gone]
+    if not ids:
+        return
+    # No cursor: should a folder of this name come back, it is listed from the beginning.
+    Folder.objects.filter(pk__in=ids).update(
+        removed_at=Now(), cursor=None, remote_count=None, missing_since=None, **READABLE
+    )
+    Placement.objects.filter(folder__in=ids, removed_at=None).update(removed_at=Now())
+    FailedMessage.objects.filter(folder__in=ids).delete()  # nowhere to try again
+
+
+# -- listed anew -------------------------------------------------------------------------------
+
+
+def distrust(mailboxes: QuerySet[Mailbox]) -> None:
+    """Have all folders of mailboxes listed anew, and their mail recognised by its bytes alone: what
+    is recorded by id may be other mail now, as behind another host. Who works on one by the old ids
+    loses the lease. Costs two statements; workers do the rest at the next sync. Call inside a
+    transaction that holds the source's row lock."""
+    mailboxes.update(lease_token=F("lease_token") + 1, lease_expires_at=None)
+    # Those that are gone too: one of the same name may come.
+    Folder.objects.filter(mailbox__in=mailboxes).update(
+        list_anew=ListAnew.BY_BYTES, followed_at=None
+    )
+
+
+def list_anew(folder: Folder) -> None:
+    """Have a folder listed from the beginning at the next sync; what is archived is recognised."""
+    same = Folder.objects.filter(pk=folder.pk)
+    same.update(followed_at=None, not_before=None)
+    same.filter(list_anew=ListAnew.NO).update(list_anew=ListAnew.BY_ID)
+
+
+def lacks_older(folder: Folder, options: Options) -> bool:
+    """Tell whether a folder's cursor left out mail that the options want by now."""
+    since, listed_since = options.wanted.since, folder.listed_since
+    if folder.cursor is None or listed_since is None:
+        return False
+    return since is None or since < listed_since
+
+
+def forget_cursor(held: Lease, folder: Folder, *, by_bytes: bool) -> None:
+    """Begin to list a folder anew. `by_bytes`: its ids are retired, so that none is recognised by
+    one; what failed is fetched as any other message. Idempotent. Opens its own transaction."""
+    with transaction.atomic():
+        held.fence()
+        if by_bytes:
+            sql.retire_ids(folder.pk)
+            FailedMessage.objects.filter(folder=folder).delete()
+        Folder.objects.filter(pk=folder.pk).update(cursor=None, list_anew=ListAnew.NO)
+    folder.cursor, folder.list_anew = None, ListAnew.NO
+
+
+def sweep(held: Lease, folder: Folder, present: RemoteIds) -> bool:
+    """Mark as removed what the whole listing no longer has, and forget that it failed; tell whether
+    there were retired ids among it. Each step is its own transaction.
+    """
+    failed = FailedMessage.objects.filter(folder=folder).values_list("pk", "remote_id")
+    absent = [pk for pk, remote_id in failed.iterator() if remote_id not in present]
+    if absent:
+        with transaction.atomic():
+            held.fence()
+            FailedMessage.objects.filter(pk__in=absent).delete()
+    retired = False
+    for rows in queries.placements_of(folder):
+        absent = [pk for pk, remote_id in rows if remote_id not in present]
+        if absent:
+            with transaction.atomic():
+                held.fence()
+                Placement.objects.filter(pk__in=absent).update(removed_at=Now())
+            retired = retired or any(sql.is_retired(remote_id) for _, remote_id in rows)
+    return retired

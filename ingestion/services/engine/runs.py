@@ -1,0 +1,259 @@
+"""Runs: start one, make its work due, finish it when nothing of it is owed any more.
+
+Row locks are taken in one order everywhere, so that nobody waits in a circle: source, mailbox, run.
+"""
+
+import datetime as dt
+import uuid
+from collections.abc import Collection, Iterable
+
+from django.db import connection, transaction
+from django.db.models import F, Min, QuerySet, Value
+from django.db.models.expressions import CombinedExpression
+from django.db.models.functions import Greatest, Least, Now
+
+from ingestion.errors import LostRace
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
+from ingestion.services.engine import statements as sql
+from ingestion.services.sources.options import Options
+from ingestion.services.sources.status import locked, move
+from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
+
+#: So many of what could not be read are named in a run's message, and so much of each name.
+_NAMED = 3
+_NAME_CHARS = 100
+
+
+def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, bool]:
+    """Return the unfinished run of a source, or a new one, and whether it is new.
+
+    Call inside a transaction that holds the source's row lock.
+    """
+    unfinished = Run.objects.filter(source=source, finished_at=None).first()
+    if unfinished and not _finish_if_settled(source, unfinished.pk):
+        return unfinished, False
+    _retry_folders(source)
+    run = Run.objects.create(source=source, kind=kind, actor=actor)
+    IngestionSource.objects.filter(pk=source.pk).update(
+        last_sync_started_at=Now(), next_sync_at=None
+    )
+    run.refresh_from_db()
+    return run, True
+
+
+def _retry_folders(source: IngestionSource) -> None:
+    """Somebody asked: folders that could not be read wait no longer."""
+    waiting = Folder.objects.filter(mailbox__source=source, not_before__gt=Now())
+    owners = Mailbox.objects.filter(pk__in=waiting.values("mailbox")).order_by("pk")
+    mailboxes = list(owners.select_for_update().values_list("pk", flat=True))
+    if mailboxes:
+        waiting.filter(mailbox__in=mailboxes).update(not_before=None)
+
+
+def start_syncs(source_ids: Collection[uuid.UUID], *, actor: str) -> None:
+    """Start a sync of each source that has no unfinished run: two statements for any number.
+
+    Call inside a transaction that holds the sources' row locks.
+    """
+    if not source_ids:
+        return
+    Run.objects.bulk_create(
+        [Run(source_id=pk, kind=RunKind.SYNC, actor=actor) for pk in source_ids],
+        ignore_conflicts=True,  # one_unfinished_run_per_source
+    )
+    IngestionSource.objects.filter(pk__in=source_ids).update(
+        last_sync_started_at=Now(), next_sync_at=None
+    )
+
+
+def make_due_now(source: IngestionSource) -> None:
+    """Let the dispatcher find at once what the source's unfinished run waits for."""
+    Mailbox.objects.filter(source=source, run__isnull=False).update(not_before=Now(), rung_at=None)
+    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
+
+
+def follow_again(source: IngestionSource) -> None:
+    """Have the unfinished run list the mailboxes anew, which gives those that are done with their
+    work once more; the others go on. Call inside a transaction that holds the source's row lock."""
+    _list_again(Run.objects.filter(source=source, finished_at=None, discovered_at__isnull=False))
+
+
+def _list_again(unfinished: QuerySet[Run]) -> None:
+    unfinished.update(discovered_at=None, not_before=Now(), rung_at=None, attempts=0)
+
+
+#: Of each run: its source's interval, and whether a mailbox is done with and none was followed to
+#: its end for an interval. Scalars: a join, or EXISTS, reads all mailboxes once many runs are due.
+_LONG_RUNS = """
+SELECT due.id, due.interval,
+       (SELECT true FROM ingestion_mailbox m
+         WHERE m.source_id = due.source_id AND m.run_id IS NULL AND m.state = 'active' LIMIT 1)
+   AND (SELECT true FROM ingestion_mailbox m
+         WHERE m.source_id = due.source_id AND m.last_synced_at > now() - due.interval LIMIT 1)
+       IS NULL
+  FROM (SELECT r.id, r.source_id,
+               (SELECT make_interval(secs => (s.options->>'syncIntervalSeconds')::int)
+                  FROM ingestion_ingestionsource s WHERE s.id = r.source_id) AS interval
+          FROM ingestion_run r
+         WHERE r.finished_at IS NULL AND r.discovered_at IS NOT NULL AND r.not_before <= now()
+         ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED) due
+"""
+
+
+def follow_meanwhile(limit: int) -> None:
+    """Follow again what long runs are done with, where no mailbox was followed to its end for an
+    interval: one that imports for days, or fails, holds up the others no longer than that. (While
+    they still end one after the other, all have their turn anyway, and the run comes to its end.)
+
+    Looks at each run once in an interval. Opens its own transaction.
+    """
+    usual = Options.of({}).sync_interval
+    again: list[uuid.UUID] = []
+    later: dict[dt.timedelta, list[uuid.UUID]] = {}
+    with transaction.atomic():
+        with connection.cursor() as cursor:
+            cursor.execute(_LONG_RUNS, {"limit": limit})
+            for pk, interval, is_over in cursor.fetchall():
+                (again if is_over else later.setdefault(interval or usual, [])).append(pk)
+        if again:
+            _list_again(Run.objects.filter(pk__in=again))
+        for interval, pks in later.items():
+            Run.objects.filter(pk__in=pks).update(not_before=Now() + interval)
+
+
+def finish_if_done(run_id: uuid.UUID) -> bool:
+    """Finish a run that owes nothing any more; tell whether this call did it.
+
+    Call after the commit that settled a mailbox: of two workers that settle the last two at the
+    same time, neither sees the other's row before. Opens its own transaction.
+    """
+    found = _settled(run_id).first()
+    if found is None:
+        return False
+    with transaction.atomic():
+        try:
+            source = locked(found.source)
+        except LostRace:  # deleted
+            return False
+        return _finish_if_settled(source, run_id)
+
+
+def _settled(run_id: uuid.UUID) -> QuerySet[Run]:
+    return Run.objects.filter(
+        pk=run_id, finished_at=None, discovered_at__isnull=False, mailboxes_due=None
+    )
+
+
+def _finish_if_settled(source: IngestionSource, run_id: uuid.UUID) -> bool:
+    """Call under the source's row lock."""
+    done = _settled(run_id).select_for_update(of=("self",)).first()
+    if done is None:
+        return False
+    _count_failed(done)
+    left_out = _left_out(source)
+    status = RunStatus.INCOMPLETE if left_out else RunStatus.COMPLETED
+    words = "; ".join([summary(done).rstrip("."), *left_out])
+    rest = "The next sync goes on there." if left_out else ""
+    _finish(source, done, status, " ".join(filter(None, (f"{words}.", rest, done.warning))))
+    return True
+
+
+def finish_unfinished(source: IngestionSource, *, failed: bool, message: str) -> None:
+    """End the source's unfinished run, if any. Call inside a transaction."""
+    run = Run.objects.filter(source=source, finished_at=None).first()
+    if run is None:
+        return
+    Mailbox.objects.filter(run=run).update(run=None, messages_expected=0)
+    _count_failed(run)
+    _finish(source, run, RunStatus.FAILED if failed else RunStatus.STOPPED, message)
+
+
+def _count_failed(run: Run) -> None:
+    """What failed in this run may have been had in it too, at a later try."""
+    run.messages_failed = FailedMessage.objects.filter(
+        mailbox__source=run.source_id, first_failed_at__gte=run.started_at
+    ).count()
+
+
+def summary(run: Run) -> str:
+    """Say in words what a run did: "1,999 archived, 1 failed"."""
+    parts = [f"{run.messages_new:,} archived"]
+    known = run.messages_done - run.messages_new
+    if known > 0:
+        parts.append(f"{known:,} recognised")
+    if run.messages_failed:
+        parts.append(f"{run.messages_failed:,} failed")
+    if run.messages_gone:
+        parts.append(f"{run.messages_gone:,} deleted at the provider meanwhile")
+    return ", ".join(parts) + "."
+
+
+def _left_out(source: IngestionSource) -> list[str]:
+    """Say which mailboxes and folders could not be read to their end, and why."""
+    tried = Mailbox.objects.filter(
+        source=source, state__in=(MailboxState.ACTIVE, MailboxState.UNAVAILABLE)
+    ).exclude(last_error_code="")
+    failing = _failing_folders(source)
+    said = []
+    if count := tried.count():
+        what = "1 mailbox was" if count == 1 else f"{count:,} mailboxes were"
+        names = _named(tried.values_list("address", "last_error_code")[:_NAMED], count)
+        said.append(f"{what} not copied to the end: {names}")
+    if count := failing.count():
+        what = "1 folder" if count == 1 else f"{count:,} folders"
+        said.append(
+            f"{what} could not be read: "
+            + _named(failing.values_list("path", "last_error_code")[:_NAMED], count)
+        )
+    return said
+
+
+def _failing_folders(source: IngestionSource) -> QuerySet[Folder]:
+    return Folder.objects.filter(
+        mailbox__source=source,
+        mailbox__state=MailboxState.ACTIVE,
+        failing_since__isnull=False,
+        removed_at=None,
+    )
+
+
+def _named(rows: Iterable[tuple[str, str]], count: int) -> str:
+    """Name some of what could not be read. Names are a stranger's: no line of them is a line."""
+    names = [f"{_shown(name)} ({code})" for name, code in rows]
+    if count > len(names):
+        names.append(f"and {count - len(names):,} more")
+    return ", ".join(names)
+
+
+def _shown(name: str) -> str:
+    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)
+    return printable if len(printable) <= _NAME_CHARS else printable[: _NAME_CHARS - 1] + "…"
+
+
+def _next_sync(source: IngestionSource) -> CombinedExpression | Least:
+    """An interval from now, or sooner, when a folder that could not be read has its turn."""
+    usual = Now() + Options.of(source.options).sync_interval
+    soonest = _failing_folders(source).aggregate(at=Min("not_before"))["at"]
+    return usual if soonest is None else Least(usual, Greatest(Value(soonest), Now()))
+
+
+def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) -> None:
+    sql.recount_source(source.pk)  # a worker may have died before it did
+    Run.objects.filter(pk=run.pk).update(
+        status=status,
+        message=message,
+        finished_at=Now(),
+        messages_failed=run.messages_failed,
+        messages_total=F("messages_done") + run.messages_failed,
+    )
+    changes: dict[str, object] = {
+        "last_sync_finished_at": Now(),
+        "last_sync_status_message": message,
+        "next_sync_at": _next_sync(source),
+    }
+    ended = status in (RunStatus.COMPLETED, RunStatus.INCOMPLETE)
+    if ended and run.kind == RunKind.IMPORT:
+        changes["imported_at"] = Now()
+    IngestionSource.objects.filter(pk=source.pk).update(**changes)
+    if ended and source.status == SourceStatus.IMPORTING:
+        move(source, SourceStatus.ACTIVE, reason=message, actor="ingestion")

@@ -1,0 +1,469 @@
+"""Copies one mailbox: lists its folders' changes, drops what is archived, captures the rest.
+
+    lease --> folders() --> per folder: changes() page -> drop known -> fetch() -> Capture.commit
+                                             ^                                         |
+                                             +----- next page, until nothing is new ---+
+
+The work ends when all folders are followed (the mailbox owes its run nothing more), at the end of
+the time slice (with a page, unless that takes too long; the row is due again at once), when the
+source is paused or deleted or the lease is lost (at the next message), or with an error: the
+ladder in `_attempt` and `engine.outcomes` say what each class of error means. A session opened
+here never outlives the lease; nothing here runs inside a transaction but what Capture commits.
+"""
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Generator, Iterator, Sequence
+
+import structlog
+from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
+from django.db.models.functions import Now
+
+from connectors import errors, registry
+from connectors.base import MailboxSession
+from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
+from ingestion.errors import LeaseLost
+from ingestion.models import FailedMessage, Folder, Mailbox, Run
+from ingestion.packs.store import store
+from ingestion.services.engine import careful, folder_turns, folders, lease, outcomes, runs
+from ingestion.services.engine import statements as sql
+from ingestion.services.engine.capture import Capture
+from ingestion.services.engine.commit import Committer
+from ingestion.services.engine.lease import Lease
+from ingestion.services.sources import sources
+from ingestion.services.sources.options import Options
+from ingestion.states import ListAnew, RunKind
+
+log = structlog.get_logger(__name__)
+
+#: After this long the worker takes the next mailbox in line; this one goes on in its turn.
+SLICE_SECONDS = 120
+#: And after so much more in the middle of a page, which then has to be listed again: from a server
+#: that gives 1 MB/s a page of 20,000 messages may take an hour.
+PAGE_SECONDS = 240
+_RETRY_ROWS = 2_000
+#: After so many failures of a folder without progress, one message may be what breaks it.
+_STUCK_ATTEMPTS = 2
+
+
+def sync_mailbox(
+    mailbox_id: uuid.UUID,
+    *,
+    slice_seconds: float = SLICE_SECONDS,
+    page_seconds: float = PAGE_SECONDS,
+) -> bool:
+    """Work on a mailbox that is due, for one time slice; tell whether it has more to do at once.
+
+    Does nothing where the mailbox is not due or another worker has it. Raises nothing that an
+    operator could mend: that is in the mailbox's row.
+    """
+    held = lease.acquire(mailbox_id)
+    if held is None:
+        return False
+    mailbox = Mailbox.objects.select_related("source", "run").get(pk=mailbox_id)
+    run = mailbox.run
+    if run is None:  # it was ended since the lease was taken
+        held.give_back()
+        return False
+    with structlog.contextvars.bound_contextvars(
+        source=str(mailbox.source_id), mailbox=str(mailbox.pk), run=str(run.pk)
+    ):
+        until = time.monotonic() + slice_seconds
+        return _sync_under_lease(held, mailbox, run, _Until(until, until + page_seconds))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Until:
+    """When the slice ends, by time.monotonic(): between two pages, and within one."""
+
+    page: float
+    message: float
+
+
+def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
+    finished = False
+    with held:
+        try:
+            finished = _attempt(held, mailbox, run, until)
+        except LeaseLost:
+            log.warning("lease_lost")
+            return False
+        except (OperationalError, InterfaceError) as error:
+            # Nobody can be told in rows: the lease expires and the dispatcher finds the mailbox.
+            log.warning("database_unavailable", error=type(error).__name__)
+            connection.close()
+            return False
+    if finished or Mailbox.objects.filter(pk=mailbox.pk, run=None).exists():
+        runs.finish_if_done(run.pk)
+        return False
+    return (
+        not held.stopping.is_set()
+        and Mailbox.objects.filter(pk=mailbox.pk, run__isnull=False, not_before__lte=Now()).exists()
+    )
+
+
+def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
+    """Work, and write down how it ended; tell whether the mailbox owes the run nothing more.
+
+    Raises LeaseLost and database errors: then nothing can be written.
+    """
+    try:
+        if held.deaths > outcomes.DEATHS_AT_ONCE:
+            outcomes.defer_before(held, mailbox, run)
+        finished = _Mailbox(held, mailbox, run, until).work()
+        if finished:
+            outcomes.settle(held, mailbox, run)
+        else:
+            outcomes.yield_turn(held)
+        return finished
+    except (LeaseLost, OperationalError, InterfaceError):
+        raise
+    except errors.ConnectorError as error:
+        outcomes.act_on(error, held, mailbox, run)
+    except OSError as error:
+        outcomes.retry_later(held, mailbox, run, outcomes.storage_error(error), server_seconds=None)
+    except Exception as error:
+        log.exception("sync_bug", error=type(error).__name__)
+        outcomes.retry_later(held, mailbox, run, outcomes.bug(error), server_seconds=None)
+    return False
+
+
+class _Mailbox:
+    """One slice of work on one mailbox, under its lease."""
+
+    def __init__(self, held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> None:
+        self.held, self.mailbox, self.run, self.until = held, mailbox, run, until
+        self.options = Options.of(mailbox.source.options)
+        #: Whether anything came of the folder in hand, in this slice.
+        self.moved = False
+        #: Whether a download is under way.
+        self.fetching = False
+        #: Folders of which nothing was known: what is there now came with this listing.
+        self.fresh: set[int] = set()
+        self.committer = Committer(held, store=store(), run=run, mailbox=mailbox)
+        self.care = careful.Care(
+            held,
+            self.committer,
+            run,
+            mailbox,
+            stuck=mailbox.attempts >= _STUCK_ATTEMPTS
+            and mailbox.last_error_code != errors.RateLimited.code,
+        )
+
+    def work(self) -> bool:
+        """Return whether every folder that can be read now is followed to the end."""
+        source = self.mailbox.source
+        remote = RemoteMailbox(self.mailbox.remote_id, self.mailbox.address)
+        with (
+            registry.build(
+                source.provider,
+                {**source.config, **source.secrets},
+                sources.environment(source),
+            ) as connector,
+            connector.open(remote) as session,
+            self.committer,
+        ):
+            session.prefer(self.options.wanted)
+            followed = folders.store_listing(
+                self.held,
+                self.run,
+                self.mailbox,
+                session.folders(),
+                self.options,
+                is_gone=lambda missing: _is_gone(session, missing),
+            )
+            turn = folder_turns.Turn(self.held, self.run, self.mailbox, followed)
+            try:
+                return (
+                    self._retry_failures(session, followed)
+                    and self._follow_all(session, turn)
+                    and self._retry_failures(session, followed, suspects=True)
+                )
+            except errors.ConnectorError:
+                self.committer.wait()  # what is done with is durable, or it is not done with
+                turn.leave()
+                raise
+
+    def _must_stop(self) -> bool:
+        return self.held.stopping.is_set() or time.monotonic() >= self.until.page
+
+    def _must_stop_within_page(self) -> bool:
+        return self.held.stopping.is_set() or time.monotonic() >= self.until.message
+
+    def _follow_all(self, session: MailboxSession, turn: folder_turns.Turn) -> bool:
+        for remote, folder in turn:
+            self.moved = self.fetching = False
+            self.care.stuck = (
+                folder.attempts >= _STUCK_ATTEMPTS and folder.last_error_code == careful.BREAKS
+            )
+            try:
+                ended = self._follow(session, remote, folder)
+            except errors.Skippable as error:  # it refuses itself; the session goes on
+                turn.refused(folder, error)
+                ended = True
+            except (errors.Retryable, errors.CursorExpired) as error:
+                turn.failed(
+                    folder,
+                    error,
+                    moved=self.moved or self.care.blamed,
+                    fetching=self.fetching,
+                )
+                raise
+            except (errors.ConnectorError, LeaseLost, DatabaseError, OSError):
+                raise  # of the mailbox, or nobody's here
+            except Exception as error:
+                turn.failed(folder, outcomes.bug(error), moved=False, fetching=False)
+                raise
+            else:
+                if ended:
+                    turn.done(folder)
+            if not ended or (turn.left and self._must_stop()):
+                self.committer.wait()
+                turn.leave()
+                return False
+        turn.end()
+        return True
+
+    def _follow(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
+        if folder.list_anew or folders.lacks_older(folder, self.options):
+            self._begin_anew(folder, by_bytes=folder.list_anew == ListAnew.BY_BYTES)
+        if folder.cursor is None and not sql.has_any(folder.pk):
+            self.fresh.add(folder.pk)
+        try:
+            return self._pages(session, remote, folder)
+        except errors.CursorExpired as error:
+            log.info("cursor_expired", folder=folder.pk, code=error.code)
+            self._begin_anew(folder, by_bytes=isinstance(error, errors.IdsReused))
+        try:
+            return self._pages(session, remote, folder)
+        except errors.CursorExpired as error:
+            raise errors.FolderRefused(
+                "The provider has this folder listed from the beginning over and over."
+                f" It is tried again. ({error})",
+                code=error.code,
+            ) from error
+
+    def _begin_anew(self, folder: Folder, *, by_bytes: bool) -> None:
+        self.committer.wait()  # the sweep must see what came of the listing before
+        self.fresh.discard(folder.pk)
+        folders.forget_cursor(self.held, folder, by_bytes=by_bytes)
+
+    def _pages(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
+        for page in session.changes(remote, folder.cursor):
+            self._capture_page(session, remote, folder, page)
+            self.moved = self.moved or bool(page.added)
+            if self._must_stop():
+                return False
+        return True
+
+    def _capture_page(
+        self, session: MailboxSession, remote: RemoteFolder, folder: Folder, page: Page
+    ) -> None:
+        wanted = [ref for ref in page.added if self.options.wants_message(ref)]
+        if any(ref.stable_id for ref in wanted):
+            self.committer.wait()  # what it is about to show may be the same messages
+        known, unknown = self._split(folder, wanted)
+        if self.run.kind == RunKind.SYNC and unknown:
+            sql.expect(self.run.pk, self.mailbox.pk, len(unknown))
+        capture = self._capture(folder)
+        if not page.again:
+            capture.place(self._described(session, remote, known))
+        rest = self._fetch_with_care(session, remote, folder, unknown)
+        if rest is None or not self._fetch_into(capture, session, remote, rest):
+            return  # stopped on the way: what came is kept, the cursor stays
+        retired = False
+        if page.present is not None and folder.pk not in self.fresh:
+            retired = folders.sweep(self.held, folder, page.present)
+        capture.commit(
+            cursor=page.cursor,
+            removed=page.removed,
+            relabelled=page.relabelled,
+            listed=page.present is not None,
+        )
+        folder.cursor = dict(page.cursor)
+        if retired:
+            self.committer.wait()
+            with transaction.atomic():
+                self.held.fence()
+                sql.keep_first_seen(folder.pk)
+
+    def _capture(self, folder: Folder) -> Capture:
+        fresh = folder.pk in self.fresh
+        return Capture(self.committer, mailbox=self.mailbox, folder=folder, fresh=fresh)
+
+    def _fetch_with_care(
+        self,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        folder: Folder,
+        refs: Sequence[MessageRef],
+    ) -> Sequence[MessageRef] | None:
+        """Fetch message by message while that is needed; return the rest. None: it had to stop."""
+        for done, ref in enumerate(refs):
+            if not self.care.needed:
+                return refs[done:]
+            if self._must_stop():
+                return None
+            self.fetching = True
+            self.care.fetch(session, remote, folder, ref)
+            self.fetching, self.moved = False, True
+        return []
+
+    def _fetch_into(
+        self,
+        capture: Capture,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        refs: Sequence[MessageRef],
+    ) -> bool:
+        """Fetch all of `refs`, committing as it goes; what arrived before an error is kept.
+
+        Returns False where the work had to stop before the last. Leaves the rest uncommitted, for
+        the caller to commit together with the cursor.
+        """
+        if not refs:
+            return True
+        asked = {ref.remote_id for ref in refs}
+        self.fetching = True
+        try:
+            answers = session.fetch(remote, refs)
+            try:
+                for answer in answers:
+                    self.moved = True
+                    asked.discard(answer.ref.remote_id)
+                    capture.add(answer)
+                    if capture.full:
+                        capture.commit()
+                    if asked and self._must_stop_within_page():
+                        capture.commit()
+                        return False
+            finally:
+                if isinstance(answers, Generator):
+                    answers.close()  # its threads end here, not when it is collected
+        except errors.ConnectorError:
+            if not capture.empty:
+                capture.commit()
+            raise
+        except BaseException:
+            capture.abandon()
+            raise
+        if asked:
+            raise errors.Unavailable(
+                f"The server left {len(asked)} of {len(refs)} messages unanswered.",
+                code="short_reply",
+            )
+        self.fetching = False
+        return True
+
+    def _split(
+        self, folder: Folder, refs: Sequence[MessageRef]
+    ) -> tuple[list[tuple[MessageRef, str]], list[MessageRef]]:
+        """Part the references into those whose bytes are archived (and by which message id), and
+        those to fetch. A message that failed is fetched when its own time has come, not before."""
+        stable_ids = {ref.stable_id for ref in refs} - {""}
+        if folder.pk in self.fresh and not stable_ids:
+            return [], list({ref.remote_id: ref for ref in refs}.values())
+        ids = [ref.remote_id for ref in refs]
+        placed, failed = sql.placed(folder.pk, ids), sql.failed(folder.pk, ids)
+        stable = sql.stable(self.mailbox.pk, stable_ids)
+        known, unknown = [], {}
+        for ref in refs:
+            message_id = placed.get(ref.remote_id) or stable.get(ref.stable_id)
+            if message_id is not None:
+                known.append((ref, message_id))
+            elif ref.remote_id not in failed:
+                unknown[ref.remote_id] = ref  # once, also where a provider repeats itself
+        return known, list(unknown.values())
+
+    def _described(
+        self,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        known: Sequence[tuple[MessageRef, str]],
+    ) -> Sequence[tuple[MessageRef, str]]:
+        """Ask for the labels of what is archived, where the listing did not tell them."""
+        bare = [ref for ref, _ in known if ref.labels is None]
+        if not bare:
+            return known
+        told = {ref.remote_id: ref for ref in session.describe(remote, bare)}
+        return [(told.get(ref.remote_id, ref), message_id) for ref, message_id in known]
+
+    def _retry_failures(
+        self,
+        session: MailboxSession,
+        followed: Sequence[tuple[RemoteFolder, Folder]],
+        *,
+        suspects: bool = False,
+    ) -> bool:
+        """Fetch again what failed before and is due: the suspects (`engine.careful`), or all but
+        them. Returns False where the work had to stop."""
+        remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
+        for rows in self._due_failures():
+            by_folder: dict[int, list[tuple[MessageRef, bool]]] = {}
+            for row in rows:
+                if careful.is_suspect(row) != suspects:
+                    continue
+                ref = MessageRef(
+                    remote_id=row.remote_id,
+                    size_bytes=row.size_bytes,
+                    stable_id=row.stable_id,
+                    received_at=row.received_at,
+                    labels=tuple(row.labels),
+                )
+                by_folder.setdefault(row.folder_id, []).append((ref, row.code in careful.ALONE))
+            for folder_id, refs in by_folder.items():
+                if folder_id not in remote_of:
+                    continue
+                try:
+                    if not self._retry_folder(session, *remote_of[folder_id], refs):
+                        return False
+                except errors.Skippable:
+                    continue  # the folder: following it says so
+        return True
+
+    def _due_failures(self) -> Iterator[list[FailedMessage]]:
+        """Yield what is due, each once; a server that refused everything left any number."""
+        after = 0
+        while True:
+            due = FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now())
+            rows = list(due.filter(pk__gt=after).order_by("pk").defer("reason")[:_RETRY_ROWS])
+            if not rows:
+                return
+            yield rows
+            after = rows[-1].pk
+
+    def _retry_folder(
+        self,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        folder: Folder,
+        refs: Sequence[tuple[MessageRef, bool]],
+    ) -> bool:
+        # One that was moved may have been archived from its new folder meanwhile.
+        self.committer.wait()
+        archived = sql.stable(self.mailbox.pk, {ref.stable_id for ref, _ in refs} - {""})
+        for ref, alone in refs:
+            if alone and ref.stable_id not in archived:
+                if self._must_stop():
+                    return False
+                self.care.fetch(session, remote, folder, ref)
+        harmless = [ref for ref, alone in refs if not alone and ref.stable_id not in archived]
+        rest = self._fetch_with_care(session, remote, folder, harmless)
+        capture = self._capture(folder)
+        capture.place([(r, archived[r.stable_id]) for r, _ in refs if r.stable_id in archived])
+        if rest is None or not self._fetch_into(capture, session, remote, rest):
+            return False
+        capture.commit()
+        return True
+
+
+def _is_gone(session: MailboxSession, missing: RemoteFolder) -> bool:
+    """Ask for a folder that was not listed: whether the provider says that it exists no more."""
+    try:
+        next(iter(session.changes(missing, None)), None)
+    except errors.FolderGone:
+        return True
+    except (errors.Skippable, errors.CursorExpired):
+        return False
+    return False

@@ -1,0 +1,229 @@
+"""The keys that encrypt credentials at rest: which are in use, and changing to a new one.
+
+The first of settings.ENCRYPTION_KEYS encrypts, all of them decrypt. A key is replaced in steps that
+leave every process able to read at every moment: add the new key in front and restart; re-encrypt
+(`rotate`, any number of times); take the old key away and restart. The columns themselves are
+`ingestion.crypto`.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+import secrets
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+from django.conf import settings
+from django.db import connection, transaction
+from fernet_fields.hkdf import derive_fernet_key
+from redis.exceptions import RedisError
+
+from ingestion.crypto import key_id
+from ingestion.errors import NotAllowedNow
+from ingestion.services.engine import due_work
+from ingestion.services.sources.status import Actor, audit
+
+_BATCH_ROWS = 200
+#: The dispatcher writes its heartbeat every 3 s.
+_HEARTBEAT_SECONDS = 30.0
+
+
+@dataclasses.dataclass(slots=True)
+class Rotation:
+    """What was looked at. `unreadable`: ids of sources that none of the keys decrypts."""
+
+    sources: int = 0
+    reencrypted: int = 0
+    unreadable: list[uuid.UUID] = dataclasses.field(default_factory=list)
+
+
+def rotate(
+    *,
+    actor: Actor,
+    keys: Sequence[str] | None = None,
+    on_progress: Callable[[Rotation], None] = lambda _: None,
+) -> Rotation:
+    """Re-encrypt with the first of `keys` (default: the settings') what another one encrypted.
+
+    Idempotent; each batch is its own transaction, so a kill half-way leaves some sources on the
+    old key and none unreadable. A source that no key decrypts is left as it is and reported.
+    Raises NotAllowedNow while the service runs without the first key: it could read nothing more.
+    """
+    chosen = settings.ENCRYPTION_KEYS if keys is None else keys
+    if not chosen:
+        raise NotAllowedNow("ENCRYPTION_KEYS is empty: there is no key to encrypt with.")
+    if unknown_to_the_service(chosen[0]):
+        raise NotAllowedNow(
+            "The service runs and does not know the newest key: it was started before the key was "
+            "added, or with other ENCRYPTION_KEYS. Restart all of its processes, then run this "
+            "again."
+        )
+    fernets = _fernets(chosen)
+    result = Rotation()
+    for batch in _batches():
+        with transaction.atomic():
+            for pk, token in _locked(batch):
+                _rotate_one(fernets, pk, token, result)
+            on_progress(result)
+    if result.reencrypted:
+        with transaction.atomic():
+            audit(actor, "credentials.rotate", None, {"sources": result.reencrypted})
+    return result
+
+
+def survey() -> Rotation:
+    """Count the sources, those not yet on the first key (`reencrypted`) and those unreadable."""
+    fernets = _fernets(settings.ENCRYPTION_KEYS)
+    result = Rotation()
+    for batch in _batches():
+        for pk, token in _tokens(batch, lock=False):
+            result.sources += 1
+            key = _key_of(fernets, token)
+            if key is None:
+                result.unreadable.append(pk)
+            elif key > 0:
+                result.reencrypted += 1
+    return result
+
+
+def _rotate_one(fernets: Sequence[Fernet], pk: uuid.UUID, token: bytes, result: Rotation) -> None:
+    result.sources += 1
+    key = _key_of(fernets, token)
+    if key is None:
+        result.unreadable.append(pk)
+    elif key > 0:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "UPDATE ingestion_ingestionsource SET secrets = %s WHERE id = %s",
+                (MultiFernet(fernets).rotate(token), pk),
+            )
+        result.reencrypted += 1
+
+
+def unknown_to_the_service(key: str) -> bool:
+    """Whether a service runs that was started without this key."""
+    try:
+        age, ids = due_work.seconds_since_heartbeat(), due_work.keys_at_heartbeat()
+    except (RedisError, OSError):
+        return False
+    alive = age is not None and age < _HEARTBEAT_SECONDS
+    return alive and ids is not None and key_id(key) not in ids
+
+
+def _fernets(keys: Sequence[str]) -> list[Fernet]:
+    return [Fernet(derive_fernet_key(key)) for key in keys]
+
+
+def _key_of(fernets: Sequence[Fernet], token: bytes) -> int | None:
+    """Return which key decrypts the token, 0 being the one that encrypts."""
+    for number, fernet in enumerate(fernets):
+        try:
+            fernet.decrypt(token)
+        except InvalidToken:
+            continue
+        return number
+    return None
+
+
+def _batches() -> Iterator[list[uuid.UUID]]:
+    """Yield the ids of all sources, deleted ones too, in batches."""
+    after = uuid.UUID(int=0)
+    while True:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT id FROM ingestion_ingestionsource WHERE id > %s ORDER BY id LIMIT %s",
+                (after, _BATCH_ROWS),
+            )
+            batch = [row[0] for row in cursor.fetchall()]
+        if not batch:
+            return
+        yield batch
+        after = batch[-1]
+
+
+def _locked(batch: list[uuid.UUID]) -> list[tuple[uuid.UUID, bytes]]:
+    return _tokens(batch, lock=True)
+
+
+def _tokens(batch: list[uuid.UUID], *, lock: bool) -> list[tuple[uuid.UUID, bytes]]:
+    """Read ciphertexts as they are stored: the model's field would decrypt them, or raise."""
+    query = "SELECT id, secrets FROM ingestion_ingestionsource WHERE id = ANY(%s) ORDER BY id"
+    with connection.cursor() as cursor:
+        cursor.execute(query + (" FOR UPDATE" if lock else ""), (batch,))
+        return [(pk, bytes(token)) for pk, token in cursor.fetchall()]
+
+
+# -- keys that the embedded services keep in VAR_DIR -----------------------------------------------
+
+
+def add_managed_key() -> list[str]:
+    """Put a fresh key in front of those in VAR_DIR/secrets.json; return all of them.
+
+    Durable and atomic. Processes that run already don't know the new key until they are started
+    again. Raises NotAllowedNow where the keys are not kept there.
+    """
+    path = _managed_file()
+    content = json.loads(path.read_text())
+    content["ENCRYPTION_KEYS"] = [secrets.token_urlsafe(32), *content["ENCRYPTION_KEYS"]]
+    _replace(path, json.dumps(content, indent=2))
+    keys: list[str] = content["ENCRYPTION_KEYS"]
+    return keys
+
+
+def service_runs() -> bool:
+    """Whether processes of this service run that know only the keys they started with."""
+    try:
+        age = due_work.seconds_since_heartbeat()
+    except (RedisError, OSError):
+        age = None
+    return (age is not None and age < _HEARTBEAT_SECONDS) or _is_locked(
+        settings.VAR_DIR / "run.lock"
+    )
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether `make run` holds its lock."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _managed_file() -> Path:
+    path: Path = settings.VAR_DIR / "secrets.json"
+    try:
+        kept = json.loads(path.read_text()).get("ENCRYPTION_KEYS")
+    except FileNotFoundError:
+        kept = None
+    if kept != settings.ENCRYPTION_KEYS or "ENCRYPTION_KEYS" in os.environ:
+        raise NotAllowedNow(
+            "The keys come from the environment variable ENCRYPTION_KEYS, so they are changed "
+            "there: put a new key in front of the others, restart every process, and run "
+            "rotate_credentials_key without --new-key."
+        )
+    return path
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

@@ -1,0 +1,389 @@
+"""Is the deployment sound? Asks every part that the service stands on, and says what to do.
+
+Each check is independent of the others and bounded in time. Changes nothing; writes one small file
+into the archive and removes it again.
+"""
+
+import dataclasses
+import os
+import secrets
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import redis
+from celery import current_app
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.core import checks as system_checks
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from ingestion import freshness
+from ingestion.errors import WrongArchive
+from ingestion.models import IngestionSource, Pack
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping, storage
+from ingestion.services.engine import due_work
+from ingestion.services.operations import credential_keys
+
+State = Literal["ok", "warning", "problem"]
+
+_PING_SECONDS = 2
+#: Beat rings every 3 s (settings.CELERY_BEAT_SCHEDULE).
+_HEARTBEAT_SECONDS = 30.0
+#: Leases are 20 s by the database's clock; schedules are made by the application's.
+_MAX_SKEW_SECONDS = 5.0
+_MIN_FREE_BYTES = 1_000_000_000
+_LOW_FREE_SHARE = 0.05
+_SLOW_FSYNC_SECONDS = 1.0
+_NAMED = 5
+_QUEUES = {"sync": "worker", "control": "control"}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finding:
+    """What one check found: what is so, and what to do where it is not well."""
+
+    name: str
+    state: State
+    message: str
+    advice: str = ""
+
+
+def examine() -> Iterator[Finding]:
+    """Yield the findings one by one, what others stand on first. Takes a few seconds at most."""
+    database = _database()
+    yield database
+    if database.state != "problem":
+        yield _clock()
+        yield _keys()
+        yield _sources()
+    broker = _broker()
+    yield broker
+    if broker.state != "problem":
+        yield from _workers()
+        yield from _workers_clocks()
+        yield _beat()
+    yield _storage(database)
+    yield _exposure(database)
+    yield _settings()
+
+
+def _database() -> Finding:
+    try:
+        executor = MigrationExecutor(connection)
+        waiting = executor.migration_plan(executor.loader.graph.leaf_nodes())
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW server_version")
+            version = cursor.fetchone()[0].split()[0]
+    except DatabaseError as error:
+        return Finding(
+            "database",
+            "problem",
+            f"PostgreSQL does not answer: {_first_line(error)}",
+            "Start it (make run brings its own), or correct DATABASE_URL.",
+        )
+    if waiting:
+        return Finding(
+            "database",
+            "problem",
+            f"PostgreSQL {version} answers, but {len(waiting)} migrations are not applied.",
+            "Run manage.py migrate.",
+        )
+    return Finding("database", "ok", f"PostgreSQL {version} answers and is migrated.")
+
+
+def _clock() -> Finding:
+    before = time.time()
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp())")
+        at_database = float(cursor.fetchone()[0])
+    skew = abs(at_database - (before + time.time()) / 2)
+    if skew > _MAX_SKEW_SECONDS:
+        return Finding(
+            "clock",
+            "problem",
+            f"This machine's clock and the database's differ by {skew:.1f} s.",
+            "Run NTP on both: schedules and retry times would be off by as much.",
+        )
+    return Finding("clock", "ok", f"This clock and the database's agree within {skew:.1f} s.")
+
+
+def _keys() -> Finding:
+    if not settings.ENCRYPTION_KEYS:
+        return Finding(
+            "keys",
+            "problem",
+            "ENCRYPTION_KEYS is empty: credentials can be neither read nor stored.",
+            "Set the keys that the service had before; on a new installation make one.",
+        )
+    found = credential_keys.survey()
+    if found.unreadable:
+        ids = ", ".join(str(pk) for pk in found.unreadable[:5])
+        return Finding(
+            "keys",
+            "problem",
+            f"No encryption key reads the credentials of {len(found.unreadable)} of "
+            f"{found.sources} sources: {ids}.",
+            "Put the key they were stored with back into ENCRYPTION_KEYS, or set these sources' "
+            "credentials anew.",
+        )
+    if credential_keys.unknown_to_the_service(settings.ENCRYPTION_KEYS[0]):
+        return Finding(
+            "keys",
+            "warning",
+            "The service runs without the first of the ENCRYPTION_KEYS that this command has.",
+            "Restart all of its processes, or run this with the service's own environment.",
+        )
+    if found.reencrypted:
+        return Finding(
+            "keys",
+            "warning",
+            f"{found.reencrypted} of {found.sources} sources are encrypted with an older key.",
+            "Run manage.py rotate_credentials_key before you take that key away.",
+        )
+    return Finding("keys", "ok", f"The newest key reads all {found.sources} sources' credentials.")
+
+
+def _sources() -> Finding:
+    """Whether mail arrives in the archive, which is what all the rest is for."""
+    sources = IngestionSource.objects.filter(deleted_at=None)
+    told = freshness.summary(sources)
+    needing = freshness.judged(sources).filter(needs_attention=True).order_by("name")
+    names = [source.name for source in needing[: _NAMED + 1]]
+    if not names:
+        return Finding("sources", "ok", told.text)
+    more = " and others" if len(names) > _NAMED else ""
+    return Finding(
+        "sources",
+        "problem",
+        f"{told.text} Needs attention: {', '.join(names[:_NAMED])}{more}.",
+        "manage.py source_status says why, and what is left out.",
+    )
+
+
+def _broker() -> Finding:
+    try:
+        with redis.Redis.from_url(
+            settings.REDIS_URL,
+            socket_timeout=_PING_SECONDS,
+            socket_connect_timeout=_PING_SECONDS,
+            retry=None,
+        ) as client:
+            client.ping()
+    except (RedisError, OSError, ValueError) as error:
+        return Finding(
+            "broker",
+            "problem",
+            f"Redis does not answer: {_first_line(error)}",
+            "Start it (make run brings its own), or correct REDIS_URL. Nothing is lost: what is "
+            "due stands in the database. Workers and beat can't be asked without it.",
+        )
+    return Finding("broker", "ok", "Redis answers.")
+
+
+def _workers() -> Iterator[Finding]:
+    try:
+        queues = current_app.control.inspect(timeout=_PING_SECONDS).active_queues() or {}
+    except (OperationalError, RedisError, OSError):
+        queues = {}  # it went away since it was asked
+    for queue, entry in _QUEUES.items():
+        names = [name for name, taken in queues.items() if any(q["name"] == queue for q in taken)]
+        if names:
+            yield Finding(f"queue {queue}", "ok", f"Served by {', '.join(sorted(names))}.")
+        else:
+            yield Finding(
+                f"queue {queue}",
+                "problem",
+                "No worker serves it, so its work waits.",
+                f"Start the Procfile's entry '{entry}'; see its log if it is meant to run.",
+            )
+
+
+def _workers_clocks() -> Iterator[Finding]:
+    """Tell of workers whose clock is off: Celery throws tasks away by it."""
+    before = time.time()
+    try:
+        replies = current_app.control.broadcast("wall_clock", reply=True, timeout=_PING_SECONDS)
+    except (OperationalError, RedisError, OSError):
+        return
+    for name, told in sorted(item for reply in replies or [] for item in reply.items()):
+        skew = told - before if isinstance(told, float) else 0.0
+        if not -_MAX_SKEW_SECONDS <= skew <= _MAX_SKEW_SECONDS + _PING_SECONDS:
+            yield Finding(
+                f"clock of {name}",
+                "problem",
+                f"The clock of {name} and this machine's differ by about {abs(skew):.0f} s.",
+                "Run NTP on all machines: where it is minutes, tasks are thrown away.",
+            )
+
+
+def _beat() -> Finding:
+    try:
+        age = due_work.seconds_since_heartbeat()
+    except (RedisError, OSError):
+        age = None
+    if age is None or age > _HEARTBEAT_SECONDS:
+        last = "has not been seen" if age is None else f"was last seen {age:.0f} s ago"
+        return Finding(
+            "beat",
+            "problem",
+            f"The dispatcher {last}: scheduled syncs don't start.",
+            "Start the Procfile's entries 'beat' and 'control'; see their logs if they run.",
+        )
+    return Finding("beat", "ok", f"The dispatcher ran {age:.0f} s ago.")
+
+
+def _storage(database: Finding) -> Finding:
+    if database.state == "ok" and (trouble := _archive()):
+        return trouble  # nothing is written beneath a mount point
+    return _disk()
+
+
+def _archive() -> Finding | None:
+    """Whether ARCHIVE_DIR is the archive that the database knows; None where it is."""
+    root: Path = settings.ARCHIVE_DIR
+    try:
+        storage.require()
+    except WrongArchive as error:
+        advice = "Mount it, or correct ARCHIVE_DIR: until then no mail is archived."
+        return Finding("storage", "problem", str(error), advice)
+    except OSError as error:
+        return _unwritable(root, error)
+    if lost := _lost_pack():
+        return Finding(
+            "storage",
+            "problem",
+            f"{root} does not hold the pack {lost}.",
+            "Restore it from a backup. manage.py verify_archive tells what else is missing.",
+        )
+    if unknown := _unknown_pack():
+        return Finding(
+            "storage",
+            "problem",
+            f"{root} holds mail that the database does not know, in the pack {unknown}.",
+            "Was the database restored from an older backup? manage.py rebuild_archive_index"
+            " takes in what it lacks.",
+        )
+    return None
+
+
+def _disk() -> Finding:
+    root: Path = settings.ARCHIVE_DIR
+    try:
+        seconds = _write_durably(root)
+        usage = shutil.disk_usage(root)
+    except OSError as error:
+        return _unwritable(root, error)
+    free = f"{usage.free / 1e9:,.1f} GB free of {usage.total / 1e9:,.1f} GB"
+    if usage.free < _MIN_FREE_BYTES:
+        return Finding("storage", "problem", f"{root}: {free}.", "Make room: imports stop soon.")
+    if usage.free < usage.total * _LOW_FREE_SHARE:
+        return Finding("storage", "warning", f"{root}: {free}.", "Make room before it is full.")
+    if seconds > _SLOW_FSYNC_SECONDS:
+        text = f"{root}: a durable write took {seconds:.1f} s; {free}."
+        return Finding("storage", "warning", text, "Use faster storage: every commit waits for it.")
+    return Finding("storage", "ok", f"{root}: durable write in {seconds * 1e3:.0f} ms, {free}.")
+
+
+def _unwritable(root: Path, error: OSError) -> Finding:
+    return Finding(
+        "storage",
+        "problem",
+        f"{root} can't be written: {error.strerror}.",
+        "Make it writable for the service's user, mount it, or correct ARCHIVE_DIR.",
+    )
+
+
+def _lost_pack() -> uuid.UUID | None:
+    """Return a pack that should be there and is not, of the newest and the oldest of some sources:
+    a database older than the archive, or newer, has both kinds of age."""
+    for source in IngestionSource.objects.filter(deleted_at=None).order_by("-updated_at")[:_NAMED]:
+        packs = Pack.objects.filter(source=source).order_by("created_at")
+        for pack in (packs.last(), packs.first()):
+            if pack is not None and not store().holds(source.pk, pack.pk):
+                return pack.pk
+    return None
+
+
+def _unknown_pack() -> uuid.UUID | None:
+    for source in IngestionSource.objects.filter(deleted_at=None).order_by("-updated_at")[:_NAMED]:
+        if unknown := housekeeping.unknown_pack(source.pk):
+            return unknown
+    return None
+
+
+def _write_durably(root: Path) -> float:
+    """Write, fsync and remove a small file as packs are written; return the seconds it took."""
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / f".doctor-{secrets.token_hex(8)}"
+    began = time.monotonic()
+    try:
+        with path.open("xb") as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        path.unlink(missing_ok=True)
+    return time.monotonic() - began
+
+
+def _exposure(database: Finding) -> Finding:
+    """What strangers could reach: mail through the file system, hosts through a source."""
+    for directory in (settings.VAR_DIR, settings.ARCHIVE_DIR):
+        if _others_may_enter(directory):
+            return Finding(
+                "exposure",
+                "problem",
+                f"Other users of this machine may look into {directory}, which holds mail.",
+                f"chmod 700 {directory}",
+            )
+    if settings.DEBUG and not set(settings.ALLOWED_HOSTS) <= {"localhost", "127.0.0.1", "[::1]"}:
+        return Finding(
+            "exposure",
+            "problem",
+            "DEBUG is on, and ALLOWED_HOSTS lets others in: its pages show code and settings.",
+            "Unset DEBUG.",
+        )
+    users = User.objects.filter(is_active=True).count() if database.state == "ok" else 0
+    if users > 1 and not settings.FORBID_PRIVATE_ADDRESSES:
+        return Finding(
+            "exposure",
+            "warning",
+            f"Any of {users} users can have this machine connect to any private address.",
+            "Set FORBID_PRIVATE_ADDRESSES=1, unless all of them may know this network.",
+        )
+    return Finding("exposure", "ok", "Mail and network are closed to strangers.")
+
+
+def _others_may_enter(directory: Path) -> bool:
+    """Whether it and all above it let group or others pass; False where it does not exist."""
+    if not directory.is_dir():
+        return False
+    return all(place.stat().st_mode & 0o011 for place in (directory, *directory.parents))
+
+
+def _settings() -> Finding:
+    """Run the system checks, our own among them, without those for a public deployment."""
+    found = system_checks.run_checks()
+    serious = [message for message in found if message.is_serious()]
+    if not found:
+        return Finding("settings", "ok", "Django's checks and ours find nothing.")
+    worst = serious or found
+    hints = " ".join(str(message.hint) for message in worst if message.hint)
+    return Finding(
+        "settings",
+        "problem" if serious else "warning",
+        " ".join(str(message.msg) for message in worst),
+        hints or "See manage.py check.",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

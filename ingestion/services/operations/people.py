@@ -1,0 +1,61 @@
+"""The audit of people: who came and went, whose rights changed, whose mail was read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.contrib.auth.models import Group, User
+from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.dispatch import receiver
+from django.http import HttpRequest
+
+from ingestion.addresses import client_address
+from ingestion.models import Message
+from ingestion.services.sources.status import Actor, audit
+
+
+@receiver(user_logged_in)
+def _signed_in(request: HttpRequest, user: User, **_: Any) -> None:
+    audit(Actor(user.get_username(), user, client_address(request)), "session.begin", None, {})
+
+
+@receiver(user_logged_out)
+def _signed_out(request: HttpRequest, user: User | None, **_: Any) -> None:
+    if user is not None:
+        audit(Actor(user.get_username(), user, client_address(request)), "session.end", None, {})
+
+
+@receiver(user_login_failed)
+def _refused(credentials: Mapping[str, Any], request: HttpRequest | None, **_: Any) -> None:
+    """Name a user that there is alone: people type passwords into the wrong field."""
+    user = User.objects.filter(username=str(credentials.get("username", ""))[:150]).first()
+    address = client_address(request) if request else None
+    tried = user.get_username() if user else "no user of this service"
+    audit(Actor("anonymous", None, address), "session.refused", None, {"user": tried})
+
+
+def rights_changed(
+    who: User | Group, *, verb: str, fields: list[str] | None = None, actor: Actor
+) -> None:
+    """Record that a user or group was added, changed or removed, and what they may do now."""
+    if isinstance(who, Group):
+        about: dict[str, Any] = {"name": who.name}
+        kind, permissions = "group", who.permissions.all()
+    else:
+        about = {
+            "name": who.get_username(),
+            "active": who.is_active,
+            "staff": who.is_staff,
+            "superuser": who.is_superuser,
+            "groups": sorted(who.groups.values_list("name", flat=True)),
+        }
+        kind, permissions = "user", who.user_permissions.all()
+    names = permissions.values_list("content_type__app_label", "codename").order_by("pk")
+    about["permissions"] = [".".join(name) for name in names]
+    if fields is not None:
+        about["changed"] = fields
+    audit(actor, f"{kind}.{verb}", None, about)
+
+
+def mail_read(message: Message, *, how: str, actor: Actor) -> None:
+    """Record that somebody looks at a message (`how`: "page") or takes it out ("raw")."""
+    audit(actor, "message.read", message.mailbox.source, {"message": str(message.pk), "how": how})

@@ -1,0 +1,92 @@
+"""Removes what a deleted source left behind: rows in batches, then its packs, then its own row.
+
+Every step is idempotent and the tombstone goes last, so a crash anywhere is only a delay. One
+session at a time removes a source: beside another, a batch that finds no row it can have would be
+taken for the end of them, and the parents would go before their children.
+"""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+import structlog
+from django.db import connection, transaction
+from django.db.models.functions import Now
+
+from ingestion.models import IngestionSource
+from ingestion.packs.store import store
+from ingestion.services.archive import storage
+
+log = structlog.get_logger(__name__)
+
+_BATCH_ROWS = 20_000
+_MAILBOXES = "SELECT id FROM ingestion_mailbox WHERE source_id = %(source)s"
+_FOLDERS = f"SELECT id FROM ingestion_folder WHERE mailbox_id IN ({_MAILBOXES})"
+
+#: Children before parents. Each is deleted in batches of ctid, so that no transaction is long.
+_STEPS = (
+    ("ingestion_failedmessage", f"mailbox_id IN ({_MAILBOXES})"),
+    ("ingestion_placement", f"folder_id IN ({_FOLDERS})"),
+    ("ingestion_message", f"mailbox_id IN ({_MAILBOXES})"),
+    ("ingestion_folder", f"mailbox_id IN ({_MAILBOXES})"),
+    ("ingestion_mailbox", "source_id = %(source)s"),
+    ("ingestion_pack", "source_id = %(source)s"),
+    ("ingestion_run", "source_id = %(source)s"),
+    ("ingestion_statuschange", "source_id = %(source)s"),
+)
+
+
+#: Any number that nobody else takes as the first of two for an advisory lock in this database.
+_LOCK_CLASS = 715_309
+
+
+def delete_source(source_id: uuid.UUID) -> bool:
+    """Remove all of a tombstoned source; tell whether nothing of it is left.
+
+    False where another session is at it, or the source is not deleted. Opens its own transactions.
+    """
+    with _alone(source_id) as mine:
+        if not mine:
+            return False
+        tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
+        if tombstone.exists():
+            for table, condition in _STEPS:
+                while _has_any(table, condition, source_id):
+                    _delete_batch(table, condition, source_id)
+                    tombstone.update(rung_at=Now())  # it is at work: nobody need ring again
+            storage.require()  # beneath a mount point there is nothing to remove
+            store().delete_source(source_id)
+            with transaction.atomic():
+                tombstone.delete()
+            log.info("source_deleted", source=str(source_id))
+        return not IngestionSource.objects.filter(pk=source_id).exists()
+
+
+@contextlib.contextmanager
+def _alone(source_id: uuid.UUID) -> Iterator[bool]:
+    """Hold the lock of a source's deletion, which goes with this database session, too."""
+    key = (_LOCK_CLASS, str(source_id))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", key)
+        mine = bool(cursor.fetchone()[0])
+    try:
+        yield mine
+    finally:
+        if mine:
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
+
+
+def _has_any(table: str, condition: str, source_id: uuid.UUID) -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT EXISTS (SELECT 1 FROM {table} WHERE {condition})", {"source": source_id}
+        )
+        return bool(cursor.fetchone()[0])
+
+
+def _delete_batch(table: str, condition: str, source_id: uuid.UUID) -> None:
+    query = f"""DELETE FROM {table} WHERE ctid IN (
+        SELECT ctid FROM {table} WHERE {condition} LIMIT %(limit)s)"""
+    with connection.cursor() as cursor:
+        cursor.execute(query, {"source": source_id, "limit": _BATCH_ROWS})

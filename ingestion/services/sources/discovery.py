@@ -1,0 +1,203 @@
+"""Lists the mailboxes of a source at the start of a run, and gives each that is wanted its work.
+
+Idempotent: a worker that dies half-way is replaced by one that lists again. Mailboxes already
+listed work on meanwhile.
+
+What is listed is stored under the source's row lock, under which runs end and work is made due.
+"""
+
+import contextlib
+import itertools
+import uuid
+from collections.abc import Iterable, Iterator
+
+import structlog
+from django.db import InterfaceError, OperationalError, transaction
+from django.db.models.functions import Now
+
+from connectors import errors, registry
+from connectors.config import ConfigError
+from connectors.types import RemoteMailbox
+from ingestion.errors import LostRace
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services.engine import backoff, folders, runs
+from ingestion.services.sources import sources
+from ingestion.services.sources.options import Options
+from ingestion.services.sources.status import locked
+from ingestion.states import MailboxState
+
+log = structlog.get_logger(__name__)
+
+_BATCH = 500
+
+
+def discover(run_id: uuid.UUID) -> None:
+    """List the source's mailboxes and make the wanted ones due. Network outside transactions."""
+    run = Run.objects.select_related("source").filter(pk=run_id, finished_at=None).first()
+    if run is None or run.discovered_at is not None or not run.source.runnable:
+        return
+    source = run.source
+    try:
+        with registry.build(
+            source.provider, {**source.config, **source.secrets}, sources.environment(source)
+        ) as connector:
+            _list_all(source, run, connector.mailboxes())
+    except LostRace:
+        log.info("discovery_overtaken", run=str(run.pk))
+        _list_again(run)
+    except errors.Retryable as error:
+        _again_later(run, error, error.retry_after_seconds)
+    except errors.NeedsReauth as error:
+        _login_refused(source, run, error)
+    except errors.ConnectorError as error:
+        _give_up(source, run, str(error))
+    except ConfigError as error:
+        _give_up(source, run, f"The configuration is not valid: {error}.")
+    except (OperationalError, InterfaceError):
+        raise  # nobody can be told in rows
+    except Exception as error:
+        log.exception("discovery_bug", run=str(run.pk), error=type(error).__name__)
+        bug = errors.ConnectorError(sources.bug_message(error), code="internal_error")
+        _again_later(run, bug, None)
+    else:
+        runs.finish_if_done(run.pk)
+
+
+def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]) -> None:
+    """Store the listing. Raises LostRace where it is of no use any more: see `_own`."""
+    options = Options.of(source.options)
+    seen: set[str] = set()
+    for batch in _batched(mailboxes, _BATCH):
+        seen.update(mailbox.remote_id for mailbox in batch)
+        with transaction.atomic():
+            _own(source, run)
+            if len(batch) == len(seen) == 1:
+                _keep_row_of_account(source, batch[0])
+            Mailbox.objects.bulk_create(
+                [_row(source, run, mailbox, options) for mailbox in batch],
+                update_conflicts=True,
+                unique_fields=["source", "remote_id"],
+                # rung_at: what was rung for the run before says nothing about this one
+                update_fields=["address", "state", "state_reason", "run", "rung_at"],
+            )
+            # A listing may take longer than a dispatcher waits before it rings again.
+            Run.objects.filter(pk=run.pk).update(rung_at=Now())
+    _settle(source, run, seen)
+
+
+def _keep_row_of_account(source: IngestionSource, listed: RemoteMailbox) -> None:
+    """Keep the row of a source's only mailbox where its login name was completed: "anna" and
+    "anna@example.com" are one account, whose mail is not to be archived twice. Its ids are not
+    trusted all the same: it may be another domain's anna."""
+    rows = list(Mailbox.objects.filter(source=source).exclude(state=MailboxState.GONE)[:2])
+    if len(rows) != 1 or not _names_account_of(rows[0].remote_id, listed.remote_id):
+        return
+    if Mailbox.objects.filter(source=source, remote_id=listed.remote_id).exists():
+        return  # it was called so before
+    mine = Mailbox.objects.filter(pk=rows[0].pk)
+    mine.update(remote_id=listed.remote_id)
+    folders.distrust(mine)
+
+
+def _names_account_of(one: str, other: str) -> bool:
+    """Tell whether one of two different names is the other's local part."""
+    short, long = sorted((one.lower(), other.lower()), key=len)
+    return "@" not in short and long.partition("@")[:2] == (short, "@")
+
+
+def _own(source: IngestionSource, run: Run) -> None:
+    """Lock the source, and prove that the run still wants this listing. Raises LostRace."""
+    if locked(source).credentials_version != source.credentials_version:
+        raise LostRace("The credentials were changed meanwhile.")
+    if not Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).exists():
+        raise LostRace("The run was ended or listed meanwhile.")
+
+
+def _row(source: IngestionSource, run: Run, remote: RemoteMailbox, options: Options) -> Mailbox:
+    state, reason = MailboxState.ACTIVE, ""
+    if not options.wants_mailbox(remote.address):
+        state, reason = MailboxState.EXCLUDED, "Excluded by the source's options."
+    elif remote.unavailable:
+        state, reason = MailboxState.UNAVAILABLE, remote.unavailable
+    return Mailbox(
+        source=source,
+        remote_id=remote.remote_id,
+        address=remote.address,
+        state=state,
+        state_reason=reason,
+        run=run if state == MailboxState.ACTIVE else None,
+    )
+
+
+def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
+    with transaction.atomic():
+        _own(source, run)
+        mine = Mailbox.objects.filter(source=source)
+        for mailbox in mine.exclude(state=MailboxState.GONE).only("pk", "remote_id"):
+            if mailbox.remote_id not in seen:
+                mine.filter(pk=mailbox.pk).update(
+                    state=MailboxState.GONE,
+                    state_reason="No longer listed by the provider. What was archived stays.",
+                    run=None,
+                )
+        # With the run's row locked, nobody counts a mailbox as done between these two counts. One
+        # that was done before a listing that began again was given its work again.
+        Run.objects.select_for_update().get(pk=run.pk)
+        wanted = mine.filter(state=MailboxState.ACTIVE).count()
+        due = mine.filter(state=MailboxState.ACTIVE, run=run).count()
+        Run.objects.filter(pk=run.pk).update(
+            discovered_at=Now(),
+            not_before=Now() + Options.of(source.options).sync_interval,  # runs.follow_meanwhile
+            mailboxes_total=wanted,
+            mailboxes_done=wanted - due,
+            attempts=0,
+            last_error_code="",
+            warning="",
+        )
+
+
+def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float | None) -> None:
+    attempts = _failures(run, error)
+    wait = backoff.delay(attempts, server_seconds=server_seconds)
+    Run.objects.filter(pk=run.pk).update(
+        attempts=attempts,
+        last_error_code=error.code[:64],
+        not_before=Now() + wait,
+        rung_at=None,
+        warning=str(error),
+    )
+    log.info("discovery_deferred", run=str(run.pk), code=error.code)
+
+
+def _login_refused(source: IngestionSource, run: Run, error: errors.NeedsReauth) -> None:
+    wait = backoff.refused_login(_failures(run, error))
+    if wait is None:
+        _give_up(source, run, str(error))
+    else:
+        _again_later(run, error, wait)
+
+
+def _failures(run: Run, error: errors.ConnectorError) -> int:
+    """The failures in a row, this one included; refused logins are counted by themselves."""
+    counted = not isinstance(error, errors.NeedsReauth) or run.last_error_code == error.code
+    return run.attempts + 1 if counted else 1
+
+
+def _give_up(source: IngestionSource, run: Run, reason: str) -> None:
+    """Put the source in error, unless its credentials were changed since the listing began."""
+    with contextlib.suppress(LostRace), transaction.atomic():  # deleted: nobody waits for it
+        now = locked(source)
+        if now.credentials_version != source.credentials_version:
+            _list_again(run)
+        elif now.runnable:
+            sources.fail(now, reason, actor="ingestion")
+
+
+def _list_again(run: Run) -> None:
+    Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).update(rung_at=None)
+
+
+def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:
+    iterator = iter(items)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
