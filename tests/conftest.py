@@ -19,6 +19,7 @@ import pytest
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
+    from tests.servers.command_line import CommandLine
     from tests.servers.dovecot import Dovecot
     from tests.servers.gmail import Gmail
     from tests.servers.stack import Service, Supervised
@@ -205,6 +206,31 @@ def api(service: "Service", owner: "User", make_key: Callable[..., str]) -> Iter
         trust_env=False,
     ) as client:
         yield client
+
+
+@pytest.fixture
+def archive_dir(settings: Any, tmp_path: Path) -> Path:
+    """An archive of the test's own."""
+    settings.ARCHIVE_DIR = tmp_path / "archive"
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def manage(transactional_db: None, archive_dir: Path) -> "CommandLine":
+    """`manage("source_status", "--json")` runs manage.py as a process."""
+    from tests.servers.command_line import CommandLine
+
+    return CommandLine(archive_dir)
+
+
+@pytest.fixture(autouse=True)
+def no_idle_connections() -> Iterator[None]:
+    """Close what a worker keeps for its next mailbox: pytest-django drops the database, and restarts
+    of it are tested."""
+    yield
+    from ingestion.services.engine import commit
+
+    commit.close_idle()
 
 
 @pytest.fixture(scope="session")

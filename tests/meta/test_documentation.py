@@ -43,7 +43,7 @@ def test_readme_lists_every_command_and_no_other() -> None:
 def test_every_command_has_a_test_that_runs_it_and_reads_its_json(name: str) -> None:
     command = load_command_class("ingestion", name)
     assert isinstance(command, OperatorCommand)
-    texts = [path.read_text() for path in files(r"^tests/integration/.*\.py$")]
+    texts = [path.read_text() for path in files(r"^tests/(management|services|connectors)/.*\.py$")]
     wanted = [rf'"{name}"']
     if command.reports:
         wanted.append(rf'"{name}"[^)]*"--json"')

@@ -8,7 +8,7 @@ import pytest
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
 from ingestion.services.engine import sync
 from ingestion.services.sources import discovery, sources
-from tests.integration.test_google import (  # noqa: F401 - fixtures
+from tests.connectors.google.test_connector import (  # noqa: F401 - fixtures
     ACTOR,
     account,
     add,

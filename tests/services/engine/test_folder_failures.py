@@ -18,7 +18,8 @@ from connectors.errors import (
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, Run
 from ingestion.services.engine import lease, sync
 from ingestion.services.sources import discovery, sources
-from tests.integration.test_engine import (
+from tests.servers.scripted_provider import Server
+from tests.services.engine.test_engine import (
     ACTOR,
     archive,
     assert_exact,
@@ -32,7 +33,6 @@ from tests.integration.test_engine import (
     synced,
     work,
 )
-from tests.servers.scripted_provider import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures

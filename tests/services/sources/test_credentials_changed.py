@@ -11,7 +11,8 @@ from connectors.errors import Fatal, MessageRefused, NeedsReauth, RateLimited, U
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
 from ingestion.services.sources import discovery, sources
-from tests.integration.test_engine import (
+from tests.servers.scripted_provider import Server
+from tests.services.engine.test_engine import (
     ACTOR,
     archive,
     assert_exact,
@@ -22,7 +23,6 @@ from tests.integration.test_engine import (
     start,
     work,
 )
-from tests.servers.scripted_provider import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures

@@ -10,7 +10,9 @@ from connectors.errors import Unavailable
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, refetch, verify
-from tests.integration.test_engine import (
+from tests.servers.command_line import CommandLine
+from tests.servers.scripted_provider import Server
+from tests.services.engine.test_engine import (
     ACTOR,
     archive,
     assert_exact,
@@ -22,8 +24,6 @@ from tests.integration.test_engine import (
     start,
     synced,
 )
-from tests.servers.command_line import CommandLine
-from tests.servers.scripted_provider import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures

@@ -36,7 +36,8 @@ from ingestion.models import (
 from ingestion.packs.store import PackWriter
 from ingestion.services.engine import capture, commit, statements, sync
 from ingestion.services.sources import discovery, sources
-from tests.integration.test_engine import (
+from tests.servers.scripted_provider import Mail, Server
+from tests.services.engine.test_engine import (
     ACTOR,
     archive,
     assert_exact,
@@ -47,7 +48,6 @@ from tests.integration.test_engine import (
     start,
     synced,
 )
-from tests.servers.scripted_provider import Mail, Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures

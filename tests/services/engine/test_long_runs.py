@@ -9,8 +9,8 @@ from connectors.errors import MessageRefused
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
 from ingestion.services.sources import sources
-from tests.integration.test_engine import ACTOR, archive, body, fill, server, source, start
 from tests.servers.scripted_provider import Server
+from tests.services.engine.test_engine import ACTOR, archive, body, fill, server, source, start
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures

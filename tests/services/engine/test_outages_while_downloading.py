@@ -4,7 +4,8 @@ import pytest
 
 from connectors.errors import RateLimited, Unavailable
 from ingestion.models import FailedMessage, Folder, IngestionSource, Pack
-from tests.integration.test_engine import (
+from tests.servers.scripted_provider import Server
+from tests.services.engine.test_engine import (
     archive,
     assert_exact,
     fill,
@@ -14,7 +15,6 @@ from tests.integration.test_engine import (
     start,
     work,
 )
-from tests.servers.scripted_provider import Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures

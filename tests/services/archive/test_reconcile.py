@@ -9,7 +9,9 @@ from ingestion.models import Folder, IngestionSource, Placement, Run
 from ingestion.services.archive import reconcile
 from ingestion.services.archive.reconcile import FolderReport
 from ingestion.services.sources import discovery
-from tests.integration.test_engine import (
+from tests.servers.command_line import CommandLine
+from tests.servers.scripted_provider import Mail, Server
+from tests.services.engine.test_engine import (
     archive,
     assert_exact,
     body,
@@ -20,8 +22,6 @@ from tests.integration.test_engine import (
     start,
     synced,
 )
-from tests.servers.command_line import CommandLine
-from tests.servers.scripted_provider import Mail, Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures

@@ -19,7 +19,10 @@ from ingestion.models import (
 )
 from ingestion.services.engine import folders, sync
 from ingestion.services.sources import discovery, sources
-from tests.integration.test_engine import (
+from tests.servers import imap_source, scripted_provider
+from tests.servers.imap_script import ImapScript
+from tests.servers.scripted_provider import Mail, Server
+from tests.services.engine.test_engine import (
     ACTOR,
     archive,
     assert_exact,
@@ -32,9 +35,6 @@ from tests.integration.test_engine import (
     start,
     synced,
 )
-from tests.servers import imap_source, scripted_provider
-from tests.servers.imap_script import ImapScript
-from tests.servers.scripted_provider import Mail, Server
 
 pytestmark = pytest.mark.django_db(transaction=True)
 __all__ = ["archive", "server", "source"]  # fixtures
