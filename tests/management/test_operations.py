@@ -82,7 +82,8 @@ def findings(manage: CommandLine, *, code: int) -> dict[str, dict[str, str]]:
 # -- doctor ------------------------------------------------------------------------------------
 
 
-def test_a_sound_deployment_is_told_so(service: "Service", manage: CommandLine) -> None:
+def test_a_sound_deployment_is_told_so(service: "Service", settings: Any) -> None:
+    manage = CommandLine(settings.ARCHIVE_DIR)  # the service's own: another has no mark
     wait_for(lambda: manage.here("doctor").code == 0, 60)  # the workers may still be starting
     # A process of its own; a worker on a busy machine may miss the time for one answer.
     done = wait_for(lambda: tried if (tried := manage("doctor")).code == 0 else None, 60)
