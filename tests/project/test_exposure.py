@@ -61,7 +61,7 @@ import os, uuid
 os.umask(0o022)  # the usual one
 import django
 django.setup()
-from ingestion.archive.store import store
+from ingestion.packs.store import store
 with store().writer(uuid.uuid4()) as writer:
     writer.commit()
 """
