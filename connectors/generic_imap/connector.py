@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, FolderGone, FolderRefused, Unavailable
-from connectors.generic_imap import client, folders, listing, reader
+from connectors.generic_imap import client, commands, folders, listing, opening, reader
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.uids import MAX_UID, Uids
@@ -94,7 +94,7 @@ class ImapSession(MailboxSession):
 
     def probe(self, folder: RemoteFolder) -> None:
         """Prove that a folder can be opened."""
-        listing.examine(self._main(), folder)
+        opening.examine(self._main(), folder)
 
     def prefer(self, wanted: Wanted) -> None:
         self._dates_matter = wanted.since is not None
@@ -104,9 +104,9 @@ class ImapSession(MailboxSession):
 
     def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
         login = self._main()
-        validity = listing.opened(login, folder)  # where it is new, so are the answers' ids
+        validity = opening.opened(login, folder)  # where it is new, so are the answers' ids
         uids = (int(ref.remote_id.partition(":")[2]) for ref in refs)
-        labels = listing.labels_of(login, validity, Uids((uid, uid) for uid in uids))
+        labels = commands.labels_of(login, validity, Uids((uid, uid) for uid in uids))
         return [MessageRef(remote_id, labels=words) for remote_id, words in labels]
 
     def fetch(

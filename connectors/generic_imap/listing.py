@@ -29,27 +29,18 @@ but for once in a while.
 """
 
 import contextlib
-import dataclasses
 import hashlib
-import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from connectors.errors import (
-    CursorExpired,
-    FolderGone,
-    FolderRefused,
-    IdsReused,
-    RateLimited,
-    Unavailable,
-)
-from connectors.generic_imap import wire
+from connectors.errors import CursorExpired, IdsReused
+from connectors.generic_imap import commands, opening, wire
 from connectors.generic_imap.client import Login
-from connectors.generic_imap.describing import ITEMS, reference, relabelled, uid_of
-from connectors.generic_imap.folders import MAX_DIGITS, name_of
-from connectors.generic_imap.refusals import must_wait, refusal
-from connectors.generic_imap.uids import MAX_UID, Present, Uids
+from connectors.generic_imap.commands import FLAGS_WINDOW, CommandRefused
+from connectors.generic_imap.describing import relabelled, uid_of
+from connectors.generic_imap.opening import Opened
+from connectors.generic_imap.uids import Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder
 
 #: A described page costs a few round trips before its first body: a third of the time with 2,000 at
@@ -60,10 +51,6 @@ BARE_PAGE_MESSAGES = 20_000
 #: More removals than this are told as "all but these", so that a page stays small.
 _MAX_REMOVED = 10_000
 _SEQUENCE_STEP = 5_000
-#: After so many refusals in a row, and nothing else, it is the server and not the messages.
-MAX_REFUSALS = 20
-#: So many messages' flags are held at once (about 200 bytes each).
-_FLAGS_WINDOW = 20_000
 
 #: How often all UIDs are listed though nothing seems to have changed; more seldom where each of the
 #: messages must be described for it.
@@ -72,59 +59,6 @@ _AUDIT_SECONDS, _DESCRIBED_AUDIT_SECONDS = 86_400, 7 * 86_400
 #: So many messages are compared, by so much of their beginning. One that comes between moves all
 #: that are above it: a single one would do, were none of them ever deleted.
 _COMPARED, _COMPARED_BYTES = 10, 2_000
-
-_COUNT = re.compile(rb" *(\d+) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
-_CLOSED = re.compile(rb"OK +\[CLOSED\]", re.IGNORECASE)
-_LIMITED = re.compile(rb"(?:OK|NO) +\[MESSAGELIMIT \d{1,10} (\d{1,10})\]", re.IGNORECASE)
-_VANISHED = re.compile(rb"VANISHED (?!\(EARLIER)([0-9:,]+)", re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Opened:
-    """What EXAMINE told."""
-
-    validity: int
-    next_uid: int | None
-    #: None where it did not tell.
-    count: int | None
-    modseq: int | None
-    #: Whether UIDs may be given to other messages yet: of servers that tell no UIDNEXT here.
-    provisional: bool
-
-
-def examine(login: Login, folder: RemoteFolder) -> Opened:
-    """Open a folder read-only.
-
-    Raises FolderGone where the server says that it does not exist, RateLimited, and FolderRefused
-    for whatever else it says: the folder is there, and nobody can tell what is in it.
-    """
-    login.opened = None
-    line, untagged = login.wire.run(b"EXAMINE", wire.string(name_of(folder)))
-    if not line.upper().startswith(b"OK"):
-        raise refusal(
-            login.wire.words(line), otherwise=FolderRefused, allowed=(FolderGone, RateLimited)
-        )
-    said = [response[0] for response in untagged]
-    # What comes before is still about the folder that was open (RFC 7162 section 3.2.11).
-    closed = [at for at, text in enumerate(said) if _CLOSED.match(text)]
-    text = b"\n".join(said[closed[-1] :] if closed else said)
-    validity = _number(rb"\[UIDVALIDITY (\d+)\]", text)
-    if validity is None:
-        raise FolderRefused("The server gives this folder no UIDVALIDITY.", code="no_uidvalidity")
-    login.opened = (folder.remote_id, validity)
-    login.exists, login.expunged = _number(rb"(?m)^ *(\d+) +EXISTS\b", text), 0
-    next_uid = told = _number(rb"\[UIDNEXT (\d+)\]", text)
-    if not next_uid and folder.state.get("uidvalidity") == validity:
-        next_uid = folder.state.get("uidnext")  # some tell it in STATUS alone
-    modseq = _number(rb"\[HIGHESTMODSEQ (\d+)\]", text) or None
-    return Opened(validity, next_uid or None, login.exists, modseq, provisional=not told)
-
-
-def opened(login: Login, folder: RemoteFolder) -> int:
-    """Have a folder open on a connection, whatever was read meanwhile; return its UIDVALIDITY."""
-    if login.opened is None or login.opened[0] != folder.remote_id:
-        return examine(login, folder).validity
-    return login.opened[1]
 
 
 def changes(
@@ -149,7 +83,7 @@ def changes(
             return
     login = connect()
     describe = describe or login.has_stable_ids
-    found = examine(login, folder)
+    found = opening.examine(login, folder)
     if since is None:
         since = {"v": found.validity, "n": 1, "u": found.next_uid, "m": found.modseq}
         since |= {"c": None, "t": 0, "done": False}
@@ -256,7 +190,7 @@ class _Listing:
         if not self._describe:
             return [MessageRef(f"{validity}:{uid}", labels=None) for uid in uids]
         self._stay()
-        return described(self._login, validity, uids)
+        return commands.described(self._login, validity, uids)
 
     def _last_cursor(self, uids: Uids, *, certain: bool) -> dict[str, Any]:
         opened, whole = self._opened, certain
@@ -349,7 +283,7 @@ class _Listing:
 
     def _search(self, uid_set: str) -> Uids:
         self._stay()
-        return search(self._login, uid_set)
+        return commands.search(self._login, uid_set)
 
     # -- flags -----------------------------------------------------------------------------------
 
@@ -368,7 +302,7 @@ class _Listing:
         if opened.modseq is not None and since["m"] is not None:
             vanished = " VANISHED" if self._tells_removals() else ""
             modifier = f" (CHANGEDSINCE {since['m']}{vanished})"
-        items = _label_items(self._login)
+        items = commands.label_items(self._login)
         gone: list[tuple[int, int]] = []
         for low, high in self._flag_windows():
             changed: list[tuple[str, tuple[str, ...]]] = []
@@ -383,10 +317,10 @@ class _Listing:
 
     def _flag_windows(self) -> Iterator[tuple[int, int]]:
         last = self._since["n"] - 1
-        if self._login.exists is not None and self._login.exists <= _FLAGS_WINDOW:
+        if self._login.exists is not None and self._login.exists <= FLAGS_WINDOW:
             yield 1, last
         else:
-            yield from self._search("1:*").windows(_FLAGS_WINDOW, last)
+            yield from self._search("1:*").windows(FLAGS_WINDOW, last)
 
     def _vanished(self, gone: Uids) -> Iterator[Page]:
         validity, cursor = self._opened.validity, self._reached
@@ -400,143 +334,9 @@ class _Listing:
 
     def _run(self, command: str, of: str) -> list[list[bytes]]:
         self._stay()
-        return run(self._login, command, of)
+        return commands.run(self._login, command, of)
 
     def _stay(self) -> None:
         """Open the folder again where another was read meanwhile."""
-        if opened(self._login, self._folder) != self._opened.validity:
+        if opening.opened(self._login, self._folder) != self._opened.validity:
             raise CursorExpired("The folder's UIDVALIDITY changed.")
-
-
-def described(login: Login, validity: int, uids: Uids) -> list[MessageRef]:
-    """Ask of messages of the open folder what there is to say; leave out those that are gone."""
-    refs = _Descriptions(login, validity).of(uids)
-    absent = Uids((uid, uid) for uid in uids if uid not in refs)
-    for part in absent.commands():
-        for uid in search(login, str(part)):
-            if uid in part:
-                # It is there, and the server can't describe it: fetch() says what is wrong.
-                refs[uid] = MessageRef(f"{validity}:{uid}", labels=None)
-    return [refs[uid] for uid in sorted(refs)]
-
-
-def labels_of(login: Login, validity: int, uids: Uids) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Ask for the labels of messages of the open folder; yield those that the server tells."""
-    for page in uids.pages(_FLAGS_WINDOW):
-        for part in page.commands():
-            with contextlib.suppress(CommandRefused):
-                for response in run(login, f"UID FETCH {{}} ({_label_items(login)})", str(part)):
-                    if (found := relabelled(response, validity)) is not None:
-                        yield found
-
-
-def _label_items(login: Login) -> str:
-    return "UID FLAGS X-GM-LABELS" if login.can("X-GM-EXT-1") else "UID FLAGS"
-
-
-class _Descriptions:
-    def __init__(self, login: Login, validity: int) -> None:
-        self._login, self._validity = login, validity
-        self._items = ITEMS
-        if login.can("X-GM-EXT-1"):
-            self._items += " X-GM-MSGID X-GM-THRID X-GM-LABELS"
-        elif login.can("OBJECTID"):
-            self._items += " EMAILID THREADID"
-        self._found: dict[int, MessageRef] = {}
-        self._refusals = 0
-
-    def of(self, uids: Uids) -> dict[int, MessageRef]:
-        for part in uids.commands():
-            self._ask(part)
-        return self._found
-
-    def _ask(self, uids: Uids) -> None:
-        """Ask in halves where the server refuses: one bad message must not hide others."""
-        plain = not self._login.has_stable_ids
-        try:
-            for response in run(self._login, f"UID FETCH {{}} ({self._items})", str(uids)):
-                uid, ref = reference(response, self._validity, plain=plain)
-                if ref is not None and uid in uids:
-                    self._found[uid] = ref
-        except CommandRefused:
-            if len(uids) > 1:
-                for half in uids.pages((len(uids) + 1) // 2):
-                    self._ask(half)
-                return
-            self._refusals += 1
-            if self._refusals >= MAX_REFUSALS and not self._found:
-                raise  # it refuses everything: nothing is wrong with these messages
-
-
-class CommandRefused(Unavailable):
-    """A NO or BAD to a command on messages: about them, as far as we know."""
-
-
-def search(login: Login, uid_set: str) -> Uids:
-    """Return which UIDs of a set exist. "n:*" always has the last one, even below n."""
-    extended = login.can("ESEARCH")
-    command = f"UID SEARCH {'RETURN (ALL) ' if extended else ''}UID {{}}"
-    found: list[tuple[int, int]] = []
-    for response in run(login, command, uid_set):
-        kind, _, rest = response[0].partition(b" ")
-        if kind.upper() == b"ESEARCH":
-            if match := re.search(rb"\bALL ([0-9:,]+)", rest):
-                found.extend(wire.ranges(match[1]))
-        elif kind.upper() == b"SEARCH":
-            numbers = re.sub(rb"\(.*?\)", b"", rest).split()
-            found.extend((int(n), int(n)) for n in numbers if n.isdigit())
-    return Uids(found)
-
-
-def run(login: Login, command: str, of: str) -> list[list[bytes]]:
-    """Run a command on messages `of` the open folder, a set that takes the place of "{}".
-
-    A server may work on the highest of them alone and say how far it got down (RFC 9738 section
-    3.1): it is asked for the rest until it says that no more. Raises CommandRefused, or what asks
-    to wait.
-    """
-    answers: list[list[bytes]] = []
-    left, lowest = of, MAX_UID + 1
-    while left:
-        status, untagged = login.wire.run(command.format(left).encode())
-        for response in untagged:
-            _count(login, response[0])
-        answers += untagged
-        limited = _LIMITED.match(status)
-        if limited is None and not status.upper().startswith(b"OK"):
-            error = refusal(login.wire.words(status), otherwise=CommandRefused)
-            raise error if must_wait(error) else CommandRefused(str(error))
-        if limited is None or not command.startswith("UID "):
-            return answers
-        if (reached := int(limited[1])) >= lowest:
-            raise CommandRefused("The server answers for too few messages at once.")
-        lowest = reached
-        left = _below(of, lowest)
-    return answers
-
-
-def _below(uid_set: str, end: int) -> str:
-    """Return those of a set ("1:5,9:*") below `end`; "" where there are none."""
-    ends = uid_set.replace("*", str(MAX_UID)).encode()
-    return str(Uids(wire.ranges(ends)).before(end))
-
-
-def _count(login: Login, line: bytes) -> None:
-    """Follow the number of messages, which a server may change in any reply."""
-    gone = 0
-    if match := _COUNT.match(line):
-        if match[2].upper() == b"EXISTS":
-            login.exists = int(match[1])
-        else:
-            gone = 1
-    elif match := _VANISHED.match(line):
-        gone = len(Uids(wire.ranges(match[1])))
-    login.expunged += gone
-    if login.exists is not None:
-        login.exists -= gone
-
-
-def _number(pattern: bytes, text: bytes) -> int | None:
-    """Return the number that was told last; None where it was not, or is none of IMAP's."""
-    found = re.findall(pattern, text, re.IGNORECASE)
-    return int(found[-1]) if found and len(found[-1]) <= MAX_DIGITS else None

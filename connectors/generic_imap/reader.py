@@ -20,7 +20,7 @@ from connectors.errors import (
     Skippable,
     Unavailable,
 )
-from connectors.generic_imap import listing
+from connectors.generic_imap import commands, opening
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS_WITH_BODY, items_of
 from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped, discard
@@ -84,7 +84,7 @@ class Fetch:
     def answers(self) -> Iterator[Answer]:
         """Yield every answer. Raises Retryable after what had arrived whole was yielded, and
         FolderRefused where none of the messages is mail."""
-        self._validity = listing.opened(self._main, self._folder)
+        self._validity = opening.opened(self._main, self._folder)
         guard = RefusalGuard()
         problem: BaseException | None = None
         came: collections.deque[Answer] = collections.deque()
@@ -186,7 +186,7 @@ class Fetch:
         alive, too. One that finds another folder under the name (made again meanwhile), or none, is
         of no use: its UIDs would name other messages."""
         try:
-            return listing.examine(login, self._folder).validity == self._validity
+            return opening.examine(login, self._folder).validity == self._validity
         except ConnectorError:
             return False
 
@@ -268,9 +268,9 @@ class Fetch:
     def _there(self, login: Login, uids: Uids) -> dict[str, MessageRef]:
         """Return which of these the server has, with what it says of them, which may be nothing."""
         try:
-            found = listing.described(login, self._validity, uids)
-        except listing.CommandRefused:
-            there = listing.search(login, str(uids))
+            found = commands.described(login, self._validity, uids)
+        except commands.CommandRefused:
+            there = commands.search(login, str(uids))
             found = [MessageRef(f"{self._validity}:{uid}", labels=None) for uid in there]
         return {ref.remote_id: ref for ref in found}
 
@@ -337,7 +337,7 @@ def _judge_stand_ins(login: Login, replies: Replies, sender: Sender) -> None:
 def _samples(login: Login, count: int, size: int) -> list[bytes]:
     """Return how so many messages of the open folder begin, spread evenly from the oldest to the
     newest: those that the server hands out."""
-    uids = list(listing.search(login, "1:*")) if login.wire.uid_only else []
+    uids = list(commands.search(login, "1:*")) if login.wire.uid_only else []
     last = (len(uids) or login.exists or 1) - 1
     numbers = sorted({last * index // (count - 1) for index in range(count)}) if last > 0 else [0]
     if uids:
