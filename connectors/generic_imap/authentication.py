@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable
-from connectors.generic_imap import wire
+from connectors.generic_imap import syntax
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.refusals import refusal
 from connectors.generic_imap.wire import Wire
@@ -44,7 +44,7 @@ def authenticate(
     elif "LOGINDISABLED" in capabilities:
         raise _no_password(config, capabilities)
     name, password = config.username.encode(), config.password.encode()
-    return _logged_in(opened, *opened.run(b"LOGIN", wire.string(name), wire.string(password)))
+    return _logged_in(opened, *opened.run(b"LOGIN", syntax.string(name), syntax.string(password)))
 
 
 def spoken(config: ImapConfig, token: str) -> tuple[str, ...]:
@@ -107,7 +107,7 @@ def _logged_in(
     """Return the capabilities that came with an OK. Raises what a refusal means."""
     if not _is_ok(status):
         raise _refusal(opened.words(status), advice)
-    return wire.capabilities([status, *(response[0] for response in untagged)])
+    return syntax.capabilities([status, *(response[0] for response in untagged)])
 
 
 def _is_ok(status: bytes) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from connectors import net, oauth
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable, Unavailable
-from connectors.generic_imap import authentication, wire
+from connectors.generic_imap import authentication, syntax, wire
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.refusals import refusal
 from connectors.generic_imap.uids import MAX_UID
@@ -121,7 +121,7 @@ def _login(
         )
         reached(opened)
         greeting = _greeted(opened, config)
-        capabilities = wire.capabilities([greeting]) or _capabilities(opened)
+        capabilities = syntax.capabilities([greeting]) or _capabilities(opened)
         if config.startTls:
             status, _ = opened.run(b"STARTTLS")
             _require_starttls(status, config)
@@ -220,4 +220,4 @@ def _know(opened: Wire, capabilities: frozenset[str]) -> None:
 
 def _capabilities(opened: Wire) -> frozenset[str]:
     _, untagged = opened.run(b"CAPABILITY")
-    return wire.capabilities(response[0] for response in untagged)
+    return syntax.capabilities(response[0] for response in untagged)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 
 from connectors.errors import Unavailable
-from connectors.generic_imap import wire
+from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS, reference, relabelled
 from connectors.generic_imap.refusals import must_wait, refusal
@@ -38,7 +38,7 @@ def search(login: Login, uid_set: str) -> Uids:
         kind, _, rest = response[0].partition(b" ")
         if kind.upper() == b"ESEARCH":
             if match := re.search(rb"\bALL ([0-9:,]+)", rest):
-                found.extend(wire.ranges(match[1]))
+                found.extend(syntax.ranges(match[1]))
         elif kind.upper() == b"SEARCH":
             numbers = re.sub(rb"\(.*?\)", b"", rest).split()
             found.extend((int(n), int(n)) for n in numbers if n.isdigit())
@@ -75,7 +75,7 @@ def run(login: Login, command: str, of: str) -> list[list[bytes]]:
 def _below(uid_set: str, end: int) -> str:
     """Return those of a set ("1:5,9:*") below `end`; "" where there are none."""
     ends = uid_set.replace("*", str(MAX_UID)).encode()
-    return str(Uids(wire.ranges(ends)).before(end))
+    return str(Uids(syntax.ranges(ends)).before(end))
 
 
 def _count(login: Login, line: bytes) -> None:
@@ -87,7 +87,7 @@ def _count(login: Login, line: bytes) -> None:
         else:
             gone = 1
     elif match := _VANISHED.match(line):
-        gone = len(Uids(wire.ranges(match[1])))
+        gone = len(Uids(syntax.ranges(match[1])))
     login.expunged += gone
     if login.exists is not None:
         login.exists -= gone

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from connectors.generic_imap import wire
+from connectors.generic_imap import syntax
 from connectors.generic_imap.folders import MAX_DIGITS, decoded
 from connectors.types import MessageRef
 
@@ -41,8 +41,8 @@ def uid_of(items: bytes) -> int | None:
 
 def items_of(response: Sequence[bytes]) -> dict[bytes, Any]:
     """Return the items of a FETCH response, as [text, literal, text, ...] without "* ", by name."""
-    values = wire.parse(response)
-    return wire.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
+    values = syntax.parse(response)
+    return syntax.pairs(values[2]) if len(values) > 2 and isinstance(values[2], list) else {}
 
 
 def reference(
@@ -85,7 +85,7 @@ def described(ref: MessageRef, items: bytes) -> MessageRef:
     if (match := _PLAIN.fullmatch(items)) is not None:
         _, size, flags, date = match.groups()
     else:
-        found = wire.pairs(wire.parse([items]))
+        found = syntax.pairs(syntax.parse([items]))
         size, date = found.get(b"RFC822.SIZE"), found.get(b"INTERNALDATE")
         words = found.get(b"FLAGS")
         flags = b" ".join(_words(words)) if isinstance(words, list) else None
@@ -118,7 +118,7 @@ def _object_id(items: dict[bytes, Any], *names: bytes) -> str:
         if isinstance(value, list):
             value = value[0] if value else None
         if isinstance(value, bytes):
-            return wire.printable(value)
+            return syntax.printable(value)
     return ""
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from imapclient import imap_utf7
 
 from connectors.errors import NeedsReauth, Retryable, Unavailable
-from connectors.generic_imap import wire
+from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.types import RemoteFolder
@@ -145,7 +145,7 @@ def _read(untagged: Sequence[list[bytes]]) -> tuple[list[_Entry], dict[bytes, di
     listed: dict[bytes, _Entry] = {}
     states: dict[bytes, dict[str, Any]] = {}
     for response in untagged:
-        values = wire.parse(response)
+        values = syntax.parse(response)
         kind = values[0].upper() if values and isinstance(values[0], bytes) else b""
         if kind == b"LIST" and len(values) >= 4:
             attributes = {a.upper() for a in values[1] or [] if isinstance(a, bytes)}
@@ -153,7 +153,7 @@ def _read(untagged: Sequence[list[bytes]]) -> tuple[list[_Entry], dict[bytes, di
             name = _name(values[3] if _is_whole(values[4:]) else _unquoted(response, values[3]))
             listed.setdefault(name, (attributes, delimiter, name))
         elif kind == b"STATUS" and len(values) >= 3 and isinstance(values[2], list):
-            states[_name(values[1])] = _state(wire.pairs(values[2]))
+            states[_name(values[1])] = _state(syntax.pairs(values[2]))
     return list(listed.values()), states
 
 
@@ -191,7 +191,7 @@ def _state(items: Mapping[bytes, Any]) -> dict[str, Any]:
             del state[key]
     object_id = items.get(b"MAILBOXID")
     if isinstance(object_id, list) and object_id and isinstance(object_id[0], bytes):
-        state["mailboxid"] = wire.printable(object_id[0])
+        state["mailboxid"] = syntax.printable(object_id[0])
     return state
 
 
@@ -199,7 +199,7 @@ def _ask_status(login: Login, names: Sequence[bytes], items: str) -> dict[bytes,
     """STATUS of each folder, pipelined. A folder whose STATUS fails is listed without one."""
     states: dict[bytes, dict[str, Any]] = {}
     for start in range(0, len(names), _STATUS_BATCH):
-        arguments = [wire.string(name) for name in names[start : start + _STATUS_BATCH]]
+        arguments = [syntax.string(name) for name in names[start : start + _STATUS_BATCH]]
         open_tags = {
             login.wire.command_ahead(b"STATUS", a, f"({items})".encode()) for a in arguments
         }

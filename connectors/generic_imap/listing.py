@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from connectors.errors import CursorExpired, IdsReused
-from connectors.generic_imap import commands, opening, wire
+from connectors.generic_imap import commands, opening, syntax
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.commands import FLAGS_WINDOW, CommandRefused
 from connectors.generic_imap.describing import relabelled, uid_of
@@ -308,7 +308,7 @@ class _Listing:
             changed: list[tuple[str, tuple[str, ...]]] = []
             for response in self._run(f"UID FETCH {{}} ({items}){modifier}", f"{low}:{high}"):
                 if response[0][:9].upper() == b"VANISHED ":
-                    gone.extend(wire.ranges(response[0].split()[-1]))
+                    gone.extend(syntax.ranges(response[0].split()[-1]))
                 elif (found := relabelled(response, opened.validity)) is not None:
                     changed.append(found)
             for at in range(0, len(changed), PAGE_MESSAGES):

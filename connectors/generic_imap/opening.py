@@ -4,7 +4,7 @@ import dataclasses
 import re
 
 from connectors.errors import FolderGone, FolderRefused, RateLimited
-from connectors.generic_imap import wire
+from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.folders import MAX_DIGITS, name_of
 from connectors.generic_imap.refusals import refusal
@@ -33,7 +33,7 @@ def examine(login: Login, folder: RemoteFolder) -> Opened:
     for whatever else it says: the folder is there, and nobody can tell what is in it.
     """
     login.opened = None
-    line, untagged = login.wire.run(b"EXAMINE", wire.string(name_of(folder)))
+    line, untagged = login.wire.run(b"EXAMINE", syntax.string(name_of(folder)))
     if not line.upper().startswith(b"OK"):
         raise refusal(
             login.wire.words(line), otherwise=FolderRefused, allowed=(FolderGone, RateLimited)
