@@ -4,9 +4,11 @@ A Config is a frozen dataclass whose fields are made with `field(...)`. The API,
 and the command line are all derived from it, so that a new provider needs no code in any of them.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 from connectors.throttle import Local, Throttle
@@ -86,10 +88,11 @@ class Environment:
     endpoints: Mapping[str, str] = dataclasses.field(default_factory=dict)
     #: What a provider allows and what its requests cost: "google" -> {name: number}.
     quotas: Mapping[str, Mapping[str, float]] = dataclasses.field(default_factory=dict)
-    #: Called with secrets that the provider exchanged for new ones (a refresh token that rotates),
-    #: before the new ones are used. Where nobody keeps them, the old ones must do next time.
-    keep_secrets: Callable[[Mapping[str, str]], None] = dataclasses.field(
-        default=lambda _: None, compare=False
+    #: Entered to have a secret exchanged for a new one (a refresh token that rotates): gives the
+    #: newest ones and keeps what is put in their place, before it is used. Over all processes no
+    #: other is in it for this source. By default nobody keeps them.
+    exchanging: Callable[[], AbstractContextManager[dict[str, str]]] = dataclasses.field(
+        default=lambda: contextlib.nullcontext({}), compare=False
     )
     #: Shared by all workers where the engine made it; of this process otherwise.
     throttle: Throttle = dataclasses.field(default_factory=Local, compare=False)

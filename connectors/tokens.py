@@ -115,13 +115,15 @@ class Tokens(ABC):
         """
 
     def _renewed(self) -> str:
-        refresh_token = self._refresh_token()
-        answer = self._ask(refresh_token)
-        newest = answer.get("refresh_token")
-        if refresh_token and newest and newest != refresh_token:
+        if not self._given:
+            return self.adopt(self._ask(""))
+        with self._environment.exchanging() as secrets:
+            # Another process may have exchanged the one that is known here: it is good no more.
+            newest = secrets.get("refreshToken") or self._refresh_token()
+            answer = self._ask(newest)
             # Before its access token is used: should this process die, the new one is not lost.
-            self._environment.keep_secrets({"refreshToken": str(newest)})
-        return self.adopt(answer)
+            newest = secrets["refreshToken"] = str(answer.get("refresh_token") or newest)
+        return self.adopt({**answer, "refresh_token": newest})
 
     def _refresh_token(self) -> str:
         kept = _CACHE.get(self._key(self._given))

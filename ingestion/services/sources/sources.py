@@ -82,7 +82,7 @@ def environment(source: IngestionSource) -> Environment:
         extra_ca_file=settings.EXTRA_CA_FILE,
         endpoints=settings.PROVIDER_ENDPOINTS,
         quotas=settings.PROVIDER_QUOTAS,
-        keep_secrets=refresh_tokens.keeper(source),
+        exchanging=refresh_tokens.exchanging(source),
         throttle=throttle.shared(),
     )
 

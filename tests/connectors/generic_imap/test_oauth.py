@@ -7,14 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from connectors import registry
 from connectors.base import Connector
 from connectors.config import Environment
 from connectors.errors import Fatal, NeedsReauth, RateLimited, Unavailable
+from ingestion.services.sources import sources
 from tests.servers import imap_source
 from tests.servers.graph import http
 from tests.servers.imap_script import MODERN, ImapScript
+from tests.servers.mortal import MortalProcess
 
 
 class TokenServer:
@@ -26,11 +29,13 @@ class TokenServer:
         self.asked: list[str] = []
         self.access_token = "s3cret-canary"
         self.answer: Callable[[], http.Response] | None = None
+        self.before_answering: Callable[[], object] = lambda: None
         self.url = ""
 
     def __call__(self, request: http.Request) -> http.Response:
         given = request.form()["refresh_token"]
         self.asked.append(given)
+        self.before_answering()
         if self.answer is not None:
             return self.answer()
         if given != self.good:
@@ -68,10 +73,17 @@ def connector(server: ImapScript, tokens: TokenServer, **environment: Any) -> Co
 def test_a_refresh_token_that_is_exchanged_is_kept_before_it_is_used() -> None:
     kept: list[Any] = []
     tokens = TokenServer(one_use=True, seconds=None)
+
+    @contextlib.contextmanager
+    def exchanging() -> Iterator[dict[str, str]]:
+        secrets: dict[str, str] = {}
+        yield secrets
+        kept.append((secrets, server.asked(b"AUTHENTICATE")))
+
     with serving(tokens) as server:
-        used = connector(server, tokens, keep_secrets=kept.append)
+        used = connector(server, tokens, exchanging=exchanging)
         used.check()
-        assert kept == [{"refreshToken": "refresh-1"}]
+        assert kept == [({"refreshToken": "refresh-1"}, [])]
         used.check()  # what this connector was made with is of no use any more
     assert tokens.asked == ["refresh-0", "refresh-1"]
 
@@ -92,6 +104,41 @@ def test_a_refresh_token_of_one_use_survives_check_import_and_sync(
     assert len(tokens.asked) == len(set(tokens.asked)) >= 3
     source.refresh_from_db()
     assert source.secrets["refreshToken"] == tokens.good
+
+
+@pytest.mark.django_db(transaction=True)
+def test_two_processes_that_ask_at_once_both_log_in_with_tokens_of_one_use(
+    settings: Any, tmp_path: Path, wait_for: Callable[..., Any]
+) -> None:
+    settings.EXTRA_CA_FILE = http.ca_file()
+    tokens = TokenServer(one_use=True, seconds=None)
+
+    def until_both_are_there() -> None:
+        wait_for(lambda: len(tokens.asked) > 2 or waits_for_a_lock())
+
+    with serving(tokens) as server:
+        source = imap_source.create(server, **config(server, tokens), password="")
+        tokens.before_answering = until_both_are_there
+
+        def check() -> None:
+            assert sources.verify(source).ok
+
+        with (
+            MortalProcess(check, at_step=None, directory=tmp_path) as one,
+            MortalProcess(check, at_step=None, directory=tmp_path) as other,
+        ):
+            one.wait()
+            tokens.before_answering = lambda: None
+            other.wait()
+    assert tokens.asked == ["refresh-0", "refresh-1", "refresh-2"]
+    source.refresh_from_db()
+    assert source.secrets["refreshToken"] == tokens.good
+
+
+def waits_for_a_lock() -> bool:
+    with contextlib.closing(connection.copy()) as own, own.cursor() as cursor:
+        cursor.execute("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+        return cursor.fetchone() is not None
 
 
 def test_an_access_token_is_used_for_as_long_as_it_is_good() -> None:

@@ -128,15 +128,16 @@ def test_a_rotated_secret_does_not_replace_a_newer_one(
 ) -> None:
     first = server.login.refresh_token_of(alice)
     source = make(**person, refreshToken=first)
-    keep = sources.environment(source).keep_secrets
+    exchanging = sources.environment(source).exchanging
     reconnected = server.login.refresh_token_of(alice)
-    sources.reconnect(source, {"refreshToken": reconnected}, actor=ACTOR)
-    keep({"refreshToken": "rotated-of-the-first"})
+    with exchanging() as secrets:
+        sources.reconnect(source, {"refreshToken": reconnected}, actor=ACTOR)
+        secrets["refreshToken"] = "rotated-of-the-first"
     source.refresh_from_db()
     assert source.secrets["refreshToken"] == reconnected
-    keep = sources.environment(source).keep_secrets
     for rotated in ("second", "third"):
-        keep({"refreshToken": rotated})
+        with exchanging() as secrets:
+            secrets["refreshToken"] = rotated
         source.refresh_from_db()
         assert source.secrets["refreshToken"] == rotated
 

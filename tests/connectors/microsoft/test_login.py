@@ -1,8 +1,10 @@
 """How the connector gets its tokens, and that it goes nowhere else."""
 
+import contextlib
 import datetime as dt
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -177,12 +179,15 @@ def test_a_rotated_refresh_token_is_kept_before_its_access_token_is_used(
 ) -> None:
     kept: list[tuple[str, int]] = []
 
-    def keep(secrets: Any) -> None:
+    @contextlib.contextmanager
+    def exchanging() -> Iterator[dict[str, str]]:
+        secrets: dict[str, str] = {}
+        yield secrets
         kept.append((secrets["refreshToken"], server.count("/v1.0/")))
 
     first = server.login.refresh_token_of(alice)
     person = {"refreshToken": first, "email": alice.mail, "tenantId": "common"}
-    with build(server, environment={"keep_secrets": keep}, **person) as connector:
+    with build(server, environment={"exchanging": exchanging}, **person) as connector:
         assert connector.check().account == alice.mail
         box(alice).deliver(b"message")
         with opened(connector, alice) as session:
