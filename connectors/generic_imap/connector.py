@@ -32,6 +32,10 @@ from connectors.types import (
 #: MailboxSession.check() has 15 s; each step of it less.
 _CHECK_SECONDS = 13.0
 _CHECK_STEP_SECONDS = 6.0
+_PROVISIONAL = (
+    ". This server may number the messages of a folder anew until a mail program has opened it"
+    " (Courier does). Such a folder is compared at each sync, and read again where it changed."
+)
 
 
 class ImapConnector(Connector):
@@ -50,13 +54,14 @@ class ImapConnector(Connector):
                 raise Fatal("The account has no folder that can be read.", code="no_folders")
             inbox = next((folder for folder in found if folder.role == "inbox"), found[0])
             try:
-                session.probe(inbox)
+                provisional = session.probe(inbox).provisional
             except FolderGone as error:
                 raise Fatal(f"The login works, and {inbox.path} can't be read. {error}") from None
             except FolderRefused as error:  # now, perhaps: it is there
                 text = f"The login works, and {inbox.path} can't be opened now. {error}"
                 raise Unavailable(text) from None
-        return Identity(self._config.username, f"{len(found)} folders")
+        notice = _PROVISIONAL if provisional else ""
+        return Identity(self._config.username, f"{len(found)} folders{notice}")
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
         yield RemoteMailbox(self._config.username, self._config.username)
@@ -92,9 +97,9 @@ class ImapSession(MailboxSession):
                 raise
         return folders.list_folders(self._main())
 
-    def probe(self, folder: RemoteFolder) -> None:
-        """Prove that a folder can be opened."""
-        opening.examine(self._main(), folder)
+    def probe(self, folder: RemoteFolder) -> opening.Opened:
+        """Prove that a folder can be opened; return what the server told of it."""
+        return opening.examine(self._main(), folder)
 
     def prefer(self, wanted: Wanted) -> None:
         self._dates_matter = wanted.since is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingestion.models import Folder, IngestionSource, Message
+from ingestion.models import Folder, IngestionSource, Message, StatusChange
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, PLAIN, Client, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
@@ -188,6 +188,16 @@ def test_a_folder_that_is_numbered_anew_each_time_is_read_again_only_where_it_ch
         synced(source)
         assert server.asked(b"BODY.PEEK[])")
         assert Message.objects.count() == 17
+
+
+def test_the_check_tells_of_a_server_that_may_number_messages_anew(
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "number" not in StatusChange.objects.get(source=source).reason
+    told(monkeypatch, rb"\* OK \[UIDNEXT \d+\] ok\r\n", b"")
+    courier = imap_source.create(server, name="Courier")
+    told_of_it = "until a mail program has opened it"
+    assert told_of_it in StatusChange.objects.get(source=courier).reason
 
 
 def a_day_ago(folder: Folder) -> dict[str, Any]:
