@@ -46,6 +46,11 @@ from connectors.types import Cursor, MessageRef, Page, RemoteFolder
 #: A described page costs a few round trips before its first body: a third of the time with 2,000 at
 #: 20 ms.
 PAGE_MESSAGES = 10_000
+#: But what takes longer than a worker's slice is begun anew in each, and Exchange converts every
+#: message to tell its size: a page is what the server describes in so many seconds, as told by the
+#: one before.
+_DESCRIBING_SECONDS = 20.0
+_FIRST_PAGE_MESSAGES, _FEWEST_PAGE_MESSAGES = 1_000, 100
 #: Bare references take a quarter of the memory.
 BARE_PAGE_MESSAGES = 20_000
 #: More removals than this are told as "all but these", so that a page stays small.
@@ -130,6 +135,9 @@ class _Listing:
         self._reached = since
         #: When all UIDs were listed.
         self._listed_at = since.get("t", 0)
+        self._page_messages = BARE_PAGE_MESSAGES
+        if describe:
+            self._page_messages = min(_FIRST_PAGE_MESSAGES, PAGE_MESSAGES)
 
     def first(self) -> Iterator[Page]:
         """List from the cursor to the end, and say what is present."""
@@ -174,12 +182,12 @@ class _Listing:
 
     def _again(self, uids: Uids) -> Iterator[Page]:
         """Tell of messages that were listed before, but for those that came late."""
-        for page in uids.pages(PAGE_MESSAGES if self._describe else BARE_PAGE_MESSAGES):
+        for page in uids.pages(lambda: self._page_messages):
             yield Page(self._reached, added=self._references(page), again=True)
 
     def _pages(self, uids: Uids) -> Iterator[Page]:
         cursor = {**self._since, "c": None}
-        for page in uids.pages(PAGE_MESSAGES if self._describe else BARE_PAGE_MESSAGES):
+        for page in uids.pages(lambda: self._page_messages):
             refs = self._references(page)
             cursor["n"] = page.last + 1
             self._reached = dict(cursor)
@@ -190,7 +198,12 @@ class _Listing:
         if not self._describe:
             return [MessageRef(f"{validity}:{uid}", labels=None) for uid in uids]
         self._stay()
-        return commands.described(self._login, validity, uids)
+        began = time.monotonic()
+        refs = commands.described(self._login, validity, uids)
+        took_seconds = max(0.001, time.monotonic() - began)
+        as_many = int(len(uids) * _DESCRIBING_SECONDS / took_seconds)
+        self._page_messages = min(max(as_many, _FEWEST_PAGE_MESSAGES), PAGE_MESSAGES)
+        return refs
 
     def _last_cursor(self, uids: Uids, *, certain: bool) -> dict[str, Any]:
         opened, whole = self._opened, certain

@@ -2,7 +2,7 @@
 
 import bisect
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 MAX_UID = 2**32 - 1
 #: RFC 7162 s4 wants clients to keep lines below 8,192 bytes; this leaves room for the rest of it.
@@ -44,10 +44,10 @@ class Uids:
         kept = ((max(low, first), high) for low, high in self._ranges if high >= first)
         return Uids(kept)
 
-    def pages(self, size: int) -> Iterator["Uids"]:
-        """Yield them in order, at most `size` at a time."""
+    def pages(self, size: int | Callable[[], int]) -> Iterator["Uids"]:
+        """Yield them in order, at most `size` at a time (which is asked for before each page)."""
         page: list[tuple[int, int]] = []
-        room = size
+        room = size() if callable(size) else size
         for low, high in self._ranges:
             first = low
             while first <= high:
@@ -57,7 +57,7 @@ class Uids:
                 first = upto + 1
                 if room == 0:
                     yield Uids(page)
-                    page, room = [], size
+                    page, room = [], size() if callable(size) else size
         if page:
             yield Uids(page)
 

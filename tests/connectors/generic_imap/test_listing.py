@@ -1,12 +1,16 @@
 """What an IMAP server lists, through the whole engine: never "none" where it could not be read, and
 never "gone" where the server only does not let it be opened."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from connectors.generic_imap import listing
+from connectors.generic_imap.syntax import ranges
+from connectors.generic_imap.uids import Uids
 from ingestion.models import Folder, IngestionSource, Run
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
@@ -141,3 +145,27 @@ def test_an_empty_folder_in_which_nothing_may_be_looked_for_is_empty(
     synced(source)
     assert archived(source) == held_by(server)
     assert Run.objects.count() == 2
+
+
+def test_a_page_is_what_a_slow_server_describes_in_time(
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page that takes longer than a slice of work would be asked for anew in each."""
+    monkeypatch.setattr(listing, "_DESCRIBING_SECONDS", 0.1)
+    monkeypatch.setattr(listing, "_FEWEST_PAGE_MESSAGES", 2)
+    monkeypatch.setattr(listing, "_FIRST_PAGE_MESSAGES", 10)
+    fill(server.inbox, 37)
+    IngestionSource.objects.update(options={"since": "2001-01-01"})  # so each is described
+    pages: list[int] = []
+
+    def take_20_ms_each(_client: Client, _tag: bytes, command: bytes) -> bool:
+        if b"INTERNALDATE" in command and b"BODY" not in command:
+            pages.append(len(Uids(ranges(command.split()[2]))))
+            time.sleep(0.02 * pages[-1])
+        return False
+
+    server.hooks.append(take_20_ms_each)
+    assert imported(source).status == "completed"
+    assert archived(source) == held_by(server)
+    assert pages[0] == 10
+    assert max(pages[1:]) <= 5
