@@ -1,6 +1,7 @@
 """IMAP servers that apply a command to so many messages at once and no more (RFC 9738), through the
 whole engine: what they left out is asked for."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,9 @@ from typing import Any
 import pytest
 
 from ingestion.models import FailedMessage, IngestionSource, Placement
+from ingestion.services.archive.reconcile import reconcile
 from tests.servers import imap_source
-from tests.servers.imap_script import MODERN, PLAIN, ImapScript
+from tests.servers.imap_script import MODERN, PLAIN, Client, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -78,6 +80,32 @@ def test_all_of_a_folder_is_seen_where_only_those_see_it_who_count_in_uids(
     assert synced(source).status == "completed"
     assert archived(source) == held_by(server)
     assert list(Placement.objects.get(remote_id="1:2").labels) == ["\\Seen"]
+
+
+def test_a_comparison_sees_all_of_a_folder_and_what_the_archive_lacks_of_it(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    imported(source)
+    lost = ["1:3", "1:20", "1:40"]
+    Placement.objects.filter(remote_id__in=lost).delete()
+    [report] = reconcile(source)
+    assert (report.listed, report.present, report.missing) == (40, 37, 3)
+    assert sorted(report.missing_ids) == sorted(lost)
+    assert (report.unlisted, report.kept, report.error) == (0, 0, "")
+
+
+def test_a_comparison_with_a_part_of_a_folder_does_not_agree(
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server leaves out the rest and says no word of it."""
+    imported(source)
+    server.capabilities.pop()
+    send, said = Client.send, re.compile(rb" \[MESSAGELIMIT \d+ \d+\]")
+    monkeypatch.setattr(Client, "send", lambda self, data: send(self, said.sub(b"", data)))
+    [report] = reconcile(source)
+    assert (report.listed, report.unlisted, report.missing) == (_LIMIT, 40 - _LIMIT, 0)
+    assert report.kept == 0
+    assert not report.ok
 
 
 def test_a_capped_search_is_completed_without_sequence_numbers(
