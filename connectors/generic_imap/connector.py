@@ -61,7 +61,7 @@ class ImapConnector(Connector):
                 text = f"The login works, and {inbox.path} can't be opened now. {error}"
                 raise Unavailable(text) from None
         notice = _PROVISIONAL if provisional else ""
-        return Identity(self._config.username, f"{len(found)} folders{notice}")
+        return Identity(self._config.username, f"{_counted(len(found))}{notice}")
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
         yield RemoteMailbox(self._config.username, self._config.username)
@@ -157,6 +157,10 @@ class ImapSession(MailboxSession):
             except ConnectorError:
                 self._refused_more = True  # one connection is enough; the next session asks again
         return self._extra.get(number)
+
+
+def _counted(folders: int) -> str:
+    return "1 folder" if folders == 1 else f"{folders:,} folders"
 
 
 def _wanted_extensions(login: Login) -> list[bytes]:

@@ -207,10 +207,11 @@ class _Listing:
 
     def _last_cursor(self, uids: Uids, *, certain: bool) -> dict[str, Any]:
         opened, whole = self._opened, certain
-        told = opened.next_uid or 1
-        following = max(self._since["n"], told, uids.last + 1)
-        # Beyond UIDNEXT: came after EXAMINE counted, or a server that counts wrongly.
-        certain = certain and following == told
+        following = max(self._since["n"], opened.next_uid or 1, uids.last + 1)
+        if opened.next_uid is None:
+            certain = certain and self._login.exists == opened.count
+        else:  # beyond it: came after EXAMINE counted, or a server that counts wrongly
+            certain = certain and following == opened.next_uid
         count = opened.count if certain else None
         cursor = {"v": opened.validity, "n": following, "u": opened.next_uid, "m": opened.modseq}
         if opened.provisional:

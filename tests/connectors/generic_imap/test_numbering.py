@@ -74,6 +74,19 @@ def test_new_mail_is_archived_whatever_number_is_said_to_be_next(
         assert archived(source) == held_by(server)
 
 
+def test_a_folder_whose_next_number_nobody_tells_is_listed_whole_only_where_it_changed(
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, rb"\* OK \[UIDNEXT \d+\] ok\r\n| UIDNEXT \d+", b"")
+    imported(source)
+    del server.commands[:]
+    synced(source)
+    assert not server.asked(b"SEARCH")
+    server.inbox.expunge(11)
+    synced(source)
+    assert archived(source) == held_by(server)
+
+
 def test_numbers_that_are_given_out_again_hide_nothing(
     server: ImapScript, source: IngestionSource
 ) -> None:
