@@ -8,7 +8,6 @@ an exit code here, so no command catches them.
 import argparse
 import contextlib
 import difflib
-import getpass
 import json
 import logging
 import os
@@ -154,12 +153,7 @@ class OperatorCommand(BaseCommand):
 
     @property
     def actor(self) -> Actor:
-        """Who the audit says it was: the operating system's user."""
-        try:
-            name = getpass.getuser()
-        except (KeyError, OSError):
-            name = f"uid {os.getuid()}"
-        return Actor.system(f"command line ({name})")
+        return Actor.command_line()
 
     def find_user(self, name: str) -> User:
         """Return an active user by name. Raises UsageError."""

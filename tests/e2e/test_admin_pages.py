@@ -258,7 +258,7 @@ def test_an_api_key_is_shown_once_works_and_is_revoked(
     page.wait_for_load_state()
     assert httpx.get(sources, headers=headers, trust_env=False).status_code == 401
     actions = list(AuditEvent.objects.values_list("action", flat=True))
-    assert actions == ["key.revoke", "key.create", "session.begin"]
+    assert actions[:3] == ["key.revoke", "key.create", "session.begin"]
 
 
 @pytest.mark.parametrize("may", ["nothing", "view", "change"])

@@ -3,8 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from django.contrib.auth.models import Group, User
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.http import HttpRequest
 
@@ -31,6 +33,20 @@ def _refused(credentials: Mapping[str, Any], request: HttpRequest | None, **_: A
     address = client_address(request) if request else None
     tried = user.get_username() if user else "no user of this service"
     audit(Actor("anonymous", None, address), "session.refused", None, {"user": tried})
+
+
+@receiver(post_save, sender=User)
+def _saved(instance: User, *, created: bool, raw: bool, **_: Any) -> None:
+    """Record whom Django's own commands make (createsuperuser), and whose password they set.
+
+    A request has an actor, and its page records more than a row shows: groups and permissions.
+    """
+    if raw or "request_id" in structlog.contextvars.get_contextvars():
+        return
+    if created:
+        rights_changed(instance, verb="create", actor=Actor.command_line())
+    elif instance._password is not None:  # type: ignore[attr-defined] # noqa: SLF001 - set until it is saved
+        rights_changed(instance, verb="update", fields=["Password"], actor=Actor.command_line())
 
 
 def rights_changed(

@@ -4,6 +4,8 @@ The table of moves is `ingestion.states`.
 """
 
 import dataclasses
+import getpass
+import os
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -29,6 +31,15 @@ class Actor:
     @classmethod
     def system(cls, name: str) -> Self:
         return cls(name)
+
+    @classmethod
+    def command_line(cls) -> Self:
+        """Whoever has the machine: the operating system's user."""
+        try:
+            name = getpass.getuser()
+        except (KeyError, OSError):
+            name = f"uid {os.getuid()}"
+        return cls(f"command line ({name})")
 
     @classmethod
     def of_request(cls, request: HttpRequest) -> Self:

@@ -1,5 +1,6 @@
 """Who came, who may do what since when, which key acted, and who looked at mail."""
 
+import getpass
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from ingestion.models import ApiKey, AuditEvent, Folder
 from ingestion.services.operations import api_keys
 from ingestion.services.sources.status import SYSTEM
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+from tests.servers.command_line import CommandLine
 
 pytestmark = pytest.mark.django_db
 RIGHT = "the-root-of-the-tests"
@@ -24,7 +26,9 @@ def quick(settings: Any) -> None:
 
 @pytest.fixture
 def root() -> User:
-    return User.objects.create_superuser("root", password=RIGHT)
+    user = User.objects.create_superuser("root", password=RIGHT)
+    AuditEvent.objects.all().delete()
+    return user
 
 
 @pytest.fixture
@@ -90,6 +94,34 @@ def test_users_groups_rights_and_passwords_are_recorded(client: Client, root: Us
     assert {*reset.changes["changed"], *mine.changes["changed"]} <= {"Password", "password"}
     assert group.changes == {"name": "readers", "permissions": ["ingestion.view_message"]}
     assert password not in str(list(AuditEvent.objects.values()))
+
+
+def test_users_and_passwords_of_the_command_line_are_recorded(
+    manage: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DJANGO_SUPERUSER_PASSWORD", RIGHT)
+    monkeypatch.setattr(getpass, "getpass", lambda prompt: RIGHT + "2")  # it asks a terminal
+    manage.here("createsuperuser", "--noinput", "--username=carol", "--email=c@example.com")
+    manage.here("changepassword", "carol")
+    made, changed = AuditEvent.objects.order_by("id")
+    assert (made.action, made.changes["name"], made.changes["superuser"]) == (
+        *("user.create", "carol"),
+        True,
+    )
+    assert (changed.action, changed.changes["changed"]) == ("user.update", ["Password"])
+    assert {made.actor, changed.actor} == {f"command line ({getpass.getuser()})"}
+    assert RIGHT not in str(list(AuditEvent.objects.values()))
+
+
+def test_a_hash_that_is_renewed_at_a_sign_in_is_no_new_password(root: User, settings: Any) -> None:
+    settings.PASSWORD_HASHERS = [
+        "django.contrib.auth.hashers.ScryptPasswordHasher",
+        *settings.PASSWORD_HASHERS,
+    ]
+    before = root.password
+    assert root.check_password(RIGHT)
+    assert root.password != before
+    assert recorded() == []
 
 
 @pytest.fixture
