@@ -1,13 +1,50 @@
-"""What every request meets: a log line with its true address, a policy for what its page may do."""
+"""What every request meets: the end of its session, a log line with its true address, a policy for
+what its page may do.
+"""
 
+import datetime as dt
 from collections.abc import Callable
 
 import structlog
+from django.conf import settings
+from django.contrib.auth import SESSION_KEY
+from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils import timezone
 from django_structlog.middlewares import RequestMiddleware
 
 from ingestion.addresses import client_address
+
+
+class SessionEnd:
+    """Ends a sign-in some time after its person's last request, and some time after it began.
+
+    Django refuses what has expired; this says when that is. What a page asks by itself, which
+    static/ingestion/live.js marks with X-Background, is no request of a person.
+    """
+
+    _LATEST = "latest_end"  # in the session: seconds since the epoch
+    _PRECISION = dt.timedelta(minutes=1)  # so rarely is it written to the database
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponseBase]) -> None:
+        self._get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponseBase:
+        response = self._get_response(request)
+        if SESSION_KEY in request.session and "X-Background" not in request.headers:
+            self._put_off(request.session)
+        return response
+
+    def _put_off(self, session: SessionBase) -> None:
+        now = timezone.now()
+        latest = session.setdefault(self._LATEST, now.timestamp() + settings.SESSION_COOKIE_AGE)
+        end = min(
+            now + dt.timedelta(seconds=settings.SESSION_IDLE_SECONDS),
+            dt.datetime.fromtimestamp(latest, dt.UTC),
+        )
+        if abs(end - session.get_expiry_date()) >= self._PRECISION:
+            session.set_expiry(end)
 
 
 class RequestLog(RequestMiddleware):

@@ -100,7 +100,9 @@ SECURE_REDIRECT_EXEMPT = ["^healthz$"]  # asked from inside, without the proxy
 #: Other hosts of the domain are not ours to decide about.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 SESSION_COOKIE_SAMESITE = "Lax"
-SESSION_COOKIE_AGE = 12 * 3600  # since the sign-in, however busy: ASVS 4.0.3, 3.3.2
+# ASVS 4.0.3, 3.3.2; `ingestion.middleware.SessionEnd` keeps both.
+SESSION_COOKIE_AGE = 12 * 3600  # since the sign-in, however busy
+SESSION_IDLE_SECONDS = 30 * 60  # since the last request of a person
 X_FRAME_OPTIONS = "DENY"
 DATA_UPLOAD_MAX_MEMORY_SIZE = 1_000_000
 FILE_UPLOAD_HANDLERS = ["ingestion.uploads.Refused"]
@@ -129,6 +131,7 @@ MIDDLEWARE = [
     "ingestion.middleware.ContentPolicy",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "ingestion.middleware.SessionEnd",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",

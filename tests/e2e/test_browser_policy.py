@@ -1,13 +1,17 @@
 """What browsers are told about our pages: whose scripts run, and how long a sign-in lasts."""
 
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from playwright.sync_api import Route, expect
 
 from tests.e2e.conftest import Visitor
+from tests.e2e.rows import a_source
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
@@ -43,10 +47,15 @@ def test_a_script_that_got_into_a_page_does_not_run(visit: Callable[[], Visitor]
     visitor.complaints.clear()
 
 
-def test_a_session_ends_after_half_a_day(operator: Visitor) -> None:
-    (cookie,) = [c for c in operator.context.cookies() if c["name"] == "sessionid"]
-    now = operator.page.evaluate("Date.now() / 1000")
-    assert 11.9 * 3600 < cookie["expires"] - now <= 12 * 3600
+def test_a_page_that_is_left_open_keeps_no_session_and_ends_at_the_sign_in(
+    operator: Visitor, admin_user: User
+) -> None:
+    source = a_source(admin_user)
+    with operator.page.expect_request("**/live/**") as asked:
+        operator.go(f"/admin/ingestion/ingestionsource/{source.pk}/change/")
+    assert asked.value.headers["x-background"] == "live"
+    Session.objects.all().delete()
+    operator.page.wait_for_url(re.compile(r"/admin/login/\?next=.*/change/"))
 
 
 def test_too_many_passwords_are_answered_in_words(visit: Callable[[], Visitor]) -> None:

@@ -17,6 +17,13 @@
   const MOST_SOURCES = 80; // of one question: its address must stay under 4,000 characters
   let address = "";
 
+  /* Asks as nobody: a page that is left open must not keep its session. */
+  const ask = (url) =>
+    fetch(url, {
+      credentials: "same-origin",
+      headers: { Accept: "application/json, text/html", "X-Background": "live" },
+    });
+
   /* Every page with live elements has at least one bar, shown or hidden. */
   const elements = () => document.querySelectorAll("[data-live-source]");
 
@@ -56,8 +63,8 @@
   }
 
   async function refreshParts() {
-    const response = await fetch(window.location.href, { credentials: "same-origin" });
-    if (!response.ok) return;
+    const response = await ask(window.location.href);
+    if (!response.ok || response.redirected) return;
     const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
     const found = new Map();
     fresh.querySelectorAll("[data-refresh]").forEach((part) => found.set(part.dataset.refresh, part));
@@ -73,11 +80,13 @@
       MOST_SOURCES,
     );
     const query = new URLSearchParams(ids.map((id) => ["id", id]));
-    const response = await fetch(`${address}?${query}`, {
-      credentials: "same-origin",
-      headers: { Accept: "application/json" },
-    });
-    if (!response.ok || response.redirected) throw new Error(`answered ${response.status}`);
+    const response = await ask(`${address}?${query}`);
+    if (response.redirected) {
+      const { pathname, search } = window.location; // to the sign-in, and back here
+      window.location.replace(pathname + search);
+      throw new Error("signed out");
+    }
+    if (!response.ok) throw new Error(`answered ${response.status}`);
     const { sources } = await response.json();
     let changed = false;
     let busy = false;

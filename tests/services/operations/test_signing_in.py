@@ -1,16 +1,20 @@
-"""Passwords can't be tried without end, and the first one can't be guessed."""
+"""Passwords can't be tried without end, the first one can't be guessed, and sessions end."""
 
+import datetime as dt
+import time
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from django.core.cache import cache
 from django.core.exceptions import ValidationError
 from django.test import Client, RequestFactory
+from django.utils import timezone
 
 from ingestion.addresses import client_address
-from ingestion.services.operations import signing_in
-from ingestion.services.sources.status import Actor
+from ingestion.services.operations import api_keys, signing_in
+from ingestion.services.sources.status import SYSTEM, Actor
 from ingestion_project import bootstrap
 
 pytestmark = pytest.mark.django_db
@@ -60,6 +64,50 @@ def test_who_signs_in_begins_anew(root: User) -> None:
         assert try_to("root", RIGHT, f"198.51.{round_}.99").status_code == 302
     for _ in range(signing_in.TRIES_PER_ADDRESS + 1):
         assert try_to("root", RIGHT).status_code == 302
+
+
+def ends_in_seconds(client: Client) -> float:
+    return (client.session.get_expiry_date() - timezone.now()).total_seconds()
+
+
+def let_end_in(client: Client, seconds: float, *, latest: float | None = None) -> None:
+    """Make it later: `seconds` are left until the session ends, `latest` until it must."""
+    session = client.session
+    session.set_expiry(timezone.now() + dt.timedelta(seconds=seconds))
+    if latest is not None:
+        session["latest_end"] = time.time() + latest
+    session.save()
+
+
+def test_a_session_ends_half_an_hour_after_its_persons_last_request(root: User) -> None:
+    client = Client()
+    client.post("/admin/login/", {"username": "root", "password": RIGHT})
+    assert 1790 < ends_in_seconds(client) <= 1800
+    let_end_in(client, 60)
+    page_by_itself = {"X-Background": "live"}
+    assert client.get("/admin/", headers=page_by_itself).status_code == 200
+    assert ends_in_seconds(client) <= 60
+    assert client.get("/admin/").status_code == 200
+    assert ends_in_seconds(client) > 1790
+    let_end_in(client, -1)
+    assert client.get("/admin/").status_code == 302
+    assert client.get("/api/v1/ingestion").status_code == 401
+
+
+def test_a_session_ends_half_a_day_after_its_sign_in_however_busy(root: User) -> None:
+    client = Client()
+    client.post("/admin/login/", {"username": "root", "password": RIGHT})
+    assert 0 < client.session["latest_end"] - time.time() <= 12 * 3600
+    let_end_in(client, 30, latest=300)
+    client.get("/admin/")
+    assert 290 < ends_in_seconds(client) <= 300
+
+
+def test_what_a_key_does_begins_no_session(root: User) -> None:
+    _, plain = api_keys.create(root, name="program", actor=SYSTEM)
+    answer = Client().get("/api/v1/ingestion", headers={"Authorization": f"Bearer {plain}"})
+    assert (answer.status_code, answer.cookies) == (200, {})
+    assert not Session.objects.exists()
 
 
 @pytest.mark.parametrize("password", ["a", "password1234", "administrator", "admin-admin"])
