@@ -6,13 +6,16 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
+from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
+from django.utils.cache import add_never_cache_headers
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import capfirst
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
+from connectors.registry import PROVIDERS
 from ingestion import tasks
 from ingestion.admin import display, live, overview, source_form, typed_code, verbs
 from ingestion.admin.base import AuditedAdmin, as_uuid
@@ -183,8 +186,25 @@ class SourceAdmin(AuditedAdmin):
             url = consent.begin(source, user=user, redirect_uri=consent.callback_url(request))
         except ServiceError as refusal:
             self.message_user(request, str(refusal), messages.ERROR)
-            url = display.page_of(source)
-        return HttpResponseRedirect(url)
+            return HttpResponseRedirect(display.page_of(source))
+        return self._going_on(request, source, url)
+
+    def _going_on(self, request: HttpRequest, source: IngestionSource, url: str) -> HttpResponse:
+        """Answer a page that goes on by itself. Not a redirect: browsers count that as the form's
+        own target, which our policy (`ingestion.middleware`) confines to this site."""
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Sign in",
+            "source": source,
+            "provider": PROVIDERS[source.provider].label,
+            "address": url,
+        }
+        page = TemplateResponse(
+            request, "admin/ingestion/going_on.html", context, headers={"Refresh": f"0; url={url}"}
+        )
+        add_never_cache_headers(page)
+        return page
 
     def type_in_code_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
         """Show a code that the person types in at the provider, on any device."""

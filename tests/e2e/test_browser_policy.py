@@ -25,6 +25,7 @@ def test_every_answer_has_a_policy(service: "Service", path: str) -> None:
     policy = answer.headers["Content-Security-Policy"]
     assert "script-src 'self' 'unsafe-eval';" in policy
     assert "default-src 'none'" in policy
+    assert "form-action 'self'" in policy
 
 
 def test_the_page_of_the_documentation_keeps_its_stricter_policy(service: "Service") -> None:
