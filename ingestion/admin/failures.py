@@ -12,8 +12,8 @@ from ingestion.admin import display
 from ingestion.admin.base import ReadOnlyAdmin
 from ingestion.errors import ServiceError
 from ingestion.models import FailedMessage, IngestionSource
+from ingestion.services.audit import Actor
 from ingestion.services.engine import failures
-from ingestion.services.sources.status import Actor
 
 
 @admin.register(FailedMessage)

@@ -14,8 +14,8 @@ from unfold import widgets
 from ingestion.admin import display
 from ingestion.admin.base import AuditedAdmin
 from ingestion.models import ApiKey
+from ingestion.services.audit import Actor
 from ingestion.services.operations import api_keys
-from ingestion.services.sources.status import Actor
 
 
 class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic fails at run time

@@ -33,8 +33,8 @@ from ingestion.errors import Corrupt
 from ingestion.mail.headers import head_of
 from ingestion.models import Mailbox, Message
 from ingestion.packs.store import Extent, store
+from ingestion.services.audit import Actor
 from ingestion.services.operations import people
-from ingestion.services.sources.status import Actor
 
 #: A search for words looks through this many of the newest messages of the chosen filters.
 SEARCHED_MESSAGES = 10_000

@@ -14,8 +14,8 @@ from django.views.decorators.debug import sensitive_variables
 from unfold.forms import AuthenticationForm
 
 from ingestion.addresses import client_address
+from ingestion.services.audit import Actor
 from ingestion.services.operations import people, signing_in
-from ingestion.services.sources.status import Actor
 
 
 class SignInForm(AuthenticationForm):  # type: ignore[misc] # untyped base

@@ -22,8 +22,8 @@ from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
+from ingestion.services.audit import Actor
 from ingestion.services.sources import consent, sources
-from ingestion.services.sources.status import Actor
 
 #: A bulk action says this many refusals one by one.
 _REFUSALS_SHOWN = 10

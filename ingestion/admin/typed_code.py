@@ -12,8 +12,8 @@ from ingestion import tasks
 from ingestion.admin import display
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
+from ingestion.services.audit import Actor
 from ingestion.services.sources import consent
-from ingestion.services.sources.status import Actor
 
 
 def answer(request: HttpRequest, source: IngestionSource, context: dict[str, Any]) -> HttpResponse:

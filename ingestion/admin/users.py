@@ -11,8 +11,8 @@ from django.http import HttpRequest
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from ingestion.admin.base import OperatorAdmin
+from ingestion.services.audit import Actor
 from ingestion.services.operations import people
-from ingestion.services.sources.status import Actor
 
 admin.site.unregister(User)
 admin.site.unregister(Group)

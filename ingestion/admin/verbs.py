@@ -12,9 +12,9 @@ from django.db import connection
 from ingestion import tasks
 from ingestion.errors import NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource, Run
+from ingestion.services.audit import Actor
 from ingestion.services.engine import failures as failed_messages
 from ingestion.services.sources import consent, sources
-from ingestion.services.sources.status import Actor
 from ingestion.states import RunKind, SourceStatus
 
 #: A check waits up to 15 s for the provider, so many are made side by side, and not too many.

@@ -20,7 +20,7 @@ from rest_framework.response import Response
 
 from ingestion.api import inputs
 from ingestion.api.parsing import StrictJSONParser
-from ingestion.services.sources.sources import Actor
+from ingestion.services.audit import Actor
 
 M = TypeVar("M", bound=Model)
 

@@ -28,7 +28,7 @@ from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, ServiceError
 from ingestion.management.presentation import printable
 from ingestion.models import IngestionSource
-from ingestion.services.sources.status import Actor
+from ingestion.services.audit import Actor
 
 EXIT_CODES = """exit codes:
   0  done, all is well

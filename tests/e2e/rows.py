@@ -12,8 +12,8 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Pl
 from ingestion.packs import format as pack_format
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import store
+from ingestion.services.audit import Actor
 from ingestion.services.sources import sources
-from ingestion.services.sources.status import Actor
 
 SECRET = "s3cret-of-the-test-account"
 #: Far enough that no beat takes up what a test has put there.

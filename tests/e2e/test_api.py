@@ -19,8 +19,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
 from ingestion.models import ApiKey, AuditEvent, IngestionSource
+from ingestion.services.audit import Actor
 from ingestion.services.sources import sources
-from ingestion.services.sources.sources import Actor
 from tests.servers.dovecot import Dovecot
 
 if TYPE_CHECKING:

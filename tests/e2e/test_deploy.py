@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from ingestion.models import IngestionSource, Mailbox, Message
+from ingestion.services.audit import Actor
 from ingestion.services.engine import lease, sync
 from ingestion.services.sources import discovery, sources
 from tests.e2e.test_crash import MESSAGES, fill, start_import
@@ -50,13 +51,13 @@ def due(dovecot: Dovecot, owner: Any) -> Mailbox:
     name, password = dovecot.user()
     dovecot.append(name, "INBOX", b"Subject: one\r\n\r\n")
     source = sources.create(
-        owner=owner, name="Ada", provider="generic_imap", actor=sources.Actor.system("tests"),
+        owner=owner, name="Ada", provider="generic_imap", actor=Actor.system("tests"),
         provider_config={
             "host": dovecot.host, "port": dovecot.port, "secure": False,
             "username": name, "password": password,
         },
     )  # fmt: skip
-    run = sources.start_import(source, actor=sources.Actor.system("tests"))
+    run = sources.start_import(source, actor=Actor.system("tests"))
     assert sources.verify(source).ok
     discovery.discover(run.pk)
     return Mailbox.objects.get()
@@ -68,7 +69,7 @@ def test_a_lease_is_given_back_where_the_run_ended_at_the_same_time(due: Mailbox
     assert held is not None
     with pytest.MonkeyPatch.context() as patch:
         # Between taking the lease and reading the rows, somebody stops the source.
-        sources.pause(due.source, actor=sources.Actor.system("tests"))
+        sources.pause(due.source, actor=Actor.system("tests"))
         Mailbox.objects.update(run=None)
         patch.setattr(lease, "acquire", lambda _: held)
         assert sync.sync_mailbox(due.pk) is False

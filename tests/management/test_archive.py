@@ -24,9 +24,9 @@ from ingestion.models import (
 )
 from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
+from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import sources
-from ingestion.services.sources.sources import Actor
 from ingestion.states import SourceStatus
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot

@@ -18,10 +18,10 @@ from django.db import connection
 
 from ingestion.errors import CredentialsUnreadable
 from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack
+from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.operations import credential_keys
 from ingestion.services.sources import sources
-from ingestion.services.sources.sources import Actor
 from tests.servers.command_line import CommandLine
 from tests.servers.stack import wait_for
 

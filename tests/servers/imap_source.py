@@ -14,9 +14,9 @@ from django.db.models.functions import Now
 from connectors.types import Body, SpooledBody
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement, Run
 from ingestion.packs.store import Extent, store
+from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
 from ingestion.services.sources import discovery, sources
-from ingestion.services.sources.sources import Actor
 from tests.servers.imap_script import Client, ImapScript
 
 ACTOR = Actor.system("test")

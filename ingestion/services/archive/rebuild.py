@@ -24,8 +24,9 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Pl
 from ingestion.packs.store import Entry, PackFile, PackStore, store
 from ingestion.services.archive import orphans, storage
 from ingestion.services.archive.records import Record
+from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import statements as sql
-from ingestion.services.sources.status import Actor, audit, move
+from ingestion.services.sources.status import move
 from ingestion.states import SourceStatus
 
 #: One transaction holds at most this many messages: what a kill repeats.

@@ -26,10 +26,10 @@ from ingestion.packs import format as pack_format
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import Extent, PackStore, PackWriter, store
 from ingestion.services.archive import storage
+from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import hashed
 from ingestion.services.sources import sources
-from ingestion.services.sources.status import Actor, audit
 
 _GONE = "it is no longer where it was at the provider."
 _OTHER_BYTES = "the provider hands out other bytes for it now."

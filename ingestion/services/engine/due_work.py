@@ -21,10 +21,10 @@ from django.db.models.functions import Now
 from ingestion.crypto import key_id
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services.audit import SYSTEM
 from ingestion.services.engine import lease, runs, sync
 from ingestion.services.engine.places import Places
 from ingestion.services.sources import deletion, discovery, sources
-from ingestion.services.sources.status import SYSTEM
 from ingestion.states import SourceStatus
 
 log = structlog.get_logger(__name__)

@@ -6,8 +6,9 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from ingestion.models import FailedMessage, IngestionSource, Mailbox
+from ingestion.services.audit import Actor, audit
 from ingestion.services.sources import sources
-from ingestion.services.sources.status import Actor, audit, locked
+from ingestion.services.sources.status import locked
 
 
 def retry(source: IngestionSource, *, actor: Actor, ids: Collection[int] | None = None) -> int:

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from ingestion.errors import InvalidInput
 from ingestion.models import ApiKey
-from ingestion.services.sources.status import Actor, audit
+from ingestion.services.audit import Actor, audit
 
 _MAX_NAME_CHARS = 100
 #: What a key gets unless somebody chooses: one that is forgotten ends by itself.

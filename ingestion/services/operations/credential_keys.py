@@ -23,8 +23,8 @@ from redis.exceptions import RedisError
 
 from ingestion.crypto import key_id
 from ingestion.errors import NotAllowedNow
+from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import due_work
-from ingestion.services.sources.status import Actor, audit
 
 _BATCH_ROWS = 200
 #: The dispatcher writes its heartbeat every 3 s.

@@ -12,7 +12,7 @@ from django.http import HttpRequest
 
 from ingestion.addresses import client_address
 from ingestion.models import Message
-from ingestion.services.sources.status import Actor, audit
+from ingestion.services.audit import Actor, audit
 
 
 @receiver(user_logged_in)

@@ -34,8 +34,8 @@ from connectors.config import ConfigError
 from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource
+from ingestion.services.audit import Actor, audit
 from ingestion.services.sources import sources
-from ingestion.services.sources.status import Actor, audit
 
 STATE_SECONDS = 600
 #: Providers' codes are good for about 15 minutes.

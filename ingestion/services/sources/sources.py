@@ -22,33 +22,15 @@ from connectors.config import Config, ConfigError, Environment
 from ingestion.crypto import Secrets
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services.audit import SYSTEM, Actor, audit
 from ingestion.services.engine import backoff, folders, runs, throttle
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources import refresh_tokens
 from ingestion.services.sources.options import Options
-from ingestion.services.sources.status import SYSTEM, Actor, audit, locked, move
+from ingestion.services.sources.status import locked, move
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
 
 log = structlog.get_logger(__name__)
-
-__all__ = [
-    "Actor",
-    "Verdict",
-    "create",
-    "delete",
-    "environment",
-    "fail",
-    "move",
-    "pause",
-    "public_config",
-    "reconnect",
-    "resume",
-    "start_import",
-    "start_sync",
-    "stored_secrets",
-    "update",
-    "verify",
-]
 
 _MAX_NAME_CHARS = 200
 _GIVE_AGAIN = "Give it again: {} changed, and a stored secret goes only to where it was given for."

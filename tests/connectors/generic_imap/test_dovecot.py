@@ -19,9 +19,9 @@ from connectors.generic_imap import wire
 from connectors.types import MessageRef, RawMessage, SpooledBody
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.packs.store import Extent, store
+from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import sources
-from ingestion.services.sources.sources import Actor
 from tests.servers.dovecot import Dovecot
 
 pytestmark = pytest.mark.django_db(transaction=True)

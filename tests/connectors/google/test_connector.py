@@ -17,9 +17,9 @@ from connectors.types import SpooledBody
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.packs.store import Extent, store
 from ingestion.services.archive import reconcile
+from ingestion.services.audit import Actor
 from ingestion.services.engine import runs, sync
 from ingestion.services.sources import discovery, sources
-from ingestion.services.sources.sources import Actor
 from tests.servers import google_sources
 from tests.servers.command_line import CommandLine
 from tests.servers.gmail import Gmail

@@ -15,9 +15,9 @@ from ingestion.errors import WrongArchive
 from ingestion.models import IngestionSource, Installation, Mailbox, Message, Pack, Placement, Run
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, storage
+from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
 from ingestion.services.sources import discovery, sources
-from ingestion.services.sources.sources import Actor
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
 

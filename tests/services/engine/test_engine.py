@@ -39,6 +39,7 @@ from ingestion.models import (
 from ingestion.packs import format as pack_format
 from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
+from ingestion.services.audit import Actor
 from ingestion.services.engine import (
     capture,
     commit,
@@ -52,7 +53,6 @@ from ingestion.services.engine import (
 from ingestion.services.engine.capture import Capture
 from ingestion.services.engine.commit import Batch, Committer
 from ingestion.services.sources import deletion, discovery, sources
-from ingestion.services.sources.sources import Actor
 from tests.servers import scripted_provider
 from tests.servers.scripted_provider import Server
 from tests.servers.stack import wait_for

@@ -42,9 +42,9 @@ from ingestion import queries
 from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
 from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
+from ingestion.services.audit import Actor
 from ingestion.services.engine import capture, commit, failures, runs, sync
 from ingestion.services.sources import discovery, sources
-from ingestion.services.sources.sources import Actor
 from ingestion.states import RunStatus
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
 from tests.servers.mortal import MortalProcess, dies

@@ -17,9 +17,9 @@ from django.db.models import Model
 from django.utils import timezone
 
 from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services.audit import Actor
 from ingestion.services.engine import backoff, due_work
 from ingestion.services.sources import sources
-from ingestion.services.sources.sources import Actor
 from tests.servers.imap_script import Client, ImapScript
 
 pytestmark = pytest.mark.django_db(transaction=True)

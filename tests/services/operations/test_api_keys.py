@@ -8,8 +8,8 @@ from django.test import Client
 
 from ingestion.errors import InvalidInput
 from ingestion.models import ApiKey
+from ingestion.services.audit import Actor
 from ingestion.services.operations import api_keys
-from ingestion.services.sources.status import Actor
 
 pytestmark = pytest.mark.django_db
 

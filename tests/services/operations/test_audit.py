@@ -9,8 +9,8 @@ from django.test import Client
 from rest_framework.test import APIClient
 
 from ingestion.models import ApiKey, AuditEvent, Folder
+from ingestion.services.audit import SYSTEM
 from ingestion.services.operations import api_keys
-from ingestion.services.sources.status import SYSTEM
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.command_line import CommandLine
 

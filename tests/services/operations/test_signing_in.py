@@ -13,8 +13,8 @@ from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from ingestion.addresses import client_address
+from ingestion.services.audit import SYSTEM, Actor
 from ingestion.services.operations import api_keys, signing_in
-from ingestion.services.sources.status import SYSTEM, Actor
 from ingestion_project import bootstrap
 
 pytestmark = pytest.mark.django_db

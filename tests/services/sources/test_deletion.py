@@ -11,9 +11,9 @@ from django.db import connection
 
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import store
+from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import deletion, sources
-from ingestion.services.sources.sources import Actor
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.command_line import CommandLine
 
