@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.core.checks import CheckMessage, Error, Tags, Warning, register  # noqa: A004 - Django's name for it
 
-from connectors import net
+from connectors import net, registry
 from connectors.errors import Unavailable
 
 _MIN_KEY_CHARS = 32
@@ -66,6 +66,21 @@ def private_addresses(app_configs: Any, **_: Any) -> list[CheckMessage]:
             hint="Set FORBID_PRIVATE_ADDRESSES=1 where users are strangers to its network.",
             id="ingestion.W002",
         )
+    ]
+
+
+@register(Tags.compatibility)
+def provider_plugins(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """W003 a provider of another package is left out. No error: it would stop all the others."""
+    del app_configs
+    return [
+        Warning(
+            text,
+            hint="Correct or remove that package, and restart every process: meanwhile its sources "
+            "are not followed.",
+            id="ingestion.W003",
+        )
+        for text in registry.LEFT_OUT
     ]
 
 

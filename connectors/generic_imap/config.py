@@ -129,4 +129,5 @@ def _is_https_url(text: str) -> bool:
     return plain and parts.scheme == "https" and bool(parts.hostname) and "@" not in parts.netloc
 
 
+LABEL = "IMAP server"
 CONFIG = ImapConfig

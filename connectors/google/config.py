@@ -131,4 +131,5 @@ def _key_problem(text: str) -> str:
     return ""
 
 
+LABEL = "Google"
 CONFIG = GoogleConfig

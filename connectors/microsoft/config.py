@@ -198,4 +198,5 @@ def _wrong_pair(certificate_pem: str, key_pem: str) -> dict[str, list[str]]:
     return {}
 
 
+LABEL = "Microsoft 365"
 CONFIG = MicrosoftConfig

@@ -8,7 +8,7 @@ from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
-from connectors.registry import PROVIDERS
+from connectors import registry
 from ingestion import freshness
 from ingestion.admin import display, live, verbs
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
@@ -84,7 +84,7 @@ def _sign_in(source: IngestionSource) -> dict[str, Any] | None:
     """Return the button that sends a person to the provider, where this kind of source has it."""
     if not consent.signs_in(source):
         return None
-    label = PROVIDERS[source.provider].label
+    label = registry.get(source.provider).label
     first, types = verbs.is_to_sign_in(source), consent.types_in_code(source)
     return {"label": f"Sign in with {label}", "primary": first, "types_in_code": types}
 
@@ -131,7 +131,7 @@ def _mailboxes(source: IngestionSource) -> list[Mailbox]:
 def _connection(source: IngestionSource) -> list[tuple[str, str]]:
     shown = sources.public_config(source)
     rows: list[tuple[str, str]] = []
-    for field in PROVIDERS[source.provider].config.fields():
+    for field in registry.get(source.provider).config.fields():
         if not field.secret:
             rows.append((field.label, _spoken(shown[field.name])))
         elif shown[f"{field.name}Set"]:

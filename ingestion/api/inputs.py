@@ -7,7 +7,7 @@ from typing import Any
 
 from rest_framework import serializers
 
-from connectors.registry import PROVIDERS
+from ingestion.models.source import provider_choices
 from ingestion.states import SourceStatus
 
 
@@ -79,10 +79,6 @@ class SourceOptions(serializers.DictField):
     """What is archived and how often. Checked by `sources.options`; see `api.schema`."""
 
 
-def _providers() -> list[tuple[str, str]]:
-    return [(p.slug, p.label) for p in PROVIDERS.values()]
-
-
 # -- bodies ------------------------------------------------------------------------------------
 
 _READ_ONLY = (
@@ -101,7 +97,7 @@ class CreateIngestionSource(Strict):
 
     not_writable = (*_READ_ONLY, "status")
     name = Name(max_length=200, trim_whitespace=False)
-    provider = Choice(choices=_providers())
+    provider = Choice(choices=provider_choices())
     providerConfig = ProviderConfig()
     options = SourceOptions(required=False)
     autoImport = Flag(
@@ -119,7 +115,7 @@ class UpdateIngestionSource(Strict):
 
     not_writable = (*_READ_ONLY, "autoImport")
     name = Name(max_length=200, required=False, trim_whitespace=False)
-    provider = Choice(choices=_providers(), required=False)
+    provider = Choice(choices=provider_choices(), required=False)
     providerConfig = ProviderConfig(required=False)
     options = SourceOptions(required=False)
     status = Choice(choices=SourceStatus.choices, required=False)
@@ -145,7 +141,7 @@ class PageQuery(Strict):
 
 
 class ListQuery(PageQuery):
-    provider = Choice(choices=_providers(), required=False)
+    provider = Choice(choices=provider_choices(), required=False)
     status = Choice(choices=SourceStatus.choices, required=False)
     search = serializers.CharField(
         required=False, max_length=200, help_text="A part of the name, in any case."

@@ -364,10 +364,11 @@ def test_the_form_asks_for_the_fields_of_the_chosen_provider(
         keyPem: str = field("Key", secret=True, default="", max_length=100_000)  # noqa: N815 - a field of the API
 
     module = types.ModuleType("pigeon.config")
+    module.LABEL = "Carrier pigeon"  # type: ignore[attr-defined] # a module made here
     module.CONFIG = PigeonConfig  # type: ignore[attr-defined] # a module made here
     monkeypatch.setitem(__import__("sys").modules, "pigeon.config", module)
     monkeypatch.setitem(__import__("sys").modules, "pigeon", types.ModuleType("pigeon"))
-    pigeon = registry.Provider("pigeon", "Carrier pigeon", "pigeon")
+    pigeon = registry.Provider("pigeon", "pigeon")
     monkeypatch.setitem(registry.PROVIDERS, "pigeon", pigeon)
     client = Client()
     assert client.login(username="admin", password=ADMIN_PASSWORD)

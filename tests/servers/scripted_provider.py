@@ -225,11 +225,12 @@ def installed() -> Iterator[Server]:
         for name in ("scripted_pkg", "scripted_pkg.connector", "scripted_pkg.config")
     )
     connector.CONNECTOR = ScriptedConnector  # type: ignore[attr-defined] # made here
+    config.LABEL = "Scripted"  # type: ignore[attr-defined] # made here
     config.CONFIG = ScriptedConfig  # type: ignore[attr-defined] # made here
     made = {module.__name__: module for module in (package, connector, config)}
     sys.modules.update(made)
     providers = registry.PROVIDERS  # itself: other modules have it by name
-    registry.PROVIDERS = {**providers, SLUG: registry.Provider(SLUG, "Scripted", "scripted_pkg")}
+    registry.PROVIDERS = {**providers, SLUG: registry.Provider(SLUG, "scripted_pkg")}
     SERVER.__dict__.update(Server().__dict__)
     try:
         yield SERVER

@@ -1,6 +1,7 @@
 """add_source: configure a new source."""
 
 import argparse
+import contextlib
 import getpass
 import json
 import os
@@ -62,11 +63,13 @@ class Command(OperatorCommand):
             "--config-file", metavar="FILE", help="the same in a file, or - for standard input"
         )
         single = parser.add_argument_group("configuration by single options")
-        for field, providers in _config_fields():
-            _add_config_option(single, field, providers)
         archived = parser.add_argument_group("what is archived, and how often")
         for option in source_options.describe():
             _add_source_option(archived, option)
+        for field, providers in _config_fields():
+            # A plug-in's field may be called as an option above: it is given by --config.
+            with contextlib.suppress(argparse.ArgumentError):
+                _add_config_option(single, field, providers)
 
     def perform(self, options: dict[str, Any]) -> Exit:
         source = sources.create(
@@ -196,13 +199,13 @@ def _what_of_stdin(field: Field) -> str:
 def _given(field: Field, options: dict[str, Any]) -> Any:
     dest = _dest(field.name)
     if not field.secret:
-        return options[dest]
-    variable = options[f"{dest}_env"]
+        return options.get(dest)
+    variable = options.get(f"{dest}_env")
     if variable is not None:
         if not os.environ.get(variable):
             raise UsageError(f"The environment variable {variable} is not set, or is empty.")
         return os.environ[variable]
-    if options[f"{dest}_stdin"]:
+    if options.get(f"{dest}_stdin"):
         given = sys.stdin.read() if field.multiline else sys.stdin.readline().rstrip("\r\n")
         if not given:
             raise UsageError(f"{_flag(field.name)}-stdin: standard input was empty.")
@@ -212,7 +215,7 @@ def _given(field: Field, options: dict[str, Any]) -> Any:
 
 def _add_source_option(group: Any, option: source_options.OptionField) -> None:
     about = option.help.replace("%", "%%")
-    flag, dest = _flag(option.name), _dest(option.name)
+    flag, dest = _flag(option.name), f"option_{option.name}"
     if option.type is list:
         group.add_argument(
             flag, dest=dest, action="append", metavar="GLOB", help=f"{about} May be repeated."
@@ -227,7 +230,7 @@ def _add_source_option(group: Any, option: source_options.OptionField) -> None:
 
 
 def _chosen_options(options: dict[str, Any]) -> dict[str, Any]:
-    given = {o.name: options[_dest(o.name)] for o in source_options.describe()}
+    given = {o.name: options[f"option_{o.name}"] for o in source_options.describe()}
     return {name: value for name, value in given.items() if value is not None}
 
 

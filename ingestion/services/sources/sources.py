@@ -139,7 +139,7 @@ def reconnect(
 
 def public_config(source: IngestionSource) -> dict[str, Any]:
     """Return providerConfig without secrets, plus "<secret>Set" for each that can be read."""
-    fields = list(registry.PROVIDERS[source.provider].config.fields())
+    fields = list(registry.get(source.provider).config.fields())
     stored = stored_secrets(source)
     shown = {f.name: source.config.get(f.name, f.default) for f in fields if not f.secret}
     return shown | {f"{f.name}Set": bool(stored.get(f.name)) for f in fields if f.secret}
@@ -220,17 +220,17 @@ def _bring_forward(source: IngestionSource) -> None:
 
 
 def _merged(source: IngestionSource, given: Mapping[str, Any]) -> dict[str, Any]:
-    secret = {f.name for f in registry.PROVIDERS[source.provider].config.fields() if f.secret}
+    config = registry.get(source.provider).config
+    secret = {f.name for f in config.fields() if f.secret}
     chosen = {k: v for k, v in given.items() if k not in secret or v not in (None, "")}
     stored = {**source.config, **stored_secrets(source)}
-    config = registry.PROVIDERS[source.provider].config
     dropped = config.superseded(chosen, stored) - set(chosen)
     return {name: value for name, value in stored.items() if name not in dropped} | chosen
 
 
 def _refuse_misdirected(source: IngestionSource, given: Mapping[str, Any]) -> None:
     """Raise InvalidInput where a stored secret would go to another place than it was given for."""
-    config = registry.PROVIDERS[source.provider].config
+    config = registry.get(source.provider).config
     stored = {**source.config, **stored_secrets(source)}
     dropped = config.superseded({k: v for k, v in given.items() if v not in (None, "")}, stored)
     errors = {
@@ -419,7 +419,7 @@ def verify(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
 
 
 def _ask_provider(source: IngestionSource) -> Verdict:
-    provider = registry.PROVIDERS[source.provider]
+    provider = registry.get(source.provider)
     try:
         config = {**source.config, **source.secrets}
         if provider.config.parse(config).awaits_consent():
