@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests.servers import plugins
+
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
@@ -49,6 +51,7 @@ def _start_servers() -> None:
         os.environ.pop(name, None)
     var_dir = Path(tempfile.mkdtemp(prefix="ingestion-tests-"))
     os.environ["VAR_DIR"] = str(var_dir)
+    plugins.install(var_dir / "site", maildir_root=var_dir / "maildirs")
     from tests.servers.stack import Supervised  # after VAR_DIR
 
     servers = Supervised.start(
