@@ -6,15 +6,11 @@ either is enough, and a batch would be in memory whole before its first message 
 """
 
 import binascii
-import collections
-import concurrent.futures
 import dataclasses
 import datetime as dt
 import json
-import queue
 import re
 import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -29,11 +25,9 @@ from connectors.google.client import Caller
 from connectors.google.mailbox import GmailMailbox, roles_of
 from connectors.google.problems import DENIED, Absent, BadRequest, OutOfOrder
 from connectors.google.transport import ResponseTooLarge
-from connectors.refusals import RefusalGuard
+from connectors.parallel import Answer, Pool, Worker
 from connectors.types import SPOOL_BYTES, Body, MessageRef, Missing, RawMessage, SpooledBody
 
-#: No download begins while so much waits to be taken.
-_WAITING_BYTES = 16_000_000
 _RAW = re.compile(rb'"raw"\s*:\s*"')
 _STEP = 4 << 18  # of base64: a multiple of 4
 _STANDARD = bytes.maketrans(b"-_", b"+/")
@@ -49,89 +43,25 @@ class _Got:
 
 
 class Download:
-    """The answers to one fetch(). Use `answers()` once, to its end or close it."""
+    """The answers to one fetch()."""
 
     def __init__(self, mailbox: GmailMailbox, refs: Sequence[MessageRef]) -> None:
-        self._mailbox = mailbox
-        self._todo = collections.deque(refs)
-        self._done: queue.SimpleQueue[RawMessage | Missing | None] = queue.SimpleQueue()
-        self._stop = threading.Event()
-        self._error: BaseException | None = None
-        self._waiting_bytes = 0
-        self._taken = threading.Condition()
+        self._mailbox, self._refs = mailbox, refs
 
-    def answers(self) -> Iterator[RawMessage | Missing]:
-        """Yield an answer for each reference, in any order. Raises the first error, after what
-        came whole was yielded."""
-        count = min(self._mailbox.connections, len(self._todo))
-        guard = RefusalGuard()
+    def answers(self) -> Iterator[Answer]:
+        """As Pool.answers."""
+        connections = self._mailbox.connections
+        return Pool(self._refs, self._work, name="gmail", workers=connections).answers()
+
+    def _work(self, worker: Worker) -> None:
+        caller = self._mailbox.caller(worker.stop)
         try:
-            with concurrent.futures.ThreadPoolExecutor(max(1, count), "gmail") as pool:
-                try:
-                    for _ in range(count):
-                        pool.submit(self._work)
-                    yield from self._taken_answers(count, guard)
-                finally:
-                    self._end(None)
-        finally:
-            self._drop_the_rest()
-        if self._error is not None:
-            raise self._error
-        yield from guard.end()
-
-    def _drop_the_rest(self) -> None:
-        while not self._done.empty():
-            answer = self._done.get()
-            if isinstance(answer, RawMessage):
-                answer.close()
-
-    def _taken_answers(self, workers: int, guard: RefusalGuard) -> Iterator[RawMessage | Missing]:
-        while workers:
-            answer = self._done.get()
-            if answer is None:
-                workers -= 1
-                continue
-            yield from guard.take(answer)
-            with self._taken:
-                self._waiting_bytes -= _weight(answer)
-                self._taken.notify()
-
-    def _end(self, error: BaseException | None) -> None:
-        """Have the threads finish what they have under way, and no more."""
-        self._stop.set()
-        with self._taken:
-            self._error = self._error or error
-            self._taken.notify_all()
-
-    # -- in each thread --------------------------------------------------------------------------
-
-    def _work(self) -> None:
-        caller = self._mailbox.caller(self._stop)
-        try:
-            while (ref := self._next()) is not None:
-                answer = self._one(caller, ref)
-                with self._taken:
-                    self._waiting_bytes += _weight(answer)
-                self._done.put(answer)
-        except BaseException as error:
-            self._end(error)
-            raise
+            for ref in worker.one_by_one():
+                worker.add(self._answer(caller, ref))
         finally:
             self._mailbox.give_back(caller)
-            self._done.put(None)
 
-    def _next(self) -> MessageRef | None:
-        with self._taken:
-            while self._waiting_bytes >= _WAITING_BYTES and not self._stop.is_set():
-                self._taken.wait()
-        if self._stop.is_set():
-            return None
-        try:
-            return self._todo.popleft()
-        except IndexError:
-            return None
-
-    def _one(self, caller: Caller, ref: MessageRef) -> RawMessage | Missing:
+    def _answer(self, caller: Caller, ref: MessageRef) -> Answer:
         try:
             got: _Got = self._mailbox.download(caller, ref.remote_id, _read)
         except Absent:
@@ -168,12 +98,6 @@ class Download:
 
 class _Unreadable(Exception):
     """The answer has no bytes that can be decoded."""
-
-
-def _weight(answer: RawMessage | Missing) -> int:
-    """Return the bytes that an answer counts for. Those on disk count too: so few files wait."""
-    body = answer.body if isinstance(answer, RawMessage) else b""
-    return 1_000 + (len(body) if isinstance(body, bytes) else SPOOL_BYTES)
 
 
 def _date(milliseconds: str) -> dt.datetime | None:
