@@ -9,7 +9,7 @@ import httpx
 
 from connectors.errors import MessageRefused, Unavailable
 from connectors.gunzip import Gunzip
-from connectors.microsoft.client import Stopped
+from connectors.parallel import Stopped
 from connectors.types import SPOOL_BYTES, Body, SpooledBody
 
 

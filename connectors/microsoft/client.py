@@ -32,6 +32,7 @@ from connectors.microsoft import refusals
 from connectors.microsoft.config import MicrosoftConfig
 from connectors.microsoft.refusals import OutOfOrder, Refusal
 from connectors.microsoft.tokens import Tokens
+from connectors.parallel import Stopped
 from connectors.refusals import MAX_IN_A_ROW
 from connectors.throttle import Budget
 
@@ -63,10 +64,6 @@ _SAFE_ID = re.compile(r"[A-Za-z0-9_=+-]{1,600}")
 
 #: What became of one part of a batch: its answer, or why there is none.
 Part = Mapping[str, Any] | Refusal | OutOfOrder
-
-
-class Stopped(Exception):
-    """Whoever waits for the answer wants it no more."""
 
 
 class Graph:
