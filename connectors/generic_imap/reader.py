@@ -1,15 +1,12 @@
 """Streaming download of bodies: several commands in flight, each message handed on as it completes.
 
-Latency is hidden by pipelining; memory is bounded by the queue between the connections' threads and
-the caller (`outbox`). Every reference is answered exactly once.
-
-A download begins on one connection. Another is opened where the caller waits for the server more
-than half of the time: from a server that is faster than the archive it would only cost.
+Latency is hidden by pipelining, so a worker of the pool is a connection and takes a batch of
+references at a time. A download begins on one connection, and another is opened where the caller
+waits for the server more than half of the time: from a server that is faster than the archive it
+would only cost. One that broke ends alone: the others go on, unless the server asked to wait.
 """
 
 import collections
-import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 
 from connectors.errors import (
@@ -17,13 +14,12 @@ from connectors.errors import (
     FolderRefused,
     MessageGone,
     MessageRefused,
+    RateLimited,
     Skippable,
-    Unavailable,
 )
 from connectors.generic_imap import commands, opening
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS_WITH_BODY, items_of
-from connectors.generic_imap.outbox import Answer, Outbox, Sender, Stopped, discard
 from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.replies import (
     STAND_IN_BYTES,
@@ -34,7 +30,7 @@ from connectors.generic_imap.replies import (
 )
 from connectors.generic_imap.uids import Uids
 from connectors.generic_imap.wire import Wire
-from connectors.refusals import RefusalGuard
+from connectors.parallel import Answer, Pool, Worker
 from connectors.types import MessageRef, Missing, RemoteFolder
 
 #: Measured on loopback: more per command gains nothing, less costs at 40 ms of latency.
@@ -42,8 +38,6 @@ _BATCH_BYTES = 1_000_000
 _BATCH_MESSAGES = 200
 _BODY_ALONE = "UID BODY.PEEK[]"
 _IN_FLIGHT = 4
-#: How long a download goes on before it is told what it waits for.
-_PATIENCE_SECONDS = 0.2
 #: After so many refusals in a row the server is asked whether it hands out any bodies.
 _REFUSALS_BEFORE_DOUBT = 5
 #: A folder in which so many messages, from the oldest to the newest, are stand-ins holds no mail.
@@ -51,7 +45,7 @@ _SAMPLES = 20
 
 
 class Fetch:
-    """One call of `MailboxSession.fetch`. Iterate it once; close() stops its threads."""
+    """The answers to one fetch()."""
 
     def __init__(
         self,
@@ -66,120 +60,36 @@ class Fetch:
         self._folder, self._main, self._more = folder, main, more
         self._connections = connections
         self._max_message_bytes = max_message_bytes
-        self._out = Outbox()
-        self._stop = threading.Event()
+        self._refs = refs
         self._validity = 0
         #: Whether date and flags come with the body.
         self._describes = not main.has_stable_ids
         self._items = ITEMS_WITH_BODY if self._describes else _BODY_ALONE
-        self._next_refs = iter(refs)
-        self._left = len(refs)
-        self._cutting = threading.Lock()
-        self._threads: list[threading.Thread] = []
-        #: Where a thread can be interrupted, also while it logs in.
-        self._wires: dict[threading.Thread, Wire] = {}
-        #: Those that are logged in and may have asked for something.
-        self._reading: set[threading.Thread] = set()
 
     def answers(self) -> Iterator[Answer]:
-        """Yield every answer. Raises Retryable after what had arrived whole was yielded, and
-        FolderRefused where none of the messages is mail."""
+        """As Pool.answers. Raises FolderRefused where none of the messages is mail."""
         self._validity = opening.opened(self._main, self._folder)
-        guard = RefusalGuard()
-        problem: BaseException | None = None
-        came: collections.deque[Answer] = collections.deque()
-        began = time.monotonic()
-        try:
-            self._start()
-            running = 1
-            while running and self._goes_on():
-                item = self._out.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, BaseException):
-                    problem = problem or item
-                else:
-                    outage = _put_in_line(item, came, guard)
-                    while came:
-                        yield came.popleft()
-                    if outage is not None:
-                        raise outage
-                if problem is None and self._is_starved(began):
-                    self._start()
-                    running += 1
-        finally:
-            self.close()
-            discard(came)
-        if problem is not None:
-            raise problem
-        yield from guard.end()
-
-    def close(self) -> None:
-        """Stop the threads and wait for them. A connection in the middle of a reply is ended."""
-        self._stop.set()
-        self._out.close()
-        for thread in self._threads:
-            wire = self._wires.get(thread)
-            if wire is not None and thread.is_alive():
-                wire.cut()
-            thread.join()
-        self._out.discard()
-
-    def _goes_on(self) -> bool:
-        """Tell whether anything is to come. Nobody waits for a connection that is not needed any
-        more and still logs in."""
-        wanted = self._left > 0 and not self._stop.is_set()
-        return wanted or bool(self._reading) or self._out.has_items
-
-    # -- how many connections --------------------------------------------------------------------
-
-    def _is_starved(self, began: float) -> bool:
-        """Tell whether the caller waits for the connections there are, and there is more to ask."""
-        if not self._left or len(self._threads) >= self._connections:
-            return False
-        elapsed = time.monotonic() - began
-        due = elapsed > _PATIENCE_SECONDS * len(self._threads)
-        return due and self._out.waited_seconds > elapsed / 2
-
-    def _start(self) -> None:
-        number = len(self._threads)
-        thread = threading.Thread(target=self._work, args=(number,), name="imap", daemon=True)
-        if not number:
-            self._reading.add(thread)
-        thread.start()
-        self._threads.append(thread)
+        yield from Pool(
+            self._refs,
+            self._work,
+            name="imap",
+            workers=self._connections,
+            begin=1,
+            stopped_by=RateLimited,  # the others' next commands would be refused too
+        ).answers()
 
     # -- in a thread ---------------------------------------------------------------------------
 
-    def _work(self, number: int) -> None:
-        sender = Sender(self._out)
-        thread = threading.current_thread()
-        try:
-            login = self._more(number, self._reached) if number else self._main
-            if login is not None:
-                self._reached(login.wire)
-                if not number or self._has_same_folder(login):
-                    self._reading.add(thread)
-                    self._download(login, sender)
-        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it
-            if thread in self._wires:
-                self._wires[thread].cut()
-            if isinstance(error, ConnectorError) and must_wait(error):
-                self._stop.set()  # the others' next commands would be refused too
-            if not isinstance(error, Stopped):
-                sender.give_up()
-                self._out.put(error, 0)
-        finally:
-            sender.give_up()
-            self._wires.pop(thread, None)  # nothing is under way there: it may be used again
-            self._reading.discard(thread)
-            self._out.put(None, 0)
+    def _work(self, worker: Worker) -> None:
+        def reached(wire: Wire) -> None:
+            worker.can_be_interrupted(wire.cut)
 
-    def _reached(self, wire: Wire) -> None:
-        """Note where this thread can be interrupted, and whether it has to be."""
-        self._wires[threading.current_thread()] = wire
-        if self._stop.is_set():
-            wire.cut()
+        login = self._more(worker.number, reached) if worker.number else self._main
+        if login is None:
+            return
+        reached(login.wire)
+        if not worker.number or self._has_same_folder(login):
+            self._download(login, worker)
 
     def _has_same_folder(self, login: Login) -> bool:
         """Open the folder on a further connection, whatever it had open: that proves that it is
@@ -190,10 +100,10 @@ class Fetch:
         except ConnectorError:
             return False
 
-    def _download(self, login: Login, sender: Sender) -> None:
+    def _download(self, login: Login, worker: Worker) -> None:
         replies = Replies(
             login.wire,
-            sender,
+            worker,
             describes=self._describes,
             max_message_bytes=self._max_message_bytes,
         )
@@ -204,11 +114,11 @@ class Fetch:
             while (
                 len(flying) < in_flight
                 and not replies.stand_ins  # first it has to be known what these mean
-                and (batch := self._next(sender)) is not None
+                and (batch := self._next(worker)) is not None
             ):
                 flying.append((login.wire.command(batch.command(self._items)), batch))
             if not flying and replies.stand_ins:
-                _judge_stand_ins(login, replies, sender)
+                _judge_stand_ins(login, replies, worker)
                 continue
             if not flying:
                 break
@@ -218,32 +128,29 @@ class Fetch:
             if not status.upper().startswith(b"OK"):
                 _raise_if_to_wait(login, status)
             again.extend(batch.refs.values())
-        self._ask_again(login, again, replies, sender)
+        self._ask_again(login, again, replies, worker)
 
-    def _next(self, sender: Sender) -> Batch | None:
+    def _next(self, worker: Worker) -> Batch | None:
         """Cut off the next batch, answering for what can't be asked for; None: there is no more."""
         prefix = f"{self._validity}:"
-        refs: dict[int, MessageRef] = {}
-        size, most = 0, min(_BATCH_MESSAGES, self._main.message_limit)
-        with self._cutting:
-            while size < _BATCH_BYTES and len(refs) < most and not self._stop.is_set():
-                ref = next(self._next_refs, None)
-                if ref is None:
-                    break
-                self._left -= 1
+        most = min(_BATCH_MESSAGES, self._main.message_limit)
+        while taken := worker.take(most, _BATCH_BYTES):
+            refs: dict[int, MessageRef] = {}
+            for ref in taken:
                 if not ref.remote_id.startswith(prefix):
                     error: Skippable = MessageGone("The folder was renumbered by the server.")
-                    sender.add(Missing(ref, error))
+                    worker.add(Missing(ref, error))
                 elif ref.size_bytes is not None and ref.size_bytes > self._max_message_bytes:
                     error = too_large(ref.size_bytes, self._max_message_bytes)
-                    sender.add(Missing(ref, error))
+                    worker.add(Missing(ref, error))
                 else:
                     refs[int(ref.remote_id[len(prefix) :])] = ref
-                    size += self._out.average_bytes if ref.size_bytes is None else ref.size_bytes
-        return Batch(refs) if refs else None
+            if refs:
+                return Batch(refs)
+        return None
 
     def _ask_again(
-        self, login: Login, refs: Sequence[MessageRef], replies: Replies, sender: Sender
+        self, login: Login, refs: Sequence[MessageRef], replies: Replies, worker: Worker
     ) -> None:
         """Answer for what no batch answered: gone, or asked for once more and singly."""
         in_a_row = 0
@@ -251,7 +158,7 @@ class Fetch:
         for part in Uids((uid, uid) for uid in map(_uid, refs)).commands():
             there = self._there(login, part)
             for ref in (ref for ref in refs if _uid(ref) in part):
-                if self._stop.is_set():
+                if worker.stop.is_set():
                     return
                 found = there.get(ref.remote_id)
                 missing = _gone(ref) if found is None else self._one(login, ref, found, replies)
@@ -263,7 +170,7 @@ class Fetch:
                     if in_a_row % _REFUSALS_BEFORE_DOUBT == 0:
                         works = bool(_samples(login, 3, 1))
                     missing.error.of_item = works
-                sender.add(missing)
+                worker.add(missing)
 
     def _there(self, login: Login, uids: Uids) -> dict[str, MessageRef]:
         """Return which of these the server has, with what it says of them, which may be nothing."""
@@ -293,32 +200,11 @@ class Fetch:
         return Missing(ref, MessageRefused(f"The server says: {login.wire.words(status)}"))
 
 
-def _put_in_line(
-    answers: Sequence[Answer], line: collections.deque[Answer], guard: RefusalGuard
-) -> Unavailable | None:
-    """Put answers in line, but for refusals that may be signs of an outage; return it if it is."""
-    if Missing not in map(type, answers):  # as nearly always
-        line.extend(guard.delivered())
-        line.extend(answers)
-        return None
-    rest = iter(answers)
-    try:
-        for answer in rest:
-            if isinstance(answer, Missing):
-                line.extend(guard.refused(answer))
-            else:
-                line.extend([*guard.delivered(), answer])
-    except Unavailable as error:
-        discard(rest)
-        return error
-    return None
-
-
 def _uid(ref: MessageRef) -> int:
     return int(ref.remote_id.partition(":")[2])
 
 
-def _judge_stand_ins(login: Login, replies: Replies, sender: Sender) -> None:
+def _judge_stand_ins(login: Login, replies: Replies, worker: Worker) -> None:
     """Answer for messages in whose place others came. Raises FolderRefused where it is so all over
     the folder: Exchange lists calendars, contacts and tasks."""
     bodies = _samples(login, _SAMPLES, STAND_IN_BYTES)
@@ -330,7 +216,7 @@ def _judge_stand_ins(login: Login, replies: Replies, sender: Sender) -> None:
             code="no_mail",
         )
     for missing in replies.stand_ins or ():
-        sender.add(missing)
+        worker.add(missing)
     replies.stand_ins = None
 
 

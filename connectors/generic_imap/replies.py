@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from connectors.errors import MessageRefused, Unavailable
 from connectors.generic_imap import wire
 from connectors.generic_imap.describing import described, items_of, uid_of
-from connectors.generic_imap.outbox import Sender
 from connectors.generic_imap.uids import Uids
+from connectors.parallel import Worker
 from connectors.types import Body, MessageRef, Missing, RawMessage, SpooledBody
 
 #: More untagged responses in a row that nobody asked for are an attack. One flag change by another
@@ -84,9 +84,9 @@ class Replies:
     """What one connection answers. `describes`: date and flags were asked for too."""
 
     def __init__(
-        self, connection: wire.Wire, sender: Sender, *, describes: bool, max_message_bytes: int
+        self, connection: wire.Wire, worker: Worker, *, describes: bool, max_message_bytes: int
     ) -> None:
-        self._wire, self._sender, self._describes = connection, sender, describes
+        self._wire, self._worker, self._describes = connection, worker, describes
         self._max_message_bytes = max_message_bytes
         self._unasked = 0
         #: Messages in whose place something else was sent: for whoever knows whether the folder has
@@ -101,7 +101,7 @@ class Replies:
             if self._take_usual(batches):
                 self._progressed()
             # Hand on what is whole before waiting for more; the caller's time is not the server's.
-            if not self._wire.has_buffered and self._sender.flush():
+            if not self._wire.has_buffered and self._worker.flush():
                 self._wire.renew()
             line = self._wire.readline()
             if line.startswith(ending):
@@ -164,7 +164,7 @@ class Replies:
             # The size that was announced is not the body's: these bytes are no message.
             raw.close()
             if ref is not None:
-                self._sender.add(Missing(ref, _wrong_size(size)))
+                self._worker.add(Missing(ref, _wrong_size(size)))
             raise Unavailable("The server announced a wrong size of a message.")
         if ref is None:
             raw.close()
@@ -183,7 +183,7 @@ class Replies:
             ref = self._claim(batches, uid_of(said), items)
             if ref is not None:
                 ref = ref._replace(size_bytes=proven or ref.size_bytes)
-                self._sender.add(Missing(ref, too_large(size, self._max_message_bytes)))
+                self._worker.add(Missing(ref, too_large(size, self._max_message_bytes)))
         return ref is not None
 
     def _skipped(self, size: int) -> bytes:
@@ -216,9 +216,9 @@ class Replies:
             or body.find(_STAND_IN, 0, _STAND_IN_HEADER_BYTES) < 0  # cheap: for each message
             or not is_stand_in(body)
         ):
-            self._sender.add(RawMessage(ref, body))
+            self._worker.add(RawMessage(ref, body))
         elif self.stand_ins is None:
-            self._sender.add(Missing(ref, _stands_in()))
+            self._worker.add(Missing(ref, _stands_in()))
         else:
             self.stand_ins.append(Missing(ref, _stands_in()))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from connectors import registry
+from connectors import parallel, registry
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import (
@@ -23,7 +23,7 @@ from connectors.errors import (
     Retryable,
     Unavailable,
 )
-from connectors.generic_imap import listing, outbox, replies
+from connectors.generic_imap import listing, replies
 from connectors.types import (
     MessageRef,
     Missing,
@@ -655,14 +655,13 @@ def test_an_idle_connection_that_the_server_ended_does_no_harm(server: ImapScrip
 def test_a_connection_is_used_again_whose_thread_takes_its_time_to_end(
     server: ImapScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put = outbox.Outbox.put
+    run = parallel.Pool._run
 
-    def put_and_dawdle(self: outbox.Outbox, item: outbox.Item, size: int) -> None:
-        put(self, item, size)
-        if item is None:
-            time.sleep(0.05)
+    def run_and_dawdle(self: parallel.Pool, worker: parallel.Worker) -> None:
+        run(self, worker)
+        time.sleep(0.05)
 
-    monkeypatch.setattr(outbox.Outbox, "put", put_and_dawdle)
+    monkeypatch.setattr(parallel.Pool, "_run", run_and_dawdle)
     fill(server.inbox, 3)
     with opened(server) as session:
         refs = refs_of(listed(session))
