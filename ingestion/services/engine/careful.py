@@ -12,7 +12,8 @@ counts its victims:
     3        set aside as "poison": tried again once a day, and when somebody asks
 
 Together with the death that made the work careful these are three before anything is given up, and
-two of one message alone: whatever else kills workers hits the same message twice only by chance.
+two of one message alone. After a death the others have their turn first: whatever else kills workers,
+also a thing that kills each soon after its start, hits the same message twice only by chance.
 
 A server that breaks the connection at one message is got past in the same way: once downloads of a
 folder broke off twice without progress, its messages are fetched one by one. One at which that
@@ -183,7 +184,7 @@ class Care:
                 attempts=attempts,
                 wait=backoff.failure_delay(attempts) if attempts else dt.timedelta(),
             )
-            if row and (row.code == WORKER_DIED or is_suspect(row)):  # nobody has counted it yet
+            if row and is_suspect(row):  # nobody has counted it yet
                 self._count_failed()
         self.blamed = True
 
@@ -201,8 +202,11 @@ class Care:
 
 
 def is_suspect(row: FailedMessage) -> bool:
-    """Tell whether it is yet to be shown that the message alone breaks the connection."""
-    return row.code == BREAKS and row.attempts == 0
+    """Tell whether it is yet to be shown that the message itself kills, or breaks the connection.
+
+    All others have their turn first.
+    """
+    return row.code == WORKER_DIED or (row.code == BREAKS and row.attempts == 0)
 
 
 def _answers(
