@@ -12,8 +12,8 @@ counts its victims:
     3        set aside as "poison": tried again once a day, and when somebody asks
 
 Together with the death that made the work careful these are three before anything is given up, and
-two of one message alone. After a death the others have their turn first: whatever else kills workers,
-also a thing that kills each soon after its start, hits the same message twice only by chance.
+two of one message alone. After a death the others have their turn first: whatever else kills
+workers, also each soon after its start, hits the same message twice only by chance.
 
 A server that breaks the connection at one message is got past in the same way: once downloads of a
 folder broke off twice without progress, its messages are fetched one by one. One at which that

@@ -423,10 +423,16 @@ class _Mailbox:
         return True
 
     def _due_failures(self) -> Iterator[list[FailedMessage]]:
-        """Yield what is due, each once; a server that refused everything left any number."""
+        """Yield what is due, each once; a server that refused everything left any number.
+
+        Leaves out what is known by an id that may be another message's by now: the listing of its
+        folder says which.
+        """
         after = 0
         while True:
-            due = FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now())
+            due = FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now()).exclude(
+                folder__list_anew=ListAnew.BY_BYTES
+            )
             rows = list(due.filter(pk__gt=after).order_by("pk").defer("reason")[:_RETRY_ROWS])
             if not rows:
                 return

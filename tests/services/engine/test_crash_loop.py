@@ -21,9 +21,13 @@ from tests.services.engine.test_engine import (
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
+__all__ = ["archive", "server", "source"]  # fixtures
 
 
-def test_workers_that_die_at_once_blame_no_message(server: Server, source: IngestionSource) -> None:
+def test_workers_that_die_at_once_blame_no_message(
+    server: Server,
+    source: IngestionSource,
+) -> None:
     """Each dies when it is handed its first message. Were that the same one each time, the third
     death would set aside, or leave unparsed, a message that is as good as any."""
     fill(server, 8)

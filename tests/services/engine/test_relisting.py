@@ -77,6 +77,24 @@ def test_ids_that_were_reused_are_recognised_by_bytes_alone(
     assert synced(source).message == "0 archived."
 
 
+def test_what_failed_under_an_id_that_is_distrusted_is_not_fetched_by_that_id(
+    server: Server, source: IngestionSource
+) -> None:
+    """It may be another message's by now; the listing says which."""
+    fill(server, 5)
+    server.refused["1:5"] = MessageRefused("Too large.")
+    start(source)
+    finish(source)
+    server.refused.clear()
+    server.fetched.clear()
+    FailedMessage.objects.update(not_before=timezone.now())
+    folders.distrust(Mailbox.objects.all())
+    synced(source)
+    assert sorted(server.fetched) == [f"INBOX/1:{uid}" for uid in range(1, 6)]  # each once
+    assert_exact(server, source)
+    assert not FailedMessage.objects.exists()
+
+
 def test_a_mailbox_that_is_distrusted_is_listed_anew_by_bytes(
     server: Server, source: IngestionSource
 ) -> None:
