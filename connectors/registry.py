@@ -123,16 +123,20 @@ def _problem(provider: Provider) -> str:
     if not _SLUG.fullmatch(provider.slug):
         return "a name has lower-case words joined by _, and at most 32 characters"
     try:
-        names = [field.name for field in provider.config.fields()]
+        fields = list(provider.config.fields())
         connector = provider._load("connector", "CONNECTOR")  # noqa: SLF001 - this module's own
         if not isinstance(connector, type) or not issubclass(connector, Connector):
             return "its CONNECTOR is no subclass of connectors.base.Connector"
         _ = provider.label
-    except Exception as error:  # noqa: BLE001 - somebody else's code: whatever it is, the others go on
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - somebody else's code: whatever it is, the others go on
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    wrong = [name for name in names if name == "type" or not _FIELD.fullmatch(name)]
-    if wrong:
-        return f"no field can be called {' or '.join(wrong)}: camelCase, and `type` is the API's"
+    for field in fields:
+        if field.name == "type" or not _FIELD.fullmatch(field.name):
+            return (
+                f"no field can be called {field.name}: names are camelCase, and type is the API's"
+            )
+        if field.type not in (str, int, bool):
+            return f"the field {field.name} is neither a text nor a whole number nor a flag"
     return ""
 
 

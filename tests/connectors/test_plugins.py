@@ -12,7 +12,7 @@ from django.test import Client
 
 from connectors import registry
 from ingestion.admin import source_form
-from ingestion.models import FailedMessage, IngestionSource, Placement
+from ingestion.models import FailedMessage, Folder, IngestionSource, Placement
 from ingestion.models.source import provider_choices
 from ingestion.services.audit import Actor
 from ingestion.services.sources import discovery, sources
@@ -45,6 +45,8 @@ LEFT_OUT = {
     "that-is-no-connector": ("stone", "stone", "no subclass of connectors.base.Connector"),
     "with-postponed-types": ("postponed", "postponed", "must not postpone annotations"),
     "with-our-own-field": ("typed", "typed", "no field can be called type"),
+    "with-a-fraction": ("fraction", "fraction", "neither a text nor a whole number nor a flag"),
+    "that-ends-all": ("ending", "ending", "SystemExit: enough"),
     "that-is-not-there": ("gone", "gone_package", "No module named 'gone_package'"),
 }
 
@@ -58,6 +60,8 @@ def site(tmp_path: Path) -> Path:
         "lacking": (good, "import feathers"),
         "stone": (good, "CONNECTOR = object"),
         "postponed": (f"from __future__ import annotations\n{good}", _CONNECTOR),
+        "fraction": (good.replace("str =", "float ="), _CONNECTOR),
+        "ending": (good, "raise SystemExit('enough')"),
         "typed": (_CONFIG.format(field="type"), _CONNECTOR),
     }
     for package, (config, connector) in packages.items():
@@ -177,13 +181,17 @@ def test_nobody_who_writes_into_a_maildir_makes_us_read_anything_else(
     (tmp_path / "secret").write_bytes(b"of another")
     (tmp_path / "cur" / "1.of.another").write_bytes(b"of another")
     (maildir.path / ".Others").symlink_to(tmp_path)
+    (maildir.path / ".Links" / "new").mkdir(parents=True)
+    (maildir.path / ".Links" / "cur").symlink_to(tmp_path / "cur")
     (maildir.path / "cur" / "1.link").symlink_to(tmp_path / "secret")
     (maildir.path / "cur" / "2.directory").mkdir()
     os.mkfifo(maildir.path / "cur" / "3.pipe")
     kept = maildir.deliver(b"mail")
-    imap_source.imported(source)
+    imap_source.start(source)
+    imap_source.work(source)
     assert imap_source.archived(source) == {(".", kept): b"mail"}
     assert FailedMessage.objects.filter(code="message_refused").count() == 3
+    assert Folder.objects.get(remote_id=".Links").last_error_code == "folder_refused"
 
 
 # -- a provider that is gone -------------------------------------------------------------------

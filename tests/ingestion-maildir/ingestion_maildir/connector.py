@@ -54,8 +54,6 @@ _FLAGS = {
     "S": "\\Seen",
     "T": "\\Deleted",
 }
-#: Of a message that is no regular file, or not ours to read.
-_REFUSALS = (errno.EACCES, errno.EISDIR, errno.ELOOP)
 
 
 class MaildirConnector(Connector):
@@ -129,16 +127,16 @@ class MaildirSession(MailboxSession):
 
     def _read(self, ref: MessageRef, path: Path) -> RawMessage | Missing | None:
         """Return the answer; None where there is no such file any more."""
-        with contextlib.ExitStack() as stack, _told("The message"):
+        with _told("The message"), contextlib.ExitStack() as stack:
             try:
-                file = stack.enter_context(open(path, "rb", opener=_open))
+                descriptor = stack.enter_context(self._opened(path))
             except FileNotFoundError:
                 return None
             except OSError as error:
-                if error.errno not in _REFUSALS:
+                if error.errno not in (errno.EACCES, errno.ELOOP):
                     raise
                 return Missing(ref, MessageRefused(f"The file can't be read: {error.strerror}."))
-            about = os.fstat(file.fileno())
+            about = os.fstat(descriptor)
             if not stat.S_ISREG(about.st_mode):
                 return Missing(ref, MessageRefused("It is no regular file."))
             if about.st_size > self._max_message_bytes:
@@ -146,6 +144,7 @@ class MaildirSession(MailboxSession):
                 return Missing(ref, MessageRefused(text, code="too_large", of_item=True))
             received_at = dt.datetime.fromtimestamp(about.st_mtime, dt.UTC)
             ref = ref._replace(size_bytes=about.st_size, received_at=received_at)
+            file = stack.enter_context(open(descriptor, "rb", closefd=False))
             if about.st_size <= SPOOL_BYTES:
                 return RawMessage(ref, file.read())
             spool = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
@@ -157,9 +156,11 @@ class MaildirSession(MailboxSession):
         found = {}
         with self._folder_told(folder):
             for place in ("new", "cur"):  # in this order: mail readers move from new to cur
-                for file in (self._path(folder) / place).iterdir():
-                    if not file.name.startswith("."):
-                        found[_quoted(file.name.partition(":")[0])] = f"{place}/{file.name}"
+                with self._opened(self._path(folder) / place) as descriptor:
+                    names = os.listdir(descriptor)  # noqa: PTH208 - a path may be another now
+                for name in names:
+                    if not name.startswith("."):
+                        found[_quoted(name.partition(":")[0])] = f"{place}/{name}"
         return found
 
     def _place(self, folder: RemoteFolder) -> int:
@@ -168,6 +169,18 @@ class MaildirSession(MailboxSession):
 
     def _path(self, folder: RemoteFolder) -> Path:
         return self._directory / urllib.parse.unquote(folder.remote_id, errors="surrogateescape")
+
+    @contextlib.contextmanager
+    def _opened(self, path: Path) -> Iterator[int]:
+        """Open what really lies in this Maildir, whatever its writers put there; wait for no pipe."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            place = Path("/proc/self/fd", str(descriptor)).readlink()
+            if not place.is_relative_to(self._directory):
+                raise PermissionError(errno.EACCES, "it leads out of the Maildir")
+            yield descriptor
+        finally:
+            os.close(descriptor)
 
     @contextlib.contextmanager
     def _folder_told(self, folder: RemoteFolder) -> Iterator[None]:
@@ -189,11 +202,6 @@ def _told(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise Unavailable(f"{what} can't be read now: {error.strerror}.") from None
-
-
-def _open(path: str, flags: int) -> int:
-    """Whoever writes into a Maildir makes nobody read another file, or wait for a pipe."""
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _subfolder(name: str) -> RemoteFolder:
