@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from connectors.google.download import _read, _Unreadable
+from connectors.google.bodies import Unreadable, read
 from connectors.google.ids import Ids, order
 from connectors.types import SPOOL_BYTES, SpooledBody
 
@@ -36,14 +36,14 @@ def test_bytes_come_out_as_they_went_in(body: bytes, padded: bool, escaped: bool
     content = answer(text if padded else text.rstrip("="))
     if escaped:
         content = content.replace(b"=", b"\\u003d")
-    got = _read(content)
+    got = read(content)
     assert got.body == body
     assert got.about == {"id": "1", "labelIds": ["A"], "raw": None, "threadId": "2"}
 
 
 def test_a_large_body_is_decoded_to_a_file_piece_by_piece() -> None:
     body = bytes(range(251)) * (SPOOL_BYTES // 100)
-    got = _read(bytearray(answer(base64.urlsafe_b64encode(body).decode())))
+    got = read(bytearray(answer(base64.urlsafe_b64encode(body).decode())))
     assert isinstance(got.body, SpooledBody)
     assert got.size == got.body.size == len(body)
     assert b"".join(got.body.chunks()) == body
@@ -55,5 +55,5 @@ def test_a_large_body_is_decoded_to_a_file_piece_by_piece() -> None:
     [b'{"id": "1"}', answer("a"), answer("ab*d"), answer("ab=d"), answer("abcd\n"), b'{"raw": "ab'],
 )
 def test_what_is_no_message_is_refused_not_guessed(content: bytes) -> None:
-    with pytest.raises(_Unreadable):
-        _read(content)
+    with pytest.raises(Unreadable):
+        read(content)
