@@ -15,21 +15,9 @@ from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, rebuild, verify
 from ingestion.services.engine import statements
 from tests.servers.scripted_provider import Server
-from tests.services.engine.test_engine import (
-    ACTOR,
-    archive,
-    assert_exact,
-    body,
-    fill,
-    finish,
-    server,
-    source,
-    start,
-    synced,
-)
+from tests.servers.scripted_source import ACTOR, assert_exact, body, fill, finish, start, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 OLD_PACK = Path(__file__).parents[2] / "data" / "pack_v1.pack"
 OLD_PACK_ID = uuid.UUID("45c48cce-2e2d-4fbd-aa1a-fc51c7c6ad26")

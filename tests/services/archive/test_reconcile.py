@@ -11,20 +11,9 @@ from ingestion.services.archive.reconcile import FolderReport
 from ingestion.services.sources import discovery
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Mail, Server
-from tests.services.engine.test_engine import (
-    archive,
-    assert_exact,
-    body,
-    fill,
-    finish,
-    server,
-    source,
-    start,
-    synced,
-)
+from tests.servers.scripted_source import assert_exact, body, fill, finish, start, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 
 def compared(source: IngestionSource) -> dict[str, FolderReport]:

@@ -12,21 +12,9 @@ from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, refetch, verify
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Server
-from tests.services.engine.test_engine import (
-    ACTOR,
-    archive,
-    assert_exact,
-    body,
-    fill,
-    finish,
-    server,
-    source,
-    start,
-    synced,
-)
+from tests.servers.scripted_source import ACTOR, assert_exact, body, fill, finish, start, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 
 @pytest.fixture

@@ -9,19 +9,15 @@ from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message
 from ingestion.packs.store import store
 from tests.servers.mortal import MortalProcess
 from tests.servers.scripted_provider import Server
-from tests.services.engine.test_engine import (
-    archive,
+from tests.servers.scripted_source import (
     assert_exact,
     fill,
     finish,
-    server,
-    source,
     start,
     work_as_soon_as_it_is_free,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 
 def test_workers_that_die_at_once_blame_no_message(

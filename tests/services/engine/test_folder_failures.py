@@ -19,23 +19,19 @@ from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Pl
 from ingestion.services.engine import lease, sync
 from ingestion.services.sources import discovery, sources
 from tests.servers.scripted_provider import Server
-from tests.services.engine.test_engine import (
+from tests.servers.scripted_source import (
     ACTOR,
-    archive,
     assert_exact,
     body,
     due_now,
     fill,
     finish,
-    server,
-    source,
     start,
     synced,
     work,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 REFUSED = FolderRefused("The server says: NO [NOPERM] You may not read this.", code="noperm")
 

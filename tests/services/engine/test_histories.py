@@ -24,33 +24,14 @@ from connectors.errors import (
     RateLimited,
     Unavailable,
 )
-from ingestion.models import (
-    FailedMessage,
-    Folder,
-    IngestionSource,
-    Mailbox,
-    Message,
-    Pack,
-    Run,
-)
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack, Run
 from ingestion.packs.store import PackWriter
 from ingestion.services.engine import capture, commit, statements, sync
 from ingestion.services.sources import discovery, sources
 from tests.servers.scripted_provider import Mail, Server
-from tests.services.engine.test_engine import (
-    ACTOR,
-    archive,
-    assert_exact,
-    body,
-    due_now,
-    server,
-    source,
-    start,
-    synced,
-)
+from tests.servers.scripted_source import ACTOR, assert_exact, body, due_now, start, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 _STEPS = 14
 _NAMES = ("INBOX", "Sent", "Projects/2024", "Old")

@@ -10,10 +10,9 @@ from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
 from ingestion.services.sources import sources
 from tests.servers.scripted_provider import Server
-from tests.services.engine.test_engine import ACTOR, archive, body, fill, server, source, start
+from tests.servers.scripted_source import ACTOR, body, fill, start
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 
 def later(**delta: float) -> None:

@@ -5,19 +5,9 @@ import pytest
 from connectors.errors import RateLimited, Unavailable
 from ingestion.models import FailedMessage, Folder, IngestionSource, Pack
 from tests.servers.scripted_provider import Server
-from tests.services.engine.test_engine import (
-    archive,
-    assert_exact,
-    fill,
-    finish,
-    server,
-    source,
-    start,
-    work,
-)
+from tests.servers.scripted_source import assert_exact, fill, finish, start, work
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 
 def down(_: object) -> None:

@@ -22,22 +22,18 @@ from ingestion.services.sources import discovery, sources
 from tests.servers import imap_source, scripted_provider
 from tests.servers.imap_script import ImapScript
 from tests.servers.scripted_provider import Mail, Server
-from tests.services.engine.test_engine import (
+from tests.servers.scripted_source import (
     ACTOR,
-    archive,
     assert_exact,
     body,
     due_now,
     fill,
     finish,
-    server,
-    source,
     start,
     synced,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 
 def here(folder: str = "INBOX") -> dict[str, bytes]:

@@ -12,20 +12,9 @@ from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
 from ingestion.services.sources import discovery, sources
 from tests.servers.scripted_provider import Server
-from tests.services.engine.test_engine import (
-    ACTOR,
-    archive,
-    assert_exact,
-    fill,
-    finish,
-    server,
-    source,
-    start,
-    work,
-)
+from tests.servers.scripted_source import ACTOR, assert_exact, fill, finish, start, work
 
 pytestmark = pytest.mark.django_db(transaction=True)
-__all__ = ["archive", "server", "source"]  # fixtures
 
 REFUSED = NeedsReauth("The password was refused.")
 

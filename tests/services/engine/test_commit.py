@@ -1,0 +1,193 @@
+"""What is committed is whole: pack before rows, one message for the same bytes, nothing after a group
+that failed."""
+
+import datetime as dt
+import random
+import tempfile
+import threading
+from pathlib import Path
+
+import pytest
+from django.db import connection, transaction
+
+from connectors.types import MessageRef, RawMessage, SpooledBody
+from ingestion.errors import LeaseLost
+from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.packs import format as pack_format
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping
+from ingestion.services.engine import capture
+from ingestion.services.engine.capture import Capture
+from ingestion.services.engine.commit import Batch, Committer
+from tests.servers.scripted_provider import Server
+from tests.servers.scripted_source import assert_exact, begun, due_now, fill, finish, start, work
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def hold_the_row(mailbox: Mailbox, locked: threading.Event, release: threading.Event) -> None:
+    """Keep everybody from committing for the mailbox, in a thread, until `release` is set."""
+    with transaction.atomic():
+        Mailbox.objects.select_for_update().get(pk=mailbox.pk)
+        locked.set()
+        release.wait(20)
+    connection.close()
+
+
+def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
+    server: Server, source: IngestionSource
+) -> None:
+    server.page_size = 300
+    for folder in ("INBOX", "Copies"):
+        for number in range(300):
+            server.deliver(folder, b"Subject: %d\r\n\r\nThe same.\r\n" % number)
+    start(source)
+    row = due_now()
+    locked, release = threading.Event(), threading.Event()
+    holder = threading.Thread(target=hold_the_row, args=(row, locked, release))
+
+    def hold_back(handed_out: int) -> None:
+        if handed_out == 290:
+            holder.start()
+            locked.wait(20)
+        elif handed_out == 590:  # by now it has looked for the first copies among what is archived
+            release.set()
+
+    server.before_message = hold_back
+    finish(source)
+    holder.join()
+    assert Message.objects.count() == 300
+    assert Placement.objects.count() == 600
+    assert_exact(server, source)
+    assert len(list(store().packs())) == 1
+
+
+def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> None:
+    """Also of messages of a batch that was dropped while they were on their way into it."""
+    large = tempfile.TemporaryFile()  # noqa: SIM115 - the engine closes it
+    large.write(b"".join(b"%d, " % number for number in range(15_000_000)))
+    run, mailbox, folder, held = begun(source)
+    locked, release = threading.Event(), threading.Event()
+    holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
+    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
+        holder.start()
+        locked.wait(20)
+        committer.submit(Batch(folder))  # its thread waits for the row: what follows is one group
+        kept = Capture(committer, mailbox=mailbox, folder=folder)
+        kept.add(RawMessage(MessageRef("1:1"), b"first"))
+        kept.commit()
+        dropped = Capture(committer, mailbox=mailbox, folder=folder)
+        dropped.add(RawMessage(MessageRef("1:2"), SpooledBody(large, large.tell())))
+        dropped.abandon()
+        release.set()
+    holder.join()
+    pack = Pack.objects.get()
+    path = Path(store().root) / str(source.pk) / f"{pack.pk}.pack"
+    assert path.stat().st_size == pack.size_bytes
+    assert pack.message_count == Message.objects.count() == 1
+    assert len(list(store().scan(source.pk, pack.pk))) > 1
+
+
+def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource) -> None:
+    """Groups wait in line, and their cursors stand behind the failed one's messages."""
+    run, mailbox, folder, held = begun(source)
+    locked, release = threading.Event(), threading.Event()
+    holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
+    committer = Committer(held, store=store(), run=run, mailbox=mailbox)
+    with held, pytest.raises(FileNotFoundError), committer:
+        holder.start()
+        locked.wait(20)
+        committer.submit(Batch(folder))  # its thread waits for the row, and what follows for it
+        for number in (1, 2):
+            one = Capture(committer, mailbox=mailbox, folder=folder)
+            one.add(RawMessage(MessageRef(f"1:{number}"), b"%d" % number))
+            one.commit(cursor={"reached": number})
+            if number == 1:
+                committer._hand_over()
+                [partial] = Path(store().root).glob("*/.*.partial")
+                partial.unlink()
+        release.set()
+    holder.join()
+    folder.refresh_from_db()
+    assert folder.cursor is None
+    assert not Message.objects.exists()
+    assert list(store().packs()) == []
+
+
+def test_a_committer_that_told_of_a_failure_takes_nothing_more(source: IngestionSource) -> None:
+    """Whoever goes on all the same must not believe that it is archived."""
+    run, mailbox, folder, held = begun(source)
+    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
+        Mailbox.objects.update(lease_token=held.token + 1)
+        one = Capture(committer, mailbox=mailbox, folder=folder)
+        one.add(RawMessage(MessageRef("1:1"), b"1"))
+        one.commit()
+        with pytest.raises(LeaseLost):
+            committer.wait()
+        one.add(RawMessage(MessageRef("1:2"), b"2"))
+        with pytest.raises(RuntimeError):
+            one.commit(cursor={"reached": 2})
+    assert not Message.objects.exists()
+    assert list(Path(store().root).glob("*/.*.partial")) == []
+
+
+def test_large_answers_and_jobs_never_wait_for_each_other(
+    server: Server, source: IngestionSource
+) -> None:
+    """More of both than a socket holds, while nobody reads the answers."""
+    people = ", ".join(f"person.{number}@lists.example" for number in range(300))
+    for number in range(1_500):
+        server.deliver("INBOX", f"To: {people}\r\nSubject: {number}\r\n\r\n".encode())
+    start(source)
+    finish(source)
+    assert Message.objects.count() == 1_500
+
+
+def test_a_body_that_has_no_room_beside_the_others_is_exact(
+    server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a connector holds in memory: a part of the shared memory ends where the next does."""
+    monkeypatch.setattr(capture, "PART_BYTES", 7_000_000)
+    chance = random.Random(2)
+    for _ in range(6):
+        server.deliver("INBOX", chance.randbytes(3_900_000))
+    start(source)
+    work()
+    assert Message.objects.count() == 6, "not at the first attempt"
+    assert_exact(server, source)
+
+
+def test_a_worker_that_lost_its_lease_can_not_commit(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+
+    def steal(handed_out: int) -> None:
+        if handed_out == 4:
+            Mailbox.objects.update(lease_token=Mailbox.objects.get().lease_token + 1)
+
+    server.before_message = steal
+    start(source)
+    work()
+    assert not Message.objects.exists()
+    assert not Pack.objects.exists()
+    assert list(store().packs()) == []
+    server.before_message = lambda _: None
+    Mailbox.objects.update(lease_expires_at=None)
+    finish(source)
+    assert_exact(server, source)
+
+
+def test_a_pack_without_its_transaction_is_collected_and_the_import_completes(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+    with store().writer(source.pk) as writer:
+        orphan = ('{"sha256":""}', b"bytes of a worker that died here")
+        pack_format.append(writer.file, writer.pack_id.hex, [orphan], pack_format.compressor())
+        writer.commit()
+    start(source)
+    finish(source)
+    assert housekeeping.collect_orphans() == 0  # too young: its transaction may be under way
+    assert housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5)) == 1
+    assert_exact(server, source)
