@@ -18,9 +18,10 @@ listing that was interrupted follows the flags of its earlier part before it end
 page in the middle; a server that shows less than it counts): the next pass then looks for itself.
 
 UIDNEXT is believed only where it was right the last time: a server that does not tell it, or tells
-it wrongly, is asked. One below what was told before means that UIDs are given out again. Whenever
-all UIDs are listed, those below "n" are told again, for a message that came late: servers that
-copy, bridge or cluster number some in hindsight. That happens now and then in any case.
+it wrongly, is asked. One below what was told before means that UIDs are given out again, as does a
+UID that vanished and is there. Where the messages are not as many as they should be, all UIDs are
+listed, and those below "n" are told again, for a message that came late: servers that copy, bridge
+or cluster number some in hindsight. That happens now and then in any case.
 
 Courier keeps the numbers that EXAMINE told only once somebody opens the folder to write, and by
 then a message may have come between: the highest ones are compared with what they were. Until then
@@ -31,7 +32,7 @@ but for once in a while.
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from connectors.errors import CursorExpired, IdsReused
@@ -155,22 +156,20 @@ class _Listing:
         """List what changed since a complete pass."""
         opened, since = self._opened, self._since
         self._compare()
-        new = Uids([])
-        if not opened.next_uid == since["n"] == since.get("u", since["n"]):
-            # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
-            with self._where_empty():
-                new = self._uids_by("UID FETCH {} (UID)", f"{since['n']}:*").since(since["n"])
-        certain = True
+        new, certain = self._new(), True
         audit = _audit_is_due(since, self._describe)
         if since["n"] > 1 or audit:
-            told = self._flags_may_differ() and self._tells_removals()
-            agree = told or self._counts_agree(new)
+            there, gone = self._login.exists, Uids([])
             if since["n"] > 1 and self._flags_may_differ():
-                yield from self._flags()
-            if audit or not agree:
+                gone = yield from self._flags()
+            expected = None if since["c"] is None else since["c"] - len(gone) + len(new)
+            if audit or there is None or there != expected:
                 uids, certain = self._all_uids()
+                if len(uids.and_those_of(gone)) < len(uids) + len(gone):
+                    raise IdsReused("The server gave UIDs of removed messages to others.")
                 new = new.and_those_of(uids.since(since["n"]))
-                if audit or not self._describe:
+                some_came_late = there is not None and expected is not None and there > expected
+                if audit or some_came_late or not self._describe:
                     self._listed_at = int(time.time())
                     yield from self._again(uids.before(since["n"]))
                 if certain:
@@ -179,6 +178,15 @@ class _Listing:
         last = self._last_cursor(new, certain=certain)
         yield from self._pages(new)
         yield Page(last)
+
+    def _new(self) -> Uids:
+        """Return the UIDs from "n" on."""
+        first, new = self._since["n"], Uids([])
+        if not self._opened.next_uid == first == self._since.get("u", first):
+            # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
+            with self._where_empty():
+                new = self._uids_by("UID FETCH {} (UID)", f"{first}:*").since(first)
+        return new
 
     def _again(self, uids: Uids) -> Iterator[Page]:
         """Tell of messages that were listed before, but for those that came late."""
@@ -286,11 +294,6 @@ class _Listing:
             return contextlib.suppress(CommandRefused)
         return contextlib.nullcontext()
 
-    def _counts_agree(self, new: Uids) -> bool:
-        """Tell whether there are as many messages as there were, apart from the new ones."""
-        known = self._since["c"]
-        return known is not None and self._login.exists == known + len(new)
-
     def _uids_by(self, command: str, of: str) -> Uids:
         found = (uid_of(response[0].partition(b"(")[2]) for response in self._run(command, of))
         return Uids((uid, uid) for uid in found if uid is not None)
@@ -305,15 +308,21 @@ class _Listing:
         modseq = self._opened.modseq
         return modseq is None or modseq != self._since["m"]
 
-    def _tells_removals(self) -> bool:
-        known = None not in (self._opened.modseq, self._since["m"])
-        return known and b"QRESYNC" in self._login.wire.enabled
+    def _modseq_goes_on(self) -> bool:
+        """Tell whether the server can say what changed since the cursor. One that was restored
+        counts from where it was."""
+        now, before = self._opened.modseq, self._since["m"]
+        return now is not None and before is not None and now >= before
 
-    def _flags(self) -> Iterator[Page]:
-        """Yield changed flags and, where the server tells them, removals: of UIDs before "n"."""
+    def _tells_removals(self) -> bool:
+        return self._modseq_goes_on() and b"QRESYNC" in self._login.wire.enabled
+
+    def _flags(self) -> Generator[Page, None, Uids]:
+        """Yield changed flags and, where the server tells them, removals: of UIDs before "n".
+        Return what was removed."""
         since, opened = self._since, self._opened
         modifier = ""
-        if opened.modseq is not None and since["m"] is not None:
+        if self._modseq_goes_on():
             vanished = " VANISHED" if self._tells_removals() else ""
             modifier = f" (CHANGEDSINCE {since['m']}{vanished})"
         items = commands.label_items(self._login)
@@ -327,7 +336,9 @@ class _Listing:
                     changed.append(found)
             for at in range(0, len(changed), PAGE_MESSAGES):
                 yield Page(self._reached, relabelled=changed[at : at + PAGE_MESSAGES])
-        yield from self._vanished(Uids(gone).before(since["n"]))
+        removed = Uids(gone).before(since["n"])
+        yield from self._vanished(removed)
+        return removed
 
     def _flag_windows(self) -> Iterator[tuple[int, int]]:
         last = self._since["n"] - 1

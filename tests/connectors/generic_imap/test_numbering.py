@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ingestion.models import Folder, IngestionSource, Message, StatusChange
+from ingestion.models import Folder, IngestionSource, Message, Placement, StatusChange
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, PLAIN, Client, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
@@ -113,14 +113,48 @@ def test_a_message_that_comes_late_below_the_others_is_archived(
     assert archived(source) == held_by(server)
 
 
-def test_a_late_message_is_seen_at_once_where_the_counts_differ(source: IngestionSource) -> None:
-    with ImapScript(capabilities=PLAIN) as server:
-        deliver(server, 10)
-        source = imap_source.create(server, name="Plain")
+@pytest.mark.parametrize("ids", [(), ("OBJECTID",)], ids=["no ids", "ids"])
+def test_a_late_message_is_seen_at_once_where_the_counts_differ(
+    server: ImapScript, source: IngestionSource, ids: tuple[str, ...]
+) -> None:
+    server.capabilities += ids
+    imported(source)
+    server.inbox.expunge(21)
+    deliver(server, 5)
+    deliver(server, 6)
+    synced(source)
+    assert archived(source) == held_by(server)
+
+
+def test_numbers_of_removed_messages_that_others_have_between_two_syncs_hide_nothing() -> None:
+    """Restored, and filled up to where it was. Without VANISHED (RFC 7162) nothing tells of it."""
+    with ImapScript() as server:
+        for uid in (1, 11, 21, 31, 41):
+            deliver(server, uid)
+        source = imap_source.create(server)
         imported(source)
-        deliver(server, 5)
+        for uid in (31, 41):
+            server.inbox.expunge(uid)
+            deliver(server, uid, text=f"restored {uid}")
         synced(source)
         assert archived(source) == held_by(server)
+        assert Message.objects.count() == 7
+
+
+@pytest.mark.parametrize("removed", [(), (11,)], ids=["flags", "removal"])
+def test_modification_sequences_that_went_back_hide_nothing(removed: tuple[int, ...]) -> None:
+    with ImapScript() as server:
+        for uid in (1, 11, 21, 31, 41):
+            deliver(server, uid)
+        source = imap_source.create(server)
+        imported(source)
+        server.inbox.modseq = 1
+        server.inbox.flag(21, b"\\Seen")
+        for uid in removed:
+            server.inbox.expunge(uid)
+        synced(source)
+        assert archived(source) == held_by(server)
+        assert list(Placement.objects.get(remote_id="1:21").labels) == ["\\Seen"]
 
 
 def test_a_folder_whose_status_is_stale_is_looked_into_once_a_day(
