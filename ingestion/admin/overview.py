@@ -12,7 +12,8 @@ from connectors import registry
 from ingestion import freshness
 from ingestion.admin import display, live, verbs
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
-from ingestion.services.sources import consent, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import consent
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import Options
 from ingestion.states import MailboxState

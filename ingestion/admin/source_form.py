@@ -16,8 +16,8 @@ from connectors.config import Field
 from connectors.registry import PROVIDERS, Provider
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources import options as source_options
-from ingestion.services.sources import sources
 from ingestion.services.sources.options import OptionField, Options
 
 #: A secret that may be longer than this gets several lines: one line would lose a PEM's newlines.

@@ -23,7 +23,8 @@ from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import consent, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import consent
 
 #: A bulk action says this many refusals one by one.
 _REFUSALS_SHOWN = 10

@@ -14,7 +14,8 @@ from ingestion.errors import NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import failures as failed_messages
-from ingestion.services.sources import consent, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import consent
 from ingestion.states import RunKind, SourceStatus
 
 #: A check waits up to 15 s for the provider, so many are made side by side, and not too many.

@@ -18,7 +18,7 @@ from ingestion.models import (
     Placement,
     Run,
 )
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources.options import Options
 
 

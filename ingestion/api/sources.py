@@ -18,7 +18,8 @@ from ingestion.api.places import Places
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.services.engine import failures
-from ingestion.services.sources import consent, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import consent
 
 _PAGED = [
     OpenApiParameter("X-Total-Count", int, OpenApiParameter.HEADER, response=[200]),

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ingestion import freshness, queries
 from ingestion.models import IngestionSource, Run
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources.options import Options
 
 _WIDTH = 200

@@ -13,7 +13,7 @@ from ingestion.packs import format as pack_format
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 SECRET = "s3cret-of-the-test-account"
 #: Far enough that no beat takes up what a test has put there.

@@ -20,7 +20,7 @@ from django.test.utils import CaptureQueriesContext
 
 from ingestion.models import ApiKey, AuditEvent, IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers.dovecot import Dovecot
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import pytest
 from ingestion.models import IngestionSource, Mailbox, Message
 from ingestion.services.audit import Actor
 from ingestion.services.engine import lease, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.e2e.test_crash import MESSAGES, fill, start_import
 from tests.servers.dovecot import Dovecot
 from tests.servers.slow_link import SlowLink

@@ -28,7 +28,8 @@ from ingestion.models import IngestionSource, Mailbox
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers import scripted_provider
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot

@@ -26,7 +26,7 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.states import SourceStatus
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot

@@ -21,7 +21,7 @@ from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.operations import credential_keys
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers.command_line import CommandLine
 from tests.servers.stack import wait_for
 

@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 
 from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Message, Placement, Run
 from ingestion.services.audit import Actor
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.states import SourceStatus
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot

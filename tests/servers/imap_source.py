@@ -16,7 +16,8 @@ from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement,
 from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.imap_script import Client, ImapScript
 
 ACTOR = Actor.system("test")

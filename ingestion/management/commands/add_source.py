@@ -20,8 +20,8 @@ from ingestion import tasks
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources import options as source_options
-from ingestion.services.sources import sources
 
 
 class Command(OperatorCommand):

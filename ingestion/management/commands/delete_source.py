@@ -9,7 +9,8 @@ from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand, UsageError
 from ingestion.management.presentation import size
 from ingestion.models import IngestionSource
-from ingestion.services.sources import deletion, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import deletion
 
 _POLL_SECONDS = 0.5
 

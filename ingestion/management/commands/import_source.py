@@ -4,7 +4,7 @@ from typing import Any
 
 from ingestion.management.runs import RunCommand
 from ingestion.models import IngestionSource, Run
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 
 class Command(RunCommand):

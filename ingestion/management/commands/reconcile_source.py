@@ -9,7 +9,7 @@ from ingestion.management.counter import Counting
 from ingestion.management.presentation import printable, table
 from ingestion.models import IngestionSource
 from ingestion.services.archive import reconcile
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 _COLUMNS = ("Mailbox", "Folder", "Server", "Present", "Missing", "Failed", "Left out", "Note")
 

@@ -6,7 +6,7 @@ from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 
 class Command(SourceCommand):

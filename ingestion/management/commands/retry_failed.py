@@ -7,7 +7,7 @@ from ingestion.management.base import Exit
 from ingestion.management.runs import RunCommand
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.services.engine import failures
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 
 class Command(RunCommand):

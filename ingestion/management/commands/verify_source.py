@@ -5,7 +5,7 @@ from typing import Any
 from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.models import IngestionSource
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 
 class Command(SourceCommand):

@@ -17,7 +17,7 @@ from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion import queries
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
 from ingestion.services.engine import folders
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources.options import Options
 
 

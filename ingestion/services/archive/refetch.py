@@ -29,7 +29,7 @@ from ingestion.services.archive import storage
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import hashed
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 _GONE = "it is no longer where it was at the provider."
 _OTHER_BYTES = "the provider hands out other bytes for it now."

@@ -24,7 +24,8 @@ from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.audit import SYSTEM
 from ingestion.services.engine import lease, runs, sync
 from ingestion.services.engine.places import Places
-from ingestion.services.sources import deletion, discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import deletion, discovery
 from ingestion.states import SourceStatus
 
 log = structlog.get_logger(__name__)

@@ -7,7 +7,7 @@ from django.db.models.functions import Now
 
 from ingestion.models import FailedMessage, IngestionSource, Mailbox
 from ingestion.services.audit import Actor, audit
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources.status import locked
 
 

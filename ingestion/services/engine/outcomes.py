@@ -14,7 +14,7 @@ from ingestion.errors import LeaseLost, LostRace, WrongArchive
 from ingestion.models import Mailbox, Run
 from ingestion.services.engine import backoff, careful
 from ingestion.services.engine.lease import Lease
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources.status import locked
 from ingestion.states import MailboxState, RunKind
 

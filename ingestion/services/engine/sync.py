@@ -31,7 +31,7 @@ from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import Capture
 from ingestion.services.engine.commit import Committer
 from ingestion.services.engine.lease import Lease
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources.options import Options
 from ingestion.states import ListAnew, RunKind
 

@@ -35,7 +35,7 @@ from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor, audit
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 
 STATE_SECONDS = 600
 #: Providers' codes are good for about 15 minutes.

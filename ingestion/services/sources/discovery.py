@@ -21,7 +21,7 @@ from connectors.types import RemoteMailbox
 from ingestion.errors import LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.engine import backoff, folders, runs
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked
 from ingestion.states import MailboxState

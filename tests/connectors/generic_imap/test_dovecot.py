@@ -21,7 +21,7 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placemen
 from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers.dovecot import Dovecot
 
 pytestmark = pytest.mark.django_db(transaction=True)

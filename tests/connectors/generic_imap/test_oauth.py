@@ -13,7 +13,7 @@ from connectors import registry
 from connectors.base import Connector
 from connectors.config import Environment
 from connectors.errors import Fatal, NeedsReauth, RateLimited, Unavailable
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers import imap_source
 from tests.servers.graph import http
 from tests.servers.imap_script import MODERN, ImapScript

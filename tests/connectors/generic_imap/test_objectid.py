@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 from ingestion.models import Folder, IngestionSource, Message, Placement, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers.pymap import PASSWORD, USER, Pymap
 
 pytestmark = pytest.mark.django_db(transaction=True)

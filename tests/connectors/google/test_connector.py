@@ -19,7 +19,8 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.archive import reconcile
 from ingestion.services.audit import Actor
 from ingestion.services.engine import runs, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers import google_sources
 from tests.servers.command_line import CommandLine
 from tests.servers.gmail import Gmail

@@ -7,7 +7,8 @@ import pytest
 
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
 from ingestion.services.engine import sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.connectors.google.test_connector import (  # noqa: F401 - fixtures
     ACTOR,
     account,

@@ -14,7 +14,7 @@ from ingestion import queries
 from ingestion.models import IngestionSource, Mailbox, Message, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work, runs, sync
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers import google_sources
 from tests.servers.gmail import Gmail
 

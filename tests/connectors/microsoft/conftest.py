@@ -30,7 +30,7 @@ def make(
     """`make(options, **config)` creates a source of the tenant; the settings point to the server."""
     from django.contrib.auth.models import User as Owner  # when Django is ready
 
-    from ingestion.services.sources import sources
+    from ingestion.services.sources import configuration as sources
     from tests.servers.graph.sources import ACTOR
 
     settings.ARCHIVE_DIR = tmp_path / "archive"

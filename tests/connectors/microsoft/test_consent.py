@@ -16,7 +16,8 @@ from ingestion.models import (
     IngestionSource,
     Mailbox,
 )
-from ingestion.services.sources import consent, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import consent
 from tests.servers.command_line import CommandLine
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph.sources import (

@@ -8,7 +8,8 @@ from ingestion.models import (
     Mailbox,
     Message,
 )
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.graph import GraphServer, Request, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.sources import (

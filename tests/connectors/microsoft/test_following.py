@@ -15,7 +15,8 @@ from ingestion.models import (
 )
 from ingestion.services.archive import reconcile
 from ingestion.services.engine import failures, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph.sources import (
     ACTOR,

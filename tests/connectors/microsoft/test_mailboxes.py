@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from ingestion.models import Folder, IngestionSource, Placement
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.sources import (

@@ -14,7 +14,8 @@ from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.words import error

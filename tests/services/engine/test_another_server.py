@@ -11,7 +11,7 @@ from django.db import connection
 from connectors.generic_imap.config import ImapConfig
 from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.services.engine import sync
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers import imap_source
 from tests.servers.imap_script import Client, ImapScript
 from tests.servers.imap_source import ACTOR, archived, held_by

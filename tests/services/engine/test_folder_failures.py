@@ -17,7 +17,8 @@ from connectors.errors import (
 )
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, Run
 from ingestion.services.engine import lease, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
     ACTOR,

@@ -27,7 +27,8 @@ from connectors.errors import (
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack, Run
 from ingestion.packs.store import PackWriter
 from ingestion.services.engine import capture, commit, statements, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.scripted_provider import Mail, Server
 from tests.servers.scripted_source import ACTOR, assert_exact, body, due_now, start, synced
 

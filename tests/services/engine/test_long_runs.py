@@ -8,7 +8,7 @@ from django.utils import timezone
 from connectors.errors import MessageRefused
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, body, fill, start
 

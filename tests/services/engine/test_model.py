@@ -45,7 +45,8 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
 from ingestion.services.audit import Actor
 from ingestion.services.engine import capture, commit, failures, runs, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from ingestion.states import RunStatus
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
 from tests.servers.mortal import MortalProcess, dies

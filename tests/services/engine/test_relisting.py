@@ -18,7 +18,8 @@ from ingestion.models import (
     Run,
 )
 from ingestion.services.engine import folders, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers import imap_source, scripted_provider
 from tests.servers.imap_script import ImapScript
 from tests.servers.scripted_provider import Mail, Server

@@ -19,7 +19,7 @@ from django.utils import timezone
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import backoff, due_work
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers.imap_script import Client, ImapScript
 
 pytestmark = pytest.mark.django_db(transaction=True)

@@ -10,7 +10,8 @@ from django.utils import timezone
 from connectors.errors import Fatal, MessageRefused, NeedsReauth, RateLimited, Unavailable
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import discovery
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, fill, finish, start, work
 

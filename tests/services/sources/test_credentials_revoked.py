@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ingestion.models import Message, StatusChange
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, Client, ImapScript
 from tests.servers.imap_source import ACTOR, Sent, archived, held_by

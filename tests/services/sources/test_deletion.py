@@ -13,7 +13,8 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Pl
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import deletion, sources
+from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import deletion
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.command_line import CommandLine
 

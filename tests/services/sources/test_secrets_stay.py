@@ -11,7 +11,7 @@ from ingestion.admin import source_form
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import sources
+from ingestion.services.sources import configuration as sources
 from tests.servers.imap_script import ImapScript
 
 pytestmark = pytest.mark.django_db
