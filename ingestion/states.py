@@ -37,7 +37,7 @@ MOVES: dict[SourceStatus, frozenset[SourceStatus]] = {
 }
 
 #: What a client may ask for by PUT {"status": ...}: pause, resume, clear an error.
-#: Each maps to a verb of services/sources/configuration.py, so that it has the verb's side effects. From
+#: Each maps to a verb of services/sources/verbs.py, so that it has the verb's side effects. From
 #: paused only one of the four is possible at a time: where the source stands without the pause.
 CLIENT_MOVES: dict[SourceStatus, frozenset[SourceStatus]] = {
     S.PENDING_AUTH: frozenset(),

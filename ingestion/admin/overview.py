@@ -12,8 +12,7 @@ from connectors import registry
 from ingestion import freshness
 from ingestion.admin import display, live, verbs
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import consent
+from ingestion.services.sources import configuration, consent
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import Options
 from ingestion.states import MailboxState
@@ -130,7 +129,7 @@ def _mailboxes(source: IngestionSource) -> list[Mailbox]:
 
 
 def _connection(source: IngestionSource) -> list[tuple[str, str]]:
-    shown = sources.public_config(source)
+    shown = configuration.public_config(source)
     rows: list[tuple[str, str]] = []
     for field in registry.get(source.provider).config.fields():
         if not field.secret:

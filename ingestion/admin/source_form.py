@@ -16,7 +16,7 @@ from connectors.config import Field
 from connectors.registry import PROVIDERS, Provider
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import OptionField, Options
 
@@ -65,7 +65,7 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        #: What differs from the stored source, by the names that sources.update takes.
+        #: What differs from the stored source, by the names that configuration.update takes.
         self.changes: dict[str, Any] = {}
         self._fill_options()
         for slug, provider in self.providers.items():
@@ -88,7 +88,7 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
         is_set = (
             stored is not None
             and field.secret
-            and bool(sources.stored_secrets(stored).get(field.name))
+            and bool(configuration.stored_secrets(stored).get(field.name))
         )
         shown.required = (
             field.required and not is_set and (not self.is_bound or slug == self._chosen)
@@ -116,7 +116,9 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
                 given[name] = cleaned[name]
         if provider:
             given["providerConfig"] = self._typed(provider)
-            self._check(sources.checked_config, provider, given["providerConfig"], self._stored)
+            self._check(
+                configuration.checked_config, provider, given["providerConfig"], self._stored
+            )
         given["options"] = self._typed_options()
         self._check(source_options.parse, given["options"])
         if self._stored is None:

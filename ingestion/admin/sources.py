@@ -23,8 +23,8 @@ from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import consent
+from ingestion.services.sources import configuration, consent
+from ingestion.services.sources import verbs as source_verbs
 
 #: A bulk action says this many refusals one by one.
 _REFUSALS_SHOWN = 10
@@ -287,9 +287,9 @@ class SourceAdmin(AuditedAdmin):
         given = form.changes
         if change:
             if given:
-                sources.update(obj, changes=given, actor=actor)
+                configuration.update(obj, changes=given, actor=actor)
         else:
-            created = sources.create(
+            created = configuration.create(
                 owner=request.user,  # type: ignore[arg-type] # staff, so no AnonymousUser
                 name=given["name"],
                 provider=given["provider"],
@@ -338,7 +338,7 @@ class SourceAdmin(AuditedAdmin):
         return lines, totals, lacking, []
 
     def delete_model(self, request: HttpRequest, obj: IngestionSource) -> None:
-        sources.delete(obj, actor=Actor.of_request(request))
+        source_verbs.delete(obj, actor=Actor.of_request(request))
         tasks.ring(obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[IngestionSource]) -> None:

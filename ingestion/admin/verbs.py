@@ -14,8 +14,7 @@ from ingestion.errors import NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import failures as failed_messages
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import consent
+from ingestion.services.sources import consent, credentials, verbs
 from ingestion.states import RunKind, SourceStatus
 
 #: A check waits up to 15 s for the provider, so many are made side by side, and not too many.
@@ -48,33 +47,33 @@ class ProviderRefusedError(ServiceError):
 
 
 def _verify(source: IngestionSource, actor: Actor) -> str:
-    verdict = sources.verify(source, actor=actor)
+    verdict = credentials.check(source, actor=actor)
     if not verdict.ok:
         raise ProviderRefusedError(verdict.message)
     return f"The credentials work. {verdict.message}"
 
 
 def _import(source: IngestionSource, actor: Actor) -> str:
-    sources.start_import(source, actor=actor)
+    verbs.start_import(source, actor=actor)
     return "The import is under way."
 
 
 def _sync(source: IngestionSource, actor: Actor) -> str:
-    run = sources.start_sync(source, actor=actor)
+    run = verbs.start_sync(source, actor=actor)
     if run.kind == RunKind.IMPORT:
         return "It was never imported, so the import is under way."
     return "The sync is under way."
 
 
 def _pause(source: IngestionSource, actor: Actor) -> str:
-    sources.pause(source, actor=actor)
+    verbs.pause(source, actor=actor)
     return "Paused. Running work stops at the next page and keeps all it has."
 
 
 def _resume(source: IngestionSource, actor: Actor) -> str:
     if source.status not in (SourceStatus.PAUSED, SourceStatus.ERROR):
         raise NotAllowedNow("It is not paused, so there is nothing to resume.")
-    now = sources.resume(source, actor=actor)
+    now = verbs.resume(source, actor=actor)
     if now.status == SourceStatus.PENDING_AUTH:
         return "Resumed. Its credentials are being checked first."
     return "Resumed."

@@ -39,7 +39,7 @@ class Text(serializers.CharField):
 
 
 class Name(Text):
-    """A source's name. Checked by `sources.sources`; see `api.schema`."""
+    """A source's name. Checked by `sources.configuration`; see `api.schema`."""
 
 
 class Flag(serializers.BooleanField):

@@ -18,7 +18,7 @@ from ingestion.models import (
     Placement,
     Run,
 )
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration
 from ingestion.services.sources.options import Options
 
 
@@ -105,7 +105,7 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
 
     @extend_schema_field(ProviderConfig(read_only=True))
     def get_providerConfig(self, source: IngestionSource) -> dict[str, Any]:  # noqa: N802 - the API's name
-        return sources.public_config(source)
+        return configuration.public_config(source)
 
     @extend_schema_field(SourceOptions(read_only=True))
     def get_options(self, source: IngestionSource) -> dict[str, Any]:

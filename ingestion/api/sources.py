@@ -18,8 +18,7 @@ from ingestion.api.places import Places
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.services.engine import failures
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import consent
+from ingestion.services.sources import configuration, consent, credentials, verbs
 
 _PAGED = [
     OpenApiParameter("X-Total-Count", int, OpenApiParameter.HEADER, response=[200]),
@@ -86,7 +85,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def create(self, request: Request) -> Response:
         """Create an ingestion source. Its credentials are checked in the background."""
         given = self.body(inputs.CreateIngestionSource)
-        source = sources.create(
+        source = configuration.create(
             owner=self.user,
             name=given["name"],
             provider=given["provider"],
@@ -111,7 +110,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         """Update an ingestion source; fields that are left out keep their values."""
         source = self.get_object()
         changes = self.body(inputs.UpdateIngestionSource)
-        return self._after(sources.update(source, changes=changes, actor=self.actor))
+        return self._after(configuration.update(source, changes=changes, actor=self.actor))
 
     @extend_schema(operation_id="deleteIngestionSource", responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
@@ -120,7 +119,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         It is gone from every answer at once; what it archived is removed in the background.
         """
         source = self.get_object()
-        sources.delete(source, actor=self.actor)
+        verbs.delete(source, actor=self.actor)
         tasks.ring(source)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
@@ -133,7 +132,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def start_import(self, request: Request, pk: str) -> Response:
         """Trigger the initial import; while a run is under way, that one is answered."""
         source = self._named_by_a_verb()
-        return self._started(source, sources.start_import(source, actor=self.actor))
+        return self._started(source, verbs.start_import(source, actor=self.actor))
 
     @extend_schema(
         operation_id="startSync",
@@ -144,7 +143,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def sync(self, request: Request, pk: str) -> Response:
         """Trigger a forced synchronization. A source that was never imported is imported."""
         source = self._named_by_a_verb()
-        return self._started(source, sources.start_sync(source, actor=self.actor))
+        return self._started(source, verbs.start_sync(source, actor=self.actor))
 
     @extend_schema(
         operation_id="pauseIngestionSource",
@@ -155,7 +154,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def pause(self, request: Request, pk: str) -> Response:
         """Pause an ingestion source; running work stops within one page, keeping all it has."""
         source = self._named_by_a_verb()
-        return self._after(sources.pause(source, actor=self.actor))
+        return self._after(verbs.pause(source, actor=self.actor))
 
     # -- extras --------------------------------------------------------------------------------
 
@@ -168,7 +167,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def resume(self, request: Request, pk: str) -> Response:
         """Go on where a pause or an error stopped."""
         source = self._named_by_a_verb()
-        return self._after(sources.resume(source, actor=self.actor))
+        return self._after(verbs.resume(source, actor=self.actor))
 
     @extend_schema(
         operation_id="verifyIngestionSource",
@@ -183,7 +182,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         """
         source = self._named_by_a_verb()
         with _checks.place(self.user.pk):
-            verdict = sources.verify(source, actor=self.actor)
+            verdict = credentials.check(source, actor=self.actor)
         tasks.ring(source)
         return Response(serializers.VerdictOut(verdict).data)
 

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ingestion import freshness, queries
 from ingestion.models import IngestionSource, Run
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration
 from ingestion.services.sources.options import Options
 
 _WIDTH = 200
@@ -120,7 +120,7 @@ def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
         "status": source.status,
         "statusMessage": source.status_message,
         "options": Options.of(source.options).as_json(),
-        "providerConfig": sources.public_config(source),
+        "providerConfig": configuration.public_config(source),
         "lastSyncStartedAt": source.last_sync_started_at,
         "lastSyncFinishedAt": source.last_sync_finished_at,
         "lastSyncStatusMessage": source.last_sync_status_message,

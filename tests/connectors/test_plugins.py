@@ -15,7 +15,7 @@ from ingestion.admin import source_form
 from ingestion.models import FailedMessage, Folder, IngestionSource, Placement
 from ingestion.models.source import provider_choices
 from ingestion.services.audit import Actor
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from ingestion.states import SourceStatus
 from tests.meta.test_reference import document
 from tests.servers import imap_source, plugins
@@ -141,14 +141,14 @@ def maildir() -> Maildir:
 
 @pytest.fixture
 def source(transactional_db: None, archive_dir: Path, maildir: Maildir) -> IngestionSource:
-    source = sources.create(
+    source = configuration.create(
         owner=User.objects.create_superuser("alice", password="the-alice-of-the-tests"),
         name="Alice",
         provider="maildir",
         provider_config=maildir.config,
         actor=ACTOR,
     )
-    assert sources.verify(source, actor=ACTOR).ok
+    assert credentials.check(source, actor=ACTOR).ok
     return source
 
 
@@ -206,12 +206,12 @@ def test_sources_of_a_provider_that_is_gone_are_shown_and_say_so(source: Ingesti
     for page in (INGESTION, f"{INGESTION}{source.pk}/change/", f"{INGESTION}add/"):
         assert client.get(page).status_code == 200
     source.refresh_from_db()
-    run = sources.start_import(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
     discovery.discover(run.pk)
     source.refresh_from_db()
     assert source.status == SourceStatus.ERROR
     assert "The provider pigeon is not installed here" in source.status_message
-    assert sources.verify(source, actor=ACTOR).code == "provider_missing"
+    assert credentials.check(source, actor=ACTOR).code == "provider_missing"
 
 
 def test_a_source_whose_provider_came_back_goes_on(
@@ -220,10 +220,10 @@ def test_a_source_whose_provider_came_back_goes_on(
     kept = maildir.deliver(b"mail")
     IngestionSource.objects.update(provider="pigeon")
     source.refresh_from_db()
-    assert not sources.verify(source, actor=ACTOR).ok
+    assert not credentials.check(source, actor=ACTOR).ok
     IngestionSource.objects.update(provider="maildir")
     source.refresh_from_db()
-    assert sources.verify(source, actor=ACTOR).ok
+    assert credentials.check(source, actor=ACTOR).ok
     source.refresh_from_db()
     imap_source.imported(source)
     assert imap_source.archived(source) == {(".", kept): b"mail"}

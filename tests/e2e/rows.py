@@ -13,7 +13,7 @@ from ingestion.packs import format as pack_format
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration
 
 SECRET = "s3cret-of-the-test-account"
 #: Far enough that no beat takes up what a test has put there.
@@ -23,7 +23,7 @@ CONFIG = {"host": "imap.example.com", "username": "ada@example.com", "password":
 
 def a_source(owner: User, name: str = "Sales", **state: Any) -> IngestionSource:
     """Make a source; by default it is active, imported, and due in a month."""
-    source = sources.create(
+    source = configuration.create(
         owner=owner,
         name=name,
         provider="generic_imap",

@@ -20,7 +20,7 @@ from django.test.utils import CaptureQueriesContext
 
 from ingestion.models import ApiKey, AuditEvent, IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration
 from tests.servers.dovecot import Dovecot
 
 if TYPE_CHECKING:
@@ -337,7 +337,7 @@ def test_a_thousand_sources_cost_a_constant_number_of_queries(
     service: "Service", api: httpx.Client, owner: User, client: Any
 ) -> None:
     for number in range(1000):
-        sources.create(
+        configuration.create(
             owner=owner, name=f"Source {number:04}", provider="generic_imap",
             provider_config=NOWHERE, actor=Actor.system("test"),
         )  # fmt: skip

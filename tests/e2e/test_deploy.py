@@ -13,8 +13,7 @@ import pytest
 from ingestion.models import IngestionSource, Mailbox, Message
 from ingestion.services.audit import Actor
 from ingestion.services.engine import lease, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.e2e.test_crash import MESSAGES, fill, start_import
 from tests.servers.dovecot import Dovecot
 from tests.servers.slow_link import SlowLink
@@ -51,15 +50,15 @@ def due(dovecot: Dovecot, owner: Any) -> Mailbox:
     """A mailbox that owes an import to its run."""
     name, password = dovecot.user()
     dovecot.append(name, "INBOX", b"Subject: one\r\n\r\n")
-    source = sources.create(
+    source = configuration.create(
         owner=owner, name="Ada", provider="generic_imap", actor=Actor.system("tests"),
         provider_config={
             "host": dovecot.host, "port": dovecot.port, "secure": False,
             "username": name, "password": password,
         },
     )  # fmt: skip
-    run = sources.start_import(source, actor=Actor.system("tests"))
-    assert sources.verify(source).ok
+    run = verbs.start_import(source, actor=Actor.system("tests"))
+    assert credentials.check(source).ok
     discovery.discover(run.pk)
     return Mailbox.objects.get()
 
@@ -70,7 +69,7 @@ def test_a_lease_is_given_back_where_the_run_ended_at_the_same_time(due: Mailbox
     assert held is not None
     with pytest.MonkeyPatch.context() as patch:
         # Between taking the lease and reading the rows, somebody stops the source.
-        sources.pause(due.source, actor=Actor.system("tests"))
+        verbs.pause(due.source, actor=Actor.system("tests"))
         Mailbox.objects.update(run=None)
         patch.setattr(lease, "acquire", lambda _: held)
         assert sync.sync_mailbox(due.pk) is False

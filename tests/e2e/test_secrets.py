@@ -28,8 +28,7 @@ from ingestion.models import IngestionSource, Mailbox
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers import scripted_provider
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
@@ -379,18 +378,18 @@ def test_the_traceback_of_a_bug_shows_no_secret(
     logging.getLogger().addHandler(handler)
     try:
         with scripted_provider.installed() as server:
-            source = sources.create(
+            source = configuration.create(
                 owner=User.objects.create_user("bug"), name="Bug", provider=scripted_provider.SLUG,
                 provider_config={"password": CANARY}, actor=ACTOR,
             )  # fmt: skip
             bug = ValueError(f"can't use {CANARY!r} nor {CANARY} nor {_SASL.decode()}")
             bug.__cause__ = KeyError(CANARY)
             server.check_error = bug
-            verdict = sources.verify(source, actor=ACTOR)
+            verdict = credentials.check(source, actor=ACTOR)
             assert (verdict.ok, verdict.code) == (False, "internal_error")
             server.check_error = None
-            run = sources.start_import(source, actor=ACTOR)
-            assert sources.verify(source, actor=ACTOR).ok
+            run = verbs.start_import(source, actor=ACTOR)
+            assert credentials.check(source, actor=ACTOR).ok
             discovery.discover(run.pk)
             server.open_error = bug
             sync.sync_mailbox(Mailbox.objects.get().pk)

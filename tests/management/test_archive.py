@@ -26,7 +26,7 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, verbs
 from ingestion.states import SourceStatus
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
@@ -59,7 +59,7 @@ def source(
 ) -> IngestionSource:
     """The account, imported."""
     name, password = account
-    made = sources.create(
+    made = configuration.create(
         owner=owner,
         name="Alice",
         provider="generic_imap",
@@ -76,7 +76,7 @@ def source(
 
 
 def imported(source: IngestionSource) -> IngestionSource:
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     due_work.work_until_done(source, on_progress=lambda _: None)
     source.refresh_from_db()
     return source
@@ -320,7 +320,7 @@ def test_a_rebuild_killed_half_way_is_finished_by_another(
     dovecot.append(name, "INBOX", mail(0))
     for number in range(1, 4000):
         dovecot.deliver(name, f"1700000000.M{number}P1.host", mail(number))
-    made = sources.create(
+    made = configuration.create(
         owner=owner,
         name="Many",
         provider="generic_imap",
@@ -385,7 +385,7 @@ def test_a_lost_source_is_recovered_with_its_id_and_goes_on_with_its_credentials
     assert row.status == SourceStatus.ERROR
     assert row.message_count == 39
     assert "providerConfig" in manage.here("source_status", str(pk)).stdout
-    row = sources.update(row, changes={"providerConfig": config}, actor=ACTOR)
+    row = configuration.update(row, changes={"providerConfig": config}, actor=ACTOR)
     run = imported(row).runs.latest("started_at")
     assert run.messages_new == 0
     assert contents() == bodies
@@ -465,7 +465,7 @@ def test_what_the_options_leave_out_and_what_is_gone_is_not_missing(
     assert folders["Junk"]["wanted"] is False
     assert folders["INBOX"]["noLongerListed"] == 2
     later = dt.date.today() + dt.timedelta(days=2)  # noqa: DTZ011 - any day to come
-    sources.update(source, changes={"options": {"since": later.isoformat()}}, actor=ACTOR)
+    configuration.update(source, changes={"options": {"since": later.isoformat()}}, actor=ACTOR)
     assert manage.here("reconcile_source", "Alice", "--json").json()["excluded"] == 38
 
 

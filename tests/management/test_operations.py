@@ -21,7 +21,7 @@ from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.operations import credential_keys
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration
 from tests.servers.command_line import CommandLine
 from tests.servers.stack import wait_for
 
@@ -39,7 +39,7 @@ def root(transactional_db: None) -> User:
 
 
 def make_source(owner: User, name: str = "Alice") -> IngestionSource:
-    return sources.create(
+    return configuration.create(
         owner=owner,
         name=name,
         provider="generic_imap",
@@ -157,8 +157,8 @@ def test_keys_that_read_nothing_are_a_problem_and_stop_only_what_needs_them(
     assert source.status == "pending_auth"  # tried again later: the key may come back
     # And new credentials can be given.
     config = {"host": "127.0.0.1", "port": 1, "secure": False, "username": "alice"}
-    sources.update(source, changes={"name": "Renamed"}, actor=ACTOR)
-    changed = sources.update(
+    configuration.update(source, changes={"name": "Renamed"}, actor=ACTOR)
+    changed = configuration.update(
         source, changes={"providerConfig": {**config, "password": "new"}}, actor=ACTOR
     )
     assert (changed.name, dict(changed.secrets)) == ("Renamed", {"password": "new"})

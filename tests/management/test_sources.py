@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 
 from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Message, Placement, Run
 from ingestion.services.audit import Actor
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration
 from ingestion.states import SourceStatus
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
@@ -38,7 +38,7 @@ def account(dovecot: Dovecot) -> tuple[str, str]:
 @pytest.fixture
 def source(administrator: User, dovecot: Dovecot, account: tuple[str, str]) -> IngestionSource:
     name, password = account
-    return sources.create(
+    return configuration.create(
         owner=administrator,
         name="Alice",
         provider="generic_imap",
@@ -189,7 +189,7 @@ def test_a_source_is_named_by_id_or_by_a_name_that_only_it_has(
     assert misspelt.code == 2
     assert "Did you mean 'Alice'?" in misspelt.stderr
     assert manage.here("source_status", str(uuid.uuid4())).code == 2
-    twin = sources.create(
+    twin = configuration.create(
         owner=source.owner,
         name="Alice",
         provider="generic_imap",

@@ -16,8 +16,7 @@ from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement,
 from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers.imap_script import Client, ImapScript
 
 ACTOR = Actor.system("test")
@@ -43,20 +42,20 @@ def config(server: Account, **changes: Any) -> dict[str, Any]:
 
 def create(server: Account, *, name: str = "Scripted", **changes: Any) -> IngestionSource:
     """Return a source whose credentials are proven."""
-    source = sources.create(
+    source = configuration.create(
         owner=User.objects.get_or_create(username="scripted")[0],
         name=name,
         provider="generic_imap",
         provider_config=config(server, **changes),
         actor=ACTOR,
     )
-    assert sources.verify(source, actor=ACTOR).ok
+    assert credentials.check(source, actor=ACTOR).ok
     return source
 
 
 def start(source: IngestionSource, *, sync_only: bool = False) -> Run:
     """Start a run and list its mailbox, so that it is due."""
-    verb = sources.start_sync if sync_only else sources.start_import
+    verb = verbs.start_sync if sync_only else verbs.start_import
     run = verb(source, actor=ACTOR)
     discovery.discover(run.pk)
     return run

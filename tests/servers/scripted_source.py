@@ -14,7 +14,7 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placemen
 from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import lease, sync
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers import scripted_provider
 from tests.servers.scripted_provider import Server
 from tests.servers.stack import wait_for
@@ -23,7 +23,7 @@ ACTOR = Actor.system("test")
 
 
 def create() -> IngestionSource:
-    return sources.create(
+    return configuration.create(
         owner=User.objects.create_user("engine"),
         name="Scripted",
         provider=scripted_provider.SLUG,
@@ -38,8 +38,8 @@ def body(number: int) -> bytes:
 
 def start(source: IngestionSource) -> Run:
     """Start an import and do its check and listing, so that the mailbox is due."""
-    run = sources.start_import(source, actor=ACTOR)
-    sources.verify(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     discovery.discover(run.pk)
     return run
 
@@ -86,7 +86,7 @@ def finish(source: IngestionSource) -> Run:
 
 
 def synced(source: IngestionSource) -> Run:
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     return finish(source)
 

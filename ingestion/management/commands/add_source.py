@@ -20,7 +20,7 @@ from ingestion import tasks
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, credentials
 from ingestion.services.sources import options as source_options
 
 
@@ -72,7 +72,7 @@ class Command(OperatorCommand):
                 _add_config_option(single, field, providers)
 
     def perform(self, options: dict[str, Any]) -> Exit:
-        source = sources.create(
+        source = configuration.create(
             owner=self._owner(options["owner"]),
             name=options["name"],
             provider=options["provider"],
@@ -84,7 +84,7 @@ class Command(OperatorCommand):
         if not options["verify"]:
             tasks.ring(source)
             return self._added(source, "Its credentials are being checked: see source_status.")
-        verdict = sources.verify(source, actor=self.actor)
+        verdict = credentials.check(source, actor=self.actor)
         tasks.ring(source)
         source.refresh_from_db()
         if verdict.ok:

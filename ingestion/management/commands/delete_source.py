@@ -9,8 +9,7 @@ from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand, UsageError
 from ingestion.management.presentation import size
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import deletion
+from ingestion.services.sources import deletion, verbs
 
 _POLL_SECONDS = 0.5
 
@@ -34,7 +33,7 @@ class Command(SourceCommand):
         if not options["yes"] and not self._confirmed(source, what):
             self.say("Not deleted.")
             return Exit.PROBLEM
-        sources.delete(source, actor=self.actor)
+        verbs.delete(source, actor=self.actor)
         if options["now"]:
             while not deletion.delete_source(source.pk):
                 time.sleep(_POLL_SECONDS)  # a worker is at it: wait until nothing is left

@@ -4,7 +4,7 @@ from typing import Any
 
 from ingestion.management.runs import RunCommand
 from ingestion.models import IngestionSource, Run
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import verbs
 
 
 class Command(RunCommand):
@@ -20,4 +20,4 @@ class Command(RunCommand):
 
     def start(self, source: IngestionSource, options: dict[str, Any]) -> Run:
         del options
-        return sources.start_import(source, actor=self.actor)
+        return verbs.start_import(source, actor=self.actor)

@@ -5,7 +5,7 @@ from typing import Any
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import verbs
 
 
 class Command(SourceCommand):
@@ -17,7 +17,7 @@ class Command(SourceCommand):
 
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         del options
-        source = sources.pause(source, actor=self.actor)
+        source = verbs.pause(source, actor=self.actor)
         self.report(
             source_object(source),
             f"{source.name} is paused. resume_source lets it go on from where it was.",

@@ -9,7 +9,7 @@ from ingestion.management.counter import Counting
 from ingestion.management.presentation import printable, table
 from ingestion.models import IngestionSource
 from ingestion.services.archive import reconcile
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import verbs
 
 _COLUMNS = ("Mailbox", "Folder", "Server", "Present", "Missing", "Failed", "Left out", "Note")
 
@@ -59,7 +59,7 @@ class Command(SourceCommand):
         ok = all(report.ok for report in reports)
         repairs = options["repair"] and totals["missing"] > 0
         if repairs:
-            sources.start_sync(source, actor=self.actor)
+            verbs.start_sync(source, actor=self.actor)
         document = {
             "sourceId": source.pk,
             "ok": ok,

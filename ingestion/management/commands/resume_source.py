@@ -6,7 +6,7 @@ from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import verbs
 
 
 class Command(SourceCommand):
@@ -19,7 +19,7 @@ class Command(SourceCommand):
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         del options
         before = source.status
-        source = sources.resume(source, actor=self.actor)
+        source = verbs.resume(source, actor=self.actor)
         tasks.ring(source)
         state = source.get_status_display().lower()
         text = f"{source.name} goes on: it is now {state}."

@@ -7,7 +7,7 @@ from ingestion.management.base import Exit
 from ingestion.management.runs import RunCommand
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.services.engine import failures
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import verbs
 
 
 class Command(RunCommand):
@@ -41,4 +41,4 @@ class Command(RunCommand):
     def start(self, source: IngestionSource, options: dict[str, Any]) -> Run:
         count = failures.retry(source, actor=self.actor, ids=options["ids"])
         self.say(f"{count:,} failed messages are tried again.")
-        return sources.start_sync(source, actor=self.actor)  # the one that retry started
+        return verbs.start_sync(source, actor=self.actor)  # the one that retry started

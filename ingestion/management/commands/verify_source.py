@@ -5,7 +5,7 @@ from typing import Any
 from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import credentials
 
 
 class Command(SourceCommand):
@@ -18,7 +18,7 @@ class Command(SourceCommand):
 
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         del options
-        verdict = sources.verify(source, actor=self.actor)
+        verdict = credentials.check(source, actor=self.actor)
         tasks.ring(source)
         source.refresh_from_db()
         document = {

@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 
 from django.db.models import Q
 
-from connectors import errors, registry
+from connectors import errors
 from connectors.base import Connector, MailboxSession
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion import queries
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
 from ingestion.services.engine import folders
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
 
 
@@ -59,8 +59,7 @@ def reconcile(
     what is missing also where no cursor would lead to it.
     """
     options = Options.of(source.options)
-    config = {**source.config, **source.secrets}
-    with registry.build(source.provider, config, sources.environment(source)) as connector:
+    with credentials.connect(source) as connector:
         for remote in connector.mailboxes():
             if not options.wants_mailbox(remote.address):
                 yield FolderReport(remote.address, "", "", wanted=False)

@@ -17,7 +17,7 @@ from typing import Self
 from django.db import transaction
 from django.db.models import F
 
-from connectors import errors, registry
+from connectors import errors
 from connectors.base import Connector, MailboxSession
 from connectors.types import Body, MessageRef, RawMessage, RemoteFolder, RemoteMailbox, SpooledBody
 from ingestion.errors import Corrupt, NotAllowedNow
@@ -29,7 +29,7 @@ from ingestion.services.archive import storage
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import hashed
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import credentials
 
 _GONE = "it is no longer where it was at the provider."
 _OTHER_BYTES = "the provider hands out other bytes for it now."
@@ -58,9 +58,8 @@ def refetch(
     """
     storage.require()
     result = Refetched()
-    config = {**source.config, **source.secrets}
     with (
-        registry.build(source.provider, config, sources.environment(source)) as connector,
+        credentials.connect(source) as connector,
         _Provider(connector) as provider,
     ):
         for pack in Pack.objects.filter(source=source, pk__in=list(packs)):

@@ -24,8 +24,7 @@ from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.audit import SYSTEM
 from ingestion.services.engine import lease, runs, sync
 from ingestion.services.engine.places import Places
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import deletion, discovery
+from ingestion.services.sources import credentials, deletion, discovery
 from ingestion.states import SourceStatus
 
 log = structlog.get_logger(__name__)
@@ -183,7 +182,7 @@ def _work_once(source: IngestionSource, run: Run) -> None:
     source.refresh_from_db()
     if source.status == SourceStatus.PENDING_AUTH:
         if IngestionSource.objects.filter(pk=source.pk, check_not_before__lte=Now()).exists():
-            sources.verify(source, actor=SYSTEM)
+            credentials.check(source, actor=SYSTEM)
         return
     if run.discovered_at is None:
         if Run.objects.filter(pk=run.pk, not_before__lte=Now()).exists():
@@ -227,6 +226,6 @@ def _check(bell: Doorbell) -> None:
         if not free:
             return
         try:
-            sources.verify(source, actor=SYSTEM)
+            credentials.check(source, actor=SYSTEM)
         except LostRace:  # it was deleted or changed meanwhile: nobody waits for the verdict
             log.info("check_overtaken", source=str(bell.pk))

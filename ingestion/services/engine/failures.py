@@ -7,7 +7,7 @@ from django.db.models.functions import Now
 
 from ingestion.models import FailedMessage, IngestionSource, Mailbox
 from ingestion.services.audit import Actor, audit
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import verbs
 from ingestion.services.sources.status import locked
 
 
@@ -27,5 +27,5 @@ def retry(source: IngestionSource, *, actor: Actor, ids: Collection[int] | None 
         count = failed.update(not_before=Now())
         if count:
             audit(actor, "source.retry_failures", source, {"count": count})
-            sources.start_sync(source, actor=actor)
+            verbs.start_sync(source, actor=actor)
     return count

@@ -14,7 +14,7 @@ from ingestion.errors import LeaseLost, LostRace, WrongArchive
 from ingestion.models import Mailbox, Run
 from ingestion.services.engine import backoff, careful
 from ingestion.services.engine.lease import Lease
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import credentials, verbs
 from ingestion.services.sources.status import locked
 from ingestion.states import MailboxState, RunKind
 
@@ -85,7 +85,7 @@ def storage_error(error: OSError) -> errors.Unavailable:
 
 
 def bug(error: Exception) -> errors.ConnectorError:
-    return errors.ConnectorError(sources.bug_message(error), code="internal_error")
+    return errors.ConnectorError(credentials.bug_message(error), code="internal_error")
 
 
 def _owes(mailbox: Mailbox, run: Run) -> bool:
@@ -194,4 +194,4 @@ def _stop_source(held: Lease, mailbox: Mailbox, error: errors.ConnectorError) ->
         Mailbox.objects.filter(pk=mailbox.pk).update(
             last_error_code=error.code, last_error=str(error), attempts=0
         )
-        sources.fail(source, str(error), actor="ingestion")
+        verbs.fail(source, str(error), actor="ingestion")

@@ -20,7 +20,7 @@ import structlog
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 from django.db.models.functions import Now
 
-from connectors import errors, registry
+from connectors import errors
 from connectors.base import MailboxSession
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion.errors import LeaseLost
@@ -31,7 +31,7 @@ from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import Capture
 from ingestion.services.engine.commit import Committer
 from ingestion.services.engine.lease import Lease
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
 from ingestion.states import ListAnew, RunKind
 
@@ -153,14 +153,9 @@ class _Mailbox:
 
     def work(self) -> bool:
         """Return whether every folder that can be read now is followed to the end."""
-        source = self.mailbox.source
         remote = RemoteMailbox(self.mailbox.remote_id, self.mailbox.address)
         with (
-            registry.build(
-                source.provider,
-                {**source.config, **source.secrets},
-                sources.environment(source),
-            ) as connector,
+            credentials.connect(self.mailbox.source) as connector,
             connector.open(remote) as session,
             self.committer,
         ):

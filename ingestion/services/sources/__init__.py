@@ -1,4 +1,4 @@
-"""Sources as people and programs handle them: configuration, credentials, status, deletion.
+"""Sources as people and programs handle them: configuration, credentials, verbs, status, deletion.
 
 Owns the rows of sources and which mailboxes they have. Moves no mail: that is the engine's.
 """

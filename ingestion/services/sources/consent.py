@@ -35,7 +35,7 @@ from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor, audit
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, credentials
 
 STATE_SECONDS = 600
 #: Providers' codes are good for about 15 minutes.
@@ -106,7 +106,7 @@ def finish(
         )
     except ConnectorError as error:
         raise InvalidInput({"code": [str(error)]}) from error
-    source = sources.reconnect(source, fields, actor=actor)
+    source = configuration.reconnect(source, fields, actor=actor)
     audit(actor, "source.sign_in", source, {})
     return source
 
@@ -133,7 +133,7 @@ def finish_device(source: IngestionSource, prompt: DevicePrompt, *, actor: Actor
         raise InvalidInput({"code": [str(error)]}) from error
     if fields is None:
         return False
-    sources.reconnect(source, fields, actor=actor)
+    configuration.reconnect(source, fields, actor=actor)
     audit(actor, "source.sign_in", source, {})
     return True
 
@@ -176,9 +176,9 @@ def _device_of(source: IngestionSource) -> DeviceConsent:
 
 
 def _consent_of(source: IngestionSource) -> Consent | None:
-    config = {**source.config, **sources.stored_secrets(source)}
+    config = {**source.config, **configuration.stored_secrets(source)}
     try:
-        return registry.consent(source.provider, config, sources.environment(source))
+        return registry.consent(source.provider, config, credentials.environment(source))
     except ConfigError:
         return None
 

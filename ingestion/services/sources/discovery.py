@@ -15,13 +15,13 @@ import structlog
 from django.db import InterfaceError, OperationalError, transaction
 from django.db.models.functions import Now
 
-from connectors import errors, registry
+from connectors import errors
 from connectors.config import ConfigError
 from connectors.types import RemoteMailbox
 from ingestion.errors import LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.engine import backoff, folders, runs
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import credentials, verbs
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked
 from ingestion.states import MailboxState
@@ -38,9 +38,7 @@ def discover(run_id: uuid.UUID) -> None:
         return
     source = run.source
     try:
-        with registry.build(
-            source.provider, {**source.config, **source.secrets}, sources.environment(source)
-        ) as connector:
+        with credentials.connect(source) as connector:
             _list_all(source, run, connector.mailboxes())
     except LostRace:
         log.info("discovery_overtaken", run=str(run.pk))
@@ -57,7 +55,7 @@ def discover(run_id: uuid.UUID) -> None:
         raise  # nobody can be told in rows
     except Exception as error:
         log.exception("discovery_bug", run=str(run.pk), error=type(error).__name__)
-        bug = errors.ConnectorError(sources.bug_message(error), code="internal_error")
+        bug = errors.ConnectorError(credentials.bug_message(error), code="internal_error")
         _again_later(run, bug, None)
     else:
         runs.finish_if_done(run.pk)
@@ -190,7 +188,7 @@ def _give_up(source: IngestionSource, run: Run, reason: str) -> None:
         if now.credentials_version != source.credentials_version:
             _list_again(run)
         elif now.runnable:
-            sources.fail(now, reason, actor="ingestion")
+            verbs.fail(now, reason, actor="ingestion")
 
 
 def _list_again(run: Run) -> None:

@@ -21,7 +21,7 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placemen
 from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, verbs
 from tests.servers.dovecot import Dovecot
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -65,7 +65,7 @@ def body(number: int | str) -> bytes:
 
 
 def imported(dovecot: Dovecot, account: tuple[str, str], **options: Any) -> IngestionSource:
-    source = sources.create(
+    source = configuration.create(
         owner=User.objects.create_user("imap"),
         name="Dovecot",
         provider="generic_imap",
@@ -73,7 +73,7 @@ def imported(dovecot: Dovecot, account: tuple[str, str], **options: Any) -> Inge
         options={"includeJunk": True, "includeTrash": True, "includeDrafts": True} | options,
         actor=ACTOR,
     )
-    sources.start_import(source, actor=ACTOR)
+    verbs.start_import(source, actor=ACTOR)
     assert work(source).status == "completed"
     return source
 
@@ -86,7 +86,7 @@ def work(source: IngestionSource) -> Run:
 
 
 def synced(source: IngestionSource) -> Run:
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     return work(source)
 
 

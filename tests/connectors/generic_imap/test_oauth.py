@@ -13,7 +13,7 @@ from connectors import registry
 from connectors.base import Connector
 from connectors.config import Environment
 from connectors.errors import Fatal, NeedsReauth, RateLimited, Unavailable
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import credentials
 from tests.servers import imap_source
 from tests.servers.graph import http
 from tests.servers.imap_script import MODERN, ImapScript
@@ -121,7 +121,7 @@ def test_two_processes_that_ask_at_once_both_log_in_with_tokens_of_one_use(
         tokens.before_answering = until_both_are_there
 
         def check() -> None:
-            assert sources.verify(source).ok
+            assert credentials.check(source).ok
 
         with (
             MortalProcess(check, at_step=None, directory=tmp_path) as one,

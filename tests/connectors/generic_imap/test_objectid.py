@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 from ingestion.models import Folder, IngestionSource, Message, Placement, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, verbs
 from tests.servers.pymap import PASSWORD, USER, Pymap
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -26,7 +26,7 @@ def server(settings: Any, tmp_path: Path) -> Iterator[Pymap]:
 
 
 def synced(source: IngestionSource) -> Run:
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     due_work.work_until_done(source, on_progress=lambda _: None)
     run.refresh_from_db()
     assert run.status == "completed", run.message
@@ -52,7 +52,7 @@ def test_copies_moves_and_renames_download_nothing_again(server: Pymap) -> None:
     for number in range(6):
         client.append("INBOX", "", "", b"Subject: m%d\r\n\r\nbody %d\r\n" % (number, number))
     client.create("Work")
-    source = sources.create(
+    source = configuration.create(
         owner=User.objects.create_user("imap"),
         name="pymap",
         provider="generic_imap",

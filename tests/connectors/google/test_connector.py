@@ -19,8 +19,7 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.archive import reconcile
 from ingestion.services.audit import Actor
 from ingestion.services.engine import runs, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers import google_sources
 from tests.servers.command_line import CommandLine
 from tests.servers.gmail import Gmail
@@ -44,7 +43,7 @@ def add(google: Gmail) -> Callable[..., IngestionSource]:
     """`add(providerConfig, option=...)` makes a source."""
 
     def make(config: dict[str, Any], **options: Any) -> IngestionSource:
-        return sources.create(
+        return configuration.create(
             owner=User.objects.create_user(f"owner{User.objects.count()}"),
             name="Google",
             provider="google",
@@ -67,12 +66,12 @@ def account(google: Gmail, alice: Person, add: Callable[..., IngestionSource]) -
 
 
 def imported(source: IngestionSource) -> Run:
-    sources.start_import(source, actor=ACTOR)
+    verbs.start_import(source, actor=ACTOR)
     return finished(source)
 
 
 def synced(source: IngestionSource) -> Run:
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     return finished(source)
 
 
@@ -80,7 +79,7 @@ def finished(source: IngestionSource, *, workers: int = 1) -> Run:
     """Do all work of the source's run, waiting for nothing: each retry is due at once."""
     source.refresh_from_db()
     if source.status == "pending_auth":
-        assert sources.verify(source, actor=ACTOR).ok
+        assert credentials.check(source, actor=ACTOR).ok
     run = Run.objects.get(source=source, finished_at=None)
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for _ in range(200):
@@ -278,7 +277,7 @@ def test_labels_are_followed_where_the_listing_after_an_expired_history_was_cut_
     imported(account)
     alice.relabel(name, add={"STARRED"})
     alice.expire_history()
-    run = sources.start_sync(account, actor=ACTOR)
+    run = verbs.start_sync(account, actor=ACTOR)
     discovery.discover(run.pk)
     mailbox = Mailbox.objects.get()
     sync.sync_mailbox(mailbox.pk, slice_seconds=0)  # the only page, and not what ends the listing
@@ -293,8 +292,8 @@ def test_an_import_that_was_cut_off_goes_on_at_its_page(
     google.page_size = 50
     for number in range(130):
         alice.deliver(body(number))
-    sources.start_import(account, actor=ACTOR)
-    assert sources.verify(account, actor=ACTOR).ok
+    verbs.start_import(account, actor=ACTOR)
+    assert credentials.check(account, actor=ACTOR).ok
     discovery.discover(Run.objects.get().pk)
     mailbox = Mailbox.objects.get()
     sync.sync_mailbox(mailbox.pk, slice_seconds=0)  # one page
@@ -319,7 +318,7 @@ def test_junk_trash_and_drafts_follow_the_options(
     imported(source)
     assert archived(alice.address) == held_by(alice, without=("SPAM", "DRAFT"))
     assert google.count("messages.get") == 2  # what is left out is not downloaded
-    sources.update(source, changes={"options": {"includeJunk": True}}, actor=ACTOR)
+    configuration.update(source, changes={"options": {"includeJunk": True}}, actor=ACTOR)
     synced(source)
     assert archived(alice.address) == held_by(alice, without=("DRAFT",))
     assert google.count("messages.get") == 3
@@ -373,8 +372,8 @@ def test_a_draft_is_left_out_by_careful_workers_too(
             alice.relabel(name, add={"DRAFT"}, remove={"INBOX"})
 
     google.before_call = become_a_draft
-    run = sources.start_import(account, actor=ACTOR)
-    assert sources.verify(account, actor=ACTOR).ok
+    run = verbs.start_import(account, actor=ACTOR)
+    assert credentials.check(account, actor=ACTOR).ok
     discovery.discover(run.pk)
     Mailbox.objects.update(worker_deaths=1)
     finished(account)
@@ -391,7 +390,7 @@ def test_only_mail_since_a_day_is_listed(
     imported(source)
     assert set(archived(alice.address)) == {new}
     assert google.count("messages.get") == 1
-    sources.update(source, changes={"options": {"since": None}}, actor=ACTOR)
+    configuration.update(source, changes={"options": {"since": None}}, actor=ACTOR)
     synced(source)
     assert set(archived(alice.address)) == {old, new}
 
@@ -420,7 +419,7 @@ def test_a_revoked_consent_is_an_error_that_says_sign_in_again(
     imported(account)
     google.oauth.refresh_tokens.clear()
     google.oauth.tokens.clear()
-    run = sources.start_sync(account, actor=ACTOR)
+    run = verbs.start_sync(account, actor=ACTOR)
     discovery.discover(run.pk)
     for _ in range(3):
         Mailbox.objects.update(not_before=timezone.now() - dt.timedelta(seconds=1))
@@ -437,8 +436,8 @@ def test_a_mailbox_that_google_tells_to_wait_gives_its_worker_back(
     slow = google.add(f"slow{len(told)}@example.com")  # its budget, in Redis, is nobody else's
     slow.deliver(body(1))
     source = add(google_sources.account(google, slow.address))
-    assert sources.verify(source, actor=ACTOR).ok
-    run = sources.start_import(source, actor=ACTOR)
+    assert credentials.check(source, actor=ACTOR).ok
+    run = verbs.start_import(source, actor=ACTOR)
     discovery.discover(run.pk)
     began = timezone.now()
     google.faults.too_many, google.faults.retry_after = (
@@ -563,7 +562,7 @@ def test_exactness_with_faults(google: Gmail, add: Callable[..., IngestionSource
             google.oauth.tokens.clear()
 
     google.before_call = end_tokens
-    sources.start_import(source, actor=ACTOR)
+    verbs.start_import(source, actor=ACTOR)
     finished(source, workers=6)
     assert calls[0] > 2_500
     for person in people:
@@ -575,7 +574,7 @@ def test_exactness_with_faults(google: Gmail, add: Callable[..., IngestionSource
         person.relabel(chance.choice(list(person.mail)), add={"STARRED"}, remove={"UNREAD"})
     for person in people[::2]:
         person.expire_history()
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     finished(source, workers=6)
     for person in people:
         assert archived(person.address) == held_by(person, without=("SPAM",))

@@ -7,8 +7,7 @@ import pytest
 
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
 from ingestion.services.engine import sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import credentials, discovery, verbs
 from tests.connectors.google.test_connector import (  # noqa: F401 - fixtures
     ACTOR,
     account,
@@ -94,9 +93,9 @@ def test_bodies_that_are_all_refused_are_an_outage(
 ) -> None:
     for number in range(30):
         alice.deliver(_body(number))
-    assert sources.verify(account, actor=ACTOR).ok
+    assert credentials.check(account, actor=ACTOR).ok
     refuse(lambda _: (403, "forbidden", "No permission"))
-    run = sources.start_import(account, actor=ACTOR)
+    run = verbs.start_import(account, actor=ACTOR)
     discovery.discover(run.pk)
     sync.sync_mailbox(Mailbox.objects.get().pk)
     assert not FailedMessage.objects.exists()

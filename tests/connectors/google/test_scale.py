@@ -14,7 +14,7 @@ from ingestion import queries
 from ingestion.models import IngestionSource, Mailbox, Message, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work, runs, sync
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, credentials
 from tests.servers import google_sources
 from tests.servers.gmail import Gmail
 
@@ -40,11 +40,11 @@ def test_two_thousand_users_of_whom_one_fails_for_ever(google: Gmail) -> None:
         person.deliver(b"Subject: %d\r\n\r\n" % number)
     bad = google.people["user0001@example.com"]
     google.faults.broken_people.add(bad.address)
-    source = sources.create(
+    source = configuration.create(
         owner=User.objects.create_user("owner"), name="Large", provider="google",
         provider_config=config, auto_import=True, actor=ACTOR,
     )  # fmt: skip
-    assert sources.verify(source, actor=ACTOR).ok
+    assert credentials.check(source, actor=ACTOR).ok
     took: dict[str, float] = {}
     run = Run.objects.get()
 

@@ -30,7 +30,7 @@ def make(
     """`make(options, **config)` creates a source of the tenant; the settings point to the server."""
     from django.contrib.auth.models import User as Owner  # when Django is ready
 
-    from ingestion.services.sources import configuration as sources
+    from ingestion.services.sources import configuration
     from tests.servers.graph.sources import ACTOR
 
     settings.ARCHIVE_DIR = tmp_path / "archive"
@@ -42,7 +42,7 @@ def make(
     settings.PROVIDER_QUOTAS = {"microsoft": {"mailbox": 1e6, "application": 1e6}}
 
     def make(options: dict[str, Any] | None = None, **config: Any) -> "IngestionSource":
-        return sources.create(
+        return configuration.create(
             owner=Owner.objects.create_user("engine"),
             name="Contoso",
             provider="microsoft",

@@ -16,8 +16,7 @@ from ingestion.models import (
     IngestionSource,
     Mailbox,
 )
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import consent
+from ingestion.services.sources import configuration, consent, credentials
 from tests.servers.command_line import CommandLine
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph.sources import (
@@ -44,7 +43,7 @@ def test_a_person_signs_in_with_the_browser_and_the_mailbox_is_archived(
     redirect_uri = "https://mail.example/api/v1/oauth/callback"
     server.login.redirect_uris.add(redirect_uri)
     source = make(**person)
-    verdict = sources.verify(source, actor=ACTOR)
+    verdict = credentials.check(source, actor=ACTOR)
     assert verdict.code == "consent_needed"
     owner = source.owner
     url = consent.begin(source, user=owner, redirect_uri=redirect_uri)
@@ -129,10 +128,10 @@ def test_a_rotated_secret_does_not_replace_a_newer_one(
 ) -> None:
     first = server.login.refresh_token_of(alice)
     source = make(**person, refreshToken=first)
-    exchanging = sources.environment(source).exchanging
+    exchanging = credentials.environment(source).exchanging
     reconnected = server.login.refresh_token_of(alice)
     with exchanging() as secrets:
-        sources.reconnect(source, {"refreshToken": reconnected}, actor=ACTOR)
+        configuration.reconnect(source, {"refreshToken": reconnected}, actor=ACTOR)
         secrets["refreshToken"] = "rotated-of-the-first"
     source.refresh_from_db()
     assert source.secrets["refreshToken"] == reconnected

@@ -8,8 +8,7 @@ from ingestion.models import (
     Mailbox,
     Message,
 )
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import credentials, discovery, verbs
 from tests.servers.graph import GraphServer, Request, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.sources import (
@@ -39,8 +38,8 @@ def test_five_thousand_messages_through_every_fault_are_archived_exactly_once(
     server.graph.deltas.largest_page = 60
     server.graph.deltas.replay = 5
     source = make()
-    run = sources.start_import(source, actor=ACTOR)
-    assert sources.verify(source, actor=ACTOR).ok
+    run = verbs.start_import(source, actor=ACTOR)
+    assert credentials.check(source, actor=ACTOR).ok
     discovery.discover(run.pk)
     doomed = {box(user).deliver(b"to be deleted") for user in users}
     server.faults.intercept = delete_when_asked_for(doomed)
@@ -83,8 +82,8 @@ def test_a_tenant_of_two_thousand_users_is_listed_and_what_is_wanted_of_it_impor
         user = server.tenant.add_user(name, mailbox=Box(well_known=("inbox",)))
         box(user).deliver(body(number))
     source = make({"includeMailboxes": ["staff*"]})
-    run = sources.start_import(source, actor=ACTOR)
-    assert sources.verify(source, actor=ACTOR).ok
+    run = verbs.start_import(source, actor=ACTOR)
+    assert credentials.check(source, actor=ACTOR).ok
     server.log.clear()
     discovery.discover(run.pk)
     assert [entry.path for entry in server.log] == ["/v1.0/users"] * 3

@@ -15,8 +15,7 @@ from ingestion.models import (
 )
 from ingestion.services.archive import reconcile
 from ingestion.services.engine import failures, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, discovery, verbs
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph.sources import (
     ACTOR,
@@ -122,7 +121,7 @@ def test_a_listing_that_is_cut_into_slices_still_finds_what_is_gone(
     imported(source)
     mailbox.remove(gone)
     mailbox.expire_state()
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     [row] = Mailbox.objects.filter(run=run)
     assert sync.sync_mailbox(row.pk, slice_seconds=0)  # one page, and the slice is over
@@ -223,7 +222,7 @@ def test_a_message_that_failed_and_was_archived_elsewhere_is_not_fetched_again(
     assert imported(source).message == "0 archived, 1 failed."
     server.faults.intercept = lambda _request, _user: None
     mailbox.move(bad, mailbox.inbox)
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     sync.sync_mailbox(Mailbox.objects.get().pk, slice_seconds=0)  # the inbox, and no more
     assert mailbox.messages[bad].downloads == 1
@@ -272,7 +271,7 @@ def test_what_becomes_wanted_is_listed_whole_and_once(
     assert placed() == {new}
 
     def wanting(**options: object) -> set[str]:
-        sources.update(source, changes={"options": options}, actor=ACTOR)
+        configuration.update(source, changes={"options": options}, actor=ACTOR)
         synced(source)
         return placed()
 

@@ -3,8 +3,7 @@
 from collections.abc import Callable
 
 from ingestion.models import Folder, IngestionSource, Placement
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import discovery, verbs
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.sources import (
@@ -98,7 +97,7 @@ def test_a_permission_that_was_withdrawn_stops_the_source_and_is_named(
     imported(source)
     server.tenant.roles = {"User.Read.All"}
     server.login.expire_tokens()
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     finish(source)
     source.refresh_from_db()

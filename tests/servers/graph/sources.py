@@ -14,8 +14,7 @@ from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import credentials, discovery, verbs
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.words import error
@@ -37,15 +36,15 @@ def fill(mailbox: Box, count: int) -> list[str]:
 
 
 def imported(source: IngestionSource) -> Run:
-    run = sources.start_import(source, actor=ACTOR)
-    verdict = sources.verify(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
+    verdict = credentials.check(source, actor=ACTOR)
     assert verdict.ok, verdict
     discovery.discover(run.pk)
     return finish(source)
 
 
 def synced(source: IngestionSource) -> Run:
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     return finish(source)
 

@@ -17,8 +17,7 @@ from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, storage
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
 
@@ -47,15 +46,15 @@ def source(
 ) -> IngestionSource:
     """A source with two messages archived."""
     name, password = account
-    source = sources.create(
+    source = configuration.create(
         owner=owner, name="Ada", provider="generic_imap", actor=ACTOR,
         provider_config={
             "host": dovecot.host, "port": dovecot.port, "secure": False,
             "username": name, "password": password,
         },
     )  # fmt: skip
-    run = sources.start_import(source, actor=ACTOR)
-    assert sources.verify(source).ok
+    run = verbs.start_import(source, actor=ACTOR)
+    assert credentials.check(source).ok
     worked(run)
     assert Message.objects.count() == 2
     return source
@@ -83,7 +82,7 @@ def test_nothing_is_written_beneath_a_mount_point_and_nothing_is_lost(
     archive.rename(tmp_path / "unmounted")
     archive.mkdir()
     dovecot.append(account[0], "INBOX", b"Subject: three\r\n\r\n")
-    mailbox = worked(sources.start_sync(source, actor=ACTOR))
+    mailbox = worked(verbs.start_sync(source, actor=ACTOR))
     assert mailbox.last_error_code == "storage"
     assert "is its volume mounted?" in mailbox.last_error
     assert list(archive.iterdir()) == []
@@ -105,7 +104,7 @@ def test_a_deletion_waits_for_the_volume(
     from ingestion.services.sources import deletion
 
     archive.rename(tmp_path / "unmounted")
-    sources.delete(source, actor=ACTOR)
+    verbs.delete(source, actor=ACTOR)
     with pytest.raises(WrongArchive):
         deletion.delete_source(source.pk)
     (tmp_path / "unmounted").rename(archive)

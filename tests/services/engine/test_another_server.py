@@ -11,7 +11,7 @@ from django.db import connection
 from connectors.generic_imap.config import ImapConfig
 from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.services.engine import sync
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, credentials
 from tests.servers import imap_source
 from tests.servers.imap_script import Client, ImapScript
 from tests.servers.imap_source import ACTOR, archived, held_by
@@ -30,8 +30,8 @@ def server(settings: Any, tmp_path: Path) -> Iterator[ImapScript]:
 
 def lead_to(source: IngestionSource, server: ImapScript, **changes: Any) -> None:
     given = {"port": server.port, "password": server.password} | changes
-    sources.update(source, changes={"providerConfig": given}, actor=ACTOR)
-    assert sources.verify(source, actor=ACTOR).ok
+    configuration.update(source, changes={"providerConfig": given}, actor=ACTOR)
+    assert credentials.check(source, actor=ACTOR).ok
 
 
 def test_all_mail_of_another_server_is_archived_though_its_ids_look_known(

@@ -9,7 +9,7 @@ from django.utils import timezone
 
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import credentials, discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, fill, finish, start
 
@@ -22,9 +22,9 @@ def test_a_sync_asked_for_when_a_run_has_nothing_left_to_do_is_a_new_one(
     fill(server, 3)
     start(source)
     finish(source)
-    settled = sources.start_sync(source, actor=ACTOR)
+    settled = verbs.start_sync(source, actor=ACTOR)
     Run.objects.filter(pk=settled.pk).update(discovered_at=timezone.now())  # and not yet finished
-    asked = sources.start_sync(source, actor=ACTOR)
+    asked = verbs.start_sync(source, actor=ACTOR)
     assert asked.pk != settled.pk
     settled.refresh_from_db()
     assert settled.status == "completed"
@@ -34,8 +34,8 @@ def test_the_bell_does_not_ring_again_while_mailboxes_are_listed(
     server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discovery, "_BATCH", 1)
-    run = sources.start_import(source, actor=ACTOR)
-    sources.verify(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     assert "discover" in [bell.kind for bell in due_work.due()]
     long_ago = timezone.now() - dt.timedelta(seconds=due_work.RING_AGAIN_SECONDS + 1)
     Run.objects.update(rung_at=long_ago)
@@ -52,10 +52,10 @@ def test_the_bell_does_not_ring_again_while_mailboxes_are_listed(
 
 def test_many_triggers_at_once_start_one_run(server: Server, source: IngestionSource) -> None:
     fill(server, 3)
-    sources.verify(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
 
     def trigger(number: int) -> str:
-        verb = sources.start_import if number % 2 else sources.start_sync
+        verb = verbs.start_import if number % 2 else verbs.start_sync
         try:
             return str(verb(source, actor=ACTOR).pk)
         finally:

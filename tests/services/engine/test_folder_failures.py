@@ -17,8 +17,7 @@ from connectors.errors import (
 )
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, Run
 from ingestion.services.engine import lease, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
     ACTOR,
@@ -164,7 +163,7 @@ def test_a_cursor_is_no_progress_of_a_mailbox_that_fails_elsewhere(
     start(source)
     finish(source)
     server.before_changes = refusing({"B": Unavailable("The server hung up.")})
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     for attempts in (1, 2):
         server.folders["A"][1].labels = (f"flag {attempts}",)
@@ -245,14 +244,14 @@ def test_pause_is_heard_between_folders_without_changes(
         fill(server, 1, f"F{number:02}")
     start(source)
     finish(source)
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     asked: list[str] = []
 
     def changes(name: str) -> None:
         asked.append(name)
         if len(asked) == 5:
-            sources.pause(source, actor=ACTOR)
+            verbs.pause(source, actor=ACTOR)
         time.sleep(0.05)  # a round trip
 
     server.before_changes = changes
@@ -267,7 +266,7 @@ def test_a_mailbox_of_many_folders_gets_on_from_slice_to_slice(
         fill(server, 1, f"F{number}")
     start(source)
     finish(source)
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     asked: list[str] = []
     server.before_changes = asked.append

@@ -27,8 +27,7 @@ from connectors.errors import (
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack, Run
 from ingestion.packs.store import PackWriter
 from ingestion.services.engine import capture, commit, statements, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import discovery, verbs
 from tests.servers.scripted_provider import Mail, Server
 from tests.servers.scripted_source import ACTOR, assert_exact, body, due_now, start, synced
 
@@ -176,7 +175,7 @@ class History:
 
 
 def a_slice(source: IngestionSource, history: History) -> None:
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     if Mailbox.objects.filter(run__isnull=False).exists():
         Folder.objects.filter(not_before__isnull=False).update(not_before=timezone.now())

@@ -23,7 +23,7 @@ from ingestion.models import (
 )
 from ingestion.packs.store import store
 from ingestion.services.engine import commit, due_work, lease, sync
-from ingestion.services.sources import deletion, sources
+from ingestion.services.sources import deletion, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
     ACTOR,
@@ -158,7 +158,7 @@ def test_pause_stops_within_a_page_and_keeps_all_it_has(
 
     def pause(handed_out: int) -> None:
         if handed_out == 15:
-            sources.pause(source, actor=ACTOR)
+            verbs.pause(source, actor=ACTOR)
         if handed_out >= 15:
             time.sleep(0.05)  # a slow server: the lease's thread looks at the row meanwhile
 
@@ -170,11 +170,11 @@ def test_pause_stops_within_a_page_and_keeps_all_it_has(
     kept = Message.objects.count()
     assert 10 <= kept < 40
     with pytest.raises(NotAllowedNow):
-        sources.start_sync(source, actor=ACTOR)
+        verbs.start_sync(source, actor=ACTOR)
     work()
     assert Message.objects.count() == kept
     server.before_message = lambda _: None
-    sources.resume(source, actor=ACTOR)
+    verbs.resume(source, actor=ACTOR)
     finish(source)
     assert_exact(server, source)
     assert len(server.fetched) == 40
@@ -203,7 +203,7 @@ def test_deletion_leaves_nothing_and_stops_a_running_worker(
 
     def delete(handed_out: int) -> None:
         if handed_out == 15:
-            sources.delete(source, actor=ACTOR)
+            verbs.delete(source, actor=ACTOR)
 
     server.before_message = delete
     start(source)

@@ -8,7 +8,7 @@ from django.utils import timezone
 from connectors.errors import MessageRefused
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, body, fill, start
 
@@ -98,7 +98,7 @@ def test_sync_now_follows_what_the_run_is_done_with(
     server: Server, source: IngestionSource, run: Run
 ) -> None:
     server.deliver("INBOX", body(99))
-    assert sources.start_sync(source, actor=ACTOR) == run
+    assert verbs.start_sync(source, actor=ACTOR) == run
     assert listed_again(run)
     slice_of("small", seconds=0)  # one folder in several slices
     slice_of("small")
@@ -108,7 +108,7 @@ def test_sync_now_follows_what_the_run_is_done_with(
 def test_an_import_that_is_asked_for_twice_goes_on_as_it_was(
     server: Server, source: IngestionSource, run: Run
 ) -> None:
-    assert sources.start_import(source, actor=ACTOR) == run
+    assert verbs.start_import(source, actor=ACTOR) == run
     assert not listed_again(run)
     assert settled("small")
 

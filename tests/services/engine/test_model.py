@@ -45,8 +45,7 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
 from ingestion.services.audit import Actor
 from ingestion.services.engine import capture, commit, failures, runs, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from ingestion.states import RunStatus
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
 from tests.servers.mortal import MortalProcess, dies
@@ -90,7 +89,7 @@ class History(RuleBasedStateMachine):
         self.known: set[tuple[int, str]] = set()
         self.quiet = False
         self.server.boxes = {b"INBOX": self._box()}
-        self.source = sources.create(
+        self.source = configuration.create(
             owner=self.owner,
             name="Model",
             provider="generic_imap",
@@ -100,7 +99,7 @@ class History(RuleBasedStateMachine):
             },
             actor=ACTOR,
         )  # fmt: skip
-        assert sources.verify(self.source, actor=ACTOR).ok
+        assert credentials.check(self.source, actor=ACTOR).ok
 
     def teardown(self) -> None:
         try:
@@ -406,7 +405,7 @@ class History(RuleBasedStateMachine):
 
     def _attempt(self, slice_seconds: float = 120) -> None:
         """What a worker does for the source, once; waits that an error asked for are over."""
-        run = sources.start_sync(self.source, actor=ACTOR)
+        run = verbs.start_sync(self.source, actor=ACTOR)
         if run.discovered_at is None:
             discovery.discover(run.pk)
         mine = Mailbox.objects.filter(source=self.source)
@@ -419,7 +418,7 @@ class History(RuleBasedStateMachine):
         deadline = time.monotonic() + 30
         for left in Run.objects.filter(source=self.source, finished_at=None):
             runs.finish_if_done(left.pk)  # all done before what happened since: not this sync
-        run = sources.start_sync(self.source, actor=ACTOR)
+        run = verbs.start_sync(self.source, actor=ACTOR)
         Run.objects.filter(pk=run.pk).update(warning="")
         while run.finished_at is None:
             assert time.monotonic() < deadline, (run.warning, Mailbox.objects.values())

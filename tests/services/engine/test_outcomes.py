@@ -7,7 +7,7 @@ from django.utils import timezone
 from connectors.errors import Fatal, MailboxUnavailable, NeedsReauth, Unavailable
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.engine import lease, outcomes
-from ingestion.services.sources import discovery, sources
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
     ACTOR,
@@ -33,9 +33,9 @@ def test_a_worker_of_a_run_that_ended_settles_nothing_of_the_next_one(
     mailbox, first = Mailbox.objects.get(), Run.objects.get()
     source.refresh_from_db()
     with transaction.atomic():
-        sources.fail(source, "The password was changed.", actor="test")
-    second = sources.start_import(source, actor=ACTOR)
-    sources.verify(source, actor=ACTOR)
+        verbs.fail(source, "The password was changed.", actor="test")
+    second = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     discovery.discover(second.pk)
     assert second.pk != first.pk
     outcomes.settle(held, mailbox, first)
@@ -61,7 +61,7 @@ def test_repeated_authentication_failures_stop_the_source(
         "The password was refused. Give the source a new one.",
     )
     server.open_error = None
-    assert sources.resume(source, actor=ACTOR).status == "pending_auth"
+    assert verbs.resume(source, actor=ACTOR).status == "pending_auth"
     start(source)
     finish(source)
     assert_exact(server, source)
@@ -122,8 +122,8 @@ def test_old_credentials_that_are_refused_do_not_stop_a_source_with_new_ones(
 
     def replace_the_password(_: int) -> None:
         server.before_message = lambda _: None
-        sources.update(source, changes={"providerConfig": {"password": "new"}}, actor=ACTOR)
-        assert sources.verify(source, actor=ACTOR).ok
+        configuration.update(source, changes={"providerConfig": {"password": "new"}}, actor=ACTOR)
+        assert credentials.check(source, actor=ACTOR).ok
         raise Fatal("The old password is of no use any more.")
 
     server.before_message = replace_the_password
@@ -141,7 +141,7 @@ def test_a_listing_gives_no_work_to_a_run_that_was_ended_meanwhile(
     def fail() -> None:
         with transaction.atomic():
             source.refresh_from_db()
-            sources.fail(source, "The password was refused.", actor="test")
+            verbs.fail(source, "The password was refused.", actor="test")
 
     server.before_mailbox = fail
     start(source)
@@ -154,13 +154,13 @@ def test_credentials_are_checked_in_the_background_and_failures_say_why(
     server: Server, source: IngestionSource
 ) -> None:
     server.check_error = Unavailable("The server does not answer.")
-    sources.verify(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     source.refresh_from_db()
     assert source.status == "pending_auth"
     assert "does not answer" in source.status_message
     assert source.check_not_before > timezone.now()
     server.check_error = NeedsReauth("The password was refused.")
-    assert not sources.verify(source, actor=ACTOR).ok
+    assert not credentials.check(source, actor=ACTOR).ok
     source.refresh_from_db()
     assert (source.status, source.status_message) == ("error", "The password was refused.")
 
@@ -170,12 +170,14 @@ def test_new_credentials_are_checked_and_the_source_returns_to_where_it_was(
 ) -> None:
     start(source)
     finish(source)
-    sources.pause(source, actor=ACTOR)
-    source = sources.update(source, changes={"providerConfig": {"password": "new"}}, actor=ACTOR)
+    verbs.pause(source, actor=ACTOR)
+    source = configuration.update(
+        source, changes={"providerConfig": {"password": "new"}}, actor=ACTOR
+    )
     assert source.status == "pending_auth"
-    sources.verify(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     source.refresh_from_db()
     assert source.status == "paused"
-    assert sources.resume(source, actor=ACTOR).status == "active"
-    same = sources.update(source, changes={"providerConfig": {"password": ""}}, actor=ACTOR)
+    assert verbs.resume(source, actor=ACTOR).status == "active"
+    same = configuration.update(source, changes={"providerConfig": {"password": ""}}, actor=ACTOR)
     assert (same.status, same.secrets) == ("active", {"password": "new"})

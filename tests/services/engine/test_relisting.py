@@ -18,8 +18,7 @@ from ingestion.models import (
     Run,
 )
 from ingestion.services.engine import folders, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers import imap_source, scripted_provider
 from tests.servers.imap_script import ImapScript
 from tests.servers.scripted_provider import Mail, Server
@@ -113,17 +112,17 @@ def test_an_earlier_since_brings_the_older_mail(later: str | None) -> None:
         for number in range(5):  # received in July 2024
             imap.inbox.deliver(b"Subject: %d\r\n\r\n" % number)
         source = imap_source.create(imap)
-        sources.update(source, changes={"options": {"since": "2025-01-01"}}, actor=ACTOR)
+        configuration.update(source, changes={"options": {"since": "2025-01-01"}}, actor=ACTOR)
         imap_source.start(source)
         finish(source)
         assert Message.objects.count() == 0
         assert Folder.objects.get().listed_since == dt.date(2025, 1, 1)
-        sources.update(source, changes={"options": {"since": later}}, actor=ACTOR)
+        configuration.update(source, changes={"options": {"since": later}}, actor=ACTOR)
         synced(source)
         assert Message.objects.count() == 5
         # A later one needs no listing, and the way back neither.
         for since in ("2026-01-01", "2020-01-01"):
-            sources.update(source, changes={"options": {"since": since}}, actor=ACTOR)
+            configuration.update(source, changes={"options": {"since": since}}, actor=ACTOR)
             assert synced(source).message == "0 archived."
             assert here().keys() == {f"1:{uid}" for uid in range(1, 6)}
 
@@ -136,7 +135,7 @@ def test_a_listing_without_folders_removes_nothing_from_view(
     finish(source)
     placed = here()
     server.unlisted.add("INBOX")
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     sync.sync_mailbox(due_now().pk)
     assert Mailbox.objects.get().last_error_code == "no_folders"
@@ -197,11 +196,11 @@ def test_an_import_that_begins_again_after_an_error_counts_what_is_left(
     assert (run.messages_total, run.messages_done) == (100, 10)
     assert slice_of(run).messages_total == 100
     source.refresh_from_db()
-    sources.pause(source, actor=ACTOR)
+    verbs.pause(source, actor=ACTOR)
     Run.objects.update(status="failed", finished_at=timezone.now())
     Mailbox.objects.update(run=None, messages_expected=0)
     source.refresh_from_db()
-    sources.resume(source, actor=ACTOR)
+    verbs.resume(source, actor=ACTOR)
     source.refresh_from_db()
     run = slice_of(start(source))
     assert (run.messages_total, run.messages_done) == (80, 10)
@@ -213,7 +212,7 @@ def test_a_second_import_counts_what_is_new(server: Server, source: IngestionSou
     finish(source)
     for number in range(50):
         server.deliver("INBOX", body(100 + number))
-    run = sources.start_import(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
     discovery.discover(run.pk)
     assert slice_of(run).messages_total == 50
 
@@ -227,7 +226,7 @@ def test_a_page_that_is_listed_again_is_counted_once(
     server.page_size = 1_000
     for number in range(10):
         server.deliver("INBOX", body(100 + number))
-    run = sources.start_sync(source, actor=ACTOR)
+    run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     for _ in range(5):
         sync.sync_mailbox(due_now().pk, slice_seconds=0, page_seconds=0)  # a message of the page
@@ -241,8 +240,8 @@ def test_a_listing_that_begins_again_counts_no_mailbox_twice(
     monkeypatch.setattr(discovery, "_BATCH", 1)
     server.accounts = ("a", "b", "c")
     fill(server, 1)
-    run = sources.start_import(source, actor=ACTOR)
-    sources.verify(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     calls: list[None] = []
 
     def die() -> None:

@@ -19,7 +19,7 @@ from django.utils import timezone
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import backoff, due_work
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, verbs
 from tests.servers.imap_script import Client, ImapScript
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -36,7 +36,7 @@ def server(settings: Any, tmp_path: Path) -> Iterator[ImapScript]:
 
 @pytest.fixture
 def source(server: ImapScript) -> IngestionSource:
-    return sources.create(
+    return configuration.create(
         owner=User.objects.create_user("retries"),
         name="Retries",
         provider="generic_imap",
@@ -93,7 +93,7 @@ def wait_of(row: Any, field: str) -> float:
 
 
 def imported(server: ImapScript, source: IngestionSource) -> None:
-    sources.start_import(source, actor=ACTOR)
+    verbs.start_import(source, actor=ACTOR)
     work()
     source.refresh_from_db()
     assert source.status == "active"
@@ -118,7 +118,7 @@ def test_a_password_that_stops_working_is_tried_thrice_in_an_hour_and_then_not_a
 ) -> None:
     imported(server, source)
     server.password = "changed"
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     waits = [600.0, 3000.0]  # a server in trouble refuses right passwords too
     for attempt, seconds in enumerate([*waits, 0.0], 1):
         work()
@@ -143,7 +143,7 @@ def test_other_trouble_before_does_not_make_one_refusal_the_last(
     server: ImapScript, source: IngestionSource
 ) -> None:
     imported(server, source)
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     for answer in (b"NO [UNAVAILABLE] later", b"NO [UNAVAILABLE] later", b"NO who are you?"):
         server.hooks[:] = [refusing(answer)]
         work()
@@ -176,7 +176,7 @@ def test_the_servers_own_wait_is_kept(
     an_hour_passes()
     imported(server, source)
     server.hooks.append(refusing(answer))
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     work()
     work()
     assert seconds <= wait_of(Mailbox.objects.get(), "not_before") + 1 < seconds * 1.2
@@ -190,7 +190,7 @@ def test_a_server_that_is_down_is_asked_less_and_less_often(
 ) -> None:
     imported(server, source)
     server.hooks.append(refusing(b"NO [UNAVAILABLE] maintenance"))
-    sources.start_sync(source, actor=ACTOR)
+    verbs.start_sync(source, actor=ACTOR)
     waits = []
     for _ in range(5):
         work()

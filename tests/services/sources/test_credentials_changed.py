@@ -10,8 +10,7 @@ from django.utils import timezone
 from connectors.errors import Fatal, MessageRefused, NeedsReauth, RateLimited, Unavailable
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import discovery
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, fill, finish, start, work
 
@@ -21,7 +20,7 @@ REFUSED = NeedsReauth("The password was refused.")
 
 
 def give(source: IngestionSource, password: str) -> None:
-    sources.update(source, changes={"providerConfig": {"password": password}}, actor=ACTOR)
+    configuration.update(source, changes={"providerConfig": {"password": password}}, actor=ACTOR)
 
 
 def test_the_late_refusal_of_an_old_password_does_not_fail_the_new_one(
@@ -30,11 +29,11 @@ def test_the_late_refusal_of_an_old_password_does_not_fail_the_new_one(
     def replaced() -> None:
         server.before_check = lambda: None
         give(source, "right")
-        assert sources.verify(source, actor=ACTOR).ok
+        assert credentials.check(source, actor=ACTOR).ok
         raise REFUSED
 
     server.before_check = replaced
-    assert not sources.verify(IngestionSource.objects.get(), actor=ACTOR).ok
+    assert not credentials.check(IngestionSource.objects.get(), actor=ACTOR).ok
     source.refresh_from_db()
     assert source.status == "auth_success"
 
@@ -46,11 +45,11 @@ def test_the_late_approval_of_an_old_password_does_not_prove_the_new_one(
         server.before_check = lambda: None
         give(source, "wrong")
         server.check_error = REFUSED
-        sources.verify(source, actor=ACTOR)
+        credentials.check(source, actor=ACTOR)
         server.check_error = None
 
     server.before_check = replaced
-    sources.verify(IngestionSource.objects.get(), actor=ACTOR)
+    credentials.check(IngestionSource.objects.get(), actor=ACTOR)
     source.refresh_from_db()
     assert (source.status, source.proven_at) == ("error", None)
 
@@ -59,13 +58,13 @@ def test_a_listing_with_old_credentials_does_not_stop_a_source_with_new_ones(
     server: Server, source: IngestionSource
 ) -> None:
     fill(server, 3)
-    run = sources.start_import(source, actor=ACTOR)
-    sources.verify(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
 
     def replaced() -> None:
         server.before_mailbox = lambda: None
         give(source, "new")
-        assert sources.verify(source, actor=ACTOR).ok
+        assert credentials.check(source, actor=ACTOR).ok
         raise Fatal("The old client was deleted.")
 
     server.before_mailbox = replaced
@@ -78,12 +77,12 @@ def test_a_listing_with_old_credentials_does_not_stop_a_source_with_new_ones(
 def test_what_old_credentials_list_is_not_stored_for_new_ones(
     server: Server, source: IngestionSource
 ) -> None:
-    run = sources.start_import(source, actor=ACTOR)
-    sources.verify(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
 
     def replaced() -> None:
         give(source, "new")
-        assert sources.verify(source, actor=ACTOR).ok
+        assert credentials.check(source, actor=ACTOR).ok
 
     server.before_mailbox = replaced
     discovery.discover(run.pk)
@@ -97,8 +96,8 @@ def test_what_old_credentials_list_is_not_stored_for_new_ones(
 def test_another_trouble_before_does_not_make_one_refused_listing_the_last(
     server: Server, source: IngestionSource
 ) -> None:
-    run = sources.start_import(source, actor=ACTOR)
-    sources.verify(source, actor=ACTOR)
+    run = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     troubles: list[Exception] = [Unavailable("Away.")] * 4 + [REFUSED]
 
     def fail() -> None:
@@ -125,7 +124,7 @@ def test_a_good_password_after_an_error_goes_on_with_the_import(
     assert source.status == "error"
     server.before_message = lambda _: None
     give(source, "right")
-    sources.verify(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     source.refresh_from_db()
     assert source.status == "importing"
     discovery.discover(Run.objects.get(finished_at=None).pk)
@@ -144,11 +143,11 @@ def test_a_first_check_that_meets_a_server_that_is_away_says_so_at_once(
     server: Server, source: IngestionSource, wanted: Exception
 ) -> None:
     server.check_error = wanted
-    sources.verify(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     source.refresh_from_db()
     assert str(wanted) in source.last_sync_status_message
     server.check_error = None
-    sources.verify(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     source.refresh_from_db()
     assert str(wanted) not in source.last_sync_status_message
 
@@ -158,7 +157,7 @@ def test_any_trouble_that_passes_leaves_the_source_to_be_checked_again(
 ) -> None:
     """A code of its own does not make a source's error of what time mends."""
     server.check_error = Unavailable("The server refuses everything.", code="refuses_all")
-    sources.verify(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
     source.refresh_from_db()
     assert source.status == "pending_auth"
 
@@ -166,11 +165,11 @@ def test_any_trouble_that_passes_leaves_the_source_to_be_checked_again(
 def test_a_shorter_interval_counts_at_once(server: Server, source: IngestionSource) -> None:
     fill(server, 1)
     changes = {"options": {"syncIntervalSeconds": 604_800}}
-    sources.update(source, changes=changes, actor=ACTOR)
+    configuration.update(source, changes=changes, actor=ACTOR)
     start(source)
     finish(source)
     changes = {"options": {"syncIntervalSeconds": 60}}
-    source = sources.update(source, changes=changes, actor=ACTOR)
+    source = configuration.update(source, changes=changes, actor=ACTOR)
     assert source.next_sync_at is not None
     assert source.next_sync_at < timezone.now() + dt.timedelta(seconds=61)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ingestion.models import Message, StatusChange
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, credentials
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, Client, ImapScript
 from tests.servers.imap_source import ACTOR, Sent, archived, held_by
@@ -48,9 +48,11 @@ def test_credentials_revoked_halfway(server: ImapScript, kind: str) -> None:
     assert StatusChange.objects.latest("id").reason == source.status_message
     assert Message.objects.count() == 19
 
-    source = sources.update(source, changes={"providerConfig": {kind: "the new one"}}, actor=ACTOR)
+    source = configuration.update(
+        source, changes={"providerConfig": {kind: "the new one"}}, actor=ACTOR
+    )
     assert source.status == "pending_auth"
-    assert sources.verify(source, actor=ACTOR).ok
+    assert credentials.check(source, actor=ACTOR).ok
     assert imap_source.imported(source).messages_new == 21
     assert sent.times == {uid: 1 + (uid == 20) for uid in range(1, 41)}  # none is downloaded again
     assert archived(source) == held_by(server)

@@ -13,8 +13,7 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Pl
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import configuration as sources
-from ingestion.services.sources import deletion
+from ingestion.services.sources import deletion, verbs
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.command_line import CommandLine
 
@@ -41,7 +40,7 @@ def left() -> dict[str, int]:
 
 
 def test_two_at_once_do_not_disturb_each_other(source: IngestionSource) -> None:
-    sources.delete(source, actor=ACTOR)
+    verbs.delete(source, actor=ACTOR)
     said: list[str] = []
 
     def delete() -> None:
@@ -67,7 +66,7 @@ def test_two_at_once_do_not_disturb_each_other(source: IngestionSource) -> None:
 def test_only_one_session_is_at_it_and_a_session_that_ends_gives_way(
     source: IngestionSource,
 ) -> None:
-    sources.delete(source, actor=ACTOR)
+    verbs.delete(source, actor=ACTOR)
     began, end = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -97,7 +96,7 @@ def test_one_under_way_is_not_rung_for_again(
     source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(due_work, "RING_AGAIN_SECONDS", 0.5)
-    sources.delete(source, actor=ACTOR)
+    verbs.delete(source, actor=ACTOR)
     assert [bell.kind for bell in due_work.due()] == ["delete"]
     bells: list[str] = []
     batch = deletion._delete_batch
@@ -117,7 +116,7 @@ def test_children_that_come_late_go_before_their_parents(
     source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A batch that deletes nothing (another session has the rows) is not the end of them."""
-    sources.delete(source, actor=ACTOR)
+    verbs.delete(source, actor=ACTOR)
     batch, calls = deletion._delete_batch, [0]
 
     def sometimes(*arguments: Any) -> None:

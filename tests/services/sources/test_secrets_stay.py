@@ -11,7 +11,7 @@ from ingestion.admin import source_form
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import configuration as sources
+from ingestion.services.sources import configuration, credentials
 from tests.servers.imap_script import ImapScript
 
 pytestmark = pytest.mark.django_db
@@ -30,7 +30,7 @@ GMAIL = {
 
 
 def stored(owner: User, provider: str, config: dict[str, Any]) -> IngestionSource:
-    return sources.create(
+    return configuration.create(
         owner=owner, name="Ada", provider=provider, provider_config=config, actor=ACTOR
     )
 
@@ -38,7 +38,7 @@ def stored(owner: User, provider: str, config: dict[str, Any]) -> IngestionSourc
 def refused(source: IngestionSource, changes: dict[str, Any]) -> set[str]:
     """The fields at which a change of the configuration is refused."""
     try:
-        sources.update(source, changes={"providerConfig": changes}, actor=ACTOR)
+        configuration.update(source, changes={"providerConfig": changes}, actor=ACTOR)
     except InvalidInput as error:
         return {path.removeprefix("providerConfig.") for path in error.errors}
     return set()
@@ -137,5 +137,5 @@ def test_a_thief_with_the_right_to_change_settings_hears_nothing(
     place = {"host": "127.0.0.1", "port": thief.port, "secure": False}
     assert refused(source, place) == {"password"}
     assert refused(source, {**place, "username": IMAP["username"]}) == {"password"}
-    sources.verify(IngestionSource.objects.get(pk=source.pk), actor=ACTOR)
+    credentials.check(IngestionSource.objects.get(pk=source.pk), actor=ACTOR)
     assert thief.commands == []

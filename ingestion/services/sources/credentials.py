@@ -1,0 +1,179 @@
+"""The credentials of a source: opening a connector with them, and the check that they read mail."""
+
+import dataclasses
+import datetime as dt
+from typing import Any
+
+import structlog
+from django.conf import settings
+from django.db import transaction
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from connectors import errors, registry
+from connectors.base import Connector
+from connectors.config import ConfigError, Environment
+from ingestion.models import IngestionSource, Run
+from ingestion.services.audit import SYSTEM, Actor
+from ingestion.services.engine import backoff, runs, throttle
+from ingestion.services.sources import refresh_tokens, verbs
+from ingestion.services.sources.status import locked, move
+from ingestion.states import RunKind, SourceStatus
+
+log = structlog.get_logger(__name__)
+
+_CONSENT_NEEDED = "consent_needed"
+_CONSENT_AWAITED = dt.timedelta(days=1)
+_CHECK_BACKOFF_SECONDS = (10, 30, 60, 120, 300, 600)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a check of the credentials found. `code`: "ok" or a code of connectors.errors.
+
+    `passing`: time alone may change it, so that it makes no error of the source.
+    `retry_after_seconds`: not to be asked again before, where the provider said so.
+    """
+
+    ok: bool
+    code: str
+    message: str
+    passing: bool = False
+    retry_after_seconds: float | None = None
+
+
+def environment(source: IngestionSource) -> Environment:
+    """Return what the deployment decides for a connector of this source."""
+    return Environment(
+        forbid_private_addresses=settings.FORBID_PRIVATE_ADDRESSES,
+        connections_per_account=settings.IMAP_CONNECTIONS_PER_ACCOUNT,
+        timeout_seconds=settings.NETWORK_TIMEOUT_SECONDS,
+        max_message_bytes=settings.MAX_MESSAGE_BYTES,
+        extra_ca_file=settings.EXTRA_CA_FILE,
+        endpoints=settings.PROVIDER_ENDPOINTS,
+        quotas=settings.PROVIDER_QUOTAS,
+        exchanging=refresh_tokens.exchanging(source),
+        throttle=throttle.shared(),
+    )
+
+
+def connect(source: IngestionSource) -> Connector:
+    """Return a connector with the stored credentials; use it as a context manager.
+
+    Raises ConfigError, CredentialsUnreadable.
+    """
+    return registry.build(source.provider, _config(source), environment(source))
+
+
+def _config(source: IngestionSource) -> dict[str, Any]:
+    return {**source.config, **source.secrets}
+
+
+def check(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
+    """Prove at the provider that mail can be read; move the status accordingly. Takes up to 15 s.
+
+    A provider that can't be reached now changes nothing: the check is due again, with backoff. So
+    does a verdict about credentials that were changed while it was asked for. Network outside,
+    transaction inside.
+    """
+    source.refresh_from_db()
+    verdict = _ask_provider(source)
+    with transaction.atomic():
+        now = locked(source)
+        if now.credentials_version == source.credentials_version:
+            _act_on(now, verdict, actor)
+    return verdict
+
+
+def _ask_provider(source: IngestionSource) -> Verdict:
+    provider = registry.get(source.provider)
+    try:
+        if provider.config.parse(_config(source)).awaits_consent():
+            return Verdict(
+                False, _CONSENT_NEEDED, f"Sign in with {provider.label} to grant access."
+            )
+        with connect(source) as connector:
+            identity = connector.check()
+    except errors.Retryable as error:
+        return Verdict(
+            False,
+            error.code,
+            str(error),
+            passing=True,
+            retry_after_seconds=error.retry_after_seconds,
+        )
+    except errors.ConnectorError as error:
+        return Verdict(False, error.code, str(error))
+    except ConfigError as error:
+        return Verdict(False, "invalid_config", f"The configuration is not valid: {error}.")
+    except Exception as error:
+        log.exception("check_bug", source=str(source.pk), error=type(error).__name__)
+        return Verdict(False, "internal_error", bug_message(error))
+    return Verdict(True, "ok", f"{identity.account}: {identity.detail}".rstrip(": "))
+
+
+def bug_message(error: Exception) -> str:
+    """Say that something is our fault. Not the error's own text, which may quote anything."""
+    name = type(error).__name__
+    return f"Internal error ({name}): a bug. The log has the details."
+
+
+def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+    if verdict.ok:
+        if source.status == SourceStatus.ERROR:
+            verbs.recheck(source, reason="Checked by hand.", actor=actor)
+        if source.status == SourceStatus.PENDING_AUTH:
+            _proven(source, verdict, actor)
+        return
+    if verdict.code == _CONSENT_NEEDED:
+        if source.status == SourceStatus.PENDING_AUTH:
+            _await_consent(source, verdict)
+        return
+    if verdict.passing:
+        if source.status == SourceStatus.PENDING_AUTH:
+            _check_again_later(source, verdict, actor)
+        return
+    if source.status not in (SourceStatus.ERROR, SourceStatus.PAUSED):
+        verbs.fail(source, verdict.message, actor=actor)
+
+
+def _proven(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+    said = source.status_message
+    source.check_attempts = 0
+    source.proven_at = timezone.now()
+    source.save(update_fields=["check_attempts", "proven_at"])
+    to = SourceStatus.PAUSED if source.hold else verbs.natural_status(source)
+    move(source, to, reason=f"Credentials work. {verdict.message}", actor=actor)
+    if to == SourceStatus.AUTH_SUCCESS and (source.auto_import or _import_was_begun(source)):
+        verbs.begin_run(source, RunKind.IMPORT, actor)
+    runs.make_due_now(source)
+    # What the check said of a server that was away is over.
+    told = IngestionSource.objects.filter(pk=source.pk, last_sync_status_message=said)
+    told.update(last_sync_status_message=source.status_message)
+
+
+def _import_was_begun(source: IngestionSource) -> bool:
+    """Tell whether an error ended the first import: it goes on as soon as credentials work."""
+    return Run.objects.filter(source=source, kind=RunKind.IMPORT).exists()
+
+
+def _await_consent(source: IngestionSource, verdict: Verdict) -> None:
+    """Nothing is due until a person signed in: `reconnect` makes the check due again."""
+    source.check_not_before = timezone.now() + _CONSENT_AWAITED
+    verbs.say(source, verdict.message)
+    source.save(update_fields=["check_not_before"])
+
+
+def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+    source.check_attempts += 1
+    if source.check_attempts > len(_CHECK_BACKOFF_SECONDS):
+        reason = f"Gave up after {source.check_attempts} tries: {verdict.message}"
+        verbs.fail(source, reason, actor=actor)
+        return
+    wait = backoff.spread(
+        _CHECK_BACKOFF_SECONDS[source.check_attempts - 1],
+        server_seconds=verdict.retry_after_seconds,
+    )
+    source.check_not_before = Now() + wait
+    source.save(update_fields=["check_attempts", "check_not_before"])
+    verbs.say(source, f"{verdict.message} Tried again in {wait.total_seconds():.0f} s.")
