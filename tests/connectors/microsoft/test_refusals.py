@@ -74,15 +74,18 @@ def test_bodies_that_are_all_refused_are_an_outage(server: GraphServer, alice: U
     assert server.count("/$value") < 20
 
 
-def test_a_body_without_a_byte_is_no_message(server: GraphServer, alice: User, make: Any) -> None:
+def test_a_body_without_a_byte_is_no_message(server: GraphServer, alice: User) -> None:
     ids = fill(box(alice), 4)
-    source = make()
     server.faults.intercept = lambda request, _user: (
         Response(200, b"") if path_of(request).endswith(f"{ids[2]}/$value") else None
     )
-    imported(source)
-    assert placed() == set(ids) - {ids[2]}
-    assert FailedMessage.objects.get().code == "empty"
+    with build(server) as connector, opened(connector, alice) as session:
+        found = fetched(session)
+    assert found.keys() == set(ids)
+    missing = {name: a.error for name, a in found.items() if isinstance(a, Missing)}
+    assert {name: getattr(error, "code", "") for name, error in missing.items()} == {
+        ids[2]: "empty"
+    }
 
 
 # -- folders ---------------------------------------------------------------------------------------
@@ -125,6 +128,7 @@ def test_a_folder_deleted_since_it_was_listed_stops_nothing(
     imported(source)
     assert placed() == wanted
     assert states()["alice"][0] == "active"
+    assert Folder.objects.get(remote_id=old.id).last_error_code == "folder_gone"
 
 
 @pytest.mark.parametrize(
@@ -163,6 +167,7 @@ def test_a_page_that_fails_for_its_size_is_asked_for_in_smaller_ones(
         found = fetched(session)
     assert found.keys() == set(ids)
     assert all(isinstance(answer, RawMessage) for answer in found.values())
+    assert not [entry for entry in server.log if entry.path.endswith("/messages")]  # no plain one
 
 
 def test_a_page_that_comes_again_under_ever_new_links_ends(
