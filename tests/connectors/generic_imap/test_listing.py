@@ -103,24 +103,27 @@ def test_a_folder_that_the_server_says_is_no_more_is_gone(
 
 
 @pytest.mark.parametrize(
-    "said",
+    ("said", "read"),
     [
-        [b" 3 EXISTS"],
-        [b"3   EXISTS"],
-        [b"0 EXISTS", b"3 EXISTS"],
-        [b"0 EXISTS", b"OK [UIDVALIDITY 9] old", b"OK [CLOSED] before this", b"3 EXISTS"],
-        [b"OK [CLOSED] before this"],
-        [b"0 EXISTS"],
-        [],
+        ([b" 3 EXISTS"], 3),
+        ([b"3   EXISTS"], 3),
+        ([b"0 EXISTS", b"3 EXISTS"], 3),
+        ([b"0 EXISTS", b"OK [UIDVALIDITY 9] old", b"OK [CLOSED] before this", b"3 EXISTS"], 3),
+        ([b"4 EXISTS", b"OK [CLOSED] before this"], None),
+        ([b"0 EXISTS"], 0),
+        ([], None),
     ],
     ids=repr,
 )
-def test_the_number_of_messages_that_opening_tells_never_hides_any(
-    server: ImapScript, source: IngestionSource, said: list[bytes]
+def test_the_number_of_messages_that_opening_tells_is_read_and_never_hides_any(
+    server: ImapScript, source: IngestionSource, said: list[bytes], read: int | None
 ) -> None:
     examined_as(server, *said, b"OK [UIDVALIDITY 1]", b"OK [UIDNEXT 4]", b"OK [HIGHESTMODSEQ 4]")
     imported(source)
     assert archived(source) == held_by(server)
+    cursor = Folder.objects.get().cursor
+    assert cursor is not None
+    assert cursor["c"] == read
     fill(server.inbox, 2)
     server.hooks.clear()
     examined_as(server, *said, b"OK [UIDVALIDITY 1]", b"OK [UIDNEXT 6]", b"OK [HIGHESTMODSEQ 6]")
