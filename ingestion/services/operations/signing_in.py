@@ -27,51 +27,49 @@ def wait_seconds(username: str, address: str | None) -> int:
 
     Tries made at the same time are counted one by one: none slips through while others are hashed.
     """
-    now = time.time()
-    window = int(now // WINDOW_SECONDS)
-    tries = [(_user_key(username, window), TRIES_PER_USER)]
+    tries = [_count(_user_key(username), limit=TRIES_PER_USER)]
     if address:
-        tries.append((_address_key(address, window), TRIES_PER_ADDRESS))
-    if all([_count(key) <= limit for key, limit in tries]):  # noqa: C419 - each is counted
-        return 0
-    return math.ceil((window + 1) * WINDOW_SECONDS - now)
+        tries.append(_count(_address_key(address), limit=TRIES_PER_ADDRESS))
+    return max(tries)
 
 
 def succeeded(username: str, address: str | None) -> None:
     """Begin anew for a user who signed in; for their address, take back this one try alone."""
-    window = int(time.time() // WINDOW_SECONDS)
     try:
-        cache.delete(_user_key(username, window))
+        cache.delete_many([_user_key(username), f"{_user_key(username)}:ends"])
         if address:
-            cache.decr(_address_key(address, window))
+            cache.decr(_address_key(address))
     except RedisError:
         log.warning("sign_in_brake_unavailable")
     except ValueError:
-        pass  # a window began meanwhile
+        pass  # its window ended meanwhile
 
 
-def _count(key: str) -> int:
+def _count(key: str, *, limit: int) -> int:
+    """Count in the window that the first try began; return how long to wait for the next one."""
+    now = time.time()
     try:
-        cache.add(key, 0, timeout=2 * WINDOW_SECONDS)
-        return int(cache.incr(key))
+        cache.add(f"{key}:ends", now + WINDOW_SECONDS, timeout=WINDOW_SECONDS)
+        cache.add(key, 0, timeout=WINDOW_SECONDS)
+        if cache.incr(key) > limit:
+            return math.ceil(max(1, cache.get(f"{key}:ends", now) - now))
     except RedisError:
         log.warning("sign_in_brake_unavailable")
     except ValueError:
-        log.warning("sign_in_brake_counter_lost")  # evicted between the two commands
+        log.warning("sign_in_brake_counter_lost")  # it ended between the two commands
     return 0
 
 
-def _user_key(username: str, window: int) -> str:
-    return _key("user", username.casefold(), window)
+def _user_key(username: str) -> str:
+    return _key("user", username.casefold())
 
 
-def _address_key(address: str, window: int) -> str:
-    return _key("address", _network(address), window)
+def _address_key(address: str) -> str:
+    return _key("address", _network(address))
 
 
-def _key(kind: str, of: str, window: int) -> str:
-    digest = hashlib.sha256(of.encode(errors="surrogatepass")).hexdigest()
-    return f"sign-in:{kind}:{digest}:{window}"
+def _key(kind: str, of: str) -> str:
+    return f"sign-in:{kind}:{hashlib.sha256(of.encode(errors='surrogatepass')).hexdigest()}"
 
 
 def _network(address: str) -> str:

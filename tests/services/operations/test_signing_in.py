@@ -5,6 +5,7 @@ import time
 from typing import Any
 
 import pytest
+import redis
 from django.contrib.auth.models import User
 from django.contrib.sessions.models import Session
 from django.core.cache import cache
@@ -55,6 +56,18 @@ def test_one_address_may_not_try_many_users(root: User) -> None:
         try_to(f"user{number}", "wrong", f"2001:db8::{number:x}")
     assert try_to("root", RIGHT, "2001:db8::ffff").status_code == 429
     assert try_to("root", RIGHT, "2001:db8:0:1::1").status_code == 302
+
+
+def test_a_try_does_not_put_off_when_the_next_may_be_made(root: User, settings: Any) -> None:
+    try_to("root", "wrong")
+    with redis.Redis.from_url(settings.REDIS_URL) as client:
+        keys = list(client.scan_iter("*sign-in:*"))
+        assert keys
+        for key in keys:
+            assert 0 < client.ttl(key) <= signing_in.WINDOW_SECONDS
+            client.expire(key, 60)
+        try_to("root", "wrong")
+        assert all(client.ttl(key) <= 60 for key in keys)
 
 
 def test_who_signs_in_begins_anew(root: User) -> None:
