@@ -4,7 +4,6 @@ import concurrent.futures
 import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -23,49 +22,62 @@ if TYPE_CHECKING:
 _PROCESSES = 2
 
 
+class SilentServer:
+    """Takes connections and says nothing; `most` is how many it had at a time."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=256)
+        self.port: int = self._listener.getsockname()[1]
+        self.most = 0
+        self._open: set[socket.socket] = set()
+
+    def serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection = self._listener.accept()[0]
+                self._open.add(connection)
+                self.most = max(self.most, len(self._open))
+                threading.Thread(target=self._hold, args=(connection,), daemon=True).start()
+
+    def _hold(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while connection.recv(1000):
+                pass
+        self._open.discard(connection)
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+
 @pytest.fixture
-def silent_port() -> Iterator[int]:
-    """A server that takes connections and says nothing."""
-    with socket.create_server(("127.0.0.1", 0), backlog=256) as server:
-        kept: list[socket.socket] = []
-
-        def take() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    kept.append(server.accept()[0])
-
-        threading.Thread(target=take, daemon=True).start()
-        yield server.getsockname()[1]
-        server.shutdown(socket.SHUT_RDWR)
-        for connection in kept:
-            connection.close()
+def silent() -> Iterator[SilentServer]:
+    server = SilentServer()
+    threading.Thread(target=server.serve, daemon=True).start()
+    yield server
+    server.close()
 
 
 def test_one_user_gets_few_checks_at_a_time(
-    service: "Service", owner: User, make_key: Callable[..., str], silent_port: int
+    service: "Service", owner: User, make_key: Callable[..., str], silent: SilentServer
 ) -> None:
-    config = {"host": "127.0.0.1", "port": silent_port, "secure": False, "username": "u"}
+    config = {"host": "127.0.0.1", "port": silent.port, "secure": False, "username": "u"}
     body = {"name": "n", "provider": "generic_imap", "providerConfig": {**config, "password": "p"}}
     headers = {"Authorization": f"Bearer {make_key(owner)}"}
     api = f"{service.url}/api/v1/ingestion"
-    made = httpx.post(api, headers=headers, json=body, trust_env=False)
+    made = httpx.post(api, headers=headers, json=body, trust_env=False, timeout=60)
 
     def verify(_: int) -> httpx.Response:
         url = f"{api}/{made.json()['id']}/verify"
         return httpx.post(url, headers=headers, trust_env=False, timeout=60)
 
     with concurrent.futures.ThreadPoolExecutor(40) as clients:
-        answers = clients.map(verify, range(40))
-        began = time.monotonic()
-        httpx.get(f"{service.url}/healthz", trust_env=False, timeout=60)
-        assert time.monotonic() - began < 5
-        codes = []
-        for answer in answers:
-            codes.append(answer.status_code)
-            if answer.status_code == 429:
-                assert int(answer.headers["Retry-After"]) > 0
-    assert codes.count(429) >= 40 - 2 * _PROCESSES * 2  # those that came when others had ended
-    assert set(codes) <= {200, 429}
+        answers = list(clients.map(verify, range(40)))
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert refused
+    assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert silent.most <= 2 * _PROCESSES + 1, "and the check that a new source gets by itself"
 
 
 def test_one_user_takes_no_place_of_others() -> None:
