@@ -14,6 +14,8 @@ from django.db.models import Func, IntegerField, Model, QuerySet
 from django.http import HttpRequest
 from django.utils.functional import cached_property
 
+from ingestion.admin import display
+
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
 
@@ -84,6 +86,7 @@ class OperatorAdmin(UnfoldAdmin):
     list_max_show_all = 200
     search_by_id = True
     nothing_yet = ""  # what an empty list says
+    empty_value_display = display.NOTHING
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return CappedChangeList

@@ -193,6 +193,21 @@ def page_of(row: Any) -> str:
     return reverse(f"admin:{about.app_label}_{about.model_name}_change", args=(row.pk,))
 
 
+def in_words(value: Any, *, moves: bool = False) -> str:
+    """Say JSON in a line, without what is empty. `moves`: a list of two is an old and a new one."""
+    match value:
+        case dict():
+            told = {name: inner for name, inner in value.items() if inner not in ("", None, [], {})}
+            return ", ".join(f"{n}: {in_words(inner, moves=moves)}" for n, inner in told.items())
+        case [old, new] if moves:
+            return f"{in_words(old)} → {in_words(new)}"
+        case list():
+            return ", ".join(map(in_words, value)) or NOTHING
+        case bool():
+            return "yes" if value else "no"
+    return NOTHING if value in ("", None) else str(value)
+
+
 def pretty_json(value: Any) -> SafeString | str:
     if value is None or value == {}:
         return NOTHING

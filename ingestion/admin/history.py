@@ -97,7 +97,8 @@ class AuditEventAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Changes")
     def summary(self, event: AuditEvent) -> Any:
-        return display.clipped(", ".join(event.changes)) or display.NOTHING
+        words = display.in_words(event.changes, moves=event.action == "source.update")
+        return display.clipped(words, characters=160) or display.NOTHING
 
     @admin.display(description="Changes")
     def what(self, event: AuditEvent) -> Any:

@@ -17,19 +17,30 @@ from ingestion.models import ApiKey
 from ingestion.services.audit import Actor
 from ingestion.services.operations import api_keys
 
+_SCOPES = {
+    "read": "sees sources, their progress and lists of mail",
+    "write": "makes, changes, starts and deletes sources",
+    "export": "takes the mail itself out",
+}
+
 
 class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic fails at run time
     scopes = forms.MultipleChoiceField(
-        choices=[(scope, scope.capitalize()) for scope in ApiKey.SCOPES],
+        choices=[(scope, f"{scope.capitalize()}: {_SCOPES[scope]}") for scope in ApiKey.SCOPES],
         initial=["read"],
         widget=widgets.UnfoldAdminCheckboxSelectMultipleWidget,
-        help_text="Read sees sources and lists of mail, write changes sources, export takes mail "
-        "out. Give only what the program needs.",
+        help_text="Give only what the program needs.",
     )
 
     class Meta:
         model = ApiKey
         fields = ("user", "name", "scopes", "expiry")
+        labels = {"expiry": "Expires"}
+        help_texts = {
+            "user": "The key may do what this user may, within its scopes.",
+            "name": "Which program, and where it runs. Shown in the audit.",
+            "expiry": "UTC. Empty: never.",
+        }
 
     def clean_expiry(self) -> Any:
         expiry = self.cleaned_data["expiry"]
@@ -41,7 +52,7 @@ class ApiKeyForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generi
 @admin.register(ApiKey)
 class ApiKeyAdmin(AuditedAdmin):
     form = ApiKeyForm
-    list_display = ("name", "user", "scope_names", "start", "last_used", "expires", "made")
+    list_display = ("title", "user", "scope_names", "last_used", "expires", "made")
     list_select_related = ("user",)
     search_fields = ("name__istartswith", "user__username__istartswith")
     search_help_text = "Start of a name or a user"
@@ -70,6 +81,10 @@ class ApiKeyAdmin(AuditedAdmin):
     def _makes_for_others(self, request: HttpRequest) -> bool:
         """As `operations.api_keys` decides."""
         return bool(request.user.is_superuser)
+
+    @admin.display(description="Name", ordering="name")
+    def title(self, key: ApiKey) -> Any:
+        return display.two_lines(key.name, f"begins with {key.token_key}")
 
     @admin.display(description="Scopes")
     def scope_names(self, key: ApiKey) -> str:

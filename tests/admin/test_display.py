@@ -79,3 +79,15 @@ def test_everything_that_makes_markup_escapes_what_it_is_given() -> None:
         display.number(hostile),
     ]
     assert [markup for markup in made if "<script" in markup or hostile in markup] == []
+
+
+def test_what_an_audit_event_holds_is_said_in_a_line() -> None:
+    person = {"name": "carol", "staff": True, "active": False, "groups": [], "changed": ["a", "b"]}
+    assert display.in_words(person) == "name: carol, staff: yes, active: no, changed: a, b"
+    changed = {
+        "providerConfig": {"host": ["", "b"], "secure": [True, False], "password": "changed"}
+    }
+    assert display.in_words(changed, moves=True) == (
+        "providerConfig: host: — → b, secure: yes → no, password: changed"
+    )
+    assert display.in_words({}) == ""
