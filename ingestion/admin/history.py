@@ -98,7 +98,8 @@ class AuditEventAdmin(ReadOnlyAdmin):
     @admin.display(description="Changes")
     def summary(self, event: AuditEvent) -> Any:
         words = display.in_words(event.changes, moves=event.action == "source.update")
-        return display.clipped(words, characters=160) or display.NOTHING
+        shown = display.clipped(words, characters=160) or display.NOTHING
+        return format_html('<span class="ing-anywhere">{}</span>', shown)
 
     @admin.display(description="Changes")
     def what(self, event: AuditEvent) -> Any:

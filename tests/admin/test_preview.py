@@ -50,6 +50,10 @@ def test_long_text_is_cut_and_says_so() -> None:
     assert "first 20,000 characters" in shown.note
 
 
+def test_what_lies_behind_the_part_that_is_read_is_not_shown() -> None:
+    assert preview(b"Subject: x\r\n\r\n" + b"\n" * MAX_BYTES + b"late").text == ""
+
+
 def test_controls_and_reversing_marks_are_taken_out() -> None:
     shown = preview("Subject: x\r\n\r\na\x00b\x1b[31mc\u202egnp.exe".encode())
     assert shown.text == "a b [31mc gnp.exe"

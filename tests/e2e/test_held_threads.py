@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import socket
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from django.core.files.base import ContentFile
 from django.test import Client
 from rest_framework.exceptions import Throttled
 
+from ingestion.api import events
 from ingestion.api.places import Places
 
 if TYPE_CHECKING:
@@ -91,6 +93,21 @@ def test_one_user_takes_no_place_of_others() -> None:
     places.give_back(1)
     with places.place(1), places.place(3):
         pass
+
+
+def test_one_user_leaves_event_streams_to_others() -> None:
+    one, other = User(pk=1), User(pk=2)
+    streams = [events.Progress(uuid.uuid4(), one) for _ in range(events.MAX_OF_A_USER)]
+    with pytest.raises(Throttled):
+        events.Progress(uuid.uuid4(), one)
+    streams.append(events.Progress(uuid.uuid4(), other))
+    streams[0].close()
+    streams[0].close()  # gives its one place back, and no other's
+    streams.append(events.Progress(uuid.uuid4(), one))
+    with pytest.raises(Throttled):
+        events.Progress(uuid.uuid4(), one)
+    for stream in streams:
+        stream.close()
 
 
 @pytest.mark.django_db

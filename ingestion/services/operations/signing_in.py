@@ -52,7 +52,8 @@ def _count(key: str, *, limit: int) -> int:
         cache.add(f"{key}:ends", now + WINDOW_SECONDS, timeout=WINDOW_SECONDS)
         cache.add(key, 0, timeout=WINDOW_SECONDS)
         if cache.incr(key) > limit:
-            return math.ceil(max(1, cache.get(f"{key}:ends", now) - now))
+            ends: float = cache.get(f"{key}:ends", now)
+            return math.ceil(max(1, ends - now))
     except RedisError:
         log.warning("sign_in_brake_unavailable")
     except ValueError:
