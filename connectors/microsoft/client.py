@@ -14,6 +14,7 @@ import re
 import threading
 import time
 import urllib.parse
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -272,7 +273,7 @@ class Pace:
 
     def _batch(self, paths: Sequence[str]) -> list[Part]:
         found: dict[int, Part] = {}
-        failures = 0
+        failures, own_failures = 0, Counter[int]()
         while missing := [index for index in range(len(paths)) if index not in found]:
             parts = [
                 {"id": str(i), "method": "GET", "url": paths[i], "headers": {"Prefer": IMMUTABLE}}
@@ -283,10 +284,12 @@ class Pace:
             )
             again = self._take_parts(self.ask(whole), missing, found)
             failures += 1
-            if failures >= _TRIES:
-                own = {i: e for i, e in again.items() if isinstance(e, OutOfOrder) and e.is_own}
-                found |= own
-                again = {i: error for i, error in again.items() if i not in own}
+            for index, error in list(again.items()):
+                if isinstance(error, OutOfOrder) and error.is_own:
+                    own_failures[index] += 1
+                    if own_failures[index] >= _TRIES:
+                        found[index] = error
+                        del again[index]
             if again:
                 self._wait_for_parts(list(again.values()), failures)
         return [found[index] for index in range(len(paths))]
