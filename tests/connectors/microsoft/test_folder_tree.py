@@ -6,6 +6,7 @@ import pytest
 
 from connectors.errors import FolderRefused, MailboxUnavailable, Unavailable
 from ingestion.models import Folder
+from ingestion.services.archive import reconcile
 from tests.servers.graph import Folder as Box
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph.connectors import build, opened
@@ -56,6 +57,9 @@ def test_folders_that_are_not_listed_are_told_and_all_others_are_read(
     assert states()["alice"][0] == "active"
     assert run.status == "incomplete"
     assert "Projects/*" in run.message
+    errors = [(report.path, bool(report.error)) for report in reconcile.reconcile(source)]
+    assert ("Projects/*", True) in errors
+    assert ("Projects", False) in errors
     _heal(server)
     assert synced(source).status == "completed"
     assert placed() == {*seen, hidden}
