@@ -51,7 +51,9 @@ def test_long_text_is_cut_and_says_so() -> None:
 
 
 def test_what_lies_behind_the_part_that_is_read_is_not_shown() -> None:
-    assert preview(b"Subject: x\r\n\r\n" + b"\n" * MAX_BYTES + b"late").text == ""
+    mail = _multipart("Content-Type: text/plain\r\n\r\nlate")
+    assert preview(mail).text == "late"
+    assert preview(mail.replace(b"\r\n--b\r\n", b"\r\n" * MAX_BYTES + b"--b\r\n")).text == ""
 
 
 def test_controls_and_reversing_marks_are_taken_out() -> None:
