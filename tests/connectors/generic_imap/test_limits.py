@@ -127,6 +127,7 @@ def test_refusals_are_told_from_an_outage_without_sequence_numbers(
     server.capabilities += ["ENABLE", "UIDONLY"]
     for uid in range(2, 30):
         server.inbox.mails[uid].refusal = b"NO [SERVERBUG] can't read it"
-    assert imported(source).status == "completed"
+    imap_source.start(source)
+    assert imap_source.finish(source, slices=2).status == "completed"  # at the first try
     assert len(archived(source)) == 12
     assert FailedMessage.objects.count() == 28

@@ -68,7 +68,8 @@ def test_new_mail_is_archived_whatever_number_is_said_to_be_next(
 ) -> None:
     told(monkeypatch, pattern, instead)
     imported(source)
-    for _ in range(3):
+    for uid in (1, 11, 21):
+        server.inbox.expunge(uid)  # so the count does not tell
         deliver(server)
         synced(source)
         assert archived(source) == held_by(server)
@@ -201,6 +202,22 @@ def test_a_message_that_takes_the_number_of_another_is_archived(
         synced(source)
         assert archived(source) == held_by(server)
         assert len(server.asked(b"BODY.PEEK[])")) == 1  # of the new one: nothing begins anew
+
+
+def test_a_message_that_takes_the_number_of_another_is_seen_below_deleted_ones(
+    source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ImapScript(capabilities=PLAIN) as server:
+        for uid in (1, 11, 21, 31, 41):
+            deliver(server, uid)
+        told(monkeypatch, rb"\* OK \[UIDNEXT \d+\] ok\r\n", b"")
+        source = imap_source.create(server, name="Courier")
+        imported(source)
+        server.inbox.expunge(41)
+        server.inbox.expunge(31)
+        deliver(server, 31, text="began earlier")
+        synced(source)
+        assert archived(source) == held_by(server)
 
 
 def test_a_folder_that_is_numbered_anew_each_time_is_read_again_only_where_it_changed(
