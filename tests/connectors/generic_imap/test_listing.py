@@ -109,7 +109,7 @@ def test_a_folder_that_the_server_says_is_no_more_is_gone(
         ([b"3   EXISTS"], 3),
         ([b"0 EXISTS", b"3 EXISTS"], 3),
         ([b"0 EXISTS", b"OK [UIDVALIDITY 9] old", b"OK [CLOSED] before this", b"3 EXISTS"], 3),
-        ([b"4 EXISTS", b"OK [CLOSED] before this"], None),
+        ([b"3 EXISTS", b"OK [CLOSED] before this"], None),
         ([b"0 EXISTS"], 0),
         ([], None),
     ],

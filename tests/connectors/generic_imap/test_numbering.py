@@ -95,7 +95,7 @@ def test_numbers_that_are_given_out_again_hide_nothing(
     imported(source)
     for uid in (31, 41):
         server.inbox.expunge(uid)
-    server.inbox.next_uid = 22
+    server.inbox.next_uid = 31
     for text in ("restored", "and later"):
         deliver(server, text=text)
         synced(source)
@@ -283,3 +283,4 @@ def test_a_folder_that_keeps_no_modification_sequences_costs_nothing_unchanged(
         del server.commands[:]
         synced(source)
         assert not server.asked(b"FETCH")
+        assert not server.asked(b"EXAMINE")
