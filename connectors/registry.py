@@ -1,6 +1,6 @@
 """Which providers there are: our own, and those of other packages.
 
-Public surface: PROVIDERS, LEFT_OUT, get, build, consent; GROUP and find for whoever adds one.
+Public surface: PROVIDERS, LEFT_OUT (what of others is no good, and why), get, build, consent.
 
 A provider is a package with the same file names as any other: config.py has LABEL and CONFIG,
 connector.py has CONNECTOR, and CONSENT where people can sign in. One of ours is a row in _OWN. That

@@ -25,7 +25,6 @@ from tests.servers.maildir import Maildir
 ACTOR = Actor.system("test")
 INGESTION = "/admin/ingestion/ingestionsource/"
 
-#: Distribution -> its entry points, and the modules that they name: file -> text.
 _CONFIG = """
 import dataclasses
 from connectors.config import Config, field
@@ -37,6 +36,7 @@ class C(Config):
 LABEL, CONFIG = "Carrier pigeon", C
 """
 _CONNECTOR = "from tests.servers.scripted_provider import ScriptedConnector as CONNECTOR"
+#: Distribution -> its provider's name, the package of that, and what is said of it.
 LEFT_OUT = {
     "of-a-taken-name": ("google", "pigeon", "name, connectors.google."),
     "z-of-another-plugins-name": ("pigeon", "pigeon", "name, pigeon."),
