@@ -75,7 +75,7 @@ class MessageRefused(Skippable):
     """The provider has the message and does not hand it out (NO, BAD, NIL, too large).
 
     `of_item`: the answer is about this very message (too large, can't be converted), so that any
-    number of them in a row is no outage: see `connectors.refusals`.
+    number of them in a row is no outage: see `connectors.outages`.
     """
 
     code = "message_refused"

@@ -7,7 +7,7 @@
             worker.add(answer_for(ref))
 
 What is the same everywhere is here: every reference is taken once; what waits for the caller is
-bounded in bytes; refusals in a row are an outage (`connectors.refusals`); what came whole is
+bounded in bytes; refusals in a row are an outage (`connectors.outages`); what came whole is
 yielded before the first error is raised; no thread is left behind. A provider says how one message
 is had, or, where that is faster, a group of them.
 """
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from connectors.errors import Unavailable
-from connectors.refusals import RefusalGuard
+from connectors.outages import RefusalGuard
 from connectors.types import SPOOL_BYTES, MessageRef, Missing, RawMessage
 
 #: What waits for the caller; a worker holds one message or chunk more. Measured with IMAP: more

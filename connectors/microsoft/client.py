@@ -33,8 +33,8 @@ from connectors.microsoft import refusals
 from connectors.microsoft.config import MicrosoftConfig
 from connectors.microsoft.refusals import OutOfOrder, Refusal
 from connectors.microsoft.tokens import Tokens
+from connectors.outages import MAX_IN_A_ROW
 from connectors.parallel import Stopped
-from connectors.refusals import MAX_IN_A_ROW
 from connectors.throttle import Budget
 
 #: learn.microsoft.com/graph/throttling-limits#outlook-service-limits: for each application and

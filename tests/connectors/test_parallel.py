@@ -11,8 +11,8 @@ import pytest
 
 from connectors import parallel
 from connectors.errors import ConnectorError, MessageRefused, RateLimited, Unavailable
+from connectors.outages import MAX_IN_A_ROW
 from connectors.parallel import Answer, Pool, Stopped, Worker
-from connectors.refusals import MAX_IN_A_ROW
 from connectors.types import SPOOL_BYTES, MessageRef, Missing, RawMessage, SpooledBody
 
 LONG_SECONDS = 20.0

@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 
-from connectors.refusals import without_a_byte
+from connectors.outages import without_a_byte
 from connectors.types import Body, Cursor, MessageRef, Missing, RawMessage
 from ingestion.models import Folder, Mailbox
 from ingestion.packs.client import PART_BYTES, Unpacked

@@ -1,9 +1,9 @@
-"""connectors.refusals: ten refusals in a row are an outage, and leave no message failed."""
+"""connectors.outages: ten refusals in a row are an outage, and leave no message failed."""
 
 import pytest
 
 from connectors.errors import MessageGone, MessageRefused, Unavailable
-from connectors.refusals import MAX_IN_A_ROW, RefusalGuard
+from connectors.outages import MAX_IN_A_ROW, RefusalGuard
 from connectors.types import MessageRef, Missing, RawMessage
 
 
