@@ -17,9 +17,9 @@ from google.oauth2 import service_account
 
 from connectors import redaction
 from connectors.config import Environment
-from connectors.google import problems
+from connectors.google import refusals
 from connectors.google.config import GoogleConfig
-from connectors.google.problems import Asker
+from connectors.google.refusals import Asker
 from connectors.google.transport import Http
 
 _MAX_KEPT = 5_000
@@ -51,9 +51,9 @@ class Access:
         try:
             self._credentials.refresh(google_auth_httplib2.Request(http))
         except RefreshError as error:
-            raise problems.of_token(error, asker, scope=self._scope) from None
+            raise refusals.of_token(error, asker, scope=self._scope) from None
         except (GoogleAuthError, OSError) as error:
-            raise problems.of_connection(error) from None
+            raise refusals.of_connection(error) from None
         redaction.remember([self._credentials.token])
 
 
@@ -101,4 +101,4 @@ def _service_account(key_json: str, token_url: str) -> service_account.Credentia
     try:
         return service_account.Credentials.from_service_account_info(info)
     except (ValueError, GoogleAuthError):
-        raise problems.unreadable_key() from None
+        raise refusals.unreadable_key() from None

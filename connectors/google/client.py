@@ -20,9 +20,9 @@ from googleapiclient.errors import HttpError
 
 from connectors.config import Environment
 from connectors.errors import RateLimited, Unavailable
-from connectors.google import problems
+from connectors.google import refusals
 from connectors.google.access import Access
-from connectors.google.problems import Asker, OutOfOrder, Refused
+from connectors.google.refusals import Asker, OutOfOrder, Refused
 from connectors.google.transport import Http
 from connectors.throttle import Budget, Throttle
 
@@ -171,10 +171,10 @@ class Caller:
         try:
             return request.execute(http=self.http)
         except HttpError as error:
-            meaning = problems.of_answer(error, self.asker, api=self.api)
+            meaning = refusals.of_answer(error, self.asker, api=self.api)
             raise (_Unauthorized(meaning) if error.resp.status == 401 else meaning) from None
         except (OSError, httplib2.HttpLib2Error, http.client.HTTPException, zlib.error) as error:
-            raise problems.of_connection(error) from None
+            raise refusals.of_connection(error) from None
 
 
 def _as_it_came(_: Any, content: Any) -> Any:

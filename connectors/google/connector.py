@@ -13,7 +13,7 @@ from typing import Any
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import Fatal, FolderGone, MailboxUnavailable, NeedsReauth
-from connectors.google import client, problems
+from connectors.google import client, refusals
 from connectors.google.access import access
 from connectors.google.client import Caller, Unpaced
 from connectors.google.config import GoogleConfig
@@ -21,7 +21,7 @@ from connectors.google.consent import GoogleConsent
 from connectors.google.download import Download
 from connectors.google.listing import Listing
 from connectors.google.mailbox import GmailMailbox
-from connectors.google.problems import (
+from connectors.google.refusals import (
     MAIL_SCOPE,
     USERS_SCOPE,
     Absent,
@@ -77,7 +77,7 @@ class GoogleConnector(Connector):
             profile = session.mailbox.profile()
         address, count = profile["emailAddress"], profile.get("messagesTotal", 0)
         if address.casefold() != self._config.email.casefold():
-            raise problems.other_account(address, self._config.email)
+            raise refusals.other_account(address, self._config.email)
         return Identity(address, f"{count:,} message{'' if count == 1 else 's'}")
 
     def check_domain(self) -> Identity:

@@ -17,11 +17,11 @@ from connectors import redaction
 from connectors.base import Consent
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, Unavailable
-from connectors.google import problems
+from connectors.google import refusals
 from connectors.google.access import access
 from connectors.google.config import GoogleConfig
 from connectors.google.mailbox import GmailMailbox
-from connectors.google.problems import MAIL_SCOPE, Asker
+from connectors.google.refusals import MAIL_SCOPE, Asker
 from connectors.google.transport import Http
 
 
@@ -56,14 +56,14 @@ class GoogleConsent(Consent):
         }
         answer = self._posted(form)
         if MAIL_SCOPE not in str(answer.get("scope", "")).split():
-            raise problems.scope_not_granted()
+            raise refusals.scope_not_granted()
         refresh_token = answer.get("refresh_token")
         if not isinstance(refresh_token, str) or not refresh_token:
             raise Fatal("Google gave no refresh token. Sign in again.")
         redaction.remember([refresh_token])
         address = self._address_of(refresh_token)
         if self._config.email and self._config.email.casefold() != address.casefold():
-            raise problems.other_account(address, self._config.email)
+            raise refusals.other_account(address, self._config.email)
         return {"refreshToken": refresh_token, "email": address}
 
     def _posted(self, form: dict[str, str]) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class GoogleConsent(Consent):
                 headers={"content-type": "application/x-www-form-urlencoded"},
             )
         except (OSError, httplib2.HttpLib2Error, HTTPException) as error:
-            raise problems.of_connection(error) from None
+            raise refusals.of_connection(error) from None
         finally:
             http.close()
         try:
@@ -92,7 +92,7 @@ class GoogleConsent(Consent):
     def _meaning(self, answer: dict[str, Any]) -> ConnectorError:
         if answer.get("error") == "redirect_uri_mismatch":
             return Fatal("The redirect URI is not the one that the sign-in began with.")
-        return problems.of_code(str(answer.get("error", "")))
+        return refusals.of_code(str(answer.get("error", "")))
 
     def _address_of(self, refresh_token: str) -> str:
         config = GoogleConfig(

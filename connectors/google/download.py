@@ -18,7 +18,7 @@ from connectors.errors import (
 from connectors.google.bodies import Answered, Unreadable, read
 from connectors.google.client import Caller
 from connectors.google.mailbox import GmailMailbox, roles_of
-from connectors.google.problems import DENIED, Absent, BadRequest, OutOfOrder
+from connectors.google.refusals import DENIED, Absent, BadRequest, OutOfOrder
 from connectors.google.transport import ResponseTooLarge
 from connectors.parallel import Answer, Pool, Worker
 from connectors.types import MessageRef, Missing, RawMessage

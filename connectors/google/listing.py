@@ -22,7 +22,7 @@ from typing import Any
 from connectors.errors import CursorExpired
 from connectors.google.ids import Ids, order
 from connectors.google.mailbox import ROLES, GmailMailbox, roles_of
-from connectors.google.problems import Absent, BadRequest
+from connectors.google.refusals import Absent, BadRequest
 from connectors.types import Cursor, MessageRef, Page, RemoteIds, Wanted
 
 #: Few large pages rather than many: each time the work is cut off, the labels are listed anew.

@@ -14,7 +14,7 @@ from connectors.config import Environment
 from connectors.google import client
 from connectors.google.access import Access
 from connectors.google.client import Caller, Pace
-from connectors.google.problems import Asker, BadRequest, PreconditionFailed
+from connectors.google.refusals import Asker, BadRequest, PreconditionFailed
 from connectors.google.transport import Http
 
 #: developers.google.com/workspace/gmail/api/reference: messages.list and history.list.
