@@ -21,8 +21,8 @@ from googleapiclient.errors import HttpError
 from connectors.config import Environment
 from connectors.errors import RateLimited, Unavailable
 from connectors.google import refusals
-from connectors.google.access import Access
 from connectors.google.refusals import Asker, OutOfOrder, Refused
+from connectors.google.tokens import Access
 from connectors.google.transport import Http
 from connectors.throttle import Budget, Throttle
 

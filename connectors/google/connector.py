@@ -14,7 +14,6 @@ from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import Fatal, FolderGone, MailboxUnavailable, NeedsReauth
 from connectors.google import client, refusals
-from connectors.google.access import access
 from connectors.google.client import Caller, Unpaced
 from connectors.google.config import GoogleConfig
 from connectors.google.consent import GoogleConsent
@@ -29,6 +28,7 @@ from connectors.google.refusals import (
     BadRequest,
     delegation_line,
 )
+from connectors.google.tokens import access
 from connectors.google.transport import Http
 from connectors.types import (
     Cursor,

@@ -18,10 +18,10 @@ from connectors.base import Consent
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, Unavailable
 from connectors.google import refusals
-from connectors.google.access import access
 from connectors.google.config import GoogleConfig
 from connectors.google.mailbox import GmailMailbox
 from connectors.google.refusals import MAIL_SCOPE, Asker
+from connectors.google.tokens import access
 from connectors.google.transport import Http
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from connectors.config import Environment
 from connectors.google import client
-from connectors.google.access import Access
 from connectors.google.client import Caller, Pace
 from connectors.google.refusals import Asker, BadRequest, PreconditionFailed
+from connectors.google.tokens import Access
 from connectors.google.transport import Http
 
 #: developers.google.com/workspace/gmail/api/reference: messages.list and history.list.
