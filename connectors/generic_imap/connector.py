@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, FolderGone, FolderRefused, Unavailable
-from connectors.generic_imap import client, commands, folders, listing, opening, reader
+from connectors.generic_imap import client, commands, folders, listing, opening
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
+from connectors.generic_imap.download import Download
 from connectors.generic_imap.uids import MAX_UID, Uids
 from connectors.generic_imap.wire import Wire
 from connectors.types import (
@@ -117,7 +118,7 @@ class ImapSession(MailboxSession):
     def fetch(
         self, folder: RemoteFolder, refs: Sequence[MessageRef]
     ) -> Iterator[RawMessage | Missing]:
-        return reader.Fetch(
+        return Download(
             folder,
             refs,
             main=self._main(),

@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 )
 
 from connectors import parallel
-from connectors.generic_imap import listing, reader
+from connectors.generic_imap import download, listing
 from connectors.types import SpooledBody
 from ingestion import queries
 from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
@@ -472,7 +472,7 @@ def small_steps(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(listing, "_MAX_REMOVED", 2)
     monkeypatch.setattr(listing, "FLAGS_WINDOW", 5)
     monkeypatch.setattr(listing, "_SEQUENCE_STEP", 3)
-    monkeypatch.setattr(reader, "_BATCH_MESSAGES", 2)
+    monkeypatch.setattr(download, "_BATCH_MESSAGES", 2)
     monkeypatch.setattr(parallel, "_CHUNK_MESSAGES", 2)
     for module in (capture, commit):
         monkeypatch.setattr(module, "COMMIT_MESSAGES", 3)

@@ -44,7 +44,7 @@ _REFUSALS_BEFORE_DOUBT = 5
 _SAMPLES = 20
 
 
-class Fetch:
+class Download:
     """The answers to one fetch()."""
 
     def __init__(
