@@ -8,12 +8,11 @@ import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.errors import Fatal, FolderGone, MailboxUnavailable, NeedsReauth
-from connectors.google import client, refusals
+from connectors.google import directory, refusals
 from connectors.google.client import Caller, Unpaced
 from connectors.google.config import GoogleConfig
 from connectors.google.consent import GoogleConsent
@@ -43,9 +42,6 @@ from connectors.types import (
 )
 
 ALL_MAIL = "all"
-_USER_FIELDS = "users(id,primaryEmail,suspended,archived,isMailboxSetup),nextPageToken"
-#: developers.google.com/workspace/admin/directory/reference/rest/v1/users/list.
-_USERS_PAGE = 500
 #: check() has 15 s: no request of it takes longer than a step, none begins after two and a half.
 _CHECK_STEP_SECONDS = 4.0
 _CHECK_STEPS = 2.5
@@ -106,7 +102,7 @@ class GoogleConnector(Connector):
                 f" {delegation_line(client_id)} and wait: it may take minutes, at times a day.",
                 code="scope_not_delegated",
             )
-        count = f"{len(open_to_us)}{' or more' if len(users) >= _USERS_PAGE else ''}"
+        count = f"{len(open_to_us)}{' or more' if len(users) >= directory.PAGE_SIZE else ''}"
         return Identity(admin, f"{count} mailbox{'' if count == '1' else 'es'} of its domain")
 
     def _read_one(self, mailboxes: Sequence[RemoteMailbox]) -> None:
@@ -133,8 +129,7 @@ class GoogleConnector(Connector):
 
     def _user_pages(self) -> Iterator[list[RemoteMailbox]]:
         admin = self._config.impersonatedAdminEmail
-        http = Http(self._environment, one_large=threading.Lock())
-        try:
+        with contextlib.closing(Http(self._environment, one_large=threading.Lock())) as http:
             caller = Caller(
                 http,
                 access(self._config, self._environment, person=admin, scope=USERS_SCOPE),
@@ -143,27 +138,7 @@ class GoogleConnector(Connector):
                 "admin",
                 self._stop,
             )
-            users, token = (
-                client.directory(self._environment.endpoints["google.directory"]).users,
-                "",
-            )
-            while True:
-                given: dict[str, Any] = {"pageToken": token} if token else {}
-                answer = caller.call(
-                    users.list(
-                        customer="my_customer",
-                        maxResults=_USERS_PAGE,
-                        orderBy="email",
-                        fields=_USER_FIELDS,
-                        **given,
-                    )
-                )
-                yield [_mailbox(user) for user in answer.get("users", ())]
-                token = answer.get("nextPageToken", "")
-                if not token:
-                    return
-        finally:
-            http.close()
+            yield from directory.pages(caller, self._environment.endpoints["google.directory"])
 
     def open(self, mailbox: RemoteMailbox) -> "GmailSession":
         person = mailbox.address
@@ -183,18 +158,6 @@ class GoogleConnector(Connector):
             return Asker(person, project=self._config.project.partition("-")[0])
         key = self._config.key
         return Asker(person, key["client_id"], key["project_id"], mailbox)
-
-
-def _mailbox(user: dict[str, Any]) -> RemoteMailbox:
-    """Name a user by the id that a rename leaves alone."""
-    reason = ""
-    if user.get("suspended"):
-        reason = "Suspended in the Google admin console."
-    elif user.get("archived"):
-        reason = "Archived in the Google admin console: its mail can't be read."
-    elif not user.get("isMailboxSetup", True):
-        reason = "Has no Gmail mailbox: no licence, or never set up."
-    return RemoteMailbox(user["id"], user["primaryEmail"], reason)
 
 
 class GmailSession(MailboxSession):
