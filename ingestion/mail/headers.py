@@ -5,55 +5,43 @@ mail is kept, and nothing it returns is ever used as an identity, a path or mark
 """
 
 import datetime as dt
-import email.errors
-import email.header
-import email.utils
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+from ingestion.mail import dates
+from ingestion.mail.addresses import addresses
+from ingestion.mail.words import decoded
 
 #: A header larger than this is cut for parsing (never in the archive).
 MAX_HEAD_BYTES = 256_000
-_MAX_CHARS = {"subject": 2_000, "from": 2_000, "to": 10_000, "message-id": 1_000}
+_MAX_CHARS = 2_000
+_MAX_CHARS_OF_RECIPIENTS = 10_000
+_MAX_CHARS_OF_ID = 1_000
+#: So much of one field is looked at, which is more than is kept of it.
+_MAX_FIELD_BYTES = 64_000
+_SHORT_BYTES = 200
 
 #: Begins with a literal, which the regex engine looks for much faster than for "^" or classes.
 _FIELD = re.compile(
     rb"\n(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
     re.IGNORECASE,
 )
-#: So much of one field is looked at. Decoding words takes time that grows with the square of it:
-#: 0.2 s for the worst of 16 kB, 5 s for 80 kB, and nothing else runs in the process meanwhile.
-_MAX_FIELD_BYTES = 16_000
-_SHORT_BYTES = 200
+_CHARSET = re.compile(
+    rb"\ncontent-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*?charset[ \t]*=[ \t]*\"?([\w.:-]{1,40})",
+    re.IGNORECASE,
+)
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
-_ENCODED_GAP = re.compile(r"(\?=)\s+(=\?)")
+_BOM = b"\xef\xbb\xbf"
+_ID = re.compile(rb"<[^<>]*>")
 #: What PostgreSQL text and a terminal must not see: C0/C1 controls, surrogates, bidi overrides.
 _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
-_DATE = re.compile(
-    r"(?:[A-Za-z]{3},?\s+)?(\d{1,2})\s+([A-Za-z]{3})\s+(\d{4})\s+(\d\d):(\d\d)(?::(\d\d))?\s+"
-    r"(?:([+-])(\d\d)(\d\d)|(GMT|UTC?))"
-)
-_MONTHS = {
-    name: number
-    for number, name in enumerate(
-        [
-            "jan",
-            "feb",
-            "mar",
-            "apr",
-            "may",
-            "jun",
-            "jul",
-            "aug",
-            "sep",
-            "oct",
-            "nov",
-            "dec",
-        ],
-        1,
-    )
-}
+
+
+#: Takes a field, what charset its bytes are likely in, and how many characters are kept; returns
+#: its text and what is wrong.
+_Decode = Callable[[bytes, str, int], tuple[str, Sequence[str]]]
 
 
 class Headers(NamedTuple):
@@ -75,140 +63,140 @@ def head_of(message: bytes | memoryview) -> bytes:
 
 def parse_headers(head: bytes) -> Headers:
     """Decode the fields of a header section. Never raises: what is wrong is in `defects`."""
-    defects: list[str] = []
-    found: dict[bytes, list[bytes]] = {}
-    for name, value in _FIELD.findall(b"\n" + head):
-        found.setdefault(name.lower(), []).append(value)
-    if not found:
-        defects.append("no header fields")
-
-    def only(name: bytes) -> bytes:
-        values = found.get(name)
-        if not values:
-            return b""
-        if len(values) > 1:
-            defects.append(f"repeated header: {name.decode()}")
-        return values[0]
-
-    date = only(b"date")
+    fields = _Fields(b"\n" + head.removeprefix(_BOM))
+    # Who is named in copy has half of the room, however many are in front.
+    cc = fields.read("cc", _people, _MAX_CHARS_OF_RECIPIENTS // 2)
+    to = fields.read("to", _people, _MAX_CHARS_OF_RECIPIENTS - len(cc) - len(", "))
     return Headers(
-        subject=_noted(_text(only(b"subject"), "subject"), defects),
-        sender=_noted(_people(only(b"from"), "from"), defects),
-        recipients=_recipients([*found.get(b"to", ()), *found.get(b"cc", ())], defects),
-        sent_at=_date(date, defects) if date else None,
-        message_id=_noted(_text(only(b"message-id"), "message-id"), defects),
-        defects=tuple(dict.fromkeys(defects)) if defects else (),
+        subject=fields.read("subject", _text, _MAX_CHARS),
+        sender=fields.read("from", _people, _MAX_CHARS),
+        recipients=f"{to}, {cc}" if to and cc else to or cc,
+        sent_at=fields.date(),
+        message_id=fields.read("message-id", _id, _MAX_CHARS_OF_ID),
+        defects=tuple(dict.fromkeys(fields.defects)) if fields.defects else (),
     )
 
 
-def _recipients(fields: list[bytes], defects: list[str]) -> str:
-    limit = _MAX_CHARS["to"]
-    recipients = ""
-    for field in fields:
-        if len(recipients) >= limit:
-            break
-        recipients += (", " if recipients else "") + _noted(_people(field, "to"), defects)
-    return recipients[:limit]
+class _Fields:
+    """The fields of a header section that begins with an empty line, and what is wrong in them."""
+
+    def __init__(self, head: bytes) -> None:
+        self.defects: list[str] = []
+        self._found: dict[str, bytes] = {}
+        for name, value in _FIELD.findall(head):
+            self._take(name.lower().decode(), value)
+        if not self._found:
+            self.defects.append("no header fields")
+        if len(head) > MAX_HEAD_BYTES:
+            self.defects.append("cut: header")
+        self._otherwise = "" if head.isascii() else _charset(head)
+
+    def _take(self, name: str, value: bytes) -> None:
+        if 0 <= value.find(b"\r") < len(value) - 1 and b"\r" in value.replace(b"\r\n", b"")[:-1]:
+            self.defects.append(f"bare CR: {name}")
+        if name not in self._found:
+            self._found[name] = value
+        elif name in {"to", "cc"}:
+            self._found[name] = _unfolded(self._found[name]) + b", " + _unfolded(value)
+        else:
+            self.defects.append(f"repeated header: {name}")
+
+    def read(self, name: str, decode: _Decode, kept: int) -> str:
+        raw = self._found.get(name)
+        if not raw:
+            return ""
+        text, own = decode(raw, self._otherwise, kept)
+        if own:
+            self.defects.extend([f"{defect}: {name}" for defect in own])
+        return text
+
+    def date(self) -> dt.datetime | None:
+        raw = self._found.get("date")
+        if not raw:
+            return None
+        found = dates.parse(_unfolded(raw[:_SHORT_BYTES]).decode("latin-1"))
+        if found is None:
+            self.defects.append("undecodable header: date")
+        return found
 
 
-def _unfolded(value: str) -> str:
+def _charset(head: bytes) -> str:
+    """Return the charset that the message says its text is in, and most likely its 8-bit fields."""
+    found = _CHARSET.search(head)
+    return found[1].decode("latin-1") if found else ""
+
+
+def _unfolded(raw: bytes) -> bytes:
+    """Join a field's lines. A bare CR is no end of a line, but all behind it was meant to be
+    another field: it ends the value."""
     # No regular expression for the space around a line's end: one that looks for it from each of
     # many spaces in a row takes half a minute over 80 kB of them.
-    return " ".join([line.strip(" \t\r") for line in value.split("\n")])
+    if b"\n" in raw:
+        raw = b" ".join([line.strip(b" \t\r") for line in raw.split(b"\n")])
+    if b"\r" in raw:
+        raw = raw.rstrip(b"\r").partition(b"\r")[0]
+    return raw
 
 
-def _noted(found: tuple[str, Sequence[str]], defects: list[str]) -> str:
-    text, own = found
-    if own:
-        defects.extend(own)
-    return text
+def _id(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
+    """Decode a Message-ID: it alone, no comment beside it, no fold within."""
+    found = _ID.search(raw)
+    return _text(b"".join(found[0].split()) if found else raw, otherwise, kept)
 
 
-def _people(raw: bytes, name: str) -> tuple[str, Sequence[str]]:
-    return (_short_text if len(raw) <= _SHORT_BYTES else _text)(raw, name)
+def _text(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
+    """Decode a field of words; return its text and what is wrong with it."""
+    if len(raw) <= kept and raw.isascii() and b"=?" not in raw:
+        return _shown(_unfolded(raw).decode("ascii")), ()
+    value, defects = _looked_at(raw)
+    text, sound = decoded(value, otherwise)
+    if not sound:
+        defects.append("undecodable header")
+    text = _shown(text)
+    if len(text) > kept:
+        defects.append("cut")
+    return text[:kept], defects
 
 
-def _text(raw: bytes, name: str) -> tuple[str, Sequence[str]]:
-    """Decode a field; return its text and its defects."""
-    defects = []
-    raw = raw[:_MAX_FIELD_BYTES]
-    try:
-        value = raw.decode("ascii")
-    except UnicodeDecodeError:
-        defects.append(f"8-bit header: {name}")
-        try:
-            value = raw.decode("utf-8")
-        except UnicodeDecodeError:
-            value = raw.decode("latin-1")
-    if "\n" in value:
-        value = _unfolded(value)
-    if "=?" in value:
-        value, sound = _decode_words(value)
-        if not sound:
-            defects.append(f"undecodable header: {name}")
-    value = value.strip()
-    if not value.isprintable():
-        value = _UNSAFE.sub(" ", value).strip()
-    return value[: _MAX_CHARS[name]], defects
+def _people(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
+    """Decode a field of addresses; return them and what is wrong. None of them is cut in itself."""
+    return (_short_people if len(raw) <= _SHORT_BYTES else _any_people)(raw, otherwise, kept)
+
+
+def _any_people(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
+    if len(raw) <= kept and raw.isascii() and b"=?" not in raw:
+        return _shown(_unfolded(raw).decode("ascii")), ()
+    value, defects = _looked_at(raw)
+    shown: list[str] = []
+    room = kept
+    for address, sound in addresses(value, otherwise):
+        text = _shown(address)
+        if not sound and "undecodable header" not in defects:
+            defects.append("undecodable header")
+        room -= len(text) + 2
+        if room < -2:
+            defects.append("cut")
+            break
+        if text:
+            shown.append(text)
+    return ", ".join(shown), defects
 
 
 #: The same people write again and again, and to decode them is a third of the work of a header.
-_short_text = functools.lru_cache(maxsize=4_000)(_text)
+_short_people = functools.lru_cache(maxsize=4_000)(_any_people)
 
 
-def _decode_words(value: str) -> tuple[str, bool]:
-    """Decode encoded words (RFC 2047); tell whether all of them were sound."""
-    try:
-        decoded = email.header.decode_header(_ENCODED_GAP.sub(r"\1 \2", value))
-    except (ValueError, email.errors.HeaderParseError):
-        return value, False
-    parts, sound = [], True
-    for piece, charset in decoded:
-        if isinstance(piece, str):
-            parts.append(piece)
-            continue
+def _looked_at(raw: bytes) -> tuple[bytes, list[str]]:
+    value = _unfolded(raw[:_MAX_FIELD_BYTES])
+    defects = ["cut"] if len(raw) > _MAX_FIELD_BYTES else []
+    if not value.isascii():
         try:
-            parts.append(piece.decode(charset or "ascii"))
-        except (LookupError, ValueError):
-            sound = False
-            parts.append(piece.decode("utf-8", "replace"))
-    return "".join(parts), sound
+            value.decode("utf-8")  # which RFC 6532 allows
+        except UnicodeDecodeError:
+            defects.append("8-bit header")
+    return value, defects
 
 
-def _date(raw: bytes, defects: list[str]) -> dt.datetime | None:
-    text = raw[:200].decode("latin-1").strip()
-    if "\n" in text:
-        text = _unfolded(text)
-    try:
-        return _usual_date(text) or _any_date(text)
-    except (ValueError, TypeError, IndexError, OverflowError):
-        defects.append("undecodable header: date")
-        return None
-
-
-def _usual_date(text: str) -> dt.datetime | None:
-    """Parse what nearly all mail has (RFC 5322 section 3.3), in a tenth of the library's time."""
-    match = _DATE.match(text)
-    month = _MONTHS.get(match[2].lower()) if match else None
-    if match is None or month is None:
-        return None
-    local = dt.datetime(
-        int(match[3]),
-        month,
-        int(match[1]),
-        int(match[4]),
-        int(match[5]),
-        int(match[6] or 0),
-        tzinfo=dt.UTC,  # the offset is taken off below
-    )
-    if not match[7]:
-        return local
-    offset = dt.timedelta(hours=int(match[8]), minutes=int(match[9]))
-    return local + offset if match[7] == "-" else local - offset
-
-
-def _any_date(text: str) -> dt.datetime:
-    parsed = email.utils.parsedate_to_datetime(text)
-    if parsed.tzinfo is None:
-        parsed = parsed.replace(tzinfo=dt.UTC)
-    return parsed.astimezone(dt.UTC)
+def _shown(text: str) -> str:
+    text = text.strip()
+    return text if text.isprintable() else _UNSAFE.sub(" ", text).strip()
