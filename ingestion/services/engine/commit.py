@@ -33,7 +33,7 @@ from ingestion.services.archive import storage
 from ingestion.services.engine import backoff
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
-from ingestion.services.engine.seen_hashes import Sieve
+from ingestion.services.engine.seen_hashes import SeenHashes
 from ingestion.services.sources.options import Options
 
 #: A batch, and a group, ends at the latest after this much: it bounds memory and what a crash
@@ -113,7 +113,7 @@ class Committer:
         self._packer = Packer(mailbox)
         self._since = Options.of(mailbox.source.options).wanted.since
         #: Of a mailbox that was empty all is known: what was packed since, under this lease.
-        self._seen = None if sql.has_messages(mailbox.pk) else Sieve()
+        self._seen = None if sql.has_messages(mailbox.pk) else SeenHashes()
 
     def pack(self, batch: Batch, messages: Sequence[Unpacked], *, parse: bool) -> None:
         """Have new messages of a batch, which is the next to be submitted, appended to a pack.

@@ -7,7 +7,7 @@ _BITS = 1 << 24  # 2 MB; one of a hundred strangers is taken for a friend among 
 _TWO_PLACES = struct.Struct(">II24x")
 
 
-class Sieve:
+class SeenHashes:
     """Holds the SHA-256 hashes that were added to it, and seems to hold a few others."""
 
     def __init__(self) -> None:
