@@ -7,35 +7,35 @@ from typing import NamedTuple
 
 from ingestion.mail.headers import Headers
 from ingestion.packs.format import Extent
+from ingestion.packs.record import RecordHeader
 
 _NULL = r"\N"
 #: COPY's text format: what delimits columns and rows, and the backslash; NUL can't be stored.
 _COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": ""})
 
 
-#: What `NewMessage.line` writes.
+#: What `MessageRow.line` writes.
 COLUMNS = (
     "mailbox_id, pack_id, id, sha256, size_bytes, pack_offset, pack_length, received_at,"
     " subject, sender, recipients, sent_at, message_id, defects"
 )
 
 
-class NewMessage(NamedTuple):
-    """Bytes that are in a pack and get a message row."""
+class MessageRow(NamedTuple):
+    """The row, not yet stored, of a message that is in a pack: what its record says, where that
+    is, and what the message's own headers say."""
 
     id: str
-    sha256: bytes
-    size: int
+    record: RecordHeader
     extent: Extent
-    received_at: str | None  # ISO 8601
     headers: Headers
 
     def line(self, mailbox: str, pack: str) -> str:
         """Write the row in COPY's text format. All ids are hexadecimal digits."""
-        headers, extent = self.headers, self.extent
+        pk, record, extent, headers = self
         return (
-            f"{mailbox}\t{pack}\t{self.id}\t\\\\x{self.sha256.hex()}\t{self.size}\t"
-            f"{extent.offset}\t{extent.length}\t{self.received_at or _NULL}\t"
+            f"{mailbox}\t{pack}\t{pk}\t\\\\x{record.sha256.hex()}\t{record.size}\t"
+            f"{extent.offset}\t{extent.length}\t{record.received_at or _NULL}\t"
             f"{copied(headers.subject)}\t{copied(headers.sender)}\t"
             f"{copied(headers.recipients)}\t{headers.sent_at or _NULL}\t"
             f"{copied(headers.message_id)}\t{copied(array_literal(headers.defects))}\n"

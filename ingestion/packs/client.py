@@ -21,45 +21,33 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from typing import NamedTuple, NoReturn
+from typing import IO, NoReturn
 
 import structlog
 from django.conf import settings
-from django.utils import timezone
 
-from connectors.types import SPOOL_BYTES, RawMessage, SpooledBody
-from ingestion.models import Folder, Mailbox
+from connectors.types import SPOOL_BYTES, Body, SpooledBody
 from ingestion.packs import process
-from ingestion.packs.record import Origin
-from ingestion.packs.store import PackWriter
+from ingestion.packs.process import Job
 
 log = structlog.get_logger(__name__)
 
-#: The bodies of a call end with the one that makes them more than this; what does not fit into a
+#: The bodies of a job end with the one that makes them more than this; what does not fit into a
 #: part of the arena all the same goes as a file.
 PART_BYTES = 2_000_000
 _PARTS = 3  # one is filled while another is packed, and one waits between them
 _ROOM_BYTES = PART_BYTES + SPOOL_BYTES
 
 
-class Unpacked(NamedTuple):
-    """A message whose bytes are not archived: its future id, and what capture found of it."""
+class Answer:
+    """What becomes of a job. Thread-safe."""
 
-    id: str
-    sha256: bytes
-    size: int
-    raw: RawMessage
-
-
-class Packing:
-    """The packing of some messages, under way. Thread-safe."""
-
-    def __init__(self, process: "_Process", number: int) -> None:
+    def __init__(self, process: "PackingProcess", number: int) -> None:
         self._process, self.number = process, number
-        self.answer: tuple[int, bytes] | None = None
+        self.given: tuple[int, bytes] | None = None
 
     def rows(self) -> bytes:
-        """Return the messages' rows (rows.NewMessage.line), waiting until they are in the pack.
+        """Return the messages' rows (rows.MessageRow.line), waiting until they are in the pack.
 
         Raises OSError (a full disk): then none of them is.
         """
@@ -71,39 +59,9 @@ class Packing:
         raise RuntimeError(f"The packing process failed: {content.decode()}")
 
 
-class Packer:
-    """What one mailbox has packed. For one thread."""
-
-    def __init__(self, mailbox: Mailbox) -> None:
-        self._mailbox = mailbox
-        self._process: _Process | None = None
-
-    def submit(
-        self, writer: PackWriter, folder: Folder, messages: Sequence[Unpacked], *, parse: bool
-    ) -> Packing:
-        """Have messages of a folder appended to a pack, in the order of the calls. Waits where
-        three calls' messages are on their way. Raises OSError where no process can be started."""
-        if self._process is None:
-            self._process = _take_process()
-        origin = Origin(
-            mailbox=self._mailbox.remote_id,
-            address=self._mailbox.address,
-            folder=folder.remote_id,
-            path=folder.path,
-            archived_at=timezone.now().isoformat(),
-        )
-        job = process.Job(self._mailbox.pk.hex, writer.pack_id.hex, origin, parse, ())
-        return self._process.submit(job, messages, writer.file.fileno())
-
-    def close(self) -> None:
-        """Wait for what is on its way."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.release()
-
-
-class _Process:
-    """A packing process, and the memory shared with it: parts that are filled in turn."""
+class PackingProcess:
+    """A packing process, and the memory shared with it: parts that are filled in turn. For one
+    thread, between `take` and `release`."""
 
     def __init__(self) -> None:
         descriptor = os.memfd_create("arena")
@@ -127,7 +85,7 @@ class _Process:
         finally:
             os.close(descriptor)
         self._submitted = 0
-        self._waiting: collections.deque[Packing] = collections.deque()
+        self._waiting: collections.deque[Answer] = collections.deque()
         self._receiving = threading.Lock()
         self._broken = False  # an exception in the middle of a frame: nobody knows what comes next
 
@@ -135,36 +93,39 @@ class _Process:
     def alive(self) -> bool:
         return self._popen.poll() is None
 
-    def submit(self, job: process.Job, messages: Sequence[Unpacked], pack: int) -> Packing:
+    def submit(self, job: Job, bodies: Sequence[Body], pack: IO[bytes]) -> Answer:
+        """Have a job's messages appended to a pack, in the order of the calls; `bodies` are theirs.
+
+        Waits where three jobs are on their way. Raises OSError where nothing was sent.
+        """
         self._receive_until(_PARTS - 1)
         at = self._submitted % _PARTS * _ROOM_BYTES
         end = at + _ROOM_BYTES
+        starts: list[int | None] = []
+        files = [pack.fileno()]
         with contextlib.ExitStack() as stack:
-            given, files = [], [pack]
-            for pk, sha256, size, raw in messages:
-                ref, body, start = raw.ref, raw.body, None
+            for message, body in zip(job.messages, bodies, strict=True):
+                start = None
                 if isinstance(body, SpooledBody):
                     body.file.flush()
                     files.append(body.file.fileno())
-                elif at + size <= end:
-                    start, at = at, at + size
+                elif at + message.size <= end:
+                    start, at = at, at + message.size
                     self._arena[start:at] = body
                 else:
                     file = stack.enter_context(tempfile.TemporaryFile())
                     file.write(body)
                     file.flush()
                     files.append(file.fileno())
-                received = ref.received_at.isoformat() if ref.received_at else None
-                ids = ref.remote_id, ref.stable_id, ref.thread_id
-                given.append((pk, sha256, size, start, *ids, received, ref.labels or ()))
-            return self._send(job._replace(messages=given), files)
+                starts.append(start)
+            return self._send(job._replace(starts=starts), files)
 
-    def answer_to(self, packing: Packing) -> tuple[int, bytes]:
+    def answer_to(self, answer: Answer) -> tuple[int, bytes]:
         """Receive answers, which come in order, up to this one's."""
         with self._receiving:
-            while packing.answer is None:
+            while answer.given is None:
                 self._receive()
-            return packing.answer
+            return answer.given
 
     def release(self) -> None:
         """Wait until nothing is on its way, and let others use the process."""
@@ -184,12 +145,12 @@ class _Process:
         self.forget()
         self._popen.wait()
 
-    def _send(self, job: process.Job, files: Sequence[int]) -> Packing:
-        packing = Packing(self, self._submitted + 1)
+    def _send(self, job: Job, files: Sequence[int]) -> Answer:
+        answer = Answer(self, self._submitted + 1)
         try:
-            process.send_job(self._channel, packing.number, job, files)
-            self._submitted = packing.number
-            self._waiting.append(packing)
+            process.send_job(self._channel, answer.number, job, files)
+            self._submitted = answer.number
+            self._waiting.append(answer)
         except ConnectionError:
             self._die_too()
         except OSError:
@@ -197,7 +158,7 @@ class _Process:
         except BaseException:
             self._broken = True
             raise
-        return packing
+        return answer
 
     def _receive_until(self, left: int) -> None:
         with self._receiving:
@@ -214,11 +175,11 @@ class _Process:
         except BaseException:
             self._broken = True
             raise
-        packing = self._waiting.popleft()
-        if number != packing.number:
+        answer = self._waiting.popleft()
+        if number != answer.number:
             self._broken = True
-            raise RuntimeError(f"Job {number} was answered, and {packing.number} is waited for.")
-        packing.answer = kind, content
+            raise RuntimeError(f"Job {number} was answered, and {answer.number} is waited for.")
+        answer.given = kind, content
 
     def _die_too(self) -> NoReturn:
         log.critical("packing_process_died", code=self._popen.wait())
@@ -227,16 +188,18 @@ class _Process:
 
 
 #: Processes that nobody uses at the moment.
-_idle: list[_Process] = []
+_idle: list[PackingProcess] = []
 
 
-def _take_process() -> _Process:
+def take() -> PackingProcess:
+    """Return a process that nobody else uses until its `release`. Raises OSError where none can be
+    started."""
     while _idle:
         process = _idle.pop()
         if process.alive:
             return process
         process.forget()  # somebody ended it when it had nothing to do: no message did
-    return _Process()
+    return PackingProcess()
 
 
 def _forget_all() -> None:

@@ -22,16 +22,16 @@ import struct
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple, Self
 
 import zstandard
 
-from connectors.types import SpooledBody
+from connectors.types import MessageRef, SpooledBody
 from ingestion import memory
 from ingestion.mail.headers import Headers, head_of, parse_headers
-from ingestion.packs import format as pack_format
-from ingestion.packs.record import Origin, RecordHeader
-from ingestion.rows import NewMessage
+from ingestion.packs.format import append, compressor
+from ingestion.packs.record import NewMessage, Origin, RecordHeader
+from ingestion.rows import MessageRow
 
 #: What only its worker reacts to.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -44,30 +44,31 @@ _MAX_FILES = 253  # what the kernel passes at once
 _NOT_PARSED = Headers(defects=("not parsed: workers died when they did",))
 
 
-class Message(NamedTuple):
-    """A message to pack, and what the pack says of it. A body of `size` bytes is in the arena from
-    `start` on; where that is None it is the next of the job's files."""
-
-    id: str
-    sha256: bytes
-    size: int
-    start: int | None
-    remote_id: str
-    stable_id: str
-    thread_id: str
-    received_at: str | None
-    labels: tuple[str, ...]
-
-
 class Job(NamedTuple):
-    """Messages of one folder, by plain tuples: those travel at twice the speed. Ids are hexadecimal
-    digits."""
+    """Messages of one folder, to be appended to a pack. The ids of both are hexadecimal digits."""
 
     mailbox: str
     pack: str
     origin: Origin
     parse: bool
-    messages: Sequence[tuple[Any, ...]]  # (Message)
+    messages: Sequence[NewMessage]
+    #: Where in the arena each message's body begins; None: it is the next of the job's files.
+    starts: Sequence[int | None] = ()
+
+    def dumps(self) -> bytes:
+        """Write it as plain tuples: those travel at twice the speed."""
+        given = [(pk, sha256, size, tuple(ref)) for pk, sha256, size, ref in self.messages]
+        mailbox, pack, origin, parse, _, starts = self
+        words = mailbox, pack, origin, parse, given, starts
+        return pickle.dumps(words, pickle.HIGHEST_PROTOCOL)
+
+    @classmethod
+    def loads(cls, said: bytes) -> Self:
+        mailbox, pack, origin, parse, given, starts = pickle.loads(said)  # noqa: S301 - its worker's
+        messages = [
+            NewMessage(pk, sha256, size, MessageRef(*ref)) for pk, sha256, size, ref in given
+        ]
+        return cls(mailbox, pack, origin, parse, messages, starts)
 
 
 # -- the socket ------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def send_job(channel: socket.socket, number: int, job: Job, files: Sequence[int]
     Never waits: what it says is in a file too, so that nobody waits for somebody who waits for him.
     """
     with os.fdopen(os.memfd_create("job"), "w+b") as said:
-        pickle.dump(job, said, pickle.HIGHEST_PROTOCOL)
+        said.write(job.dumps())
         said.flush()
         socket.send_fds(channel, [_FRAME.pack(JOB, number, 0)], [said.fileno(), *files])
 
@@ -121,7 +122,7 @@ def main() -> None:
         memoryview(arena) as bodies,
         contextlib.suppress(EOFError, ConnectionError),  # its worker is gone
     ):
-        compress = pack_format.compressor()
+        compress = compressor()
         while True:
             _, job, _, files = receive(channel)
             kind, content = _answer(files, bodies, compress)
@@ -138,7 +139,7 @@ def _answer(
                 for descriptor in files
             ]
             said.seek(0)
-            job = pickle.loads(said.read())  # noqa: S301 - its worker wrote it
+            job = Job.loads(said.read())
             rows = "".join(_rows(job, pack, large, arena, compress)).encode()
     except OSError as error:
         return OS_ERROR, json.dumps([error.errno, error.strerror]).encode()
@@ -157,28 +158,18 @@ def _rows(
     """Append the job's messages to the pack and yield their rows. Raises OSError (a full disk):
     then the pack is as it was."""
     files = iter(large)
-    messages = [Message._make(given) for given in job.messages]
     bodies: list[memoryview | SpooledBody] = [
         SpooledBody(next(files), message.size)
-        if message.start is None
-        else arena[message.start : message.start + message.size]
-        for message in messages
+        if start is None
+        else arena[start : start + message.size]
+        for message, start in zip(job.messages, job.starts, strict=True)
     ]
-    records = [
-        (_header(job.origin, message).dumps(), body)
-        for message, body in zip(messages, bodies, strict=True)
-    ]
-    extents = pack_format.append(pack, job.pack, records, compress)
-    for message, body, extent in zip(messages, bodies, extents, strict=True):
+    records = [RecordHeader.of(message, job.origin) for message in job.messages]
+    said = [(record.dumps(), body) for record, body in zip(records, bodies, strict=True)]
+    extents = append(pack, job.pack, said, compress)
+    for message, record, body, extent in zip(job.messages, records, bodies, extents, strict=True):
         headers = parse_headers(_head(body)) if job.parse else _NOT_PARSED
-        yield NewMessage(
-            message.id, message.sha256, message.size, extent, message.received_at, headers
-        ).line(job.mailbox, job.pack)
-
-
-def _header(origin: Origin, message: Message) -> RecordHeader:
-    _, sha256, size, _, remote_id, stable_id, thread_id, received_at, labels = message
-    return RecordHeader(sha256, size, origin, remote_id, stable_id, thread_id, received_at, labels)
+        yield MessageRow(message.id, record, extent, headers).line(job.mailbox, job.pack)
 
 
 def _head(body: memoryview | SpooledBody) -> bytes:

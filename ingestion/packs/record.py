@@ -1,7 +1,8 @@
-"""What the header of a record says of its message: enough to make the message's rows again.
+"""A message on its way into a pack, and what the header of its record says of it there: enough to
+make the message's rows again.
 
 The one place that knows the fields, on their way into a pack (`dumps`, by the packing process) and
-back (`parse`, by verification and rebuild). `archive.format` frames and seals what is said here.
+back (`parse`, by verification and rebuild). `packs.format` frames and seals what is said here.
 """
 
 import datetime as dt
@@ -9,13 +10,24 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
+from connectors.types import MessageRef
 from ingestion.packs.format import encoded
 
 _SHORT_CHARS = 500
 
 
+class NewMessage(NamedTuple):
+    """A message whose bytes are not archived: what capture found of it. They themselves travel
+    beside it. `id`: its row's, in hexadecimal digits."""
+
+    id: str
+    sha256: bytes
+    size: int
+    ref: MessageRef
+
+
 class Origin(NamedTuple):
-    """What the messages of a call have in common: where they are from, and when they were packed
+    """What the messages of a job have in common: where they are from, and when they were packed
     (ISO 8601; "" in packs of the first format)."""
 
     mailbox: str
@@ -36,6 +48,14 @@ class RecordHeader(NamedTuple):
     thread_id: str  # "" also in packs of the first format, which did not have it
     received_at: str | None
     labels: tuple[str, ...]
+
+    @classmethod
+    def of(cls, message: NewMessage, origin: Origin) -> Self:
+        """Say what is known of a new message."""
+        _, sha256, size, ref = message
+        received_at = ref.received_at.isoformat() if ref.received_at else None
+        ids = ref.remote_id, ref.stable_id, ref.thread_id
+        return cls(sha256, size, origin, *ids, received_at, ref.labels or ())
 
     def dumps(self) -> str:
         """Write it as a JSON object. It is put together by hand: to let JSON encode the whole of it

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,8 +24,17 @@ from django.conf import settings
 
 from connectors.types import SPOOL_BYTES, Body, SpooledBody
 from ingestion.errors import Corrupt
-from ingestion.packs import format as pack_format
-from ingestion.packs.format import Damaged, Entry, Extent
+from ingestion.packs.format import (
+    Chunked,
+    Damaged,
+    Entry,
+    Extent,
+    HashingReader,
+    append,
+    begin,
+    compressor,
+    scan,
+)
 
 __all__ = ["Entry", "Extent", "PackFile", "PackStore", "PackWriter", "store"]
 
@@ -49,7 +58,7 @@ class PackFile:
 class PackWriter:
     """One new pack. Nothing of it remains unless `commit` returned.
 
-    `file` is unbuffered and has no records yet; `archive.format.append` adds them.
+    `file` is unbuffered: the packing process appends to it by its descriptor, others by `append`.
     """
 
     def __init__(self, directory: Path, source_id: uuid.UUID) -> None:
@@ -60,10 +69,14 @@ class PackWriter:
         _make_durable_directory(directory)
         self.file = self._partial.open("x+b", buffering=0)  # closed by commit or __exit__
         try:
-            pack_format.begin(self.file, self.pack_id, {"source": str(source_id)})
+            begin(self.file, self.pack_id, {"source": str(source_id)})
         except BaseException:
             self.__exit__(None, None, None)
             raise
+
+    def append(self, records: Iterable[tuple[str, bytes | Chunked]]) -> list[Extent]:
+        """Add records, each a header's JSON object and a body, as `packs.format.append` does."""
+        return append(self.file, self.pack_id.hex, records, compressor())
 
     def remove(self) -> None:
         """Delete the pack after its commit: no row will ever name it. Idempotent."""
@@ -116,7 +129,7 @@ class PackStore:
         where = f"message {sha256.hex()[:12]} in pack {pack_id}"
         try:
             with self._path(source_id, pack_id).open("rb", buffering=0) as file:
-                reader = pack_format.HashingReader(file, extent)
+                reader = HashingReader(file, extent)
                 body: Body
                 if size <= SPOOL_BYTES:
                     body = b"".join(_bounded(reader, size))
@@ -153,7 +166,7 @@ class PackStore:
 
         try:
             with self._path(source_id, pack_id).open("rb") as file:
-                yield from pack_format.scan(file, pack_id, on_damage=tell)
+                yield from scan(file, pack_id, on_damage=tell)
         except FileNotFoundError as error:
             raise Corrupt(f"pack {pack_id} is missing. Restore it from a backup.") from error
 
@@ -212,7 +225,7 @@ class PackStore:
             yield PackFile(source_id, found, about.st_size, modified, kind == "partial")
 
 
-def _bounded(reader: pack_format.HashingReader, size: int) -> Iterator[bytes]:
+def _bounded(reader: HashingReader, size: int) -> Iterator[bytes]:
     """Pass chunks on until there are more bytes than the row says: then it is not our message."""
     for chunk in reader.chunks():
         if reader.size > size:

@@ -9,7 +9,6 @@ from django.utils import timezone
 
 from ingestion.mail.headers import head_of, parse_headers
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.packs import format as pack_format
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
@@ -66,7 +65,7 @@ def archived(folder: Folder, *bodies: bytes) -> list[Message]:
             (_record(body, origin, remote_id=f"1:{number}").dumps(), body)
             for number, body in enumerate(bodies, 1)
         ]
-        extents = pack_format.append(pack.file, pack.pack_id.hex, records, pack_format.compressor())
+        extents = pack.append(records)
         size = pack.commit()
     row = Pack.objects.create(
         id=pack.pack_id, source=mailbox.source, size_bytes=size, message_count=len(bodies)

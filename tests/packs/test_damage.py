@@ -10,8 +10,16 @@ from typing import Any
 
 import pytest
 
-from ingestion.packs import format as pack_format
-from ingestion.packs.format import Damaged, Entry, Extent, HashingReader
+from ingestion.packs.format import (
+    Damaged,
+    Entry,
+    Extent,
+    HashingReader,
+    append,
+    begin,
+    compressor,
+    scan,
+)
 from ingestion.packs.record import Origin, RecordHeader
 
 PACK, OTHER = uuid.UUID(int=7), uuid.UUID(int=8)
@@ -34,15 +42,15 @@ def header(number: int, body: bytes) -> RecordHeader:
 
 def packed(*bodies: bytes, pack: uuid.UUID = PACK) -> tuple[bytes, list[Extent]]:
     file = io.BytesIO()
-    pack_format.begin(file, pack, {"source": "one"})
+    begin(file, pack, {"source": "one"})
     records = [(header(number, body).dumps(), body) for number, body in enumerate(bodies)]
-    extents = pack_format.append(file, pack.hex, records, pack_format.compressor())
+    extents = append(file, pack.hex, records, compressor())
     return file.getvalue(), extents
 
 
 def scanned(data: bytes) -> tuple[list[Entry], list[Damaged]]:
     damage: list[Damaged] = []
-    return list(pack_format.scan(io.BytesIO(data), PACK, on_damage=damage.append)), damage
+    return list(scan(io.BytesIO(data), PACK, on_damage=damage.append)), damage
 
 
 def headers(entries: list[Entry]) -> list[RecordHeader]:
@@ -133,7 +141,7 @@ def test_a_sector_that_the_disk_cannot_read_costs_what_lay_there() -> None:
     disk = _Disk(data)
     damage: list[Damaged] = []
     disk.bad = range(extents[20].offset - 100, extents[20].offset + 4000)
-    entries = list(pack_format.scan(disk, PACK, on_damage=damage.append))
+    entries = list(scan(disk, PACK, on_damage=damage.append))
     assert [entry.extent for entry in entries] == extents[:20] + extents[21:]
     assert "Input/output error" in str(damage[0])
 
@@ -146,7 +154,7 @@ def test_the_next_record_is_looked_for_in_one_pass_whatever_the_mail_holds() -> 
     # As it would lie there if it could not be compressed, and the record is damaged.
     start = extents[1].offset
     disk = _Disk(data[:start] + hostile + data[extents[2].offset - 500 :])
-    entries = list(pack_format.scan(disk, PACK, on_damage=lambda _: None))
+    entries = list(scan(disk, PACK, on_damage=lambda _: None))
     assert [RecordHeader.parse(e.header).remote_id for e in entries] == ["1:0", "1:2"]
     assert disk.read_bytes < 2 * len(disk.getvalue())
 

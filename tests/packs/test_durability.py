@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from ingestion.packs import format as pack_format
 from ingestion.packs.store import PackStore
 
 
@@ -16,7 +15,7 @@ def test_a_pack_has_its_bytes_on_disk_before_its_name_and_its_name_before_commit
     store, source_id = PackStore(tmp_path / "archive"), uuid.uuid4()
     with store.writer(source_id) as writer:
         record = ('{"sha256":""}', b"a message")
-        pack_format.append(writer.file, writer.pack_id.hex, [record], pack_format.compressor())
+        writer.append([record])
         done: list[tuple[str, str]] = []
         fsync, rename = os.fsync, os.rename
 

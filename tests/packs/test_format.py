@@ -16,15 +16,14 @@ from hypothesis import strategies as st
 
 from connectors.types import Body, SpooledBody
 from ingestion.errors import Corrupt
-from ingestion.packs import format as pack_format
+from ingestion.packs.format import encoded
 from ingestion.packs.store import Extent, PackStore, PackWriter
 
 SOURCE = uuid.UUID(int=1)
 
 
 def append(writer: PackWriter, *records: tuple[dict[str, Any], Body]) -> list[Extent]:
-    given = [(pack_format.encoded(header), body) for header, body in records]
-    return pack_format.append(writer.file, writer.pack_id.hex, given, pack_format.compressor())
+    return writer.append([(encoded(header), body) for header, body in records])
 
 
 def write(store: PackStore, *bodies: bytes) -> tuple[uuid.UUID, list[Extent]]:

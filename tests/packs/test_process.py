@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from ingestion.packs import format as pack_format
+from connectors.types import MessageRef
 from ingestion.packs import process as protocol
-from ingestion.packs.record import Origin
+from ingestion.packs.format import begin, scan
+from ingestion.packs.record import NewMessage, Origin
 from tests.servers.stack import ROOT
 
 MAILBOX, PACK = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -36,16 +37,17 @@ class Process:
     def pack(
         self, file: io.FileIO, *bodies: bytes, large: io.FileIO | None = None, size: int = 0
     ) -> tuple[int, bytes]:
-        messages, at = [], 0
+        messages, starts, at = [], list[int | None](), 0
         for body in bodies:
             self.arena[at : at + len(body)] = body
-            messages.append(_message(body, len(body), at))
+            messages.append(_message(body, len(body)))
+            starts.append(at)
             at += len(body)
         if large:
-            messages.append(_message(b"", size, None))
-        job = protocol.Job(
-            MAILBOX.hex, PACK.hex, Origin("me", "", "INBOX", "INBOX", ""), True, messages
-        )
+            messages.append(_message(b"", size))
+            starts.append(None)
+        origin = Origin("me", "", "INBOX", "INBOX", "")
+        job = protocol.Job(MAILBOX.hex, PACK.hex, origin, True, messages, starts)
         files = [file.fileno(), *([large.fileno()] if large else [])]
         protocol.send_job(self.channel, 7, job, files)
         kind, number, content, _ = protocol.receive(self.channel)
@@ -53,9 +55,8 @@ class Process:
         return kind, content
 
 
-def _message(body: bytes, size: int, start: int | None) -> protocol.Message:
-    digest = hashlib.sha256(body).digest()
-    return protocol.Message(f"{size:032x}", digest, size, start, "1:1", "", "", None, ())
+def _message(body: bytes, size: int) -> NewMessage:
+    return NewMessage(f"{size:032x}", hashlib.sha256(body).digest(), size, MessageRef("1:1"))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def pack(tmp_path: Path) -> Iterator[io.FileIO]:
 
 def _bodies(file: io.FileIO) -> list[bytes]:
     found = []
-    for entry in pack_format.scan(file, PACK):
+    for entry in scan(file, PACK):
         file.seek(entry.extent.offset)
         found.append(zstandard.decompress(file.read(entry.extent.length)))
     return found
@@ -90,7 +91,7 @@ def _bodies(file: io.FileIO) -> list[bytes]:
 def test_messages_are_in_the_pack_and_their_rows_come_back(
     process: Process, pack: io.FileIO
 ) -> None:
-    pack_format.begin(pack, PACK, {"source": "one"})
+    begin(pack, PACK, {"source": "one"})
     bodies = [b"Subject: Tab\there\r\n\r\n1\r\n", b"", b"\0\xff no header"]
     for part in (bodies[:2], bodies[2:]):
         kind, content = process.pack(pack, *part)
@@ -101,7 +102,7 @@ def test_messages_are_in_the_pack_and_their_rows_come_back(
 
 
 def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: io.FileIO) -> None:
-    pack_format.begin(pack, PACK, {"source": "one"})
+    begin(pack, PACK, {"source": "one"})
     size = pack.tell()
     before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 50, -1))
     try:
@@ -116,7 +117,7 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: i
 def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
     process: Process, pack: io.FileIO
 ) -> None:
-    pack_format.begin(pack, PACK, {"source": "one"})
+    begin(pack, PACK, {"source": "one"})
     process.pack(pack, b"before")
     with tempfile.TemporaryFile(buffering=0) as large:
         large.write(b"shorter than it says")
@@ -128,7 +129,7 @@ def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
 
 
 def test_no_descriptor_stays_open(process: Process, pack: io.FileIO) -> None:
-    pack_format.begin(pack, PACK, {"source": "one"})
+    begin(pack, PACK, {"source": "one"})
     process.pack(pack, b"x")
     before = process.descriptors()
     with tempfile.TemporaryFile(buffering=0) as large:

@@ -13,7 +13,7 @@ from ingestion.mail.headers import Headers, head_of, parse_headers
 from ingestion.models import Folder, Mailbox, Placement
 from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Entry, Extent, PackStore
-from ingestion.rows import NewMessage
+from ingestion.rows import MessageRow
 from ingestion.services.engine.statements import new_message_ids
 
 
@@ -58,13 +58,10 @@ class Record:
             head = body
         return dataclasses.replace(self, headers=parse_headers(head_of(head)))
 
-    def message(self) -> NewMessage:
+    def message(self) -> MessageRow:
         """Return the row, not yet stored, of the message."""
         [pk] = new_message_ids(1)
-        header = self.header
-        return NewMessage(
-            pk, header.sha256, header.size, self.extent, header.received_at, self.headers
-        )
+        return MessageRow(pk, self.header, self.extent, self.headers)
 
     def placement(
         self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, str]

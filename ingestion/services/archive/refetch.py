@@ -22,7 +22,6 @@ from connectors.base import Connector, MailboxSession
 from connectors.types import Body, MessageRef, RawMessage, RemoteFolder, RemoteMailbox, SpooledBody
 from ingestion.errors import Corrupt, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.packs import format as pack_format
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import Extent, PackStore, PackWriter, store
 from ingestion.services.archive import storage
@@ -151,9 +150,7 @@ def _append(writer: PackWriter, row: Message, place: Placement, body: Body) -> E
         received_at=row.received_at.isoformat() if row.received_at else None,
         labels=tuple(place.labels),
     )
-    [extent] = pack_format.append(
-        writer.file, writer.pack_id.hex, [(header.dumps(), body)], pack_format.compressor()
-    )
+    [extent] = writer.append([(header.dumps(), body)])
     return extent
 
 

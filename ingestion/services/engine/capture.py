@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from connectors.outages import without_a_byte
 from connectors.types import Body, Cursor, MessageRef, Missing, RawMessage
 from ingestion.models import Folder, Mailbox
-from ingestion.packs.client import PART_BYTES, Unpacked
+from ingestion.packs.client import PART_BYTES
+from ingestion.packs.record import NewMessage
 from ingestion.services.engine.commit import COMMIT_BYTES, COMMIT_MESSAGES, Batch, Committer
 from ingestion.services.engine.statements import new_message_ids
 from ingestion.services.sources.options import Options
@@ -46,10 +47,13 @@ class Capture:
         self._committer, self._parse, self._fresh = committer, parse, fresh
         self._mailbox, self._folder = mailbox, folder
         self._options = Options.of(mailbox.source.options)
-        self._batch = Batch(folder, fresh)
-        self._waiting: list[tuple[RawMessage, bytes, int]] = []
+        self._batch, self._since = Batch(folder, fresh), time.monotonic()
+        self._begin_lookup()
+
+    def _begin_lookup(self) -> None:
+        self._waiting: list[tuple[NewMessage, RawMessage]] = []
         self._waiting_bytes = 0
-        self._since = time.monotonic()
+        self._ids = new_message_ids(_LOOKUP_MESSAGES)
 
     @property
     def full(self) -> bool:
@@ -93,7 +97,7 @@ class Capture:
             answer.close()
             self._batch.missing.append(Missing(answer.ref, without_a_byte()))
             return
-        self._waiting.append((answer, sha256, size))
+        self._waiting.append((NewMessage(next(self._ids), sha256, size, answer.ref), answer))
         self._waiting_bytes += size
         self._batch.fetched_bytes += size
         if self._waiting_bytes >= PART_BYTES or len(self._waiting) >= _LOOKUP_MESSAGES:
@@ -124,26 +128,26 @@ class Capture:
 
     def abandon(self) -> None:
         """Drop what was not committed. What is in the pack stays there and is nobody's."""
-        for raw, _, _ in self._waiting:
+        for _, raw in self._waiting:
             raw.close()
-        self._batch, self._waiting, self._waiting_bytes = Batch(self._folder, self._fresh), [], 0
+        self._batch = Batch(self._folder, self._fresh)
+        self._begin_lookup()
 
     def _pack_waiting(self) -> None:
         if not self._waiting:
             return
-        batch = self._batch
-        known = self._committer.known(batch, {sha256 for _, sha256, _ in self._waiting})
-        ids, new = new_message_ids(len(self._waiting)), []
-        for raw, sha256, size in self._waiting:
-            if sha256 not in known:
-                known[sha256] = next(ids)
-                new.append(Unpacked(known[sha256], sha256, size, raw))
-            batch.placements.append((raw.ref, known[sha256]))
+        batch, new = self._batch, []
+        known = self._committer.known(batch, {message.sha256 for message, _ in self._waiting})
+        for message, raw in self._waiting:
+            if message.sha256 not in known:
+                known[message.sha256] = message.id
+                new.append((message, raw.body))
         if new:
             self._committer.pack(batch, new, parse=self._parse)
-        for raw, _, _ in self._waiting:
+        for message, raw in self._waiting:
+            batch.placements.append((message.ref, known[message.sha256]))
             raw.close()
-        self._waiting, self._waiting_bytes = [], 0
+        self._begin_lookup()
 
 
 def hashed(body: Body) -> tuple[bytes, int]:

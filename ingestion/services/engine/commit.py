@@ -22,12 +22,16 @@ from typing import Self
 
 from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.utils import timezone
 
 from connectors.errors import ConnectorError, MessageGone
-from connectors.types import Cursor, MessageRef, Missing
+from connectors.types import Body, Cursor, MessageRef, Missing
 from ingestion.errors import LeaseLost
 from ingestion.models import Folder, Mailbox, Run
-from ingestion.packs.client import Packer, Packing, Unpacked
+from ingestion.packs import client
+from ingestion.packs.client import Answer, PackingProcess
+from ingestion.packs.process import Job
+from ingestion.packs.record import NewMessage, Origin
 from ingestion.packs.store import PackStore, PackWriter
 from ingestion.services.archive import storage
 from ingestion.services.engine import backoff
@@ -52,9 +56,9 @@ class Batch:
     folder: Folder
     #: Nothing of the folder was known when the worker came to it.
     fresh: bool = False
-    #: The messages among them that are new: their ids by hash, their rows in the making.
+    #: The messages among them that are new: their ids by hash, and who will tell their rows.
     ids: dict[bytes, str] = dataclasses.field(default_factory=dict)
-    packing: list[Packing] = dataclasses.field(default_factory=list)
+    answers: list[Answer] = dataclasses.field(default_factory=list)
     new_bytes: int = 0
     placements: list[tuple[MessageRef, str]] = dataclasses.field(default_factory=list)
     missing: list[Missing] = dataclasses.field(default_factory=list)
@@ -72,7 +76,7 @@ class _Group:
 
     writer: PackWriter | None = None
     #: All that is appended to it, also of batches that never come.
-    packing: list[Packing] = dataclasses.field(default_factory=list)
+    answers: list[Answer] = dataclasses.field(default_factory=list)
     batches: list[Batch] = dataclasses.field(default_factory=list)
     ids: dict[bytes, str] = dataclasses.field(default_factory=dict)
     references: int = 0
@@ -110,12 +114,12 @@ class Committer:
             tuple[concurrent.futures.Future[None], dict[bytes, str]]
         ] = collections.deque()
         self._failed = False
-        self._packer = Packer(mailbox)
+        self._process: PackingProcess | None = None  # until a message is new
         self._since = Options.of(mailbox.source.options).wanted.since
         #: Of a mailbox that was empty all is known: what was packed since, under this lease.
         self._seen = None if sql.has_messages(mailbox.pk) else SeenHashes()
 
-    def pack(self, batch: Batch, messages: Sequence[Unpacked], *, parse: bool) -> None:
+    def pack(self, batch: Batch, new: Sequence[tuple[NewMessage, Body]], *, parse: bool) -> None:
         """Have new messages of a batch, which is the next to be submitted, appended to a pack.
 
         Raises OSError where there can't be a pack; what becomes of the messages, `submit` tells.
@@ -123,14 +127,29 @@ class Committer:
         if self._group.writer is None:
             storage.require()
             self._group.writer = self._store.writer(self._mailbox.source_id)
-        packing = self._packer.submit(self._group.writer, batch.folder, messages, parse=parse)
-        self._group.packing.append(packing)
-        batch.packing.append(packing)
+        if self._process is None:
+            self._process = client.take()
+        writer, messages = self._group.writer, [message for message, _ in new]
+        job = Job(
+            self._mailbox.pk.hex, writer.pack_id.hex, self._origin(batch.folder), parse, messages
+        )
+        answer = self._process.submit(job, [body for _, body in new], writer.file)
+        self._group.answers.append(answer)
+        batch.answers.append(answer)
         ids = {message.sha256: message.id for message in messages}
         batch.ids.update(ids)
         if self._seen is not None:
             self._seen.add(ids)
         batch.new_bytes += sum(message.size for message in messages)
+
+    def _origin(self, folder: Folder) -> Origin:
+        return Origin(
+            mailbox=self._mailbox.remote_id,
+            address=self._mailbox.address,
+            folder=folder.remote_id,
+            path=folder.path,
+            archived_at=timezone.now().isoformat(),
+        )
 
     def known(self, batch: Batch, hashes: AbstractSet[bytes]) -> dict[bytes, str]:
         """Return the message ids of these hashes that are archived, or were packed for this batch
@@ -192,7 +211,7 @@ class Committer:
         with contextlib.ExitStack() as stack:  # from the last to the first, whatever fails
             stack.callback(self._drop_group)
             stack.callback(self._end_thread)
-            stack.callback(self._packer.close)
+            stack.callback(self._release_process)
             self.wait()
 
     def _end_thread(self) -> None:
@@ -200,6 +219,12 @@ class Committer:
         if self._thread is not None:
             self._thread.submit(_keep_connection)
             self._thread.shutdown()
+
+    def _release_process(self) -> None:
+        """Wait for what is on its way to it."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.release()
 
     def _drop_group(self) -> None:
         """Of a batch that never came."""
@@ -222,9 +247,9 @@ class Committer:
         writer = group.writer
         with writer or contextlib.nullcontext():
             connection.close_if_unusable_or_obsolete()  # it may be long since it was used
-            for packing in group.packing:
-                packing.rows()  # where one failed, nobody knows what its end in the pack is
-            rows = [packing.rows() for batch in group.batches for packing in batch.packing]
+            for answer in group.answers:
+                answer.rows()  # also of what no batch wants any more: the pack must be complete
+            rows = [answer.rows() for batch in group.batches for answer in batch.answers]
             pack_size = writer.commit() if writer else 0
         try:
             with transaction.atomic():

@@ -13,7 +13,6 @@ from django.db import connection, transaction
 from connectors.types import MessageRef, RawMessage, SpooledBody
 from ingestion.errors import LeaseLost
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.packs import format as pack_format
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping
 from ingestion.services.engine import capture
@@ -184,7 +183,7 @@ def test_a_pack_without_its_transaction_is_collected_and_the_import_completes(
     fill(server, 5)
     with store().writer(source.pk) as writer:
         orphan = ('{"sha256":""}', b"bytes of a worker that died here")
-        pack_format.append(writer.file, writer.pack_id.hex, [orphan], pack_format.compressor())
+        writer.append([orphan])
         writer.commit()
     start(source)
     finish(source)
