@@ -1,23 +1,29 @@
 """Takes fetched messages: hashes them, drops the bytes that are archived, has the rest packed.
 
-    add() ... -> hash -> look up known bytes -> `packs.client` compresses, appends to the pack
-    commit()  -> give the batch to `engine.commit`, which makes it durable and visible while the
-                 next one is filled
+    with capture.batch(folder) as batch:
+        batch.add() ... -> hash -> look up known bytes -> the packing process appends to the pack
+        batch.commit()  -> give it to `engine.commit`, which makes it durable and visible while the
+                           next one is filled
 
 Owns which bytes are new and what a batch holds; not which pages there are (`engine.sync`), nor
 how a batch becomes rows.
 """
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Self
 
 from connectors.outages import without_a_byte
 from connectors.types import Body, Cursor, MessageRef, Missing, RawMessage
-from ingestion.models import Folder, Mailbox
+from ingestion.models import Folder, Mailbox, Run
 from ingestion.packs.client import PART_BYTES
 from ingestion.packs.record import NewMessage
+from ingestion.packs.store import PackStore
 from ingestion.services.engine.commit import COMMIT_BYTES, COMMIT_MESSAGES, Batch, Committer
+from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.statements import new_message_ids
 from ingestion.services.sources.options import Options
 
@@ -29,25 +35,69 @@ _LOOKUP_MESSAGES = 250
 
 
 class Capture:
-    """The capture of one folder's messages under one lease. Not thread-safe.
+    """The capture of one mailbox's messages under one lease. `with`: ends when all that was
+    committed is visible. Not thread-safe."""
 
-    Without `parse` the bytes are all that is looked at: no header fields. `fresh`: nothing of the
-    folder was known when the worker came to it.
-    """
+    def __init__(self, lease: Lease, *, store: PackStore, run: Run, mailbox: Mailbox) -> None:
+        self._committer = Committer(lease, store=store, run=run, mailbox=mailbox)
+        self._options = Options.of(mailbox.source.options)
+        self._open = False
+
+    @contextlib.contextmanager
+    def batch(
+        self, folder: Folder, *, parse: bool = True, fresh: bool = False
+    ) -> Iterator["OpenBatch"]:
+        """Begin a batch of a folder's messages; what is not committed in the end is abandoned.
+
+        One at a time: what it has packed is in the pack of the group that is filled now, which
+        must not be handed over before the batch is. Without `parse` the bytes are all that is
+        looked at: no header fields. `fresh`: nothing of the folder was known when the worker came
+        to it.
+        """
+        self._require_closed()
+        batch = OpenBatch(self._committer, self._options, folder, parse=parse, fresh=fresh)
+        self._open = True
+        try:
+            yield batch
+        finally:
+            self._open = False
+            batch.abandon()
+
+    def wait(self) -> None:
+        """Return when all that was committed is visible. Raises LeaseLost, OSError (disk) or
+        DatabaseError, once; then nothing since is visible, and the cursors stand before it."""
+        self._require_closed()
+        self._committer.wait()
+
+    def _require_closed(self) -> None:
+        if self._open:
+            raise RuntimeError("Another batch of this mailbox is open.")
+
+    def __enter__(self) -> Self:
+        self._committer.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._committer.__exit__(kind, error, trace)
+
+
+class OpenBatch:
+    """A batch that is filled (`Capture.batch`), and the next one once it is committed."""
 
     def __init__(
-        self,
-        committer: Committer,
-        *,
-        mailbox: Mailbox,
-        folder: Folder,
-        parse: bool = True,
-        fresh: bool = False,
+        self, committer: Committer, options: Options, folder: Folder, *, parse: bool, fresh: bool
     ) -> None:
-        self._committer, self._parse, self._fresh = committer, parse, fresh
-        self._mailbox, self._folder = mailbox, folder
-        self._options = Options.of(mailbox.source.options)
-        self._batch, self._since = Batch(folder, fresh), time.monotonic()
+        self._committer, self._options, self._parse = committer, options, parse
+        self._folder, self._fresh = folder, fresh
+        self._begin()
+
+    def _begin(self) -> None:
+        self._batch, self._since = Batch(self._folder, self._fresh), time.monotonic()
         self._begin_lookup()
 
     def _begin_lookup(self) -> None:
@@ -112,26 +162,22 @@ class Capture:
         listed: bool = False,
     ) -> None:
         """Have all of it made durable, then visible, and the folder's cursor with it where one is
-        given: soon, or at `Committer.wait`. Raises what became of batches before; then this one is
-        dropped too, and the same messages are fetched again.
+        given: soon, or at `Capture.wait`. Raises LeaseLost, OSError (disk) or DatabaseError of
+        batches before; then nothing of this one becomes visible either, and the same messages are
+        fetched again.
         """
-        try:
-            self._pack_waiting()
-        except BaseException:
-            self.abandon()
-            raise
+        self._pack_waiting()
         batch = self._batch
         batch.cursor, batch.listed = cursor, listed
         batch.removed, batch.relabelled = removed, relabelled
-        self._batch, self._since = Batch(self._folder, self._fresh), time.monotonic()
+        self._begin()
         self._committer.submit(batch)
 
     def abandon(self) -> None:
-        """Drop what was not committed. What is in the pack stays there and is nobody's."""
+        """Drop what is not committed. What of it is in the pack stays there and is nobody's."""
         for _, raw in self._waiting:
             raw.close()
-        self._batch = Batch(self._folder, self._fresh)
-        self._begin_lookup()
+        self._begin()
 
     def _pack_waiting(self) -> None:
         if not self._waiting:

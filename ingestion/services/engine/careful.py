@@ -36,7 +36,6 @@ from connectors.types import MessageRef, Missing, RawMessage, RemoteFolder
 from ingestion.models import FailedMessage, Folder, Mailbox, Run
 from ingestion.services.engine import backoff, commit, statements
 from ingestion.services.engine.capture import Capture
-from ingestion.services.engine.commit import Committer
 from ingestion.services.engine.lease import Lease
 
 log = structlog.get_logger(__name__)
@@ -70,7 +69,7 @@ class Care:
     """
 
     held: Lease
-    committer: Committer
+    capture: Capture
     run: Run
     mailbox: Mailbox
     stuck: bool
@@ -116,23 +115,17 @@ class Care:
         row: FailedMessage | None,
     ) -> None:
         victims = row.attempts if row and row.code in (WORKER_DIED, POISON) else 0
-        alone = Capture(
-            self.committer,
-            mailbox=self.mailbox,
-            folder=folder,
-            parse=victims < _VICTIMS_BEFORE_UNPARSED,
-        )
         self._expect_the_worst(folder, ref, row, victims + 1)
         try:
-            for answer in _answers(session, remote, ref):
-                if isinstance(answer, Missing):
-                    self._take_back(folder, ref, row)
-                alone.add(answer)
-                self._bytes += alone.fetched_bytes
-            alone.commit()
-            self.committer.wait()
+            with self.capture.batch(folder, parse=victims < _VICTIMS_BEFORE_UNPARSED) as alone:
+                for answer in _answers(session, remote, ref):
+                    if isinstance(answer, Missing):
+                        self._take_back(folder, ref, row)
+                    alone.add(answer)
+                    self._bytes += alone.fetched_bytes
+                alone.commit()
+            self.capture.wait()
         except BaseException as error:
-            alone.abandon()
             self._take_back(folder, ref, row)
             if isinstance(error, Unavailable) and (self.stuck or (row and row.code == BREAKS)):
                 self._record_break(folder, ref, row, error)

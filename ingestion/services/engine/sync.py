@@ -1,6 +1,6 @@
 """Copies one mailbox: lists its folders' changes, drops what is archived, captures the rest.
 
-    lease --> folders() --> per folder: changes() page -> drop known -> fetch() -> Capture.commit
+    lease --> folders() --> per folder: changes() page -> drop known -> fetch() -> batch.commit()
                                              ^                                         |
                                              +----- next page, until nothing is new ---+
 
@@ -8,7 +8,7 @@ The work ends when all folders are followed (the mailbox owes its run nothing mo
 the time slice (with a page, unless that takes too long; the row is due again at once), when the
 source is paused or deleted or the lease is lost (at the next message), or with an error: the
 ladder in `_attempt` and `engine.outcomes` say what each class of error means. A session opened
-here never outlives the lease; nothing here runs inside a transaction but what Capture commits.
+here never outlives the lease; nothing here runs inside a transaction but what a batch commits.
 """
 
 import dataclasses
@@ -28,8 +28,7 @@ from ingestion.models import FailedMessage, Folder, Mailbox, Run
 from ingestion.packs.store import store
 from ingestion.services.engine import careful, folder_turns, folders, lease, outcomes, runs
 from ingestion.services.engine import statements as sql
-from ingestion.services.engine.capture import Capture
-from ingestion.services.engine.commit import Committer
+from ingestion.services.engine.capture import Capture, OpenBatch
 from ingestion.services.engine.lease import Lease
 from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
@@ -141,10 +140,10 @@ class _Mailbox:
         self.fetching = False
         #: Folders of which nothing was known: what is there now came with this listing.
         self.fresh: set[int] = set()
-        self.committer = Committer(held, store=store(), run=run, mailbox=mailbox)
+        self.capture = Capture(held, store=store(), run=run, mailbox=mailbox)
         self.care = careful.Care(
             held,
-            self.committer,
+            self.capture,
             run,
             mailbox,
             stuck=mailbox.attempts >= _STUCK_ATTEMPTS
@@ -157,7 +156,7 @@ class _Mailbox:
         with (
             credentials.connect(self.mailbox.source) as connector,
             connector.open(remote) as session,
-            self.committer,
+            self.capture,
         ):
             session.prefer(self.options.wanted)
             followed = folders.store_listing(
@@ -176,7 +175,7 @@ class _Mailbox:
                     and self._retry_failures(session, followed, suspects=True)
                 )
             except errors.ConnectorError:
-                self.committer.wait()  # what is done with is durable, or it is not done with
+                self.capture.wait()  # what is done with is durable, or it is not done with
                 turn.leave()
                 raise
 
@@ -214,7 +213,7 @@ class _Mailbox:
                 if ended:
                     turn.done(folder)
             if not ended or (turn.left and self._must_stop()):
-                self.committer.wait()
+                self.capture.wait()
                 turn.leave()
                 return False
         turn.end()
@@ -240,7 +239,7 @@ class _Mailbox:
             ) from error
 
     def _begin_anew(self, folder: Folder, *, by_bytes: bool) -> None:
-        self.committer.wait()  # the sweep must see what came of the listing before
+        self.capture.wait()  # the sweep must see what came of the listing before
         self.fresh.discard(folder.pk)
         folders.forget_cursor(self.held, folder, by_bytes=by_bytes)
 
@@ -257,35 +256,33 @@ class _Mailbox:
     ) -> None:
         wanted = [ref for ref in page.added if self.options.wants_message(ref)]
         if any(ref.stable_id for ref in wanted):
-            self.committer.wait()  # what it is about to show may be the same messages
+            self.capture.wait()  # what it is about to show may be the same messages
         known, unknown = self._split(folder, wanted)
         if self.run.kind == RunKind.SYNC and unknown:
             sql.expect(self.run.pk, self.mailbox.pk, len(unknown))
-        capture = self._capture(folder)
-        if not page.again:
-            capture.place(self._described(session, remote, known))
+        placed = () if page.again else self._described(session, remote, known)
         rest = self._fetch_with_care(session, remote, folder, unknown)
-        if rest is None or not self._fetch_into(capture, session, remote, rest):
-            return  # stopped on the way: what came is kept, the cursor stays
-        retired = False
-        if page.present is not None and folder.pk not in self.fresh:
-            retired = folders.sweep(self.held, folder, page.present)
-        capture.commit(
-            cursor=page.cursor,
-            removed=page.removed,
-            relabelled=page.relabelled,
-            listed=page.present is not None,
-        )
+        if rest is None:
+            return  # stopped on the way: the cursor stays
+        with self.capture.batch(folder, fresh=folder.pk in self.fresh) as batch:
+            batch.place(placed)
+            if not self._fetch_into(batch, session, remote, rest):
+                return  # what came is kept
+            retired = False
+            if page.present is not None and folder.pk not in self.fresh:
+                retired = folders.sweep(self.held, folder, page.present)
+            batch.commit(
+                cursor=page.cursor,
+                removed=page.removed,
+                relabelled=page.relabelled,
+                listed=page.present is not None,
+            )
         folder.cursor = dict(page.cursor)
         if retired:
-            self.committer.wait()
+            self.capture.wait()
             with transaction.atomic():
                 self.held.fence()
                 sql.keep_first_seen(folder.pk)
-
-    def _capture(self, folder: Folder) -> Capture:
-        fresh = folder.pk in self.fresh
-        return Capture(self.committer, mailbox=self.mailbox, folder=folder, fresh=fresh)
 
     def _fetch_with_care(
         self,
@@ -307,7 +304,7 @@ class _Mailbox:
 
     def _fetch_into(
         self,
-        capture: Capture,
+        batch: OpenBatch,
         session: MailboxSession,
         remote: RemoteFolder,
         refs: Sequence[MessageRef],
@@ -327,21 +324,18 @@ class _Mailbox:
                 for answer in answers:
                     self.moved = True
                     asked.discard(answer.ref.remote_id)
-                    capture.add(answer)
-                    if capture.full:
-                        capture.commit()
+                    batch.add(answer)
+                    if batch.full:
+                        batch.commit()
                     if asked and self._must_stop_within_page():
-                        capture.commit()
+                        batch.commit()
                         return False
             finally:
                 if isinstance(answers, Generator):
                     answers.close()  # its threads end here, not when it is collected
         except errors.ConnectorError:
-            if not capture.empty:
-                capture.commit()
-            raise
-        except BaseException:
-            capture.abandon()
+            if not batch.empty:
+                batch.commit()
             raise
         if asked:
             raise errors.Unavailable(
@@ -442,7 +436,7 @@ class _Mailbox:
         refs: Sequence[tuple[MessageRef, bool]],
     ) -> bool:
         # One that was moved may have been archived from its new folder meanwhile.
-        self.committer.wait()
+        self.capture.wait()
         archived = sql.stable(self.mailbox.pk, {ref.stable_id for ref, _ in refs} - {""})
         for ref, alone in refs:
             if alone and ref.stable_id not in archived:
@@ -451,11 +445,13 @@ class _Mailbox:
                 self.care.fetch(session, remote, folder, ref)
         harmless = [ref for ref, alone in refs if not alone and ref.stable_id not in archived]
         rest = self._fetch_with_care(session, remote, folder, harmless)
-        capture = self._capture(folder)
-        capture.place([(r, archived[r.stable_id]) for r, _ in refs if r.stable_id in archived])
-        if rest is None or not self._fetch_into(capture, session, remote, rest):
+        if rest is None:
             return False
-        capture.commit()
+        with self.capture.batch(folder, fresh=folder.pk in self.fresh) as batch:
+            batch.place([(r, archived[r.stable_id]) for r, _ in refs if r.stable_id in archived])
+            if not self._fetch_into(batch, session, remote, rest):
+                return False
+            batch.commit()
         return True
 
 

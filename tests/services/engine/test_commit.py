@@ -12,12 +12,11 @@ from django.db import connection, transaction
 
 from connectors.types import MessageRef, RawMessage, SpooledBody
 from ingestion.errors import LeaseLost
-from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping
 from ingestion.services.engine import capture
 from ingestion.services.engine.capture import Capture
-from ingestion.services.engine.commit import Batch, Committer
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import assert_exact, begun, due_now, fill, finish, start, work
 
@@ -61,6 +60,39 @@ def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
     assert len(list(store().packs())) == 1
 
 
+def commit_nothing(capture: Capture, folder: Folder) -> None:
+    with capture.batch(folder) as batch:
+        batch.commit()
+
+
+def test_nothing_is_committed_beside_an_open_batch(source: IngestionSource) -> None:
+    """What it has packed would be in another pack than its rows say."""
+    run, mailbox, folder, held = begun(source)
+    with held, Capture(held, store=store(), run=run, mailbox=mailbox) as capture:
+        with capture.batch(folder) as one:
+            one.add(RawMessage(MessageRef("1:1"), b"1"))
+            with pytest.raises(RuntimeError, match="open"), capture.batch(folder) as other:
+                other.commit()
+            with pytest.raises(RuntimeError, match="open"):
+                capture.wait()
+            one.commit()
+        capture.wait()
+        assert Message.objects.get().pack_id == Pack.objects.get().pk
+
+
+def test_what_is_left_uncommitted_is_dropped(source: IngestionSource) -> None:
+    run, mailbox, folder, held = begun(source)
+    spooled = tempfile.TemporaryFile()  # noqa: SIM115 - the engine closes it
+    spooled.write(b"large")
+    with held, Capture(held, store=store(), run=run, mailbox=mailbox) as capture:
+        with pytest.raises(ZeroDivisionError), capture.batch(folder) as dropped:
+            dropped.add(RawMessage(MessageRef("1:1"), SpooledBody(spooled, 5)))
+            raise ZeroDivisionError
+        assert spooled.closed
+    assert not Message.objects.exists()
+    assert list(store().packs()) == []
+
+
 def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> None:
     """Also of messages of a batch that was dropped while they were on their way into it."""
     large = tempfile.TemporaryFile()  # noqa: SIM115 - the engine closes it
@@ -68,16 +100,15 @@ def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> N
     run, mailbox, folder, held = begun(source)
     locked, release = threading.Event(), threading.Event()
     holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
-    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
+    with held, Capture(held, store=store(), run=run, mailbox=mailbox) as capture:
         holder.start()
         locked.wait(20)
-        committer.submit(Batch(folder))  # its thread waits for the row: what follows is one group
-        kept = Capture(committer, mailbox=mailbox, folder=folder)
-        kept.add(RawMessage(MessageRef("1:1"), b"first"))
-        kept.commit()
-        dropped = Capture(committer, mailbox=mailbox, folder=folder)
-        dropped.add(RawMessage(MessageRef("1:2"), SpooledBody(large, large.tell())))
-        dropped.abandon()
+        commit_nothing(capture, folder)  # its thread waits for the row: what follows is one group
+        with capture.batch(folder) as kept:
+            kept.add(RawMessage(MessageRef("1:1"), b"first"))
+            kept.commit()
+        with capture.batch(folder) as dropped:
+            dropped.add(RawMessage(MessageRef("1:2"), SpooledBody(large, large.tell())))
         release.set()
     holder.join()
     pack = Pack.objects.get()
@@ -92,17 +123,17 @@ def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource)
     run, mailbox, folder, held = begun(source)
     locked, release = threading.Event(), threading.Event()
     holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
-    committer = Committer(held, store=store(), run=run, mailbox=mailbox)
-    with held, pytest.raises(FileNotFoundError), committer:
+    capture = Capture(held, store=store(), run=run, mailbox=mailbox)
+    with held, pytest.raises(FileNotFoundError), capture:
         holder.start()
         locked.wait(20)
-        committer.submit(Batch(folder))  # its thread waits for the row, and what follows for it
+        commit_nothing(capture, folder)  # its thread waits for the row, and what follows for it
         for number in (1, 2):
-            one = Capture(committer, mailbox=mailbox, folder=folder)
-            one.add(RawMessage(MessageRef(f"1:{number}"), b"%d" % number))
-            one.commit(cursor={"reached": number})
+            with capture.batch(folder) as one:
+                one.add(RawMessage(MessageRef(f"1:{number}"), b"%d" % number))
+                one.commit(cursor={"reached": number})
             if number == 1:
-                committer._hand_over()
+                capture._committer._hand_over()
                 [partial] = Path(store().root).glob("*/.*.partial")
                 partial.unlink()
         release.set()
@@ -113,19 +144,20 @@ def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource)
     assert list(store().packs()) == []
 
 
-def test_a_committer_that_told_of_a_failure_takes_nothing_more(source: IngestionSource) -> None:
+def test_after_a_failure_that_was_told_nothing_more_is_taken(source: IngestionSource) -> None:
     """Whoever goes on all the same must not believe that it is archived."""
     run, mailbox, folder, held = begun(source)
-    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
+    with held, Capture(held, store=store(), run=run, mailbox=mailbox) as capture:
         Mailbox.objects.update(lease_token=held.token + 1)
-        one = Capture(committer, mailbox=mailbox, folder=folder)
-        one.add(RawMessage(MessageRef("1:1"), b"1"))
-        one.commit()
+        with capture.batch(folder) as one:
+            one.add(RawMessage(MessageRef("1:1"), b"1"))
+            one.commit()
         with pytest.raises(LeaseLost):
-            committer.wait()
-        one.add(RawMessage(MessageRef("1:2"), b"2"))
-        with pytest.raises(RuntimeError):
-            one.commit(cursor={"reached": 2})
+            capture.wait()
+        with capture.batch(folder) as two:
+            two.add(RawMessage(MessageRef("1:2"), b"2"))
+            with pytest.raises(RuntimeError, match="failed"):
+                two.commit(cursor={"reached": 2})
     assert not Message.objects.exists()
     assert list(Path(store().root).glob("*/.*.partial")) == []
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+from connectors.types import MessageRef, RawMessage
 from ingestion.errors import LeaseLost
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Run
 from ingestion.packs.store import store
-from ingestion.services.engine.commit import Batch, Committer
+from ingestion.services.engine.capture import Capture
 from ingestion.services.engine.lease import Lease
 from tests.servers import imap_source
 from tests.servers.imap_script import ImapScript
@@ -135,13 +136,20 @@ def test_a_full_disk_costs_no_thread(settings: Any, tmp_path: Path) -> None:
     """Also where a pack can't even be begun."""
     settings.ARCHIVE_DIR = tmp_path
     mailbox = Mailbox(source=IngestionSource(), address="a@example.com")
-    committer = Committer(
+    capture = Capture(
         Lease(mailbox.pk, 1), store=store(), run=Run(source=mailbox.source), mailbox=mailbox
     )
-    committer.submit(Batch(Folder()))
+    with capture.batch(Folder()) as empty:
+        empty.commit()
     with pytest.raises(LeaseLost):
-        committer.wait()  # there is no such mailbox; but the thread is there now
-    with _file_sizes_limited(10), pytest.raises(OSError, match="File too large"), committer:
-        committer.pack(Batch(Folder()), [], parse=True)
+        capture.wait()  # there is no such mailbox; but the thread is there now
+    with (
+        _file_sizes_limited(10),
+        pytest.raises(OSError, match="File too large"),
+        capture,
+        capture.batch(Folder()) as batch,
+    ):
+        batch.add(RawMessage(MessageRef("1:1"), b"1"))
+        batch.commit()
     assert not [t for t in threading.enumerate() if t.name.startswith("commit")]
     assert list(store().packs()) == []

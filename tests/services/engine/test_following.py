@@ -10,7 +10,6 @@ from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placemen
 from ingestion.packs.store import store
 from ingestion.services.engine import statements
 from ingestion.services.engine.capture import Capture
-from ingestion.services.engine.commit import Committer
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
     assert_exact,
@@ -109,8 +108,11 @@ def test_what_a_provider_lists_twice_in_a_fresh_folder_is_placed_and_counted_onc
     """The second batch can't be copied as it is, and the group is committed all the same."""
     monkeypatch.setattr(statements, "_WORTH_A_COPY", 0)
     run, mailbox, folder, held = begun(source)
-    with held, Committer(held, store=store(), run=run, mailbox=mailbox) as committer:
-        one = Capture(committer, mailbox=mailbox, folder=folder, fresh=True)
+    with (
+        held,
+        Capture(held, store=store(), run=run, mailbox=mailbox) as capture,
+        capture.batch(folder, fresh=True) as one,
+    ):
         for uids, labels in (((1, 2), ()), ((2, 3), ("\\Seen",))):
             for uid in uids:
                 one.add(RawMessage(MessageRef(f"1:{uid}", labels=labels), b"%d" % uid))
