@@ -11,11 +11,10 @@ dies its worker dies too: what a message can do to whoever handles it is one cas
 import atexit
 import collections
 import contextlib
-import json
 import mmap
+import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -42,21 +41,19 @@ _ROOM_BYTES = PART_BYTES + SPOOL_BYTES
 class Answer:
     """What becomes of a job. Thread-safe."""
 
-    def __init__(self, process: "PackingProcess", number: int) -> None:
-        self._process, self.number = process, number
-        self.given: tuple[int, bytes] | None = None
+    def __init__(self, process: "PackingProcess") -> None:
+        self._process = process
+        self.given: bytes | Exception | None = None
 
     def rows(self) -> bytes:
         """Return the messages' rows (rows.MessageRow.line), waiting until they are in the pack.
 
         Raises OSError (a full disk): then none of them is.
         """
-        kind, content = self._process.answer_to(self)
-        if kind == process.ROWS:
-            return content
-        if kind == process.OS_ERROR:
-            raise OSError(*json.loads(content))
-        raise RuntimeError(f"The packing process failed: {content.decode()}")
+        given = self._process.answer_to(self)
+        if isinstance(given, Exception):
+            raise given
+        return given
 
 
 class PackingProcess:
@@ -68,7 +65,7 @@ class PackingProcess:
         try:
             os.ftruncate(descriptor, _PARTS * _ROOM_BYTES)
             self._arena = mmap.mmap(descriptor, _PARTS * _ROOM_BYTES)
-            self._channel, theirs = socket.socketpair()
+            self._channel, theirs = multiprocessing.Pipe()
             with theirs:
                 inherited = (theirs.fileno(), descriptor)
                 # A process manager's request to end is for its worker, also in its first instant.
@@ -120,7 +117,7 @@ class PackingProcess:
                 starts.append(start)
             return self._send(job._replace(starts=starts), files)
 
-    def answer_to(self, answer: Answer) -> tuple[int, bytes]:
+    def answer_to(self, answer: Answer) -> bytes | Exception:
         """Receive answers, which come in order, up to this one's."""
         with self._receiving:
             while answer.given is None:
@@ -146,10 +143,10 @@ class PackingProcess:
         self._popen.wait()
 
     def _send(self, job: Job, files: Sequence[int]) -> Answer:
-        answer = Answer(self, self._submitted + 1)
+        answer = Answer(self)
         try:
-            process.send_job(self._channel, answer.number, job, files)
-            self._submitted = answer.number
+            process.send_job(self._channel, job, files)
+            self._submitted += 1
             self._waiting.append(answer)
         except ConnectionError:
             self._die_too()
@@ -169,17 +166,13 @@ class PackingProcess:
         if self._broken:
             raise RuntimeError("What was asked of the packing process failed before.")
         try:
-            kind, number, content, _ = process.receive(self._channel)
-        except (EOFError, ConnectionError):
+            given = self._channel.recv()
+            self._waiting.popleft().given = given
+        except (EOFError, OSError):  # the latter in the middle of an answer
             self._die_too()
         except BaseException:
             self._broken = True
             raise
-        answer = self._waiting.popleft()
-        if number != answer.number:
-            self._broken = True
-            raise RuntimeError(f"Job {number} was answered, and {answer.number} is waited for.")
-        answer.given = kind, content
 
     def _die_too(self) -> NoReturn:
         log.critical("packing_process_died", code=self._popen.wait())

@@ -5,23 +5,23 @@
 A worker downloads, hashes, looks up and commits. What needs nothing but the messages themselves is
 done here: on another core, and without waiting for the interpreter's lock. Bodies come in memory
 that both processes share, the pack, large bodies and the rest of a job as open files that a socket
-passes on; the answer is rows for COPY. No state is kept from job to job, and no database is known.
+passes on; the answer is rows for COPY, or what went wrong. No state is kept from job to job, and no
+database is known.
 
 It ends with its worker, and ignores every request to end before: its worker may need it to stop.
 """
 
 import contextlib
 import errno
-import json
 import mmap
 import os
 import pickle
 import signal
 import socket
-import struct
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
 from typing import IO, NamedTuple, Self
 
 import zstandard
@@ -36,9 +36,6 @@ from ingestion.rows import MessageRow
 #: What only its worker reacts to.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_FRAME = struct.Struct("!BII")  # what it is, the job's number, how many bytes follow
-#: What frames are.
-JOB, ROWS, OS_ERROR, BUG = range(4)
 _MAX_FILES = 253  # what the kernel passes at once
 
 _NOT_PARSED = Headers(defects=("not parsed: workers died when they did",))
@@ -71,42 +68,38 @@ class Job(NamedTuple):
         return cls(mailbox, pack, origin, parse, messages, starts)
 
 
-# -- the socket ------------------------------------------------------------------------------------
+# -- the channel -----------------------------------------------------------------------------------
 
 
-def send_job(channel: socket.socket, number: int, job: Job, files: Sequence[int]) -> None:
-    """Send a job with its pack and its large bodies; the answer has its number. Raises OSError
-    where nothing was sent.
+def send_job(channel: Connection, job: Job, files: Sequence[int]) -> None:
+    """Send a job with its pack and its large bodies; the answer is for `channel.recv`, rows or an
+    exception. Raises OSError where nothing was sent.
 
-    Never waits: what it says is in a file too, so that nobody waits for somebody who waits for him.
+    Never waits, as nothing but descriptors goes through the channel, and what the job says is in a
+    file too: while this side sends, the other may be sending an answer that nobody takes yet.
     """
-    with os.fdopen(os.memfd_create("job"), "w+b") as said:
+    with os.fdopen(os.memfd_create("job"), "w+b") as said, _socket_of(channel) as carrier:
         said.write(job.dumps())
         said.flush()
-        socket.send_fds(channel, [_FRAME.pack(JOB, number, 0)], [said.fileno(), *files])
+        socket.send_fds(carrier, [b"\0"], [said.fileno(), *files])
 
 
-def receive(channel: socket.socket) -> tuple[int, int, bytes, list[int]]:
-    """Wait for a frame; return its kind, number, content and new descriptors of its files.
+def receive_job(channel: Connection) -> list[int]:
+    """Wait for a job; return new descriptors of its files: what it says, the pack, large bodies.
 
     Raises EOFError or OSError where nobody is there any more.
     """
-    start, files, flags, _ = socket.recv_fds(channel, _FRAME.size, _MAX_FILES)
+    with _socket_of(channel) as carrier:
+        start, files, flags, _ = socket.recv_fds(carrier, 1, _MAX_FILES)
+    if not start:
+        raise EOFError
     if flags & socket.MSG_CTRUNC:
         raise OSError(errno.EMFILE, "some files did not arrive")
-    kind, number, length = _FRAME.unpack(start + _exactly(channel, _FRAME.size - len(start)))
-    return kind, number, _exactly(channel, length), files
+    return files
 
 
-def _exactly(channel: socket.socket, size: int) -> bytes:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        count = channel.recv_into(view)
-        if not count:
-            raise EOFError
-        view = view[count:]
-    return bytes(data)
+def _socket_of(channel: Connection) -> socket.socket:
+    return socket.fromfd(channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
 # -- the work --------------------------------------------------------------------------------------
@@ -117,21 +110,19 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     memory.keep()
     with (
-        socket.socket(fileno=int(sys.argv[1])) as channel,
+        Connection(int(sys.argv[1])) as channel,
         mmap.mmap(int(sys.argv[2]), 0, prot=mmap.PROT_READ) as arena,
         memoryview(arena) as bodies,
         contextlib.suppress(EOFError, ConnectionError),  # its worker is gone
     ):
         compress = compressor()
         while True:
-            _, job, _, files = receive(channel)
-            kind, content = _answer(files, bodies, compress)
-            channel.sendall(_FRAME.pack(kind, job, len(content)) + content)
+            channel.send(_answer(receive_job(channel), bodies, compress))
 
 
 def _answer(
     files: Sequence[int], arena: memoryview, compress: zstandard.ZstdCompressor
-) -> tuple[int, bytes]:
+) -> bytes | Exception:
     try:
         with contextlib.ExitStack() as stack:
             said, pack, *large = [
@@ -140,12 +131,11 @@ def _answer(
             ]
             said.seek(0)
             job = Job.loads(said.read())
-            rows = "".join(_rows(job, pack, large, arena, compress)).encode()
+            return "".join(_rows(job, pack, large, arena, compress)).encode()
     except OSError as error:
-        return OS_ERROR, json.dumps([error.errno, error.strerror]).encode()
+        return error
     except Exception:  # noqa: BLE001 - the worker raises it
-        return BUG, traceback.format_exc().encode()
-    return ROWS, rows
+        return RuntimeError(f"The packing process failed: {traceback.format_exc()}")
 
 
 def _rows(

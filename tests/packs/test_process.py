@@ -3,16 +3,16 @@
 import errno
 import hashlib
 import io
-import json
 import mmap
+import multiprocessing
 import os
 import resource
-import socket
 import subprocess
 import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
@@ -28,7 +28,7 @@ MAILBOX, PACK = uuid.UUID(int=1), uuid.UUID(int=2)
 
 
 class Process:
-    def __init__(self, pid: int, channel: socket.socket, arena: mmap.mmap) -> None:
+    def __init__(self, pid: int, channel: Connection, arena: mmap.mmap) -> None:
         self.pid, self.channel, self.arena = pid, channel, arena
 
     def descriptors(self) -> int:
@@ -36,7 +36,7 @@ class Process:
 
     def pack(
         self, file: io.FileIO, *bodies: bytes, large: io.FileIO | None = None, size: int = 0
-    ) -> tuple[int, bytes]:
+    ) -> bytes | Exception:
         messages, starts, at = [], list[int | None](), 0
         for body in bodies:
             self.arena[at : at + len(body)] = body
@@ -49,10 +49,9 @@ class Process:
         origin = Origin("me", "", "INBOX", "INBOX", "")
         job = protocol.Job(MAILBOX.hex, PACK.hex, origin, True, messages, starts)
         files = [file.fileno(), *([large.fileno()] if large else [])]
-        protocol.send_job(self.channel, 7, job, files)
-        kind, number, content, _ = protocol.receive(self.channel)
-        assert number == 7
-        return kind, content
+        protocol.send_job(self.channel, job, files)
+        answer: bytes | Exception = self.channel.recv()
+        return answer
 
 
 def _message(body: bytes, size: int) -> NewMessage:
@@ -63,7 +62,7 @@ def _message(body: bytes, size: int) -> NewMessage:
 def process() -> Iterator[Process]:
     arena = os.memfd_create("test")
     os.ftruncate(arena, 1 << 20)
-    ours, theirs = socket.socketpair()
+    ours, theirs = multiprocessing.Pipe()
     inherited = (theirs.fileno(), arena)
     words = [sys.executable, "-m", "ingestion.packs.process", *map(str, inherited)]
     with subprocess.Popen(words, pass_fds=inherited, cwd=ROOT) as running:
@@ -94,8 +93,8 @@ def test_messages_are_in_the_pack_and_their_rows_come_back(
     begin(pack, PACK, {"source": "one"})
     bodies = [b"Subject: Tab\there\r\n\r\n1\r\n", b"", b"\0\xff no header"]
     for part in (bodies[:2], bodies[2:]):
-        kind, content = process.pack(pack, *part)
-        assert kind == protocol.ROWS
+        content = process.pack(pack, *part)
+        assert isinstance(content, bytes)
         assert content.count(b"\n") == len(part)
         assert content.startswith(f"{MAILBOX.hex}\t{PACK.hex}\t".encode())
     assert _bodies(pack) == bodies
@@ -106,11 +105,11 @@ def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: i
     size = pack.tell()
     before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 50, -1))
     try:
-        kind, content = process.pack(pack, os.urandom(1000))
+        error = process.pack(pack, os.urandom(1000))
     finally:
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
-    assert kind == protocol.OS_ERROR
-    assert json.loads(content) == [errno.EFBIG, "File too large"]
+    assert isinstance(error, OSError)
+    assert (error.errno, error.strerror) == (errno.EFBIG, "File too large")
     assert pack.seek(0, os.SEEK_END) == size
 
 
@@ -121,9 +120,9 @@ def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
     process.pack(pack, b"before")
     with tempfile.TemporaryFile(buffering=0) as large:
         large.write(b"shorter than it says")
-        kind, content = process.pack(pack, b"with it", large=large, size=5_000_000)
-    assert kind == protocol.BUG
-    assert b"ZstdError" in content
+        error = process.pack(pack, b"with it", large=large, size=5_000_000)
+    assert isinstance(error, RuntimeError)
+    assert "ZstdError" in str(error)
     process.pack(pack, b"after")
     assert _bodies(pack) == [b"before", b"after"]
 
@@ -135,5 +134,5 @@ def test_no_descriptor_stays_open(process: Process, pack: io.FileIO) -> None:
     with tempfile.TemporaryFile(buffering=0) as large:
         large.write(b"y" * 100)
         for _ in range(5):
-            assert process.pack(pack, b"x", large=large, size=100)[0] == protocol.ROWS
+            assert isinstance(process.pack(pack, b"x", large=large, size=100), bytes)
     assert process.descriptors() == before
