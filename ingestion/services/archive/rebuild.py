@@ -25,6 +25,7 @@ from ingestion.packs.store import Entry, PackFile, PackStore, store
 from ingestion.services.archive import orphans, storage
 from ingestion.services.archive.records import Record
 from ingestion.services.audit import Actor, audit
+from ingestion.services.engine import counters
 from ingestion.services.engine import statements as sql
 from ingestion.services.sources.status import move
 from ingestion.states import SourceStatus
@@ -265,4 +266,4 @@ def _recount(source: IngestionSource) -> None:
             Mailbox.objects.filter(pk=pk).update(
                 message_count=counted["count"], archived_bytes=counted["size"] or 0
             )
-    sql.recount_source(source.pk)
+    counters.recount_source(source.pk)

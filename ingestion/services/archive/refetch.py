@@ -26,6 +26,7 @@ from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import Extent, PackStore, PackWriter, store
 from ingestion.services.archive import storage
 from ingestion.services.audit import Actor, audit
+from ingestion.services.engine import placements
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import hashed
 from ingestion.services.sources import credentials
@@ -144,7 +145,7 @@ def _append(writer: PackWriter, row: Message, place: Placement, body: Body) -> E
         sha256=bytes(row.sha256),
         size=row.size_bytes,
         origin=origin,
-        remote_id=sql.before_retirement(place.remote_id),
+        remote_id=placements.before_retirement(place.remote_id),
         stable_id=place.stable_id,
         thread_id=place.thread_id,
         received_at=row.received_at.isoformat() if row.received_at else None,
@@ -193,7 +194,7 @@ class _Provider:
         """Yield what became of each message that is still placed somewhere. Closes its body."""
         by_folder: dict[Folder, dict[str, tuple[Message, Placement]]] = {}
         for row, place in wanted:
-            if place and place.removed_at is None and not sql.is_retired(place.remote_id):
+            if place and place.removed_at is None and not placements.is_retired(place.remote_id):
                 by_folder.setdefault(place.folder, {})[place.remote_id] = row, place
         for folder, those in by_folder.items():
             waiting = dict(those)

@@ -20,7 +20,7 @@ from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Extent, PackFile, PackStore, store
 from ingestion.services.archive import orphans
-from ingestion.services.engine import statements as sql
+from ingestion.services.engine import placements
 
 Kind = Literal[
     "missing_pack",
@@ -204,7 +204,7 @@ def _placed_ids(pack: Pack) -> dict[uuid.UUID, set[str]]:
     ids: dict[uuid.UUID, set[str]] = {}
     rows = Placement.objects.filter(message__pack=pack).values_list("message_id", "remote_id")
     for message_id, remote_id in rows:
-        ids.setdefault(message_id, set()).add(sql.before_retirement(remote_id))
+        ids.setdefault(message_id, set()).add(placements.before_retirement(remote_id))
     return ids
 
 

@@ -34,7 +34,7 @@ from ingestion.packs.process import Job
 from ingestion.packs.record import NewMessage, Origin
 from ingestion.packs.store import PackStore, PackWriter
 from ingestion.services.archive import storage
-from ingestion.services.engine import backoff
+from ingestion.services.engine import backoff, counters, placements
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.seen_hashes import SeenHashes
@@ -260,7 +260,7 @@ class Committer:
             raise
         # After any other error nobody knows whether the transaction came: housekeeping decides.
         if group.ids:
-            sql.recount_source(self._mailbox.source_id)
+            counters.recount_source(self._mailbox.source_id)
 
     def _write(self, group: _Group, pack_size: int, rows: list[bytes]) -> None:
         self._lease.fence()
@@ -268,27 +268,27 @@ class Committer:
             pack_id = group.writer.pack_id
             sql.insert_pack(pack_id, self._mailbox.source_id, pack_size, len(group.ids))
             sql.insert_messages(rows)
-        progress = sql.Progress()
+        progress = counters.Progress()
         for batch in group.batches:
             progress += self._write_batch(batch)
         if progress:
-            sql.count(self._run.pk, self._mailbox.pk, progress)
+            counters.count(self._run.pk, self._mailbox.pk, progress)
         # Without any, the attempts since there was some are still counted.
 
-    def _write_batch(self, batch: Batch) -> sql.Progress:
-        placed = sql.upsert_placements(
+    def _write_batch(self, batch: Batch) -> counters.Progress:
+        placed = placements.upsert_placements(
             self._mailbox.pk, batch.folder.pk, batch.placements, fresh=batch.fresh
         )
         settled = [ref.remote_id for ref, _ in batch.placements] + batch.left_out
         sql.clear_failures(batch.folder.pk, settled)
         failed, gone = self._write_missing(batch)
         if batch.removed:
-            sql.mark_removed(batch.folder.pk, batch.removed)
+            placements.mark_removed(batch.folder.pk, batch.removed)
         if batch.relabelled:
-            sql.relabel(batch.folder.pk, batch.relabelled)
+            placements.relabel(batch.folder.pk, batch.relabelled)
         if batch.cursor is not None:
             sql.store_cursor(batch.folder.pk, batch.cursor, listed=batch.listed, since=self._since)
-        return sql.Progress(
+        return counters.Progress(
             messages=len(batch.ids),
             stored_bytes=batch.new_bytes,
             placed=placed,

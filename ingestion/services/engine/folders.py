@@ -15,6 +15,7 @@ from connectors.errors import Unavailable
 from connectors.types import RemoteFolder, RemoteIds
 from ingestion import queries
 from ingestion.models import FailedMessage, Folder, Mailbox, Placement, Run
+from ingestion.services.engine import counters, placements
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.sources.options import Options
@@ -139,7 +140,7 @@ def _expect(held: Lease, run: Run, mailbox: Mailbox, followed: Sequence[Folder])
     if left != mailbox.messages_expected:
         with transaction.atomic():
             held.fence()
-            sql.expect(run.pk, mailbox.pk, left - mailbox.messages_expected)
+            counters.expect(run.pk, mailbox.pk, left - mailbox.messages_expected)
         mailbox.messages_expected = left
 
 
@@ -233,7 +234,7 @@ def forget_cursor(held: Lease, folder: Folder, *, by_bytes: bool) -> None:
     with transaction.atomic():
         held.fence()
         if by_bytes:
-            sql.retire_ids(folder.pk)
+            placements.retire_ids(folder.pk)
             FailedMessage.objects.filter(folder=folder).delete()
         Folder.objects.filter(pk=folder.pk).update(cursor=None, list_anew=ListAnew.NO)
     folder.cursor, folder.list_anew = None, ListAnew.NO
@@ -256,5 +257,5 @@ def sweep(held: Lease, folder: Folder, present: RemoteIds) -> bool:
             with transaction.atomic():
                 held.fence()
                 Placement.objects.filter(pk__in=absent).update(removed_at=Now())
-            retired = retired or any(sql.is_retired(remote_id) for _, remote_id in rows)
+            retired = retired or any(placements.is_retired(remote_id) for _, remote_id in rows)
     return retired

@@ -14,7 +14,7 @@ from django.db.models.functions import Greatest, Least, Now
 
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
-from ingestion.services.engine import statements as sql
+from ingestion.services.engine import counters
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked, move
 from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
@@ -238,7 +238,7 @@ def _next_sync(source: IngestionSource) -> CombinedExpression | Least:
 
 
 def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) -> None:
-    sql.recount_source(source.pk)  # a worker may have died before it did
+    counters.recount_source(source.pk)  # a worker may have died before it did
     Run.objects.filter(pk=run.pk).update(
         status=status,
         message=message,

@@ -26,7 +26,16 @@ from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion.errors import LeaseLost
 from ingestion.models import FailedMessage, Folder, Mailbox, Run
 from ingestion.packs.store import store
-from ingestion.services.engine import careful, folder_turns, folders, lease, outcomes, runs
+from ingestion.services.engine import (
+    careful,
+    counters,
+    folder_turns,
+    folders,
+    lease,
+    outcomes,
+    placements,
+    runs,
+)
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import Capture, OpenBatch
 from ingestion.services.engine.lease import Lease
@@ -259,7 +268,7 @@ class _Mailbox:
             self.capture.wait()  # what it is about to show may be the same messages
         known, unknown = self._split(folder, wanted)
         if self.run.kind == RunKind.SYNC and unknown:
-            sql.expect(self.run.pk, self.mailbox.pk, len(unknown))
+            counters.expect(self.run.pk, self.mailbox.pk, len(unknown))
         placed = () if page.again else self._described(session, remote, known)
         rest = self._fetch_with_care(session, remote, folder, unknown)
         if rest is None:
@@ -282,7 +291,7 @@ class _Mailbox:
             self.capture.wait()
             with transaction.atomic():
                 self.held.fence()
-                sql.keep_first_seen(folder.pk)
+                placements.keep_first_seen(folder.pk)
 
     def _fetch_with_care(
         self,
@@ -354,8 +363,8 @@ class _Mailbox:
         if folder.pk in self.fresh and not stable_ids:
             return [], list({ref.remote_id: ref for ref in refs}.values())
         ids = [ref.remote_id for ref in refs]
-        placed, failed = sql.placed(folder.pk, ids), sql.failed(folder.pk, ids)
-        stable = sql.stable(self.mailbox.pk, stable_ids)
+        placed, failed = placements.placed(folder.pk, ids), sql.failed(folder.pk, ids)
+        stable = placements.stable(self.mailbox.pk, stable_ids)
         known, unknown = [], {}
         for ref in refs:
             message_id = placed.get(ref.remote_id) or stable.get(ref.stable_id)
@@ -437,7 +446,7 @@ class _Mailbox:
     ) -> bool:
         # One that was moved may have been archived from its new folder meanwhile.
         self.capture.wait()
-        archived = sql.stable(self.mailbox.pk, {ref.stable_id for ref, _ in refs} - {""})
+        archived = placements.stable(self.mailbox.pk, {ref.stable_id for ref, _ in refs} - {""})
         for ref, alone in refs:
             if alone and ref.stable_id not in archived:
                 if self._must_stop():

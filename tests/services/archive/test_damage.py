@@ -13,7 +13,7 @@ from django.utils import timezone
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, rebuild, verify
-from ingestion.services.engine import statements
+from ingestion.services.engine import placements
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, body, fill, finish, start, synced
 
@@ -203,7 +203,7 @@ def test_what_a_record_of_the_first_format_says_is_compared_with_the_rows(
 
 def test_ids_that_were_given_up_since_are_no_problem(source: IngestionSource) -> None:
     an_old_pack(source)
-    statements.retire_ids(Folder.objects.get().pk)
+    placements.retire_ids(Folder.objects.get().pk)
     assert verified(source) == {}
 
 

@@ -8,7 +8,7 @@ from connectors.errors import CursorExpired
 from connectors.types import MessageRef, RawMessage
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placement
 from ingestion.packs.store import store
-from ingestion.services.engine import statements
+from ingestion.services.engine import placements
 from ingestion.services.engine.capture import Capture
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
@@ -106,7 +106,7 @@ def test_what_a_provider_lists_twice_in_a_fresh_folder_is_placed_and_counted_onc
     source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second batch can't be copied as it is, and the group is committed all the same."""
-    monkeypatch.setattr(statements, "_WORTH_A_COPY", 0)
+    monkeypatch.setattr(placements, "_WORTH_A_COPY", 0)
     run, mailbox, folder, held = begun(source)
     with (
         held,
@@ -231,7 +231,7 @@ def test_a_label_may_hold_half_a_character(server: Server, source: IngestionSour
     start(source)
     finish(source)
     labels = ("half \ud83d", "whole \U0001f600", "NUL \0")
-    statements.relabel(Folder.objects.get().pk, [("1:1", labels)])
+    placements.relabel(Folder.objects.get().pk, [("1:1", labels)])
     assert Placement.objects.get().labels == ["half ?", "whole \U0001f600", "NUL "]
 
 
@@ -240,7 +240,7 @@ def test_what_a_provider_calls_things_may_hold_any_character(
     server: Server, source: IngestionSource, fresh: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what ends a column, a row or the data in PostgreSQL's text formats: there are two."""
-    monkeypatch.setattr(statements, "_WORTH_A_COPY", 0)
+    monkeypatch.setattr(placements, "_WORTH_A_COPY", 0)
     fill(server, 1)
     start(source)
     finish(source)
@@ -249,7 +249,7 @@ def test_what_a_provider_calls_things_may_hold_any_character(
     odd = ["\\N", "\\.", 'a "b"', "{c}", "d,e", "tab\tline\nreturn\r", "half \ud83d", "NUL \0", "é"]
     refs = [MessageRef(text, None, text, text, labels=(text, "\\Seen")) for text in odd]
     rows = [(ref, message.pk.hex) for ref in refs]
-    assert statements.upsert_placements(mailbox.pk, folder.pk, rows, fresh=fresh) == len(odd)
+    assert placements.upsert_placements(mailbox.pk, folder.pk, rows, fresh=fresh) == len(odd)
     found = Placement.objects.filter(folder=folder).order_by("pk")
     kept = [text.replace("\ud83d", "?").replace("\0", "") for text in odd]
     assert list(found.values_list("remote_id", "stable_id", "thread_id", "labels")) == [

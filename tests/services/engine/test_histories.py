@@ -26,7 +26,7 @@ from connectors.errors import (
 )
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack, Run
 from ingestion.packs.store import PackWriter
-from ingestion.services.engine import capture, commit, statements, sync
+from ingestion.services.engine import capture, commit, counters, sync
 from ingestion.services.sources import discovery, verbs
 from tests.servers.scripted_provider import Mail, Server
 from tests.servers.scripted_source import ACTOR, assert_exact, body, due_now, start, synced
@@ -52,8 +52,8 @@ class History:
             monkeypatch.setattr(module, "COMMIT_MESSAGES", batch)
         self._may_fail(PackWriter, "commit", "before", OSError(errno.ENOSPC, "No space left"))
         self._may_fail(PackWriter, "commit", "after", OSError(errno.EIO, "I/O error"))
-        self._may_fail(statements, "count", "after", OperationalError("rolled back"))
-        self._may_fail(statements, "recount_source", "before", OperationalError("after COMMIT"))
+        self._may_fail(counters, "count", "after", OperationalError("rolled back"))
+        self._may_fail(counters, "recount_source", "before", OperationalError("after COMMIT"))
         server.before_message, server.before_changes = self._before_message, self._before_changes
         for name in self.names:
             self.deliver(name)

@@ -9,7 +9,7 @@ from django.db import transaction
 from django.db.models import F
 
 from ingestion.models import Mailbox, Run
-from ingestion.services.engine import statements as sql
+from ingestion.services.engine import counters
 from tests.e2e.rows import a_mailbox, a_source
 
 
@@ -25,7 +25,7 @@ def archive(run: Run, count: int) -> None:
     """Count messages as a commit does."""
     mailbox_id: uuid.UUID = Mailbox.objects.values_list("pk", flat=True).get(run=run)
     with transaction.atomic():
-        sql.count(run.pk, mailbox_id, sql.Progress(messages=count, placed=count))
+        counters.count(run.pk, mailbox_id, counters.Progress(messages=count, placed=count))
     run.refresh_from_db()
 
 
