@@ -84,13 +84,12 @@ def send_job(channel: Connection, job: Job, files: Sequence[int]) -> None:
         socket.send_fds(carrier, [b"\0"], [said.fileno(), *files])
 
 
-def receive_job(channel: Connection) -> list[int]:
+def receive_job(carrier: socket.socket) -> list[int]:
     """Wait for a job; return new descriptors of its files: what it says, the pack, large bodies.
 
     Raises EOFError or OSError where nobody is there any more.
     """
-    with _socket_of(channel) as carrier:
-        start, files, flags, _ = socket.recv_fds(carrier, 1, _MAX_FILES)
+    start, files, flags, _ = socket.recv_fds(carrier, 1, _MAX_FILES)
     if not start:
         raise EOFError
     if flags & socket.MSG_CTRUNC:
@@ -99,6 +98,7 @@ def receive_job(channel: Connection) -> list[int]:
 
 
 def _socket_of(channel: Connection) -> socket.socket:
+    """Open what passes descriptors through a connection."""
     return socket.fromfd(channel.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
 
 
@@ -111,13 +111,14 @@ def main() -> None:
     memory.keep()
     with (
         Connection(int(sys.argv[1])) as channel,
+        _socket_of(channel) as carrier,
         mmap.mmap(int(sys.argv[2]), 0, prot=mmap.PROT_READ) as arena,
         memoryview(arena) as bodies,
         contextlib.suppress(EOFError, ConnectionError),  # its worker is gone
     ):
         compress = compressor()
         while True:
-            channel.send(_answer(receive_job(channel), bodies, compress))
+            channel.send(_answer(receive_job(carrier), bodies, compress))
 
 
 def _answer(

@@ -17,8 +17,8 @@ _SHORT_CHARS = 500
 
 
 class NewMessage(NamedTuple):
-    """A message whose bytes are not archived: what capture found of it. They themselves travel
-    beside it. `id`: its row's, in hexadecimal digits."""
+    """A fetched message, whose bytes travel beside it. `id`, of hexadecimal digits, is its row's,
+    where they are not archived already."""
 
     id: str
     sha256: bytes

@@ -7,6 +7,7 @@ import mmap
 import multiprocessing
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -125,6 +126,25 @@ def test_a_job_that_fails_leaves_the_pack_as_it_was_and_the_process_alive(
     assert "ZstdError" in str(error)
     process.pack(pack, b"after")
     assert _bodies(pack) == [b"before", b"after"]
+
+
+def test_a_worker_ends_with_a_process_that_ends_within_an_answer() -> None:
+    """It is no full disk, though the standard library calls it an OSError too."""
+    story = """
+import multiprocessing, os
+from django.conf import settings
+settings.configure(BASE_DIR=".")
+from ingestion.packs.client import Answer, PackingProcess
+process = PackingProcess()
+process._channel, theirs = multiprocessing.Pipe()  # which ends the real one, too
+process._waiting.append(Answer(process))
+os.write(theirs.fileno(), b"\\0\\0\\1\\0 half of it")
+theirs.close()
+process.release()
+"""
+    words = [sys.executable, "-c", story]
+    worker = subprocess.run(words, cwd=ROOT, capture_output=True, check=False)
+    assert worker.returncode == -signal.SIGKILL, worker.stderr.decode()
 
 
 def test_no_descriptor_stays_open(process: Process, pack: io.FileIO) -> None:
