@@ -24,12 +24,6 @@ STAND_IN = (
 )
 
 
-@pytest.fixture
-def server() -> Iterator[ImapScript]:
-    with ImapScript() as script:
-        yield script
-
-
 def fill(box: Box, count: int) -> None:
     for number in range(count):
         box.deliver(b"Subject: %d\r\n\r\nOf folder %d\r\n" % (number, box.validity))
