@@ -10,6 +10,7 @@ from django.utils import timezone
 from ingestion import freshness
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source
+from tests.servers import people
 from tests.servers.command_line import CommandLine
 
 pytestmark = pytest.mark.django_db
@@ -185,7 +186,7 @@ def test_of_many_the_first_are_told_at_a_constant_number_of_queries(
 def test_commands_end_with_1_and_say_why_until_it_is_mended(
     transactional_db: None, manage: CommandLine
 ) -> None:
-    owner = User.objects.create_superuser("root", password="the-root-of-the-tests")
+    owner = people.superuser("root")
     alice, bob = a_source(owner, "Alice"), a_source(owner, "Bob")
     # As it may have been stored before such names were refused.
     IngestionSource.objects.filter(pk=bob.pk).update(name="Bob\u202e")

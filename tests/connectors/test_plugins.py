@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.test import Client
 
 from connectors import registry
@@ -18,7 +17,7 @@ from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration, credentials, discovery, verbs
 from ingestion.states import SourceStatus
 from tests.meta.test_reference import document
-from tests.servers import imap_source, plugins
+from tests.servers import imap_source, people, plugins
 from tests.servers.command_line import CommandLine
 from tests.servers.maildir import Maildir
 
@@ -118,7 +117,7 @@ def test_the_api_the_admin_and_the_commands_know_it(manage: CommandLine, db: Non
 def test_a_field_that_is_called_as_an_option_costs_nobody_the_command(
     site: Path, manage: CommandLine
 ) -> None:
-    User.objects.create_superuser("root", password="the-root-of-the-tests")
+    people.superuser("root")
     config = _CONFIG.format(field="since").replace("secret=True", "secret=False")
     (site / "pigeon" / "config.py").write_text(config)
     done = manage(
@@ -142,7 +141,7 @@ def maildir() -> Maildir:
 @pytest.fixture
 def source(transactional_db: None, archive_dir: Path, maildir: Maildir) -> IngestionSource:
     source = configuration.create(
-        owner=User.objects.create_superuser("alice", password="the-alice-of-the-tests"),
+        owner=people.superuser("alice"),
         name="Alice",
         provider="maildir",
         provider_config=maildir.config,

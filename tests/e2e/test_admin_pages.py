@@ -115,6 +115,7 @@ def test_the_number_of_queries_does_not_grow_with_the_rows(
 
     rows(2)
     paths = ["/admin/", *(f"{INGESTION}{model}/" for model in LISTS)]
+    client.get("/admin/")  # a session's first request writes down when it was
     few = {path: _queries(client, path) for path in paths}
     rows(8)
     assert {path: _queries(client, path) for path in paths} == few

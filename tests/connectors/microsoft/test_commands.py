@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from django.contrib.auth.models import User as Owner
 
 from ingestion.models import IngestionSource, Message
+from tests.servers import people
 from tests.servers.command_line import CommandLine
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph.connectors import box
@@ -28,7 +28,7 @@ def manage(transactional_db: None, tmp_path: Path, server: GraphServer) -> Comma
 def test_the_settings_say_where_microsoft_is_and_what_it_allows(
     manage: CommandLine, server: GraphServer, alice: User
 ) -> None:
-    Owner.objects.create_superuser("operator", password="the-operator-of-the-tests")
+    people.superuser("operator")
     for number in range(16):
         box(alice).deliver(b"message %d" % number)
     server.latency_seconds = 0.05

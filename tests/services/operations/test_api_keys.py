@@ -10,6 +10,7 @@ from ingestion.errors import InvalidInput
 from ingestion.models import ApiKey
 from ingestion.services.audit import Actor
 from ingestion.services.operations import api_keys
+from tests.servers import people
 
 pytestmark = pytest.mark.django_db
 
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def keymaker() -> User:
     """Staff who may manage keys, and nothing else."""
-    user = User.objects.create_user("keymaker", password="the-keymaker-of-the-tests", is_staff=True)
+    user = people.user("keymaker", is_staff=True)
     wanted = Permission.objects.filter(content_type__model="apikey")
     user.user_permissions.set(wanted.filter(codename__in=["add_apikey", "view_apikey"]))
     return user
@@ -25,7 +26,7 @@ def keymaker() -> User:
 
 @pytest.fixture
 def root() -> User:
-    return User.objects.create_superuser("root", password="the-root-of-the-tests")
+    return people.superuser("root")
 
 
 def add(maker: User, **fields: object) -> Client:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
@@ -15,6 +14,7 @@ from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import deletion, verbs
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+from tests.servers import people
 from tests.servers.command_line import CommandLine
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -27,7 +27,7 @@ def source(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> In
     """A deleted source whose removal takes many batches."""
     settings.ARCHIVE_DIR = tmp_path / "archive"
     monkeypatch.setattr(deletion, "_BATCH_ROWS", 3)
-    source = a_source(User.objects.create_user("owner", password="the-owner-of-the-tests"), "Alice")
+    source = a_source(people.user("owner"), "Alice")
     mailbox = a_mailbox(source)
     for number in range(12):
         bodies = [b"Subject: %d.%d\r\n\r\n" % (number, n) for n in range(20)]
