@@ -21,6 +21,7 @@ from django.test.utils import CaptureQueriesContext
 from ingestion.models import ApiKey, AuditEvent, IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration
+from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 
 if TYPE_CHECKING:
@@ -362,14 +363,14 @@ def test_a_thousand_sources_cost_a_constant_number_of_queries(
 def test_from_a_password_to_exact_bytes(
     api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
 ) -> None:
-    name, password = dovecot.user()
     bodies = [
         f"Subject: mail {n}\r\nFrom: a@example.com\r\n\r\n{n}\r\n".encode() for n in range(25)
     ]
-    dovecot.append(name, "INBOX", *bodies)
-    config = {"host": dovecot.host, "port": dovecot.port, "secure": False,
-              "username": name, "password": password}  # fmt: skip
-    created = api.post("/ingestion", json={**BODY, "providerConfig": config, "autoImport": True})
+    account = dovecot.account(*bodies)
+    created = api.post(
+        "/ingestion",
+        json={**BODY, "providerConfig": imap_source.config(account), "autoImport": True},
+    )
     assert created.json()["status"] == "pending_auth"
     url = f"/ingestion/{created.json()['id']}"
     done = wait_for(lambda: (s := api.get(url).json())["status"] == "active" and s, 60)
@@ -397,7 +398,7 @@ def test_from_a_password_to_exact_bytes(
     same = api.get(f"{url_of_last}/raw", headers={"If-None-Match": tag})
     assert same.status_code == 304
     assert api.get(url_of_last).json()["placements"][0]["folder"] == "INBOX"
-    dovecot.append(name, "Later", b"Subject: later\r\n\r\n")
+    dovecot.append(account.name, "Later", b"Subject: later\r\n\r\n")
     first = api.post(f"{url}/sync").json()["run"]["id"]
     wait_for(lambda: api.get(url).json()["messageCount"] == 26, 60)
     wait_for(lambda: api.get(f"{url}/runs").json()[0]["finishedAt"], 30)

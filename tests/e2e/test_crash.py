@@ -23,7 +23,8 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.archive import housekeeping
 from ingestion.services.engine import capture
 from ingestion.states import RunStatus
-from tests.servers.dovecot import Dovecot
+from tests.servers import imap_source
+from tests.servers.dovecot import Account, Dovecot
 from tests.servers.slow_link import SlowLink
 from tests.servers.stack import descendants
 
@@ -64,11 +65,11 @@ def test_an_import_survives_the_death_of_every_process_thirty_times(
     seed = random.randrange(10**6)
     print("seed", seed)
     chance = random.Random(seed)
-    name, password = dovecot.user()
-    fill(dovecot, name, chance)
+    account = dovecot.account()
+    fill(dovecot, account.name, chance)
     watch = Watch()
     with SlowLink(dovecot.host, dovecot.port, bytes_per_second=BYTES_PER_SECOND) as link:
-        source = start_import(api, link, name, password)
+        source = start_import(api, link, account)
         wait_for(watch.look, 60)
         killed = kill_at_random(service, chance, watch)
         assert watch.look() < MESSAGES, "there was nothing left to interrupt"
@@ -76,7 +77,7 @@ def test_an_import_survives_the_death_of_every_process_thirty_times(
         wait_until_active(service, source, watch)
     assert set(killed) == set(_VICTIMS)
     assert Run.objects.get().status == RunStatus.COMPLETED
-    assert_same(dovecot.contents(name))
+    assert_same(dovecot.contents(account.name))
     # Each death repeats at most what had arrived since the last commit.
     size = sum(Message.objects.values_list("size_bytes", flat=True))
     deaths = killed.count("copying") + killed.count("worker")
@@ -111,11 +112,8 @@ def fill(dovecot: Dovecot, name: str, chance: random.Random) -> None:
         os.chown(path, owner.st_uid, owner.st_gid)
 
 
-def start_import(api: httpx.Client, link: SlowLink, name: str, password: str) -> Any:
-    config = {
-        "host": link.host, "port": link.port, "secure": False,
-        "username": name, "password": password,
-    }  # fmt: skip
+def start_import(api: httpx.Client, link: SlowLink, account: Account) -> Any:
+    config = imap_source.config(account, host=link.host, port=link.port)
     body = {"name": "Crash", "provider": "generic_imap", "providerConfig": config}
     answer = api.post("/ingestion", json={**body, "autoImport": True})
     return IngestionSource.objects.get(pk=answer.json()["id"]).pk

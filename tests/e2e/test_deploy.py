@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from ingestion.models import IngestionSource, Mailbox, Message
-from ingestion.services.audit import Actor
 from ingestion.services.engine import lease, sync
-from ingestion.services.sources import configuration, credentials, discovery, verbs
+from ingestion.services.sources import verbs
 from tests.e2e.test_crash import MESSAGES, fill, start_import
+from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 from tests.servers.slow_link import SlowLink
 
@@ -27,10 +27,10 @@ def test_a_worker_that_is_told_to_end_gives_its_mailbox_back(
     service: "Service", api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
 ) -> None:
     """A slice is two minutes. It ends long before, and the next worker is not made careful by it."""
-    name, _ = account = dovecot.user()
-    fill(dovecot, name, random.Random(1))
+    account = dovecot.account()
+    fill(dovecot, account.name, random.Random(1))
     with SlowLink(dovecot.host, dovecot.port, bytes_per_second=300_000) as link:
-        source = start_import(api, link, *account)
+        source = start_import(api, link, account)
         wait_for(Message.objects.exists, 60)
         old = service.pid("worker")
         os.kill(old, signal.SIGTERM)
@@ -46,20 +46,10 @@ def test_a_worker_that_is_told_to_end_gives_its_mailbox_back(
 
 
 @pytest.fixture
-def due(dovecot: Dovecot, owner: Any) -> Mailbox:
+def due(dovecot: Dovecot) -> Mailbox:
     """A mailbox that owes an import to its run."""
-    name, password = dovecot.user()
-    dovecot.append(name, "INBOX", b"Subject: one\r\n\r\n")
-    source = configuration.create(
-        owner=owner, name="Ada", provider="generic_imap", actor=Actor.system("tests"),
-        provider_config={
-            "host": dovecot.host, "port": dovecot.port, "secure": False,
-            "username": name, "password": password,
-        },
-    )  # fmt: skip
-    run = verbs.start_import(source, actor=Actor.system("tests"))
-    assert credentials.check(source).ok
-    discovery.discover(run.pk)
+    source = imap_source.create(dovecot.account(b"Subject: one\r\n\r\n"))
+    imap_source.start(source)
     return Mailbox.objects.get()
 
 
@@ -69,7 +59,7 @@ def test_a_lease_is_given_back_where_the_run_ended_at_the_same_time(due: Mailbox
     assert held is not None
     with pytest.MonkeyPatch.context() as patch:
         # Between taking the lease and reading the rows, somebody stops the source.
-        verbs.pause(due.source, actor=Actor.system("tests"))
+        verbs.pause(due.source, actor=imap_source.ACTOR)
         Mailbox.objects.update(run=None)
         patch.setattr(lease, "acquire", lambda _: held)
         assert sync.sync_mailbox(due.pk) is False

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 from tests.servers.stack import descendants
 
@@ -38,14 +39,11 @@ def forget_peaks(pids: list[int]) -> None:
 def test_a_large_message_is_archived_and_read_back_in_constant_memory(
     service: "Service", api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
 ) -> None:
-    name, password = dovecot.user()
-    dovecot.append(name, "INBOX", b"Subject: small\r\n\r\nsmall\r\n")
-    config = {"host": dovecot.host, "port": dovecot.port, "secure": False,
-              "username": name, "password": password}  # fmt: skip
+    account = dovecot.account(b"Subject: small\r\n\r\nsmall\r\n")
     body = {
         "name": "Mail",
         "provider": "generic_imap",
-        "providerConfig": config,
+        "providerConfig": imap_source.config(account),
         "autoImport": True,
     }
     url = f"/ingestion/{api.post('/ingestion', json=body).json()['id']}"
@@ -56,7 +54,7 @@ def test_a_large_message_is_archived_and_read_back_in_constant_memory(
     seed = 20261125
     noise = base64.encodebytes(random.Random(seed).randbytes(SIZE_BYTES * 3 // 4))
     large = b"Subject: large\r\n\r\n" + noise.replace(b"\n", b"\r\n")
-    dovecot.deliver(name, "1700000000.M1P1.host", large)
+    dovecot.deliver(account.name, "1700000000.M1P1.host", large)
     pids = descendants(service.supervised.process.pid)
     forget_peaks(pids)
     before = peaks(pids)

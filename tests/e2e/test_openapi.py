@@ -11,6 +11,7 @@ import httpx
 import pytest
 from django.contrib.auth.models import User
 
+from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 from tests.servers.stack import ROOT
 
@@ -29,14 +30,11 @@ def test_schemathesis_finds_nothing(
     tmp_path: Path,
 ) -> None:
     """No 500, no answer that the document lacks, no wrong input taken, 405 for other methods."""
-    name, password = dovecot.user()
-    dovecot.append(name, "INBOX", b"Subject: one\r\n\r\n", b"Subject: two\r\n\r\n")
-    config = {"host": dovecot.host, "port": dovecot.port, "secure": False,
-              "username": name, "password": password}  # fmt: skip
+    account = dovecot.account(b"Subject: one\r\n\r\n", b"Subject: two\r\n\r\n")
     body = {
         "name": "Mail",
         "provider": "generic_imap",
-        "providerConfig": config,
+        "providerConfig": imap_source.config(account),
         "autoImport": True,
     }
     url = f"/ingestion/{api.post('/ingestion', json=body).json()['id']}"

@@ -11,6 +11,7 @@ import httpx
 from django.contrib.auth.models import User
 
 from tests.meta.test_documentation import section
+from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 from tests.servers.stack import ROOT
 
@@ -64,14 +65,11 @@ def test_the_api_by_example_works_as_written(
     wait_for: Callable[..., Any],
     tmp_path: Path,
 ) -> None:
-    name, password = dovecot.user()
-    dovecot.append(name, "INBOX", MAIL)
-    config = {"host": dovecot.host, "port": dovecot.port, "secure": False,
-              "username": name, "password": password}  # fmt: skip
+    account = dovecot.account(MAIL)
     body = {
         "name": "Mail",
         "provider": "generic_imap",
-        "providerConfig": config,
+        "providerConfig": imap_source.config(account),
         "autoImport": True,
     }
     source = api.post("/ingestion", json=body).json()["id"]

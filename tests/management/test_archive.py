@@ -28,8 +28,9 @@ from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import configuration, verbs
 from ingestion.states import SourceStatus
+from tests.servers import imap_source, people
 from tests.servers.command_line import CommandLine
-from tests.servers.dovecot import Dovecot
+from tests.servers.dovecot import Account, Dovecot
 from tests.servers.stack import wait_for
 
 ACTOR = Actor.system("test")
@@ -37,16 +38,15 @@ ACTOR = Actor.system("test")
 
 @pytest.fixture
 def owner(transactional_db: None) -> User:
-    return User.objects.create_superuser("root", password="the-root-of-the-tests")
+    return people.superuser("root")
 
 
 @pytest.fixture
-def account(dovecot: Dovecot) -> tuple[str, str]:
+def account(dovecot: Dovecot) -> Account:
     """An account with 40 messages in two folders; one message is in both."""
-    name, password = dovecot.user()
-    dovecot.append(name, "INBOX", *(mail(n) for n in range(30)))
-    dovecot.append(name, "Work/2024", *(mail(n) for n in range(100, 109)), mail(1))
-    return name, password
+    account = dovecot.account(*(mail(n) for n in range(30)))
+    dovecot.append(account.name, "Work/2024", *(mail(n) for n in range(100, 109)), mail(1))
+    return account
 
 
 def mail(number: int) -> bytes:
@@ -54,25 +54,19 @@ def mail(number: int) -> bytes:
 
 
 @pytest.fixture
-def source(
-    owner: User, archive_dir: Path, dovecot: Dovecot, account: tuple[str, str]
-) -> IngestionSource:
+def source(owner: User, archive_dir: Path, account: Account) -> IngestionSource:
     """The account, imported."""
-    name, password = account
-    made = configuration.create(
+    return imported(create(owner, "Alice", account))
+
+
+def create(owner: User, name: str, account: Account) -> IngestionSource:
+    return configuration.create(
         owner=owner,
-        name="Alice",
+        name=name,
         provider="generic_imap",
-        provider_config={
-            "host": dovecot.host,
-            "port": dovecot.port,
-            "secure": False,
-            "username": name,
-            "password": password,
-        },
+        provider_config=imap_source.config(account),
         actor=ACTOR,
     )
-    return imported(made)
 
 
 def imported(source: IngestionSource) -> IngestionSource:
@@ -157,7 +151,7 @@ def test_a_missing_pack_is_reported_with_the_number_of_its_messages(
     pack = one_pack(archive_dir)
     count = Message.objects.filter(pack__pk=pack.stem).count()
     pack.unlink()
-    checked = manage("verify_archive", "--json")
+    checked = manage.here("verify_archive", "--json")
     assert checked.code == 1
     found = checked.json()
     assert found["missingPacks"] == 1
@@ -175,7 +169,7 @@ def test_one_flipped_bit_is_found_and_the_other_messages_are_still_checked(
     data = bytearray(path.read_bytes())
     data[message.pack_offset + message.pack_length // 2] ^= 0x10
     path.write_bytes(data)
-    checked = manage("verify_archive", "--json")
+    checked = manage.here("verify_archive", "--json")
     assert checked.code == 1
     found = checked.json()
     assert (found["corruptMessages"], found["messages"]) == (1, 38)
@@ -214,7 +208,7 @@ def test_an_orphan_is_reported_with_what_only_it_holds(
     path = one_pack(archive_dir)
     copy = path.with_name(f"{uuid.uuid4()}.pack")
     shutil.copy(path, copy)
-    found = manage("verify_archive", "--json")
+    found = manage.here("verify_archive", "--json")
     assert found.code == 1
     assert found.json()["orphanPacks"] == 1
     assert found.json()["problems"][0]["messages"] == 0  # all of them are archived elsewhere
@@ -258,7 +252,7 @@ def test_packs_that_hold_the_only_copy_outlive_housekeeping(
 
 
 def test_a_lost_index_is_rebuilt_and_a_second_time_changes_nothing(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
     before, bodies = rows(), contents()
     lose_rows(*LOST_INDEX)
@@ -266,7 +260,7 @@ def test_a_lost_index_is_rebuilt_and_a_second_time_changes_nothing(
     assert rebuilt.code == 0, rebuilt.stderr
     assert rebuilt.json()["sources"][0]["messagesAdded"] == 39
     assert rows() == before
-    again = manage("rebuild_archive_index")
+    again = manage.here("rebuild_archive_index")
     assert again.code == 0
     assert "39 messages" in again.stdout
     assert "0 added" in again.stdout
@@ -275,7 +269,7 @@ def test_a_lost_index_is_rebuilt_and_a_second_time_changes_nothing(
     # The message that is in two folders has its second place back after one sync.
     imported(source)
     assert contents() == bodies
-    assert len(bodies) == len(dovecot.contents(account[0])) == 40
+    assert len(bodies) == len(dovecot.contents(account.name)) == 40
     assert rows()["messages"] == before["messages"]
 
 
@@ -291,11 +285,11 @@ def test_rebuilding_a_sound_index_touches_nothing(
 
 
 def test_a_database_older_than_the_archive_gets_what_it_lacks(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
     old = set(Pack.objects.values_list("pk", flat=True))
     cursors = dict(Folder.objects.values_list("pk", "cursor"))
-    dovecot.append(account[0], "INBOX", mail(200), mail(201))
+    dovecot.append(account.name, "INBOX", mail(200), mail(201))
     imported(source)
     full = contents()
     new = Message.objects.exclude(pack__in=old)
@@ -316,24 +310,10 @@ def test_a_database_older_than_the_archive_gets_what_it_lacks(
 def test_a_rebuild_killed_half_way_is_finished_by_another(
     manage: CommandLine, owner: User, dovecot: Dovecot, archive_dir: Path
 ) -> None:
-    name, password = dovecot.user()
-    dovecot.append(name, "INBOX", mail(0))
+    account = dovecot.account(mail(0))
     for number in range(1, 4000):
-        dovecot.deliver(name, f"1700000000.M{number}P1.host", mail(number))
-    made = configuration.create(
-        owner=owner,
-        name="Many",
-        provider="generic_imap",
-        provider_config={
-            "host": dovecot.host,
-            "port": dovecot.port,
-            "secure": False,
-            "username": name,
-            "password": password,
-        },
-        actor=ACTOR,
-    )
-    imported(made)
+        dovecot.deliver(account.name, f"1700000000.M{number}P1.host", mail(number))
+    imported(create(owner, "Many", account))
     before = rows()
     lose_rows(*LOST_INDEX)
     process = manage.start("rebuild_archive_index")
@@ -341,7 +321,7 @@ def test_a_rebuild_killed_half_way_is_finished_by_another(
     process.kill()
     process.communicate()
     time.sleep(0.1)
-    assert manage("rebuild_archive_index").code == 0
+    assert manage.here("rebuild_archive_index").code == 0
     assert rows() == before
 
 
@@ -354,7 +334,7 @@ def test_a_damaged_message_is_left_out_and_told(
     data[message.pack_offset + message.pack_length - 1] ^= 0xFF
     path.write_bytes(data)
     lose_rows(*LOST_INDEX)
-    rebuilt = manage("rebuild_archive_index", "--json")
+    rebuilt = manage.here("rebuild_archive_index", "--json")
     assert rebuilt.code == 1
     assert rebuilt.json()["sources"][0]["damaged"] == 1
     assert message.sha256_hex[:12] in rebuilt.stderr
@@ -362,7 +342,7 @@ def test_a_damaged_message_is_left_out_and_told(
 
 
 def test_a_lost_source_is_recovered_with_its_id_and_goes_on_with_its_credentials(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
     bodies, pk = contents(), source.pk
     config = {**source.config, **source.secrets}
@@ -377,7 +357,7 @@ def test_a_lost_source_is_recovered_with_its_id_and_goes_on_with_its_credentials
     )
     assert unknown.code == 1
     assert not IngestionSource.objects.exists()
-    recovered = manage(
+    recovered = manage.here(
         "rebuild_archive_index", "--recover", str(pk), "--owner", "root", "--name", "Alice again"
     )
     assert recovered.code == 0, recovered.stderr
@@ -404,7 +384,7 @@ def test_a_source_that_a_worker_is_busy_with_is_not_rebuilt(
 
 
 def test_a_complete_archive_reconciles(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
     compared = manage("reconcile_source", "Alice", "--json")
     assert compared.code == 0, compared.stderr
@@ -418,7 +398,7 @@ def test_a_complete_archive_reconciles(
 
 
 def test_what_is_missing_or_failed_is_told_by_id(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
     lost, failed = Placement.objects.filter(folder__path="INBOX").order_by("pk")[:2]
     FailedMessage.objects.create(
@@ -431,9 +411,9 @@ def test_what_is_missing_or_failed_is_told_by_id(
     )
     lost.delete()
     failed.delete()
-    dovecot.append(account[0], "INBOX", mail(300))
-    dovecot.append(account[0], "Fresh", mail(301))
-    compared = manage("reconcile_source", "Alice", "--json")
+    dovecot.append(account.name, "INBOX", mail(300))
+    dovecot.append(account.name, "Fresh", mail(301))
+    compared = manage.here("reconcile_source", "Alice", "--json")
     assert compared.code == 1
     inbox, fresh = (
         next(f for f in compared.json()["folders"] if f["path"] == path)
@@ -451,10 +431,10 @@ def test_what_is_missing_or_failed_is_told_by_id(
 
 
 def test_what_the_options_leave_out_and_what_is_gone_is_not_missing(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.append(account[0], "Junk", mail(400))
-    client = dovecot.connect(account[0])
+    dovecot.append(account.name, "Junk", mail(400))
+    client = dovecot.connect(account.name)
     client.select("INBOX")
     client.store("1:2", "+FLAGS", "\\Deleted")
     client.expunge()
@@ -470,10 +450,10 @@ def test_what_the_options_leave_out_and_what_is_gone_is_not_missing(
 
 
 def test_a_provider_that_refuses_is_said_in_a_sentence(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.set_password(account[0], "changed")
-    refused = manage("reconcile_source", "Alice", "--json")
+    dovecot.set_password(account.name, "changed")
+    refused = manage.here("reconcile_source", "Alice", "--json")
     assert refused.code == 1
     assert refused.stdout == ""
     assert "check user name and password" in refused.stderr

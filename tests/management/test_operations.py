@@ -22,6 +22,7 @@ from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.operations import credential_keys
 from ingestion.services.sources import configuration
+from tests.servers import people
 from tests.servers.command_line import CommandLine
 from tests.servers.stack import wait_for
 
@@ -35,7 +36,7 @@ OLD, NEW, OTHER = (f"{word}-key-of-the-tests-0123456789-abcdef" for word in ("ol
 
 @pytest.fixture
 def root(transactional_db: None) -> User:
-    return User.objects.create_superuser("root", password="the-root-of-the-tests")
+    return people.superuser("root")
 
 
 def make_source(owner: User, name: str = "Alice") -> IngestionSource:

@@ -13,8 +13,9 @@ from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Message
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration
 from ingestion.states import SourceStatus
+from tests.servers import imap_source, people
 from tests.servers.command_line import CommandLine
-from tests.servers.dovecot import Dovecot
+from tests.servers.dovecot import Account, Dovecot
 from tests.servers.stack import wait_for
 
 ACTOR = Actor.system("test")
@@ -23,32 +24,25 @@ SECRET = "s3cret-never-shown"
 
 @pytest.fixture
 def administrator(transactional_db: None) -> User:
-    return User.objects.create_superuser("root", password="the-root-of-the-tests")
+    return people.superuser("root")
 
 
 @pytest.fixture
-def account(dovecot: Dovecot) -> tuple[str, str]:
+def account(dovecot: Dovecot) -> Account:
     """An account with five messages in two folders."""
-    name, password = dovecot.user()
-    dovecot.append(name, "INBOX", *(b"Subject: %d\r\n\r\nbody %d\r\n" % (n, n) for n in range(3)))
-    dovecot.append(name, "Work", *(b"Subject: w%d\r\n\r\nwork %d\r\n" % (n, n) for n in range(2)))
-    return name, password
+    account = dovecot.account(*(b"Subject: %d\r\n\r\nbody %d\r\n" % (n, n) for n in range(3)))
+    work = (b"Subject: w%d\r\n\r\nwork %d\r\n" % (n, n) for n in range(2))
+    dovecot.append(account.name, "Work", *work)
+    return account
 
 
 @pytest.fixture
-def source(administrator: User, dovecot: Dovecot, account: tuple[str, str]) -> IngestionSource:
-    name, password = account
+def source(administrator: User, account: Account) -> IngestionSource:
     return configuration.create(
         owner=administrator,
         name="Alice",
         provider="generic_imap",
-        provider_config={
-            "host": dovecot.host,
-            "port": dovecot.port,
-            "secure": False,
-            "username": name,
-            "password": password,
-        },
+        provider_config=imap_source.config(account),
         actor=ACTOR,
     )
 
@@ -61,9 +55,9 @@ def server(dovecot: Dovecot) -> list[str]:
 
 
 def test_a_source_is_added_with_its_password_from_the_environment_and_checked(
-    manage: CommandLine, administrator: User, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, administrator: User, dovecot: Dovecot, account: Account
 ) -> None:
-    name, password = account
+    name, password = account.name, account.password
     added = manage(
         *("add_source", "Alice", *server(dovecot), "--username", name),
         *("--password-env", "MAIL_PASSWORD", "--verify", "--json"),
@@ -114,7 +108,7 @@ def test_a_secret_on_the_command_line_is_taken_with_a_warning(
     manage: CommandLine, administrator: User
 ) -> None:
     config = json.dumps({"host": "h.example", "username": "u", "password": SECRET})
-    added = manage("add_source", "Dave", "--config", config, "--json")
+    added = manage.here("add_source", "Dave", "--config", config, "--json")
     assert added.code == 0
     assert "password stood on the command line" in added.stderr
     assert SECRET not in added.stdout + added.stderr
@@ -157,17 +151,17 @@ def test_wrong_input_is_named_ends_with_2_and_adds_nothing(
 def test_the_owner_must_be_said_where_it_is_not_obvious(
     manage: CommandLine, administrator: User
 ) -> None:
-    User.objects.create_superuser("second", password="the-second-of-the-tests")
+    people.superuser("second")
     refused = manage.here("add_source", "Eve", "--config", '{"host": "h"}')
     assert refused.code == 2
     assert "--owner" in refused.stderr
 
 
 def test_wrong_credentials_are_found_by_verify(
-    manage: CommandLine, administrator: User, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, administrator: User, dovecot: Dovecot, account: Account
 ) -> None:
     added = manage(
-        *("add_source", "Alice", *server(dovecot), "--username", account[0]),
+        *("add_source", "Alice", *server(dovecot), "--username", account.name),
         *("--password-env", "P", "--verify"),
         P=SECRET,
     )
@@ -228,16 +222,16 @@ def test_an_unknown_source_ends_every_command_with_2(manage: CommandLine, comman
 
 
 def test_an_import_without_a_worker_archives_everything_and_a_sync_adds_what_came(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
     imported = manage("import_source", "Alice", "--now", "--json")
     assert imported.code == 0, imported.stderr
     assert imported.json()["run"]["status"] == "completed"
     assert imported.json()["run"]["messagesNew"] == 5
     assert "5/5 messages" in imported.stderr
-    assert Placement.objects.count() == len(dovecot.contents(account[0])) == 5
-    dovecot.append(account[0], "INBOX", b"Subject: new\r\n\r\nnew\r\n")
-    synced = manage("sync_source", "Alice", "--now", "--json")
+    assert Placement.objects.count() == len(dovecot.contents(account.name)) == 5
+    dovecot.append(account.name, "INBOX", b"Subject: new\r\n\r\nnew\r\n")
+    synced = manage.here("sync_source", "Alice", "--now", "--json")
     assert synced.code == 0
     assert synced.json()["run"]["messagesNew"] == 1
     assert Message.objects.count() == 6
@@ -258,26 +252,26 @@ def test_an_import_that_nobody_will_do_says_so(
     assert started.code == 0
     assert started.json()["run"]["status"] == "running"
     assert "No worker is running" in started.stderr
-    again = manage("import_source", "Alice", "--json")
+    again = manage.here("import_source", "Alice", "--json")
     assert again.json()["run"]["id"] == started.json()["run"]["id"]
 
 
 def test_an_import_with_wrong_credentials_ends_with_1_and_says_why(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.set_password(account[0], "changed")
-    refused = manage("import_source", "Alice", "--now")
+    dovecot.set_password(account.name, "changed")
+    refused = manage.here("import_source", "Alice", "--now")
     assert refused.code == 1
     assert "user name and password" in refused.stdout
     assert manage.here("source_status").code == 1
 
 
 def test_an_import_stopped_with_ctrl_c_keeps_what_it_has_and_goes_on_later(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
     many = [b"Subject: m%d\r\n\r\n%s\r\n" % (n, b"x" * 1000) for n in range(3000)]
     for number, body in enumerate(many):
-        dovecot.deliver(account[0], f"1700000000.M{number}P1.host", body)
+        dovecot.deliver(account.name, f"1700000000.M{number}P1.host", body)
     process = manage.start("import_source", "Alice", "--now")
     wait_for(lambda: Message.objects.exists() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
@@ -285,7 +279,7 @@ def test_an_import_stopped_with_ctrl_c_keeps_what_it_has_and_goes_on_later(
     if process.returncode != 0:  # a fast machine may have been done
         assert process.returncode == 130
         assert "What is archived is kept" in stderr
-    again = manage("import_source", "Alice", "--now", "--json")
+    again = manage.here("import_source", "Alice", "--now", "--json")
     assert again.code == 0, again.stderr
     assert Placement.objects.count() == 3005
     assert Run.objects.filter(status="completed").exists()
@@ -306,7 +300,7 @@ def test_a_paused_source_refuses_to_sync_until_it_is_resumed(
     early = manage.here("pause_source", "Alice")
     assert early.code == 1
     assert "still being checked" in early.stderr
-    verified = manage("verify_source", "Alice", "--json")
+    verified = manage.here("verify_source", "Alice", "--json")
     assert verified.code == 0
     assert verified.json()["ok"] is True
     assert verified.json()["status"] == "auth_success"
@@ -315,17 +309,17 @@ def test_a_paused_source_refuses_to_sync_until_it_is_resumed(
     refused = manage.here("sync_source", "Alice")
     assert refused.code == 1
     assert "Resume it first" in refused.stderr
-    assert manage("resume_source", "Alice", "--json").json()["status"] == "auth_success"
+    assert manage.here("resume_source", "Alice", "--json").json()["status"] == "auth_success"
     idle = manage.here("resume_source", "Alice")
     assert idle.code == 0
     assert "nothing changed" in idle.stdout
 
 
 def test_verify_ends_with_1_where_the_credentials_do_not_work(
-    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: tuple[str, str]
+    manage: CommandLine, source: IngestionSource, dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.set_password(account[0], "changed")
-    verdict = manage("verify_source", "Alice", "--json")
+    dovecot.set_password(account.name, "changed")
+    verdict = manage.here("verify_source", "Alice", "--json")
     assert verdict.code == 1
     assert verdict.json()["code"] == "needs_reauth"
     assert verdict.json()["status"] == "error"
@@ -337,8 +331,8 @@ def test_verify_ends_with_1_where_the_credentials_do_not_work(
 def test_the_status_of_all_and_of_one_is_shown_to_people_and_to_programs(
     manage: CommandLine, source: IngestionSource
 ) -> None:
-    manage("import_source", "Alice", "--now")
-    listed = manage("source_status")
+    manage.here("import_source", "Alice", "--now")
+    listed = manage.here("source_status")
     assert listed.code == 0
     assert "Alice" in listed.stdout
     assert "active" in listed.stdout
@@ -357,7 +351,7 @@ def test_the_status_of_all_and_of_one_is_shown_to_people_and_to_programs(
 
 
 def test_an_installation_without_sources_says_how_to_make_one(manage: CommandLine) -> None:
-    empty = manage("source_status")
+    empty = manage.here("source_status")
     assert empty.code == 0
     assert "add_source" in empty.stdout
     assert manage.here("source_status", "--json").json() == {"sources": []}
@@ -379,7 +373,7 @@ def test_a_name_that_was_stored_before_it_was_refused_is_printed_escaped(
 def test_what_strangers_named_does_not_reach_the_terminal_unescaped(
     manage: CommandLine, source: IngestionSource
 ) -> None:
-    manage("import_source", "Alice", "--now")
+    manage.here("import_source", "Alice", "--now")
     folder = source.mailboxes.get().folders.get(path="Work")
     FailedMessage.objects.create(
         mailbox=folder.mailbox,
@@ -399,7 +393,7 @@ def test_what_strangers_named_does_not_reach_the_terminal_unescaped(
 
 
 def test_failed_messages_are_tried_again(manage: CommandLine, source: IngestionSource) -> None:
-    manage("import_source", "Alice", "--now")
+    manage.here("import_source", "Alice", "--now")
     none = manage.here("retry_failed", "Alice", "--json")
     assert none.code == 0
     assert none.json()["retried"] == 0
@@ -416,7 +410,7 @@ def test_failed_messages_are_tried_again(manage: CommandLine, source: IngestionS
     other = manage.here("retry_failed", "Alice", "--id", str(failed.pk + 1))
     assert other.code == 0
     assert FailedMessage.objects.count() == 1
-    retried = manage("retry_failed", "Alice", "--id", str(failed.pk), "--now", "--json")
+    retried = manage.here("retry_failed", "Alice", "--id", str(failed.pk), "--now", "--json")
     assert retried.code == 0, retried.stderr
     assert retried.json()["failedMessageCount"] == 0
     assert not FailedMessage.objects.exists()
@@ -429,9 +423,9 @@ def test_failed_messages_are_tried_again(manage: CommandLine, source: IngestionS
 def test_deleting_asks_first_and_leaves_nothing(
     manage: CommandLine, source: IngestionSource, archive_dir: Path
 ) -> None:
-    manage("import_source", "Alice", "--now")
+    manage.here("import_source", "Alice", "--now")
     assert list(archive_dir.rglob("*.pack"))
-    unsure = manage("delete_source", "Alice")
+    unsure = manage.here("delete_source", "Alice")
     assert unsure.code == 2
     assert "5 archived messages" in unsure.stderr
     assert "--yes" in unsure.stderr
@@ -447,9 +441,9 @@ def test_deleting_asks_first_and_leaves_nothing(
 def test_a_deletion_is_left_to_the_workers_unless_told_otherwise(
     manage: CommandLine, source: IngestionSource
 ) -> None:
-    gone = manage("delete_source", str(source.pk), "--yes")
+    gone = manage.here("delete_source", str(source.pk), "--yes")
     assert gone.code == 0
-    assert manage("source_status", "Alice").code == 2
+    assert manage.here("source_status", "Alice").code == 2
     assert IngestionSource.objects.get().deleted_at is not None
 
 

@@ -6,6 +6,7 @@ offline). It has no OBJECTID.
 
 import base64
 import contextlib
+import dataclasses
 import grp
 import hashlib
 import hmac
@@ -115,8 +116,18 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@dataclasses.dataclass
+class Account:
+    """An account, and how to get in."""
+
+    host: str
+    port: int
+    name: str
+    password: str
+
+
 class Dovecot:
-    """`user()` hands out accounts, each new and empty."""
+    """`user()` and `account()` hand out accounts, each new and empty."""
 
     host = "127.0.0.1"
 
@@ -141,6 +152,13 @@ class Dovecot:
         """Return the name and password of an account that nobody used yet."""
         name = next(self._fresh)
         return name, self._passwords[name]
+
+    def account(self, *bodies: bytes) -> Account:
+        """Return an account that nobody used yet, with these messages in its inbox."""
+        account = Account(self.host, self.port, *self.user())
+        if bodies:
+            self.append(account.name, "INBOX", *bodies)
+        return account
 
     def set_password(self, name: str, password: str) -> None:
         """Change the password; logins from now on need it."""

@@ -4,7 +4,6 @@ import datetime as dt
 import os
 import re
 import threading
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,9 +21,10 @@ from ingestion.packs.store import Extent, store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import configuration, verbs
-from tests.servers.dovecot import Dovecot
+from tests.servers.dovecot import Account, Dovecot
+from tests.servers.imap_source import config
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.usefixtures("archive_dir")]
 ACTOR = Actor.system("test")
 #: Names as the server writes them (modified UTF-7): nested, non-ASCII, and hostile ones.
 FOLDERS = [
@@ -35,28 +35,14 @@ FOLDERS = [
 ]  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def archive(settings: Any, tmp_path: Path) -> None:
-    settings.ARCHIVE_DIR = tmp_path / "archive"
-
-
 @pytest.fixture
-def account(dovecot: Dovecot) -> tuple[str, str]:
-    return dovecot.user()
+def account(dovecot: Dovecot) -> Account:
+    return dovecot.account()
 
 
-def config(dovecot: Dovecot, account: tuple[str, str], **changes: Any) -> dict[str, Any]:
-    name, password = account
-    plain = {
-        "host": dovecot.host, "port": dovecot.port, "secure": False,
-        "username": name, "password": password,
-    }  # fmt: skip
-    return plain | changes
-
-
-def connector(dovecot: Dovecot, account: tuple[str, str], **changes: Any) -> Connector:
+def connector(account: Account, **changes: Any) -> Connector:
     return registry.build(
-        "generic_imap", config(dovecot, account, **changes), Environment(timeout_seconds=10)
+        "generic_imap", config(account, **changes), Environment(timeout_seconds=10)
     )
 
 
@@ -64,12 +50,12 @@ def body(number: int | str) -> bytes:
     return f"Subject: {number}\r\nFrom: a@example.com\r\n\r\nBody {number} \u00e9\r\n".encode()
 
 
-def imported(dovecot: Dovecot, account: tuple[str, str], **options: Any) -> IngestionSource:
+def imported(account: Account, **options: Any) -> IngestionSource:
     source = configuration.create(
         owner=User.objects.create_user("imap"),
         name="Dovecot",
         provider="generic_imap",
-        provider_config=config(dovecot, account),
+        provider_config=config(account),
         options={"includeJunk": True, "includeTrash": True, "includeDrafts": True} | options,
         actor=ACTOR,
     )
@@ -124,16 +110,16 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 def test_thirty_folders_arrive_byte_for_byte_and_every_change_is_followed(
-    dovecot: Dovecot, account: tuple[str, str]
+    dovecot: Dovecot, account: Account
 ) -> None:
-    name = account[0]
+    name = account.name
     for index, folder in enumerate(FOLDERS):
         dovecot.append(
             name, folder.replace('\\"', '"'), *(body(f"{folder} {n}") for n in range(index % 4 + 1))
         )
-    source = imported(dovecot, account)
+    source = imported(account)
     assert len(FOLDERS) == 30
-    assert archived(source) == dovecot.contents(account[0])
+    assert archived(source) == dovecot.contents(account.name)
     assert Folder.objects.get(remote_id="Entw&APw-rfe").path == "Entwürfe"
 
     assert synced(source).message == "0 archived."
@@ -151,7 +137,7 @@ def test_thirty_folders_arrive_byte_for_byte_and_every_change_is_followed(
     dovecot.append(name, "Sent", body("new"))
     run = synced(source)
     assert run.messages_new == 1
-    assert archived(source) == dovecot.contents(account[0])
+    assert archived(source) == dovecot.contents(account.name)
     flagged = Placement.objects.get(folder__path="INBOX", remote_id__endswith=":1")
     assert flagged.labels == ["\\Flagged", "work"]
     assert Message.objects.count() == source.mailboxes.get().message_count
@@ -159,34 +145,34 @@ def test_thirty_folders_arrive_byte_for_byte_and_every_change_is_followed(
     dovecot.doveadm("mailbox", "rename", "-u", name, "Projects", "Done")
     dovecot.doveadm("mailbox", "delete", "-u", name, "a&-b".replace("&-", "&"))
     synced(source)
-    assert archived(source) == dovecot.contents(account[0])
+    assert archived(source) == dovecot.contents(account.name)
     assert Folder.objects.get(remote_id="a&-b").removed_at is not None
 
 
 def test_a_uidvalidity_reset_relists_and_doubles_nothing(
-    dovecot: Dovecot, account: tuple[str, str]
+    dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.append(account[0], "INBOX", *(body(n) for n in range(20)))
-    source = imported(dovecot, account)
-    dovecot.doveadm("mailbox", "update", "-u", account[0], "--uid-validity", "1234", "INBOX")
-    dovecot.append(account[0], "INBOX", body("later"))
+    dovecot.append(account.name, "INBOX", *(body(n) for n in range(20)))
+    source = imported(account)
+    dovecot.doveadm("mailbox", "update", "-u", account.name, "--uid-validity", "1234", "INBOX")
+    dovecot.append(account.name, "INBOX", body("later"))
     synced(source)
-    assert archived(source) == dovecot.contents(account[0])
+    assert archived(source) == dovecot.contents(account.name)
     assert Message.objects.count() == 21
 
 
 def test_a_folder_deleted_and_made_again_is_listed_from_the_beginning(
-    dovecot: Dovecot, account: tuple[str, str]
+    dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.append(account[0], "Work", body(1), body(2))
-    source = imported(dovecot, account)
-    dovecot.doveadm("mailbox", "delete", "-u", account[0], "Work")
-    dovecot.append(account[0], "Work", body(3), body(4))
+    dovecot.append(account.name, "Work", body(1), body(2))
+    source = imported(account)
+    dovecot.doveadm("mailbox", "delete", "-u", account.name, "Work")
+    dovecot.append(account.name, "Work", body(3), body(4))
     synced(source)
-    assert archived(source) == dovecot.contents(account[0])
+    assert archived(source) == dovecot.contents(account.name)
 
 
-def test_what_mail_is_made_of_does_not_matter(dovecot: Dovecot, account: tuple[str, str]) -> None:
+def test_what_mail_is_made_of_does_not_matter(dovecot: Dovecot, account: Account) -> None:
     """8-bit bytes, bare CR, no header, no body, a header alone, long lines, broken MIME."""
     odd = [
         b"\xff\xfe\x80 not a header\r\n\r\n\xe9\r\n",
@@ -198,36 +184,34 @@ def test_what_mail_is_made_of_does_not_matter(dovecot: Dovecot, account: tuple[s
         b"Subject: ) FETCH (UID 5 BODY[] {3}\r\n\r\n* 1 FETCH (UID 9 BODY[] {2}\r\nab)\r\n",
         b"From: =?utf-8?b?\x00?=\r\n\r\nNUL in a word\r\n".replace(b"\x00", b"AA=="),
     ]
-    dovecot.append(account[0], "INBOX", *odd)
+    dovecot.append(account.name, "INBOX", *odd)
     nul_and_lf = b"Subject: nul\n\na\x00b\nbare line feeds\n"
-    dovecot.deliver(account[0], f"1600000000.M1P1.host,S={len(nul_and_lf)}", nul_and_lf)
-    source = imported(dovecot, account)
-    assert archived(source) == dovecot.contents(account[0])
+    dovecot.deliver(account.name, f"1600000000.M1P1.host,S={len(nul_and_lf)}", nul_and_lf)
+    source = imported(account)
+    assert archived(source) == dovecot.contents(account.name)
     assert len(archived(source)) == 9
 
 
-def test_a_message_of_30_mb_is_spooled_and_exact(
-    dovecot: Dovecot, account: tuple[str, str]
-) -> None:
+def test_a_message_of_30_mb_is_spooled_and_exact(dovecot: Dovecot, account: Account) -> None:
     dovecot.append(
-        account[0],
+        account.name,
         "INBOX",
         body(1),
         b"Subject: big\r\n\r\n" + os.urandom(1000).hex().encode() * 15_000,
     )
-    source = imported(dovecot, account)
-    assert archived(source) == dovecot.contents(account[0])
+    source = imported(account)
+    assert archived(source) == dovecot.contents(account.name)
 
 
 def test_sparse_uids_cost_a_handful_of_commands(
-    dovecot: Dovecot, account: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    dovecot: Dovecot, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name = account[0]
+    name = account.name
     dovecot.append(name, "INBOX", body("first"))
     dovecot.doveadm("mailbox", "update", "-u", name, "--min-next-uid", "2000001", "INBOX")
     dovecot.append(name, "INBOX", *(body(n) for n in range(40)))
     commands = recorded(monkeypatch)
-    with connector(dovecot, account) as c, c.open(next(iter(c.mailboxes()))) as session:
+    with connector(account) as c, c.open(next(iter(c.mailboxes()))) as session:
         inbox = next(f for f in session.folders() if f.role == "inbox")
         got = [a for page in session.changes(inbox, None) for a in session.fetch(inbox, page.added)]
     assert len(got) == 41
@@ -235,55 +219,55 @@ def test_sparse_uids_cost_a_handful_of_commands(
 
 
 def test_a_poll_without_changes_costs_few_commands_for_any_number_of_folders(
-    dovecot: Dovecot, account: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+    dovecot: Dovecot, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(30):
-        dovecot.append(account[0], f"f{number}", body(number))
-    source = imported(dovecot, account)
+        dovecot.append(account.name, f"f{number}", body(number))
+    source = imported(account)
     commands = recorded(monkeypatch)
     assert synced(source).message == "0 archived."
     assert len(commands) <= 5, commands
 
 
 def test_a_server_killed_in_the_middle_loses_and_doubles_nothing(
-    dovecot: Dovecot, account: tuple[str, str]
+    dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.append(account[0], "INBOX", *(body(n) + b"x" * 50_000 for n in range(200)))
+    dovecot.append(account.name, "INBOX", *(body(n) + b"x" * 50_000 for n in range(200)))
     stop = threading.Event()
 
     def kill() -> None:
         while not stop.wait(0.15):
-            dovecot.kick(account[0])
+            dovecot.kick(account.name)
 
     thread = threading.Thread(target=kill)
     thread.start()
     try:
         threading.Timer(1.5, stop.set).start()
-        source = imported(dovecot, account)
+        source = imported(account)
     finally:
         stop.set()
         thread.join()
-    assert archived(source) == dovecot.contents(account[0])
+    assert archived(source) == dovecot.contents(account.name)
     assert Message.objects.count() == 200
 
 
-def test_the_mailbox_is_never_written_to(dovecot: Dovecot, account: tuple[str, str]) -> None:
-    dovecot.append(account[0], "INBOX", body(1))
-    imported(dovecot, account)
-    flags = dovecot.doveadm("fetch", "-u", account[0], "flags", "mailbox", "INBOX")
+def test_the_mailbox_is_never_written_to(dovecot: Dovecot, account: Account) -> None:
+    dovecot.append(account.name, "INBOX", body(1))
+    imported(account)
+    flags = dovecot.doveadm("fetch", "-u", account.name, "flags", "mailbox", "INBOX")
     assert "\\Seen" not in flags
 
 
 @pytest.mark.parametrize("way", ["tls", "starttls", "xoauth2"])
-def test_every_way_in_reads_mail(dovecot: Dovecot, account: tuple[str, str], way: str) -> None:
+def test_every_way_in_reads_mail(dovecot: Dovecot, account: Account, way: str) -> None:
     ways: dict[str, dict[str, Any]] = {
         "tls": {"port": dovecot.tls_port, "secure": True, "allowInsecureCert": True},
         "starttls": {"startTls": True, "allowInsecureCert": True},
-        "xoauth2": {"password": "", "accessToken": dovecot.token(account[0])},
+        "xoauth2": {"password": "", "accessToken": dovecot.token(account.name)},
     }
-    dovecot.append(account[0], "INBOX", body(1))
-    with connector(dovecot, account, **ways[way]) as c:
-        assert c.check().account == account[0]
+    dovecot.append(account.name, "INBOX", body(1))
+    with connector(account, **ways[way]) as c:
+        assert c.check().account == account.name
         with c.open(next(iter(c.mailboxes()))) as session:
             inbox = next(f for f in session.folders() if f.role == "inbox")
             refs = [ref for page in session.changes(inbox, None) for ref in page.added]
@@ -305,31 +289,31 @@ def test_every_way_in_reads_mail(dovecot: Dovecot, account: tuple[str, str], way
 )
 def test_a_wrong_configuration_says_what_to_change(
     dovecot: Dovecot,
-    account: tuple[str, str],
+    account: Account,
     changes: dict[str, Any],
     error: type[Exception],
     says: str,
 ) -> None:
-    with pytest.raises(error, match=says) as caught, connector(dovecot, account, **changes) as c:
+    with pytest.raises(error, match=says) as caught, connector(account, **changes) as c:
         c.check()
     assert "canary" not in str(caught.value)
 
 
 def test_private_addresses_are_refused_where_they_are_forbidden(
-    dovecot: Dovecot, account: tuple[str, str]
+    dovecot: Dovecot, account: Account
 ) -> None:
     forbidding = Environment(forbid_private_addresses=True)
     for host in ("127.0.0.1", "localhost"):
-        built = registry.build("generic_imap", config(dovecot, account, host=host), forbidding)
+        built = registry.build("generic_imap", config(account, host=host), forbidding)
         with pytest.raises(Fatal, match="private"):
             built.check()
 
 
 def test_a_reference_of_another_uidvalidity_is_gone_and_none_is_left_unanswered(
-    dovecot: Dovecot, account: tuple[str, str]
+    dovecot: Dovecot, account: Account
 ) -> None:
-    dovecot.append(account[0], "INBOX", body(1))
-    with connector(dovecot, account) as c, c.open(next(iter(c.mailboxes()))) as session:
+    dovecot.append(account.name, "INBOX", body(1))
+    with connector(account) as c, c.open(next(iter(c.mailboxes()))) as session:
         inbox = next(f for f in session.folders() if f.role == "inbox")
         [ref] = [ref for page in session.changes(inbox, None) for ref in page.added]
         validity = ref.remote_id.partition(":")[0]

@@ -8,7 +8,6 @@ import datetime as dt
 import shutil
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -31,13 +30,6 @@ if TYPE_CHECKING:
     from tests.servers.stack import Service
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-@pytest.fixture(autouse=True)
-def archive(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """An archive of the test's own, but where the service's processes write theirs."""
-    if "service" not in request.fixturenames:
-        request.getfixturevalue("settings").ARCHIVE_DIR = tmp_path / "archive"
 
 
 @pytest.fixture
@@ -285,16 +277,16 @@ def connected() -> "psycopg.Connection[Any]":
 def test_an_import_and_four_other_triggers_at_once_on_3000_messages(
     service: "Service", api: httpx.Client, dovecot: Dovecot
 ) -> None:
-    name, password = dovecot.user()
+    account = dovecot.account()
     bodies = [body(number) for number in range(3_000)]
-    dovecot.preload(name, "INBOX", bodies)
-    given = {
-        "host": dovecot.host, "port": dovecot.port, "secure": False,
-        "username": name, "password": password,
-    }  # fmt: skip
+    dovecot.preload(account.name, "INBOX", bodies)
     made = api.post(
         "/ingestion",
-        json={"name": "Triggered", "provider": "generic_imap", "providerConfig": given},
+        json={
+            "name": "Triggered",
+            "provider": "generic_imap",
+            "providerConfig": imap_source.config(account),
+        },
     )
     url = f"/ingestion/{made.json()['id']}"
     wait_for(lambda: api.get(url).json()["status"] == "auth_success")
@@ -314,5 +306,5 @@ def test_an_import_and_four_other_triggers_at_once_on_3000_messages(
     assert "deadlock" not in service.output()[said:]
     source = IngestionSource.objects.get()
     assert source.message_count == 3_000
-    assert archived(source) == dovecot.contents(name)
+    assert archived(source) == dovecot.contents(account.name)
     assert not stray_files(source)
