@@ -47,7 +47,7 @@ check: $(VENV)/development
 	$(DEPLOYED) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
 pytest: $(VENV)/development $(VENV)/msgraph system-packages node-packages
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 10 --durations-min 1
 
 system-packages:
 	@sh tests/system-packages.sh

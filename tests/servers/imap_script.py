@@ -1,6 +1,8 @@
 """A small IMAP server on a real socket that misbehaves on demand.
 
 Owns an account in memory (`Box`, `Mail`) and the faults of servers that a real Dovecot does not have.
+Without them it follows RFC 3501 and the RFCs of the extensions it offers; what only some providers do
+has their name beside the switch (Yahoo, Gmail).
 It is strict about what it is sent: an unknown command is BAD, as is a line too long for it.
 """
 

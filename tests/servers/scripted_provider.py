@@ -1,6 +1,7 @@
 """A provider in memory, with faults on demand, for tests of the engine alone.
 
-It implements the connector interface honestly; what real servers do is tested with real servers.
+It follows no real server: it implements the connector interface honestly, with uids under a
+UIDVALIDITY as IMAP has them. What real servers do is tested with real and scripted servers.
 """
 
 import contextlib
