@@ -77,10 +77,11 @@ def check(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
     transaction inside.
     """
     source.refresh_from_db()
+    asked_about = source.credentials_version
     verdict = _ask_provider(source)
     with transaction.atomic():
         now = locked(source)
-        if now.credentials_version == source.credentials_version:
+        if now.credentials_version == asked_about:
             _act_on(now, verdict, actor)
     return verdict
 
