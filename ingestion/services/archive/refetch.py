@@ -30,6 +30,7 @@ from ingestion.services.engine import placements
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import hashed
 from ingestion.services.sources import credentials
+from ingestion.services.transactions import in_transaction
 
 _GONE = "it is no longer where it was at the provider."
 _OTHER_BYTES = "the provider hands out other bytes for it now."
@@ -155,18 +156,18 @@ def _append(writer: PackWriter, row: Message, place: Placement, body: Body) -> E
     return extent
 
 
+@in_transaction
 def _commit(pack: Pack, new_id: uuid.UUID, size_bytes: int, moved: dict[uuid.UUID, Extent]) -> None:
     """Let the rows name the new pack. The old one's row goes with the last message in it; its file,
     where there is one, is an orphan then."""
-    with transaction.atomic():
-        alive = IngestionSource.objects.select_for_update(no_key=True).filter(deleted_at=None)
-        if not alive.filter(pk=pack.source_id).exists():
-            raise NotAllowedNow("The source was deleted meanwhile.")
-        sql.insert_pack(new_id, pack.source_id, size_bytes, len(moved))
-        sql.move_messages(new_id, moved)
-        Pack.objects.filter(pk=pack.pk).update(message_count=F("message_count") - len(moved))
-        if not Message.objects.filter(pack=pack).exists():
-            Pack.objects.filter(pk=pack.pk, message_count__lte=0).delete()
+    alive = IngestionSource.objects.select_for_update(no_key=True).filter(deleted_at=None)
+    if not alive.filter(pk=pack.source_id).exists():
+        raise NotAllowedNow("The source was deleted meanwhile.")
+    sql.insert_pack(new_id, pack.source_id, size_bytes, len(moved))
+    sql.move_messages(new_id, moved)
+    Pack.objects.filter(pk=pack.pk).update(message_count=F("message_count") - len(moved))
+    if not Message.objects.filter(pack=pack).exists():
+        Pack.objects.filter(pk=pack.pk, message_count__lte=0).delete()
 
 
 class _Provider:

@@ -17,6 +17,7 @@ from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Ru
 from ingestion.services.engine import counters
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked, move
+from ingestion.services.transactions import in_transaction
 from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
 
 #: So many of what could not be read are named in a run's message, and so much of each name.
@@ -130,12 +131,15 @@ def finish_if_done(run_id: uuid.UUID) -> bool:
     found = _settled(run_id).first()
     if found is None:
         return False
-    with transaction.atomic():
-        try:
-            source = locked(found.source)
-        except LostRace:  # deleted
-            return False
-        return _finish_if_settled(source, run_id)
+    try:
+        return _lock_and_finish(found)
+    except LostRace:  # deleted; or others go first, and the dispatcher finds it settled
+        return False
+
+
+@in_transaction
+def _lock_and_finish(settled: Run) -> bool:
+    return _finish_if_settled(locked(settled.source), settled.pk)
 
 
 def _settled(run_id: uuid.UUID) -> QuerySet[Run]:

@@ -20,6 +20,7 @@ from ingestion.services.sources import options as source_options
 from ingestion.services.sources import verbs
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked
+from ingestion.services.transactions import in_transaction
 
 _MAX_NAME_CHARS = 200
 _GIVE_AGAIN = "Give it again: {} changed, and a stored secret goes only to where it was given for."
@@ -60,6 +61,7 @@ def create(
     return source
 
 
+@in_transaction
 def update(source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor) -> IngestionSource:
     """Change some of name, provider, providerConfig, options, status (the API's names).
 
@@ -67,25 +69,24 @@ def update(source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor)
     it was given for. Changed credentials are checked again. Raises InvalidInput, NotAllowedNow,
     LostRace. Opens its own transaction.
     """
-    with transaction.atomic():
-        source = locked(source)
-        _apply_changes(source, changes, actor)
-        if "status" in changes:
-            verbs.move_for_client(source, changes["status"], actor)
+    source = locked(source)
+    _apply_changes(source, changes, actor)
+    if "status" in changes:
+        verbs.move_for_client(source, changes["status"], actor)
     source.refresh_from_db()
     return source
 
 
+@in_transaction
 def reconnect(
     source: IngestionSource, fields: Mapping[str, Any], *, actor: Actor
 ) -> IngestionSource:
     """Store what a sign-in gave (see connectors.base.Consent) and have it checked, also where it is
     what was stored before. Raises InvalidInput, LostRace. Opens its own transaction.
     """
-    with transaction.atomic():
-        source = locked(source)
-        _apply_changes(source, {"providerConfig": dict(fields)}, actor)
-        verbs.recheck(source, reason=f"Signed in by {actor.name}.", actor=actor)
+    source = locked(source)
+    _apply_changes(source, {"providerConfig": dict(fields)}, actor)
+    verbs.recheck(source, reason=f"Signed in by {actor.name}.", actor=actor)
     source.refresh_from_db()
     return source
 

@@ -16,6 +16,7 @@ from django.db.models.functions import Now
 from ingestion.models import IngestionSource
 from ingestion.packs.store import store
 from ingestion.services.archive import storage
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -85,6 +86,7 @@ def _has_any(table: str, condition: str, source_id: uuid.UUID) -> bool:
         return bool(cursor.fetchone()[0])
 
 
+@in_transaction
 def _delete_batch(table: str, condition: str, source_id: uuid.UUID) -> None:
     query = f"""DELETE FROM {table} WHERE ctid IN (
         SELECT ctid FROM {table} WHERE {condition} LIMIT %(limit)s)"""

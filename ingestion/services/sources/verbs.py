@@ -5,7 +5,6 @@ Status changes only through `sources.status.move`, by the table of moves in `ing
 
 from typing import Any
 
-from django.db import transaction
 from django.db.models import F
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -16,18 +15,19 @@ from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import runs
 from ingestion.services.sources.status import locked, move
+from ingestion.services.transactions import in_transaction
 from ingestion.states import CLIENT_MOVES, RunKind, SourceStatus
 
 
+@in_transaction
 def pause(source: IngestionSource, *, actor: Actor) -> IngestionSource:
     """Stop all work; running work stops within one page. Twice is fine. Opens its own transaction.
 
     Raises NotAllowedNow for a source whose credentials are not proven yet.
     """
-    with transaction.atomic():
-        source = locked(source)
-        if source.status != SourceStatus.PAUSED:
-            _pause(source, actor)
+    source = locked(source)
+    if source.status != SourceStatus.PAUSED:
+        _pause(source, actor)
     source.refresh_from_db()
     return source
 
@@ -43,15 +43,15 @@ def _pause(source: IngestionSource, actor: Actor) -> None:
     audit(actor, "source.pause", source, {})
 
 
+@in_transaction
 def resume(source: IngestionSource, *, actor: Actor) -> IngestionSource:
     """Go on where pause or an error stopped. A source that runs is left alone.
 
     Opens its own transaction.
     """
-    with transaction.atomic():
-        source = locked(source)
-        if source.status in (SourceStatus.PAUSED, SourceStatus.ERROR):
-            _resume(source, actor)
+    source = locked(source)
+    if source.status in (SourceStatus.PAUSED, SourceStatus.ERROR):
+        _resume(source, actor)
     source.refresh_from_db()
     return source
 
@@ -69,27 +69,27 @@ def _resume(source: IngestionSource, actor: Actor) -> None:
     audit(actor, "source.resume", source, {})
 
 
+@in_transaction
 def start_import(source: IngestionSource, *, actor: Actor) -> Run:
     """Start the import, or return the run that is under way. Opens its own transaction.
 
     From pending_auth or error the credentials are checked first. Raises NotAllowedNow when paused.
     """
-    with transaction.atomic():
-        return begin_run(locked(source), RunKind.IMPORT, actor)
+    return begin_run(locked(source), RunKind.IMPORT, actor)
 
 
+@in_transaction
 def start_sync(source: IngestionSource, *, actor: Actor) -> Run:
     """Sync now, or return the run that is under way; a source never imported imports. What such a
     run is done with is followed again, so that what came since is had too.
 
     Raises NotAllowedNow when paused. Opens its own transaction.
     """
-    with transaction.atomic():
-        source = locked(source)
-        kind = RunKind.SYNC if source.imported_at else RunKind.IMPORT
-        run = begin_run(source, kind, actor)
-        runs.follow_again(source)
-        return run
+    source = locked(source)
+    kind = RunKind.SYNC if source.imported_at else RunKind.IMPORT
+    run = begin_run(source, kind, actor)
+    runs.follow_again(source)
+    return run
 
 
 def fail(source: IngestionSource, reason: str, *, actor: Actor | str) -> None:
@@ -101,21 +101,21 @@ def fail(source: IngestionSource, reason: str, *, actor: Actor | str) -> None:
     runs.finish_unfinished(source, failed=True, message=reason)
 
 
+@in_transaction
 def delete(source: IngestionSource, *, actor: Actor) -> None:
     """Take the source out of every answer at once; `sources.deletion` removes the rest.
 
     Raises LostRace where it was deleted before. Opens its own transaction.
     """
-    with transaction.atomic():
-        source = locked(source)
-        source.deleted_at = timezone.now()
-        source.secrets = Secrets()  # of no more use, so it is not kept while the rest goes
-        source.save(update_fields=["deleted_at", "secrets"])
-        # Every worker that holds a lease of this source finds its token gone at the next commit.
-        Mailbox.objects.filter(source=source).update(
-            lease_token=F("lease_token") + 1, lease_expires_at=None, run=None
-        )
-        audit(actor, "source.delete", source, {"name": source.name})
+    source = locked(source)
+    source.deleted_at = timezone.now()
+    source.secrets = Secrets()  # of no more use, so it is not kept while the rest goes
+    source.save(update_fields=["deleted_at", "secrets"])
+    # Every worker that holds a lease of this source finds its token gone at the next commit.
+    Mailbox.objects.filter(source=source).update(
+        lease_token=F("lease_token") + 1, lease_expires_at=None, run=None
+    )
+    audit(actor, "source.delete", source, {"name": source.name})
 
 
 def move_for_client(source: IngestionSource, to: Any, actor: Actor) -> None:

@@ -1,0 +1,48 @@
+"""The transaction of a verb, begun again where PostgreSQL broke it off for another's sake."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import structlog
+from django.db import OperationalError, connection, transaction
+
+from ingestion.errors import LostRace
+
+log = structlog.get_logger(__name__)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_TRIES = 4
+#: serialization_failure and deadlock_detected: the same transaction may succeed if it is begun
+#: again (PostgreSQL's manual, "Serialization Failure Handling").
+_IN_THE_WAY = frozenset({"40001", "40P01"})
+
+
+def is_deadlock(error: Exception) -> bool:
+    """Tell whether the database is there, and only had others go first."""
+    return getattr(error.__cause__, "sqlstate", "") in _IN_THE_WAY
+
+
+def in_transaction(verb: Callable[P, R]) -> Callable[P, R]:
+    """Run a verb in a transaction of its own, again at once where that deadlocked with another's.
+
+    The verb reads anew the rows that it changes (`sources.status.locked`): a try before may have
+    changed objects. Within a transaction it is a part of that one, which alone can begin again.
+    Raises LostRace where others go first again and again.
+    """
+
+    @functools.wraps(verb)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        for _ in range(_TRIES):
+            try:
+                with transaction.atomic():
+                    return verb(*args, **kwargs)
+            except OperationalError as error:
+                if connection.in_atomic_block or not is_deadlock(error):
+                    raise
+                log.info("deadlock", verb=verb.__qualname__)
+        raise LostRace("Other work on the same rows was in the way. Try again.")
+
+    return run

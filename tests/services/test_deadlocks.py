@@ -1,0 +1,83 @@
+"""Two that wait for each other: PostgreSQL breaks one off, which begins again by itself."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import pytest
+from django.db import connection, transaction
+
+from ingestion.errors import LostRace
+from ingestion.models import AuditEvent, IngestionSource
+from ingestion.services.sources import verbs
+from ingestion.services.sources.status import locked
+from ingestion.services.transactions import in_transaction
+from tests.servers.scripted_source import ACTOR, start
+from tests.servers.stack import wait_for
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+SOURCE = "SELECT 1 FROM ingestion_ingestionsource FOR NO KEY UPDATE"
+MAILBOX = "SELECT 1 FROM ingestion_mailbox FOR NO KEY UPDATE"
+
+
+@contextlib.contextmanager
+def crossing(first: str, second: str) -> Iterator[None]:
+    """Have another session lock `first`, and ask for `second` once somebody waits for it.
+
+    That session never looks whether it waits in a circle, so it is the other that is broken off.
+    """
+    locks, failed = threading.Event(), []
+
+    def someone_waits() -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
+            )
+            return bool(cursor.fetchone()[0])
+
+    def cross() -> None:
+        try:
+            with transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SET LOCAL deadlock_timeout = '1h'")
+                cursor.execute(first)
+                locks.set()
+                wait_for(someone_waits)
+                cursor.execute(second)
+        except Exception as error:
+            failed.append(error)
+            raise
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=cross)
+    thread.start()
+    assert locks.wait(30)
+    try:
+        yield
+    finally:
+        thread.join()
+    assert not failed
+
+
+def test_a_verb_begins_again(source: IngestionSource) -> None:
+    start(source)
+    verbs.pause(source, actor=ACTOR)
+    with crossing(MAILBOX, SOURCE):
+        assert verbs.resume(source, actor=ACTOR).status == "importing"
+    assert AuditEvent.objects.filter(action="source.resume").count() == 1
+
+
+def test_who_is_broken_off_again_and_again_is_told_to_try_again(source: IngestionSource) -> None:
+    tries = []
+
+    @in_transaction
+    def verb() -> None:
+        tries.append(1)
+        locked(source)
+        with connection.cursor() as cursor:
+            cursor.execute("DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '40P01'; END $$")
+
+    with pytest.raises(LostRace, match="Try again"):
+        verb()
+    assert len(tries) == 4
