@@ -9,16 +9,19 @@ from django.db import connection, transaction
 
 from ingestion.errors import LostRace
 from ingestion.models import AuditEvent, IngestionSource
+from ingestion.services.engine import sync
 from ingestion.services.sources import verbs
 from ingestion.services.sources.status import locked
 from ingestion.services.transactions import in_transaction
-from tests.servers.scripted_source import ACTOR, start
+from tests.servers.scripted_provider import Server
+from tests.servers.scripted_source import ACTOR, assert_exact, due_now, fill, finish, start
 from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 SOURCE = "SELECT 1 FROM ingestion_ingestionsource FOR NO KEY UPDATE"
 MAILBOX = "SELECT 1 FROM ingestion_mailbox FOR NO KEY UPDATE"
+RUN = "SELECT 1 FROM ingestion_run FOR NO KEY UPDATE"
 
 
 @contextlib.contextmanager
@@ -66,6 +69,19 @@ def test_a_verb_begins_again(source: IngestionSource) -> None:
     with crossing(MAILBOX, SOURCE):
         assert verbs.resume(source, actor=ACTOR).status == "importing"
     assert AuditEvent.objects.filter(action="source.resume").count() == 1
+
+
+def test_a_slice_of_work_goes_on_at_once(server: Server, source: IngestionSource) -> None:
+    """The database is there: nobody need wait for it."""
+    fill(server, 3)
+    start(source)
+    mailbox = due_now()
+    with crossing(RUN, MAILBOX):
+        assert sync.sync_mailbox(mailbox.pk)
+    mailbox.refresh_from_db()
+    assert (mailbox.attempts, mailbox.lease_expires_at) == (0, None)
+    finish(source)
+    assert_exact(server, source)
 
 
 def test_who_is_broken_off_again_and_again_is_told_to_try_again(source: IngestionSource) -> None:

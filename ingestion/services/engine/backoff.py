@@ -1,4 +1,5 @@
-"""How long to wait before trying again: exponential, with jitter, never less than asked for."""
+"""How long to wait before trying again: exponential, with jitter, never less than a server asks for
+(but for a day at most)."""
 
 import datetime as dt
 import secrets
@@ -29,12 +30,12 @@ def spread(seconds: float, *, server_seconds: float | None = None) -> dt.timedel
     return dt.timedelta(seconds=max(own, asked))
 
 
-def refused_login(attempts: int) -> float | None:
-    """Return the seconds to wait after the `attempts`-th refused login in a row (from 1); None: it
-    is no accident, a person must look."""
+def refused_login(attempts: int) -> dt.timedelta | None:
+    """Return the wait after the `attempts`-th refused login in a row (from 1); None: it is no
+    accident, a person must look."""
     if attempts > len(_REFUSED_LOGIN_SECONDS):
         return None
-    return _REFUSED_LOGIN_SECONDS[attempts - 1]
+    return spread(0.0, server_seconds=_REFUSED_LOGIN_SECONDS[attempts - 1])
 
 
 def failure_delay(attempts: int) -> dt.timedelta:

@@ -22,6 +22,7 @@ from ingestion.services.engine import backoff
 from ingestion.services.engine.careful import BREAKS
 from ingestion.services.engine.folders import READABLE
 from ingestion.services.engine.lease import Lease
+from ingestion.services.engine.trouble import Action, Trouble
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +56,7 @@ class Turn:
         self._queue = sorted(todo if all_fail else due, key=lambda one: one[1].attempts)
         self.left = len(self._queue)
         self._done: list[int] = []
-        self._error: errors.ConnectorError | None = None
+        self._refusal: Trouble | None = None
 
     def __iter__(self) -> Iterator[tuple[RemoteFolder, Folder]]:
         for one in self._queue:
@@ -68,26 +69,25 @@ class Turn:
         if folder.attempts:
             self._update(folder, READABLE)
 
-    def refused(self, folder: Folder, error: errors.ConnectorError) -> None:
+    def refused(self, folder: Folder, what: Trouble) -> None:
         """The folder can't be read by itself."""
-        if not isinstance(error, errors.FolderGone):  # that says nothing about the mailbox
-            self._error = error
-        self._note(folder, error)
+        if what.code != errors.FolderGone.code:  # that says nothing about the mailbox
+            self._refusal = what
+        self._note(folder, what)
 
-    def failed(
-        self, folder: Folder, error: errors.ConnectorError, *, moved: bool, fetching: bool
-    ) -> None:
+    def failed(self, folder: Folder, what: Trouble, *, moved: bool, fetching: bool) -> None:
         """The connection, or the whole mailbox, failed while this folder was in hand. `moved`:
         something came of the folder before. `fetching`: it failed in a download."""
-        if isinstance(error, errors.RateLimited):
+        is_bug = what.action is Action.BUG
+        if not is_bug and (what.action is not Action.RETRY or what.code == errors.RateLimited.code):
             return
-        if moved:
+        code = BREAKS if fetching and not is_bug else what.code
+        if moved and not is_bug:
             if folder.attempts:
                 self._update(folder, READABLE)
         elif folder.attempts + 1 >= _BREAKS:
-            self._note(folder, error, code=BREAKS if fetching else error.code)
+            self._note(folder, what, code=code)
         else:
-            code = BREAKS if fetching else error.code[:64]
             self._update(folder, {"attempts": folder.attempts + 1, "last_error_code": code})
 
     def leave(self) -> None:
@@ -100,12 +100,11 @@ class Turn:
 
     def end(self) -> None:
         """All had their turn. Raises Unavailable where none of the folders can be read."""
-        if self._error is not None and all(folder.failing_since for _, folder in self._followed):
-            raise errors.Unavailable(str(self._error), code=self._error.code)
+        refusal = self._refusal
+        if refusal is not None and all(folder.failing_since for _, folder in self._followed):
+            raise errors.Unavailable(refusal.text, code=refusal.code)
 
-    def _note(
-        self, folder: Folder, error: errors.ConnectorError, *, code: str | None = None
-    ) -> None:
+    def _note(self, folder: Folder, what: Trouble, *, code: str = "") -> None:
         attempts = folder.attempts + 1
         wait = backoff.folder_delay(attempts)
         self._update(
@@ -114,12 +113,12 @@ class Turn:
                 "attempts": attempts,
                 "not_before": Now() + wait,
                 "failing_since": Coalesce("failing_since", Now()),
-                "last_error_code": (code or error.code)[:64],
-                "last_error": str(error)[:2000].replace("\0", ""),
+                "last_error_code": code or what.code,
+                "last_error": what.text[:2000].replace("\0", ""),
             },
         )
         folder.failing_since = folder.failing_since or timezone.now()
-        log.warning("folder_unreadable", folder=folder.pk, code=error.code, attempts=attempts)
+        log.warning("folder_unreadable", folder=folder.pk, code=what.code, attempts=attempts)
 
     def _update(self, folder: Folder, values: Mapping[str, object]) -> None:
         with transaction.atomic():

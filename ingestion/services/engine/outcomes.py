@@ -1,8 +1,10 @@
 """What becomes of a mailbox, its run and its source when a slice of work has ended.
 
-`act_on` is the one table of what each class of connector error means. Everything here is written
-under the lease, in transactions of its own: LeaseLost where it is no longer held.
+`engine.trouble` says what an error means, `act_on` what that does to the rows. Everything here is
+written under the lease, in transactions of its own: LeaseLost where it is no longer held.
 """
+
+import datetime as dt
 
 import structlog
 from django.db import transaction
@@ -10,11 +12,12 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from connectors import errors
-from ingestion.errors import LeaseLost, LostRace, WrongArchive
-from ingestion.models import Mailbox, Run
-from ingestion.services.engine import backoff, careful
+from ingestion.errors import LeaseLost, LostRace
+from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services.engine import backoff, careful, trouble
 from ingestion.services.engine.lease import Lease
-from ingestion.services.sources import credentials, verbs
+from ingestion.services.engine.trouble import Action, Trouble
+from ingestion.services.sources import verbs
 from ingestion.services.sources.status import locked
 from ingestion.states import MailboxState, RunKind
 
@@ -50,42 +53,22 @@ def defer_before(held: Lease, mailbox: Mailbox, run: Run) -> None:
         Run.objects.filter(pk=run.pk).update(warning=str(error))
 
 
-def act_on(error: errors.ConnectorError, held: Lease, mailbox: Mailbox, run: Run) -> None:
-    """What each class of error means, by what it asks of the caller."""
-    if isinstance(error, errors.Retryable):
-        retry_later(held, mailbox, run, error, server_seconds=error.retry_after_seconds)
-    elif isinstance(error, errors.MailboxUnavailable):
-        _set_aside(held, mailbox, run, error)
-    elif isinstance(error, errors.NeedsReauth):
-        wait = backoff.refused_login(_failures(mailbox, error))
-        if wait is None:
-            _stop_source(held, mailbox, error)
-        else:
-            retry_later(held, mailbox, run, error, server_seconds=wait)
-    elif isinstance(error, errors.Fatal):
-        _stop_source(held, mailbox, error)
+def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> Trouble:
+    """Write down how a slice failed, and return what that means.
+
+    Raises `error` where nobody can be told in rows.
+    """
+    what = trouble.of_archive(error) if isinstance(error, OSError) else trouble.of(error)
+    before = Mailbox.objects.filter(pk=mailbox.pk).values_list("attempts", "last_error_code")
+    failures = what.failures(*before.first() or (0, ""))  # progress reset them
+    wait = what.wait(failures)
+    if wait is not None:
+        _retry_later(held, mailbox, run, what, failures=failures, wait=wait)
+    elif what.action is Action.MAILBOX:
+        _set_aside(held, mailbox, run, what)
     else:
-        log.error("sync_bug", error=type(error).__name__)
-        retry_later(held, mailbox, run, bug(error), server_seconds=None)
-
-
-def _failures(mailbox: Mailbox, error: errors.ConnectorError) -> int:
-    """The failures in a row, this one included. Refused logins are counted by themselves: a bad
-    network before one says nothing about the password."""
-    mailbox.refresh_from_db(fields=["attempts", "last_error_code"])  # progress reset them
-    counted = not isinstance(error, errors.NeedsReauth) or mailbox.last_error_code == error.code
-    return mailbox.attempts + 1 if counted else 1
-
-
-def storage_error(error: OSError) -> errors.Unavailable:
-    if isinstance(error, WrongArchive):
-        return errors.Unavailable(str(error), code=error.code)
-    reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
-    return errors.Unavailable(f"{reason} Free space or mend ARCHIVE_DIR.", code="storage")
-
-
-def bug(error: Exception) -> errors.ConnectorError:
-    return errors.ConnectorError(credentials.bug_message(error), code="internal_error")
+        _stop_source(held, mailbox, what)
+    return what
 
 
 def _owes(mailbox: Mailbox, run: Run) -> bool:
@@ -124,60 +107,54 @@ def yield_turn(held: Lease) -> None:
         )
 
 
-def retry_later(
+def _retry_later(
     held: Lease,
     mailbox: Mailbox,
     run: Run,
-    error: errors.ConnectorError,
+    what: Trouble,
     *,
-    server_seconds: float | None,
+    failures: int,
+    wait: dt.timedelta,
 ) -> None:
     with transaction.atomic():
         held.fence()
-        if not _owes(mailbox, run):
+        if not _owes(mailbox, run) or _has_other_credentials(mailbox):
             return
-        attempts = _failures(mailbox, error)
-        wait = backoff.delay(attempts, server_seconds=server_seconds)
-        leaves = attempts >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
+        leaves = failures >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
         Mailbox.objects.filter(pk=mailbox.pk).update(
-            attempts=0 if leaves else attempts,
-            last_error_code=error.code,
-            last_error=str(error),
+            attempts=0 if leaves else failures,
+            last_error_code=what.code,
+            last_error=what.text,
             not_before=Now() + wait,
             rung_at=None,
             run=None if leaves else run,
             messages_expected=0 if leaves else F("messages_expected"),
         )
         Run.objects.filter(pk=run.pk).update(
-            warning=str(error),
+            warning=what.text,
             mailboxes_done=F("mailboxes_done") + (1 if leaves else 0),
         )
-    log.info(
-        "mailbox_deferred",
-        code=error.code,
-        attempts=attempts,
-        seconds=wait.total_seconds(),
-    )
+    log.info("mailbox_deferred", code=what.code, attempts=failures, seconds=wait.total_seconds())
 
 
-def _set_aside(held: Lease, mailbox: Mailbox, run: Run, error: errors.ConnectorError) -> None:
+def _set_aside(held: Lease, mailbox: Mailbox, run: Run, what: Trouble) -> None:
     """This one mailbox can't be had; the next run's listing tries it again."""
     with transaction.atomic():
         held.fence()
-        if not _owes(mailbox, run):
+        if not _owes(mailbox, run) or _has_other_credentials(mailbox):
             return
         Mailbox.objects.filter(pk=mailbox.pk).update(
             run=None,
             state=MailboxState.UNAVAILABLE,
-            state_reason=str(error),
+            state_reason=what.text,
             messages_expected=0,
-            last_error_code=error.code,
-            last_error=str(error),
+            last_error_code=what.code,
+            last_error=what.text,
         )
         Run.objects.filter(pk=run.pk).update(mailboxes_done=F("mailboxes_done") + 1)
 
 
-def _stop_source(held: Lease, mailbox: Mailbox, error: errors.ConnectorError) -> None:
+def _stop_source(held: Lease, mailbox: Mailbox, what: Trouble) -> None:
     """An operator must act: the source goes to error and says why."""
     with transaction.atomic():
         try:
@@ -185,13 +162,19 @@ def _stop_source(held: Lease, mailbox: Mailbox, error: errors.ConnectorError) ->
         except LostRace as lost:
             raise LeaseLost(str(lost)) from lost
         held.fence()
-        if not source.runnable:
-            return
-        if source.credentials_version != mailbox.source.credentials_version:
-            # What was refused were the credentials of before: that says nothing of these.
-            Mailbox.objects.filter(pk=mailbox.pk).update(attempts=0, not_before=Now(), rung_at=None)
+        if not source.runnable or _has_other_credentials(mailbox):
             return
         Mailbox.objects.filter(pk=mailbox.pk).update(
-            last_error_code=error.code, last_error=str(error), attempts=0
+            last_error_code=what.code, last_error=what.text, attempts=0
         )
-        verbs.fail(source, str(error), actor="ingestion")
+        verbs.fail(source, what.text, actor="ingestion")
+
+
+def _has_other_credentials(mailbox: Mailbox) -> bool:
+    """Tell whether the source was given others since the slice began. What became of those of
+    before says nothing of these, so that the mailbox is due at once. Call under the fence."""
+    version = mailbox.source.credentials_version
+    if IngestionSource.objects.filter(pk=mailbox.source_id, credentials_version=version).exists():
+        return False
+    Mailbox.objects.filter(pk=mailbox.pk).update(attempts=0, not_before=Now(), rung_at=None)
+    return True

@@ -6,9 +6,10 @@
 
 The work ends when all folders are followed (the mailbox owes its run nothing more), at the end of
 the time slice (with a page, unless that takes too long; the row is due again at once), when the
-source is paused or deleted or the lease is lost (at the next message), or with an error: the
-ladder in `_attempt` and `engine.outcomes` say what each class of error means. A session opened
-here never outlives the lease; nothing here runs inside a transaction but what a batch commits.
+source is paused or deleted or the lease is lost (`engine.lease` notices within RENEW_SECONDS; then
+at the next message or page), or with an error: `engine.trouble` says what it means,
+`engine.outcomes` what that does to the rows. A session opened here never outlives the lease;
+nothing here runs inside a transaction but what a batch commits.
 """
 
 import dataclasses
@@ -35,12 +36,15 @@ from ingestion.services.engine import (
     outcomes,
     placements,
     runs,
+    trouble,
 )
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.capture import Capture, OpenBatch
 from ingestion.services.engine.lease import Lease
+from ingestion.services.engine.trouble import Action
 from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
+from ingestion.services.transactions import is_deadlock
 from ingestion.states import ListAnew, RunKind
 
 log = structlog.get_logger(__name__)
@@ -98,10 +102,12 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: _Until) ->
             log.warning("lease_lost")
             return False
         except (OperationalError, InterfaceError) as error:
-            # Nobody can be told in rows: the lease expires and the dispatcher finds the mailbox.
-            log.warning("database_unavailable", error=type(error).__name__)
-            connection.close()
-            return False
+            if not is_deadlock(error):
+                # Nobody can be told in rows: the dispatcher finds the mailbox again.
+                log.warning("database_unavailable", error=type(error).__name__)
+                connection.close()
+                return False
+            log.info("deadlock")  # others went first; the mailbox is due as it was
     if finished or Mailbox.objects.filter(pk=mailbox.pk, run=None).exists():
         runs.finish_if_done(run.pk)
         return False
@@ -125,16 +131,11 @@ def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
         else:
             outcomes.yield_turn(held)
         return finished
-    except (LeaseLost, OperationalError, InterfaceError):
-        raise
-    except errors.ConnectorError as error:
-        outcomes.act_on(error, held, mailbox, run)
-    except OSError as error:
-        outcomes.retry_later(held, mailbox, run, outcomes.storage_error(error), server_seconds=None)
     except Exception as error:
-        log.exception("sync_bug", error=type(error).__name__)
-        outcomes.retry_later(held, mailbox, run, outcomes.bug(error), server_seconds=None)
-    return False
+        what = outcomes.act_on(error, held, mailbox, run)
+        if what.action is Action.BUG:
+            log.exception("sync_bug", error=type(error).__name__)
+        return False
 
 
 class _Mailbox:
@@ -202,22 +203,20 @@ class _Mailbox:
             )
             try:
                 ended = self._follow(session, remote, folder)
-            except errors.Skippable as error:  # it refuses itself; the session goes on
-                turn.refused(folder, error)
-                ended = True
-            except (errors.Retryable, errors.CursorExpired) as error:
-                turn.failed(
-                    folder,
-                    error,
-                    moved=self.moved or self.care.blamed,
-                    fetching=self.fetching,
-                )
-                raise
-            except (errors.ConnectorError, LeaseLost, DatabaseError, OSError):
-                raise  # of the mailbox, or nobody's here
+            except (LeaseLost, DatabaseError, OSError):
+                raise  # nobody's here
             except Exception as error:
-                turn.failed(folder, outcomes.bug(error), moved=False, fetching=False)
-                raise
+                what = trouble.of(error)
+                if what.action is not Action.FOLDER:
+                    turn.failed(
+                        folder,
+                        what,
+                        moved=self.moved or self.care.blamed,
+                        fetching=self.fetching,
+                    )
+                    raise
+                turn.refused(folder, what)  # by itself; the session goes on
+                ended = True
             else:
                 if ended:
                     turn.done(folder)

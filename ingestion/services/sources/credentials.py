@@ -6,18 +6,20 @@ from typing import Any
 
 import structlog
 from django.conf import settings
-from django.db import transaction
 from django.db.models.functions import Now
 from django.utils import timezone
 
 from connectors import errors, registry
 from connectors.base import Connector
-from connectors.config import ConfigError, Environment
+from connectors.config import Environment
+from connectors.types import Identity
 from ingestion.models import IngestionSource, Run
 from ingestion.services.audit import SYSTEM, Actor
-from ingestion.services.engine import backoff, runs, throttle
+from ingestion.services.engine import backoff, runs, throttle, trouble
+from ingestion.services.engine.trouble import Action, Trouble
 from ingestion.services.sources import refresh_tokens, verbs
 from ingestion.services.sources.status import locked, move
+from ingestion.services.transactions import in_transaction
 from ingestion.states import RunKind, SourceStatus
 
 log = structlog.get_logger(__name__)
@@ -29,17 +31,19 @@ _CHECK_BACKOFF_SECONDS = (10, 30, 60, 120, 300, 600)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a check of the credentials found. `code`: "ok" or a code of connectors.errors.
+    """What a check of the credentials found, in words for people; with the trouble, where any."""
 
-    `passing`: time alone may change it, so that it makes no error of the source.
-    `retry_after_seconds`: not to be asked again before, where the provider said so.
-    """
-
-    ok: bool
-    code: str
     message: str
-    passing: bool = False
-    retry_after_seconds: float | None = None
+    trouble: Trouble | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.trouble is None
+
+    @property
+    def code(self) -> str:
+        """ "ok", or the trouble's: a code of connectors.errors."""
+        return self.trouble.code if self.trouble else "ok"
 
 
 def environment(source: IngestionSource) -> Environment:
@@ -74,67 +78,52 @@ def check(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
 
     A provider that can't be reached now changes nothing: the check is due again, with backoff. So
     does a verdict about credentials that were changed while it was asked for. Network outside,
-    transaction inside.
+    transaction inside. Raises LostRace where the source was deleted meanwhile.
     """
     source.refresh_from_db()
     asked_about = source.credentials_version
-    verdict = _ask_provider(source)
-    with transaction.atomic():
-        now = locked(source)
-        if now.credentials_version == asked_about:
-            _act_on(now, verdict, actor)
+    try:
+        identity = _ask_provider(source)
+    except Exception as error:
+        what = trouble.of(error)
+        if what.action is Action.BUG:
+            log.exception("check_bug", source=str(source.pk), error=type(error).__name__)
+        verdict = Verdict(what.text, what)
+    else:
+        verdict = Verdict(f"{identity.account}: {identity.detail}".rstrip(": "))
+    _act_on(source, asked_about, verdict, actor)
     return verdict
 
 
-def _ask_provider(source: IngestionSource) -> Verdict:
+def _ask_provider(source: IngestionSource) -> Identity:
     provider = registry.get(source.provider)
-    try:
-        if provider.config.parse(_config(source)).awaits_consent():
-            return Verdict(
-                False, _CONSENT_NEEDED, f"Sign in with {provider.label} to grant access."
-            )
-        with connect(source) as connector:
-            identity = connector.check()
-    except errors.Retryable as error:
-        return Verdict(
-            False,
-            error.code,
-            str(error),
-            passing=True,
-            retry_after_seconds=error.retry_after_seconds,
+    if provider.config.parse(_config(source)).awaits_consent():
+        raise errors.NeedsReauth(
+            f"Sign in with {provider.label} to grant access.", code=_CONSENT_NEEDED
         )
-    except errors.ConnectorError as error:
-        return Verdict(False, error.code, str(error))
-    except ConfigError as error:
-        return Verdict(False, "invalid_config", f"The configuration is not valid: {error}.")
-    except Exception as error:
-        log.exception("check_bug", source=str(source.pk), error=type(error).__name__)
-        return Verdict(False, "internal_error", bug_message(error))
-    return Verdict(True, "ok", f"{identity.account}: {identity.detail}".rstrip(": "))
+    with connect(source) as connector:
+        return connector.check()
 
 
-def bug_message(error: Exception) -> str:
-    """Say that something is our fault. Not the error's own text, which may quote anything."""
-    name = type(error).__name__
-    return f"Internal error ({name}): a bug. The log has the details."
-
-
-def _act_on(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
-    if verdict.ok:
+@in_transaction
+def _act_on(source: IngestionSource, asked_about: int, verdict: Verdict, actor: Actor) -> None:
+    source = locked(source)
+    if source.credentials_version != asked_about:
+        return
+    is_pending = source.status == SourceStatus.PENDING_AUTH
+    if verdict.trouble is None:
         if source.status == SourceStatus.ERROR:
             verbs.recheck(source, reason="Checked by hand.", actor=actor)
-        if source.status == SourceStatus.PENDING_AUTH:
+            is_pending = True
+        if is_pending:
             _proven(source, verdict, actor)
-        return
-    if verdict.code == _CONSENT_NEEDED:
-        if source.status == SourceStatus.PENDING_AUTH:
+    elif verdict.trouble.code == _CONSENT_NEEDED:
+        if is_pending:
             _await_consent(source, verdict)
-        return
-    if verdict.passing:
-        if source.status == SourceStatus.PENDING_AUTH:
-            _check_again_later(source, verdict, actor)
-        return
-    if source.status not in (SourceStatus.ERROR, SourceStatus.PAUSED):
+    elif verdict.trouble.action is Action.RETRY:
+        if is_pending:
+            _check_again_later(source, verdict.trouble, actor)
+    elif source.status not in (SourceStatus.ERROR, SourceStatus.PAUSED):
         verbs.fail(source, verdict.message, actor=actor)
 
 
@@ -165,16 +154,15 @@ def _await_consent(source: IngestionSource, verdict: Verdict) -> None:
     source.save(update_fields=["check_not_before"])
 
 
-def _check_again_later(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
+def _check_again_later(source: IngestionSource, what: Trouble, actor: Actor) -> None:
     source.check_attempts += 1
     if source.check_attempts > len(_CHECK_BACKOFF_SECONDS):
-        reason = f"Gave up after {source.check_attempts} tries: {verdict.message}"
+        reason = f"Gave up after {source.check_attempts} tries: {what.text}"
         verbs.fail(source, reason, actor=actor)
         return
     wait = backoff.spread(
-        _CHECK_BACKOFF_SECONDS[source.check_attempts - 1],
-        server_seconds=verdict.retry_after_seconds,
+        _CHECK_BACKOFF_SECONDS[source.check_attempts - 1], server_seconds=what.retry_after_seconds
     )
     source.check_not_before = Now() + wait
     source.save(update_fields=["check_attempts", "check_not_before"])
-    verbs.say(source, f"{verdict.message} Tried again in {wait.total_seconds():.0f} s.")
+    verbs.say(source, f"{what.text} Tried again in {wait.total_seconds():.0f} s.")

@@ -12,18 +12,17 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 import structlog
-from django.db import InterfaceError, OperationalError, transaction
 from django.db.models.functions import Now
 
-from connectors import errors
-from connectors.config import ConfigError
 from connectors.types import RemoteMailbox
 from ingestion.errors import LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services.engine import backoff, folders, runs
+from ingestion.services.engine import folders, runs, trouble
+from ingestion.services.engine.trouble import Action, Trouble
 from ingestion.services.sources import credentials, verbs
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked
+from ingestion.services.transactions import in_transaction
 from ingestion.states import MailboxState
 
 log = structlog.get_logger(__name__)
@@ -43,20 +42,12 @@ def discover(run_id: uuid.UUID) -> None:
     except LostRace:
         log.info("discovery_overtaken", run=str(run.pk))
         _list_again(run)
-    except errors.Retryable as error:
-        _again_later(run, error, error.retry_after_seconds)
-    except errors.NeedsReauth as error:
-        _login_refused(source, run, error)
-    except errors.ConnectorError as error:
-        _give_up(source, run, str(error))
-    except ConfigError as error:
-        _give_up(source, run, f"The configuration is not valid: {error}.")
-    except (OperationalError, InterfaceError):
-        raise  # nobody can be told in rows
     except Exception as error:
-        log.exception("discovery_bug", run=str(run.pk), error=type(error).__name__)
-        bug = errors.ConnectorError(credentials.bug_message(error), code="internal_error")
-        _again_later(run, bug, None)
+        what = trouble.of(error)
+        if what.action is Action.BUG:
+            log.exception("discovery_bug", run=str(run.pk), error=type(error).__name__)
+        with contextlib.suppress(LostRace):  # deleted: nobody waits for it
+            _act_on(what, source, run)
     else:
         runs.finish_if_done(run.pk)
 
@@ -67,33 +58,38 @@ def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailb
     seen: set[str] = set()
     for batch in _batched(mailboxes, _BATCH):
         seen.update(mailbox.remote_id for mailbox in batch)
-        with transaction.atomic():
-            _own(source, run)
-            if len(batch) == len(seen) == 1:
-                _keep_row_of_account(source, batch[0])
-            Mailbox.objects.bulk_create(
-                [_row(source, run, mailbox, options) for mailbox in batch],
-                update_conflicts=True,
-                unique_fields=["source", "remote_id"],
-                # rung_at: what was rung for the run before says nothing about this one
-                update_fields=["address", "state", "state_reason", "run", "rung_at"],
-            )
-            # A listing may take longer than a dispatcher waits before it rings again.
-            Run.objects.filter(pk=run.pk).update(rung_at=Now())
+        rows = [_row(source, run, mailbox, options) for mailbox in batch]
+        _store(source, run, rows, alone=len(batch) == len(seen) == 1)
     _settle(source, run, seen)
 
 
-def _keep_row_of_account(source: IngestionSource, listed: RemoteMailbox) -> None:
+@in_transaction
+def _store(source: IngestionSource, run: Run, rows: list[Mailbox], *, alone: bool) -> None:
+    _own(source, run)
+    if alone:
+        _keep_row_of_account(source, rows[0].remote_id)
+    Mailbox.objects.bulk_create(
+        rows,
+        update_conflicts=True,
+        unique_fields=["source", "remote_id"],
+        # rung_at: what was rung for the run before says nothing about this one
+        update_fields=["address", "state", "state_reason", "run", "rung_at"],
+    )
+    # A listing may take longer than a dispatcher waits before it rings again.
+    Run.objects.filter(pk=run.pk).update(rung_at=Now())
+
+
+def _keep_row_of_account(source: IngestionSource, listed_id: str) -> None:
     """Keep the row of a source's only mailbox where its login name was completed: "anna" and
     "anna@example.com" are one account, whose mail is not to be archived twice. Its ids are not
     trusted all the same: it may be another domain's anna."""
     rows = list(Mailbox.objects.filter(source=source).exclude(state=MailboxState.GONE)[:2])
-    if len(rows) != 1 or not _names_account_of(rows[0].remote_id, listed.remote_id):
+    if len(rows) != 1 or not _names_account_of(rows[0].remote_id, listed_id):
         return
-    if Mailbox.objects.filter(source=source, remote_id=listed.remote_id).exists():
+    if Mailbox.objects.filter(source=source, remote_id=listed_id).exists():
         return  # it was called so before
     mine = Mailbox.objects.filter(pk=rows[0].pk)
-    mine.update(remote_id=listed.remote_id)
+    mine.update(remote_id=listed_id)
     folders.distrust(mine)
 
 
@@ -127,68 +123,53 @@ def _row(source: IngestionSource, run: Run, remote: RemoteMailbox, options: Opti
     )
 
 
+@in_transaction
 def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
-    with transaction.atomic():
-        _own(source, run)
-        mine = Mailbox.objects.filter(source=source)
-        for mailbox in mine.exclude(state=MailboxState.GONE).only("pk", "remote_id"):
-            if mailbox.remote_id not in seen:
-                mine.filter(pk=mailbox.pk).update(
-                    state=MailboxState.GONE,
-                    state_reason="No longer listed by the provider. What was archived stays.",
-                    run=None,
-                )
-        # With the run's row locked, nobody counts a mailbox as done between these two counts. One
-        # that was done before a listing that began again was given its work again.
-        Run.objects.select_for_update().get(pk=run.pk)
-        wanted = mine.filter(state=MailboxState.ACTIVE).count()
-        due = mine.filter(state=MailboxState.ACTIVE, run=run).count()
-        Run.objects.filter(pk=run.pk).update(
-            discovered_at=Now(),
-            not_before=Now() + Options.of(source.options).sync_interval,  # runs.follow_meanwhile
-            mailboxes_total=wanted,
-            mailboxes_done=wanted - due,
-            attempts=0,
-            last_error_code="",
-            warning="",
-        )
-
-
-def _again_later(run: Run, error: errors.ConnectorError, server_seconds: float | None) -> None:
-    attempts = _failures(run, error)
-    wait = backoff.delay(attempts, server_seconds=server_seconds)
+    _own(source, run)
+    mine = Mailbox.objects.filter(source=source)
+    for mailbox in mine.exclude(state=MailboxState.GONE).only("pk", "remote_id"):
+        if mailbox.remote_id not in seen:
+            mine.filter(pk=mailbox.pk).update(
+                state=MailboxState.GONE,
+                state_reason="No longer listed by the provider. What was archived stays.",
+                run=None,
+            )
+    # With the run's row locked, nobody counts a mailbox as done between these two counts. One
+    # that was done before a listing that began again was given its work again.
+    Run.objects.select_for_update().get(pk=run.pk)
+    wanted = mine.filter(state=MailboxState.ACTIVE).count()
+    due = mine.filter(state=MailboxState.ACTIVE, run=run).count()
     Run.objects.filter(pk=run.pk).update(
-        attempts=attempts,
-        last_error_code=error.code[:64],
-        not_before=Now() + wait,
-        rung_at=None,
-        warning=str(error),
+        discovered_at=Now(),
+        not_before=Now() + Options.of(source.options).sync_interval,  # runs.follow_meanwhile
+        mailboxes_total=wanted,
+        mailboxes_done=wanted - due,
+        attempts=0,
+        last_error_code="",
+        warning="",
     )
-    log.info("discovery_deferred", run=str(run.pk), code=error.code)
 
 
-def _login_refused(source: IngestionSource, run: Run, error: errors.NeedsReauth) -> None:
-    wait = backoff.refused_login(_failures(run, error))
-    if wait is None:
-        _give_up(source, run, str(error))
-    else:
-        _again_later(run, error, wait)
-
-
-def _failures(run: Run, error: errors.ConnectorError) -> int:
-    """The failures in a row, this one included; refused logins are counted by themselves."""
-    counted = not isinstance(error, errors.NeedsReauth) or run.last_error_code == error.code
-    return run.attempts + 1 if counted else 1
-
-
-def _give_up(source: IngestionSource, run: Run, reason: str) -> None:
-    """Put the source in error, unless its credentials were changed since the listing began."""
-    with contextlib.suppress(LostRace), transaction.atomic():  # deleted: nobody waits for it
-        now = locked(source)
-        if now.credentials_version != source.credentials_version:
-            _list_again(run)
-        elif now.runnable:
-            verbs.fail(now, reason, actor="ingestion")
+@in_transaction
+def _act_on(what: Trouble, source: IngestionSource, run: Run) -> None:
+    """Write down how the listing failed, unless the credentials were changed since it began."""
+    now = locked(source)
+    if now.credentials_version != source.credentials_version:
+        _list_again(run)
+        return
+    failures = what.failures(run.attempts, run.last_error_code)
+    wait = what.wait(failures)
+    if wait is not None:
+        Run.objects.filter(pk=run.pk).update(
+            attempts=failures,
+            last_error_code=what.code,
+            not_before=Now() + wait,
+            rung_at=None,
+            warning=what.text,
+        )
+        log.info("discovery_deferred", run=str(run.pk), code=what.code)
+    elif now.runnable:
+        verbs.fail(now, what.text, actor="ingestion")
 
 
 def _list_again(run: Run) -> None:

@@ -209,3 +209,39 @@ def test_retry_does_not_deadlock_with_a_worker_that_records_failures(
         thread.join()
     assert not said
     assert "database_unavailable" not in caplog.text
+
+
+def test_what_old_credentials_met_makes_no_mailbox_wait_for_new_ones(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+
+    def replaced(_: int) -> None:
+        server.before_message = lambda _: None
+        give(source, "new")
+        assert credentials.check(source, actor=ACTOR).ok
+        raise REFUSED
+
+    server.before_message = replaced
+    assert sync.sync_mailbox(Mailbox.objects.get().pk)
+    assert Mailbox.objects.get().attempts == 0
+
+
+def test_what_old_credentials_met_makes_no_listing_wait_for_new_ones(
+    server: Server, source: IngestionSource
+) -> None:
+    run = verbs.start_import(source, actor=ACTOR)
+    credentials.check(source, actor=ACTOR)
+
+    def replaced() -> None:
+        give(source, "new")
+        assert credentials.check(source, actor=ACTOR).ok
+        raise REFUSED
+
+    server.before_mailbox = replaced
+    discovery.discover(run.pk)
+    server.before_mailbox = lambda: None
+    run.refresh_from_db()
+    assert (run.attempts, run.warning) == (0, "")
+    assert [bell.kind for bell in due_work.due()] == ["discover"]

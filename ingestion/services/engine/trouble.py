@@ -1,0 +1,93 @@
+"""What an error means: one ladder for all who ask a provider.
+
+A check of credentials, a listing of mailboxes and a slice of work each say only what an action does
+to their own row. None of them acts for credentials that are no longer the stored ones: what became
+of those says nothing of these (`IngestionSource.credentials_version`).
+"""
+
+import dataclasses
+import datetime as dt
+import enum
+
+from django.db import InterfaceError, OperationalError
+
+from connectors import errors
+from connectors.config import ConfigError
+from ingestion.errors import LeaseLost, LostRace, WrongArchive
+from ingestion.services.engine import backoff
+
+
+class Action(enum.Enum):
+    """What is to be done, whoever does it."""
+
+    RETRY = "wait, and go on: time alone may mend it"
+    REAUTH = "the login is refused: now and again by accident, else a person must look"
+    MAILBOX = "this one mailbox can't be had; the others go on"
+    FOLDER = "this one folder can't be had; the others go on"
+    STOP = "trying again the same way can't help: an operator must act"
+    BUG = "it is our fault: log it, and go on later"
+
+
+#: By the class of what connectors raise. Any other error of theirs is a bug.
+_ACTIONS: dict[type[errors.ConnectorError], Action] = {
+    errors.Retryable: Action.RETRY,
+    errors.NeedsReauth: Action.REAUTH,
+    errors.MailboxUnavailable: Action.MAILBOX,
+    errors.Skippable: Action.FOLDER,
+    errors.Fatal: Action.STOP,
+}
+#: Waiting can help against these.
+_PASSING = frozenset({Action.RETRY, Action.FOLDER, Action.BUG})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trouble:
+    """`code` is for rows and clients, `text` for people."""
+
+    action: Action
+    code: str
+    text: str
+    retry_after_seconds: float | None = None
+
+    def failures(self, attempts: int, last_code: str) -> int:
+        """Return how many failures in a row this is, after `attempts` of which the last had
+        `last_code`. Refused logins are counted by themselves: a bad network before one says
+        nothing about the password."""
+        counted = self.action is not Action.REAUTH or last_code == self.code
+        return attempts + 1 if counted else 1
+
+    def wait(self, failures: int) -> dt.timedelta | None:
+        """Return how long to wait after so many failures in a row; None: waiting can't help."""
+        if self.action in _PASSING:
+            return backoff.delay(failures, server_seconds=self.retry_after_seconds)
+        if self.action is Action.REAUTH:
+            return backoff.refused_login(failures)
+        return None
+
+
+def of(error: Exception) -> Trouble:
+    """Return what an error means that came out of asking a provider.
+
+    Raises `error` itself where that is no trouble of a provider's: the row is somebody else's by
+    now (LeaseLost, LostRace), or the database is away, and nobody can be told in rows.
+    """
+    if isinstance(error, LeaseLost | LostRace | OperationalError | InterfaceError):
+        raise error
+    if isinstance(error, ConfigError):
+        return Trouble(Action.STOP, "invalid_config", f"The configuration is not valid: {error}.")
+    if isinstance(error, errors.ConnectorError):
+        wish = error.retry_after_seconds if isinstance(error, errors.Retryable) else None
+        for kind, action in _ACTIONS.items():
+            if isinstance(error, kind):
+                return Trouble(action, error.code[:64], str(error), wish)
+    # Not with the error's own text, which may quote anything.
+    text = f"Internal error ({type(error).__name__}): a bug. The log has the details."
+    return Trouble(Action.BUG, "internal_error", text)
+
+
+def of_archive(error: OSError) -> Trouble:
+    """Return what it means that the archive can't be written."""
+    if isinstance(error, WrongArchive):
+        return Trouble(Action.RETRY, error.code, str(error))
+    reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
+    return Trouble(Action.RETRY, "storage", f"{reason} Free space or mend ARCHIVE_DIR.")

@@ -1,0 +1,54 @@
+"""What each class of error means, for all who ask a provider."""
+
+import pytest
+from django.db import OperationalError
+
+from connectors import errors
+from connectors.config import ConfigError
+from ingestion.errors import CredentialsUnreadable, LeaseLost, LostRace
+from ingestion.services.engine import trouble
+from ingestion.services.engine.trouble import Action
+
+
+@pytest.mark.parametrize(
+    ("error", "action", "code"),
+    [
+        (errors.Unavailable("Away."), Action.RETRY, "unavailable"),
+        (errors.RateLimited("Busy."), Action.RETRY, "rate_limited"),
+        (CredentialsUnreadable(), Action.RETRY, "credentials_unreadable"),
+        (errors.NeedsReauth("Refused."), Action.REAUTH, "needs_reauth"),
+        (errors.MailboxUnavailable("No licence."), Action.MAILBOX, "mailbox_unavailable"),
+        (errors.FolderRefused("No permission."), Action.FOLDER, "folder_refused"),
+        (errors.Fatal("No IMAP.", code="not_imap"), Action.STOP, "not_imap"),
+        (ConfigError({"host": ["Is missing."]}), Action.STOP, "invalid_config"),
+        (errors.CursorExpired("Nobody expected it here."), Action.BUG, "internal_error"),
+        (KeyError("of ours"), Action.BUG, "internal_error"),
+    ],
+)
+def test_an_error_says_what_is_to_be_done(error: Exception, action: Action, code: str) -> None:
+    found = trouble.of(error)
+    assert (found.action, found.code) == (action, code)
+
+
+def test_a_bug_is_not_quoted() -> None:
+    assert "hunter2" not in trouble.of(ValueError("hunter2")).text
+
+
+@pytest.mark.parametrize("error", [LeaseLost(), LostRace(), OperationalError()])
+def test_what_is_no_trouble_of_a_provider_is_raised(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        trouble.of(error)
+
+
+def test_a_server_is_not_asked_before_its_own_time() -> None:
+    found = trouble.of(errors.RateLimited("Busy.", retry_after_seconds=7_200))
+    wait = found.wait(1)
+    assert wait is not None
+    assert wait.total_seconds() >= 7_200
+
+
+def test_refused_logins_are_counted_by_themselves_and_end() -> None:
+    refused = trouble.of(errors.NeedsReauth("Refused."))
+    assert refused.failures(4, "unavailable") == 1
+    assert refused.failures(2, "needs_reauth") == 3
+    assert [refused.wait(count) is None for count in (1, 2, 3)] == [False, False, True]
