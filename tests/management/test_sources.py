@@ -231,7 +231,7 @@ def test_an_import_without_a_worker_archives_everything_and_a_sync_adds_what_cam
     assert "5/5 messages" in imported.stderr
     assert Placement.objects.count() == len(dovecot.contents(account.name)) == 5
     dovecot.append(account.name, "INBOX", b"Subject: new\r\n\r\nnew\r\n")
-    synced = manage.here("sync_source", "Alice", "--now", "--json")
+    synced = manage("sync_source", "Alice", "--now", "--json")
     assert synced.code == 0
     assert synced.json()["run"]["messagesNew"] == 1
     assert Message.objects.count() == 6
@@ -300,7 +300,7 @@ def test_a_paused_source_refuses_to_sync_until_it_is_resumed(
     early = manage.here("pause_source", "Alice")
     assert early.code == 1
     assert "still being checked" in early.stderr
-    verified = manage.here("verify_source", "Alice", "--json")
+    verified = manage("verify_source", "Alice", "--json")
     assert verified.code == 0
     assert verified.json()["ok"] is True
     assert verified.json()["status"] == "auth_success"
@@ -309,7 +309,7 @@ def test_a_paused_source_refuses_to_sync_until_it_is_resumed(
     refused = manage.here("sync_source", "Alice")
     assert refused.code == 1
     assert "Resume it first" in refused.stderr
-    assert manage.here("resume_source", "Alice", "--json").json()["status"] == "auth_success"
+    assert manage("resume_source", "Alice", "--json").json()["status"] == "auth_success"
     idle = manage.here("resume_source", "Alice")
     assert idle.code == 0
     assert "nothing changed" in idle.stdout
@@ -410,7 +410,7 @@ def test_failed_messages_are_tried_again(manage: CommandLine, source: IngestionS
     other = manage.here("retry_failed", "Alice", "--id", str(failed.pk + 1))
     assert other.code == 0
     assert FailedMessage.objects.count() == 1
-    retried = manage.here("retry_failed", "Alice", "--id", str(failed.pk), "--now", "--json")
+    retried = manage("retry_failed", "Alice", "--id", str(failed.pk), "--now", "--json")
     assert retried.code == 0, retried.stderr
     assert retried.json()["failedMessageCount"] == 0
     assert not FailedMessage.objects.exists()
