@@ -46,8 +46,9 @@ check: $(VENV)/development
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
+# Two cores are busy with three processes: a test waits for others a third of its time.
 pytest: $(VENV)/development $(VENV)/msgraph system-packages node-packages
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal --durations 10 --durations-min 1
+	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --durations 10 --durations-min 1
 
 system-packages:
 	@sh tests/system-packages.sh

@@ -5,6 +5,7 @@ throwaway VAR_DIR. This is why pyproject.toml does not name the settings: pytest
 """
 
 import atexit
+import math
 import os
 import shutil
 import sys
@@ -86,8 +87,16 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what needs the service last: its workers live on, and do whatever is due."""
-    items.sort(key=lambda item: "service" in getattr(item, "fixturenames", ()))
+    """Run what needs the service last: its workers live on, and do whatever is due. Among these and
+    among the others, what may take long comes first, so that no process ends alone with it."""
+
+    def order(item: pytest.Item) -> tuple[bool, float]:
+        limit = item.get_closest_marker("timeout")
+        return "service" in getattr(item, "fixturenames", ()), -(
+            limit.args[0] or math.inf
+        ) if limit else 0.0
+
+    items.sort(key=order)
 
 
 @pytest.fixture(scope="session")
