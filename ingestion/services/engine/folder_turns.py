@@ -77,7 +77,8 @@ class Turn:
 
     def failed(self, folder: Folder, what: Trouble, *, moved: bool, fetching: bool) -> None:
         """The connection, or the whole mailbox, failed while this folder was in hand. `moved`:
-        something came of the folder before. `fetching`: it failed in a download."""
+        something came of the folder before. `fetching`: it failed in a download. (Neither says
+        anything of a bug, which comes back at the same place.)"""
         is_bug = what.action is Action.BUG
         if not is_bug and (what.action is not Action.RETRY or what.code == errors.RateLimited.code):
             return

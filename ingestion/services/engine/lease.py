@@ -51,7 +51,7 @@ UPDATE ingestion_mailbox m
        lease_session_pid = a.pid,
        lease_session_started_at = a.backend_start,
        rung_at = NULL,
-       -- Whoever lives gives the lease back.
+       -- Leases are given back; one that was not had a holder who died.
        worker_deaths = worker_deaths + CASE WHEN lease_expires_at IS NULL THEN 0 ELSE 1 END
   FROM pg_stat_get_activity(pg_backend_pid()) a
  WHERE id = %(id)s AND run_id IS NOT NULL AND not_before <= now()

@@ -53,14 +53,14 @@ def defer_before(held: Lease, mailbox: Mailbox, run: Run) -> None:
         Run.objects.filter(pk=run.pk).update(warning=str(error))
 
 
-def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> Trouble:
-    """Write down how a slice failed, and return what that means.
-
-    Raises `error` where nobody can be told in rows.
-    """
+def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> None:
+    """Write down how a slice failed. Raises `error` where nobody can be told in rows."""
     what = trouble.of_archive(error) if isinstance(error, OSError) else trouble.of(error)
+    if what.action is Action.BUG:
+        log.error("sync_bug", error=type(error).__name__, exc_info=error)
+    # As they are now: progress reset them since the slice began.
     before = Mailbox.objects.filter(pk=mailbox.pk).values_list("attempts", "last_error_code")
-    failures = what.failures(*before.first() or (0, ""))  # progress reset them
+    failures = what.failures(*before.first() or (0, ""))
     wait = what.wait(failures)
     if wait is not None:
         _retry_later(held, mailbox, run, what, failures=failures, wait=wait)
@@ -68,7 +68,6 @@ def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> Trouble
         _set_aside(held, mailbox, run, what)
     else:
         _stop_source(held, mailbox, what)
-    return what
 
 
 def _owes(mailbox: Mailbox, run: Run) -> bool:

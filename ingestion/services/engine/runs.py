@@ -1,6 +1,7 @@
 """Runs: start one, make its work due, finish it when nothing of it is owed any more.
 
-Row locks are taken in one order everywhere, so that nobody waits in a circle: source, mailbox, run.
+Row locks are taken in one order, so that nobody waits in a circle: source, mailbox, run. (Only a
+statement that locks many mailboxes takes them as it finds them: see `services.transactions`.)
 """
 
 import datetime as dt

@@ -131,10 +131,8 @@ def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
         else:
             outcomes.yield_turn(held)
         return finished
-    except Exception as error:
-        what = outcomes.act_on(error, held, mailbox, run)
-        if what.action is Action.BUG:
-            log.exception("sync_bug", error=type(error).__name__)
+    except Exception as error:  # noqa: BLE001 - logs what is a bug, raises what it can't write down
+        outcomes.act_on(error, held, mailbox, run)
         return False
 
 

@@ -64,7 +64,8 @@ def environment(source: IngestionSource) -> Environment:
 def connect(source: IngestionSource) -> Connector:
     """Return a connector with the stored credentials; use it as a context manager.
 
-    Raises ConfigError, CredentialsUnreadable.
+    Opens no connection yet. Raises ConfigError, CredentialsUnreadable; Fatal where the provider's
+    package is gone.
     """
     return registry.build(source.provider, _config(source), environment(source))
 
@@ -76,9 +77,9 @@ def _config(source: IngestionSource) -> dict[str, Any]:
 def check(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
     """Prove at the provider that mail can be read; move the status accordingly. Takes up to 15 s.
 
-    A provider that can't be reached now changes nothing: the check is due again, with backoff. So
-    does a verdict about credentials that were changed while it was asked for. Network outside,
-    transaction inside. Raises LostRace where the source was deleted meanwhile.
+    A provider that can't be reached now changes no status: the check is due again, with backoff.
+    A verdict about credentials that were changed while it was asked for changes nothing. Network
+    outside, transaction inside. Raises LostRace where the source was deleted meanwhile.
     """
     source.refresh_from_db()
     asked_about = source.credentials_version
