@@ -16,6 +16,11 @@ _OF_MAIL = {
     "unicode-1-1-utf-7": "utf-7",  # RFC 1642
     "iso-2022-kr": "iso2022_kr",  # RFC 1557
     "hz-gb-2312": "hz",  # RFC 1843
+    "utf-16-le": "utf-16-le",
+    "utf-16-be": "utf-16-be",
+    "utf-32": "utf-32",
+    "utf-32le": "utf-32-le",
+    "utf-32be": "utf-32-be",
 }
 _CODE_PAGE = re.compile(r"(?:cp|ibm)-?(\d{3,4})")
 _ASCII = frozenset({"us-ascii", "ascii", "ansi_x3.4-1968", "iso646-us", "us", "iso_646.irv:1991"})

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ingestion.mail import dates
 from ingestion.mail.addresses import addresses
+from ingestion.mail.visible import line
 from ingestion.mail.words import decoded
 
 #: A header larger than this is cut for parsing (never in the archive).
@@ -35,8 +36,6 @@ _CHARSET = re.compile(
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 _BOM = b"\xef\xbb\xbf"
 _ID = re.compile(rb"<[^<>]*>")
-#: What PostgreSQL text and a terminal must not see: C0/C1 controls, surrogates, bidi overrides.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069]")
 
 
 #: Takes a field, what charset its bytes are likely in, and how many characters are kept; returns
@@ -147,12 +146,12 @@ def _id(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
 def _text(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
     """Decode a field of words; return its text and what is wrong with it."""
     if len(raw) <= kept and raw.isascii() and b"=?" not in raw:
-        return _shown(_unfolded(raw).decode("ascii")), ()
+        return line(_unfolded(raw).decode("ascii")), ()
     value, defects = _looked_at(raw)
     text, sound = decoded(value, otherwise)
     if not sound:
         defects.append("undecodable header")
-    text = _shown(text)
+    text = line(text)
     if len(text) > kept:
         defects.append("cut")
     return text[:kept], defects
@@ -165,12 +164,12 @@ def _people(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
 
 def _any_people(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
     if len(raw) <= kept and raw.isascii() and b"=?" not in raw:
-        return _shown(_unfolded(raw).decode("ascii")), ()
+        return line(_unfolded(raw).decode("ascii")), ()
     value, defects = _looked_at(raw)
     shown: list[str] = []
     room = kept
     for address, sound in addresses(value, otherwise):
-        text = _shown(address)
+        text = line(address)
         if not sound and "undecodable header" not in defects:
             defects.append("undecodable header")
         room -= len(text) + 2
@@ -195,8 +194,3 @@ def _looked_at(raw: bytes) -> tuple[bytes, list[str]]:
         except UnicodeDecodeError:
             defects.append("8-bit header")
     return value, defects
-
-
-def _shown(text: str) -> str:
-    text = text.strip()
-    return text if text.isprintable() else _UNSAFE.sub(" ", text).strip()

@@ -1,0 +1,228 @@
+"""What a message says, for people: its text, its other versions, its attachments. Pure.
+
+All of the message is looked at, once; whatever is cut, not looked at, or may be read wrongly is
+said in `notes`. Linear in the size of the message, never raises, and no more than MAX_TEXT_BYTES of
+its texts are decoded: a text of markup alone costs most, about a second for all of them.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from ingestion.mail import html, mime, visible
+from ingestion.mail.attachments import Attachment, described
+from ingestion.mail.charsets import decode
+from ingestion.mail.mime import Part, Raw
+from ingestion.mail.parameters import file_name
+
+MAX_TEXT_BYTES = 1_000_000
+MAX_CHARACTERS = 100_000
+MAX_HEADER_CHARACTERS = 50_000
+
+#: WHATWG Encoding section 6: such a mark is believed before any label.
+_BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16le"), (b"\xfe\xff", "utf-16be"))
+_UUENCODED = re.compile(r"^begin [0-7]{3,4} (\S.{0,200})$", re.MULTILINE)
+_SEALED = {"application/pkcs7-mime", "application/x-pkcs7-mime"}
+_UNCHECKED = "The signature is not checked here."
+
+
+class Version(NamedTuple):
+    """The text of an alternative that is not shown first. `kind` is "HTML" or "plain text"."""
+
+    kind: str
+    text: str
+
+
+class Body(NamedTuple):
+    """All of it is text without characters that a page or terminal would obey, and never markup.
+
+    `notes` are sentences about `text` and `attachments`: what they are not, cut or left out.
+    """
+
+    text: str = ""
+    versions: tuple[Version, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
+    notes: tuple[str, ...] = ()
+    headers: str = ""
+    headers_note: str = ""
+
+
+def read(raw: Raw) -> Body:
+    """Return what a message says, of whatever bytes."""
+    if raw.find(b"\n") < 0 and raw.find(b"\r") >= 0:
+        raw = raw[:].replace(b"\r", b"\n")  # what ends its lines was lost on the way
+    structure = mime.parse(raw)
+    headers, headers_note = _headers(raw, structure)
+    return _Reader(raw, structure).body()._replace(headers=headers, headers_note=headers_note)
+
+
+class _Text(NamedTuple):
+    text: str
+    kind: str
+
+
+class _Reader:
+    def __init__(self, raw: Raw, structure: mime.Structure) -> None:
+        self._raw = raw
+        self._structure = structure
+        self._room = MAX_TEXT_BYTES
+        self._versions: list[Version] = []
+        self._attachments: list[Attachment] = []
+        self._notes: dict[str, None] = {}  # each once, in their order
+
+    def body(self) -> Body:
+        shown = [piece for piece in self._read(self._structure.root) if piece.text]
+        text = "\n\n".join([piece.text for piece in shown])
+        if any(piece.kind == "HTML" for piece in shown):
+            self._note("Text of an HTML message.")
+        if not text:
+            self._note(self._why_none())
+        self._note_what_is_in(text)
+        self._note_what_was_left_out()
+        return Body(
+            text=self._cut(text),
+            versions=tuple(
+                [version._replace(text=self._cut(version.text)) for version in self._versions]
+            ),
+            attachments=tuple(self._attachments),
+            notes=tuple(self._notes),
+        )
+
+    def _read(self, part: Part) -> list[_Text]:
+        """Return the texts of a part that are to be shown, in their order."""
+        self._note_protection(part)
+        if part.parts:
+            read = [self._read(child) for child in part.parts]
+            if part.type == "multipart/alternative":
+                return self._best(read)
+            return [text for texts in read for text in texts]
+        if part.type.startswith("multipart/") and part.looked_into:
+            if part.end > part.start:
+                self._note("Its parts can't be told apart: their text is shown as it is.")
+            return [_Text(self._decoded(part).strip(), "plain text")]
+        shown = _is_text(part)
+        if not shown or file_name(part.disposition, part.content_type):
+            self._attachments.append(described(self._raw, part))
+        if not shown:
+            return []
+        text = self._decoded(part)
+        if part.type == "text/html":
+            return [_Text(html.text_of(text), "HTML")]
+        return [_Text(text.strip(), "plain text")]
+
+    def _best(self, alternatives: list[list[_Text]]) -> list[_Text]:
+        """Choose the plain text, where there is one; what else there is becomes a version."""
+        written = [texts for texts in alternatives if any(text.text for text in texts)]
+        plain = [texts for texts in written if all(text.kind != "HTML" for text in texts)]
+        chosen = (plain or written or [[]])[0]
+        for texts in written:
+            if texts is not chosen:
+                self._versions.extend([Version(text.kind, text.text) for text in texts])
+        return chosen
+
+    def _decoded(self, part: Part) -> str:
+        """Return a part's text, as far as there is room for it."""
+        data = bytearray()
+        for piece in mime.content(self._raw, part):
+            data += piece
+            if len(data) > self._room:
+                break
+        cut = len(data) > self._room
+        if cut:
+            self._note(f"Cut: only the first {MAX_TEXT_BYTES:,} bytes of its texts are read.")
+            del data[self._room :]
+        self._room -= len(data)
+        text, fits = _text_of(bytes(data), part, cut=cut)
+        if not fits:
+            self._note(
+                "It doesn't say its character set, or not rightly: some characters may be wrong."
+            )
+        return visible.lines(text)
+
+    def _cut(self, text: str) -> str:
+        if len(text) > MAX_CHARACTERS:
+            self._note(f"Cut: the first {MAX_CHARACTERS:,} characters are shown.")
+        return text[:MAX_CHARACTERS]
+
+    def _note(self, note: str) -> None:
+        self._notes[note] = None
+
+    def _note_protection(self, part: Part) -> None:
+        if part.type == "multipart/signed":
+            by = "PGP" if "pgp" in part.content_type.plain(b"protocol") else "S/MIME"
+            self._note(f"Signed with {by}. {_UNCHECKED}")
+        elif part.type == "multipart/encrypted":
+            self._note("Encrypted with PGP: only its recipients can read it.")
+        elif part.type in _SEALED:
+            if part.content_type.plain(b"smime-type") == "signed-data":
+                self._note(f"Signed with S/MIME, and its text is within the seal. {_UNCHECKED}")
+            else:
+                self._note("Encrypted with S/MIME: only its recipients can read it.")
+
+    def _note_what_is_in(self, text: str) -> None:
+        if "-----BEGIN PGP MESSAGE-----" in text:
+            self._note("Holds text encrypted with PGP: only its recipients can read it.")
+        if "-----BEGIN PGP SIGNED MESSAGE-----" in text:
+            self._note(f"Signed with PGP. {_UNCHECKED}")
+        names = [visible.line(found[1]) for found in _UUENCODED.finditer(text)]
+        if names:
+            more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+            self._note(f"Files are within the text (uuencode): {', '.join(names[:10])}{more}.")
+
+    def _note_what_was_left_out(self) -> None:
+        if self._structure.too_many:
+            self._note(f"It has more than {mime.MAX_PARTS:,} parts: those behind are not shown.")
+        if self._structure.too_deep:
+            self._note(f"Nested more than {mime.MAX_DEPTH} deep: what is deeper is not looked at.")
+        if self._structure.behind:
+            self._note(
+                f"{self._structure.behind:,} bytes behind the end of its parts are not shown."
+            )
+
+    def _why_none(self) -> str:
+        start, end = self._structure.header
+        if end > start and not self._structure.has_end:
+            return "This message has no text: it has no empty line, and all of it is header."
+        return "This message has no text."
+
+
+def _is_text(part: Part) -> bool:
+    """Whether a part is to be shown by itself. A name doesn't make it a file (RFC 2183)."""
+    return part.type in {"text/plain", "text/html"} and part.disposition.word in {"", "inline"}
+
+
+def _text_of(data: bytes, part: Part, *, cut: bool) -> tuple[str, bool]:
+    """Decode a part's text; return it, and whether it is what it says."""
+    label, said = part.content_type.plain(b"charset"), ""
+    if part.type == "text/html":
+        said = html.charset_of(data)
+    for mark, charset in _BOMS:
+        if data.startswith(mark):
+            data, label = data[len(mark) :], charset
+    # A cut may lie within a character of up to four bytes.
+    for less in range(4 if cut else 1):
+        text, fits = decode(data[: len(data) - less], label or said, otherwise=said)
+        if fits:
+            return text, True
+    text, _ = decode(data, label or said, otherwise=said)
+    return text, False
+
+
+def _headers(raw: Raw, structure: mime.Structure) -> tuple[str, str]:
+    """Return the header section as text, and what is to be said of it. Each line is decoded by
+    itself: programs on its way that wrote them had charsets of their own."""
+    start, end = structure.header
+    # A character has four bytes at most, so that many hold what is shown.
+    section = raw[start : min(end, start + 4 * MAX_HEADER_CHARACTERS)]
+    likely = structure.root.content_type.plain(b"charset")
+    text = "\n".join(_lines(section, likely))
+    if end - start > len(section) or len(text) > MAX_HEADER_CHARACTERS:
+        note = f"The first {MAX_HEADER_CHARACTERS:,} characters of {end - start:,} bytes."
+        return text[:MAX_HEADER_CHARACTERS], note
+    return text, ""
+
+
+def _lines(section: bytes, likely: str) -> Iterable[str]:
+    for line in section.split(b"\n"):
+        text, _ = decode(line.rstrip(b"\r"), otherwise=likely)
+        yield visible.lines(text)
