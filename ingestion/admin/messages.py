@@ -25,22 +25,19 @@ from django.urls import URLPattern, path
 from django.views.decorators.cache import never_cache
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
-from connectors.types import Body, SpooledBody
+from connectors.types import SpooledBody
 from ingestion.admin import display
 from ingestion.admin.base import ReadOnlyAdmin, as_uuid
-from ingestion.admin.preview import MAX_BYTES, Preview, preview
 from ingestion.errors import Corrupt
-from ingestion.mail.headers import head_of
+from ingestion.mail.attachments import Attachment
+from ingestion.mail.body import Contents
 from ingestion.models import Mailbox, Message
-from ingestion.packs.store import Extent, store
+from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.operations import people
 
 #: A search for words looks through this many of the newest messages of the chosen filters.
 SEARCHED_MESSAGES = 10_000
-#: A message beyond this is shown without its text: its bytes would be verified for one glance.
-_MAX_PREVIEWED_BYTES = 20_000_000
-_MAX_HEADER_CHARACTERS = 50_000
 _MAX_PLACEMENTS = 100
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -140,7 +137,7 @@ class MessageAdmin(ReadOnlyAdmin):
         if not self.has_view_permission(request, message):
             raise PermissionDenied
         try:
-            body = _open(message)
+            body = reading.opened(message)
         except Corrupt as error:
             self.message_user(request, f"Not downloaded. {error}", messages.ERROR)
             return HttpResponseRedirect(display.page_of(message))
@@ -157,16 +154,6 @@ class MessageAdmin(ReadOnlyAdmin):
         return response
 
 
-def _open(message: Message) -> Body:
-    return store().open(
-        message.mailbox.source_id,
-        message.pack_id,
-        Extent(message.pack_offset, message.pack_length),
-        sha256=bytes(message.sha256),
-        size=message.size_bytes,
-    )
-
-
 def _chunks(body: SpooledBody) -> Iterator[bytes]:
     with contextlib.closing(body):
         yield from body.chunks()
@@ -174,22 +161,20 @@ def _chunks(body: SpooledBody) -> Iterator[bytes]:
 
 def _details(message: Message) -> dict[str, Any]:
     """Return the context of `message.html`."""
-    shown, headers, damage = Preview(note="Too large for a preview. Download it."), "", ""
-    if message.size_bytes <= _MAX_PREVIEWED_BYTES:
-        try:
-            start = _start(_open(message))
-        except Corrupt as error:
-            damage = str(error)
-            shown = Preview(note="The archived bytes can't be shown.")
-        else:
-            shown = preview(start)
-            headers = head_of(start).decode("utf-8", "replace")[:_MAX_HEADER_CHARACTERS]
+    says, damage = Contents(notes=("The archived bytes can't be shown.",)), ""
+    try:
+        says = reading.contents(message)
+    except Corrupt as error:
+        damage = str(error)
     placements = message.placements.select_related("folder").order_by("id")
     return {
         "message": message,
         "damage": damage,
-        "preview": shown,
-        "headers": headers,
+        "says": says,
+        "attachments": [
+            (attachment.name, _about(attachment), display.size(attachment.size_bytes))
+            for attachment in says.attachments
+        ],
         "placements": placements[:_MAX_PLACEMENTS],
         "size": display.size(message.size_bytes),
         "facts": [
@@ -201,10 +186,7 @@ def _details(message: Message) -> dict[str, Any]:
     }
 
 
-def _start(body: Body) -> bytes:
-    if isinstance(body, bytes):
-        return body[:MAX_BYTES]
-    try:
-        return next(iter(body.chunks()), b"")[:MAX_BYTES]
-    finally:
-        body.close()
+def _about(attachment: Attachment) -> str:
+    """Say what an attachment is: "attached message (message/rfc822)"."""
+    kind = attachment.kind or ("belongs into the text" if attachment.inline else "")
+    return f"{kind} ({attachment.type})" if kind else attachment.type

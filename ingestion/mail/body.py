@@ -33,7 +33,7 @@ class Version(NamedTuple):
     text: str
 
 
-class Body(NamedTuple):
+class Contents(NamedTuple):
     """All of it is text without characters that a page or terminal would obey, and never markup.
 
     `notes` are sentences about `text` and `attachments`: what they are not, cut or left out.
@@ -47,13 +47,13 @@ class Body(NamedTuple):
     headers_note: str = ""
 
 
-def read(raw: Raw) -> Body:
+def read(raw: Raw) -> Contents:
     """Return what a message says, of whatever bytes."""
     if raw.find(b"\n") < 0 and raw.find(b"\r") >= 0:
         raw = raw[:].replace(b"\r", b"\n")  # what ends its lines was lost on the way
     structure = mime.parse(raw)
     headers, headers_note = _headers(raw, structure)
-    return _Reader(raw, structure).body()._replace(headers=headers, headers_note=headers_note)
+    return _Reader(raw, structure).contents()._replace(headers=headers, headers_note=headers_note)
 
 
 class _Text(NamedTuple):
@@ -70,7 +70,7 @@ class _Reader:
         self._attachments: list[Attachment] = []
         self._notes: dict[str, None] = {}  # each once, in their order
 
-    def body(self) -> Body:
+    def contents(self) -> Contents:
         shown = [piece for piece in self._read(self._structure.root) if piece.text]
         text = "\n\n".join([piece.text for piece in shown])
         if any(piece.kind == "HTML" for piece in shown):
@@ -79,7 +79,7 @@ class _Reader:
             self._note(self._why_none())
         self._note_what_is_in(text)
         self._note_what_was_left_out()
-        return Body(
+        return Contents(
             text=self._cut(text),
             versions=tuple(
                 [version._replace(text=self._cut(version.text)) for version in self._versions]

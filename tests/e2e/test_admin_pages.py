@@ -190,6 +190,41 @@ def test_hostile_names_and_mail_are_text_on_every_page(operator: Visitor, admin_
     expect(page.locator("#content")).to_contain_text(HOSTILE)
 
 
+def test_a_message_shows_its_text_other_version_attachments_and_headers(
+    operator: Visitor, admin_user: User
+) -> None:
+    people = ", ".join(f"person{n}@example.com" for n in range(400))
+    body = (
+        f"From: a@example.com\r\nTo: {people}\r\nSubject: Offer\r\nX-Old: Gr\u00fc\u00dfe\u202e\r\n"
+        'Content-Type: multipart/mixed; boundary="a"\r\n\r\n--a\r\n'
+        'Content-Type: multipart/alternative; boundary="b"\r\n\r\n'
+        "--b\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nYour program can't show HTML.\r\n"
+        "--b\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<head><p>Pay <b>now</b></p>\r\n--b--\r\n"
+        '--a\r\nContent-Type: application/pdf; name="=?utf-8?q?R=C3=A9sum=C3=A9.pdf?="\r\n\r\n'
+        f"{'x' * 2_000}\r\n--a\r\nContent-Type: message/rfc822\r\n\r\n"
+        "Subject: I agree\r\n\r\nto pay\r\n--a--\r\n"
+    ).encode()
+    (message,) = archived(a_folder(a_mailbox(a_source(admin_user))), body)
+    page = operator.go(f"{INGESTION}message/{message.pk}/change/")
+    content = page.locator("#content")
+    expect(page.locator(".ing-mail-text").first).to_have_text("Your program can't show HTML.")
+    expect(page.get_by_text("Pay now")).to_be_hidden()
+    page.get_by_text("There is an HTML version too").click()
+    expect(page.get_by_text("Pay now")).to_be_visible()
+    rows = page.locator(".ing-attachments tr")
+    expect(rows.nth(0)).to_contain_text("Résumé.pdf")
+    expect(rows.nth(0)).to_contain_text("2.0 kB")
+    expect(rows.nth(1)).to_contain_text("I agree")
+    expect(rows.nth(1)).to_contain_text("attached message (message/rfc822)")
+    expect(content).not_to_contain_text("to pay")
+    page.get_by_text("All headers, as received").click()
+    expect(page.locator(".ing-pre")).to_contain_text("X-Old: Grüße ")
+    operator.shoot("message-parts", width=1280)
+    operator.shoot("message-parts-narrow", width=400)
+    page.set_viewport_size({"width": 400, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
 def test_the_download_is_the_exact_mail_and_a_damaged_one_is_refused_in_words(
     operator: Visitor, admin_user: User, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ import base64
 
 import pytest
 
-from ingestion.mail.body import MAX_CHARACTERS, Body, read
+from ingestion.mail.body import MAX_CHARACTERS, Contents, read
 
 
 def multipart(*parts: str | bytes, kind: str = "mixed") -> bytes:
@@ -458,4 +458,4 @@ def test_a_character_that_a_cut_divides_is_left_out() -> None:
 
 def test_nothing_is_told_about_an_ordinary_message() -> None:
     assert read(multipart(TEXT + "hello", PICTURE)).notes == ()
-    assert read(b"") == Body(notes=("This message has no text.",))
+    assert read(b"") == Contents(notes=("This message has no text.",))
