@@ -71,7 +71,7 @@ ROOMS = {
              "ingestion.packs ingestion.rows ingestion.memory"),
         Room("queries", "what several pages show", (504, 632, 216, 60),
              "ingestion.queries ingestion.freshness"),
-        Room("models", "the tables; secrets are encrypted", (264, 740, 456, 60),
+        Room("models", "the tables; secrets are encrypted", (504, 740, 216, 60),
              "ingestion.models ingestion.migrations ingestion.crypto"),
         Room("states", "words: states and their moves, refusals", (24, 848, 696, 56),
              "ingestion.states ingestion.errors ingestion.addresses"),
