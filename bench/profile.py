@@ -21,7 +21,7 @@ from bench.stage import Stage
 
 _SAMPLES_PER_SECOND = 100  # more slows the import down
 _SHOWN = 25
-_START = re.compile(r"sync_mailbox \(ingestion/tasks|Fetch\._work ")
+_START = re.compile(r"do \(ingestion/tasks|Fetch\._work ")
 _OURS = re.compile(r"\((ingestion|connectors)/")
 
 

@@ -9,8 +9,7 @@ from kombu.exceptions import OperationalError
 
 from ingestion.models import IngestionSource
 from ingestion.services.archive import housekeeping as housekeeper
-from ingestion.services.engine import clocks
-from ingestion.services.engine import due_work as dispatching
+from ingestion.services.engine import clocks, due_work
 
 log = structlog.get_logger(__name__)
 
@@ -21,54 +20,33 @@ EXPIRES_SECONDS = 600
 
 @shared_task
 def dispatch() -> None:
-    for bell in dispatching.due():
-        _ring(bell)
+    for work in due_work.due():
+        _hand_out(work)
 
 
 @shared_task
-def check_source(pk: str) -> None:
-    _do("check", pk)
-
-
-@shared_task
-def discover(pk: str) -> None:
-    _do("discover", pk)
-    dispatch()
-
-
-@shared_task
-def sync_mailbox(pk: str) -> None:
-    _do("mailbox", pk)
-
-
-@shared_task
-def delete_source(pk: str) -> None:
-    _do("delete", pk)
+def do(kind: str, pk: str) -> None:
+    if more := due_work.do(due_work.Work(kind, uuid.UUID(pk))):
+        _hand_out(more)
+    if due_work.KINDS[kind].leads_to_more:
+        dispatch()
 
 
 @shared_task
 def housekeeping() -> None:
-    with dispatching.cleaning_up.taken("housekeeping") as free:
+    with due_work.cleaning_up.taken("housekeeping") as free:
         if free:
             clocks.bring_back()
             housekeeper.collect_orphans()
 
 
-_TASKS = {
-    "check": check_source,
-    "discover": discover,
-    "mailbox": sync_mailbox,
-    "delete": delete_source,
-}
-
-
-def _do(kind: dispatching.Kind, pk: str) -> None:
-    if bell := dispatching.do(dispatching.Doorbell(kind, uuid.UUID(pk))):
-        _ring(bell)
-
-
-def _ring(bell: dispatching.Doorbell) -> None:
-    _TASKS[bell.kind].apply_async((str(bell.pk),), expires=EXPIRES_SECONDS, retry=False)
+def _hand_out(work: due_work.Work) -> None:
+    do.apply_async(
+        (work.kind, str(work.pk)),
+        queue=due_work.KINDS[work.kind].queue,
+        expires=EXPIRES_SECONDS,
+        retry=False,
+    )
 
 
 def ring(source: IngestionSource) -> None:

@@ -4,11 +4,13 @@ import os
 import random
 import signal
 import threading
+import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from celery import current_app
 
 from ingestion.models import IngestionSource, Mailbox, Message
 from ingestion.services.engine import lease, sync
@@ -43,6 +45,25 @@ def test_a_worker_that_is_told_to_end_gives_its_mailbox_back(
         link.bytes_per_second = None
         wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active", 60)
     assert Message.objects.count() == MESSAGES
+
+
+@pytest.mark.timeout(180)
+def test_tasks_by_names_that_are_no_more_are_passed_over(
+    service: "Service", api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
+) -> None:
+    """Those of the release before, and in the old processes those of the new one: what they told of
+    is found in the rows."""
+    account = dovecot.account()
+    dovecot.append(account.name, "INBOX", b"Subject: one\r\n\r\n")
+    before = service.pid("control"), service.pid("worker")
+    for queue in ("control", "sync"):
+        current_app.send_task("ingestion.tasks.sync_mailbox", (str(uuid.uuid4()),), queue=queue)
+        current_app.send_task("ingestion.tasks.do", ("compact", str(uuid.uuid4())), queue=queue)
+    with SlowLink(dovecot.host, dovecot.port, bytes_per_second=None) as link:
+        source = start_import(api, link, account)
+        wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active", 60)
+    assert (service.pid("control"), service.pid("worker")) == before
+    assert Message.objects.count() == 1
 
 
 @pytest.fixture

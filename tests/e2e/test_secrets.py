@@ -240,7 +240,7 @@ def test_a_password_is_seen_nowhere(
     for text in printed:
         assert_clean(text, "command")
     assert len(monitored.said) > 100
-    assert any("sync_mailbox" in said for said in monitored.said)
+    assert any("ingestion.tasks.do" in said for said in monitored.said)
     assert_clean("\n".join(monitored.said), "Redis")
     rows = every_column()
     assert "ingestion_ingestionsource: (" in rows

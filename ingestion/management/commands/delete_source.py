@@ -9,7 +9,8 @@ from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand, UsageError
 from ingestion.management.presentation import size
 from ingestion.models import IngestionSource
-from ingestion.services.sources import deletion, verbs
+from ingestion.services.engine import due_work
+from ingestion.services.sources import verbs
 
 _POLL_SECONDS = 0.5
 
@@ -35,8 +36,9 @@ class Command(SourceCommand):
             return Exit.PROBLEM
         verbs.delete(source, actor=self.actor)
         if options["now"]:
-            while not deletion.delete_source(source.pk):
-                time.sleep(_POLL_SECONDS)  # a worker is at it: wait until nothing is left
+            while IngestionSource.objects.filter(pk=source.pk).exists():
+                if not due_work.do_now(due_work.Work("delete", source.pk)):
+                    time.sleep(_POLL_SECONDS)  # a worker is at it: wait until nothing is left
         else:
             tasks.ring(source)
         rest = "is gone." if options["now"] else "is out of every answer. Workers remove the rest."

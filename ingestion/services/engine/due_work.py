@@ -10,7 +10,7 @@ import operator
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import NamedTuple
 
 import structlog
 from django.conf import settings
@@ -21,8 +21,7 @@ from django.db.models.functions import Now
 from ingestion.crypto import key_id
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services.audit import SYSTEM
-from ingestion.services.engine import lease, runs, sync
+from ingestion.services.engine import claims, lease, runs, sync
 from ingestion.services.engine.places import Places
 from ingestion.services.sources import credentials, deletion, discovery
 from ingestion.states import SourceStatus
@@ -34,69 +33,93 @@ _HEARTBEAT_KEY = "ingestion:dispatched_at"
 _KEYS_KEY = "ingestion:key_ids"
 _INLINE_POLL_SECONDS = 0.2
 
-Kind = Literal["check", "discover", "mailbox", "delete"]
 
+class Work(NamedTuple):
+    """A row that is due, and the kind of work that it is due for."""
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Doorbell:
-    """A row whose work is due: the task of `kind` is to be started for `pk`."""
-
-    kind: Kind
+    kind: str
     pk: uuid.UUID
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of work. Its rows are those of `table` where `due` holds, and the column `since`
+    says how long each waits; `verb` does the work of one, by its id."""
+
+    table: str
+    due: str
+    since: str
+    verb: Callable[[uuid.UUID], object]
+    #: As SQL: whose place it takes.
+    owner: str = "owner_id"
+    #: None: `verb` claims its row by a lease, and tells whether there is more to do at once.
+    places: Places[Work] | None = None
+    queue: str = "control"
+    #: Whether it makes other work due, which is looked for at once.
+    leads_to_more: bool = False
+
+
+def _check(pk: uuid.UUID) -> None:
+    try:
+        credentials.check(IngestionSource.objects.get(pk=pk))
+    except LostRace:  # it was deleted or changed meanwhile: nobody waits for the verdict
+        log.info("check_overtaken", source=str(pk))
+
+
 #: Of the eight threads of `control` (Procfile): two are always left for dispatching.
-asking_providers = Places[Doorbell](4, each=2)
-cleaning_up = Places[Doorbell](2, each=1)
+_asking_providers = Places[Work](4, each=2)
+cleaning_up = Places[Work](2, each=1)
 
-_RUNG = "(rung_at IS NULL OR rung_at < now() - %(again)s OR rung_at > now())"
+_OWNER_OF_SOURCE = "(SELECT s.owner_id FROM ingestion_ingestionsource s WHERE s.id = source_id)"
 
-#: As a scalar: a join would read all sources once the planner expects some hundred rows.
-_RUNNABLE = """(SELECT s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
-                  FROM ingestion_ingestionsource s WHERE s.id = {row}.source_id)"""
-
-#: Each claims its rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work. By an
-#: array, because IN is a join too.
-_QUERIES: tuple[tuple[Kind, str], ...] = (
-    (
-        "delete",
-        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id = ANY(ARRAY(
-            SELECT id FROM ingestion_ingestionsource
-             WHERE deleted_at IS NOT NULL AND {_RUNG}
-             ORDER BY deleted_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
-            RETURNING id, deleted_at""",
+KINDS = {
+    "delete": Kind(
+        "ingestion_ingestionsource",
+        "deleted_at IS NOT NULL",
+        since="deleted_at",
+        verb=deletion.delete_source,
+        places=cleaning_up,
     ),
-    (
-        "check",
-        f"""UPDATE ingestion_ingestionsource SET rung_at = now() WHERE id = ANY(ARRAY(
-            SELECT id FROM ingestion_ingestionsource
-             WHERE status = 'pending_auth' AND deleted_at IS NULL
-               AND check_not_before <= now() AND {_RUNG}
-             ORDER BY check_not_before LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
-            RETURNING id, check_not_before""",
+    "check": Kind(
+        "ingestion_ingestionsource",
+        "status = 'pending_auth' AND deleted_at IS NULL AND check_not_before <= now()",
+        since="check_not_before",
+        verb=_check,
+        places=_asking_providers,
     ),
-    (
-        "discover",
-        f"""UPDATE ingestion_run r SET rung_at = now() WHERE id = ANY(ARRAY(
-            SELECT r.id FROM ingestion_run r
-             WHERE r.finished_at IS NULL AND r.discovered_at IS NULL AND r.not_before <= now()
-               AND {_RUNNABLE.format(row="r")} AND {_RUNG.replace("rung_at", "r.rung_at")}
-             ORDER BY r.not_before LIMIT %(limit)s FOR UPDATE OF r SKIP LOCKED))
-            RETURNING id, not_before""",
+    "discover": Kind(
+        "ingestion_run",
+        f"""finished_at IS NULL AND discovered_at IS NULL AND not_before <= now()
+            AND {lease.SOURCE_RUNNABLE}""",
+        since="not_before",
+        verb=discovery.discover,
+        owner=_OWNER_OF_SOURCE,
+        places=_asking_providers,
+        leads_to_more=True,
     ),
-    (
-        "mailbox",
-        f"""UPDATE ingestion_mailbox m SET rung_at = now() WHERE id = ANY(ARRAY(
-            SELECT m.id FROM ingestion_mailbox m
-             WHERE m.run_id IS NOT NULL AND m.not_before <= now() AND {lease.FREE}
-               AND {_RUNNABLE.format(row="m")} AND {_RUNG.replace("rung_at", "m.rung_at")}
-             ORDER BY m.not_before LIMIT %(limit)s FOR UPDATE OF m SKIP LOCKED))
-            RETURNING id, not_before""",
+    "mailbox": Kind(
+        "ingestion_mailbox",
+        lease.DUE,
+        since="not_before",
+        verb=sync.sync_mailbox,
+        owner=_OWNER_OF_SOURCE,
+        queue="sync",
     ),
-)
+}
+
+#: Marks the rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work. By an array,
+#: because IN is a join, which reads whole tables.
+_HAND_OUT = f"""
+UPDATE {{kind.table}} SET rung_at = now() WHERE id = ANY(ARRAY(
+    SELECT id FROM {{kind.table}}
+     WHERE {{kind.due}}
+       AND (rung_at IS NULL OR rung_at < now() - %(again)s OR rung_at > now())
+       AND {claims.FREE}
+     ORDER BY {{kind.since}} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING id, {{kind.since}}"""
 
 
-def due(*, limit: int = 1000) -> Iterator[Doorbell]:
+def due(*, limit: int = 1000) -> Iterator[Work]:
     """Start the syncs whose time has come, and claim the rows whose work is due.
 
     At most `limit` of each kind; each claim is its own transaction.
@@ -106,18 +129,18 @@ def due(*, limit: int = 1000) -> Iterator[Doorbell]:
     _start_scheduled_syncs(limit)
     _finish_settled_runs(limit)
     runs.follow_meanwhile(limit)
-    parameters: dict[str, Any] = {
+    parameters = {
         **lease.parameters(),
         "limit": limit,
         "again": dt.timedelta(seconds=RING_AGAIN_SECONDS),
     }
-    for kind, query in _QUERIES:
+    for name, kind in KINDS.items():
         with connection.cursor() as cursor:
-            cursor.execute(query, parameters)
+            cursor.execute(_HAND_OUT.format(kind=kind), parameters | {"kind": name})
             rows = cursor.fetchall()
         # RETURNING is in the order of the update, which is the table's: who waits longest is first.
         for pk, _ in sorted(rows, key=operator.itemgetter(1)):
-            yield Doorbell(kind, pk)
+            yield Work(name, pk)
 
 
 def seconds_since_heartbeat() -> float | None:
@@ -164,7 +187,7 @@ def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], Non
     if run is None:
         raise NotAllowedNow("The source has no import or sync under way. Start one first.")
     while True:
-        _work_once(source, run)
+        _work_once(run)
         run.refresh_from_db()
         on_progress(run)
         if run.finished_at is not None:
@@ -178,54 +201,44 @@ def work_until_done(source: IngestionSource, *, on_progress: Callable[[Run], Non
         time.sleep(_INLINE_POLL_SECONDS)  # between retries; work itself blocks above
 
 
-def _work_once(source: IngestionSource, run: Run) -> None:
-    source.refresh_from_db()
-    if source.status == SourceStatus.PENDING_AUTH:
-        if IngestionSource.objects.filter(pk=source.pk, check_not_before__lte=Now()).exists():
-            credentials.check(source, actor=SYSTEM)
-        return
-    if run.discovered_at is None:
-        if Run.objects.filter(pk=run.pk, not_before__lte=Now()).exists():
-            discovery.discover(run.pk)
-        return
+def _work_once(run: Run) -> None:
+    do_now(Work("check", run.source_id))
+    do_now(Work("discover", run.pk))
     owed = Mailbox.objects.filter(run=run, not_before__lte=Now()).order_by("address")
     for pk in owed.values_list("pk", flat=True):
         sync.sync_mailbox(pk)
     runs.finish_if_done(run.pk)
 
 
-def do(bell: Doorbell) -> Doorbell | None:
-    """Do the work of one doorbell; return what is to be rung for at once, now that this is done.
-
-    That is the same mailbox, where it has more to do, or what found no place before.
-    """
-    if bell.kind == "mailbox":
-        return bell if sync.sync_mailbox(bell.pk) else None
-    if bell.kind == "delete":
-        with cleaning_up.taken(bell.pk, bell) as free:
+def do(work: Work) -> Work | None:
+    """Do what was handed out, in its turn; return what is to be handed out next, now that this is
+    done: the same mailbox, where it has more to do, or what found no place before."""
+    kind = KINDS[work.kind]
+    if kind.places is None:
+        return work if kind.verb(work.pk) else None
+    owner = _owner_if_due(work)
+    if owner is not None:
+        with kind.places.taken(owner, work) as free:
             if free:
-                deletion.delete_source(bell.pk)
-        return cleaning_up.next()
-    if bell.kind == "discover":
-        owner = Run.objects.filter(pk=bell.pk).values_list("source__owner_id", flat=True).first()
-        with asking_providers.taken(owner, bell) as free:
-            if free:
-                discovery.discover(bell.pk)
-    else:
-        _check(bell)
-    return asking_providers.next()
+                do_now(work)
+    return kind.places.next()
 
 
-def _check(bell: Doorbell) -> None:
-    source = IngestionSource.objects.filter(
-        pk=bell.pk, status=SourceStatus.PENDING_AUTH, deleted_at=None
-    ).first()
-    if source is None:
-        return
-    with asking_providers.taken(source.owner_id, bell) as free:
-        if not free:
-            return
-        try:
-            credentials.check(source, actor=SYSTEM)
-        except LostRace:  # it was deleted or changed meanwhile: nobody waits for the verdict
-            log.info("check_overtaken", source=str(bell.pk))
+def do_now(work: Work) -> bool:
+    """Do this work and wait for no place; False where it is not due, or somebody else is at it."""
+    if _owner_if_due(work) is None:
+        return False
+    with claims.claimed(*work) as mine:
+        if not mine or _owner_if_due(work) is None:  # somebody else did it meanwhile
+            return False
+        KINDS[work.kind].verb(work.pk)
+        return True
+
+
+def _owner_if_due(work: Work) -> int | None:
+    kind = KINDS[work.kind]
+    query = f"SELECT {kind.owner} FROM {kind.table} WHERE id = %(id)s AND {kind.due}"
+    with connection.cursor() as cursor:
+        cursor.execute(query, {**lease.parameters(), "id": work.pk})
+        row = cursor.fetchone()
+    return row[0] if row else None

@@ -34,18 +34,22 @@ RENEW_SECONDS = 5
 leaving = multiprocessing.Event()
 _LISTEN_SECONDS = 0.5
 
-_RUNNABLE = "SELECT 1 FROM ingestion_ingestionsource s WHERE s.id = m.source_id \
-AND s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)"
+#: Whether the row's source is runnable. As a scalar: a join, or EXISTS, would read all sources
+#: once the planner expects some hundred rows.
+SOURCE_RUNNABLE = """(SELECT s.deleted_at IS NULL AND s.status = ANY(%(runnable)s)
+                 FROM ingestion_ingestionsource s WHERE s.id = source_id)"""
 
-#: Nobody works under the lease of the mailbox `m`. Behind a pooler that hands one session to
-#: several workers the last line only looks away: then the lease expires, as everybody's does.
-FREE = """(m.lease_expires_at IS NULL OR m.lease_expires_at < now()
-        OR m.lease_expires_at > now() + 2 * %(lease)s
-        OR NOT EXISTS (SELECT 1 FROM pg_stat_get_activity(m.lease_session_pid) a
-                        WHERE a.backend_start = m.lease_session_started_at))"""
+#: A mailbox owes its run something by now, and nobody works under its lease. Behind a pooler that
+#: hands one session to several workers NOT EXISTS only looks away: then the lease expires, as
+#: everybody's does.
+DUE = f"""run_id IS NOT NULL AND not_before <= now() AND {SOURCE_RUNNABLE}
+   AND (lease_expires_at IS NULL OR lease_expires_at < now()
+        OR lease_expires_at > now() + 2 * %(lease)s
+        OR NOT EXISTS (SELECT 1 FROM pg_stat_get_activity(lease_session_pid) a
+                        WHERE a.backend_start = lease_session_started_at))"""
 
 _ACQUIRE = f"""
-UPDATE ingestion_mailbox m
+UPDATE ingestion_mailbox
    SET lease_token = lease_token + 1,
        lease_expires_at = now() + %(lease)s,
        lease_session_pid = a.pid,
@@ -54,17 +58,15 @@ UPDATE ingestion_mailbox m
        -- Leases are given back; one that was not had a holder who died.
        worker_deaths = worker_deaths + CASE WHEN lease_expires_at IS NULL THEN 0 ELSE 1 END
   FROM pg_stat_get_activity(pg_backend_pid()) a
- WHERE id = %(id)s AND run_id IS NOT NULL AND not_before <= now()
-   AND {FREE}
-   AND EXISTS ({_RUNNABLE})
+ WHERE id = %(id)s AND {DUE}
 RETURNING lease_token, worker_deaths
 """
 
 _RENEW = f"""
-UPDATE ingestion_mailbox m
+UPDATE ingestion_mailbox
    SET lease_expires_at = now() + %(lease)s
  WHERE id = %(id)s AND lease_token = %(token)s
-RETURNING run_id IS NOT NULL AND EXISTS ({_RUNNABLE})
+RETURNING run_id IS NOT NULL AND {SOURCE_RUNNABLE}
 """
 
 _FENCE = """
@@ -174,7 +176,7 @@ def acquire(mailbox_id: uuid.UUID) -> Lease | None:
 
 
 def parameters() -> dict[str, Any]:
-    """Return what FREE and the question whether a source is runnable refer to."""
+    """Return what DUE and SOURCE_RUNNABLE refer to."""
     return {
         "lease": dt.timedelta(seconds=LEASE_SECONDS),
         "runnable": [str(status) for status in RUNNABLE],

@@ -5,13 +5,10 @@ session at a time removes a source: beside another, a batch that finds no row it
 taken for the end of them, and the parents would go before their children.
 """
 
-import contextlib
 import uuid
-from collections.abc import Iterator
 
 import structlog
 from django.db import connection, transaction
-from django.db.models.functions import Now
 
 from ingestion.models import IngestionSource
 from ingestion.packs.store import store
@@ -37,45 +34,23 @@ _STEPS = (
 )
 
 
-#: Any number that nobody else takes as the first of two for an advisory lock in this database.
-_LOCK_CLASS = 715_309
-
-
 def delete_source(source_id: uuid.UUID) -> bool:
     """Remove all of a tombstoned source; tell whether nothing of it is left.
 
-    False where another session is at it, or the source is not deleted. Opens its own transactions.
+    False where the source is not deleted. Opens its own transactions; `due_work` sees to it that
+    one at a time does it.
     """
-    with _alone(source_id) as mine:
-        if not mine:
-            return False
-        tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
-        if tombstone.exists():
-            for table, condition in _STEPS:
-                while _has_any(table, condition, source_id):
-                    _delete_batch(table, condition, source_id)
-                    tombstone.update(rung_at=Now())  # it is at work: nobody need ring again
-            storage.require()  # beneath a mount point there is nothing to remove
-            store().delete_source(source_id)
-            with transaction.atomic():
-                tombstone.delete()
-            log.info("source_deleted", source=str(source_id))
-        return not IngestionSource.objects.filter(pk=source_id).exists()
-
-
-@contextlib.contextmanager
-def _alone(source_id: uuid.UUID) -> Iterator[bool]:
-    """Hold the lock of a source's deletion, which goes with this database session, too."""
-    key = (_LOCK_CLASS, str(source_id))
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(%s, hashtext(%s))", key)
-        mine = bool(cursor.fetchone()[0])
-    try:
-        yield mine
-    finally:
-        if mine:
-            with connection.cursor() as cursor:
-                cursor.execute("SELECT pg_advisory_unlock(%s, hashtext(%s))", key)
+    tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
+    if tombstone.exists():
+        for table, condition in _STEPS:
+            while _has_any(table, condition, source_id):
+                _delete_batch(table, condition, source_id)
+        storage.require()  # beneath a mount point there is nothing to remove
+        store().delete_source(source_id)
+        with transaction.atomic():
+            tombstone.delete()
+        log.info("source_deleted", source=str(source_id))
+    return not IngestionSource.objects.filter(pk=source_id).exists()
 
 
 def _has_any(table: str, condition: str, source_id: uuid.UUID) -> bool:

@@ -75,8 +75,6 @@ def _store(source: IngestionSource, run: Run, rows: list[Mailbox], *, alone: boo
         # rung_at: what was rung for the run before says nothing about this one
         update_fields=["address", "state", "state_reason", "run", "rung_at"],
     )
-    # A listing may take longer than a dispatcher waits before it rings again.
-    Run.objects.filter(pk=run.pk).update(rung_at=Now())
 
 
 def _keep_row_of_account(source: IngestionSource, listed_id: str) -> None:

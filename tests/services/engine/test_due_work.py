@@ -2,11 +2,14 @@
 
 import concurrent.futures
 import datetime as dt
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from django.db import connection
 from django.utils import timezone
 
+from connectors.errors import Unavailable
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work
 from ingestion.services.sources import credentials, discovery, verbs
@@ -46,7 +49,7 @@ def test_the_bell_does_not_ring_again_while_mailboxes_are_listed(
             heard.append([bell.kind for bell in due_work.due()])
 
     server.accounts, server.before_mailbox = ("a", "b"), listen
-    discovery.discover(run.pk)
+    assert due_work.do_now(due_work.Work("discover", run.pk))
     assert heard == [["mailbox"]]
 
 
@@ -86,3 +89,62 @@ def test_a_schedule_starts_the_next_sync(server: Server, source: IngestionSource
     IngestionSource.objects.update(next_sync_at=timezone.now() - dt.timedelta(seconds=1))
     assert [bell.kind for bell in due_work.due()] == ["discover"]
     assert Run.objects.get(finished_at=None).kind == "sync"
+
+
+@pytest.mark.parametrize("kind", ["check", "discover"])
+def test_what_is_handed_out_twice_is_done_once(
+    server: Server, source: IngestionSource, kind: str
+) -> None:
+    """Neither beside the first, nor behind it: then it is not due any more."""
+    run = verbs.start_import(source, actor=ACTOR)
+    work = due_work.Work("check", source.pk)
+    if kind == "discover":
+        credentials.check(source, actor=ACTOR)
+        work = due_work.Work("discover", run.pk)
+    asked: list[str] = []
+
+    def away() -> None:
+        asked.append(kind)
+        if len(asked) == 1:
+            elsewhere(work)
+        raise Unavailable("Away.")
+
+    server.before_check = server.before_mailbox = away
+    due_work.do(work)
+    due_work.do(work)
+    assert asked == [kind]
+
+
+def test_what_another_does_just_before_the_claim_is_not_done_again(
+    server: Server, source: IngestionSource
+) -> None:
+    work = due_work.Work("check", source.pk)
+    asked: list[str] = []
+
+    def away() -> None:
+        asked.append("check")
+        raise Unavailable("Away.")
+
+    def overtaken(execute: Callable[..., Any], *arguments: Any) -> Any:
+        answer = execute(*arguments)
+        if not asked:  # it was found due, and nothing is claimed yet
+            elsewhere(work)
+        return answer
+
+    server.before_check = away
+    with connection.execute_wrapper(overtaken):
+        assert not due_work.do_now(work)
+    assert asked == ["check"]
+
+
+def elsewhere(work: due_work.Work) -> None:
+    """Do it as another worker does, by connections of its own."""
+
+    def there() -> None:
+        try:
+            due_work.do(work)
+        finally:
+            connection.close()
+
+    with concurrent.futures.ThreadPoolExecutor(1) as other:
+        other.submit(there).result()

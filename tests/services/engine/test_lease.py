@@ -72,7 +72,7 @@ def test_the_lease_of_a_worker_that_died_is_free_at_once(
     row = Mailbox.objects.get()
     assert row.lease_expires_at is not None
     assert row.lease_expires_at > timezone.now()
-    wait_for(lambda: due_work.Doorbell("mailbox", mailbox.pk) in due_work.due())
+    wait_for(lambda: due_work.Work("mailbox", mailbox.pk) in due_work.due())
     assert lease.acquire(mailbox.pk) is not None
     assert list(due_work.due()) == []
 

@@ -11,7 +11,7 @@ from django.db import connection
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
-from ingestion.services.engine import due_work
+from ingestion.services.engine import claims, due_work
 from ingestion.services.sources import deletion, verbs
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers import people
@@ -35,6 +35,12 @@ def source(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> In
     return source
 
 
+def removed(source: IngestionSource) -> bool:
+    """Remove it as a worker does; tell whether nothing of it is left."""
+    due_work.do_now(due_work.Work("delete", source.pk))
+    return not IngestionSource.objects.filter(pk=source.pk).exists()
+
+
 def left() -> dict[str, int]:
     return {model.__name__: model.objects.count() for model in TABLES if model.objects.exists()}
 
@@ -45,7 +51,7 @@ def test_two_at_once_do_not_disturb_each_other(source: IngestionSource) -> None:
 
     def delete() -> None:
         try:
-            deletion.delete_source(source.pk)
+            removed(source)
         except Exception as error:  # noqa: BLE001 - whatever it is, the test names it
             said.append(repr(error))
         finally:
@@ -58,7 +64,7 @@ def test_two_at_once_do_not_disturb_each_other(source: IngestionSource) -> None:
     for thread in threads:
         thread.join()
     assert said == []
-    assert deletion.delete_source(source.pk)
+    assert removed(source)
     assert left() == {}
     assert list(store().sources()) == []
 
@@ -71,25 +77,26 @@ def test_only_one_session_is_at_it_and_a_session_that_ends_gives_way(
 
     def hold() -> None:
         try:
-            with deletion._alone(source.pk) as mine:
+            with claims.claimed("delete", source.pk) as mine:
                 assert mine
                 began.set()
                 end.wait(20)
-                connection.close()  # as a process that dies
-        except Exception:  # noqa: BLE001 - its session is gone
-            pass
         finally:
             connection.close()
 
     thread = threading.Thread(target=hold)
     thread.start()
     began.wait(20)
-    assert not deletion.delete_source(source.pk)
+    assert not removed(source)
     assert left()["Message"] == 240
+    with connection.cursor() as cursor:  # as when its process dies
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid, 20000) FROM pg_locks WHERE locktype = 'advisory'"
+        )
+    assert removed(source)
+    assert left() == {}
     end.set()
     thread.join()
-    assert deletion.delete_source(source.pk)
-    assert left() == {}
 
 
 def test_one_under_way_is_not_rung_for_again(
@@ -108,7 +115,7 @@ def test_one_under_way_is_not_rung_for_again(
 
     monkeypatch.setattr(deletion, "_BATCH_ROWS", 30)
     monkeypatch.setattr(deletion, "_delete_batch", slow)
-    assert deletion.delete_source(source.pk)
+    assert removed(source)
     assert bells == []
 
 
@@ -125,7 +132,7 @@ def test_children_that_come_late_go_before_their_parents(
             batch(*arguments)
 
     monkeypatch.setattr(deletion, "_delete_batch", sometimes)
-    assert deletion.delete_source(source.pk)
+    assert removed(source)
     assert left() == {}
 
 
@@ -133,7 +140,7 @@ def test_the_command_waits_for_a_worker_that_is_at_it(
     source: IngestionSource, manage: CommandLine
 ) -> None:
     process = None
-    with deletion._alone(source.pk):
+    with claims.claimed("delete", source.pk):
         process = manage.start("delete_source", "Alice", "--yes", "--now")
         while IngestionSource.objects.filter(deleted_at=None).exists():
             time.sleep(0.1)

@@ -1,0 +1,37 @@
+"""The claim on due work: one at a time does it, however often it was handed out.
+
+It goes with the database connection that holds it, so a worker that died claims nothing. (A mailbox
+is claimed by its lease instead, which also says whose writes count.)
+"""
+
+import contextlib
+import uuid
+from collections.abc import Iterator
+
+from django.db import connection
+
+#: Nobody has a claim on the row for the work of %(kind)s.
+FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
+    SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = hashtext('due work')::oid
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())))"""
+
+_CLAIM = (
+    "SELECT pg_try_advisory_xact_lock(hashtext('due work'), hashtext(%(kind)s || %(id)s::text))"
+)
+
+
+@contextlib.contextmanager
+def claimed(kind: str, pk: uuid.UUID) -> Iterator[bool]:
+    """Have the only claim on this work for the body; False where another has it.
+
+    By a connection of its own, that the work can't lose it with a connection that broke; and by a
+    transaction, for a lock of the session would stay behind in a pooler. It locks no row.
+    """
+    own = connection.copy()
+    try:
+        with own.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute(_CLAIM, {"kind": kind, "id": pk})
+            yield bool(cursor.fetchone()[0])
+    finally:
+        own.close()
