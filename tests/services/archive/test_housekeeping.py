@@ -5,7 +5,6 @@ import os
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -15,12 +14,6 @@ from ingestion.services.archive import housekeeping
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture(autouse=True)
-def archive_dir(settings: Any, tmp_path: Path) -> Path:
-    settings.ARCHIVE_DIR = tmp_path / "archive"
-    return tmp_path / "archive"
 
 
 def test_a_file_that_was_committed_since_it_was_listed_stays(tmp_path: Path) -> None:

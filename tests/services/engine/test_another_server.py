@@ -2,7 +2,6 @@
 the mailbox says nothing about the mail there, and nothing is archived twice."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +19,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def server(settings: Any, tmp_path: Path) -> Iterator[ImapScript]:
-    settings.ARCHIVE_DIR = tmp_path / "archive"
+def server() -> Iterator[ImapScript]:
     with ImapScript() as script:
         for number in range(5):
             script.inbox.deliver(b"Subject: old %d\r\n\r\n" % number)

@@ -21,8 +21,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -464,9 +462,8 @@ def _content(placement: Placement) -> bytes:
 
 
 @pytest.fixture(autouse=True)
-def small_steps(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages, commits and commands of a few messages, so that twenty are a large folder."""
-    settings.ARCHIVE_DIR = tmp_path / "archive"
     monkeypatch.setattr(listing, "PAGE_MESSAGES", 4)
     monkeypatch.setattr(listing, "BARE_PAGE_MESSAGES", 4)
     monkeypatch.setattr(listing, "_MAX_REMOVED", 2)

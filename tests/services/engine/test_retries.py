@@ -8,7 +8,6 @@ import datetime as dt
 import itertools
 import statistics
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +26,7 @@ ACTOR = Actor.system("test")
 
 
 @pytest.fixture
-def server(settings: Any, tmp_path: Path) -> Iterator[ImapScript]:
-    settings.ARCHIVE_DIR = tmp_path / "archive"
+def server() -> Iterator[ImapScript]:
     with ImapScript() as script:
         script.inbox.deliver(b"Subject: one\r\n\r\n1")
         yield script

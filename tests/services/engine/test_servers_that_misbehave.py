@@ -4,7 +4,6 @@ memory than it may, says what is wrong, and goes on by itself once the server be
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +20,7 @@ _SILENCE_SECONDS = 0.7
 
 
 @pytest.fixture(autouse=True)
-def short(settings: Any, tmp_path: Path) -> None:
-    settings.ARCHIVE_DIR = tmp_path / "archive"
+def short(settings: Any) -> None:
     settings.NETWORK_TIMEOUT_SECONDS = _SILENCE_SECONDS
 
 

@@ -1,8 +1,6 @@
 """A password or token that is revoked in the middle of an import, and then replaced."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,8 +14,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture
-def server(settings: Any, tmp_path: Path) -> Iterator[ImapScript]:
-    settings.ARCHIVE_DIR = tmp_path / "archive"
+def server() -> Iterator[ImapScript]:
     with ImapScript(capabilities=[*MODERN, "AUTH=XOAUTH2"]) as script:
         for number in range(40):
             script.inbox.deliver(b"Subject: %d\r\n\r\n" % number)

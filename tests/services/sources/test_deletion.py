@@ -2,7 +2,6 @@
 
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,9 +22,8 @@ TABLES = (Placement, Message, Folder, Mailbox, Pack, IngestionSource)
 
 
 @pytest.fixture
-def source(settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> IngestionSource:
+def source(monkeypatch: pytest.MonkeyPatch) -> IngestionSource:
     """A deleted source whose removal takes many batches."""
-    settings.ARCHIVE_DIR = tmp_path / "archive"
     monkeypatch.setattr(deletion, "_BATCH_ROWS", 3)
     source = a_source(people.user("owner"), "Alice")
     mailbox = a_mailbox(source)
