@@ -27,7 +27,8 @@ _UNCHECKED = "The signature is not checked here."
 
 
 class Version(NamedTuple):
-    """The text of an alternative that is not shown first. `kind` is "HTML" or "plain text"."""
+    """A text that a message has, in whole or for one of its parts. `kind` is "HTML" or "plain
+    text"; `text` has no markup, and is "" where HTML has no words."""
 
     kind: str
     text: str
@@ -56,11 +57,6 @@ def read(raw: Raw) -> Contents:
     return _Reader(raw, structure).contents()._replace(headers=headers, headers_note=headers_note)
 
 
-class _Text(NamedTuple):
-    text: str
-    kind: str
-
-
 class _Reader:
     def __init__(self, raw: Raw, structure: mime.Structure) -> None:
         self._raw = raw
@@ -71,12 +67,13 @@ class _Reader:
         self._notes: dict[str, None] = {}  # each once, in their order
 
     def contents(self) -> Contents:
-        shown = [piece for piece in self._read(self._structure.root) if piece.text]
-        text = "\n\n".join([piece.text for piece in shown])
-        if any(piece.kind == "HTML" for piece in shown):
-            self._note("Text of an HTML message.")
+        shown = self._read(self._structure.root)
+        text = "\n\n".join([piece.text for piece in shown if piece.text])
+        is_html = any(piece.kind == "HTML" for piece in shown)
         if not text:
-            self._note(self._why_none())
+            self._note(self._why_none(is_html=is_html))
+        elif is_html:
+            self._note("Text of an HTML message.")
         self._note_what_is_in(text)
         self._note_what_was_left_out()
         return Contents(
@@ -88,7 +85,7 @@ class _Reader:
             notes=tuple(self._notes),
         )
 
-    def _read(self, part: Part) -> list[_Text]:
+    def _read(self, part: Part) -> list[Version]:
         """Return the texts of a part that are to be shown, in their order."""
         self._note_protection(part)
         if part.parts:
@@ -99,7 +96,7 @@ class _Reader:
         if part.type.startswith("multipart/") and part.looked_into:
             if part.end > part.start:
                 self._note("Its parts can't be told apart: their text is shown as it is.")
-            return [_Text(self._decoded(part).strip(), "plain text")]
+            return [Version("plain text", self._decoded(part).strip())]
         shown = _is_text(part)
         if not shown or file_name(part.disposition, part.content_type):
             self._attachments.append(described(self._raw, part))
@@ -107,17 +104,18 @@ class _Reader:
             return []
         text = self._decoded(part)
         if part.type == "text/html":
-            return [_Text(html.text_of(text), "HTML")]
-        return [_Text(text.strip(), "plain text")]
+            return [Version("HTML", html.text_of(text))]
+        return [Version("plain text", text.strip())]
 
-    def _best(self, alternatives: list[list[_Text]]) -> list[_Text]:
-        """Choose the plain text, where there is one; what else there is becomes a version."""
+    def _best(self, alternatives: list[list[Version]]) -> list[Version]:
+        """Choose the plain text, where there is one; what else there is becomes a version, also
+        HTML without a word: its pictures may say more than the text does."""
         written = [texts for texts in alternatives if any(text.text for text in texts)]
         plain = [texts for texts in written if all(text.kind != "HTML" for text in texts)]
-        chosen = (plain or written or [[]])[0]
-        for texts in written:
+        chosen = (plain or written or alternatives)[0]
+        for texts in alternatives:
             if texts is not chosen:
-                self._versions.extend([Version(text.kind, text.text) for text in texts])
+                self._versions.extend([text for text in texts if text.text or text.kind == "HTML"])
         return chosen
 
     def _decoded(self, part: Part) -> str:
@@ -133,7 +131,7 @@ class _Reader:
             del data[self._room :]
         self._room -= len(data)
         text, fits = _text_of(bytes(data), part, cut=cut)
-        if not fits:
+        if not fits and not data.isascii():
             self._note(
                 "It doesn't say its character set, or not rightly: some characters may be wrong."
             )
@@ -179,7 +177,9 @@ class _Reader:
                 f"{self._structure.behind:,} bytes behind the end of its parts are not shown."
             )
 
-    def _why_none(self) -> str:
+    def _why_none(self, *, is_html: bool) -> str:
+        if is_html:
+            return "This message has no text: its HTML has no words."
         start, end = self._structure.header
         if end > start and not self._structure.has_end:
             return "This message has no text: it has no empty line, and all of it is header."

@@ -14,6 +14,8 @@ _HIDDEN = frozenset({"script", "style", "title", "template"})
 _BREAKS = frozenset({"p", "br", "div", "tr", "li", "h1", "h2", "h3", "table", "blockquote"})
 _TAG = re.compile(r"<(?:!--|[!?]|(/?[a-zA-Z][a-zA-Z0-9]*))")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
+#: No character has such a number, and Python refuses to read one of thousands of digits.
+_LONG_NUMBER = re.compile(r"&#\d{20,};?")
 #: A document names its charset in its first 1,024 bytes (HTML, section 4.2.5.4).
 _META_BYTES = 1_024
 _META = re.compile(rb"<meta\s[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)
@@ -35,7 +37,8 @@ def text_of(markup: str) -> str:
         at, shown = _after_tag(markup, tag)
         pieces.append(shown)
     pieces.append(markup[at:])
-    return _BLANK_LINES.sub("\n\n", visible.lines(html.unescape("".join(pieces)))).strip()
+    text = html.unescape(_LONG_NUMBER.sub("\ufffd", "".join(pieces)))
+    return _BLANK_LINES.sub("\n\n", visible.lines(text)).strip()
 
 
 def _after_tag(markup: str, tag: re.Match[str]) -> tuple[int, str]:

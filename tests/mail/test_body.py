@@ -361,6 +361,19 @@ def test_an_html_version_is_told_of_and_its_text_is_there() -> None:
     assert (only.text, only.versions, only.notes) == ("Pay now", (), ("Text of an HTML message.",))
 
 
+def test_an_html_version_of_pictures_alone_is_told_of_too() -> None:
+    picture = HTML + "<img src=cid:x>"
+    assert [
+        tuple(version)
+        for version in read(multipart(TEXT + "Hello", picture, kind="alternative")).versions
+    ] == [("HTML", "")]
+    assert read(picture.encode()).notes == ("This message has no text: its HTML has no words.",)
+
+
+def test_a_wrong_name_of_a_charset_is_no_matter_where_all_is_ascii() -> None:
+    assert read(b"Content-Type: text/plain; charset=8bit\r\n\r\nhello").notes == ()
+
+
 #: What it is of, a message, and what is told about it.
 TOLD: list[tuple[str, bytes, str]] = [
     ("no text", multipart(PICTURE), "This message has no text."),

@@ -30,6 +30,7 @@ HOSTILE = {
     "tags": b"Content-Type: text/html\r\n\r\n" + b"<p>" * 330_000,
     "scripts": b"Content-Type: text/html\r\n\r\n" + b"<script></script" * 60_000,
     "entities": b"Content-Type: text/html\r\n\r\n" + b"&" * 1_000_000,
+    "a number of thousands of digits": b"Content-Type: text/html\r\n\r\n&#" + b"9" * 900_000,
     "spaces": b"Content-Type: text/html\r\n\r\n" + b" " * 1_000_000,
     "lines of spaces": b"Content-Type: text/html\r\n\r\n" + b"\n  " * 300_000 + b"x",
     "metas": b"Content-Type: text/html\r\n\r\n" + b"<meta " * 200_000,
