@@ -1,7 +1,7 @@
 """A whole service of a test's own, PostgreSQL and Redis included, whose every part may be killed.
 
 Owns starting it and looking at it from outside: over HTTP, in its tables, in its packs. Its Python
-processes know a character set `x-deadly` that kills whoever decodes it, as a crash in C would.
+processes know a code page, cp666, that kills whoever decodes it, as a crash in C would.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _DEADLY = """
 import codecs, os, signal
 
 def kill(name):
-    if "deadly" in name:
+    if name == "cp666":
         with open(os.environ["DEATHS"], "a") as deaths:
             print(os.getpid(), file=deaths)
         os.kill(os.getpid(), signal.SIGKILL)
@@ -39,7 +39,7 @@ codecs.register(kill)
 
 @dataclasses.dataclass
 class OwnStack:
-    """The running service. `deaths` is how often the deadly character set killed so far."""
+    """The running service. `deaths` is how often the deadly code page killed so far."""
 
     root: Path
     running: Supervised
