@@ -1,8 +1,8 @@
 """Measures what a beat costs the database. A process of its own, for it needs Django's settings.
 
-`python -m bench.beats SOURCES DUE ROUNDS` fills the database of VAR_DIR, then lets `due_work.due`
-run twice per round: once with DUE sources that are due, once with nothing new. Prints JSON: for
-each beat {"milliseconds", "statements", "rung"}. The time is a client's: from sending each
+`python -m bench.beats SOURCES DUE ROUNDS` fills the database of VAR_DIR, then hands out due work
+twice per round: once with DUE sources that are due, once with nothing new. Prints JSON: for each
+beat {"milliseconds", "statements", "handed_out"}. The time is a client's: from sending each
 statement (COMMITs included) until its answer.
 """
 
@@ -52,8 +52,8 @@ def main(sources: int, due: int, rounds: int) -> None:
     for number in range(rounds):
         _make_due(due, number)
         beats += [_beat(), _beat()]
-    if [beat["rung"] for beat in beats] != [due, 0] * rounds:
-        raise SystemExit(f"What was due was not what was rung for: {beats}")
+    if [beat["handed_out"] for beat in beats] != [due, 0] * rounds:
+        raise SystemExit(f"What was due was not what was handed out: {beats}")
     print(json.dumps(beats))
 
 
@@ -67,12 +67,12 @@ def _beat() -> dict[str, float]:
     raw = connection.connection
     raw.commit = watch.timed(type(raw).commit.__get__(raw))
     with connection.execute_wrapper(watch):
-        rung = sum(1 for _ in due_work.due())
+        handed_out = sum(1 for _ in due_work.hand_out())
     del raw.commit
     return {
         "milliseconds": watch.seconds * 1000,
         "statements": watch.statements,
-        "rung": rung,
+        "handed_out": handed_out,
     }
 
 

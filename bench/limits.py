@@ -102,7 +102,7 @@ def dispatch(stage: Stage) -> Iterator[Row]:
     if done.returncode:
         raise BenchError(f"The beats could not be measured: {done.stderr[-2000:]}")
     for beat in json.loads(done.stdout.splitlines()[-1]):
-        row = due if beat["rung"] else idle
+        row = due if beat["handed_out"] else idle
         row.samples.append(Sample(database_milliseconds=beat["milliseconds"]))
         row.note = f"{beat['statements']} statements"
     for row, label in ((due, "database"), (idle, "database, next")):

@@ -53,7 +53,7 @@ ROOMS = {
         Room("admin", "the operators' pages", (264, 128, 216, 60),
              "ingestion.admin ingestion.templatetags", "face"),
         Room("management", "the command line", (504, 128, 216, 60), "ingestion.management", "face"),
-        Room("tasks", "doorbells: look at this row", (24, 236, 540, 56), "ingestion.tasks"),
+        Room("tasks", "due work, handed out and done", (24, 236, 540, 56), "ingestion.tasks"),
         Room("apps", "checks, middleware", (588, 236, 132, 56),
              "ingestion.apps ingestion.checks ingestion.middleware ingestion.uploads"),
         Room("services", "verbs, audited: the only code that writes", (24, 340, 696, 244),

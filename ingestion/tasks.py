@@ -1,4 +1,4 @@
-"""Celery tasks: a few lines each. A task is a doorbell; losing one costs seconds, never mail."""
+"""Celery tasks: a few lines each. One only says which row to look at; losing it costs seconds."""
 
 import uuid
 
@@ -20,7 +20,7 @@ EXPIRES_SECONDS = 600
 
 @shared_task
 def dispatch() -> None:
-    for work in due_work.due():
+    for work in due_work.hand_out():
         _hand_out(work)
 
 
@@ -49,13 +49,13 @@ def _hand_out(work: due_work.Work) -> None:
     )
 
 
-def ring(source: IngestionSource) -> None:
+def dispatch_on_commit(source: IngestionSource) -> None:
     """Have what the source owes found now instead of at the next beat. Safe to lose."""
 
     def send() -> None:
         try:
             dispatch.apply_async(expires=EXPIRES_SECONDS, retry=False)
         except OperationalError:
-            log.warning("doorbell_lost", source=str(source.pk))  # beat rings within seconds
+            log.warning("dispatch_not_sent", source=str(source.pk))  # beat does within seconds
 
     transaction.on_commit(send)

@@ -1,9 +1,9 @@
 """The Celery app and the whole beat schedule.
 
 Two queues: `control` for short work that must never wait behind an import (dispatching, checks of
-credentials, listing mailboxes, deletion), `sync` for the mailboxes themselves. A task is only a
-doorbell: what is due stands in PostgreSQL, so tasks are not retried, not acknowledged late and
-expire where nobody takes them for minutes.
+credentials, listing mailboxes, deletion), `sync` for the mailboxes themselves. A task only says
+which row to look at: what is due stands in PostgreSQL, so tasks are not retried, not acknowledged
+late and expire where nobody takes them for minutes.
 """
 
 import logging.config

@@ -16,7 +16,7 @@ from ingestion.states import MailboxState, SourceStatus
 
 _ROWS = 8
 _FAILURES_CAP = 10_000
-#: Beat rings every 3 s; ten missed rings are no hiccup.
+#: Work is handed out every 3 s; ten times missed is no hiccup.
 _SILENT_SECONDS = 30
 
 

@@ -59,7 +59,7 @@ class FailedMessageAdmin(ReadOnlyAdmin):
             except ServiceError as refusal:
                 self.message_user(request, f"“{source.name}”: {refusal}", messages.ERROR)
                 continue
-            tasks.ring(source)
+            tasks.dispatch_on_commit(source)
             noun = "message is" if number == 1 else "messages are"
             text = f"“{source.name}”: {number:,} failed {noun} tried again now."
             self.message_user(request, text, messages.SUCCESS)

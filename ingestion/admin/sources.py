@@ -300,7 +300,7 @@ class SourceAdmin(AuditedAdmin):
             )
             obj.pk = created.pk
         obj.refresh_from_db()
-        tasks.ring(obj)
+        tasks.dispatch_on_commit(obj)
 
     def response_add(
         self, request: HttpRequest, obj: IngestionSource, post_url_continue: str | None = None
@@ -339,7 +339,7 @@ class SourceAdmin(AuditedAdmin):
 
     def delete_model(self, request: HttpRequest, obj: IngestionSource) -> None:
         source_verbs.delete(obj, actor=Actor.of_request(request))
-        tasks.ring(obj)
+        tasks.dispatch_on_commit(obj)
 
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[IngestionSource]) -> None:
         for source in queryset:

@@ -30,7 +30,7 @@ def answer(request: HttpRequest, source: IngestionSource, context: dict[str, Any
     except ServiceError as refusal:
         messages.error(request, f"Not signed in. {refusal}")
     else:
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         messages.success(
             request, f"Signed in. The credentials of “{source.name}” are being checked."
         )

@@ -100,12 +100,12 @@ VERBS: Mapping[str, Verb] = {
 
 
 def perform(verb: Verb, source: IngestionSource, *, actor: Actor) -> Outcome:
-    """Do it and ring the doorbell; a refusal is an outcome, anything else a bug."""
+    """Do it, and have what it made due found now; a refusal is an outcome, anything else a bug."""
     try:
         text = verb.call(source, actor)
     except ServiceError as refusal:
         return Outcome(source, ok=False, text=str(refusal))
-    tasks.ring(source)
+    tasks.dispatch_on_commit(source)
     return Outcome(source, ok=True, text=text)
 
 

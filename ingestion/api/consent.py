@@ -58,7 +58,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
         source = consent.finish(
             user=self.user, state=state, code=code, refusal=refusal, actor=self.actor
         )
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         if self._is_browser() and self._sees_admin():
             text = f"Signed in. The credentials of “{source.name}” are being checked."
             messages.success(self._django_request, text)

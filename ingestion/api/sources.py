@@ -120,7 +120,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         """
         source = self.get_object()
         verbs.delete(source, actor=self.actor)
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(
@@ -183,7 +183,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         source = self._named_by_a_verb()
         with _checks.place(self.user.pk):
             verdict = credentials.check(source, actor=self.actor)
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         return Response(serializers.VerdictOut(verdict).data)
 
     @extend_schema(
@@ -245,7 +245,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         source = self.get_object()
         ids = self.body(inputs.RetryFailures).get("ids")
         count = failures.retry(source, actor=self.actor, ids=ids)
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         return Response({"retried": count}, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(
@@ -295,12 +295,12 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
 
     def _after(self, source: IngestionSource, code: int = status.HTTP_200_OK) -> Response:
         """Ring for what a verb left due, and answer the source as it is now."""
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         now = serializers.source_rows(IngestionSource.objects.filter(deleted_at=None))
         found = get_object_or_404(now, pk=source.pk)
         return Response(serializers.present_sources([found])[0], status=code)
 
     def _started(self, source: IngestionSource, run: Run) -> Response:
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         body = {"message": f"The {run.kind} is under way.", "run": serializers.RunOut(run).data}
         return Response(body, status=status.HTTP_202_ACCEPTED)

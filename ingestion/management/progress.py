@@ -23,7 +23,7 @@ from ingestion.states import SourceStatus
 
 _POLL_SECONDS = 0.4
 _LINE_SECONDS = 5.0
-#: Beat rings every 3 s: longer silence than this means that nobody is there to do the work.
+#: Work is handed out every 3 s: longer silence than this means that nobody is there to do the work.
 _SILENCE_SECONDS = 15.0
 
 

@@ -39,7 +39,7 @@ class RunCommand(SourceCommand):
                 with progress.shown_meanwhile(run.pk):
                     run = due_work.work_until_done(source, on_progress=lambda _: None)
             else:
-                tasks.ring(source)
+                tasks.dispatch_on_commit(source)
                 if not options["follow"]:
                     return self._started(source, run)
                 run = progress.follow(run.pk)

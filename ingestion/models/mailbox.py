@@ -38,7 +38,7 @@ class Mailbox(models.Model):
     )
     last_error_code = models.CharField(max_length=64, blank=True)
     last_error = models.TextField(blank=True)
-    rung_at = models.DateTimeField(null=True, editable=False)
+    handed_out_at = models.DateTimeField(null=True, editable=False)
 
     lease_token = models.BigIntegerField(default=0, editable=False)
     lease_expires_at = models.DateTimeField(null=True, editable=False)

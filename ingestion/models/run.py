@@ -31,7 +31,7 @@ class Run(models.Model):
     not_before = models.DateTimeField(db_default=Now())
     attempts = models.PositiveIntegerField(default=0)
     last_error_code = models.CharField(max_length=64, blank=True)
-    rung_at = models.DateTimeField(null=True, editable=False)
+    handed_out_at = models.DateTimeField(null=True, editable=False)
 
     mailboxes_total = models.PositiveIntegerField(default=0)
     mailboxes_done = models.PositiveIntegerField(default=0)

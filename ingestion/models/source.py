@@ -69,10 +69,10 @@ class IngestionSource(models.Model):
     message_count = models.BigIntegerField(default=0)
     archived_bytes = models.BigIntegerField(default=0, help_text="Sum of message sizes, unpacked.")
 
-    rung_at = models.DateTimeField(
+    handed_out_at = models.DateTimeField(
         null=True,
         editable=False,
-        help_text="When the dispatcher last rang for this row.",
+        help_text="When work on this row was last handed out.",
     )
     deleted_at = models.DateTimeField(null=True, editable=False)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -178,7 +178,7 @@ def test_one_unreadable_source_holds_up_no_other(
     IngestionSource.objects.update(
         status="active", next_sync_at=dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
     )
-    assert {bell.kind for bell in due_work.due()} == {"discover"}
+    assert {work.kind for work in due_work.hand_out()} == {"discover"}
     assert fine.runs.count() == lost.runs.count() == 1
     client.force_login(root)
     shown = client.get("/api/v1/ingestion")
@@ -299,7 +299,7 @@ def test_a_running_service_that_lacks_the_newest_key_is_not_cut_off(
     """Re-encrypting under its feet would leave it unable to read any credentials."""
     assert api.post("/ingestion", json=_body()).status_code == 201
     service_keys = ",".join(settings.ENCRYPTION_KEYS)
-    list(due_work.due())
+    list(due_work.hand_out())
     with_new = {"ENCRYPTION_KEYS": f"{NEW},{service_keys}"}
     refused = manage("rotate_credentials_key", **with_new)
     assert refused.code == 1

@@ -82,10 +82,10 @@ class Command(OperatorCommand):
             actor=self.actor,
         )
         if not options["verify"]:
-            tasks.ring(source)
+            tasks.dispatch_on_commit(source)
             return self._added(source, "Its credentials are being checked: see source_status.")
         verdict = credentials.check(source, actor=self.actor)
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         source.refresh_from_db()
         if verdict.ok:
             return self._added(source, f"The credentials work. {verdict.message}")

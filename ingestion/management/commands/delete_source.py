@@ -40,7 +40,7 @@ class Command(SourceCommand):
                 if not due_work.do_now(due_work.Work("delete", source.pk)):
                     time.sleep(_POLL_SECONDS)  # a worker is at it: wait until nothing is left
         else:
-            tasks.ring(source)
+            tasks.dispatch_on_commit(source)
         rest = "is gone." if options["now"] else "is out of every answer. Workers remove the rest."
         self.report(
             {"sourceId": source.pk, "deleted": True, "removed": options["now"]},

@@ -20,7 +20,7 @@ class Command(SourceCommand):
         del options
         before = source.status
         source = verbs.resume(source, actor=self.actor)
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         state = source.get_status_display().lower()
         text = f"{source.name} goes on: it is now {state}."
         if source.status == before:

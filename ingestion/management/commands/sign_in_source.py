@@ -31,7 +31,7 @@ class Command(SourceCommand):
                 self.say("Nobody typed it in. Run the command again for a new code.")
                 return Exit.PROBLEM
             time.sleep(prompt.interval_seconds)  # as the provider asks
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         self.report(
             {"sourceId": source.pk, "signedIn": True},
             f"Signed in. The credentials of {source.name} are being checked: see source_status.",

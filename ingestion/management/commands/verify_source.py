@@ -19,7 +19,7 @@ class Command(SourceCommand):
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         del options
         verdict = credentials.check(source, actor=self.actor)
-        tasks.ring(source)
+        tasks.dispatch_on_commit(source)
         source.refresh_from_db()
         document = {
             "sourceId": source.pk,

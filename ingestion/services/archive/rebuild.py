@@ -233,7 +233,7 @@ class _Rebuild:
             source=self.source, remote_id=remote_id, defaults={"address": address or remote_id}
         )
         Mailbox.objects.filter(pk=mailbox.pk).update(
-            lease_token=F("lease_token") + 1, lease_expires_at=None, rung_at=None
+            lease_token=F("lease_token") + 1, lease_expires_at=None, handed_out_at=None
         )
         return mailbox
 

@@ -1,6 +1,6 @@
 """Times that can't be: stored while the database's clock was ahead, and now far in the future.
 
-Leases and doorbells look away from such times themselves (`lease.DUE`, `due_work`). Whatever else
+Leases and due work look away from such times themselves (`lease.DUE`, `due_work`). Whatever else
 waits for a time, or compares with one, would do so until the clock is there again: for a year, if
 it was a year ahead. Here those are brought back.
 """

@@ -1,7 +1,8 @@
-"""Finds work that is due. PostgreSQL is the truth: lose the whole broker, and this finds it again.
+"""What work there is (KINDS), and the way of each: found due, handed out, claimed, done.
 
-A row that was rung for is left alone for RING_AGAIN_SECONDS: by then its task has run, or waits
-behind others, or is lost, and it is rung for again. One bell too many does nothing.
+PostgreSQL is the truth: lose the whole broker, and the work is found again. A row that was handed
+out is left alone for HAND_OUT_AGAIN_SECONDS: by then its task has run, or waits behind others, or
+is lost, and it is handed out again. What is handed out once too often is claimed, or not due.
 """
 
 import dataclasses
@@ -28,7 +29,7 @@ from ingestion.states import SourceStatus
 
 log = structlog.get_logger(__name__)
 
-RING_AGAIN_SECONDS = 20
+HAND_OUT_AGAIN_SECONDS = 20
 _HEARTBEAT_KEY = "ingestion:dispatched_at"
 _KEYS_KEY = "ingestion:key_ids"
 _INLINE_POLL_SECONDS = 0.2
@@ -107,22 +108,22 @@ KINDS = {
     ),
 }
 
-#: Marks the rows by setting rung_at; SKIP LOCKED lets two dispatchers share the work. By an array,
-#: because IN is a join, which reads whole tables.
+#: SKIP LOCKED lets two dispatchers share the work. By an array, because IN is a join, which reads
+#: whole tables.
 _HAND_OUT = f"""
-UPDATE {{kind.table}} SET rung_at = now() WHERE id = ANY(ARRAY(
+UPDATE {{kind.table}} SET handed_out_at = now() WHERE id = ANY(ARRAY(
     SELECT id FROM {{kind.table}}
      WHERE {{kind.due}}
-       AND (rung_at IS NULL OR rung_at < now() - %(again)s OR rung_at > now())
+       AND (handed_out_at IS NULL OR handed_out_at < now() - %(again)s OR handed_out_at > now())
        AND {claims.FREE}
      ORDER BY {{kind.since}} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
 RETURNING id, {{kind.since}}"""
 
 
-def due(*, limit: int = 1000) -> Iterator[Work]:
-    """Start the syncs whose time has come, and claim the rows whose work is due.
+def hand_out(*, limit: int = 1000) -> Iterator[Work]:
+    """Start the syncs whose time has come, and yield the work that is due, to be done elsewhere.
 
-    At most `limit` of each kind; each claim is its own transaction.
+    At most `limit` of each kind, each kind in a transaction of its own.
     """
     cache.set(_HEARTBEAT_KEY, time.time(), timeout=None)
     cache.set(_KEYS_KEY, [key_id(key) for key in settings.ENCRYPTION_KEYS], timeout=None)
@@ -132,7 +133,7 @@ def due(*, limit: int = 1000) -> Iterator[Work]:
     parameters = {
         **lease.parameters(),
         "limit": limit,
-        "again": dt.timedelta(seconds=RING_AGAIN_SECONDS),
+        "again": dt.timedelta(seconds=HAND_OUT_AGAIN_SECONDS),
     }
     for name, kind in KINDS.items():
         with connection.cursor() as cursor:
@@ -144,13 +145,13 @@ def due(*, limit: int = 1000) -> Iterator[Work]:
 
 
 def seconds_since_heartbeat() -> float | None:
-    """How long ago `due` ran anywhere, as the cache remembers it; None: it does not."""
+    """How long ago `hand_out` ran anywhere, as the cache remembers it; None: it does not."""
     at: float | None = cache.get(_HEARTBEAT_KEY)
     return None if at is None else max(0.0, time.time() - at)
 
 
 def keys_at_heartbeat() -> list[str] | None:
-    """Return the ids of the ENCRYPTION_KEYS that `due` last ran with, as the cache remembers."""
+    """The ids of the ENCRYPTION_KEYS that `hand_out` last ran with, as the cache remembers."""
     ids: list[str] | None = cache.get(_KEYS_KEY)
     return ids
 

@@ -54,7 +54,7 @@ UPDATE ingestion_mailbox
        lease_expires_at = now() + %(lease)s,
        lease_session_pid = a.pid,
        lease_session_started_at = a.backend_start,
-       rung_at = NULL,
+       handed_out_at = NULL,
        -- Leases are given back; one that was not had a holder who died.
        worker_deaths = worker_deaths + CASE WHEN lease_expires_at IS NULL THEN 0 ELSE 1 END
   FROM pg_stat_get_activity(pg_backend_pid()) a

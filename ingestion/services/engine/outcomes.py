@@ -102,7 +102,7 @@ def yield_turn(held: Lease) -> None:
     with transaction.atomic():
         held.fence()
         Mailbox.objects.filter(pk=held.mailbox_id).update(
-            not_before=Now(), rung_at=Now(), worker_deaths=0
+            not_before=Now(), handed_out_at=Now(), worker_deaths=0
         )
 
 
@@ -125,7 +125,7 @@ def _retry_later(
             last_error_code=what.code,
             last_error=what.text,
             not_before=Now() + wait,
-            rung_at=None,
+            handed_out_at=None,
             run=None if leaves else run,
             messages_expected=0 if leaves else F("messages_expected"),
         )
@@ -175,5 +175,5 @@ def _has_other_credentials(mailbox: Mailbox) -> bool:
     version = mailbox.source.credentials_version
     if IngestionSource.objects.filter(pk=mailbox.source_id, credentials_version=version).exists():
         return False
-    Mailbox.objects.filter(pk=mailbox.pk).update(attempts=0, not_before=Now(), rung_at=None)
+    Mailbox.objects.filter(pk=mailbox.pk).update(attempts=0, not_before=Now(), handed_out_at=None)
     return True

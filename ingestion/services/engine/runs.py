@@ -70,8 +70,10 @@ def start_syncs(source_ids: Collection[uuid.UUID], *, actor: str) -> None:
 
 def make_due_now(source: IngestionSource) -> None:
     """Let the dispatcher find at once what the source's unfinished run waits for."""
-    Mailbox.objects.filter(source=source, run__isnull=False).update(not_before=Now(), rung_at=None)
-    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), rung_at=None)
+    Mailbox.objects.filter(source=source, run__isnull=False).update(
+        not_before=Now(), handed_out_at=None
+    )
+    Run.objects.filter(source=source, finished_at=None).update(not_before=Now(), handed_out_at=None)
 
 
 def follow_again(source: IngestionSource) -> None:
@@ -81,7 +83,7 @@ def follow_again(source: IngestionSource) -> None:
 
 
 def _list_again(unfinished: QuerySet[Run]) -> None:
-    unfinished.update(discovered_at=None, not_before=Now(), rung_at=None, attempts=0)
+    unfinished.update(discovered_at=None, not_before=Now(), handed_out_at=None, attempts=0)
 
 
 #: Of each run: its source's interval, and whether a mailbox is done with and none was followed to

@@ -35,7 +35,7 @@ from ingestion.services.operations import credential_keys
 State = Literal["ok", "warning", "problem"]
 
 _PING_SECONDS = 2
-#: Beat rings every 3 s (settings.CELERY_BEAT_SCHEDULE).
+#: Work is handed out every 3 s (settings.CELERY_BEAT_SCHEDULE).
 _HEARTBEAT_SECONDS = 30.0
 #: Leases are 20 s by the database's clock; schedules are made by the application's.
 _MAX_SKEW_SECONDS = 5.0

@@ -72,8 +72,8 @@ def _store(source: IngestionSource, run: Run, rows: list[Mailbox], *, alone: boo
         rows,
         update_conflicts=True,
         unique_fields=["source", "remote_id"],
-        # rung_at: what was rung for the run before says nothing about this one
-        update_fields=["address", "state", "state_reason", "run", "rung_at"],
+        # handed_out_at: that it was for the run before says nothing about this one
+        update_fields=["address", "state", "state_reason", "run", "handed_out_at"],
     )
 
 
@@ -162,7 +162,7 @@ def _act_on(what: Trouble, source: IngestionSource, run: Run) -> None:
             attempts=failures,
             last_error_code=what.code,
             not_before=Now() + wait,
-            rung_at=None,
+            handed_out_at=None,
             warning=what.text,
         )
         log.info("discovery_deferred", run=str(run.pk), code=what.code)
@@ -171,7 +171,7 @@ def _act_on(what: Trouble, source: IngestionSource, run: Run) -> None:
 
 
 def _list_again(run: Run) -> None:
-    Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).update(rung_at=None)
+    Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).update(handed_out_at=None)
 
 
 def _batched(items: Iterable[RemoteMailbox], size: int) -> Iterator[list[RemoteMailbox]]:

@@ -166,14 +166,14 @@ def recheck(source: IngestionSource, *, reason: str, actor: Actor) -> None:
     """
     source.proven_at = None
     source.check_attempts = 0
-    source.rung_at = None
+    source.handed_out_at = None
     source.check_not_before = Now()
     source.credentials_version += 1  # what was asked before says nothing of what is asked now
     source.save(
         update_fields=[
             "proven_at",
             "check_attempts",
-            "rung_at",
+            "handed_out_at",
             "check_not_before",
             "credentials_version",
         ]

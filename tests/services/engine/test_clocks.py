@@ -82,16 +82,16 @@ def waiting(owner: User, ahead: dt.timedelta) -> None:
     FailedMessage.objects.create(mailbox=mailbox, folder=folder, remote_id="1:1", not_before=then)
 
 
-def rung() -> list[str]:
-    return sorted(bell.kind for bell in due_work.due())
+def handed_out() -> list[str]:
+    return sorted(work.kind for work in due_work.hand_out())
 
 
 def test_what_waits_for_a_time_that_cannot_be_is_due(owner: User) -> None:
     """The database's clock was a year ahead for a moment, and what happened then was stored."""
     waiting(owner, dt.timedelta(days=365))
-    assert rung() == []
+    assert handed_out() == []
     assert clocks.bring_back() == 6
-    assert rung() == ["check", "discover", "discover", "mailbox"]
+    assert handed_out() == ["check", "discover", "discover", "mailbox"]
     assert Folder.objects.get().not_before is None
     assert FailedMessage.objects.get().not_before <= timezone.now()
     assert clocks.bring_back() == 0
@@ -104,7 +104,7 @@ def test_what_waits_as_long_as_it_may_goes_on_waiting(owner: User) -> None:
         next_sync_at=timezone.now() + dt.timedelta(days=7),
     )
     assert clocks.bring_back() == 0
-    assert rung() == []
+    assert handed_out() == []
 
 
 @pytest.mark.parametrize(

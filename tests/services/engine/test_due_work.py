@@ -33,20 +33,20 @@ def test_a_sync_asked_for_when_a_run_has_nothing_left_to_do_is_a_new_one(
     assert settled.status == "completed"
 
 
-def test_the_bell_does_not_ring_again_while_mailboxes_are_listed(
+def test_a_listing_is_not_handed_out_again_while_it_goes_on(
     server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(discovery, "_BATCH", 1)
     run = verbs.start_import(source, actor=ACTOR)
     credentials.check(source, actor=ACTOR)
-    assert "discover" in [bell.kind for bell in due_work.due()]
-    long_ago = timezone.now() - dt.timedelta(seconds=due_work.RING_AGAIN_SECONDS + 1)
-    Run.objects.update(rung_at=long_ago)
+    assert "discover" in [work.kind for work in due_work.hand_out()]
+    long_ago = timezone.now() - dt.timedelta(seconds=due_work.HAND_OUT_AGAIN_SECONDS + 1)
+    Run.objects.update(handed_out_at=long_ago)
     heard: list[list[str]] = []
 
     def listen() -> None:
         if Mailbox.objects.exists():  # the first is stored
-            heard.append([bell.kind for bell in due_work.due()])
+            heard.append([work.kind for work in due_work.hand_out()])
 
     server.accounts, server.before_mailbox = ("a", "b"), listen
     assert due_work.do_now(due_work.Work("discover", run.pk))
@@ -70,24 +70,24 @@ def test_many_triggers_at_once_start_one_run(server: Server, source: IngestionSo
     assert Run.objects.count() == 1
 
 
-def test_a_doorbell_rings_once_and_again_when_nobody_came(
+def test_work_is_handed_out_once_and_again_when_nobody_came(
     server: Server, source: IngestionSource
 ) -> None:
     start(source)
-    assert [bell.kind for bell in due_work.due()] == ["mailbox"]
-    assert list(due_work.due()) == []
-    later = dt.timedelta(seconds=due_work.RING_AGAIN_SECONDS + 1)
-    Mailbox.objects.update(rung_at=timezone.now() - later)
-    assert [bell.kind for bell in due_work.due()] == ["mailbox"]
+    assert [work.kind for work in due_work.hand_out()] == ["mailbox"]
+    assert list(due_work.hand_out()) == []
+    later = dt.timedelta(seconds=due_work.HAND_OUT_AGAIN_SECONDS + 1)
+    Mailbox.objects.update(handed_out_at=timezone.now() - later)
+    assert [work.kind for work in due_work.hand_out()] == ["mailbox"]
 
 
 def test_a_schedule_starts_the_next_sync(server: Server, source: IngestionSource) -> None:
     fill(server, 3)
     start(source)
     finish(source)
-    assert list(due_work.due()) == []
+    assert list(due_work.hand_out()) == []
     IngestionSource.objects.update(next_sync_at=timezone.now() - dt.timedelta(seconds=1))
-    assert [bell.kind for bell in due_work.due()] == ["discover"]
+    assert [work.kind for work in due_work.hand_out()] == ["discover"]
     assert Run.objects.get(finished_at=None).kind == "sync"
 
 

@@ -92,8 +92,8 @@ def counted(queries: CaptureQueriesContext) -> list[str]:
 
 def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
     with CaptureQueriesContext(connection) as queries:
-        bells = list(due_work.due())
-    kinds = [bell.kind for bell in bells]
+        handed_out = list(due_work.hand_out())
+    kinds = [work.kind for work in handed_out]
     assert {kind: kinds.count(kind) for kind in kinds} == {
         "delete": 100, "check": 100, "discover": 200, "mailbox": 100,
     }  # fmt: skip
@@ -105,5 +105,5 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
     for statement, plan in plans.items():
         assert not plan & {("Seq Scan", table) for table in _GROWING}, (plan, statement)
     with CaptureQueriesContext(connection) as queries:
-        assert list(due_work.due()) == []
+        assert list(due_work.hand_out()) == []
     assert len(counted(queries)) <= 7

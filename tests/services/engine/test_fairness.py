@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 SOURCES = 40
 
 
-def test_bells_come_in_the_order_of_how_long_each_waits(owner: User) -> None:
+def test_work_is_handed_out_in_the_order_of_how_long_each_waits(owner: User) -> None:
     source = a_source(owner, status="importing")
     run = Run.objects.create(source=source, kind="import", discovered_at=timezone.now())
     waited = [f"m{number}" for number in range(200)]
@@ -39,7 +39,7 @@ def test_bells_come_in_the_order_of_how_long_each_waits(owner: User) -> None:
         for name in shuffled
     )  # fmt: skip
     names = dict(Mailbox.objects.values_list("pk", "address"))
-    assert [names[bell.pk] for bell in due_work.due() if bell.kind == "mailbox"] == waited
+    assert [names[work.pk] for work in due_work.hand_out() if work.kind == "mailbox"] == waited
 
 
 def test_places_are_bounded_in_all_and_for_each() -> None:
@@ -73,7 +73,7 @@ def test_who_finds_no_place_stands_in_line_and_owners_take_turns() -> None:
 
 
 @pytest.mark.timeout(180)
-def test_one_persons_many_sources_do_not_wait_for_the_next_round_of_bells(
+def test_one_persons_many_sources_do_not_wait_to_be_handed_out_again(
     service: "Service", api: httpx.Client, wait_for: Callable[..., Any]
 ) -> None:
     """Checks that take no time: what finds no place has one as soon as another is done."""
@@ -86,8 +86,8 @@ def test_one_persons_many_sources_do_not_wait_for_the_next_round_of_bells(
             body = {"name": f"{number}", "provider": "generic_imap", "providerConfig": config}
             assert api.post("/ingestion", json=body).status_code == 201
         unchecked = IngestionSource.objects.filter(status="pending_auth")
-        IngestionSource.objects.update(status="pending_auth", proven_at=None, rung_at=None)
-        wait_for(lambda: not unchecked.exists(), due_work.RING_AGAIN_SECONDS * SOURCES / 10)
+        IngestionSource.objects.update(status="pending_auth", proven_at=None, handed_out_at=None)
+        wait_for(lambda: not unchecked.exists(), due_work.HAND_OUT_AGAIN_SECONDS * SOURCES / 10)
 
 
 @pytest.fixture

@@ -72,9 +72,9 @@ def test_the_lease_of_a_worker_that_died_is_free_at_once(
     row = Mailbox.objects.get()
     assert row.lease_expires_at is not None
     assert row.lease_expires_at > timezone.now()
-    wait_for(lambda: due_work.Work("mailbox", mailbox.pk) in due_work.due())
+    wait_for(lambda: due_work.Work("mailbox", mailbox.pk) in due_work.hand_out())
     assert lease.acquire(mailbox.pk) is not None
-    assert list(due_work.due()) == []
+    assert list(due_work.hand_out()) == []
 
 
 def die_at_work() -> None:
@@ -209,7 +209,7 @@ def test_deletion_leaves_nothing_and_stops_a_running_worker(
     start(source)
     work()
     assert Message.objects.count() in (0, 10)  # the first page was being committed meanwhile
-    assert [bell.kind for bell in due_work.due()] == ["delete"]
+    assert [work.kind for work in due_work.hand_out()] == ["delete"]
     deletion.delete_source(source.pk)
     for model in (IngestionSource, Mailbox, Folder, Message, Placement, Pack, Run, StatusChange):
         assert not model.objects.exists(), model

@@ -50,10 +50,10 @@ def run(server: Server, source: IngestionSource) -> Run:
 
 def listed_again(run: Run) -> bool:
     """Do what is due of listing; tell whether there was any."""
-    bells = [bell for bell in due_work.due() if bell.kind == "discover"]
-    for bell in bells:
-        due_work.do(bell)
-    return bool(bells)
+    handed_out = [work for work in due_work.hand_out() if work.kind == "discover"]
+    for work in handed_out:
+        due_work.do(work)
+    return bool(handed_out)
 
 
 def test_new_mail_of_a_mailbox_that_is_done_is_had_while_another_still_imports(

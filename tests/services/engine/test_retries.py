@@ -48,17 +48,17 @@ def source(server: ImapScript) -> IngestionSource:
 
 def work() -> None:
     """Do all that is due, as dispatcher and workers do, until nothing is due any more."""
-    while bells := list(due_work.due()):
-        for bell in bells:
-            due_work.do(bell)
+    while handed_out := list(due_work.hand_out()):
+        for one in handed_out:
+            due_work.do(one)
 
 
 def an_hour_passes() -> None:
     """Put the times of all rows back."""
     fields: tuple[tuple[type[Model], tuple[str, ...]], ...] = (
-        (IngestionSource, ("check_not_before", "next_sync_at", "rung_at")),
-        (Run, ("not_before", "rung_at")),
-        (Mailbox, ("not_before", "rung_at")),
+        (IngestionSource, ("check_not_before", "next_sync_at", "handed_out_at")),
+        (Run, ("not_before", "handed_out_at")),
+        (Mailbox, ("not_before", "handed_out_at")),
     )
     for model, names in fields:
         for row in model._default_manager.all():

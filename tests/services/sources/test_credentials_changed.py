@@ -71,7 +71,7 @@ def test_a_listing_with_old_credentials_does_not_stop_a_source_with_new_ones(
     discovery.discover(run.pk)
     source.refresh_from_db()
     assert source.status == "importing"
-    assert [bell.kind for bell in due_work.due()] == ["discover"]
+    assert [work.kind for work in due_work.hand_out()] == ["discover"]
 
 
 def test_what_old_credentials_list_is_not_stored_for_new_ones(
@@ -88,7 +88,7 @@ def test_what_old_credentials_list_is_not_stored_for_new_ones(
     discovery.discover(run.pk)
     assert not Mailbox.objects.exists()
     server.before_mailbox = lambda: None
-    assert [bell.kind for bell in due_work.due()] == ["discover"]
+    assert [work.kind for work in due_work.hand_out()] == ["discover"]
     discovery.discover(run.pk)
     assert Mailbox.objects.count() == 1
 
@@ -244,4 +244,4 @@ def test_what_old_credentials_met_makes_no_listing_wait_for_new_ones(
     server.before_mailbox = lambda: None
     run.refresh_from_db()
     assert (run.attempts, run.warning) == (0, "")
-    assert [bell.kind for bell in due_work.due()] == ["discover"]
+    assert [work.kind for work in due_work.hand_out()] == ["discover"]

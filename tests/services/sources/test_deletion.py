@@ -97,24 +97,24 @@ def test_only_one_session_is_at_it_and_a_session_that_ends_gives_way(
     thread.join()
 
 
-def test_one_under_way_is_not_rung_for_again(
+def test_one_under_way_is_not_handed_out_again(
     source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(due_work, "RING_AGAIN_SECONDS", 0.5)
+    monkeypatch.setattr(due_work, "HAND_OUT_AGAIN_SECONDS", 0.5)
     verbs.delete(source, actor=ACTOR)
-    assert [bell.kind for bell in due_work.due()] == ["delete"]
-    bells: list[str] = []
+    assert [work.kind for work in due_work.hand_out()] == ["delete"]
+    handed_out: list[str] = []
     batch = deletion._delete_batch
 
     def slow(*arguments: Any) -> None:
-        time.sleep(0.1)  # longer than a doorbell in all
+        time.sleep(0.1)  # longer than HAND_OUT_AGAIN_SECONDS in all
         batch(*arguments)
-        bells.extend(bell.kind for bell in due_work.due())
+        handed_out.extend(work.kind for work in due_work.hand_out())
 
     monkeypatch.setattr(deletion, "_BATCH_ROWS", 30)
     monkeypatch.setattr(deletion, "_delete_batch", slow)
     assert removed(source)
-    assert bells == []
+    assert handed_out == []
 
 
 def test_children_that_come_late_go_before_their_parents(
