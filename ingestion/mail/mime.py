@@ -83,7 +83,8 @@ def parse(raw: Raw) -> Structure:
 
 
 class _Walk:
-    """The pass over a message's delimiters. The part that is read now ends at the next of them."""
+    """The pass over a message's delimiters. The part that is read now ends at the next of them;
+    a multipart, whose preamble is passed, does not."""
 
     def __init__(self, raw: Raw, structure: Structure) -> None:
         self._raw = raw
@@ -146,6 +147,7 @@ class _Walk:
             return
         self._levels.setdefault(boundary, []).append(len(self._open))
         self._open.append((boundary, part))
+        self._now = None
 
     def _leave(self, level: int, end: int) -> None:
         """End the part that is read now and all multiparts from `level` on."""
