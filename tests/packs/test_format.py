@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connectors.types import Body, SpooledBody
@@ -40,7 +40,8 @@ def read(store: PackStore, pack: uuid.UUID, extent: Extent, body: bytes) -> Body
     return store.open(SOURCE, pack, extent, sha256=hashlib.sha256(body).digest(), size=len(body))
 
 
-@settings(max_examples=30)
+# A loaded machine may take long to think up the bodies.
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=3000), min_size=1, max_size=20))
 def test_what_goes_in_comes_out_and_a_scan_finds_it(bodies: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as root:
