@@ -3,7 +3,6 @@ what hashing a message does. Pure, so that the packing process writes them too.
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from ingestion.mail.headers import Headers
 from ingestion.packs.format import Extent
@@ -14,32 +13,26 @@ _NULL = r"\N"
 _COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r", "\0": ""})
 
 
-#: What `MessageRow.line` writes.
+#: What `message` writes.
 COLUMNS = (
     "mailbox_id, pack_id, id, sha256, size_bytes, pack_offset, pack_length, received_at,"
     " subject, sender, recipients, sent_at, message_id, defects"
 )
 
 
-class MessageRow(NamedTuple):
-    """The row, not yet stored, of a message that is in a pack: what its record says, where that
-    is, and what the message's own headers say."""
-
-    id: str
-    record: RecordHeader
-    extent: Extent
-    headers: Headers
-
-    def line(self, mailbox: str, pack: str) -> str:
-        """Write the row in COPY's text format. All ids are hexadecimal digits."""
-        pk, record, extent, headers = self
-        return (
-            f"{mailbox}\t{pack}\t{pk}\t\\\\x{record.sha256.hex()}\t{record.size}\t"
-            f"{extent.offset}\t{extent.length}\t{record.received_at or _NULL}\t"
-            f"{copied(headers.subject)}\t{copied(headers.sender)}\t"
-            f"{copied(headers.recipients)}\t{headers.sent_at or _NULL}\t"
-            f"{copied(headers.message_id)}\t{copied(array_literal(headers.defects))}\n"
-        )
+def message(
+    pk: str, record: RecordHeader, extent: Extent, headers: Headers, *, mailbox: str, pack: str
+) -> str:
+    """Write the row of a message that is in a pack in COPY's text format, of what its record says,
+    where that is, and what the message's own headers say. All ids are hexadecimal digits."""
+    defects = copied(array_literal(headers.defects)) if headers.defects else "{}"
+    return (
+        f"{mailbox}\t{pack}\t{pk}\t\\\\x{record.sha256.hex()}\t{record.size}\t"
+        f"{extent.offset}\t{extent.length}\t{record.received_at or _NULL}\t"
+        f"{copied(headers.subject)}\t{copied(headers.sender)}\t"
+        f"{copied(headers.recipients)}\t{headers.sent_at or _NULL}\t"
+        f"{copied(headers.message_id)}\t{defects}\n"
+    )
 
 
 def array_literal(values: Iterable[str]) -> str:

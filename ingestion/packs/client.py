@@ -46,7 +46,7 @@ class Answer:
         self.given: bytes | Exception | None = None
 
     def rows(self) -> bytes:
-        """Return the messages' rows (rows.MessageRow.line), waiting until they are in the pack.
+        """Return the messages' rows (`rows.message`), waiting until they are in the pack.
 
         Raises OSError (a full disk): then none of them is.
         """

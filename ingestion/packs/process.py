@@ -27,11 +27,10 @@ from typing import IO, NamedTuple, Self
 import zstandard
 
 from connectors.types import MessageRef, SpooledBody
-from ingestion import memory
+from ingestion import memory, rows
 from ingestion.mail.headers import Headers, head_of, parse_headers
 from ingestion.packs.format import append, compressor
 from ingestion.packs.record import NewMessage, Origin, RecordHeader
-from ingestion.rows import MessageRow
 
 #: What only its worker reacts to.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -160,7 +159,7 @@ def _rows(
     extents = append(pack, job.pack, said, compress)
     for message, record, body, extent in zip(job.messages, records, bodies, extents, strict=True):
         headers = parse_headers(_head(body)) if job.parse else _NOT_PARSED
-        yield MessageRow(message.id, record, extent, headers).line(job.mailbox, job.pack)
+        yield rows.message(message.id, record, extent, headers, mailbox=job.mailbox, pack=job.pack)
 
 
 def _head(body: memoryview | SpooledBody) -> bytes:

@@ -52,10 +52,10 @@ class RecordHeader(NamedTuple):
     @classmethod
     def of(cls, message: NewMessage, origin: Origin) -> Self:
         """Say what is known of a new message."""
-        _, sha256, size, ref = message
-        received_at = ref.received_at.isoformat() if ref.received_at else None
-        ids = ref.remote_id, ref.stable_id, ref.thread_id
-        return cls(sha256, size, origin, *ids, received_at, ref.labels or ())
+        _, sha256, size, (remote_id, _, stable_id, thread_id, time, labels, _) = message
+        received_at = time.isoformat() if time else None
+        labels = labels or ()
+        return cls(sha256, size, origin, remote_id, stable_id, thread_id, received_at, labels)
 
     def dumps(self) -> str:
         """Write it as a JSON object. It is put together by hand: to let JSON encode the whole of it

@@ -207,12 +207,10 @@ class _Rebuild:
                 Pack.objects.bulk_create([row], ignore_conflicts=True)
                 # What a capture archived since: from here on the mailbox is this transaction's.
                 archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
-                added = {r.sha256: (r.message(), r.archived_at) for r in new}
-                rows = [row for sha256, row in added.items() if sha256 not in archived]
-                sql.insert_messages(
-                    row.line(mailbox.pk.hex, pack.pack_id.hex).encode() for row, _ in rows
-                )
-                sql.date_messages([(row.id, time) for row, time in rows if time is not None])
+                added = {r.sha256: r for r in new if r.sha256 not in archived}
+                rows = [*zip(sql.new_message_ids(len(added)), added.values(), strict=True)]
+                sql.insert_messages(r.message(pk, mailbox, pack.pack_id).encode() for pk, r in rows)
+                sql.date_messages([(pk, r.archived_at) for pk, r in rows if r.archived_at])
                 counted = Message.objects.filter(pack=pack.pack_id).count()
                 Pack.objects.filter(pk=pack.pack_id).update(
                     message_count=Greatest(F("message_count"), counted)

@@ -9,12 +9,11 @@ from typing import Self
 from django.utils import timezone
 
 from connectors.types import SpooledBody
+from ingestion import rows
 from ingestion.mail.headers import Headers, head_of, parse_headers
 from ingestion.models import Folder, Mailbox, Placement
 from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Entry, Extent, PackStore
-from ingestion.rows import MessageRow
-from ingestion.services.engine.statements import new_message_ids
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,10 +57,11 @@ class Record:
             head = body
         return dataclasses.replace(self, headers=parse_headers(head_of(head)))
 
-    def message(self) -> MessageRow:
-        """Return the row, not yet stored, of the message."""
-        [pk] = new_message_ids(1)
-        return MessageRow(pk, self.header, self.extent, self.headers)
+    def message(self, pk: str, mailbox: Mailbox, pack_id: uuid.UUID) -> str:
+        """Write the row, not yet stored, of the message."""
+        return rows.message(
+            pk, self.header, self.extent, self.headers, mailbox=mailbox.pk.hex, pack=pack_id.hex
+        )
 
     def placement(
         self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, str]

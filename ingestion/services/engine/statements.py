@@ -142,7 +142,7 @@ def insert_pack(pack_id: uuid.UUID, source_id: uuid.UUID, size_bytes: int, count
 
 
 def insert_messages(rows: Iterable[bytes]) -> None:
-    """Insert message rows (rows.MessageRow.line). The caller owns the mailbox (its lease, or its
+    """Insert message rows (`rows.message`). The caller owns the mailbox (its lease, or its
     row's lock) and knows that it has none of these hashes; where that is wrong, the database says
     IntegrityError."""
     copy(f"ingestion_message ({COLUMNS})", rows)
