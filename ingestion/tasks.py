@@ -18,13 +18,13 @@ log = structlog.get_logger(__name__)
 EXPIRES_SECONDS = 600
 
 
-@shared_task
+@shared_task(expires=EXPIRES_SECONDS)
 def dispatch() -> None:
     for work in due_work.hand_out():
         _hand_out(work)
 
 
-@shared_task
+@shared_task(expires=EXPIRES_SECONDS)
 def do(kind: str, pk: str) -> None:
     if more := due_work.do(due_work.Work(kind, uuid.UUID(pk))):
         _hand_out(more)
@@ -32,7 +32,7 @@ def do(kind: str, pk: str) -> None:
         dispatch()
 
 
-@shared_task
+@shared_task(expires=EXPIRES_SECONDS)
 def housekeeping() -> None:
     with due_work.cleaning_up.taken("housekeeping") as free:
         if free:
@@ -41,12 +41,8 @@ def housekeeping() -> None:
 
 
 def _hand_out(work: due_work.Work) -> None:
-    do.apply_async(
-        (work.kind, str(work.pk)),
-        queue=due_work.KINDS[work.kind].queue,
-        expires=EXPIRES_SECONDS,
-        retry=False,
-    )
+    queue = due_work.KINDS[work.kind].queue
+    do.apply_async((work.kind, str(work.pk)), queue=queue, retry=False)
 
 
 def dispatch_on_commit(source: IngestionSource) -> None:
@@ -54,7 +50,7 @@ def dispatch_on_commit(source: IngestionSource) -> None:
 
     def send() -> None:
         try:
-            dispatch.apply_async(expires=EXPIRES_SECONDS, retry=False)
+            dispatch.apply_async(retry=False)
         except OperationalError:
             log.warning("dispatch_not_sent", source=str(source.pk))  # beat does within seconds
 

@@ -327,15 +327,7 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout": 30}
 CELERY_BEAT_SCHEDULE = {
-    "dispatch": {
-        "task": "ingestion.tasks.dispatch",
-        "schedule": 3.0,
-        "options": {"expires": 600.0},
-    },
-    "housekeeping": {
-        "task": "ingestion.tasks.housekeeping",
-        "schedule": 600.0,
-        "options": {"expires": 600.0},
-    },
+    "dispatch": {"task": "ingestion.tasks.dispatch", "schedule": 3.0},
+    "housekeeping": {"task": "ingestion.tasks.housekeeping", "schedule": 600.0},
 }
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # in memory: no schedule file to lose or lock

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from celery import current_app
 
+from ingestion import tasks
 from ingestion.models import IngestionSource, Mailbox, Message
 from ingestion.services.engine import lease, sync
 from ingestion.services.sources import verbs
@@ -64,6 +65,14 @@ def test_tasks_by_names_that_are_no_more_are_passed_over(
         wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active", 60)
     assert (service.pid("control"), service.pid("worker")) == before
     assert Message.objects.count() == 1
+
+
+def test_every_task_expires() -> None:
+    """A queue that nobody serves holds what beat asked for in some minutes, and not in a month."""
+    ours = [task for name, task in current_app.tasks.items() if name.startswith("ingestion.")]
+    assert {task.name.rpartition(".")[2] for task in ours} == {"dispatch", "do", "housekeeping"}
+    for task in ours:
+        assert task.expires == tasks.EXPIRES_SECONDS
 
 
 @pytest.fixture

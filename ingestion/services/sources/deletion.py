@@ -34,11 +34,10 @@ _STEPS = (
 )
 
 
-def delete_source(source_id: uuid.UUID) -> bool:
-    """Remove all of a tombstoned source; tell whether nothing of it is left.
+def delete_source(source_id: uuid.UUID) -> None:
+    """Remove all of a tombstoned source; nothing where it is not deleted.
 
-    False where the source is not deleted. Opens its own transactions; `due_work` sees to it that
-    one at a time does it.
+    Opens its own transactions; `due_work` sees to it that one at a time does it.
     """
     tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
     if tombstone.exists():
@@ -50,7 +49,6 @@ def delete_source(source_id: uuid.UUID) -> bool:
         with transaction.atomic():
             tombstone.delete()
         log.info("source_deleted", source=str(source_id))
-    return not IngestionSource.objects.filter(pk=source_id).exists()
 
 
 def _has_any(table: str, condition: str, source_id: uuid.UUID) -> bool:

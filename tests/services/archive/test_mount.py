@@ -76,7 +76,8 @@ def test_a_deletion_waits_for_the_volume(
     with pytest.raises(WrongArchive):
         deletion.delete_source(source.pk)
     (tmp_path / "unmounted").rename(archive_dir)
-    assert deletion.delete_source(source.pk)
+    deletion.delete_source(source.pk)
+    assert not IngestionSource.objects.filter(pk=source.pk).exists()
     assert not list(archive_dir.rglob("*.pack"))
 
 
