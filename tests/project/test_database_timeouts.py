@@ -22,6 +22,7 @@ def test_statements_and_locks_have_an_end_and_migrations_have_none() -> None:
     parameters = connection.connection.info.get_parameters()
     assert parameters["connect_timeout"] == "10"
     assert parameters["tcp_user_timeout"] == "60000"
+    assert "tcp_keepalives_idle=30" in parameters["options"]  # reads as 0 on a Unix socket
     call_command("migrate", verbosity=0)
     assert (shown("statement_timeout"), shown("lock_timeout")) == ("0", "0")
     connection.close()
