@@ -49,6 +49,9 @@ class Run(models.Model):
     rate_next_at = models.DateTimeField(null=True, editable=False)
     rate_next_from = models.BigIntegerField(default=0, editable=False)
     started_at = models.DateTimeField(db_default=Now())
+    asked_at = models.DateTimeField(
+        null=True, help_text="When somebody last asked for a sync while this run was under way."
+    )
     progress_at = models.DateTimeField(null=True, help_text="When counters last moved.")
     finished_at = models.DateTimeField(null=True)
 

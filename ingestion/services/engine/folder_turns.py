@@ -5,9 +5,11 @@ them fail it is the mailbox's trouble. What ends the connection names no folder 
 at which it ends three times without anything coming of it is taken for it all the same.
 
 A mailbox of many folders gets on from slice to slice: what is done with is passed by, until the
-mailbox is settled. One run may settle it several times (`runs.follow_again`).
+mailbox is settled, or somebody asks for what came since. One run may settle it several times
+(`runs.follow_again`).
 """
 
+import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 
 import structlog
@@ -29,6 +31,11 @@ log = structlog.get_logger(__name__)
 #: So often a connection may end at a folder before the folder has to wait. The one before the last
 #: is when messages begin to be fetched one by one (`engine.careful`): it may be one of them.
 _BREAKS = 3
+_NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
+def _turn(folder: Folder) -> tuple[int, dt.datetime]:
+    return folder.attempts, folder.followed_at or _NEVER
 
 
 class Turn:
@@ -43,7 +50,8 @@ class Turn:
     ) -> None:
         self._held, self._followed = held, followed
         now = timezone.now()
-        since = max(run.started_at, mailbox.last_synced_at or run.started_at)
+        begun = run.asked_at or run.started_at
+        since = max(begun, mailbox.last_synced_at or begun)
         todo = [
             (remote, folder)
             for remote, folder in followed
@@ -52,8 +60,8 @@ class Turn:
         due = [(r, f) for r, f in todo if f.not_before is None or f.not_before <= now]
         # Where all have failed, the mailbox's own wait is over: none of them need wait longer.
         all_fail = all(folder.failing_since for _, folder in followed)
-        #: Those at which something went wrong come last.
-        self._queue = sorted(todo if all_fail else due, key=lambda one: one[1].attempts)
+        #: Those at which something went wrong come last, and before them what was followed last.
+        self._queue = sorted(todo if all_fail else due, key=lambda one: _turn(one[1]))
         self.left = len(self._queue)
         self._done: list[int] = []
         self._refusal: Trouble | None = None

@@ -76,12 +76,16 @@ def _owes(mailbox: Mailbox, run: Run) -> bool:
     return Mailbox.objects.filter(pk=mailbox.pk, run=run).exists()
 
 
-def settle(held: Lease, mailbox: Mailbox, run: Run) -> None:
-    """The mailbox is followed to the end: it owes the run nothing more."""
+def settle(held: Lease, mailbox: Mailbox, run: Run) -> bool:
+    """The mailbox is followed to the end: it owes the run nothing more, unless somebody asked for
+    what came since (False)."""
     with transaction.atomic():
         held.fence()
         if not _owes(mailbox, run):
-            return
+            return True
+        asked_at = Run.objects.values_list("asked_at", flat=True).get(pk=run.pk)
+        if asked_at != run.asked_at:  # as it was when this slice began
+            return False
         Mailbox.objects.filter(pk=mailbox.pk).update(
             run=None,
             attempts=0,
@@ -96,6 +100,7 @@ def settle(held: Lease, mailbox: Mailbox, run: Run) -> None:
         )
         if mailbox.last_error:  # as it was when this slice began: it has passed
             Run.objects.filter(pk=run.pk, warning=mailbox.last_error).update(warning="")
+        return True
 
 
 def yield_turn(held: Lease) -> None:

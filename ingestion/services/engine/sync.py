@@ -125,10 +125,10 @@ def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
     try:
         if held.deaths > outcomes.DEATHS_AT_ONCE:
             outcomes.defer_before(held, mailbox, run)
-        finished = _Mailbox(held, mailbox, run, until).work()
-        if finished:
-            outcomes.settle(held, mailbox, run)
-        else:
+        finished = _Mailbox(held, mailbox, run, until).work() and outcomes.settle(
+            held, mailbox, run
+        )
+        if not finished:
             outcomes.yield_turn(held)
         return finished
     except Exception as error:  # noqa: BLE001 - logs what is a bug, raises what it can't write down

@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 from django.utils import timezone
 
-from connectors.errors import MessageRefused
+from connectors.errors import MessageRefused, Unavailable
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, failures, sync
 from ingestion.services.sources import verbs
@@ -103,6 +103,51 @@ def test_sync_now_follows_what_the_run_is_done_with(
     slice_of("small", seconds=0)  # one folder in several slices
     slice_of("small")
     assert Mailbox.objects.get(remote_id="small").message_count == 31
+
+
+def test_sync_now_follows_again_the_folders_that_a_mailbox_under_way_is_done_with(
+    server: Server, source: IngestionSource
+) -> None:
+    """Mail that came to the first folder meanwhile is had by this sync, not by the next."""
+    for name in ("INBOX", "A", "B"):
+        fill(server, 1, name)
+    run = start(source)
+
+    def broken(folder: str) -> None:
+        if folder == "A":
+            raise Unavailable("The connection was lost.")
+
+    server.before_changes = broken
+    slice_of("me")
+    server.deliver("INBOX", body(98))
+    assert verbs.start_sync(source, actor=ACTOR) == run
+    begun: list[str] = []
+    server.before_changes = begun.append
+    slice_of("me")
+    assert settled("me")
+    assert begun == ["B", "INBOX", "A"]  # what had no turn first, what failed last
+    assert Mailbox.objects.get().message_count == 2  # all folders have the same one
+
+
+def test_sync_now_within_a_slice_has_it_follow_all_again(
+    server: Server, source: IngestionSource
+) -> None:
+    for name in ("INBOX", "Z"):
+        fill(server, 1, name)
+    start(source)
+
+    def ask(folder: str) -> None:
+        if folder == "Z":
+            server.before_changes = lambda _: None
+            server.deliver("INBOX", body(98))
+            verbs.start_sync(source, actor=ACTOR)
+
+    server.before_changes = ask
+    slice_of("me")
+    assert not settled("me")
+    slice_of("me")
+    assert settled("me")
+    assert Mailbox.objects.get().message_count == 2
 
 
 def test_an_import_that_is_asked_for_twice_goes_on_as_it_was(
