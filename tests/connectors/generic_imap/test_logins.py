@@ -319,6 +319,17 @@ def test_what_a_greeting_tells_is_not_asked_for() -> None:
 # -- servers that take one command at a time -------------------------------------------------------
 
 
+def waiting(client: Client, patience_seconds: float) -> bytes:
+    """What the client has sent already: it may have come in one piece with the command before."""
+    client.socket.setblocking(False)
+    try:
+        if not client.file.peek():
+            select.select([client.socket], [], [], patience_seconds)
+        return client.file.peek()
+    finally:
+        client.socket.setblocking(True)
+
+
 @contextlib.contextmanager
 def hasty(reaction: str) -> Iterator[ImapScript]:
     """A server that does what is said where a command comes before the last was answered."""
@@ -327,24 +338,17 @@ def hasty(reaction: str) -> Iterator[ImapScript]:
     def react(client: Client, tag: bytes, command: bytes) -> bool:
         # The answer takes its time, until a command came early for the first time: however busy
         # the machine, what the client sends without waiting is there by then.
-        select.select([client.socket], [], [], 0.05 if seen.is_set() else 0.6)
-        client.socket.setblocking(False)
-        try:
-            early = client.socket.recv(65_536, socket.MSG_PEEK)
-        except BlockingIOError:
-            early = b""
-        finally:
-            client.socket.setblocking(True)
+        early = waiting(client, 0.05 if seen.is_set() else 0.6)
         if not early:
             return False
         seen.set()
         if reaction == "drops":
             client.end()
         elif reaction == "refuses":
-            client.socket.recv(len(early))
+            client.file.read(len(early))
             client.send(tag + b" OK\r\n" + early.split(b" ")[0] + b" BAD too early\r\n")
         else:
-            client.socket.recv(len(early))
+            client.file.read(len(early))
             client.send(tag + b" OK\r\n")
         return True
 
