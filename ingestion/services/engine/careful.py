@@ -62,7 +62,7 @@ _BREAKS = "Whenever this message is asked for, the connection breaks; the others
 
 
 @dataclasses.dataclass
-class Care:
+class CarefulFetch:
     """The careful way of one lease. Not thread-safe.
 
     `stuck`: downloads broke off before, without progress.

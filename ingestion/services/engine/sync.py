@@ -149,7 +149,7 @@ class _Mailbox:
         #: Folders of which nothing was known: what is there now came with this listing.
         self.fresh: set[int] = set()
         self.capture = Capture(held, store=store(), run=run, mailbox=mailbox)
-        self.care = careful.Care(
+        self.careful = careful.CarefulFetch(
             held,
             self.capture,
             run,
@@ -196,7 +196,7 @@ class _Mailbox:
     def _follow_all(self, session: MailboxSession, turn: folder_turns.Turn) -> bool:
         for remote, folder in turn:
             self.moved = self.fetching = False
-            self.care.stuck = (
+            self.careful.stuck = (
                 folder.attempts >= _STUCK_ATTEMPTS and folder.last_error_code == careful.BREAKS
             )
             try:
@@ -209,7 +209,7 @@ class _Mailbox:
                     turn.failed(
                         folder,
                         what,
-                        moved=self.moved or self.care.blamed,
+                        moved=self.moved or self.careful.blamed,
                         fetching=self.fetching,
                     )
                     raise
@@ -267,7 +267,7 @@ class _Mailbox:
         if self.run.kind == RunKind.SYNC and unknown:
             counters.expect(self.run.pk, self.mailbox.pk, len(unknown))
         placed = () if page.again else self._described(session, remote, known)
-        rest = self._fetch_with_care(session, remote, folder, unknown)
+        rest = self._fetch_carefully(session, remote, folder, unknown)
         if rest is None:
             return  # stopped on the way: the cursor stays
         with self.capture.batch(folder, fresh=folder.pk in self.fresh) as batch:
@@ -290,7 +290,7 @@ class _Mailbox:
                 self.held.fence()
                 placements.keep_first_seen(folder.pk)
 
-    def _fetch_with_care(
+    def _fetch_carefully(
         self,
         session: MailboxSession,
         remote: RemoteFolder,
@@ -299,12 +299,12 @@ class _Mailbox:
     ) -> Sequence[MessageRef] | None:
         """Fetch message by message while that is needed; return the rest. None: it had to stop."""
         for done, ref in enumerate(refs):
-            if not self.care.needed:
+            if not self.careful.needed:
                 return refs[done:]
             if self._must_stop():
                 return None
             self.fetching = True
-            self.care.fetch(session, remote, folder, ref)
+            self.careful.fetch(session, remote, folder, ref)
             self.fetching, self.moved = False, True
         return []
 
@@ -448,9 +448,9 @@ class _Mailbox:
             if alone and ref.stable_id not in archived:
                 if self._must_stop():
                     return False
-                self.care.fetch(session, remote, folder, ref)
+                self.careful.fetch(session, remote, folder, ref)
         harmless = [ref for ref, alone in refs if not alone and ref.stable_id not in archived]
-        rest = self._fetch_with_care(session, remote, folder, harmless)
+        rest = self._fetch_carefully(session, remote, folder, harmless)
         if rest is None:
             return False
         with self.capture.batch(folder, fresh=folder.pk in self.fresh) as batch:
