@@ -81,7 +81,7 @@ class _Fields:
 
     def __init__(self, head: bytes) -> None:
         self.defects: list[str] = []
-        self._found: dict[str, bytes] = {}
+        self._found: dict[str, list[bytes]] = {}
         for name, value in _FIELD.findall(head):
             self._take(name.lower().decode(), value)
         if not self._found:
@@ -94,14 +94,20 @@ class _Fields:
         if 0 <= value.find(b"\r") < len(value) - 1 and b"\r" in value.replace(b"\r\n", b"")[:-1]:
             self.defects.append(f"bare CR: {name}")
         if name not in self._found:
-            self._found[name] = value
+            self._found[name] = [value]
         elif name in {"to", "cc"}:
-            self._found[name] = _unfolded(self._found[name]) + b", " + _unfolded(value)
+            self._found[name].append(value)
         else:
             self.defects.append(f"repeated header: {name}")
 
+    def _value(self, name: str) -> bytes:
+        values = self._found.get(name, ())
+        if len(values) > 1:
+            return b", ".join([_unfolded(value) for value in values])
+        return values[0] if values else b""
+
     def read(self, name: str, decode: _Decode, kept: int) -> str:
-        raw = self._found.get(name)
+        raw = self._value(name)
         if not raw:
             return ""
         text, own = decode(raw, self._otherwise, kept)
@@ -110,7 +116,7 @@ class _Fields:
         return text
 
     def date(self) -> dt.datetime | None:
-        raw = self._found.get("date")
+        raw = self._value("date")
         if not raw:
             return None
         found = dates.parse(_unfolded(raw[:_SHORT_BYTES]).decode("latin-1"))
