@@ -17,7 +17,7 @@ from ingestion import queries
 from ingestion.api import inputs, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.models import Message
-from ingestion.packs.store import Extent, store
+from ingestion.services.archive import reading
 from ingestion.services.operations import people
 
 
@@ -81,14 +81,7 @@ class EmailViewSet(ApiViewSet[Message]):
         etag = f'"{message.sha256_hex}"'
         if _names(request.headers.get("If-None-Match", ""), etag):
             return HttpResponse(status=304, headers={"ETag": etag})
-        body = store().open(
-            message.mailbox.source_id,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
-        response = _download(body)
+        response = _download(reading.opened(message))
         response["Content-Length"] = str(message.size_bytes)
         response["Content-Disposition"] = f'attachment; filename="{message.pk}.eml"'
         response["ETag"] = etag

@@ -19,8 +19,8 @@ import pytest
 
 from connectors.types import SpooledBody
 from ingestion.models import IngestionSource, Message, Pack, Placement, Run
-from ingestion.packs.store import Extent, store
-from ingestion.services.archive import housekeeping
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping, reading
 from ingestion.services.engine import capture
 from ingestion.states import RunStatus
 from tests.servers import imap_source
@@ -161,13 +161,7 @@ def assert_same(held: dict[tuple[str, str], bytes]) -> None:
     found: dict[tuple[str, str], bytes] = {}
     for placement in placements.filter(removed_at=None):
         message = placement.message
-        body = store().open(
-            message.mailbox.source_id,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
+        body = reading.opened(message)
         assert not isinstance(body, SpooledBody)
         found[(placement.folder.remote_id, placement.remote_id)] = body
     assert found == held

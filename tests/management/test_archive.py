@@ -22,8 +22,7 @@ from ingestion.models import (
     Pack,
     Placement,
 )
-from ingestion.packs.store import Extent, store
-from ingestion.services.archive import housekeeping
+from ingestion.services.archive import housekeeping, reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import configuration, verbs
@@ -87,13 +86,7 @@ def contents() -> dict[tuple[str, str], bytes]:
         "message__pack", "folder"
     ):
         message = placed.message
-        body = store().open(
-            message.pack.source_id,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
+        body = reading.opened(message)
         assert isinstance(body, bytes)
         found[placed.folder.remote_id, placed.remote_id] = body
     return found

@@ -13,7 +13,8 @@ from django.db.models.functions import Now
 
 from connectors.types import Body, SpooledBody
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement, Run
-from ingestion.packs.store import Extent, store
+from ingestion.packs.store import store
+from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
@@ -110,13 +111,7 @@ def archived(source: IngestionSource) -> Contents:
 
 def read(message: Message) -> bytes:
     """Return a message's bytes, checked against its row."""
-    body = store().open(
-        message.pack.source_id,
-        message.pack_id,
-        Extent(message.pack_offset, message.pack_length),
-        sha256=bytes(message.sha256),
-        size=message.size_bytes,
-    )
+    body = reading.opened(message)
     return content(body)
 
 

@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from connectors.types import Body
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placement, Run
-from ingestion.packs.store import Extent, store
+from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import lease, sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
@@ -96,13 +96,7 @@ def archived(source: IngestionSource) -> dict[tuple[str, str], Body]:
     found: dict[tuple[str, str], Body] = {}
     for placement in Placement.objects.filter(removed_at=None).select_related("message", "folder"):
         message = placement.message
-        found[(placement.folder.remote_id, placement.remote_id)] = store().open(
-            source.pk,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
+        found[(placement.folder.remote_id, placement.remote_id)] = reading.opened(message)
     return found
 
 

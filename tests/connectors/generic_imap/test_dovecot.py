@@ -17,7 +17,7 @@ from connectors.errors import Fatal, NeedsReauth, Unavailable
 from connectors.generic_imap import wire
 from connectors.types import MessageRef, RawMessage, SpooledBody
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placement, Run
-from ingestion.packs.store import Extent, store
+from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import configuration, verbs
@@ -81,13 +81,7 @@ def archived(source: IngestionSource) -> dict[tuple[str, str], bytes]:
     rows = Placement.objects.filter(removed_at=None).select_related("message", "folder")
     for placement in rows:
         message = placement.message
-        content = store().open(
-            source.pk,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
+        content = reading.opened(message)
         if isinstance(content, SpooledBody):
             spool, content = content, b"".join(content.chunks())
             spool.close()

@@ -15,8 +15,7 @@ from django.utils import timezone
 
 from connectors.types import SpooledBody
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message, Placement, Run
-from ingestion.packs.store import Extent, store
-from ingestion.services.archive import reconcile
+from ingestion.services.archive import reading, reconcile
 from ingestion.services.audit import Actor
 from ingestion.services.engine import runs, sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
@@ -110,13 +109,7 @@ def archived(address: str) -> dict[str, bytes]:
     placed = Placement.objects.filter(mailbox__address=address, removed_at=None)
     for placement in placed.select_related("message", "mailbox"):
         message = placement.message
-        body = store().open(
-            placement.mailbox.source_id,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
+        body = reading.opened(message)
         if isinstance(body, SpooledBody):
             spooled, body = body, b"".join(body.chunks())
             spooled.close()

@@ -11,7 +11,7 @@ from django.db import connection
 from django.utils import timezone
 
 from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
-from ingestion.packs.store import Extent, store
+from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
 from ingestion.services.sources import credentials, discovery, verbs
@@ -98,13 +98,7 @@ def archived(source: IngestionSource) -> dict[tuple[str, str, str], bytes]:
     rows = Placement.objects.filter(removed_at=None).select_related("message", "folder__mailbox")
     for placement in rows:
         message = placement.message
-        content = store().open(
-            source.pk,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
+        content = reading.opened(message)
         assert isinstance(content, bytes)
         folder = placement.folder
         found[(folder.mailbox.remote_id, folder.remote_id, placement.remote_id)] = content

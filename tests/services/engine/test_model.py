@@ -39,8 +39,8 @@ from connectors.generic_imap import download, listing
 from connectors.types import SpooledBody
 from ingestion import queries
 from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
-from ingestion.packs.store import Extent, store
-from ingestion.services.archive import housekeeping
+from ingestion.packs.store import store
+from ingestion.services.archive import housekeeping, reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import capture, commit, failures, runs, sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
@@ -450,13 +450,7 @@ def _labels(mail: Mail) -> tuple[str, ...]:
 
 def _content(placement: Placement) -> bytes:
     message = placement.message
-    body = store().open(
-        placement.mailbox.source_id,
-        message.pack_id,
-        Extent(message.pack_offset, message.pack_length),
-        sha256=bytes(message.sha256),
-        size=message.size_bytes,
-    )
+    body = reading.opened(message)
     assert not isinstance(body, SpooledBody)
     return body
 
