@@ -1,6 +1,7 @@
 """The tables. Only `ingestion.services` writes them."""
 
 from ingestion.models.audit import ApiKey, AuditEvent
+from ingestion.models.document import Document
 from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
 from ingestion.models.message import FailedMessage, Message, Pack, Placement
@@ -10,6 +11,7 @@ from ingestion.models.source import IngestionSource, StatusChange
 __all__ = [
     "ApiKey",
     "AuditEvent",
+    "Document",
     "FailedMessage",
     "Folder",
     "IngestionSource",

@@ -25,6 +25,21 @@ class Pack(models.Model):
     message_count = models.IntegerField()
     created_at = models.DateTimeField(db_default=Now())
 
+    # Indexing is owed by packs, not by messages: an import then writes nothing more for it.
+    index_version = models.SmallIntegerField(
+        db_default=0, help_text="The INDEX_VERSION that all its messages were indexed by."
+    )
+    index_attempts = models.PositiveSmallIntegerField(db_default=0)
+    index_not_before = models.DateTimeField(db_default=Now())
+    handed_out_at = models.DateTimeField(
+        null=True, editable=False, help_text="When work on this row was last handed out."
+    )
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["index_version", "index_not_before"], name="pack_index_due")
+        ]
+
     def __str__(self) -> str:
         return str(self.id)
 

@@ -25,6 +25,7 @@ _FOLDERS = f"SELECT id FROM ingestion_folder WHERE mailbox_id IN ({_MAILBOXES})"
 _STEPS = (
     ("ingestion_failedmessage", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_placement", f"folder_id IN ({_FOLDERS})"),
+    ("ingestion_document", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_message", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_folder", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_mailbox", "source_id = %(source)s"),

@@ -1,0 +1,54 @@
+"""What is known of a message by reading all of it: Document, one for each message that was indexed.
+
+Nothing here is evidence: it is made of the archived bytes, and made again by `manage.py reindex`.
+It is apart from Message so that capture, which writes that a thousand at a time, pays nothing.
+"""
+
+from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
+from django.contrib.postgres.search import SearchVectorField
+from django.db import models
+
+from ingestion.models.mailbox import Mailbox
+from ingestion.models.message import Message
+from ingestion.models.source import IngestionSource
+
+
+class Document(models.Model):
+    """A message as search, lists by date and threads see it."""
+
+    message = models.OneToOneField(
+        Message, models.CASCADE, primary_key=True, related_name="document"
+    )
+    source = models.ForeignKey(
+        IngestionSource, models.CASCADE, related_name="+", db_constraint=False, db_index=False
+    )
+    mailbox = models.ForeignKey(
+        Mailbox, models.CASCADE, related_name="+", db_constraint=False, db_index=False
+    )
+    version = models.SmallIntegerField(help_text="The INDEX_VERSION that made it.")
+    date = models.DateTimeField(help_text="When it was received, else sent, else archived.")
+    words = SearchVectorField(help_text="What search finds it by.")
+    sender_address = models.TextField(blank=True, help_text="Of the From header, in lower case.")
+    #: Eight bytes of a hash each: narrow to search by; what they hash is compared as well.
+    message_key = models.BigIntegerField(null=True, help_text="Of the Message-ID.")
+    thread = models.BigIntegerField(help_text="The same for all messages of a conversation.")
+    preview = models.TextField(blank=True, help_text="How its text begins, on one line.")
+    fields = models.JSONField(default=dict, help_text="Header fields beside those of Message.")
+    attachments = models.JSONField(default=list, help_text="Of each: name, type, size, SHA-256.")
+    defects = ArrayField(
+        models.TextField(), default=list, help_text="What was not indexed, and why."
+    )
+
+    class Meta:
+        indexes = [
+            models.Index(fields=["date", "message"], name="document_newest"),
+            models.Index(fields=["source", "date", "message"], name="document_of_source"),
+            models.Index(fields=["mailbox", "date", "message"], name="document_of_mailbox"),
+            models.Index(fields=["mailbox", "thread"], name="document_thread"),
+            models.Index(fields=["mailbox", "message_key"], name="document_message_key"),
+            GinIndex(fields=["words"], name="document_words"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.pk)
