@@ -15,7 +15,7 @@ import sys
 import textwrap
 import uuid
 from argparse import ArgumentParser
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -26,7 +26,7 @@ from django.db import InterfaceError, OperationalError, ProgrammingError
 
 from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, ServiceError
-from ingestion.management.presentation import printable
+from ingestion.management.presentation import printable, table, tsv
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
 
@@ -148,6 +148,26 @@ class OperatorCommand(BaseCommand):
             return
         for lines in [text] if isinstance(text, str) else text:
             self.stdout.write("\n".join(map(printable, lines.split("\n"))))
+
+    def report_rows(
+        self,
+        document: Any,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        numbers: set[str],
+        nothing: str,
+    ) -> None:
+        """Print a list: a table on a terminal, and into a pipe a line of each row, tabs between
+        its cells and no head; where there is none, say `nothing` to the person."""
+        if self.as_json:
+            self.report(document, "")
+        elif not rows:
+            self.say(nothing)
+        elif sys.stdout.isatty():
+            self.report(document, table(columns, rows, numbers=numbers))
+        else:
+            self.stdout.write(tsv(rows))
 
     # -- who and what ------------------------------------------------------------------------------
 

@@ -5,6 +5,9 @@ The objects have the names of the HTTP API, so that a script can read either.
 
 import datetime as dt
 import io
+import shutil
+import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,11 +18,19 @@ from rich.table import Table
 from rich.text import Text
 
 from ingestion import freshness, queries
-from ingestion.models import IngestionSource, Run
+from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.sources import configuration
 from ingestion.services.sources.options import Options
 
+#: Of a table that is read later: in a file, or in a log.
 _WIDTH = 200
+
+
+def limit(text: str) -> int:
+    """Read a number of rows. Raises ArgumentTypeError, which argparse shows."""
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 1_000_000:
+        raise ArgumentTypeError("must be a number from 1 to 1,000,000")
+    return int(text)
 
 
 def printable(text: str) -> str:
@@ -65,15 +76,25 @@ def when(moment: dt.datetime | None) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: set[str]) -> str:
-    """Lay out a table as text; the columns named in `numbers` are right-aligned."""
+    """Lay out a table as text, as wide as the terminal: what has no room goes on below, within its
+    column. The columns named in `numbers` are right-aligned and whole."""
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
-        shown.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+        if column in numbers:
+            shown.add_column(column, justify="right", no_wrap=True)
+        else:
+            shown.add_column(column, overflow="fold")
     for row in rows:
         shown.add_row(*(Text(printable(cell)) for cell in row))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
     page = io.StringIO()
-    Console(file=page, width=_WIDTH, color_system=None).print(shown)
+    Console(file=page, width=width, color_system=None).print(shown)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def tsv(rows: Iterable[Sequence[str]]) -> str:
+    """Write rows for `cut` and `awk`: a line each, a tab between the cells, which hold none."""
+    return "\n".join("\t".join(map(printable, row)) for row in rows)
 
 
 def run_object(run: Run) -> dict[str, Any]:
@@ -95,6 +116,37 @@ def run_object(run: Run) -> dict[str, Any]:
         "etaSeconds": run.eta_seconds,
         "startedAt": run.started_at,
         "finishedAt": run.finished_at,
+    }
+
+
+def mailbox_object(mailbox: Mailbox) -> dict[str, Any]:
+    """Return a mailbox as the API shows it, with its last trouble."""
+    return {
+        "id": mailbox.pk,
+        "address": mailbox.address,
+        "state": mailbox.state,
+        "stateReason": mailbox.state_reason,
+        "messageCount": mailbox.message_count,
+        "archivedBytes": mailbox.archived_bytes,
+        "lastSyncedAt": mailbox.last_synced_at,
+        "attempts": mailbox.attempts,
+        "lastErrorCode": mailbox.last_error_code,
+        "lastError": mailbox.last_error,
+    }
+
+
+def failure_object(failure: FailedMessage) -> dict[str, Any]:
+    """Return a failed message as the API shows it."""
+    return {
+        "id": failure.pk,
+        "mailbox": failure.mailbox.address,
+        "folder": failure.folder.path,
+        "remoteId": failure.remote_id,
+        "code": failure.code,
+        "reason": failure.reason,
+        "attempts": failure.attempts,
+        "notBefore": failure.not_before,
+        "lastFailedAt": failure.last_failed_at,
     }
 
 

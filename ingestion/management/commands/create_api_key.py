@@ -32,7 +32,7 @@ def _days(text: str) -> float | None:
 class Command(OperatorCommand):
     help = (
         "Make an API key of a user and print it, alone, on stdout. It is shown this once: only its "
-        "hash is kept. Revoke it in the admin, under API keys."
+        "hash is kept. revoke_key refuses it again."
     )
     example = (
         "KEY=$(manage.py create_api_key --user alice --name reports --scopes read "

@@ -1,14 +1,22 @@
 """source_status: how the sources are, or all about one."""
 
+import sys
+import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from typing import Any
 
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
 from ingestion import freshness
-from ingestion.management.base import Exit, OperatorCommand
+from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import (
     counted,
     duration,
+    failure_object,
+    mailbox_object,
     printable,
     run_object,
     size,
@@ -16,10 +24,11 @@ from ingestion.management.presentation import (
     table,
     when,
 )
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
+from ingestion.models import FailedMessage, IngestionSource, Run, StatusChange
 from ingestion.services.archive import housekeeping
 
 _MAX_FAILURES = 1_000
+_WATCH_SECONDS = 2.0
 _SHOWN_FAILURES = 20
 _SHOWN_HISTORY = 5
 
@@ -34,7 +43,7 @@ class Command(OperatorCommand):
         "not know."
     )
     example = (
-        'manage.py source_status\nmanage.py source_status "Alice"\n'
+        'manage.py source_status --watch\nmanage.py source_status "Alice"\n'
         "manage.py source_status --json | jq '.sources[] | select(.attention != []).name'"
     )
 
@@ -42,8 +51,15 @@ class Command(OperatorCommand):
         parser.add_argument(
             "sources", metavar="SOURCE", nargs="*", help="ids or names (default: a list of all)"
         )
+        parser.add_argument(
+            "--watch",
+            action="store_true",
+            help="stay, and show it anew every 2 s, until Ctrl-C; needs a terminal",
+        )
 
     def perform(self, options: dict[str, Any]) -> Exit:
+        if options["watch"]:
+            return self._watch(options["sources"])
         chosen = [self.find_source(given) for given in options["sources"]]
         if chosen:
             objects = self._show_in_full(chosen)
@@ -54,11 +70,27 @@ class Command(OperatorCommand):
         wrong = any(shown["attention"] or shown.get("unknownPack") for shown in objects)
         return Exit.PROBLEM if wrong else Exit.OK
 
+    def _watch(self, given: list[str]) -> Exit:
+        if self.as_json or not sys.stdout.isatty():
+            raise UsageError("--watch is for a terminal, and not beside --json.")
+        sources = IngestionSource.objects.filter(deleted_at=None)
+        if given:
+            sources = sources.filter(pk__in=[self.find_source(one).pk for one in given])
+        try:
+            with Live(console=Console(), auto_refresh=False, vertical_overflow="ellipsis") as live:
+                while True:
+                    chosen = list(sources.all())
+                    shown = "\n".join(_overview(source_objects(chosen), chosen))
+                    live.update(Text(shown), refresh=True)
+                    time.sleep(_WATCH_SECONDS)
+        except KeyboardInterrupt:  # it has no other end
+            return Exit.OK
+
     def _show_in_full(self, chosen: list[IngestionSource]) -> list[dict[str, Any]]:
         objects = source_objects(chosen)
         for shown, source in zip(objects, chosen, strict=True):
-            shown["mailboxes"] = [_mailbox_object(m) for m in source.mailboxes.all()]
-            shown["failures"] = [_failure_object(f) for f in _failures(source)[:_MAX_FAILURES]]
+            shown["mailboxes"] = [mailbox_object(m) for m in source.mailboxes.all()]
+            shown["failures"] = [failure_object(f) for f in _failures(source)[:_MAX_FAILURES]]
             shown["runs"] = [run_object(run) for run in _runs(source)]
             shown["unknownPack"] = housekeeping.unknown_pack(source.pk)
         text = "\n\n".join(
@@ -214,32 +246,3 @@ def _runs(source: IngestionSource) -> list[Run]:
 
 def _failures(source: IngestionSource) -> Any:
     return FailedMessage.objects.filter(mailbox__source=source).select_related("folder", "mailbox")
-
-
-def _mailbox_object(mailbox: Mailbox) -> dict[str, Any]:
-    return {
-        "id": mailbox.pk,
-        "address": mailbox.address,
-        "state": mailbox.state,
-        "stateReason": mailbox.state_reason,
-        "messageCount": mailbox.message_count,
-        "archivedBytes": mailbox.archived_bytes,
-        "lastSyncedAt": mailbox.last_synced_at,
-        "attempts": mailbox.attempts,
-        "lastErrorCode": mailbox.last_error_code,
-        "lastError": mailbox.last_error,
-    }
-
-
-def _failure_object(failure: FailedMessage) -> dict[str, Any]:
-    return {
-        "id": failure.pk,
-        "mailbox": failure.mailbox.address,
-        "folder": failure.folder.path,
-        "remoteId": failure.remote_id,
-        "code": failure.code,
-        "reason": failure.reason,
-        "attempts": failure.attempts,
-        "notBefore": failure.not_before,
-        "lastFailedAt": failure.last_failed_at,
-    }
