@@ -7,6 +7,8 @@ from django.views.generic import RedirectView
 
 from ingestion.admin.sign_in import change_own_password, sign_in
 
+admin.autodiscover()
+
 handler400 = "ingestion.api.errors.bad_request"
 handler404 = "ingestion.api.errors.not_found"
 handler500 = "ingestion.api.errors.server_error"
