@@ -27,6 +27,7 @@ from ingestion.models import (
 )
 from tests.e2e.conftest import ADMIN_PASSWORD, Visitor
 from tests.e2e.rows import LATER, SECRET, a_folder, a_mailbox, a_source, archived
+from tests.servers import people
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
@@ -50,7 +51,7 @@ def test_every_page_works_with_nothing_to_show(operator: Visitor) -> None:
     page = operator.go("/admin/")
     expect(page.get_by_text("No mailbox is archived yet.")).to_be_visible()
     operator.shoot("dashboard-empty")
-    AuditEvent.objects.all().delete()  # the sign-in
+    people.forget_all()  # the sign-in
     for model, name in LISTS.items():
         operator.go(f"{INGESTION}{model}/")
         expect(page.get_by_text(f"No {name} yet")).to_be_visible()
@@ -193,9 +194,9 @@ def test_hostile_names_and_mail_are_text_on_every_page(operator: Visitor, admin_
 def test_a_message_shows_its_text_other_version_attachments_and_headers(
     operator: Visitor, admin_user: User
 ) -> None:
-    people = ", ".join(f"person{n}@example.com" for n in range(400))
+    recipients = ", ".join(f"person{n}@example.com" for n in range(400))
     body = (
-        f"From: a@example.com\r\nTo: {people}\r\nSubject: Offer\r\nX-Old: Gr\u00fc\u00dfe\u202e\r\n"
+        f"From: a@example.com\r\nTo: {recipients}\r\nSubject: Offer\r\nX-Old: Gr\u00fc\u00dfe\u202e\r\n"
         'Content-Type: multipart/mixed; boundary="a"\r\n\r\n--a\r\n'
         'Content-Type: multipart/alternative; boundary="b"\r\n\r\n'
         "--b\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nYour program can't show HTML.\r\n"

@@ -1,17 +1,21 @@
 """Who came, who may do what since when, which key acted, and who looked at mail."""
 
+import csv
 import getpass
+import json
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Group, Permission, User
+from django.db import DatabaseError, connection, transaction
 from django.test import Client
 from rest_framework.test import APIClient
 
 from ingestion.models import ApiKey, AuditEvent, Folder
-from ingestion.services.audit import SYSTEM
+from ingestion.services.audit import SYSTEM, Actor, audit
 from ingestion.services.operations import api_keys
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+from tests.servers import people
 from tests.servers.command_line import CommandLine
 
 pytestmark = pytest.mark.django_db
@@ -27,7 +31,7 @@ def quick(settings: Any) -> None:
 @pytest.fixture
 def root() -> User:
     user = User.objects.create_superuser("root", password=RIGHT)
-    AuditEvent.objects.all().delete()
+    people.forget_all()
     return user
 
 
@@ -35,7 +39,7 @@ def root() -> User:
 def client(root: User) -> Client:
     client = Client(REMOTE_ADDR=ADDRESS)
     client.force_login(root)
-    AuditEvent.objects.all().delete()
+    people.forget_all()
     return client
 
 
@@ -156,3 +160,47 @@ def test_looks_at_mail_are_recorded_with_the_key_that_took_it(
     program.get(f"/api/v1/emails/{message.pk}")
     assert ApiKey.objects.get().last_used_at == used, "one write a minute"
     assert "backup" in client.get("/admin/ingestion/auditevent/").content.decode()
+
+
+# -- kept --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM ingestion_auditevent",
+        "UPDATE ingestion_auditevent SET actor = 'somebody else'",
+        "UPDATE ingestion_auditevent SET user_id = NULL, address = NULL",
+        "TRUNCATE ingestion_auditevent",
+    ],
+)
+def test_the_database_refuses_to_change_what_was_recorded(root: User, statement: str) -> None:
+    audit(Actor("root", root, ADDRESS), "session.begin", None, {})
+    connection.check_constraints()  # a TRUNCATE waits for none
+    with pytest.raises(DatabaseError, match="append-only"), transaction.atomic():
+        connection.cursor().execute(statement)
+    assert recorded()[-1] == ("session.begin", "root", ADDRESS)
+
+
+def test_an_event_outlives_its_user(root: User) -> None:
+    audit(Actor("root", root, ADDRESS), "session.begin", None, {})
+    root.delete()
+    event = AuditEvent.objects.latest("id")
+    assert (event.actor, event.user) == ("root", None)
+
+
+def test_what_is_selected_can_be_taken_out(client: Client) -> None:
+    audit(Actor("=1+1"), "source.create", None, {"name": 'Müller, "Jan"'})
+    audit(Actor("ann"), "message.read", None, {"how": "page"})
+    answer = client.get("/admin/ingestion/auditevent/csv/?about=source")
+    lines = list(csv.reader(b"".join(answer.streaming_content).decode().splitlines()))  # type: ignore[attr-defined] # a streaming answer
+    assert [line[1:3] for line in lines[1:]] == [["source.create", "'=1+1"]]
+    assert json.loads(lines[1][-1]) == {"name": 'Müller, "Jan"'}
+    assert recorded()[-1] == ("audit.export", "root", ADDRESS)
+    listed = client.get("/admin/ingestion/auditevent/?about=message")
+    assert 'href="csv/?about=message"' in listed.content.decode()
+    assert "source.create" not in listed.content.decode()
+    User.objects.create_user("staff", password=RIGHT, is_staff=True)
+    other = Client(REMOTE_ADDR=ADDRESS)
+    other.login(username="staff", password=RIGHT)
+    assert other.get("/admin/ingestion/auditevent/csv/").status_code == 403
