@@ -214,6 +214,7 @@ SPECTACULAR_SETTINGS = {
     "TAGS": [
         {"name": "ingestion", "description": "Sources, and what is done with them."},
         {"name": "emails", "description": "What was archived."},
+        {"name": "searches", "description": "Searches that a user keeps under a name."},
     ],
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],

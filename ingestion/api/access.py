@@ -65,7 +65,8 @@ class HasScope(BasePermission):
 
 
 class OwnsOrMay(BasePermission):
-    """An owner may do all with a source; staff what Django's model permissions allow."""
+    """An owner may do all with what is theirs; staff with a source what Django's model permissions
+    allow."""
 
     message = "You may see this source, not change it."
     _PERMISSIONS: ClassVar[dict[str, str]] = {"DELETE": "ingestion.delete_ingestionsource"}
@@ -74,7 +75,7 @@ class OwnsOrMay(BasePermission):
         if request.method in SAFE_METHODS:
             return True  # found at all only by who may see it
         if not isinstance(obj, IngestionSource):
-            return False
+            return bool(getattr(obj, "owner_id", None) == request.user.pk)
         if obj.owner_id == request.user.pk:
             return True
         needed = self._PERMISSIONS.get(request.method or "", "ingestion.change_ingestionsource")

@@ -152,6 +152,11 @@ class StatsQuery(PageQuery):
     mailbox = serializers.UUIDField(required=False, help_text="Only this mailbox's folders.")
 
 
+class NewSearch(Strict):
+    name = Text(max_length=100, help_text="Unique among yours.")
+    query = Text(max_length=2_000, trim_whitespace=False, help_text="In the query language.")
+
+
 class EmailQuery(Strict):
     source = serializers.UUIDField(required=False)  # type: ignore[assignment] # Field.source
     mailbox = serializers.UUIDField(required=False)

@@ -17,6 +17,7 @@ from ingestion.models import (
     Message,
     Placement,
     Run,
+    SavedSearch,
 )
 from ingestion.services.sources import configuration
 from ingestion.services.sources.options import Options
@@ -271,3 +272,11 @@ class EmailPage(serializers.Serializer[Any]):
 
     results = EmailOut(many=True)
     nextCursor = serializers.CharField(allow_blank=True)
+
+
+class SavedSearchOut(serializers.ModelSerializer[SavedSearch]):
+    createdAt = serializers.DateTimeField(source="created_at")
+
+    class Meta:
+        model = SavedSearch
+        fields = ("id", "name", "query", "createdAt")

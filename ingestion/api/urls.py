@@ -6,12 +6,14 @@ from rest_framework.routers import SimpleRouter
 from ingestion.api import docs
 from ingestion.api.consent import ConsentViewSet
 from ingestion.api.emails import EmailViewSet
+from ingestion.api.searches import SavedSearchViewSet
 from ingestion.api.sources import SourceViewSet
 
 router = SimpleRouter()
 router.trailing_slash = "/?"
 router.register("ingestion", SourceViewSet, basename="ingestion")
 router.register("emails", EmailViewSet, basename="emails")
+router.register("searches", SavedSearchViewSet, basename="searches")
 
 urlpatterns = [
     path("v1/", include(router.urls)),

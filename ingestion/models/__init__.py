@@ -6,6 +6,7 @@ from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
 from ingestion.models.message import FailedMessage, Message, Pack, Placement
 from ingestion.models.run import Run
+from ingestion.models.saved_search import SavedSearch
 from ingestion.models.source import IngestionSource, StatusChange
 
 __all__ = [
@@ -21,5 +22,6 @@ __all__ = [
     "Pack",
     "Placement",
     "Run",
+    "SavedSearch",
     "StatusChange",
 ]
