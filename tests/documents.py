@@ -3,7 +3,8 @@
 import datetime as dt
 from typing import Any
 
-from ingestion.mail.digest import Digest, File
+from ingestion.mail.attachments import Attachment
+from ingestion.mail.digest import Digest
 from ingestion.models import Document, Message
 from ingestion.search import words
 
@@ -36,11 +37,11 @@ def indexed(
 
 def a_file(
     name: str,
-    type: str = "application/pdf",  # noqa: A002 - File's
+    type: str = "application/pdf",  # noqa: A002 - Attachment's
     *,
     size_bytes: int = 1_000,
     sha256: str = "0" * 64,
     inline: bool = False,
-) -> File:
+) -> Attachment:
     """Return an attachment of a digest."""
-    return File(name, type, size_bytes, sha256, inline)
+    return Attachment(name, type, size_bytes, sha256, inline)

@@ -1,5 +1,7 @@
 """What a part of a message is, for people: its name, and what its type means. Pure."""
 
+import hashlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from ingestion.mail.headers import head_of, parse_headers
@@ -33,23 +35,43 @@ _KINDS = {
 class Attachment(NamedTuple):
     """`name` is safe to show and to save under, "" where there is none; an attached message without
     one is called by its subject. `kind` says what a type means that is no file's, or "". `inline`:
-    it belongs into the text, such as a picture in HTML. `size_bytes` is what a download would have.
+    it belongs into the text, such as a picture in HTML. Size and SHA-256 are what a download has.
     """
 
     name: str
     type: str
-    kind: str
     size_bytes: int
+    sha256: str
     inline: bool
+    kind: str = ""
+
+
+def is_text(part: Part) -> bool:
+    """Whether a part is to be shown by itself. A name doesn't make it a file (RFC 2183)."""
+    return part.type in {"text/plain", "text/html"} and part.disposition.word in {"", "inline"}
+
+
+def attached(part: Part) -> Iterator[Part]:
+    """Yield the parts within one that are attachments, in their order. A text with a name is shown
+    and is one too."""
+    if part.parts:
+        for child in part.parts:
+            yield from attached(child)
+    elif part.type.startswith("multipart/") and part.looked_into:
+        return  # its parts can't be told apart: it is shown as text
+    elif not is_text(part) or file_name(part.disposition, part.content_type):
+        yield part
 
 
 def described(raw: Raw, part: Part) -> Attachment:
     """Read all of a part, in constant memory."""
     name = file_name(part.disposition, part.content_type)
-    size = 0
+    size, digest = 0, hashlib.sha256()
     for piece in content(raw, part):
         if not size and not name and part.type in ATTACHED_MESSAGES:
             name = parse_headers(head_of(piece)).subject
         size += len(piece)
+        digest.update(piece)
     inline = part.disposition.word == "inline" or (not part.disposition.word and part.has_id)
-    return Attachment(name, part.type, _KINDS.get(part.type, ""), size, inline)
+    kind = _KINDS.get(part.type, "")
+    return Attachment(name, part.type, size, digest.hexdigest(), inline, kind)

@@ -10,10 +10,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from ingestion.mail import html, mime, visible
-from ingestion.mail.attachments import Attachment, described
+from ingestion.mail.attachments import Attachment, attached, described, is_text
 from ingestion.mail.charsets import decode
 from ingestion.mail.mime import Part, Raw
-from ingestion.mail.parameters import file_name
 
 MAX_TEXT_BYTES = 1_000_000
 MAX_CHARACTERS = 100_000
@@ -63,7 +62,6 @@ class _Reader:
         self._structure = structure
         self._room = MAX_TEXT_BYTES
         self._versions: list[Version] = []
-        self._attachments: list[Attachment] = []
         self._notes: dict[str, None] = {}  # each once, in their order
 
     def contents(self) -> Contents:
@@ -81,7 +79,9 @@ class _Reader:
             versions=tuple(
                 [version._replace(text=self._cut(version.text)) for version in self._versions]
             ),
-            attachments=tuple(self._attachments),
+            attachments=tuple(
+                [described(self._raw, part) for part in attached(self._structure.root)]
+            ),
             notes=tuple(self._notes),
         )
 
@@ -97,10 +97,7 @@ class _Reader:
             if part.end > part.start:
                 self._note("Its parts can't be told apart: their text is shown as it is.")
             return [Version("plain text", self._decoded(part).strip())]
-        shown = _is_text(part)
-        if not shown or file_name(part.disposition, part.content_type):
-            self._attachments.append(described(self._raw, part))
-        if not shown:
+        if not is_text(part):
             return []
         text = self._decoded(part)
         if part.type == "text/html":
@@ -184,11 +181,6 @@ class _Reader:
         if end > start and not self._structure.has_end:
             return "This message has no text: it has no empty line, and all of it is header."
         return "This message has no text."
-
-
-def _is_text(part: Part) -> bool:
-    """Whether a part is to be shown by itself. A name doesn't make it a file (RFC 2183)."""
-    return part.type in {"text/plain", "text/html"} and part.disposition.word in {"", "inline"}
 
 
 def _text_of(data: bytes, part: Part, *, cut: bool) -> tuple[str, bool]:

@@ -1,44 +1,87 @@
-"""Reads one message in a process of its own, with limits, and says what it says.
+"""Reads messages in a process of its own, with limits, and says what they say.
 
-    python -m ingestion.mail.child CPU_SECONDS MEMORY_BYTES < MESSAGE > ANSWER
+    python -m ingestion.mail.child CHANNEL     (a descriptor; `services.archive.readers` starts it)
 
-`services.archive.reading` starts it. It has no environment, no database and no key; whatever a mail
-does to a parser ends with it. It starts in some 50 ms, because it imports little.
+Each request is a line of JSON with the message as an open file, and for an attachment another one
+that takes its bytes. Each answer is JSON after its length. A message that fails, takes too much or
+hangs ends the process, and who asked starts another. It has no environment, no database and no key,
+and ends with the process that started it.
 """
 
 import json
 import mmap
 import os
 import resource
+import socket
+import struct
 import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
-from ingestion.mail.attachments import Attachment
-from ingestion.mail.body import Contents, Version, read
-from ingestion.mail.mime import Raw
+from ingestion.mail import body, digest, view
+from ingestion.mail.attachments import attached, described
+from ingestion.mail.mime import Raw, content, parse
 
-
-def answered(answer: bytes) -> Contents:
-    """Return what the child said. Raises ValueError or TypeError where that is no answer."""
-    said = Contents(**json.loads(answer))
-    return said._replace(
-        versions=tuple([Version(*version) for version in said.versions]),
-        attachments=tuple([Attachment(*attachment) for attachment in said.attachments]),
-        notes=tuple(said.notes),
-    )
+#: Before an answer: its length in bytes.
+LENGTH = struct.Struct("!Q")
+MAX_REQUEST_BYTES = 4_000
+_MAX_FILES = 2
+_OPEN_FILES = 100
 
 
-def main(cpu_seconds: int, memory_bytes: int) -> None:
-    size = os.fstat(sys.stdin.fileno()).st_size
+class Request(NamedTuple):
+    """`verb` is one of VERBS, with its own arguments. The limits are for this message alone, beside
+    its own size."""
+
+    verb: str
+    arguments: dict[str, Any]
+    cpu_seconds: int
+    memory_bytes: int
+
+
+def main(channel: socket.socket) -> None:
+    for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _OPEN_FILES)):
+        resource.setrlimit(limit, (value, value))
+    while True:
+        said, files, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, _MAX_FILES)
+        if not said:
+            return
+        answer = json.dumps(_answer(Request(*json.loads(said)), files), default=str).encode()
+        for file in files:
+            os.close(file)
+        channel.sendall(LENGTH.pack(len(answer)) + answer)
+
+
+def _answer(request: Request, files: list[int]) -> Any:
+    size = os.fstat(files[0]).st_size
+    spent = resource.getrusage(resource.RUSAGE_SELF)
+    cpu_seconds = int(spent.ru_utime + spent.ru_stime) + 1 + request.cpu_seconds
     for limit, value in (
         (resource.RLIMIT_CPU, cpu_seconds),
-        (resource.RLIMIT_AS, memory_bytes + size),
-        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_AS, request.memory_bytes + size),
     ):
-        resource.setrlimit(limit, (value, value))
+        resource.setrlimit(limit, (value, resource.RLIM_INFINITY))
     # An empty file can't be mapped.
-    raw: Raw = mmap.mmap(sys.stdin.fileno(), size, access=mmap.ACCESS_READ) if size else b""
-    json.dump(read(raw)._asdict(), sys.stdout)
+    raw: Raw = mmap.mmap(files[0], size, access=mmap.ACCESS_READ) if size else b""
+    return VERBS[request.verb](raw, *files[1:], **request.arguments)
+
+
+def _attachment(raw: Raw, taker: int, *, number: int) -> Any:
+    for at, part in enumerate(attached(parse(raw).root)):
+        if at == number:
+            with open(taker, "wb", closefd=False) as file:
+                file.writelines(content(raw, part))
+            return described(raw, part)
+    return None
+
+
+VERBS: dict[str, Callable[..., Any]] = {
+    "contents": lambda raw: body.read(raw)._asdict(),
+    "digest": lambda raw, **how: digest.digest(raw, **how)._asdict(),
+    "html": lambda raw, **how: view.html(raw, **how)._asdict(),
+    "attachment": _attachment,
+}
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(socket.socket(fileno=int(sys.argv[1])))

@@ -1,34 +1,50 @@
-"""What an archived message says.
+"""What an archived message says: its text, its HTML, its attachments, and what is searched of it.
 
-Its bytes are verified, then read in a child process with limits: no mail can hold or end the
-process that asks.
+Its bytes are verified, then read in a process with limits (`readers`): no mail can hold or end the
+process that asks. What can't be read is said in words; only Corrupt is raised.
 """
 
-import subprocess
-import sys
+import contextlib
+import datetime as dt
 import tempfile
-from pathlib import Path
-from typing import IO
+from collections.abc import Callable, Iterator
+from typing import IO, Any, NamedTuple, TypeVar
 
-import structlog
-
-from connectors.types import Body
-from ingestion.mail import child
-from ingestion.mail.body import Contents
+from connectors.types import Body, SpooledBody
+from ingestion.mail.attachments import Attachment
+from ingestion.mail.body import Contents, Version
+from ingestion.mail.child import Request
+from ingestion.mail.digest import Digest
+from ingestion.mail.headers import Headers, head_of, parse_headers
+from ingestion.mail.view import Html
 from ingestion.models import Message
 from ingestion.packs.store import Extent, store
+from ingestion.services.archive import readers
+from ingestion.services.archive.readers import Unreadable
 
 #: Larger than providers take (150 MB). It bounds for how long the bytes are verified.
 MAX_BYTES = 200_000_000
-#: Of the child, beside a large message's own bytes. The costliest mail known takes 0.6 s of a core
-#: and 160 MB; the deadline is for a machine that is busy with other things.
+#: Of a reader for one message, beside a large message's own bytes. The costliest mail known takes
+#: 0.6 s of a core and 160 MB, its attachments apart; the deadline is for a machine that is busy
+#: with other things.
 CPU_SECONDS = 5
 MEMORY_BYTES = 500_000_000
 DEADLINE_SECONDS = 20.0
+#: For the index nobody waits.
+INDEX_DEADLINE_SECONDS = 120.0
 
-_ROOT = Path(__file__).resolve().parents[3]
+_TOO_LARGE = f"Larger than {MAX_BYTES:,} bytes. Download it to read it."
+_UNREADABLE = "Nothing but its header can be read within the limits of a reader."
+_BEYOND_LIMITS = "It can't be read within the limits of this page. Download it to read it."
 
-log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class OpenedAttachment(NamedTuple):
+    """An attachment and its decoded bytes, in a temporary file of their size: close it."""
+
+    about: Attachment
+    body: SpooledBody
 
 
 def opened(message: Message) -> Body:
@@ -45,41 +61,127 @@ def opened(message: Message) -> Body:
 def contents(message: Message) -> Contents:
     """Return what a message says; where it can't be read, a note says that. Raises Corrupt."""
     if message.size_bytes > MAX_BYTES:
-        return Contents(notes=(f"Larger than {MAX_BYTES:,} bytes. Download it to read it.",))
-    body = opened(message)
+        return Contents(notes=(_TOO_LARGE,))
+    with _opened(message) as body:
+        try:
+            return read(body)
+        except Unreadable:
+            return Contents(notes=(_BEYOND_LIMITS,))
+
+
+def html(message: Message, *, remote: bool = False) -> Html:
+    """Return a message's HTML, sanitised; only with `remote` its pictures come from elsewhere.
+    Where it can't be read, a note says that. Raises Corrupt."""
+    if message.size_bytes > MAX_BYTES:
+        return Html(notes=(_TOO_LARGE,))
+    with _opened(message) as body:
+        try:
+            return _asked("html", body, _html_of, remote=remote)
+        except Unreadable:
+            return Html(notes=(_BEYOND_LIMITS,))
+
+
+def attachment(message: Message, number: int) -> OpenedAttachment | None:
+    """Return an attachment by its place in `Contents.attachments`; memory does not grow with it.
+
+    None: there is no such attachment, or it can't be read. Raises Corrupt.
+    """
+    if message.size_bytes > MAX_BYTES:
+        return None
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever gets it closes it
+    about = None
     try:
-        return read(body)
-    except (subprocess.SubprocessError, ValueError, TypeError) as error:
-        # Whoever wants to know why: python -m ingestion.mail.child 5 500000000 < the message
-        log.warning("message.unreadable", message=str(message.pk), error=type(error).__name__)
-        return Contents(
-            notes=("It can't be read within the limits of this page. Download it to read it.",)
-        )
+        with _opened(message) as body, contextlib.suppress(Unreadable):
+            about = _asked("attachment", body, _attachment_of, taker=file, number=number)
     finally:
-        if not isinstance(body, bytes):
-            body.close()
+        if about is None:
+            file.close()
+    return OpenedAttachment(about, SpooledBody(file, about.size_bytes)) if about else None
+
+
+def digest(body: Body) -> Digest:
+    """Return what is kept of a message for search, lists and threads; what of it could not be read
+    is in `defects`. Of what a message holds, nothing makes it raise."""
+    if _size(body) > MAX_BYTES:
+        return Digest(headers=_headers(body), defects=(_TOO_LARGE,))
+    try:
+        return _asked("digest", body, _digest_of, deadline_seconds=INDEX_DEADLINE_SECONDS)
+    except Unreadable:
+        return Digest(headers=_headers(body), defects=(_UNREADABLE,))
 
 
 def read(body: Body) -> Contents:
-    """Read a message in a child. Raises SubprocessError where that comes to nothing in its time,
-    and ValueError or TypeError where its answer is none."""
-    if isinstance(body, bytes):
-        with tempfile.TemporaryFile() as file:
-            file.write(body)
-            return _read_file(file)
-    return _read_file(body.file)
+    """Return what a message says. Raises Unreadable."""
+    return _asked("contents", body, _contents_of)
 
 
-def _read_file(file: IO[bytes]) -> Contents:
-    file.flush()
-    done = subprocess.run(  # noqa: S603 - ourselves
-        [sys.executable, "-m", child.__name__, str(CPU_SECONDS), str(MEMORY_BYTES)],
-        stdin=file,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,  # a traceback would have words of the mail
-        cwd=_ROOT,
-        env={},
-        timeout=DEADLINE_SECONDS,
-        check=True,
-    )
-    return child.answered(done.stdout)
+@contextlib.contextmanager
+def _opened(message: Message) -> Iterator[Body]:
+    body = opened(message)
+    try:
+        yield body
+    finally:
+        if isinstance(body, SpooledBody):
+            body.close()
+
+
+def _size(body: Body) -> int:
+    return body.size if isinstance(body, SpooledBody) else len(body)
+
+
+def _headers(body: Body) -> Headers:
+    """Read header fields here, as capture does."""
+    start = next(body.chunks(), b"") if isinstance(body, SpooledBody) else body
+    return parse_headers(head_of(start))
+
+
+# -- what a reader answers -------------------------------------------------------------------------
+
+
+def _asked(
+    verb: str,
+    body: Body,
+    made: Callable[[Any], _T],
+    *,
+    deadline_seconds: float | None = None,
+    taker: IO[bytes] | None = None,
+    **arguments: object,
+) -> _T:
+    request = Request(verb, arguments, CPU_SECONDS, MEMORY_BYTES)
+    deadline = DEADLINE_SECONDS if deadline_seconds is None else deadline_seconds
+    answer = readers.ask(request, body, deadline_seconds=deadline, taker=taker)
+    try:
+        return made(answer)
+    except (KeyError, TypeError, ValueError) as error:  # whoever answered was no longer ours
+        raise Unreadable(verb) from error
+
+
+def _contents_of(said: Any) -> Contents:
+    lists = {
+        "versions": tuple([Version(*version) for version in said["versions"]]),
+        "attachments": tuple([Attachment(*attachment) for attachment in said["attachments"]]),
+        "notes": tuple(said["notes"]),
+    }
+    return Contents(**said | lists)
+
+
+def _html_of(said: Any) -> Html:
+    return Html(**said | {"notes": tuple(said["notes"])})
+
+
+def _attachment_of(said: Any) -> Attachment | None:
+    return Attachment(*said) if said is not None else None
+
+
+def _digest_of(said: Any) -> Digest:
+    headers = Headers(*said["headers"])
+    sent_at = dt.datetime.fromisoformat(str(headers.sent_at)) if headers.sent_at else None
+    lists = {
+        "participants": tuple(
+            [(role, address, name) for role, address, name in said["participants"]]
+        ),
+        "attachments": tuple([Attachment(*attachment) for attachment in said["attachments"]]),
+        "defects": tuple(said["defects"]),
+        "headers": headers._replace(sent_at=sent_at, defects=tuple(headers.defects)),
+    }
+    return Digest(**said | lists)

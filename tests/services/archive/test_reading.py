@@ -1,13 +1,12 @@
-"""Reading a stored message's contents: in a child process that has limits."""
+"""Reading a stored message's contents: in processes that have limits."""
 
-import subprocess
 import tempfile
 
 import pytest
 
 from connectors.types import Body, SpooledBody
 from ingestion.mail.body import read
-from ingestion.services.archive import reading
+from ingestion.services.archive import readers, reading
 
 MAIL = (
     'Subject: Grüße\r\nContent-Type: multipart/alternative; boundary="q"\r\n\r\n'
@@ -34,11 +33,20 @@ def test_a_large_message_is_not_copied_to_be_read() -> None:
     body.close()
 
 
-@pytest.mark.parametrize(("limit", "value"), [("MEMORY_BYTES", 1_000), ("DEADLINE_SECONDS", 0.001)])
+@pytest.mark.parametrize(
+    ("limit", "value"), [("MEMORY_BYTES", 1_000), ("DEADLINE_SECONDS", 0.00001)]
+)
 def test_a_child_beyond_its_limits_comes_to_nothing(
     limit: str, value: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, limit, value)
     body: Body = MAIL
-    with pytest.raises(subprocess.SubprocessError):
+    with pytest.raises(readers.Unreadable):
         reading.read(body)
+
+
+def test_a_digest_has_the_header_and_the_text() -> None:
+    digest = reading.digest(MAIL)
+    assert digest.headers.subject == "Grüße"
+    assert digest.text == "plain"
+    assert [file.name for file in digest.attachments] == ["a.png"]
