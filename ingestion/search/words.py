@@ -9,12 +9,12 @@ A document is a tsvector of
 
 - the words of subject (weight A), participants (B), file names (C) and text (D), with positions and
   a gap between two of them, for words, phrases and relevance;
-- tags without position, `name:value`, for conditions that the index alone can answer: `from:` (and
-  `to:`, `cc:`, `bcc:`) for the address, its local part, its domain, the domains that is in, and
-  each word of name and address; `subject:` and `filename:` for each word, `filename:` also for the
-  whole; `type:` of an attachment ("application/pdf", "application", "pdf"); `has:attachment`;
-  `id:` (Message-ID) and `sha256:`, shortened; `size:` for the number of bits of the size;
-  `source:` and `mailbox:`, by id.
+- tags without position, `=name:value`, for conditions that the index alone can answer: `=from:`
+  (and `=to:`, `=cc:`, `=bcc:`) for the address, its local part, its domain, the domains that is in,
+  and each word of name and address; `=subject:` and `=filename:` for each word, `=filename:` also
+  for the whole; `=type:` of an attachment ("application/pdf", "application", "pdf");
+  `=has:attachment`; `=id:` (Message-ID) and `=sha256:`, shortened; `=size:` for the number of bits
+  of the size; `=source:` and `=mailbox:`, by id. No beginning of a word is one of a tag.
 
 PostgreSQL's own parser is not used: it takes "end.Next" for a host, "-05" for a number, letters by
 the database's locale, and a whole run of Chinese for a word.
@@ -104,6 +104,18 @@ def spans(text: str) -> Iterator[Span]:
                 yield Span(lexeme, at, match.end())
 
 
+def phrase(text: str) -> list[tuple[str, bool]]:
+    """Return the words to look for where a text is asked for, one after the other; and of each,
+    whether it is the beginning of one. A character alone begins a pair, or ends its run."""
+    found = list(lexemes(text))
+    if found and is_paired(found[-1]):
+        if len(found) > 1 and len(found[-2]) == 2 and is_paired(found[-2]):
+            found.pop()  # the run may go on
+        else:
+            return [*((lexeme, False) for lexeme in found[:-1]), (found[-1], True)]
+    return [(lexeme, False) for lexeme in found]
+
+
 def is_paired(run: str) -> bool:
     """Tell whether a word is of a script that is indexed by pairs of characters."""
     return _PAIRED.match(run) is not None
@@ -131,30 +143,31 @@ def normal(text: str) -> str:
 
 def tag(name: str, value: str) -> str:
     """Return the lexeme of a condition."""
-    return f"{name}:{normal(value.strip())[:_MAX_CHARS_OF_TAG]}"
+    return f"={name}:{normal(value.strip())[:_MAX_CHARS_OF_TAG]}"
 
 
 def id_tag(message_id: str) -> str:
     """Return the lexeme of a Message-ID, with or without its brackets: 96 bits of a hash."""
     bare = message_id.strip().removeprefix("<").removesuffix(">")
-    return f"id:{hashlib.blake2b(bare.encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
+    return f"=id:{hashlib.blake2b(bare.encode('utf-8', 'replace'), digest_size=12).hexdigest()}"
 
 
 def sha256_tag(sha256_hex: str) -> str:
     """Return the lexeme of a message's SHA-256: its first 128 bits."""
-    return f"sha256:{sha256_hex[:32].lower()}"
+    return f"=sha256:{sha256_hex[:32].lower()}"
 
 
 def size_tag(bits: int) -> str:
     """Return the lexeme of the sizes whose binary number has so many digits."""
-    return f"size:{bits}"
+    return f"=size:{bits}"
 
 
 def scope_tag(kind: str, pk: uuid.UUID) -> str:
     """Return the lexeme of all mail of a source or mailbox (`kind`)."""
-    return f"{kind}:{pk.hex}"
+    return f"={kind}:{pk.hex}"
 
 
+HAS_ATTACHMENT = "=has:attachment"
 _TAGGED_ROLES = frozenset({"from", "to", "cc", "bcc"})
 
 
@@ -167,13 +180,13 @@ def _address_tags(role: str, address: str, name: str) -> Iterator[str]:
         for number in range(len(labels)):
             yield tag(role, ".".join(labels[number:]))
     for word in lexemes(f"{name} {address}"):
-        yield f"{role}:{word}"
+        yield f"={role}:{word}"
 
 
 def _file_tags(name: str, kind: str) -> Iterator[str]:
     yield tag("filename", name)
     for word in lexemes(name):
-        yield f"filename:{word}"
+        yield f"=filename:{word}"
     if kind:
         yield tag("type", kind)
         for half in kind.split("/", 1):
@@ -202,14 +215,14 @@ def vector(message: Message, digest: Digest, *, source: uuid.UUID) -> Vector:
     made.tags((sha256_tag(bytes(message.sha256).hex()), size_tag(message.size_bytes.bit_length())))
     if message.message_id:
         made.tags((id_tag(message.message_id),))
-    made.tags(f"subject:{word}" for word in lexemes(message.subject))
+    made.tags(f"=subject:{word}" for word in lexemes(message.subject))
     made.text(message.subject, "A")
     for role, address, name in digest.participants or _of_headers(message):
         if role in _TAGGED_ROLES:
             made.tags(_address_tags(role, address, name))
         made.text(f"{name} {address}", "B")
     if any(not file.inline for file in digest.attachments):
-        made.tags(("has:attachment",))
+        made.tags((HAS_ATTACHMENT,))
     for file in digest.attachments:
         made.tags(_file_tags(file.name, file.type))
         made.text(file.name, "C")
