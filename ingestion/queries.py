@@ -123,16 +123,26 @@ class MessageFilter:
     received_before: dt.datetime | None = None
 
 
-def visible_messages(user: User | AnonymousUser) -> QuerySet[Message]:
-    """Return the archived messages that a user may see: of their own sources.
+def sees_all_mail(user: User | AnonymousUser) -> bool:
+    """Tell whether a user may see everybody's mail.
 
     Staff need the permission to see messages besides the one to see sources: a source's state is
     an operator's business, the mail in it is not.
     """
-    sources = visible_sources(user)
-    if not user.has_perm("ingestion.view_message"):
-        sources = sources.filter(owner_id=user.pk)
-    return Message.objects.filter(mailbox__source__in=sources)
+    return user.is_staff and user.has_perms(
+        ["ingestion.view_ingestionsource", "ingestion.view_message"]
+    )
+
+
+def sources_of_mail(user: User | AnonymousUser) -> QuerySet[IngestionSource]:
+    """Return the sources whose mail a user may see: their own, and see `sees_all_mail`."""
+    sources = IngestionSource.objects.filter(deleted_at=None)
+    return sources if sees_all_mail(user) else sources.filter(owner_id=user.pk)
+
+
+def visible_messages(user: User | AnonymousUser) -> QuerySet[Message]:
+    """Return the archived messages that a user may see."""
+    return Message.objects.filter(mailbox__source__in=sources_of_mail(user))
 
 
 def messages(

@@ -9,6 +9,7 @@ from kombu.exceptions import OperationalError
 
 from ingestion.models import IngestionSource
 from ingestion.services.archive import housekeeping as housekeeper
+from ingestion.services.archive import restored
 from ingestion.services.engine import clocks, due_work
 
 log = structlog.get_logger(__name__)
@@ -37,6 +38,7 @@ def housekeeping() -> None:
     with due_work.cleaning_up.taken("housekeeping") as free:
         if free:
             clocks.bring_back()
+            restored.bring_back_feed()
             housekeeper.collect_orphans()
 
 

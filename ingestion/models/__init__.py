@@ -2,6 +2,7 @@
 
 from ingestion.models.audit import ApiKey, AuditEvent
 from ingestion.models.document import Document
+from ingestion.models.feed import ArchiveChange
 from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
 from ingestion.models.message import FailedMessage, Message, Pack, Placement
@@ -11,6 +12,7 @@ from ingestion.models.source import IngestionSource, StatusChange
 
 __all__ = [
     "ApiKey",
+    "ArchiveChange",
     "AuditEvent",
     "Document",
     "FailedMessage",

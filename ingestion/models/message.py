@@ -12,6 +12,7 @@ from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models.functions import Now
 
+from ingestion.models.fields import CurrentTransaction, Xid8Field
 from ingestion.models.mailbox import Folder, Mailbox
 from ingestion.models.source import IngestionSource
 
@@ -102,11 +103,19 @@ class Placement(models.Model):
     first_seen_at = models.DateTimeField(db_default=Now())
     removed_at = models.DateTimeField(null=True)
 
+    # Where it stands in the feed (`ingestion.feed`). A trigger sets both with each change of what
+    # the feed tells of it.
+    changed_xid = Xid8Field(db_default=CurrentTransaction(), editable=False)
+    ever_changed = models.BooleanField(
+        db_default=False, editable=False, help_text="Whether it did since it came."
+    )
+
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["folder", "remote_id"], name="placement_identity"),
         ]
         indexes = [
+            models.Index(fields=["changed_xid", "id"], name="placement_feed"),
             models.Index(
                 fields=["mailbox", "stable_id"],
                 name="placement_stable",

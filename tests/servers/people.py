@@ -7,7 +7,7 @@ A hash takes 0.2 s of processor, so each is computed once a run. Who never logs 
 import functools
 
 from django.contrib.auth.hashers import get_hasher, make_password
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.db import connection, transaction
 
 
@@ -22,6 +22,13 @@ def user(name: str, *, is_staff: bool = False, is_superuser: bool = False) -> Us
 
 def superuser(name: str) -> User:
     return user(name, is_staff=True, is_superuser=True)
+
+
+def staff(name: str, *permissions: str) -> User:
+    """Make a member of the staff with these permissions, such as "view_message"."""
+    made = user(name, is_staff=True)
+    made.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    return made
 
 
 @functools.cache
