@@ -215,6 +215,7 @@ SPECTACULAR_SETTINGS = {
         {"name": "ingestion", "description": "Sources, and what is done with them."},
         {"name": "emails", "description": "What was archived."},
         {"name": "searches", "description": "Searches that a user keeps under a name."},
+        {"name": "changes", "description": "What changed in the archive, for programs."},
     ],
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],

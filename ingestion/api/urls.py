@@ -4,6 +4,7 @@ from django.urls import include, path, re_path
 from rest_framework.routers import SimpleRouter
 
 from ingestion.api import docs
+from ingestion.api.changes import ChangesViewSet
 from ingestion.api.consent import ConsentViewSet
 from ingestion.api.emails import EmailViewSet
 from ingestion.api.searches import SavedSearchViewSet
@@ -14,6 +15,7 @@ router.trailing_slash = "/?"
 router.register("ingestion", SourceViewSet, basename="ingestion")
 router.register("emails", EmailViewSet, basename="emails")
 router.register("searches", SavedSearchViewSet, basename="searches")
+router.register("changes", ChangesViewSet, basename="changes")
 
 urlpatterns = [
     path("v1/", include(router.urls)),
