@@ -35,6 +35,18 @@ class LostRace(NotAllowedNow):
     code = "lost_race"
 
 
+class ChangedMeanwhile(LostRace):
+    """The source is not as it was when the change was thought of: look again (HTTP 412)."""
+
+    code = "changed_meanwhile"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "Somebody changed it since you read it. Read it again, and make your change on top of "
+            "theirs."
+        )
+
+
 class LeaseLost(ServiceError):
     """Another worker owns this mailbox now: stop, write nothing more."""
 

@@ -3,13 +3,14 @@ what its page may do.
 """
 
 import datetime as dt
+import re
 from collections.abc import Callable
 
 import structlog
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.utils import timezone
 from django_structlog.middlewares import RequestMiddleware
@@ -48,7 +49,25 @@ class SessionEnd:
 
 
 class RequestLog(RequestMiddleware):
-    """django_structlog's, which would believe X-Forwarded-For of anybody."""
+    """django_structlog's, which would believe X-Forwarded-For of anybody, and any X-Request-ID.
+
+    The id that all log lines of a request have is answered too: the client's own, where it has
+    one that can't be mistaken for something else in a log.
+    """
+
+    _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+    def prepare(self, request: HttpRequest) -> None:
+        if not self._ID.fullmatch(request.headers.get("X-Request-ID", "")):
+            request.META.pop("HTTP_X_REQUEST_ID", None)
+            vars(request).pop("headers", None)  # Django keeps them, once asked for
+        super().prepare(request)
+
+    def handle_response(self, request: HttpRequest, response: HttpResponse) -> None:
+        known = structlog.contextvars.get_contextvars().get("request_id")
+        if known:
+            response.headers["X-Request-ID"] = str(known)
+        super().handle_response(request, response)
 
     @classmethod
     def bind_ip(cls, request: HttpRequest) -> None:

@@ -11,6 +11,7 @@ from ingestion.models import IngestionSource
 from ingestion.services.archive import housekeeping as housekeeper
 from ingestion.services.archive import restored
 from ingestion.services.engine import clocks, due_work
+from ingestion.services.operations import answered
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +41,7 @@ def housekeeping() -> None:
             clocks.bring_back()
             restored.bring_back_feed()
             housekeeper.collect_orphans()
+            answered.forget()
 
 
 def _hand_out(work: due_work.Work) -> None:

@@ -319,6 +319,7 @@ PROVIDER_QUOTAS = {
 LOG_FORMAT = env.str("LOG_FORMAT", default="json")  # or "console"
 LOGGING = logs.configure(LOG_FORMAT)
 DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # the line at the end says it all
+DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = True  # middleware.RequestLog looks at it first
 
 # -- Celery --------------------------------------------------------------------------------------
 CELERY_BROKER_URL = REDIS_URL.replace("unix://", "redis+socket://")

@@ -59,6 +59,9 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
         help_text="Start the import as soon as the credentials are proven.",
     )
 
+    #: Of the source that the page showed: what somebody else changed since is not overwritten.
+    version = forms.CharField(required=False, widget=forms.HiddenInput)
+
     class Meta:
         model = IngestionSource
         fields = ("name", "provider")
@@ -67,6 +70,8 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
         super().__init__(*args, **kwargs)
         #: What differs from the stored source, by the names that configuration.update takes.
         self.changes: dict[str, Any] = {}
+        if self._stored is not None:
+            self.initial["version"] = configuration.version(self._stored)
         self._fill_options()
         for slug, provider in self.providers.items():
             for field in provider.config.fields():
@@ -185,7 +190,7 @@ def fieldsets(
     *, adding: bool, providers: Mapping[str, Provider] = PROVIDERS
 ) -> list[tuple[str | None, dict[str, Any]]]:
     """Return the form's sections: the source, each provider's (one is shown), what to archive."""
-    first = ("name", "provider", "auto_import") if adding else ("name", "provider")
+    first = ("name", "provider", "auto_import" if adding else "version")
     sections: list[tuple[str | None, dict[str, Any]]] = [("Source", {"fields": first})]
     for slug, provider in providers.items():
         names = [field_name(slug, field.name) for field in provider.config.fields()]

@@ -287,7 +287,8 @@ class SourceAdmin(AuditedAdmin):
         given = form.changes
         if change:
             if given:
-                configuration.update(obj, changes=given, actor=actor)
+                seen = form.cleaned_data["version"]
+                configuration.update(obj, changes=given, expected=seen, actor=actor)
         else:
             created = configuration.create(
                 owner=request.user,  # type: ignore[arg-type] # staff, so no AnonymousUser

@@ -86,7 +86,8 @@ class PerUser(BaseThrottle):
     """At most settings.API_REQUESTS_PER_MINUTE of a user in one minute of the clock.
 
     One counter in the cache, of constant size whatever the limit. Where the cache is away,
-    everybody is let in: it must not take the API with it.
+    everybody is let in: it must not take the API with it. `ApiViewSet` tells every client what is
+    left (draft-ietf-httpapi-ratelimit-headers-10).
     """
 
     _SECONDS = 60
@@ -98,7 +99,13 @@ class PerUser(BaseThrottle):
         key = f"api-requests:{request.user.pk}:{minute}"
         try:
             cache.add(key, 0, timeout=2 * self._SECONDS)
-            return bool(cache.incr(key) <= settings.API_REQUESTS_PER_MINUTE)
+            used = cache.incr(key)
+            limit = settings.API_REQUESTS_PER_MINUTE
+            vars(request)["rate_limit"] = {
+                "RateLimit-Policy": f'"user";q={limit};w={self._SECONDS}',
+                "RateLimit": f'"user";r={max(0, limit - used)};t={self.wait():.0f}',
+            }
+            return bool(used <= limit)
         except RedisError:
             log.warning("throttle_unavailable")
         except ValueError:

@@ -18,7 +18,7 @@ from rest_framework.renderers import BaseRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from ingestion.api import inputs
+from ingestion.api import idempotency, inputs
 from ingestion.api.parsing import StrictJSONParser
 from ingestion.services.audit import Actor
 
@@ -42,9 +42,14 @@ class JSONWhateverIsAccepted(DefaultContentNegotiation):
 
 
 class ApiViewSet(viewsets.GenericViewSet[M]):
-    """Base of the API's viewsets. `scope`: what a key needs, where its method does not imply it."""
+    """Base of the API's viewsets.
+
+    `scope`: what a key needs, where its method does not imply it. `idempotent`: whether a POST
+    obeys Idempotency-Key; it is a transaction then, so not where one waits for a server.
+    """
 
     scope: str | None = None
+    idempotent = True
     parser_classes = [StrictJSONParser]
     content_negotiation_class = JSONWhateverIsAccepted
 
@@ -60,10 +65,17 @@ class ApiViewSet(viewsets.GenericViewSet[M]):
         _take_chunked_body(request)
         return super().initialize_request(request, *args, **kwargs)
 
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        super().initial(request, *args, **kwargs)
+        if self.idempotent and (handler := getattr(self, "post", None)):
+            self.post = idempotency.once(handler)
+
     def finalize_response(
         self, request: Request, response: Any, *args: Any, **kwargs: Any
     ) -> Response:
         final = super().finalize_response(request, response, *args, **kwargs)
+        for name, value in getattr(request, "rate_limit", {}).items():
+            final.headers[name] = value
         final.headers.setdefault("Cache-Control", "private, no-store")
         return final
 

@@ -1,6 +1,5 @@
 """One format for every error under /api (drf-standardized-errors), with nothing internal in it."""
 
-import re
 import uuid
 from typing import Any
 
@@ -13,12 +12,11 @@ from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.types import Error
 from rest_framework import exceptions, status
 
-from ingestion.errors import InvalidInput, NotAllowedNow
+from ingestion.errors import ChangedMeanwhile, InvalidInput, NotAllowedNow
 
 log = structlog.get_logger(__name__)
 
 MAX_ERRORS = 20
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class Conflict(exceptions.APIException):
@@ -26,6 +24,23 @@ class Conflict(exceptions.APIException):
 
     status_code = status.HTTP_409_CONFLICT
     default_code = "conflict"
+
+
+class PreconditionFailed(exceptions.APIException):
+    """If-Match names another version than the one there is."""
+
+    status_code = status.HTTP_412_PRECONDITION_FAILED
+
+
+class KeyUsedOtherwise(exceptions.APIException):
+    """An Idempotency-Key that came with another request before."""
+
+    status_code = status.HTTP_422_UNPROCESSABLE_ENTITY
+    default_code = "idempotency_key_reused"
+    default_detail = (
+        "This Idempotency-Key came with another request within the last day. "
+        "Repeat a request as it was, and give each new one a key of its own."
+    )
 
 
 class TooLarge(exceptions.APIException):
@@ -58,6 +73,8 @@ class Handler(ExceptionHandler):
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         if isinstance(exc, InvalidInput):
             return exceptions.ValidationError(_nested(exc.errors))
+        if isinstance(exc, ChangedMeanwhile):
+            return PreconditionFailed(str(exc), code=exc.code)
         if isinstance(exc, NotAllowedNow):
             return Conflict(str(exc), code=exc.code)
         if isinstance(exc, RequestDataTooBig):
@@ -78,8 +95,7 @@ class Handler(ExceptionHandler):
 
 def _reported(exc: BaseException | None) -> str:
     """Log a bug, and return what the client is told of it. The id is that of all its log lines."""
-    known = str(structlog.contextvars.get_contextvars().get("request_id", ""))
-    request_id = known if _REQUEST_ID.fullmatch(known) else str(uuid.uuid4())
+    request_id = str(structlog.contextvars.get_contextvars().get("request_id") or uuid.uuid4())
     log.error("request_failed", failed_request=request_id, exc_info=exc)
     return f"Something went wrong. Tell the operator this id: {request_id}"
 

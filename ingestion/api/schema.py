@@ -14,7 +14,7 @@ from drf_spectacular.extensions import (
 )
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ResolvedComponent
-from drf_spectacular.utils import Direction, OpenApiResponse
+from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse
 from rest_framework import serializers
 
 from connectors.config import Field
@@ -43,8 +43,10 @@ _MEANINGS = {
     "403": "The key lacks the scope, the user the permission, or a session the CSRF token.",
     "404": "There is no such thing, or it is somebody else's.",
     "409": "The state forbids this now: the text says what is possible.",
+    "412": "It is of another version than If-Match names.",
     "413": "The body is too large.",
     "415": "The body is not application/json.",
+    "422": "The Idempotency-Key came with another request before.",
     "429": "Too many requests: wait as long as Retry-After says.",
     "500": "An unexpected error occurred. The operator can find it by the id in the text.",
 }
@@ -81,8 +83,19 @@ class Schema(AutoSchema):
                 answers[code]["headers"] = {name: {"schema": kind, "required": True}}
         return answers
 
+    def get_override_parameters(self) -> list[Any]:
+        if self.method != "POST" or not getattr(self.view, "idempotent", False):
+            return []
+        about = "Repeated with the same key within a day, it is done once and answered alike."
+        return [
+            OpenApiParameter("Idempotency-Key", str, OpenApiParameter.HEADER, description=about)
+        ]
+
     def _refusals(self) -> list[str]:
         codes = {"401", "403", "429", "500"}
+        headers = {p["name"] for p in self._get_parameters() if p["in"] == "header"}
+        codes |= {"412"} if "If-Match" in headers else set()
+        codes |= {"422"} if "Idempotency-Key" in headers else set()
         has_id = "{" in self.path
         if self.method in ("POST", "PUT"):
             codes |= {"400", "413", "415"}

@@ -99,18 +99,26 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(operation_id="getIngestionSource", responses={200: serializers.SourceOut})
     def retrieve(self, request: Request, pk: str) -> Response:
         """Retrieve a single ingestion source by its ID."""
-        return Response(serializers.present_sources([self.get_object()])[0])
+        return _shown(self.get_object())
 
     @extend_schema(
         operation_id="updateIngestionSource",
+        parameters=[OpenApiParameter("If-Match", str, OpenApiParameter.HEADER)],
         request=inputs.UpdateIngestionSource,
         responses={200: serializers.SourceOut},
     )
     def update(self, request: Request, pk: str) -> Response:
-        """Update an ingestion source; fields that are left out keep their values."""
+        """Update an ingestion source; fields that are left out keep their values.
+
+        With `If-Match: ETAG`, of an answer before, only where nobody else changed it meanwhile;
+        else 412.
+        """
         source = self.get_object()
         changes = self.body(inputs.UpdateIngestionSource)
-        return self._after(configuration.update(source, changes=changes, actor=self.actor))
+        changed = configuration.update(
+            source, changes=changes, expected=_if_match(request), actor=self.actor
+        )
+        return self._after(changed)
 
     @extend_schema(operation_id="deleteIngestionSource", responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:
@@ -174,7 +182,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         request=inputs.Nothing,
         responses={200: serializers.VerdictOut},
     )
-    @action(detail=True, methods=["post"])
+    @action(detail=True, methods=["post"], idempotent=False)
     def verify(self, request: Request, pk: str) -> Response:
         """Check the credentials now, within 15 seconds, and answer the verdict.
 
@@ -298,9 +306,21 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         tasks.dispatch_on_commit(source)
         now = serializers.source_rows(IngestionSource.objects.filter(deleted_at=None))
         found = get_object_or_404(now, pk=source.pk)
-        return Response(serializers.present_sources([found])[0], status=code)
+        return _shown(found, status=code)
 
     def _started(self, source: IngestionSource, run: Run) -> Response:
         tasks.dispatch_on_commit(source)
         body = {"message": f"The {run.kind} is under way.", "run": serializers.RunOut(run).data}
         return Response(body, status=status.HTTP_202_ACCEPTED)
+
+
+def _shown(source: IngestionSource, status: int = status.HTTP_200_OK) -> Response:
+    """Answer a source, with the version of what it is configured to be as ETag."""
+    etag = f'"{configuration.version(source)}"'
+    return Response(serializers.present_sources([source])[0], status=status, headers={"ETag": etag})
+
+
+def _if_match(request: Request) -> str | None:
+    """Return the one version that If-Match names; None where there is none, or it is "*"."""
+    given = request.headers.get("If-Match", "*").strip()
+    return None if given == "*" else given.strip('"')

@@ -1,5 +1,6 @@
 """The tables. Only `ingestion.services` writes them."""
 
+from ingestion.models.answered import AnsweredRequest
 from ingestion.models.audit import ApiKey, AuditEvent
 from ingestion.models.document import Document
 from ingestion.models.feed import ArchiveChange
@@ -11,6 +12,7 @@ from ingestion.models.saved_search import SavedSearch
 from ingestion.models.source import IngestionSource, StatusChange
 
 __all__ = [
+    "AnsweredRequest",
     "ApiKey",
     "ArchiveChange",
     "AuditEvent",

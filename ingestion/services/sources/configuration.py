@@ -2,6 +2,8 @@
 and goes only to where it was given for; changed credentials are checked again.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +14,7 @@ from django.db.models.functions import Coalesce, Least, Now
 from connectors import registry
 from connectors.config import Config, ConfigError
 from ingestion.crypto import Secrets
-from ingestion.errors import InvalidInput
+from ingestion.errors import ChangedMeanwhile, InvalidInput
 from ingestion.models import IngestionSource, Mailbox
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import folders
@@ -62,14 +64,23 @@ def create(
 
 
 @in_transaction
-def update(source: IngestionSource, *, changes: Mapping[str, Any], actor: Actor) -> IngestionSource:
+def update(
+    source: IngestionSource,
+    *,
+    changes: Mapping[str, Any],
+    expected: str | None = None,
+    actor: Actor,
+) -> IngestionSource:
     """Change some of name, provider, providerConfig, options, status (the API's names).
 
     A secret that is missing or empty keeps its stored value, where it still goes to the server that
-    it was given for. Changed credentials are checked again. Raises InvalidInput, NotAllowedNow,
-    LostRace. Opens its own transaction.
+    it was given for. Changed credentials are checked again. `expected`: only where it is still of
+    this `version`. Raises InvalidInput, NotAllowedNow, LostRace, ChangedMeanwhile. Opens its own
+    transaction.
     """
     source = locked(source)
+    if expected is not None and expected != version(source):
+        raise ChangedMeanwhile
     _apply_changes(source, changes, actor)
     if "status" in changes:
         verbs.move_for_client(source, changes["status"], actor)
@@ -89,6 +100,20 @@ def reconnect(
     verbs.recheck(source, reason=f"Signed in by {actor.name}.", actor=actor)
     source.refresh_from_db()
     return source
+
+
+def version(source: IngestionSource) -> str:
+    """Return a text that is another one after any change that people make: to what a source is
+    configured to be. What workers write, its progress and status, does not count."""
+    configured = [
+        source.name,
+        source.provider,
+        source.config,
+        source.options,
+        source.credentials_version,
+        source.hold,
+    ]
+    return hashlib.sha256(json.dumps(configured, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def public_config(source: IngestionSource) -> dict[str, Any]:
