@@ -19,6 +19,9 @@ _TOKEN = re.compile(
 )
 #: A name with one of these would be read as something else, were it not quoted.
 _SPECIALS = frozenset('()<>[]:;@\\,"')
+_ESCAPED_PAIR = re.compile(r"\\(.)")
+#: RFC 5321 section 4.5.3.1: 64 octets, "@", 255 octets.
+_MAX_ADDRESS = 320
 _TO_ESCAPE = re.compile(r'(["\\])')
 
 
@@ -37,6 +40,38 @@ def addresses(raw: bytes, otherwise: str = "") -> Iterator[tuple[str, bool]]:
         written.append(text)
         sound = sound and fits
     yield " ".join("".join(written).split()), sound
+
+
+def people(raw: bytes, otherwise: str = "") -> Iterator[tuple[str, str]]:
+    """Yield whom a field names: an address in lower case, "" where there is none, and a name. They
+    are apart, so that no name passes for an address. Also ";" ends one, as Outlook writes it."""
+    names: list[str] = []
+    address = comment = ""
+    for token, following in itertools.pairwise([*_TOKEN.findall(raw), b",", b""]):
+        if token in {b",", b";", b":"}:
+            name = " ".join("".join(names).split()) or comment
+            if token != b":" and (address or name):  # before ":" is the name of a group
+                yield address, name
+            names, address, comment = [], "", ""
+        elif token.startswith(b"<"):
+            address = _bare(token[1:].removesuffix(b">"), otherwise)
+        elif token.startswith(b"("):
+            comment = decoded(token[1:].removesuffix(b")"), otherwise)[0]
+        elif b"@" in token and not token.startswith(b'"') and not following.startswith(b"<"):
+            start = token.rfind(b" ", 0, token.index(b"@")) + 1
+            names.append(decoded(token[:start], otherwise)[0])
+            address = _bare(token[start:].partition(b" ")[0], otherwise)
+        else:
+            inner = token[1:].removesuffix(b'"') if token.startswith(b'"') else token
+            names.append(_ESCAPED_PAIR.sub(r"\1", decoded(inner, otherwise)[0]))
+
+
+def _bare(raw: bytes, otherwise: str) -> str:
+    """Decode an address, without the route before it (RFC 5322 section 4.4)."""
+    text = decode(raw, otherwise=otherwise)[0]
+    if text.startswith("@"):
+        text = text.rpartition(":")[2]
+    return "".join(text.split()).lower()[:_MAX_ADDRESS]
 
 
 def _read(token: bytes, following: bytes, otherwise: str) -> tuple[str, bool]:

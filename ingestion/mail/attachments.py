@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ingestion.mail.documents import summary_of
 from ingestion.mail.headers import head_of, parse_headers
 from ingestion.mail.mime import Part, Raw, content
 from ingestion.mail.parameters import file_name
@@ -34,8 +35,9 @@ _KINDS = {
 
 class Attachment(NamedTuple):
     """`name` is safe to show and to save under, "" where there is none; an attached message without
-    one is called by its subject. `kind` says what a type means that is no file's, or "". `inline`:
-    it belongs into the text, such as a picture in HTML. Size and SHA-256 are what a download has.
+    one is called by its subject, a calendar by its event. `kind` says what a type means that is no
+    file's, or "". `inline`: it belongs into the text, such as a picture in HTML. Size and SHA-256
+    are what a download has.
     """
 
     name: str
@@ -70,6 +72,8 @@ def described(raw: Raw, part: Part) -> Attachment:
     for piece in content(raw, part):
         if not size and not name and part.type in ATTACHED_MESSAGES:
             name = parse_headers(head_of(piece)).subject
+        elif not size and not name and _KINDS.get(part.type) == "calendar":
+            name = summary_of(piece)
         size += len(piece)
         digest.update(piece)
     inline = part.disposition.word == "inline" or (not part.disposition.word and part.has_id)

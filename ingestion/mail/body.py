@@ -36,33 +36,36 @@ class Version(NamedTuple):
 class Contents(NamedTuple):
     """All of it is text without characters that a page or terminal would obey, and never markup.
 
-    `notes` are sentences about `text` and `attachments`: what they are not, cut or left out.
+    `notes` are sentences about `text` and `attachments`: what they are not, cut or left out; those
+    of something that was not read are `defects` too.
     """
 
     text: str = ""
     versions: tuple[Version, ...] = ()
     attachments: tuple[Attachment, ...] = ()
     notes: tuple[str, ...] = ()
+    defects: tuple[str, ...] = ()
     headers: str = ""
     headers_note: str = ""
 
 
-def read(raw: Raw) -> Contents:
-    """Return what a message says, of whatever bytes."""
-    if raw.find(b"\n") < 0 and raw.find(b"\r") >= 0:
-        raw = raw[:].replace(b"\r", b"\n")  # what ends its lines was lost on the way
+def read(raw: Raw, *, max_characters: int = MAX_CHARACTERS) -> Contents:
+    """Return what a message says, of whatever bytes; each text is cut at a number of characters."""
+    raw = mime.with_line_ends(raw)
     structure = mime.parse(raw)
     headers, headers_note = _headers(raw, structure)
-    return _Reader(raw, structure).contents()._replace(headers=headers, headers_note=headers_note)
+    reader = _Reader(raw, structure, max_characters)
+    return reader.contents()._replace(headers=headers, headers_note=headers_note)
 
 
 class _Reader:
-    def __init__(self, raw: Raw, structure: mime.Structure) -> None:
+    def __init__(self, raw: Raw, structure: mime.Structure, max_characters: int) -> None:
         self._raw = raw
         self._structure = structure
         self._room = MAX_TEXT_BYTES
+        self._max_characters = max_characters
         self._versions: list[Version] = []
-        self._notes: dict[str, None] = {}  # each once, in their order
+        self._notes: dict[str, bool] = {}  # each once, in their order, and whether it is a defect
 
     def contents(self) -> Contents:
         shown = self._read(self._structure.root)
@@ -83,6 +86,7 @@ class _Reader:
                 [described(self._raw, part) for part in attached(self._structure.root)]
             ),
             notes=tuple(self._notes),
+            defects=tuple([note for note, is_defect in self._notes.items() if is_defect]),
         )
 
     def _read(self, part: Part) -> list[Version]:
@@ -124,7 +128,9 @@ class _Reader:
                 break
         cut = len(data) > self._room
         if cut:
-            self._note(f"Cut: only the first {MAX_TEXT_BYTES:,} bytes of its texts are read.")
+            self._note_defect(
+                f"Cut: only the first {MAX_TEXT_BYTES:,} bytes of its texts are read."
+            )
             del data[self._room :]
         self._room -= len(data)
         text, fits = _text_of(bytes(data), part, cut=cut)
@@ -135,12 +141,15 @@ class _Reader:
         return visible.lines(text)
 
     def _cut(self, text: str) -> str:
-        if len(text) > MAX_CHARACTERS:
-            self._note(f"Cut: the first {MAX_CHARACTERS:,} characters are shown.")
-        return text[:MAX_CHARACTERS]
+        if len(text) > self._max_characters:
+            self._note_defect(f"Cut: the first {self._max_characters:,} characters are shown.")
+        return text[: self._max_characters]
 
     def _note(self, note: str) -> None:
-        self._notes[note] = None
+        self._notes[note] = False
+
+    def _note_defect(self, note: str) -> None:
+        self._notes[note] = True
 
     def _note_protection(self, part: Part) -> None:
         if part.type == "multipart/signed":
@@ -166,11 +175,15 @@ class _Reader:
 
     def _note_what_was_left_out(self) -> None:
         if self._structure.too_many:
-            self._note(f"It has more than {mime.MAX_PARTS:,} parts: those behind are not shown.")
+            self._note_defect(
+                f"It has more than {mime.MAX_PARTS:,} parts: those behind are not shown."
+            )
         if self._structure.too_deep:
-            self._note(f"Nested more than {mime.MAX_DEPTH} deep: what is deeper is not looked at.")
+            self._note_defect(
+                f"Nested more than {mime.MAX_DEPTH} deep: what is deeper is not looked at."
+            )
         if self._structure.behind:
-            self._note(
+            self._note_defect(
                 f"{self._structure.behind:,} bytes behind the end of its parts are not shown."
             )
 

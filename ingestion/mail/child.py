@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from ingestion.mail import body, digest, view
 from ingestion.mail.attachments import attached, described
-from ingestion.mail.mime import Raw, content, parse
+from ingestion.mail.mime import Raw, content, parse, with_line_ends
 
 #: Before an answer: its length in bytes.
 LENGTH = struct.Struct("!Q")
@@ -63,7 +63,7 @@ def _answer(request: Request, files: list[int]) -> Any:
         resource.setrlimit(limit, (value, resource.RLIM_INFINITY))
     # An empty file can't be mapped.
     raw: Raw = mmap.mmap(files[0], size, access=mmap.ACCESS_READ) if size else b""
-    return VERBS[request.verb](raw, *files[1:], **request.arguments)
+    return VERBS[request.verb](with_line_ends(raw), *files[1:], **request.arguments)
 
 
 def _attachment(raw: Raw, taker: int, *, number: int) -> Any:

@@ -6,12 +6,13 @@ mail is kept, and nothing it returns is ever used as an identity, a path or mark
 
 import datetime as dt
 import functools
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from ingestion.mail import dates
-from ingestion.mail.addresses import addresses
+from ingestion.mail.addresses import addresses, people
 from ingestion.mail.visible import line
 from ingestion.mail.words import decoded
 
@@ -23,12 +24,30 @@ _MAX_CHARS_OF_ID = 1_000
 #: So much of one field is looked at, which is more than is kept of it.
 _MAX_FIELD_BYTES = 64_000
 _SHORT_BYTES = 200
+MAX_PARTICIPANTS = 1_000
+MAX_REFERENCES = 100
+
+#: Who writes such a field twice means all of both.
+_JOINED = frozenset({"to", "cc", "bcc", "reply-to", "resent-from", "resent-to"})
 
 #: Begins with a literal, which the regex engine looks for much faster than for "^" or classes.
 _FIELD = re.compile(
     rb"\n(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
     re.IGNORECASE,
 )
+_NAMING_FIELD = re.compile(
+    rb"\n(from|to|cc|bcc|reply-to|sender|resent-from|resent-to|in-reply-to|references)[ \t]*:"
+    rb"[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
+    re.IGNORECASE,
+)
+_MORE_PEOPLE = {
+    "reply-to": "replyTo",
+    "sender": "sender",
+    "bcc": "bcc",
+    "resent-from": "resentFrom",
+    "resent-to": "resentTo",
+}
+_ROLES = ("from", "to", "cc", "bcc", "reply-to", "sender")
 _CHARSET = re.compile(
     rb"\ncontent-type[ \t]*:[^\n]*(?:\n[ \t][^\n]*)*?charset[ \t]*=[ \t]*\"?([\w.:-]{1,40})",
     re.IGNORECASE,
@@ -54,6 +73,19 @@ class Headers(NamedTuple):
     defects: tuple[str, ...] = ()
 
 
+class Named(NamedTuple):
+    """Whom a message names, and which other messages: what Message has no columns for.
+
+    `fields`, each where there is one: "replyTo", "sender", "bcc", "resentFrom", "resentTo" and
+    "inReplyTo" (an id) as text, "references" as ids, eldest first. `participants` are (role,
+    address in lower case, name); a role is the field's name in lower case.
+    """
+
+    fields: dict[str, str | list[str]] = {}
+    participants: tuple[tuple[str, str, str], ...] = ()
+    defects: tuple[str, ...] = ()
+
+
 def head_of(message: bytes | memoryview) -> bytes:
     """Return the header section of a message (at most MAX_HEAD_BYTES), without the empty line."""
     empty_line = _EMPTY_LINE.search(message, 0, MAX_HEAD_BYTES)
@@ -62,7 +94,11 @@ def head_of(message: bytes | memoryview) -> bytes:
 
 def parse_headers(head: bytes) -> Headers:
     """Decode the fields of a header section. Never raises: what is wrong is in `defects`."""
-    fields = _Fields(b"\n" + head.removeprefix(_BOM))
+    fields = _Fields(head, _FIELD)
+    if not fields.found:
+        fields.defects.append("no header fields")
+    if len(head) >= MAX_HEAD_BYTES:
+        fields.defects.append("cut: header")
     # Who is named in copy has half of the room, however many are in front.
     cc = fields.read("cc", _people, _MAX_CHARS_OF_RECIPIENTS // 2)
     to = fields.read("to", _people, _MAX_CHARS_OF_RECIPIENTS - len(cc) - len(", "))
@@ -76,38 +112,59 @@ def parse_headers(head: bytes) -> Headers:
     )
 
 
-class _Fields:
-    """The fields of a header section that begins with an empty line, and what is wrong in them."""
+def parse_named(head: bytes) -> Named:
+    """Decode whom a header section names. Never raises; `defects` are of these fields alone, and
+    of participants beyond MAX_PARTICIPANTS."""
+    fields = _Fields(head, _NAMING_FIELD)
+    found: dict[str, str | list[str]] = {}
+    for name, key in _MORE_PEOPLE.items():
+        text = fields.read(name, _people, _MAX_CHARS)
+        if text:
+            found[key] = text
+    in_reply_to = fields.ids("in-reply-to")
+    if in_reply_to:
+        found["inReplyTo"] = in_reply_to[0]
+    references = list(dict.fromkeys(fields.ids("references")))
+    if references:
+        # The eldest begins the thread, and the newest is what this one answers.
+        found["references"] = references[:1] + references[1:][1 - MAX_REFERENCES :]
+    everybody = ((role, *who) for role in _ROLES for who in fields.people(role))
+    named = list(itertools.islice(dict.fromkeys(everybody), MAX_PARTICIPANTS + 1))
+    if len(named) > MAX_PARTICIPANTS:
+        fields.defects.append("cut: participants")
+    return Named(found, tuple(named[:MAX_PARTICIPANTS]), tuple(dict.fromkeys(fields.defects)))
 
-    def __init__(self, head: bytes) -> None:
+
+class _Fields:
+    """The fields of a header section that a pattern finds, and what is wrong in them."""
+
+    def __init__(self, head: bytes, pattern: re.Pattern[bytes]) -> None:
+        head = b"\n" + head.removeprefix(_BOM)
         self.defects: list[str] = []
-        self._found: dict[str, list[bytes]] = {}
-        for name, value in _FIELD.findall(head):
+        self.found: dict[str, list[bytes]] = {}
+        for name, value in pattern.findall(head):
             self._take(name.lower().decode(), value)
-        if not self._found:
-            self.defects.append("no header fields")
-        if len(head) > MAX_HEAD_BYTES:
-            self.defects.append("cut: header")
         self._otherwise = "" if head.isascii() else _charset(head)
 
     def _take(self, name: str, value: bytes) -> None:
         if 0 <= value.find(b"\r") < len(value) - 1 and b"\r" in value.replace(b"\r\n", b"")[:-1]:
             self.defects.append(f"bare CR: {name}")
-        if name not in self._found:
-            self._found[name] = [value]
-        elif name in {"to", "cc"}:
-            self._found[name].append(value)
+        if name not in self.found:
+            self.found[name] = [value]
+        elif name in _JOINED:
+            self.found[name].append(value)
         else:
             self.defects.append(f"repeated header: {name}")
 
-    def _value(self, name: str) -> bytes:
-        values = self._found.get(name, ())
+    def value(self, name: str) -> bytes:
+        """Return a field as it stands there, b"" where there is none."""
+        values = self.found.get(name, ())
         if len(values) > 1:
             return b", ".join([_unfolded(value) for value in values])
         return values[0] if values else b""
 
     def read(self, name: str, decode: _Decode, kept: int) -> str:
-        raw = self._value(name)
+        raw = self.value(name)
         if not raw:
             return ""
         text, own = decode(raw, self._otherwise, kept)
@@ -115,8 +172,19 @@ class _Fields:
             self.defects.extend([f"{defect}: {name}" for defect in own])
         return text
 
+    def people(self, name: str) -> Iterator[tuple[str, str]]:
+        """Yield whom a field names: an address in lower case, or "", and a name."""
+        value, _ = _looked_at(self.value(name))
+        for address, called in people(value, self._otherwise):
+            yield line(address), line(called)
+
+    def ids(self, name: str) -> list[str]:
+        """Return the ids in a field, each in its angle brackets."""
+        found = _ID.findall(self.value(name)[:_MAX_FIELD_BYTES])
+        return [_text(b"".join(raw.split()), self._otherwise, _MAX_CHARS_OF_ID)[0] for raw in found]
+
     def date(self) -> dt.datetime | None:
-        raw = self._value("date")
+        raw = self.value("date")
         if not raw:
             return None
         found = dates.parse(_unfolded(raw[:_SHORT_BYTES]).decode("latin-1"))

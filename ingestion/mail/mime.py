@@ -71,6 +71,13 @@ class Structure:
     behind: int = 0
 
 
+def with_line_ends(raw: Raw) -> Raw:
+    """Return a message with ends of lines, where what ends them was lost on the way."""
+    if raw.find(b"\n") < 0 and raw.find(b"\r") >= 0:
+        return raw[:].replace(b"\r", b"\n")
+    return raw
+
+
 def parse(raw: Raw) -> Structure:
     """Return the structure of a message, of whatever bytes."""
     start = len(_BOM) if raw[: len(_BOM)] == _BOM else 0

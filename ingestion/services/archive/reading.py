@@ -15,7 +15,7 @@ from ingestion.mail.attachments import Attachment
 from ingestion.mail.body import Contents, Version
 from ingestion.mail.child import Request
 from ingestion.mail.digest import Digest
-from ingestion.mail.headers import Headers, head_of, parse_headers
+from ingestion.mail.headers import Headers, head_of, parse_headers, parse_named
 from ingestion.mail.view import Html
 from ingestion.models import Message
 from ingestion.packs.store import Extent, store
@@ -101,13 +101,18 @@ def attachment(message: Message, number: int) -> OpenedAttachment | None:
 
 def digest(body: Body) -> Digest:
     """Return what is kept of a message for search, lists and threads; what of it could not be read
-    is in `defects`. Of what a message holds, nothing makes it raise."""
+    is in `defects`. Of what a message holds, nothing makes it raise.
+
+    Where reading all of it comes to nothing, its files are left out; then all but its header.
+    """
     if _size(body) > MAX_BYTES:
-        return Digest(headers=_headers(body), defects=(_TOO_LARGE,))
-    try:
-        return _asked("digest", body, _digest_of, deadline_seconds=INDEX_DEADLINE_SECONDS)
-    except Unreadable:
-        return Digest(headers=_headers(body), defects=(_UNREADABLE,))
+        return _digest_of_head(body, _TOO_LARGE)
+    for files in (True, False):
+        with contextlib.suppress(Unreadable):
+            return _asked(
+                "digest", body, _digest_of, deadline_seconds=INDEX_DEADLINE_SECONDS, files=files
+            )
+    return _digest_of_head(body, _UNREADABLE)
 
 
 def read(body: Body) -> Contents:
@@ -129,10 +134,16 @@ def _size(body: Body) -> int:
     return body.size if isinstance(body, SpooledBody) else len(body)
 
 
-def _headers(body: Body) -> Headers:
-    """Read header fields here, as capture does."""
-    start = next(body.chunks(), b"") if isinstance(body, SpooledBody) else body
-    return parse_headers(head_of(start))
+def _digest_of_head(body: Body, defect: str) -> Digest:
+    """Read header fields, and here, as capture does."""
+    head = head_of(next(body.chunks(), b"") if isinstance(body, SpooledBody) else body)
+    named = parse_named(head)
+    return Digest(
+        fields=named.fields,
+        participants=named.participants,
+        defects=(*named.defects, defect),
+        headers=parse_headers(head),
+    )
 
 
 # -- what a reader answers -------------------------------------------------------------------------
@@ -161,6 +172,7 @@ def _contents_of(said: Any) -> Contents:
         "versions": tuple([Version(*version) for version in said["versions"]]),
         "attachments": tuple([Attachment(*attachment) for attachment in said["attachments"]]),
         "notes": tuple(said["notes"]),
+        "defects": tuple(said["defects"]),
     }
     return Contents(**said | lists)
 
