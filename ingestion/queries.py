@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.contrib.auth.models import AnonymousUser, User
+from django.db import connection
 from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 
@@ -84,6 +85,21 @@ def folders_with_counts(source: IngestionSource) -> QuerySet[Folder]:
         .select_related("mailbox")
         .order_by("mailbox__address", "mailbox", "path", "pk")
     )
+
+
+def labels_with_counts(folders: Iterable[Folder], *, rows: int) -> list[tuple[str, int]]:
+    """Return the labels of what lies in folders now, each with how many messages have it.
+
+    Looks at about `rows` placements at most: where there are more, counts are of these.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT label, count(*) FROM (SELECT labels FROM ingestion_placement"
+            " WHERE folder_id = ANY(%s) AND removed_at IS NULL LIMIT %s) AS here,"
+            " unnest(labels) AS label GROUP BY label ORDER BY lower(label), label",
+            [[folder.pk for folder in folders], rows],
+        )
+        return list(cursor.fetchall())
 
 
 _PLACEMENT_ROWS = 5_000

@@ -5,6 +5,7 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from ingestion.admin.mail.views import forget_search, mail, save_search
 from ingestion.admin.sign_in import change_own_password, sign_in
 
 admin.autodiscover()
@@ -22,6 +23,14 @@ def healthz(_: HttpRequest) -> HttpResponse:
 urlpatterns = [
     path("admin/login/", sign_in),  # before the admin's own, which has no brake
     path("admin/password_change/", admin.site.admin_view(change_own_password)),
+    path("admin/mail/", admin.site.admin_view(mail), name="mail"),
+    path("admin/mail/<uuid:pk>/", admin.site.admin_view(mail), name="mail"),
+    path("admin/mail/searches/", admin.site.admin_view(save_search), name="mail_search_save"),
+    path(
+        "admin/mail/searches/<int:pk>/forget/",
+        admin.site.admin_view(forget_search),
+        name="mail_search_forget",
+    ),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("api/", include("ingestion.api.urls")),

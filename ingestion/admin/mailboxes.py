@@ -11,6 +11,7 @@ from unfold.contrib.filters.admin import AutocompleteSelectFilter
 from ingestion.admin import display
 from ingestion.admin.base import MAX_COUNTED_ROWS, ReadOnlyAdmin, capped_count
 from ingestion.admin.filters import Failing, RunningNow
+from ingestion.admin.mail.asked import Asked
 from ingestion.models import Folder, Mailbox, Placement
 
 
@@ -60,8 +61,7 @@ class MailboxAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Messages")
     def messages(self, mailbox: Mailbox) -> Any:
-        url = reverse("admin:ingestion_message_changelist")
-        return display.link(f"{url}?mailbox__id__exact={mailbox.pk}", f"{mailbox.message_count:,}")
+        return display.link(Asked(mailbox=mailbox.pk).url(), f"{mailbox.message_count:,}")
 
     @admin.display(description="Size")
     def size(self, mailbox: Mailbox) -> Any:
@@ -147,8 +147,9 @@ class FolderAdmin(ReadOnlyAdmin):
         )
 
     @admin.display(description="Archived")
-    def archived(self, folder: Any) -> str:
-        return display.count(folder.present, cap=MAX_COUNTED_ROWS)
+    def archived(self, folder: Any) -> Any:
+        place = Asked(mailbox=folder.mailbox_id, folder=folder.pk)
+        return display.link(place.url(), display.count(folder.present, cap=MAX_COUNTED_ROWS))
 
     @admin.display(description="At the provider")
     def at_provider(self, folder: Folder) -> str:

@@ -9,10 +9,12 @@ import re
 import uuid
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin, messages
+from django.contrib.admin.views.main import SEARCH_VAR
 from django.core.exceptions import PermissionDenied
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import (
     Http404,
     HttpRequest,
@@ -21,7 +23,7 @@ from django.http import (
     HttpResponseRedirect,
     StreamingHttpResponse,
 )
-from django.urls import URLPattern, path
+from django.urls import URLPattern, path, reverse
 from django.views.decorators.cache import never_cache
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
@@ -36,8 +38,6 @@ from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.operations import people
 
-#: A search for words looks through this many of the newest messages of the chosen filters.
-SEARCHED_MESSAGES = 10_000
 _MAX_PLACEMENTS = 100
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
@@ -52,7 +52,7 @@ class MessageAdmin(ReadOnlyAdmin):
     list_filter_submit = True
     list_select_related = ("mailbox", "mailbox__source")
     search_fields = ("subject",)
-    search_help_text = "Subject, sender, Message-ID, SHA-256 or id"
+    search_help_text = "SHA-256 or id; words are searched in Mail"
     nothing_yet = "What an import archives appears here within seconds."
     ordering = ("-archived_at", "-id")
     sortable_by = ()
@@ -65,23 +65,24 @@ class MessageAdmin(ReadOnlyAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: Message | None = None) -> Any:
         return []  # the template shows all of it
 
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Leave what is no id and no hash to the mail view: it finds by words, in all there is."""
+        term = request.GET.get(SEARCH_VAR, "").strip()
+        if term and not as_uuid(term) and not _SHA256.fullmatch(term):
+            return HttpResponseRedirect(f"{reverse('mail')}?{urlencode({'q': term})}")
+        return super().changelist_view(request, extra_context)
+
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Message], search_term: str
     ) -> tuple[QuerySet[Message], bool]:
-        """Find by id or hash anywhere, by words among the newest: no scan of the whole table."""
-        term = search_term.strip()
-        if not term:
-            return queryset, False
-        if _SHA256.fullmatch(term):
-            # The unique index is (mailbox, sha256): one probe for each mailbox.
+        """Find by id or hash. The unique index is (mailbox, sha256): one probe for each mailbox."""
+        if _SHA256.fullmatch(search_term.strip()):
             mailboxes = Mailbox.objects.values("pk")
-            return queryset.filter(mailbox__in=mailboxes, sha256=bytes.fromhex(term)), False
-        found = as_uuid(term)
-        if found:
-            return queryset.filter(pk=found), False
-        newest = queryset.order_by("-archived_at", "-id").values("pk")[:SEARCHED_MESSAGES]
-        words = Q(subject__icontains=term) | Q(sender__icontains=term) | Q(message_id=term)
-        return queryset.filter(words, pk__in=newest), False
+            sha256 = bytes.fromhex(search_term.strip())
+            return queryset.filter(mailbox__in=mailboxes, sha256=sha256), False
+        return super().get_search_results(request, queryset, search_term)
 
     @admin.display(description="Subject")
     def title(self, message: Message) -> Any:
@@ -125,7 +126,7 @@ class MessageAdmin(ReadOnlyAdmin):
         message = found.filter(pk=pk).first() if pk else None
         context = dict(extra_context or {})
         if message is not None and self.has_view_permission(request, message):
-            context |= {"title": "Message", "mail": _details(message)}
+            context |= {"title": "Message", "mail": details(message)}
             people.mail_read(message, how="page", actor=Actor.of_request(request))
         return super().change_view(request, object_id, form_url, context)
 
@@ -159,7 +160,7 @@ def _chunks(body: SpooledBody) -> Iterator[bytes]:
         yield from body.chunks()
 
 
-def _details(message: Message) -> dict[str, Any]:
+def details(message: Message) -> dict[str, Any]:
     """Return the context of `message.html`."""
     says, damage = Contents(notes=("The archived bytes can't be shown.",)), ""
     try:

@@ -48,7 +48,13 @@ def _may_view(app: str, model: str) -> Callable[[HttpRequest], bool]:
 def sections(_request: HttpRequest) -> list[dict[str, Any]]:
     """Return the side bar as UNFOLD["SIDEBAR"]["navigation"] takes it."""
     first = {"title": "Dashboard", "icon": "dashboard", "link": reverse("admin:index")}
-    listed: list[dict[str, Any]] = [{"items": [first]}]
+    mail = {
+        "title": "Mail",
+        "icon": "stacked_email",
+        "link": reverse("mail"),
+        "permission": lambda request: request.user.has_perm("ingestion.view_message"),
+    }
+    listed: list[dict[str, Any]] = [{"items": [first, mail]}]
     for title, subjects in _SECTIONS:
         items = [
             {

@@ -1,0 +1,190 @@
+"""The page of the mail view, its panes one by one for the script, and saved searches."""
+
+import dataclasses
+import uuid
+from typing import Any
+
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404, render
+from django.template.loader import render_to_string
+from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_POST, require_safe
+
+from ingestion import queries
+from ingestion.admin.mail import found, places, rows
+from ingestion.admin.mail.asked import Asked
+from ingestion.admin.messages import details
+from ingestion.errors import InvalidInput
+from ingestion.models import Folder, Mailbox
+from ingestion.search.query import OPERATORS, QueryError
+from ingestion.services.audit import Actor
+from ingestion.services.operations import people, saved_searches
+
+#: What the script may ask for alone, in the header X-Panes: the page has them all.
+_PANES = ("search", "places", "list", "message")
+_HELP = (
+    ("annual report", "both words, anywhere in the mail"),
+    ('"annual report"', "these words in this order"),
+    ("invoice OR bill", "one of them"),
+    ("-draft", "without this word"),
+    ("invoic*", "words that begin so"),
+)
+_ORDERS = (("", "Newest"), ("oldest", "Oldest"))
+
+
+@never_cache
+@require_safe
+def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
+    """Show places, the list that is asked for, and the message of `pk`."""
+    _may_read_mail(request)
+    asked = Asked.of(request.GET)
+    named = request.headers.get("X-Panes", "").split()
+    wanted = [pane for pane in _PANES if pane in named] or list(_PANES)
+    context: dict[str, Any] = {"asked": asked, "pk": pk} | _names(request, asked)
+    if "places" in wanted:
+        context |= places.context(request.user, asked, request.GET.get("mailboxes", "").strip())
+    if "list" in wanted:
+        context |= _list(request, asked)
+    if "message" in wanted:
+        context |= _message(request, asked, pk)
+    if named:
+        parts = (f"admin/ingestion/mail/{pane}.html" for pane in wanted)
+        return HttpResponse("".join(render_to_string(part, context, request) for part in parts))
+    page = admin.site.each_context(request) | context
+    page |= {
+        "title": "Mail",
+        "showing": asked.show or ("message" if pk else "list"),
+        "operators": [*_HELP, *((f"{name}:", wants) for name, (_, wants) in OPERATORS.items())],
+    }
+    return render(request, "admin/ingestion/mail/page.html", page)
+
+
+def _may_read_mail(request: HttpRequest) -> None:
+    if not request.user.has_perm("ingestion.view_message"):
+        raise PermissionDenied
+
+
+def _names(request: HttpRequest, asked: Asked) -> dict[str, Any]:
+    """Return what the place is called that the list is of."""
+    readable = queries.sources_of_mail(request.user)
+    name = asked.label
+    if asked.folder:
+        folder = Folder.objects.filter(mailbox__source__in=readable, pk=asked.folder).first()
+        name = folder.path if folder else ""
+    elif asked.mailbox and not name:
+        mailbox = Mailbox.objects.filter(source__in=readable, pk=asked.mailbox).first()
+        name = mailbox.address if mailbox else ""
+    return {"place_name": name or "All mail", "scope": name, "everywhere": Asked(q=asked.q).url()}
+
+
+def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
+    context = {
+        "to_places": asked.url(show="places"),
+        "orders": [
+            (label, asked.url(sort=name, page=""), asked.sort == name) for name, label in _ORDERS
+        ],
+    }
+    try:
+        query = str(asked.query())
+    except QueryError as error:
+        return context | {"problem": _problem(asked.q, error)}
+    page = found.page(request.user, asked)
+    return context | {
+        "rows": rows.of(page.messages, asked),
+        "count": "1 message" if page.count == "1" else f"{page.count} messages",
+        "next": asked.url(page=page.next) if page.next else "",
+        "query": query,
+        "may_save": bool(query),
+        "here": asked.url(),
+        "nothing": _nothing(asked),
+    }
+
+
+def _nothing(asked: Asked) -> dict[str, Any]:
+    """Return what an empty list says."""
+    if asked.q:
+        links = [("Clear the search", dataclasses.replace(asked, q="", page="").url())]
+        if asked.mailbox:
+            links.insert(0, ("Search everywhere", Asked(q=asked.q, sort=asked.sort).url()))
+        return {
+            "icon": "search_off",
+            "title": "Nothing matches",
+            "text": "All words must be in a message: leave one out, or shorten one: invoic*.",
+            "links": links,
+        }
+    if asked.mailbox:
+        return {
+            "icon": "inbox",
+            "title": "No mail here",
+            "text": "What the next sync archives of this place appears here.",
+            "links": [("All mail", Asked().url())],
+        }
+    return {
+        "icon": "inbox",
+        "title": "No mail yet",
+        "text": "What an import archives appears here within seconds.",
+        "links": [],
+    }
+
+
+def _problem(text: str, error: QueryError) -> dict[str, str]:
+    """Return what is wrong with a search, and the text cut where it is."""
+    at = error.position
+    end = at + len(text[at:].split(maxsplit=1)[0]) if text[at:].split() else at
+    return {"text": str(error), "before": text[:at], "at": text[at:end] or " ", "after": text[end:]}
+
+
+def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[str, Any]:
+    if pk is None:
+        return {}
+    visible = queries.visible_messages(request.user).select_related("mailbox__source")
+    message = visible.filter(pk=pk).first()
+    if message is None:
+        raise Http404
+    people.mail_read(message, how="page", actor=Actor.of_request(request))
+    return {"message": message, "mail": details(message), "to_list": asked.url(show="")}
+
+
+# -- saved searches --------------------------------------------------------------------------------
+
+
+@require_POST
+def save_search(request: HttpRequest) -> HttpResponse:
+    """Keep a search under a name."""
+    _may_read_mail(request)
+    assert isinstance(request.user, User)
+    try:
+        saved = saved_searches.save(
+            request.user,
+            name=request.POST.get("name", ""),
+            query=request.POST.get("query", ""),
+            actor=Actor.of_request(request),
+        )
+    except InvalidInput as error:
+        said = " ".join(text for texts in error.errors.values() for text in texts)
+        messages.error(request, f"Not saved. {said}")
+    else:
+        messages.success(request, f"Saved as “{saved.name}”.")
+    return _back(request)
+
+
+@require_POST
+def forget_search(request: HttpRequest, pk: int) -> HttpResponse:
+    """Delete one of one's own saved searches."""
+    _may_read_mail(request)
+    assert isinstance(request.user, User)
+    saved = get_object_or_404(request.user.saved_searches, pk=pk)
+    saved_searches.delete(saved, actor=Actor.of_request(request))
+    messages.success(request, f"“{saved.name}” is removed. The mail that it finds stays.")
+    return _back(request)
+
+
+def _back(request: HttpRequest) -> HttpResponse:
+    back = request.POST.get("back", "")
+    mine = back.startswith(reverse("mail")) and url_has_allowed_host_and_scheme(back, None)
+    return HttpResponseRedirect(back if mine else reverse("mail"))

@@ -1,0 +1,334 @@
+"""The mail view without a browser: who sees what, at which cost, and that mail stays text."""
+
+import datetime as dt
+import re
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from ingestion.admin.mail import places, rows
+from ingestion.admin.mail.asked import Asked
+from ingestion.models import AuditEvent, Folder, Message, Placement, SavedSearch
+from tests.documents import a_file, indexed
+from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+
+MAIL = "/admin/mail/"
+HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>"
+
+
+def _mail(folder: Folder, count: int = 1, subject: str = "Mail") -> list[Message]:
+    bodies = [
+        f"From: Ada <ada@example.com>\r\nSubject: {subject} {number}\r\n\r\n{folder.pk}".encode()
+        for number in range(count)
+    ]
+    found = archived(folder, *bodies)
+    for number, message in enumerate(found):
+        indexed(message, f"the text of {subject} {number}", thread=number % 3)
+    return found
+
+
+def _client(user: User) -> Client:
+    client = Client()
+    client.force_login(user)
+    client.get("/admin/login/")  # a session's first request writes down when it was
+    return client
+
+
+@pytest.fixture
+def reader(other_user: User) -> User:
+    """One of the staff who may see sources and mail."""
+    return _allowed(other_user, "view_ingestionsource", "view_message")
+
+
+def _allowed(user: User, *codenames: str) -> User:
+    user.is_staff = True
+    user.save()
+    user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+    return user
+
+
+# -- who -----------------------------------------------------------------------------------------
+
+
+def test_who_is_not_signed_in_is_asked_to(db: None) -> None:
+    assert Client().get(MAIL).url.startswith("/admin/login/")  # type: ignore[attr-defined] # a redirect
+
+
+def test_staff_without_the_permission_to_see_mail_are_refused(other_user: User) -> None:
+    client = _client(_allowed(other_user, "view_ingestionsource"))
+    assert client.get(MAIL).status_code == 403
+    assert client.post(f"{MAIL}searches/", {"name": "n", "query": "q"}).status_code == 403
+    assert 'href="/admin/mail/"' not in client.get("/admin/").content.decode()
+
+
+def test_the_menu_leads_there_who_may_see_mail(reader: User) -> None:
+    assert 'href="/admin/mail/"' in _client(reader).get("/admin/").content.decode()
+
+
+def test_staff_who_may_not_see_sources_see_the_mail_of_their_own(
+    admin_user: User, other_user: User
+) -> None:
+    theirs = a_folder(a_mailbox(a_source(admin_user, "Secret"), "boss@example.com"), "Hidden")
+    (foreign,) = _mail(theirs, subject="Foreign")
+    own = a_folder(a_mailbox(a_source(other_user, "Mine"), "me@example.com"))
+    (mine,) = _mail(own, subject="Mine")
+    client = _client(_allowed(other_user, "view_message"))
+    for asked in (
+        Asked(),
+        Asked(q="Foreign"),
+        Asked(mailbox=theirs.mailbox_id),
+        Asked(mailbox=theirs.mailbox_id, folder=theirs.pk),
+    ):
+        page = client.get(asked.url()).content.decode()
+        for secret in ("Foreign 0", "Secret", "boss@example.com", "Hidden"):
+            assert secret not in page, (asked, secret)
+    assert "Mine 0" in client.get(MAIL).content.decode()
+    assert client.get(Asked().url(mine.pk)).status_code == 200
+    assert client.get(Asked().url(foreign.pk)).status_code == 404
+
+
+def test_the_mail_of_a_source_that_is_being_deleted_is_gone(reader: User) -> None:
+    source = a_source(reader)
+    (message,) = _mail(a_folder(a_mailbox(source)), subject="Deleted")
+    source.deleted_at = timezone.now()
+    source.save()
+    client = _client(reader)
+    assert "Deleted 0" not in client.get(MAIL).content.decode()
+    assert client.get(Asked().url(message.pk)).status_code == 404
+
+
+def test_opening_a_message_is_audited_and_listing_it_is_not(reader: User) -> None:
+    (message,) = _mail(a_folder(a_mailbox(a_source(reader))))
+    client = _client(reader)
+    client.get(MAIL)
+    assert not AuditEvent.objects.filter(action="message.read").exists()
+    client.get(Asked().url(message.pk))
+    client.get(Asked().url(message.pk), headers={"X-Panes": "list"})
+    read = AuditEvent.objects.get(action="message.read")
+    assert read.changes["message"] == str(message.pk)
+
+
+# -- what it costs -------------------------------------------------------------------------------
+
+
+def test_the_number_of_queries_depends_on_neither_mail_nor_places(reader: User) -> None:
+    source = a_source(reader)
+    folder = a_folder(a_mailbox(source), "INBOX", role="inbox")
+    _mail(folder, 2)
+    Placement.objects.update(labels=["Customers"])
+    a_mailbox(source, "other@example.com")  # the only one would be open from the beginning
+    client = _client(reader)
+    asked = Asked(mailbox=folder.mailbox_id, folder=folder.pk)
+    pages = [asked.url(), Asked().url(), asked.url(Message.objects.latest("pk").pk)]
+
+    def cost() -> list[int]:
+        counted = []
+        for page in pages:
+            with CaptureQueriesContext(
+                connection,
+            ) as queries:
+                assert client.get(page).status_code == 200
+            counted.append(len(queries))
+        return counted
+
+    few = cost()
+    for number in range(12):
+        _mail(a_folder(folder.mailbox, f"Archive/{number}"), 3, subject=f"More {number}")
+        a_mailbox(source, f"box{number}@example.com")
+        SavedSearch.objects.create(owner=reader, name=f"Search {number}", query="invoice")
+    Placement.objects.update(labels=["Customers", "Receipts"])
+    assert cost() == few
+    assert max(few) <= 30
+
+
+def test_a_pane_that_is_asked_for_alone_comes_alone(reader: User) -> None:
+    (message,) = _mail(a_folder(a_mailbox(a_source(reader))))
+    answer = _client(reader).get(Asked().url(message.pk), headers={"X-Panes": "message"})
+    page = answer.content.decode()
+    assert re.findall('data-pane="([a-z]+)"', page) == ["message"]
+    assert "<html" not in page
+    assert "no-store" in answer["Cache-Control"]
+
+
+def test_a_domain_of_very_many_mailboxes_is_found_by_the_start_of_an_address(reader: User) -> None:
+    source = a_source(reader)
+    for number in range(places.MAX_MAILBOXES + 5):
+        a_mailbox(source, f"user{number:03}@example.com")
+    last = a_mailbox(source, "zoe@example.com")
+    client = _client(reader)
+    page = client.get(MAIL).content.decode()
+    assert page.count("@example.com</bdi>") == places.MAX_MAILBOXES
+    assert "zoe@example.com" not in page
+    assert "zoe@example.com" in client.get(f"{MAIL}?mailboxes=ZOE").content.decode()
+    assert "zoe@example.com" in client.get(Asked(mailbox=last.pk).url()).content.decode()
+
+
+# -- that mail stays text ------------------------------------------------------------------------
+
+
+def test_nothing_of_a_strangers_becomes_markup(reader: User) -> None:
+    source = a_source(reader, HOSTILE)
+    folder = a_folder(a_mailbox(source, HOSTILE), f"{HOSTILE}/{HOSTILE}")
+    body = f"From: {HOSTILE} <x@example.com>\r\nSubject: {HOSTILE}\r\n\r\n{HOSTILE}".encode()
+    (message,) = archived(folder, body)
+    indexed(message, HOSTILE, attachments=(a_file(HOSTILE),), defects=(HOSTILE,))
+    Placement.objects.update(labels=[HOSTILE])
+    SavedSearch.objects.create(owner=reader, name=HOSTILE, query=f'"{HOSTILE}"')
+    client = _client(reader)
+    for asked in (
+        Asked(mailbox=folder.mailbox_id),
+        Asked(mailbox=folder.mailbox_id, folder=folder.pk),
+        Asked(mailbox=folder.mailbox_id, label=HOSTILE),
+        Asked(q=HOSTILE),
+        Asked(q=f"{HOSTILE}:x"),
+    ):
+        page = client.get(asked.url(message.pk)).content.decode()
+        assert "<script>alert" not in page
+        assert "<img src=x" not in page
+        assert "&lt;script&gt;alert" in page
+
+
+def test_what_a_search_found_is_cut_out_of_the_text_not_marked_in_it() -> None:
+    pieces = rows.pieces("<b>an invoice</b>", [(6, 13)])
+    assert pieces == [("<b>an ", False), ("invoice", True), ("</b>", False)]
+
+
+@pytest.mark.parametrize(
+    ("sender", "shown"),
+    [
+        ("Ada Nowak <ada@example.com>", "Ada Nowak"),
+        ('"Nowak, Ada" <ada@example.com>', "Nowak, Ada"),
+        ("ada@example.com", "ada@example.com"),
+        ('"boss@example.com" <evil@example.net>', '"boss@example.com" <evil@example.net>'),
+        ("<ada@example.com>", "<ada@example.com>"),
+        ("", ""),
+    ],
+)
+def test_a_sender_is_shown_by_name_unless_that_looks_like_an_address(
+    sender: str, shown: str
+) -> None:
+    assert rows.name_of(sender) == shown
+
+
+@pytest.mark.parametrize(
+    ("moment", "said"),
+    [
+        (dt.datetime(2026, 5, 4, 9, 5, tzinfo=dt.UTC), "09:05"),
+        (dt.datetime(2026, 5, 3, 23, 59, tzinfo=dt.UTC), "3 May"),
+        (dt.datetime(2025, 12, 31, 1, 0, tzinfo=dt.UTC), "2025-12-31"),
+        (dt.datetime(2026, 6, 1, 1, 0, tzinfo=dt.UTC), "2026-06-01"),  # of a clock that is wrong
+    ],
+)
+def test_dates_are_as_short_as_they_can_be(moment: dt.datetime, said: str) -> None:
+    assert rows.short_date(moment, now=dt.datetime(2026, 5, 4, 12, 0, tzinfo=dt.UTC)) == said
+
+
+# -- places --------------------------------------------------------------------------------------
+
+
+def test_folders_are_a_tree_with_the_special_ones_first(reader: User) -> None:
+    mailbox = a_mailbox(a_source(reader))
+    for path, role in (
+        ("Lists/b", ""), ("Archive", "archive"), ("lists/A", ""), ("Archive/2021", ""),
+        ("[Gmail]/Sent Mail", "sent"), ("INBOX", "inbox"), ("INBOX/Customers", ""), ("Zoo", ""),
+        ("Deep/er/est", ""),
+    ):  # fmt: skip
+        a_folder(mailbox, path, role=role)
+    a_folder(mailbox, "Old", removed_at=timezone.now())
+    context = places.context(reader, Asked(mailbox=mailbox.pk), "")
+    assert [("  " * place.depth) + place.name for place in context["folders"]] == [
+        "INBOX", "  Customers", "Sent Mail", "Archive", "  2021",
+        "Deep", "  er", "    est", "lists", "  A", "Lists", "  b", "Zoo",
+    ]  # fmt: skip
+    assert [place.name for place in context["folders"] if not place.url] == [
+        "Deep", "er", "lists", "Lists",
+    ]  # fmt: skip
+
+
+def test_labels_are_counted_and_states_are_no_labels(reader: User) -> None:
+    folder = a_folder(a_mailbox(a_source(reader)), "All Mail", role="all")
+    _mail(folder, 3)
+    first, second, gone = Placement.objects.order_by("pk")
+    for placement, labels in ((first, ["Work", "UNREAD"]), (second, ["Work", "\\Seen", "$Junk"])):
+        placement.labels = labels
+        placement.save()
+    gone.labels, gone.removed_at = ["Work"], timezone.now()
+    gone.save()
+    context = places.context(reader, Asked(mailbox=folder.mailbox_id, label="Work"), "")
+    assert [(place.name, place.count, place.current) for place in context["labels"]] == [
+        ("Work", "2", True)
+    ]
+
+
+def test_a_count_is_capped_and_says_so(reader: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(places, "MAX_COUNTED_ROWS", 2)
+    folder = a_folder(a_mailbox(a_source(reader)))
+    _mail(folder, 3)
+    context = places.context(reader, Asked(mailbox=folder.mailbox_id), "")
+    assert [place.count for place in context["folders"]] == ["2+"]
+
+
+# -- searches ------------------------------------------------------------------------------------
+
+
+def test_a_search_that_is_wrong_is_told_where(reader: User) -> None:
+    page = _client(reader).get(Asked(q="invoice fro:ada bill").url()).content.decode()
+    assert "There is no operator &quot;fro:&quot;." in page
+    assert "invoice <mark>fro:ada</mark> bill" in page
+    assert "Nothing matches" not in page
+
+
+def test_a_search_is_saved_with_its_place_listed_and_removed(reader: User) -> None:
+    folder = a_folder(a_mailbox(a_source(reader)))
+    client = _client(reader)
+    asked = Asked(q="invoice OR bill", mailbox=folder.mailbox_id, folder=folder.pk)
+    query = re.search(r'name="query" value="([^"]*)"', client.get(asked.url()).content.decode())
+    assert query
+    assert query[1] == f"folder:{folder.pk} (invoice OR bill)"
+    saved = client.post(
+        f"{MAIL}searches/", {"name": "Bills", "query": query[1], "back": asked.url()}
+    )
+    assert saved["Location"] == asked.url()
+    page = client.get(MAIL).content.decode()
+    assert "Saved as “Bills”." in page
+    assert 'title="folder:' in page
+    again = client.post(f"{MAIL}searches/", {"name": "Bills", "query": "x"}, follow=True)
+    assert "Not saved. You have a saved search of this name." in again.content.decode()
+    row = SavedSearch.objects.get()
+    assert client.get(f"{MAIL}searches/{row.pk}/forget/").status_code == 405
+    client.post(f"{MAIL}searches/{row.pk}/forget/")
+    assert not SavedSearch.objects.exists()
+
+
+def test_nobody_sees_or_removes_the_searches_of_others(reader: User, admin_user: User) -> None:
+    theirs = SavedSearch.objects.create(owner=admin_user, name="Theirs alone", query="x")
+    client = _client(reader)
+    assert "Theirs alone" not in client.get(MAIL).content.decode()
+    assert client.post(f"{MAIL}searches/{theirs.pk}/forget/").status_code == 404
+    assert SavedSearch.objects.exists()
+
+
+@pytest.mark.parametrize("back", ["https://evil.example/admin/mail/", "//evil.example", "/admin/"])
+def test_saving_leads_back_into_the_mail_view_alone(reader: User, back: str) -> None:
+    answer = _client(reader).post(f"{MAIL}searches/", {"name": "a", "query": "x", "back": back})
+    assert answer["Location"] == MAIL
+
+
+@pytest.mark.parametrize("given", ["mailbox=x", "folder=x", "mailbox=1"])
+def test_an_address_with_an_id_that_is_none_is_not_found(reader: User, given: str) -> None:
+    assert _client(reader).get(f"{MAIL}?{given}").status_code == 404
+
+
+def test_words_that_are_searched_in_the_list_of_messages_are_answered_in_the_mail_view(
+    reader: User,
+) -> None:
+    (message,) = _mail(a_folder(a_mailbox(a_source(reader))))
+    client = _client(reader)
+    listed = "/admin/ingestion/message/"
+    assert client.get(f"{listed}?q=two words")["Location"] == f"{MAIL}?q=two+words"
+    for found in (str(message.pk), message.sha256_hex):
+        assert "Mail 0" in client.get(f"{listed}?q={found}").content.decode()
