@@ -5,6 +5,7 @@ looks. MAX_WAITING per process, and MAX_OF_A_USER of them, leave threads for eve
 """
 
 import contextlib
+import socket
 import time
 from typing import Any
 
@@ -192,9 +193,22 @@ class ChangesViewSet(ApiViewSet[Placement]):
             except feed.OtherDatabase:
                 raise Gone from None
             left = until - time.monotonic()
-            if page.changes or left <= 0 or after == feed.NOW:
+            if page.changes or left <= 0 or after == feed.NOW or _hung_up(self.request):
                 return page
             after = page.cursor
             if not page.more:
                 connection.close()  # between two looks the thread needs none
                 time.sleep(min(_TICK_SECONDS, left))  # a rhythm, not a wait for something
+
+
+def _hung_up(request: Request) -> bool:
+    """Tell whether the client is gone: nobody waits, and the place is another's."""
+    connection = request.META.get("gunicorn.socket")
+    if connection is None:
+        return False
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b"")
+    except BlockingIOError:  # nothing to read: it listens
+        return False
+    except OSError:
+        return True

@@ -5,7 +5,7 @@ import concurrent.futures
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -174,3 +174,22 @@ def test_few_of_one_user_wait_at_a_time(
     assert codes.count(200) <= most
     refused = next(a.result() for a in answers if a.result().status_code == 429)
     assert int(refused.headers["Retry-After"]) >= 1
+
+
+def test_who_hangs_up_waits_no_longer(
+    api: httpx.Client,
+    mail: list[Message],
+    asks: concurrent.futures.ThreadPoolExecutor,
+    wait_for: Callable[..., Any],
+) -> None:
+    """A program that is killed again and again does not wait for the one that it was before."""
+    now = api.get(PATH, params={"after": "now"}).json()["cursor"]
+
+    def hang_up(_: int) -> None:
+        with pytest.raises(httpx.ReadTimeout):
+            api.get(PATH, params={"after": now, "wait": 30}, timeout=httpx.Timeout(10, read=0.5))
+
+    last = {"after": now, "wait": 1}
+    for _ in range(3):
+        list(asks.map(hang_up, range(3)))  # not more at a time than may
+        wait_for(lambda: api.get(PATH, params=last).status_code == 200, 20)
