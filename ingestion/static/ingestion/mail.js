@@ -51,6 +51,7 @@
     if (!(await exchange(url, panes))) return false;
     if (remember) window.history.pushState(null, "", url);
     loaded = new URL(url);
+    document.querySelector("[data-messages]").replaceChildren(); // they were of the page before
     const showing = url.searchParams.get("show") || (isMessage(url) ? "message" : "list");
     root.dataset.showing = showing;
     mark();
