@@ -97,7 +97,8 @@ except ValueError as _error:
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
-SECURE_REDIRECT_EXEMPT = ["^healthz$"]  # asked from inside, without the proxy
+SECURE_REDIRECT_EXEMPT = ["^(healthz|readyz|metrics)$"]  # asked from inside, without the proxy
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
 #: Other hosts of the domain are not ours to decide about.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
 SESSION_COOKIE_SAMESITE = "Lax"
@@ -128,6 +129,7 @@ INSTALLED_APPS = [
     "ingestion",
 ]
 MIDDLEWARE = [
+    "ingestion.api.monitoring.RequestTimes",
     "django.middleware.security.SecurityMiddleware",
     "ingestion.middleware.ContentPolicy",
     "whitenoise.middleware.WhiteNoiseMiddleware",

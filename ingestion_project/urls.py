@@ -1,23 +1,18 @@
-"""All addresses: the admin, the API with its documentation, and a sign of life."""
+"""All addresses: the admin, the API with its documentation, and what machines ask."""
 
 from django.contrib import admin
-from django.http import HttpRequest, HttpResponse
 from django.urls import include, path
 from django.views.generic import RedirectView
 
 from ingestion.admin.mail.views import forget_search, mail, save_search
 from ingestion.admin.sign_in import change_own_password, sign_in
+from ingestion.api import monitoring
 
 admin.autodiscover()
 
 handler400 = "ingestion.api.errors.bad_request"
 handler404 = "ingestion.api.errors.not_found"
 handler500 = "ingestion.api.errors.server_error"
-
-
-def healthz(_: HttpRequest) -> HttpResponse:
-    """Tell that this process answers; `manage.py doctor` looks at the rest."""
-    return HttpResponse("ok\n", content_type="text/plain")
 
 
 urlpatterns = [
@@ -34,6 +29,8 @@ urlpatterns = [
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("api/", include("ingestion.api.urls")),
-    path("healthz", healthz),
+    path("healthz", monitoring.healthz),
+    path("readyz", monitoring.readyz),
+    path("metrics", monitoring.metrics),
     path("", RedirectView.as_view(url="/admin/")),
 ]

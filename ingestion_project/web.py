@@ -1,5 +1,7 @@
 """Gunicorn's settings: threads, so that a slow client or an event stream holds no whole process."""
 
+import os
+import shutil
 from typing import Any
 
 from ingestion_project import settings, supervisor
@@ -17,6 +19,18 @@ forwarded_allow_ips = ""
 logconfig_dict = settings.LOGGING
 accesslog = None  # django_structlog logs the requests, with their ids
 control_socket_disable = True
+
+
+# Each process counts its requests in files here, and any of them answers for all (/metrics).
+_counts = settings.VAR_DIR / "metrics"
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_counts)
+
+
+def on_starting(server: Any) -> None:
+    """Begin with no counts: those of processes that are gone stay until then."""
+    del server
+    shutil.rmtree(_counts, ignore_errors=True)
+    _counts.mkdir(parents=True)
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -154,6 +154,7 @@ class Service:
             "WORKER_CONCURRENCY": "2",
             "API_REQUESTS_PER_MINUTE": "1000000",
             "ADMIN_PASSWORD": "the-admin-of-the-tests",
+            "METRICS_TOKEN": "the-metrics-of-the-tests",
         }
         addresses = {
             "DATABASE_URL": f"postgres://postgres@/{database['HOST']}/{database['NAME']}",

@@ -144,6 +144,18 @@ def hand_out(*, limit: int = 1000) -> Iterator[Work]:
             yield Work(name, pk)
 
 
+def backlog() -> Iterator[tuple[str, int, float]]:
+    """Yield each kind of work with how many rows are due for it, and how many seconds the one has
+    waited that waits longest."""
+    for name, kind in KINDS.items():
+        query = f"""SELECT count(*), extract(epoch FROM now() - min({kind.since}))
+                    FROM {kind.table} WHERE {kind.due}"""
+        with connection.cursor() as cursor:
+            cursor.execute(query, lease.parameters())
+            [(count, seconds)] = cursor.fetchall()
+        yield name, count, float(seconds or 0)
+
+
 def seconds_since_heartbeat() -> float | None:
     """How long ago `hand_out` ran anywhere, as the cache remembers it; None: it does not."""
     at: float | None = cache.get(_HEARTBEAT_KEY)

@@ -1,0 +1,153 @@
+"""What a monitoring system is told: Prometheus metrics of the rows, made anew for each scrape.
+
+One collector over the database, so that any process answers for the whole service, and a restart
+resets nothing. A constant number of queries; labels are sources and codes, never mailboxes, for of
+those there may be ten thousand. docs/monitoring.md has the list, a dashboard and alert rules.
+"""
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+from django.conf import settings
+from django.db.models import Count, Sum
+from django.db.models.functions import Now
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from redis.exceptions import RedisError
+
+from ingestion import freshness
+from ingestion.models import FailedMessage, IngestionSource, Mailbox, Pack, Run
+from ingestion.services.engine import due_work
+
+_SOURCE = ("source", "name")
+
+
+class Rows(Collector):
+    """Collects from the rows, all of them, whoever owns them."""
+
+    def collect(self) -> Iterator[Metric]:
+        sources = list(freshness.judged(IngestionSource.objects.filter(deleted_at=None)))
+        yield from _sources(sources)
+        yield from _failures(sources)
+        yield from _mailboxes()
+        yield from _work()
+        yield from _archive()
+        yield from _dispatcher()
+
+
+def _sources(sources: list[Any]) -> Iterator[Metric]:
+    status = GaugeMetricFamily(
+        "ingestion_source_status", "1 for the status a source has.", labels=(*_SOURCE, "status")
+    )
+    attention = GaugeMetricFamily(
+        "ingestion_source_needs_attention",
+        "1 for each reason why a source needs somebody.",
+        labels=(*_SOURCE, "code"),
+    )
+    up_to = GaugeMetricFamily(
+        "ingestion_source_archived_up_to_timestamp_seconds",
+        "Up to when all followed mailboxes of a source are archived; absent before the first time.",
+        labels=_SOURCE,
+    )
+    messages = CounterMetricFamily(
+        "ingestion_source_messages", "Messages archived of a source.", labels=_SOURCE
+    )
+    size = CounterMetricFamily(
+        "ingestion_source_archived_bytes",
+        "Bytes archived of a source, unpacked.",
+        labels=_SOURCE,
+    )
+    for source in sources:
+        names = (str(source.pk), source.name)
+        status.add_metric((*names, source.status), 1)
+        for reason in freshness.reasons(source):
+            attention.add_metric((*names, reason.code), 1)
+        if source.archived_up_to is not None:
+            up_to.add_metric(names, source.archived_up_to.timestamp())
+        messages.add_metric(names, source.message_count)
+        size.add_metric(names, source.archived_bytes)
+    yield from (status, attention, up_to, messages, size)
+
+
+def _failures(sources: list[Any]) -> Iterator[Metric]:
+    failed = GaugeMetricFamily(
+        "ingestion_failed_messages",
+        "Messages that could not be had, and are tried again.",
+        labels=(*_SOURCE, "code"),
+    )
+    names = {source.pk: source.name for source in sources}
+    rows = FailedMessage.objects.order_by().values_list("mailbox__source", "code")
+    for source_id, code, number in rows.annotate(n=Count("pk")):
+        if source_id in names:
+            failed.add_metric((str(source_id), names[source_id], code), number)
+    yield failed
+
+
+def _mailboxes() -> Iterator[Metric]:
+    states = GaugeMetricFamily("ingestion_mailboxes", "Mailboxes by state.", labels=("state",))
+    waiting = GaugeMetricFamily(
+        "ingestion_mailboxes_waiting",
+        "Mailboxes that wait to be tried again, by why: what providers refuse, and ask to wait.",
+        labels=("code",),
+    )
+    mailboxes = Mailbox.objects.filter(source__deleted_at=None).order_by()
+    for state, number in mailboxes.values_list("state").annotate(n=Count("pk")):
+        states.add_metric((state,), number)
+    held = mailboxes.filter(run__isnull=False, attempts__gt=0, not_before__gt=Now())
+    for code, number in held.values_list("last_error_code").annotate(n=Count("pk")):
+        waiting.add_metric((code,), number)
+    yield from (states, waiting)
+
+
+def _work() -> Iterator[Metric]:
+    due = GaugeMetricFamily(
+        "ingestion_due_work", "Rows that are due, by the kind of work.", labels=("kind",)
+    )
+    age = GaugeMetricFamily(
+        "ingestion_due_work_oldest_seconds",
+        "How long the row has waited that waits longest.",
+        labels=("kind",),
+    )
+    for name, number, seconds in due_work.backlog():
+        due.add_metric((name,), number)
+        age.add_metric((name,), seconds)
+    yield from (due, age)
+    running = GaugeMetricFamily(
+        "ingestion_running", "Imports and syncs under way, by kind.", labels=("kind",)
+    )
+    rows = Run.objects.filter(finished_at=None).order_by().values_list("kind")
+    for kind_name, number in rows.annotate(n=Count("pk")):
+        running.add_metric((kind_name,), number)
+    yield running
+    yield GaugeMetricFamily(
+        "ingestion_leases",
+        "Mailboxes that a worker holds now.",
+        Mailbox.objects.filter(lease_expires_at__gt=Now()).count(),
+    )
+
+
+def _archive() -> Iterator[Metric]:
+    packs = Pack.objects.aggregate(n=Count("pk"), size=Sum("size_bytes"))
+    yield GaugeMetricFamily("ingestion_packs", "Packs in the archive.", packs["n"])
+    yield GaugeMetricFamily(
+        "ingestion_stored_bytes", "Bytes that the packs take.", packs["size"] or 0
+    )
+    try:
+        free = shutil.disk_usage(settings.ARCHIVE_DIR).free
+    except OSError:  # not mounted: then there is no figure, which an alert sees as well
+        return
+    yield GaugeMetricFamily(
+        "ingestion_archive_free_bytes", "Bytes that are free where the archive is.", free
+    )
+
+
+def _dispatcher() -> Iterator[Metric]:
+    try:
+        seconds = due_work.seconds_since_heartbeat()
+    except (RedisError, OSError):
+        seconds = None
+    if seconds is not None:
+        yield GaugeMetricFamily(
+            "ingestion_dispatcher_age_seconds", "Since work was last handed out.", seconds
+        )
