@@ -76,6 +76,6 @@ def described(raw: Raw, part: Part) -> Attachment:
             name = summary_of(piece)
         size += len(piece)
         digest.update(piece)
-    inline = part.disposition.word == "inline" or (not part.disposition.word and part.has_id)
+    inline = part.disposition.word == "inline" or (not part.disposition.word and bool(part.id))
     kind = _KINDS.get(part.type, "")
     return Attachment(name, part.type, size, digest.hexdigest(), inline, kind)

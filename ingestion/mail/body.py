@@ -133,7 +133,7 @@ class _Reader:
             )
             del data[self._room :]
         self._room -= len(data)
-        text, fits = _text_of(bytes(data), part, cut=cut)
+        text, fits = text_of(bytes(data), part, cut=cut)
         if not fits and not data.isascii():
             self._note(
                 "It doesn't say its character set, or not rightly: some characters may be wrong."
@@ -196,7 +196,7 @@ class _Reader:
         return "This message has no text."
 
 
-def _text_of(data: bytes, part: Part, *, cut: bool) -> tuple[str, bool]:
+def text_of(data: bytes, part: Part, *, cut: bool) -> tuple[str, bool]:
     """Decode a part's text; return it, and whether it is what it says."""
     label, said = part.content_type.plain(b"charset"), ""
     if part.type == "text/html":

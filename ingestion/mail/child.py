@@ -78,7 +78,7 @@ def _attachment(raw: Raw, taker: int, *, number: int) -> Any:
 VERBS: dict[str, Callable[..., Any]] = {
     "contents": lambda raw: body.read(raw)._asdict(),
     "digest": lambda raw, **how: digest.digest(raw, **how)._asdict(),
-    "html": lambda raw, **how: view.html(raw, **how)._asdict(),
+    "html": lambda raw, **how: view.html_of(raw, **how)._asdict(),
     "attachment": _attachment,
 }
 

@@ -42,15 +42,15 @@ _NOT_BASE64 = bytes(
 class Part:
     """A part: its fields, and from where to where its content lies in the message.
 
-    `type` is well-formed and lower-case. `parts` has what a multipart holds: one that never begins
-    has none, and one that lies too deep is not `looked_into`.
+    `type` is well-formed and lower-case, `id` without its brackets. `parts` has what a multipart
+    holds: one that never begins has none, and one that lies too deep is not `looked_into`.
     """
 
     type: str
     content_type: Field
     disposition: Field
     encoding: str
-    has_id: bool
+    id: str
     start: int
     end: int
     looked_into: bool = True
@@ -186,11 +186,15 @@ def _begun(raw: Raw, search: int, start: int, default: str) -> tuple[Part, int, 
         content_type=content_type,
         disposition=Field(fields.get(b"disposition", b"")),
         encoding=Field(fields.get(b"transfer-encoding", b"")).word,
-        has_id=b"id" in fields,
+        id=_id(fields.get(b"id", b"")),
         start=min(content, len(raw)),
         end=len(raw),
     )
     return part, end, has_end
+
+
+def _id(raw: bytes) -> str:
+    return b"".join(raw.split()).removeprefix(b"<").removesuffix(b">").decode("latin-1")
 
 
 def _type(field: Field, default: str) -> str:
