@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import uuid
 
 import pytest
 from django.contrib.auth.models import Permission, User
@@ -17,6 +18,7 @@ from tests.documents import a_file, indexed
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 
 MAIL = "/admin/mail/"
+_BOX = uuid.UUID("0b1e7a52-5a6e-4a3c-9a5e-3d3a4cf6f0aa")
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 
 
@@ -288,20 +290,48 @@ def test_a_search_is_saved_with_its_place_listed_and_removed(reader: User) -> No
     asked = Asked(q="invoice OR bill", mailbox=folder.mailbox_id, folder=folder.pk)
     query = re.search(r'name="query" value="([^"]*)"', client.get(asked.url()).content.decode())
     assert query
-    assert query[1] == f"folder:{folder.pk} (invoice OR bill)"
+    assert query[1] == f"mailbox:{folder.mailbox_id} folder:{folder.pk} (invoice OR bill)"
     saved = client.post(
         f"{MAIL}searches/", {"name": "Bills", "query": query[1], "back": asked.url()}
     )
     assert saved["Location"] == asked.url()
     page = client.get(MAIL).content.decode()
     assert "Saved as “Bills”." in page
-    assert 'title="folder:' in page
+    assert f'href="{asked.url()}"'.replace("&", "&amp;") in page, "It leads to its place."
     again = client.post(f"{MAIL}searches/", {"name": "Bills", "query": "x"}, follow=True)
     assert "Not saved. You have a saved search of this name." in again.content.decode()
     row = SavedSearch.objects.get()
     assert client.get(f"{MAIL}searches/{row.pk}/forget/").status_code == 405
     client.post(f"{MAIL}searches/{row.pk}/forget/")
     assert not SavedSearch.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "asked"),
+    [
+        ("invoice", Asked(q="invoice")),
+        (f"mailbox:{_BOX}", Asked(mailbox=_BOX)),
+        (f"mailbox:{_BOX} folder:42 a b", Asked(q="a b", mailbox=_BOX, folder=42)),
+        (f'mailbox:{_BOX} label:"a b" x OR y', Asked(q="x OR y", mailbox=_BOX, label="a b")),
+        ("mailbox:ada@example.com x", Asked(q="mailbox:ada@example.com x")),
+        ("folder:42 x", Asked(q="folder:42 x")),
+        (f"mailbox:{_BOX} OR x", Asked(q=f"mailbox:{_BOX} OR x")),
+        (f"x mailbox:{_BOX}", Asked(q=f"x mailbox:{_BOX}")),
+    ],
+)
+def test_a_place_is_taken_out_of_a_saved_search_again(text: str, asked: Asked) -> None:
+    assert Asked.of_query(text) == asked
+    assert Asked.of_query(str(asked.query())) == asked
+
+
+def test_a_saved_search_that_is_no_search_any_more_does_not_break_the_page(reader: User) -> None:
+    SavedSearch.objects.create(owner=reader, name="Old", query='"never closed')
+    client = _client(reader)
+    page = client.get(MAIL).content.decode()
+    assert "Old" in page
+    assert (
+        "This quote is never closed." in client.get(Asked(q='"never closed').url()).content.decode()
+    )
 
 
 def test_nobody_sees_or_removes_the_searches_of_others(reader: User, admin_user: User) -> None:

@@ -10,6 +10,9 @@ from django.urls import reverse
 
 from ingestion.search import query as language
 
+#: The operators that say where, in the order in which they stand before the words.
+_PLACE = ("mailbox", "folder", "label")
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Asked:
@@ -47,18 +50,36 @@ class Asked:
         path = reverse("mail", args=[message] if message else [])
         return f"{path}?{query}" if query else path
 
+    @classmethod
+    def of_query(cls, text: str) -> "Asked":
+        """Return what `query` made a text of: the place is taken out of it again."""
+        try:
+            node = language.parse(text)
+        except language.QueryError:  # the language was another when it was saved: the list says so
+            return cls(q=text)
+        terms = node.nodes if isinstance(node, language.AllOf) else (node,)
+        place = {}
+        for term in terms:
+            if not isinstance(term, language.Term) or term.name not in _PLACE or term.name in place:
+                break
+            place[term.name] = term.value
+        try:
+            mailbox = uuid.UUID(place["mailbox"])
+        except (KeyError, ValueError):  # of a mailbox by its address, say
+            return cls(q=text)
+        folder = int(place["folder"]) if "folder" in place else None
+        q = str(language.all_of(*terms[len(place) :]))
+        return cls(q=q, mailbox=mailbox, folder=folder, label=place.get("label", ""))
+
     def query(self) -> language.Node:
         """Return what the list is of, in the query language. Raises QueryError (of `q`)."""
-        place = [
-            language.term(name, str(value))
-            for name, value in (
-                ("mailbox", "" if self.folder else self.mailbox),  # a folder is of one mailbox
-                ("folder", self.folder),
-                ("label", self.label),
-            )
-            if value
-        ]
-        return language.all_of(*place, language.parse(self.q))
+        place = ((name, getattr(self, name)) for name in _PLACE)
+        terms = [language.term(name, str(value)) for name, value in place if value]
+        return language.all_of(*terms, language.parse(self.q))
+
+    def is_list_of(self, other: "Asked") -> bool:
+        """Tell whether both are of the same messages, in whatever order and at whatever page."""
+        return dataclasses.replace(self, sort=other.sort, page=other.page, show=other.show) == other
 
     def at(self, mailbox: uuid.UUID, *, folder: int | None = None, label: str = "") -> str:
         """Return the address of a place, in the order of now, without the words of now."""

@@ -59,11 +59,14 @@ def context(user: User | AnonymousUser, asked: Asked, starting_with: str) -> dic
     folders = list(Folder.objects.filter(mailbox=opened)) if opened else []
     return {
         "saved": [
-            (saved, Asked(q=saved.query).url(), asked.q == saved.query)
+            (saved, kept.url(), asked.is_list_of(kept))
             for saved in SavedSearch.objects.filter(owner=user.pk)
+            for kept in [Asked.of_query(saved.query)]
         ],
         "here": asked.url(),
-        "all_mail": Place("All mail", Asked().url(), "stacked_email", current=asked == Asked()),
+        "all_mail": Place(
+            "All mail", Asked().url(), "stacked_email", current=asked.is_list_of(Asked())
+        ),
         "sources": [
             (name, [(mailbox, Asked(mailbox=mailbox.pk).url()) for mailbox in ours])
             for name, ours in itertools.groupby(shown, lambda mailbox: mailbox.source.name)

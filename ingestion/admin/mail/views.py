@@ -57,7 +57,7 @@ def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
         return HttpResponse("".join(render_to_string(part, context, request) for part in parts))
     page = admin.site.each_context(request) | context
     page |= {
-        "title": "Mail",
+        "title": context.get("message") or context["list_title"],
         "showing": asked.show or ("message" if pk else "list"),
         "operators": [*_HELP, *((f"{name}:", wants) for name, (_, wants) in OPERATORS.items())],
     }
@@ -79,7 +79,12 @@ def _names(request: HttpRequest, asked: Asked) -> dict[str, Any]:
     elif asked.mailbox and not name:
         mailbox = Mailbox.objects.filter(source__in=readable, pk=asked.mailbox).first()
         name = mailbox.address if mailbox else ""
-    return {"place_name": name or "All mail", "scope": name, "everywhere": Asked(q=asked.q).url()}
+    return {
+        "place_name": name or "All mail",
+        "list_title": asked.q or name or "All mail",
+        "scope": name,
+        "everywhere": Asked(q=asked.q).url(),
+    }
 
 
 def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
