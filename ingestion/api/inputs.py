@@ -105,6 +105,14 @@ class CreateIngestionSource(Strict):
     )
 
 
+class TestConfiguration(Strict):
+    """What a source would be made of."""
+
+    provider = Choice(choices=provider_choices())
+    providerConfig = ProviderConfig()
+    options = SourceOptions(required=False)
+
+
 class UpdateIngestionSource(Strict):
     """UpdateIngestionSourceDto: all fields are optional.
 

@@ -19,7 +19,7 @@ from ingestion.models import (
     Run,
     SavedSearch,
 )
-from ingestion.services.sources import configuration
+from ingestion.services.sources import configuration, trial
 from ingestion.services.sources.options import Options
 
 
@@ -149,6 +149,23 @@ class VerdictOut(serializers.Serializer[Any]):
     ok = serializers.BooleanField()
     code = serializers.CharField()
     message = serializers.CharField()
+
+
+class StepOut(serializers.Serializer[Any]):
+    """What came of one step. `code` is "ok", or says what is wrong."""
+
+    name = serializers.ChoiceField(choices=list(trial.STEPS))
+    title = serializers.CharField()
+    ok = serializers.BooleanField()
+    code = serializers.CharField()
+    message = serializers.CharField(source="text")
+
+
+class TrialOut(serializers.Serializer[Any]):
+    """What came of a configuration that was tried: all steps, or up to the one that failed."""
+
+    ok = serializers.BooleanField()
+    steps = StepOut(many=True)
 
 
 class SignInOut(serializers.Serializer[Any]):

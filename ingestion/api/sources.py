@@ -18,7 +18,7 @@ from ingestion.api.places import Places
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.services.engine import failures
-from ingestion.services.sources import configuration, consent, credentials, verbs
+from ingestion.services.sources import configuration, consent, credentials, trial, verbs
 
 _PAGED = [
     OpenApiParameter("X-Total-Count", int, OpenApiParameter.HEADER, response=[200]),
@@ -95,6 +95,31 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
             actor=self.actor,
         )
         return self._after(source, status.HTTP_201_CREATED)
+
+    @extend_schema(
+        operation_id="testConfiguration",
+        request=inputs.TestConfiguration,
+        responses={200: serializers.TrialOut},
+    )
+    @action(detail=False, methods=["post"], idempotent=False)
+    def test(self, request: Request) -> Response:
+        """Try a configuration without storing anything: as far as one message that was read.
+
+        Each step takes up to some 15 seconds. A configuration that can't be right: 400. Two at a
+        time of one user, and eight of all in one process; others are answered 429. A refresh token
+        that serves once is used up.
+        """
+        given = self.body(inputs.TestConfiguration)
+        with _checks.place(self.user.pk):
+            steps = list(
+                trial.steps(
+                    provider=given["provider"],
+                    provider_config=given["providerConfig"],
+                    options=given.get("options"),
+                )
+            )
+        shown = {"ok": all(step.ok for step in steps), "steps": steps}
+        return Response(serializers.TrialOut(shown).data)
 
     @extend_schema(operation_id="getIngestionSource", responses={200: serializers.SourceOut})
     def retrieve(self, request: Request, pk: str) -> Response:

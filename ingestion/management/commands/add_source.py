@@ -14,7 +14,7 @@ from ingestion.management import given
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration, credentials
+from ingestion.services.sources import configuration, credentials, trial
 
 
 class Command(OperatorCommand):
@@ -50,9 +50,16 @@ class Command(OperatorCommand):
         parser.add_argument(
             "--verify", action="store_true", help="check the credentials now, within 15 s"
         )
+        parser.add_argument(
+            "--test",
+            action="store_true",
+            help="only try it, step by step as far as one message, and add nothing",
+        )
         given.add_arguments(parser)
 
     def perform(self, options: dict[str, Any]) -> Exit:
+        if options["test"]:
+            return self._test(options)
         source = configuration.create(
             owner=self._owner(options["owner"]),
             name=options["name"],
@@ -76,6 +83,24 @@ class Command(OperatorCommand):
         )
         self._added(source, "")
         return Exit.PROBLEM
+
+    def _test(self, options: dict[str, Any]) -> Exit:
+        done = []
+        for step in trial.steps(
+            provider=options["provider"],
+            provider_config=self._config(options),
+            options=given.chosen_options(options),
+        ):
+            done.append(step)
+            self.say(f"{'✓' if step.ok else '✗'} {step.title}: {step.text}")
+        ok = all(step.ok for step in done)
+        self.report(
+            {"ok": ok, "steps": [_step_object(step) for step in done]},
+            "It works. Nothing was added: leave --test out to add it."
+            if ok
+            else "Nothing was added.",
+        )
+        return Exit.OK if ok else Exit.PROBLEM
 
     def _added(self, source: IngestionSource, then: str) -> Exit:
         self.report(source_object(source), f"Added {source.name} as {source.pk}. {then}".strip())
@@ -104,3 +129,13 @@ class Command(OperatorCommand):
         if not secrets or any(config.get(f.name) for f in secrets) or not sys.stdin.isatty():
             return
         config[secrets[0].name] = getpass.getpass(f"{secrets[0].label}: ")
+
+
+def _step_object(step: trial.Step) -> dict[str, Any]:
+    return {
+        "name": step.name,
+        "title": step.title,
+        "ok": step.ok,
+        "code": step.code,
+        "message": step.text,
+    }

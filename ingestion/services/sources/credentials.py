@@ -48,6 +48,11 @@ class Verdict:
 
 def environment(source: IngestionSource) -> Environment:
     """Return what the deployment decides for a connector of this source."""
+    return dataclasses.replace(deployment(), exchanging=refresh_tokens.exchanging(source))
+
+
+def deployment() -> Environment:
+    """Return what the deployment decides for any connector; nobody keeps exchanged secrets."""
     return Environment(
         forbid_private_addresses=settings.FORBID_PRIVATE_ADDRESSES,
         connections_per_account=settings.IMAP_CONNECTIONS_PER_ACCOUNT,
@@ -56,7 +61,6 @@ def environment(source: IngestionSource) -> Environment:
         extra_ca_file=settings.EXTRA_CA_FILE,
         endpoints=settings.PROVIDER_ENDPOINTS,
         quotas=settings.PROVIDER_QUOTAS,
-        exchanging=refresh_tokens.exchanging(source),
         throttle=throttle.shared(),
     )
 

@@ -1,0 +1,156 @@
+"""A configuration is tried before anything is stored, step by step as far as one message."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from rest_framework.test import APIClient
+
+from ingestion.errors import InvalidInput
+from ingestion.models import IngestionSource
+from ingestion.services.audit import SYSTEM
+from ingestion.services.sources import configuration, trial
+from tests.servers import google_sources, imap_source, people
+from tests.servers.command_line import CommandLine
+from tests.servers.dovecot import Account, Dovecot
+from tests.servers.gmail import Gmail
+from tests.servers.stack import free_port
+
+MAIL = b"Subject: %d\r\n\r\nbody %d\r\n"
+
+
+@pytest.fixture
+def account(dovecot: Dovecot) -> Account:
+    account = dovecot.account(*(MAIL % (n, n) for n in range(3)))
+    for folder in ("Trash", "Work"):
+        dovecot.append(account.name, folder, MAIL % (7, 7))
+    return account
+
+
+def tried(config: dict[str, Any], **options: Any) -> list[trial.Step]:
+    return list(
+        trial.steps(provider="generic_imap", provider_config=config, options=options or None)
+    )
+
+
+def test_all_steps_are_done_and_nothing_is_stored(transactional_db: None, account: Account) -> None:
+    done = tried(imap_source.config(account))
+    assert [step.name for step in done] == list(trial.STEPS)
+    assert all(step.ok for step in done), done
+    said = {step.name: step.text for step in done}
+    assert said["encryption"].startswith("Not encrypted")
+    assert said["mailboxes"] == "1 to archive."
+    assert said["folders"] == "Archives 2 folders, about 4 messages; leaves out Trash."
+    assert said["message"] == f"Read: {len(MAIL % (7, 7))} bytes, in Work."
+    everything = {
+        step.name: step.text for step in tried(imap_source.config(account), includeTrash=True)
+    }
+    assert "Archives 3 folders, about 5 messages." in everything["folders"]
+    assert not IngestionSource.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "failed", "code"),
+    [
+        ({"host": "no-such-host.invalid"}, "server", "unknown_host"),
+        ({"port": 0}, "server", "unavailable"),
+        ({"secure": True}, "encryption", "tls"),
+        ({"password": "wrong"}, "login", "needs_reauth"),
+    ],
+)
+def test_what_fails_is_the_last_step_and_says_what_to_change(
+    transactional_db: None, account: Account, changes: dict[str, Any], failed: str, code: str
+) -> None:
+    if "port" in changes:
+        changes = {"port": free_port()}
+    done = tried({**imap_source.config(account), **changes})
+    assert (done[-1].name, done[-1].code) == (failed, code), done
+    assert [step.name for step in done] == list(trial.STEPS)[: len(done)]
+    assert all(step.ok for step in done[:-1])
+    assert done[-1].text.endswith(".")
+
+
+def test_options_that_leave_nothing_are_told(transactional_db: None, account: Account) -> None:
+    done = tried(imap_source.config(account), excludeMailboxes=["*"])
+    assert (done[-1].name, done[-1].code) == ("mailboxes", "no_mailbox")
+    empty = {
+        step.name: step.text for step in tried(imap_source.config(account), excludeFolders=["*"])
+    }
+    assert empty["message"] == "There is no message yet."
+
+
+def test_a_configuration_that_cannot_be_right_is_refused_before_any_step() -> None:
+    with pytest.raises(InvalidInput, match="username"):
+        tried({"host": "imap.example.com"})
+
+
+def test_stored_secrets_stand_in_where_they_were_given_for(
+    transactional_db: None, account: Account
+) -> None:
+    config = imap_source.config(account)
+    source = configuration.create(
+        owner=people.user("owner"),
+        name="Alice",
+        provider="generic_imap",
+        provider_config=config,
+        actor=SYSTEM,
+    )
+    without = {name: value for name, value in config.items() if name != "password"}
+    done = list(trial.steps(provider="generic_imap", provider_config=without, source=source))
+    assert done[-1].ok
+    elsewhere = without | {"host": "elsewhere.example"}
+    with pytest.raises(InvalidInput, match="password"):
+        list(trial.steps(provider="generic_imap", provider_config=elsewhere, source=source))
+
+
+def test_a_domain_of_google_is_tried(transactional_db: None, settings: Any, tmp_path: Path) -> None:
+    with Gmail() as google:
+        settings.PROVIDER_ENDPOINTS = google.endpoints
+        settings.PROVIDER_QUOTAS = {"google": google_sources.AMPLE}
+        google.add("alice@example.com").deliver(MAIL % (1, 1))
+        config = google_sources.domain(google)
+        done = list(trial.steps(provider="google", provider_config=config))
+        said = {step.name: step.text for step in done}
+        assert done[-1].ok, done
+        assert said["mailboxes"] == "2 to archive."
+        assert said["folders"].startswith("Archives 1 folder")
+        first = list(
+            trial.steps(
+                provider="google", provider_config=config, options={"includeMailboxes": ["alice*"]}
+            )
+        )
+        assert first[-1].text == f"Read: {len(MAIL % (1, 1))} bytes, in All Mail."
+        config = google_sources.account(google, "alice@example.com") | {"refreshToken": ""}
+        with pytest.raises(InvalidInput, match="sign in"):
+            list(trial.steps(provider="google", provider_config=config))
+
+
+def test_the_api_tries_it(transactional_db: None, account: Account) -> None:
+    client = APIClient()
+    client.force_authenticate(people.user("owner"))
+    config = imap_source.config(account)
+    body = {"provider": "generic_imap", "providerConfig": config}
+    answer = client.post("/api/v1/ingestion/test", body, format="json")
+    assert (answer.status_code, answer.json()["ok"]) == (200, True)
+    assert answer.json()["steps"][-1]["message"].startswith("Read: ")
+    config["password"] = "wr0ng-passw0rd"
+    refused = client.post("/api/v1/ingestion/test", body, format="json")
+    assert (refused.status_code, refused.json()["ok"]) == (200, False)
+    assert "wr0ng-passw0rd" not in refused.content.decode()
+    assert client.post("/api/v1/ingestion/test", {}, format="json").status_code == 400
+    assert APIClient().post("/api/v1/ingestion/test", body, format="json").status_code == 401
+    assert not IngestionSource.objects.exists()
+
+
+def test_the_command_line_tries_it(manage: CommandLine, account: Account, dovecot: Dovecot) -> None:
+    arguments = (
+        *("add_source", "Alice", "--host", dovecot.host, "--port", str(dovecot.port)),
+        *("--no-secure", "--username", account.name, "--password-stdin", "--test"),
+    )
+    right = manage(*arguments, stdin=account.password)
+    assert (right.code, "✓ Read one message: Read:" in right.stderr) == (0, True), right.stderr
+    wrong = manage(*arguments, "--json", stdin="wrong")
+    assert (wrong.code, wrong.json()["steps"][-1]["code"]) == (1, "needs_reauth")
+    assert not IngestionSource.objects.exists()
+    assert not User.objects.exists()
