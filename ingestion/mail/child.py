@@ -2,10 +2,10 @@
 
     python -m ingestion.mail.child CHANNEL     (a descriptor; `services.archive.readers` starts it)
 
-Each request is a line of JSON with the message as an open file, and for an attachment another one
-that takes its bytes. Each answer is JSON after its length. A message that fails, takes too much or
-hangs ends the process, and who asked starts another. It has no environment, no database and no key,
-and ends with the process that started it.
+Each request is JSON, with the message as an open file; another one takes the bytes of an
+attachment, or how far a digest came. Each answer is JSON after its length. A message that fails,
+takes too much or hangs ends the process, and who asked starts another. It has no environment, no
+database and no key, and ends with the process that started it.
 """
 
 import json
@@ -75,9 +75,15 @@ def _attachment(raw: Raw, taker: int, *, number: int) -> Any:
     return None
 
 
+def _digest(raw: Raw, taker: int, *, skip: list[int] | None) -> Any:
+    """Write the number of the file that is being read, for whom this process may leave behind."""
+    said = digest.digest(raw, skip=skip, began=lambda number: os.pwrite(taker, b"%d" % number, 0))
+    return said._asdict()
+
+
 VERBS: dict[str, Callable[..., Any]] = {
     "contents": lambda raw: body.read(raw)._asdict(),
-    "digest": lambda raw, **how: digest.digest(raw, **how)._asdict(),
+    "digest": _digest,
     "html": lambda raw, **how: view.html_of(raw, **how)._asdict(),
     "attachment": _attachment,
 }

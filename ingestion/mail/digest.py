@@ -1,6 +1,8 @@
 """What is kept of a message for search, lists and threads. Pure."""
 
+import itertools
 import re
+from collections.abc import Callable, Container
 from typing import NamedTuple
 
 from ingestion.mail import body, documents
@@ -42,14 +44,19 @@ class Digest(NamedTuple):
     headers: Headers = Headers()
 
 
-def digest(raw: Raw, *, files: bool = True) -> Digest:
-    """Return what is kept of a message, of whatever bytes. Without `files` no attachment's text is
-    read, and no parser but our own is used."""
+def digest(
+    raw: Raw, *, skip: Container[int] | None = (), began: Callable[[int], object] = lambda _: None
+) -> Digest:
+    """Return what is kept of a message, of whatever bytes.
+
+    Parsers of files are not ours and may not come back: `began` is called with the number of each
+    file before it is read, and those in `skip` are not read; None: none of them is.
+    """
     raw = with_line_ends(raw)
     head = head_of(raw[: MAX_HEAD_BYTES + 1])
     named = parse_named(head)
     contents = body.read(raw, max_characters=body.MAX_TEXT_BYTES)
-    text = _Text(files=files)
+    text = _Text(skip, began)
     text.take(_words(contents))
     text.take_attachments(raw, contents.attachments, depth=1)
     return Digest(
@@ -84,9 +91,11 @@ def _preview(text: str) -> str:
 class _Text:
     """The text of a message and of what is in it, as far as there is room, and what is not read."""
 
-    def __init__(self, *, files: bool) -> None:
+    def __init__(self, skip: Container[int] | None, began: Callable[[int], object]) -> None:
         self.defects: list[str] = []
-        self._files = files
+        self._skip = skip
+        self._began = began
+        self._numbers = itertools.count()
         self._pieces: list[str] = []
         self._room = MAX_TEXT_BYTES
 
@@ -137,9 +146,13 @@ class _Text:
         reader = documents.reader_of(attachment.type, attachment.name)
         if reader is None:
             return
-        if not self._files:
-            self.defects.append(f"{called}: its text is not searched, reading it took too much.")
+        number = next(self._numbers)
+        if self._skip is None or number in self._skip:
+            self.defects.append(
+                f"{called}: could not be read in the time and memory for a message."
+            )
         elif self._has_size(attachment, called):
+            self._began(number)
             charset = part.content_type.plain(b"charset")
             text, defect = documents.text_of(reader, _data(raw, part), charset, self._room)
             self.take(text)

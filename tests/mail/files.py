@@ -72,6 +72,10 @@ def pdf(text: str, *, pages: int = 1) -> bytes:
         f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream",
         *["<< /Type /Page /Parent 2 0 R /Contents 3 0 R >>"] * pages,
     ]
+    return _pdf_of(objects)
+
+
+def _pdf_of(objects: list[str]) -> bytes:
     made = b"%PDF-1.4\n"
     starts = []
     for number, written in enumerate(objects, 1):
@@ -94,3 +98,23 @@ def tnef(*names: str) -> bytes:
         for title in titles
     )
     return b"\x78\x9f\x3e\x22\x01\x00" + attributes
+
+
+def looping_pdf() -> bytes:
+    """A document of 2 kB whose forms show each other: 10 ** 9 of them."""
+    show = "/X Do " * 10
+    levels = 8
+    objects = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        "<< /Type /Pages /Kids [3 0 R] /Count 1 /MediaBox [0 0 612 792] >>",
+        "<< /Type /Page /Parent 2 0 R /Contents 4 0 R /Resources << /XObject << /X 5 0 R >> >> >>",
+        f"<< /Length {len(show)} >>\nstream\n{show}\nendstream",
+    ]
+    for number in range(6, 6 + levels):
+        shown = f"<< /XObject << /X {number} 0 R >> >>" if number < 5 + levels else "<< >>"
+        text = show if number < 5 + levels else "BT ET"
+        objects.append(
+            f"<< /Type /XObject /Subtype /Form /BBox [0 0 612 792] /Resources {shown}"
+            f" /Length {len(text)} >>\nstream\n{text}\nendstream"
+        )
+    return _pdf_of(objects)

@@ -45,7 +45,7 @@ class Unreadable(Exception):
 def ask(
     request: Request, body: Body, *, deadline_seconds: float, taker: IO[bytes] | None = None
 ) -> Any:
-    """Return what a reader answers about a message; `taker` takes an attachment's bytes.
+    """Return what a reader answers about a message; `taker` takes what is no JSON of it.
 
     Raises Unreadable. Only a new reader's end says that of a message: one that read others before
     may have been ended by them, or by somebody.
@@ -144,10 +144,13 @@ def _taken() -> Reader:
 
 
 def _released(reader: Reader) -> None:
-    if reader.served < MAX_MESSAGES and len(_idle) < MAX_IDLE:
-        _idle.append(reader)
-    else:
+    if reader.served >= MAX_MESSAGES:
         reader.end()
+        return
+    _idle.append(reader)
+    with contextlib.suppress(IndexError):
+        while len(_idle) > MAX_IDLE:
+            _idle.pop(0).end()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ process that asks. What can't be read is said in words; only Corrupt is raised.
 
 import contextlib
 import datetime as dt
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, TypeVar
@@ -103,16 +104,28 @@ def digest(body: Body) -> Digest:
     """Return what is kept of a message for search, lists and threads; what of it could not be read
     is in `defects`. Of what a message holds, nothing makes it raise.
 
-    Where reading all of it comes to nothing, its files are left out; then all but its header.
+    Where that comes to nothing, the file that was being read is left out; then all of them; then
+    all but the header.
     """
     if _size(body) > MAX_BYTES:
         return _digest_of_head(body, _TOO_LARGE)
-    for files in (True, False):
-        with contextlib.suppress(Unreadable):
-            return _asked(
-                "digest", body, _digest_of, deadline_seconds=INDEX_DEADLINE_SECONDS, files=files
-            )
-    return _digest_of_head(body, _UNREADABLE)
+    skip: list[int] | None = []
+    while True:
+        with os.fdopen(os.memfd_create("progress"), "w+b", buffering=0) as file:
+            try:
+                return _asked(
+                    "digest",
+                    body,
+                    _digest_of,
+                    deadline_seconds=INDEX_DEADLINE_SECONDS,
+                    taker=file,
+                    skip=skip,
+                )
+            except Unreadable:
+                at = os.pread(file.fileno(), 20, 0)
+        if skip is None:
+            return _digest_of_head(body, _UNREADABLE)
+        skip = [int(at)] if at.isdigit() and not skip else None
 
 
 def read(body: Body) -> Contents:
