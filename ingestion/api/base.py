@@ -10,6 +10,7 @@ from django.core.exceptions import BadRequest
 from django.core.paginator import Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, QueryDict
+from django.urls import reverse
 from gunicorn.http.errors import ParseException
 from rest_framework import viewsets
 from rest_framework.exceptions import ValidationError
@@ -77,6 +78,9 @@ class ApiViewSet(viewsets.GenericViewSet[M]):
         for name, value in getattr(request, "rate_limit", {}).items():
             final.headers[name] = value
         final.headers.setdefault("Cache-Control", "private, no-store")
+        if final.status_code >= 400 and isinstance(final.data, dict) and final.data.get("errors"):
+            code = final.data["errors"][0]["code"]
+            final.headers["Link"] = f'<{reverse("api-errors")}#{code}>; rel="help"'
         return final
 
     def body(self, kind: type[inputs.Strict]) -> dict[str, Any]:

@@ -1,13 +1,23 @@
-"""The OpenAPI document and the page that shows it: our own assets, no inline script."""
+"""The OpenAPI document, the page that shows it, and the page of error codes: our own assets, no
+inline script.
+"""
 
 import functools
+import re
+from pathlib import Path
 from typing import Any
 
-from django.http import HttpResponse
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils.safestring import mark_safe
+from django.views.decorators.http import require_safe
 from drf_spectacular.utils import extend_schema
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
+from markdown_it import MarkdownIt
 from rest_framework.request import Request
 from rest_framework.response import Response
+
+_PAGES = Path(__file__).resolve().parents[2] / "docs"
 
 #: swagger-ui styles elements and has its icons in data: addresses.
 _POLICY = (
@@ -43,6 +53,30 @@ def _rendered(renderer: Any) -> bytes:
     schema = generator.get_schema(request=None, public=True)
     rendered: bytes = renderer().render(schema, renderer.media_type, {})
     return rendered
+
+
+@require_safe
+def errors(request: HttpRequest) -> HttpResponse:
+    """Show docs/errors.md; each code is the fragment of its line."""
+    return render(request, "api/errors.html", {"page": _error_codes()})
+
+
+@functools.cache
+def _error_codes() -> str:
+    text = (_PAGES / "errors.md").read_text(encoding="utf-8")
+    shown = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    first = re.compile(r"(?<=<td>)(?:<code>[^<]*</code>(?:, )?)+(?=</td>)")
+    codes = re.compile(r"<code>(\w+)</code>")
+    seen: set[str] = set()
+
+    def named(code: re.Match[str]) -> str:
+        if code[1] in seen:  # an id is of one element
+            return code[0]
+        seen.add(code[1])
+        return f'<code id="{code[1]}">{code[1]}</code>'
+
+    alone = re.sub(r'<a href="\w+\.md[^"]*">(\w+\.md)</a>', r"docs/\1", shown)
+    return mark_safe(first.sub(lambda cell: codes.sub(named, cell[0]), alone))  # noqa: S308 - ours
 
 
 document = _Document.as_view()

@@ -26,4 +26,5 @@ urlpatterns = [
     ),
     re_path(r"^schema/?$", docs.document, name="schema"),
     re_path(r"^docs/?$", docs.page, name="docs"),
+    re_path(r"^docs/errors/?$", docs.errors, name="api-errors"),
 ]

@@ -1,11 +1,13 @@
 """What every request may ask for: to be done once, only where nothing changed, and its own id."""
 
+import re
 import threading
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from django.test import Client
 from rest_framework.test import APIClient
 
 from ingestion.models import AnsweredRequest, IngestionSource
@@ -135,3 +137,15 @@ def test_every_answer_tells_its_id_and_how_many_requests_are_left(
         made = client.get(SOURCES, headers={"X-Request-ID": strange})["X-Request-ID"]
         assert made != strange
         assert len(made) == 36
+
+
+def test_an_error_leads_to_what_its_code_means(client: APIClient) -> None:
+    refused = client.post(SOURCES, {}, format="json")
+    assert refused["Link"] == '</api/docs/errors#required>; rel="help"'
+    page = Client().get("/api/docs/errors").content.decode()
+    for code in ("required", "not_allowed_now", "scope_not_delegated"):
+        assert page.count(f'<code id="{code}">') == 1
+    ids = re.findall(r'id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 60
+    assert "<script" not in page
+    assert ".md)" not in page

@@ -67,6 +67,23 @@ def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[
         assert action.help, f"{name}: {action.dest} has no help"
 
 
+# -- error codes -------------------------------------------------------------------------------
+
+_CODE = re.compile(r'\bcode ?= ?"([a-z][a-z_0-9]*)"|default_code = "([a-z_]+)"')
+
+
+def test_every_error_code_is_in_the_catalogue() -> None:
+    page = (ROOT / "docs" / "errors.md").read_text()
+    listed = set(re.findall(r"`([a-z_]+)`", page))
+    used = {
+        found[1] or found[2]
+        for path in files(r"^(connectors|ingestion)/(?!admin/|management/).*\.py$")
+        for found in _CODE.finditer(path.read_text())
+    }
+    assert len(used) > 50
+    assert used <= listed
+
+
 # -- settings ----------------------------------------------------------------------------------
 
 #: What README says where the default is no constant.
