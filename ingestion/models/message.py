@@ -9,6 +9,7 @@ exist. The mailbox needs no check, being locked, and no index of its own: others
 import uuid
 
 from django.contrib.postgres.fields import ArrayField
+from django.contrib.postgres.indexes import GinIndex
 from django.db import models
 from django.db.models.functions import Now
 
@@ -85,6 +86,10 @@ class Message(models.Model):
         return bytes(self.sha256).hex()
 
 
+#: Flags of IMAP that most mail has: what has no other label is not in the index of labels.
+COMMON_LABELS = ["\\Answered", "\\Recent", "\\Seen"]
+
+
 class Placement(models.Model):
     """A message in a folder, with its labels and when it was first seen and removed there."""
 
@@ -120,6 +125,12 @@ class Placement(models.Model):
                 fields=["mailbox", "stable_id"],
                 name="placement_stable",
                 condition=~models.Q(stable_id=""),
+            ),
+            # An import of mail without other labels pays nothing for it.
+            GinIndex(
+                fields=["labels"],
+                name="placement_labels",
+                condition=~models.Q(labels__contained_by=COMMON_LABELS),
             ),
         ]
 

@@ -1,0 +1,439 @@
+"""What a query asks of documents, as SQL: what the index of words answers, and what rows must say.
+
+In all of it `d` is a document. Values are parameters.
+"""
+
+import dataclasses
+import datetime as dt
+import uuid
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
+
+from django.contrib.auth.models import AnonymousUser, User
+from django.db.models import Q, QuerySet
+
+from ingestion import queries
+from ingestion.models import Folder, IngestionSource, Mailbox
+from ingestion.models.message import COMMON_LABELS
+from ingestion.search import words
+from ingestion.search.query import AllOf, AnyOf, Node, Not, Term, days
+
+
+class Sql(NamedTuple):
+    text: str
+    params: tuple[Any, ...] = ()
+
+
+def both(parts: Iterable[Sql], joint: str = " AND ") -> Sql:
+    """Join conditions; without one it is true."""
+    found = list(parts)
+    text = joint.join(f"({part.text})" for part in found) or "true"
+    return Sql(text, tuple(value for part in found for value in part.params))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scope:
+    """Whose mail is searched: all (`column` is ""), or that of some sources or mailboxes."""
+
+    column: str = ""
+    ids: tuple[uuid.UUID, ...] = ()
+    sources: tuple[uuid.UUID, ...] = ()
+
+    @classmethod
+    def of(cls, user: User | AnonymousUser) -> Self:
+        """Return what a user may see, as `queries.visible_messages` has it."""
+        visible = tuple(queries.sources_of_mail(user).values_list("pk", flat=True))
+        if not IngestionSource.objects.exclude(pk__in=visible).exists():
+            return cls(sources=visible)
+        return cls("source", visible, visible)
+
+    def of_sources(self, ids: Iterable[uuid.UUID]) -> "Scope":
+        """Narrow it to some of its sources; one of mailboxes stays as it is."""
+        wanted = set(ids)
+        sources = tuple(pk for pk in self.sources if pk in wanted)
+        return self if self.column == "mailbox" else Scope("source", sources, sources)
+
+    def of_mailboxes(self, ids: Iterable[uuid.UUID]) -> "Scope":
+        """Narrow it to some mailboxes of its sources."""
+        wanted = set(ids) & set(self.ids) if self.column == "mailbox" else set(ids)
+        return Scope("mailbox", tuple(sorted(wanted)), self.sources)
+
+    def condition(self) -> Sql:
+        if not self.column:
+            return Sql("true")
+        return Sql(f"d.{self.column}_id = ANY(%s)", (list(self.ids),))
+
+    def tags(self) -> str:
+        """Return the tsquery of its tags; "" where it is all, or of too many."""
+        if not self.column or len(self.ids) > _MAX_SCOPE_TAGS:
+            return ""
+        return _any_tag(words.scope_tag(self.column, pk) for pk in self.ids)
+
+
+_MAX_SCOPE_TAGS = 20
+
+
+class Placed(NamedTuple):
+    """Messages that lie in one of some folders, or have one of some labels there."""
+
+    folders: tuple[int, ...]
+    labels: tuple[str, ...]
+    now: bool
+
+    def condition(self) -> Sql:
+        """What is asked of a placement `p`."""
+        now = " AND p.removed_at IS NULL" if self.now else ""
+        wanted: list[str] = []
+        params: list[Any] = []
+        if self.folders:
+            wanted.append("p.folder_id = ANY(%s)")
+            params.append(list(self.folders))
+        if self.labels:
+            wanted.append("p.labels && %s::text[]")
+            params.append(list(self.labels))
+        return Sql(f"({' OR '.join(wanted) or 'false'}){now}", tuple(params))
+
+    def of_document(self) -> Sql:
+        """Asked for each document: a limit keeps the planner from asking for all at once."""
+        text, params = self.condition()
+        return Sql(
+            "(SELECT true FROM ingestion_placement p"
+            f" WHERE p.message_id = d.message_id AND {text} LIMIT 1)",
+            params,
+        )
+
+    @property
+    def is_indexed(self) -> bool:
+        return not set(self.labels) & set(COMMON_LABELS)
+
+    def candidates(self) -> Sql:
+        """Return the statement of the messages themselves, which may name one twice.
+
+        Only where it `is_indexed`.
+        """
+        now = " AND p.removed_at IS NULL" if self.now else ""
+        parts = []
+        if self.folders:
+            by_folder = (
+                f"SELECT p.message_id FROM ingestion_placement p WHERE p.folder_id = ANY(%s){now}"
+            )
+            parts.append(Sql(by_folder, (list(self.folders),)))
+        if self.labels:
+            by_label = (
+                "SELECT p.message_id FROM ingestion_placement p"
+                f" WHERE p.labels && %s::text[] AND NOT p.labels <@ %s::text[]{now}"
+            )
+            parts.append(Sql(by_label, (list(self.labels), COMMON_LABELS)))
+        if not parts:
+            return Sql("SELECT NULL::uuid AS message_id WHERE false")
+        return both(parts, " UNION ALL ")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a query asks, of whose mail.
+
+    `words` is a tsquery that all it finds has ("" for none), with which the index can begin;
+    `where` is what rows must say besides. `direct`: so few have it that the index is asked at once.
+    `ranked` is the tsquery that relevance goes by.
+    """
+
+    scope: Scope
+    words: str
+    where: Sql
+    places: tuple[Placed, ...]
+    since: dt.datetime | None
+    before: dt.datetime | None
+    direct: bool
+    ranked: str
+
+
+def asked(node: Node, scope: Scope) -> Asked:
+    """Return what a query asks within a scope. Looks up mailboxes, sources and folders by name."""
+    made = _Conditions(scope)
+    parts = node.nodes if isinstance(node, AllOf) else (node,)
+    for part in sorted(parts, key=lambda part: not _is_scope(part)):  # folders are looked up in it
+        made.take(part)
+    return made.asked()
+
+
+def _any_tag(found: Iterable[str]) -> str:
+    return "(" + " | ".join(map(words.quoted, found)) + ")"
+
+
+class _Conditions:
+    def __init__(self, scope: Scope) -> None:
+        self.whole = scope
+        self.scope = scope
+        self.words: list[str] = []
+        self.where: list[Sql] = []
+        self.places: list[Placed] = []
+        self.since: dt.datetime | None = None
+        self.before: dt.datetime | None = None
+        self.direct = False
+        self.ranked: list[str] = []
+
+    def asked(self) -> Asked:
+        where = both([*self.where, *(placed.of_document() for placed in self.places)])
+        return Asked(
+            self.scope,
+            " & ".join(self.words),
+            where,
+            tuple(self.places),
+            self.since,
+            self.before,
+            self.direct,
+            " | ".join(self.ranked),
+        )
+
+    def take(self, node: Node) -> None:
+        """Take in what all that is found must have."""
+        if isinstance(node, Term) and node.name in _NARROWING:
+            self._narrow(node)
+            return
+        query = _tsquery(node)
+        if (placed := self._placed_in_any(node)) is not None:
+            self.places.append(placed)
+        elif query is None:
+            self.where.append(self._sql(node))
+        elif _begins(node):
+            self.words.append(f"({query})")
+            self.ranked += _ranked(node)
+        else:
+            self.where.append(Sql("d.words @@ %s::tsquery", (query,)))
+
+    def _narrow(self, term: Term) -> None:
+        """Take in a term that says more than a condition on each row does."""
+        match term.name:
+            case "mailbox":
+                self.scope = self.scope.of_mailboxes(self._ids(term))
+                self.where.append(self._sql(term))
+            case "source":
+                self.scope = self.scope.of_sources(self._ids(term))
+                self.where.append(self._sql(term))
+            case "in" | "was-in" | "folder" | "label":
+                self.places.append(self._placed(term))
+            case "larger" | "smaller":
+                self.words.append(_of_sizes(term))
+                self.where.append(self._sql(term))
+            case "thread":
+                # The index of threads begins with mailboxes.
+                if self.scope.column != "mailbox":
+                    mailboxes = Mailbox.objects.filter(source__in=self.scope.sources)
+                    ids = mailboxes.values_list("pk", flat=True)
+                    self.scope = self.scope.of_mailboxes(ids)
+                self.where.append(self._sql(term))
+                self.direct = True
+            case "message-id" | "sha256":
+                self.words.append(_tsquery(term) or "")
+                self.direct = True
+            case _:  # dates
+                first, after = days(term.value)
+                if term.name in {"after", "on"}:
+                    self.since = max(self.since or first, first)
+                if term.name in {"before", "on"}:
+                    end = first if term.name == "before" else after
+                    self.before = min(self.before or end, end)
+
+    def _sql(self, node: Node) -> Sql:
+        """Return a node as a condition on `d`, wherever it stands."""
+        query = _tsquery(node)
+        if query is not None:
+            return Sql("d.words @@ %s::tsquery", (query,))
+        if isinstance(node, Not):
+            text, params = self._sql(node.node)
+            return Sql(f"({text}) IS NOT TRUE", params)
+        if isinstance(node, AllOf | AnyOf):
+            joint = " AND " if isinstance(node, AllOf) else " OR "
+            return both([self._sql(inner) for inner in node.nodes], joint)
+        assert isinstance(node, Term)
+        return self._sql_of_term(node)
+
+    def _sql_of_term(self, term: Term) -> Sql:
+        match term.name:
+            case "mailbox" | "source":
+                return Sql(f"d.{term.name}_id = ANY(%s)", (self._ids(term),))
+            case "in" | "was-in" | "folder" | "label":
+                return self._placed(term).of_document()
+            case "larger" | "smaller":
+                more = ">" if term.name == "larger" else "<"
+                return Sql(
+                    "(SELECT m.size_bytes FROM ingestion_message m WHERE m.id = d.message_id)"
+                    f" {more} %s",
+                    (int(term.value),),
+                )
+            case "thread":
+                return Sql("d.thread = %s", (int(term.value),))
+            case "after":
+                return Sql("d.date >= %s", (days(term.value)[0],))
+            case "before":
+                return Sql("d.date < %s", (days(term.value)[0],))
+            case "on":
+                return Sql("d.date >= %s AND d.date < %s", days(term.value))
+        raise AssertionError(term.name)
+
+    def _ids(self, term: Term) -> list[uuid.UUID]:
+        """Look up mailboxes or sources by id or name among those that may be seen."""
+        try:
+            wanted = Q(pk=uuid.UUID(term.value))
+        except ValueError:
+            name = "name" if term.name == "source" else "address"
+            wanted = Q(**{f"{name}__iexact": term.value})
+        visible = self.whole.sources
+        if term.name == "source":
+            sources = IngestionSource.objects.filter(wanted, pk__in=visible)
+            return list(sources.values_list("pk", flat=True))
+        mailboxes = Mailbox.objects.filter(wanted, source__in=visible)
+        return list(mailboxes.values_list("pk", flat=True))
+
+    def _placed_in_any(self, node: Node) -> Placed | None:
+        """Return in:a OR label:b as one look into the placements."""
+        if not isinstance(node, AnyOf):
+            return None
+        terms = [n for n in node.nodes if isinstance(n, Term) and n.name in _PLACES]
+        if len(terms) < len(node.nodes) or len({term.name == "was-in" for term in terms}) > 1:
+            return None
+        each = [self._placed(term) for term in terms]
+        folders = tuple(pk for placed in each for pk in placed.folders)
+        labels = tuple(label for placed in each for label in placed.labels)
+        return Placed(folders, labels, each[0].now)
+
+    def _placed(self, term: Term) -> Placed:
+        folders = Folder.objects.filter(mailbox__source__in=self.whole.sources)
+        if self.scope.column == "mailbox":
+            folders = folders.filter(mailbox__in=self.scope.ids)
+        labels: tuple[str, ...] = ()
+        if term.name == "folder":
+            folders = folders.filter(pk=int(term.value))
+        elif term.name == "label":
+            folders, labels = folders.none(), _spellings(term.value)
+        else:
+            folders, labels = _named(folders, term.value), _spellings(term.value)
+        ids = tuple(folders.values_list("pk", flat=True))
+        return Placed(ids, labels, now=term.name != "was-in")
+
+
+_PLACES = frozenset({"in", "was-in", "folder", "label"})
+_NARROWING = _PLACES | frozenset(
+    {
+        *("mailbox", "source", "larger", "smaller", "thread", "message-id", "sha256"),
+        *("after", "before", "on"),
+    }
+)
+
+
+def _is_scope(node: Node) -> bool:
+    return isinstance(node, Term) and node.name in {"mailbox", "source"}
+
+
+def _named(folders: QuerySet[Folder], name: str) -> QuerySet[Folder]:
+    """Narrow to folders by their path, its last part, or their role; in any case."""
+    return folders.filter(
+        Q(path__iexact=name) | Q(path__iendswith=f"/{name}") | Q(role=name.lower())
+    )
+
+
+def _spellings(label: str) -> tuple[str, ...]:
+    """Return how a label may be spelled: the index knows each as it is. A flag of IMAP has a
+    backslash, as Gmail's own labels have there."""
+    found = (label, label.upper(), label.lower(), label.capitalize(), label.title())
+    return tuple(dict.fromkeys([*found, f"\\{label.capitalize()}"]))
+
+
+# -- what the index of words answers ---------------------------------------------------------------
+
+
+def _tsquery(node: Node) -> str | None:
+    """Return the tsquery that finds exactly what a node asks for; None where words can't tell."""
+    if isinstance(node, Not):
+        inner = _tsquery(node.node)
+        return inner and f"!({inner})"
+    if isinstance(node, AllOf | AnyOf):
+        parts = [_tsquery(inner) for inner in node.nodes]
+        known = [f"({part})" for part in parts if part]
+        joint = " & " if isinstance(node, AllOf) else " | "
+        return joint.join(known) if known and len(known) == len(parts) else None
+    return _tsquery_of_term(node)
+
+
+def _tsquery_of_term(term: Term) -> str | None:
+    match term.name:
+        case "":
+            return _phrase(term)
+        case "from" | "to" | "cc" | "bcc":
+            whole = words.quoted(words.tag(term.name, term.value.removeprefix("@")))
+            return f"{whole}{':*' * term.prefix} | ({_tagged_words(term)})"
+        case "subject":
+            return _tagged_phrase(term, "A")
+        case "filename":
+            whole = words.quoted(words.tag("filename", term.value))
+            return f"{whole}{':*' * term.prefix} | ({_tagged_phrase(term, 'C')})"
+    tag = _tag(term)
+    return tag and words.quoted(tag)
+
+
+def _tag(term: Term) -> str | None:
+    match term.name:
+        case "has":
+            return words.HAS_ATTACHMENT
+        case "type":
+            return words.tag("type", term.value.removeprefix("."))
+        case "message-id":
+            return words.id_tag(term.value)
+        case "sha256":
+            return words.sha256_tag(term.value)
+    return None
+
+
+def _lexemes(term: Term) -> list[tuple[str, bool]]:
+    """Return the words of a term, and of each whether it is the beginning of one."""
+    found = words.phrase(term.value)
+    return [*found[:-1], (found[-1][0], found[-1][1] or term.prefix)]
+
+
+def _phrase(term: Term, weight: str = "") -> str:
+    marks = {False: f":{weight}" if weight else "", True: f":*{weight}"}
+    return " <-> ".join(f"{words.quoted(word)}{marks[begins]}" for word, begins in _lexemes(term))
+
+
+def _tagged_words(term: Term) -> str:
+    return " & ".join(
+        f"{words.quoted(f'={term.name}:{word}')}{':*' * begins}" for word, begins in _lexemes(term)
+    )
+
+
+def _tagged_phrase(term: Term, weight: str) -> str:
+    """Each word by its tag, which the index answers alone; their order by their places."""
+    tagged = _tagged_words(term)
+    return f"{tagged} & ({_phrase(term, weight)})" if len(_lexemes(term)) > 1 else tagged
+
+
+def _of_sizes(term: Term) -> str:
+    """Return the tsquery of what may be larger or smaller, by the bits of its size."""
+    bits = int(term.value).bit_length()
+    sizes = range(bits, _MAX_BITS) if term.name == "larger" else range(bits + 1)
+    return _any_tag(words.size_tag(size) for size in sizes)
+
+
+#: Of a size in bytes that the query language takes, and of any message.
+_MAX_BITS = 72
+
+
+def _begins(node: Node) -> bool:
+    """Tell whether the index can begin with a node: it names words that are there."""
+    if isinstance(node, Term):
+        return True
+    if isinstance(node, Not):
+        return False
+    return (any if isinstance(node, AllOf) else all)(map(_begins, node.nodes))
+
+
+def _ranked(node: Node) -> list[str]:
+    """Return the tsqueries of the words that are asked for: what relevance goes by."""
+    if isinstance(node, Not):
+        return []
+    if isinstance(node, AllOf | AnyOf):
+        return [query for inner in node.nodes for query in _ranked(inner)]
+    if node.name == "":
+        return [f"({_phrase(node)})"]
+    return [f"({_phrase(node, 'A')})"] if node.name == "subject" else []
