@@ -186,7 +186,8 @@ def test_nothing_of_a_strangers_becomes_markup(reader: User) -> None:
         Asked(mailbox=folder.mailbox_id, folder=folder.pk),
         Asked(mailbox=folder.mailbox_id, label=HOSTILE),
         Asked(q=HOSTILE),
-        Asked(q=f"{HOSTILE}:x"),
+        Asked(q=f"fro:{HOSTILE}"),
+        Asked(q=f"{HOSTILE} fro:ada {HOSTILE}"),
     ):
         page = client.get(asked.url(message.pk)).content.decode()
         assert "<script>alert" not in page
