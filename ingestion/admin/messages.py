@@ -4,10 +4,8 @@ A read is verified: bytes that don't match their SHA-256 are never shown or hand
 shown as text; nothing of it becomes markup. Read-only.
 """
 
-import contextlib
 import re
 import uuid
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
@@ -21,13 +19,12 @@ from django.http import (
     HttpResponse,
     HttpResponseBase,
     HttpResponseRedirect,
-    StreamingHttpResponse,
 )
 from django.urls import URLPattern, path, reverse
 from django.views.decorators.cache import never_cache
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
-from connectors.types import SpooledBody
+from ingestion import downloads
 from ingestion.admin import display
 from ingestion.admin.base import ReadOnlyAdmin, as_uuid
 from ingestion.errors import Corrupt
@@ -142,22 +139,14 @@ class MessageAdmin(ReadOnlyAdmin):
         except Corrupt as error:
             self.message_user(request, f"Not downloaded. {error}", messages.ERROR)
             return HttpResponseRedirect(display.page_of(message))
-        response: HttpResponseBase
-        if isinstance(body, bytes):
-            response = HttpResponse(body, content_type="message/rfc822")
-        else:
-            response = StreamingHttpResponse(_chunks(body), content_type="message/rfc822")
-        response["Content-Length"] = str(message.size_bytes)
-        response["Content-Disposition"] = f'attachment; filename="{message.sha256_hex[:16]}.eml"'
-        response["X-Content-Type-Options"] = "nosniff"
-        response["Content-Security-Policy"] = "sandbox; default-src 'none'"
         people.mail_read(message, how="raw", actor=Actor.of_request(request))
-        return response
-
-
-def _chunks(body: SpooledBody) -> Iterator[bytes]:
-    with contextlib.closing(body):
-        yield from body.chunks()
+        return downloads.answer(
+            request,
+            body,
+            sha256=message.sha256_hex,
+            name=downloads.eml_name(message),
+            content_type="message/rfc822",
+        )
 
 
 def details(message: Message) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """/api/v1/emails: what was archived, and its exact bytes."""
 
-from collections.abc import Iterator
 from typing import Any
 
-from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
-from django.utils.http import parse_etags
+from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.decorators import action
@@ -12,8 +10,7 @@ from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from connectors.types import Body, SpooledBody
-from ingestion import queries
+from ingestion import downloads, queries
 from ingestion.api import inputs, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.models import Message
@@ -78,41 +75,14 @@ class EmailViewSet(ApiViewSet[Message]):
         A key needs the scope `export`.
         """
         message: Message = self.get_object()
-        etag = f'"{message.sha256_hex}"'
-        if _names(request.headers.get("If-None-Match", ""), etag):
-            return HttpResponse(status=304, headers={"ETag": etag})
-        response = _download(reading.opened(message))
-        response["Content-Length"] = str(message.size_bytes)
-        response["Content-Disposition"] = f'attachment; filename="{message.pk}.eml"'
-        response["ETag"] = etag
+        if same := downloads.not_modified(request, message.sha256_hex):
+            return same
+        response = downloads.answer(
+            request,
+            reading.opened(message),
+            sha256=message.sha256_hex,
+            name=downloads.eml_name(message),
+            content_type="message/rfc822",
+        )
         people.mail_read(message, how="raw", actor=self.actor)
         return response
-
-
-def _names(if_none_match: str, etag: str) -> bool:
-    """Compare weakly, as RFC 9110 section 13.1.2 has it for If-None-Match."""
-    given = [tag.removeprefix("W/") for tag in parse_etags(if_none_match)]
-    return etag in given or "*" in given
-
-
-def _download(body: Body) -> HttpResponseBase:
-    """Answer bytes that nothing may open as a page: they are a stranger's."""
-    headers = {
-        "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "sandbox; default-src 'none'",
-    }
-    kind = "message/rfc822"
-    if isinstance(body, SpooledBody):
-        return StreamingHttpResponse(_Chunks(body), content_type=kind, headers=headers)
-    return HttpResponse(body, content_type=kind, headers=headers)
-
-
-class _Chunks:
-    """A spooled body that is freed also where no byte of it was sent."""
-
-    def __init__(self, body: SpooledBody) -> None:
-        self.close = body.close
-        self._chunks = body.chunks
-
-    def __iter__(self) -> Iterator[bytes]:
-        return self._chunks()
