@@ -1,4 +1,4 @@
-"""The real service under measure: web, worker, control, beat, PostgreSQL with fsync, Redis.
+"""The real service under measure: web, worker, control, index, beat, PostgreSQL with fsync, Redis.
 
 Owns a VAR_DIR of its own, and knows how to import an account and what that took.
 """

@@ -166,7 +166,7 @@ def _processes(
 
 @pytest.fixture
 def service(_processes: "Service", transactional_db: None) -> Iterator["Service"]:
-    """The service as real processes (web, worker, control, beat) on the test database."""
+    """The service as real processes (web, worker, control, index, beat) on the test database."""
     with _processes.quiet_afterwards():
         yield _processes
 

@@ -2,7 +2,7 @@
 
 from ingestion.models.answered import AnsweredRequest
 from ingestion.models.audit import ApiKey, AuditEvent
-from ingestion.models.document import Document
+from ingestion.models.document import INDEX_VERSION, AbsentMessage, Document
 from ingestion.models.feed import ArchiveChange
 from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
@@ -12,6 +12,8 @@ from ingestion.models.saved_search import SavedSearch
 from ingestion.models.source import IngestionSource, StatusChange
 
 __all__ = [
+    "INDEX_VERSION",
+    "AbsentMessage",
     "AnsweredRequest",
     "ApiKey",
     "ArchiveChange",

@@ -13,6 +13,9 @@ from ingestion.models.mailbox import Mailbox
 from ingestion.models.message import Message
 from ingestion.models.source import IngestionSource
 
+#: Raise it where documents made before lack something: all packs are due then, and read again.
+INDEX_VERSION = 1
+
 
 class Document(models.Model):
     """A message as search, lists by date and threads see it."""
@@ -26,7 +29,9 @@ class Document(models.Model):
     mailbox = models.ForeignKey(
         Mailbox, models.CASCADE, related_name="+", db_constraint=False, db_index=False
     )
-    version = models.SmallIntegerField(help_text="The INDEX_VERSION that made it.")
+    version = models.SmallIntegerField(
+        help_text="The INDEX_VERSION that made it; 0: without its bytes, which can't be read."
+    )
     date = models.DateTimeField(help_text="When it was received, else sent, else archived.")
     words = SearchVectorField(help_text="What search finds it by.")
     sender_address = models.TextField(blank=True, help_text="Of the From header, in lower case.")
@@ -48,7 +53,26 @@ class Document(models.Model):
             models.Index(fields=["mailbox", "thread"], name="document_thread"),
             models.Index(fields=["mailbox", "message_key"], name="document_message_key"),
             GinIndex(fields=["words"], name="document_words"),
+            models.Index(fields=["source"], name="document_unread", condition=models.Q(version=0)),
         ]
 
     def __str__(self) -> str:
         return str(self.pk)
+
+
+class AbsentMessage(models.Model):
+    """A Message-ID that messages of a mailbox refer to and none of them has: which thread it, when
+    it comes, and all that refer to it belong to (`services.archive.threads`)."""
+
+    pk = models.CompositePrimaryKey("mailbox_id", "message_key")
+    mailbox = models.ForeignKey(
+        Mailbox, models.CASCADE, related_name="+", db_constraint=False, db_index=False
+    )
+    message_key = models.BigIntegerField()
+    thread = models.BigIntegerField()
+
+    class Meta:
+        indexes = [models.Index(fields=["mailbox", "thread"], name="absent_message_thread")]
+
+    def __str__(self) -> str:
+        return str(self.message_key)

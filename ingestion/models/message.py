@@ -22,7 +22,9 @@ class Pack(models.Model):
     """One immutable file of many messages: `<source id>/<pack id>.pack`."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="packs")
+    source = models.ForeignKey(
+        IngestionSource, models.CASCADE, related_name="packs", db_index=False
+    )
     size_bytes = models.BigIntegerField()
     message_count = models.IntegerField()
     created_at = models.DateTimeField(db_default=Now())
@@ -31,7 +33,15 @@ class Pack(models.Model):
     index_version = models.SmallIntegerField(
         db_default=0, help_text="The INDEX_VERSION that all its messages were indexed by."
     )
-    index_attempts = models.PositiveSmallIntegerField(db_default=0)
+    index_offset = models.BigIntegerField(
+        db_default=0, help_text="Up to which message they were, since all of them last were due."
+    )
+    index_defects = models.IntegerField(
+        db_default=0, help_text="How many of them were not indexed in whole."
+    )
+    index_attempts = models.PositiveSmallIntegerField(
+        db_default=0, help_text="How often in a row the pack could not be read."
+    )
     index_not_before = models.DateTimeField(db_default=Now())
     handed_out_at = models.DateTimeField(
         null=True, editable=False, help_text="When work on this row was last handed out."
@@ -39,7 +49,10 @@ class Pack(models.Model):
 
     class Meta:
         indexes = [
-            models.Index(fields=["index_version", "index_not_before"], name="pack_index_due")
+            models.Index(fields=["index_version", "index_not_before"], name="pack_index_due"),
+            models.Index(
+                fields=["source", "index_version", "index_not_before"], name="pack_of_source"
+            ),
         ]
 
     def __str__(self) -> str:

@@ -89,15 +89,18 @@ def test_a_sound_deployment_is_told_so(service: "Service", settings: Any) -> Non
     # A process of its own; a worker on a busy machine may miss the time for one answer.
     done = wait_for(lambda: tried if (tried := manage("doctor")).code == 0 else None, 60)
     assert "All is well." in done.stdout
-    for part in ("database", "clock", "keys", "broker", "queue sync", "queue control", "beat",
-                 "storage", "exposure", "settings"):  # fmt: skip
+    for part in ("database", "clock", "keys", "broker", "queue sync", "queue control", "queue index",
+                 "beat", "storage", "exposure", "settings"):  # fmt: skip
         assert f"ok       {part}:" in done.stdout
 
 
 def test_without_workers_and_beat_each_is_named_with_what_to_start(manage: CommandLine) -> None:
     cache.clear()
     found = findings(manage, code=1)
-    for name, entry in (("queue sync", "worker"), ("queue control", "control"), ("beat", "beat")):
+    for name, entry in (
+        *(("queue sync", "worker"), ("queue control", "control"), ("queue index", "index")),
+        ("beat", "beat"),
+    ):
         assert found[name]["state"] == "problem"
         assert f"'{entry}'" in found[name]["advice"]
     assert found["database"]["state"] == found["broker"]["state"] == "ok"
@@ -117,7 +120,12 @@ def test_a_broker_that_is_silent_is_told_within_seconds(manage: CommandLine, set
     assert time.monotonic() - began < 8
     assert found["broker"]["state"] == "problem"
     assert "Nothing is lost" in found["broker"]["advice"]
-    assert not found.keys() & {"queue sync", "queue control", "beat"}  # it can't know
+    assert not found.keys() & {
+        "queue sync",
+        "queue control",
+        "queue index",
+        "beat",
+    }  # it can't know
     assert found["storage"]["state"] == "ok"
 
 

@@ -122,4 +122,4 @@ def test_the_tests_run_with_what_the_service_runs_with() -> None:
 def test_the_programs_of_the_procfile_are_those_that_the_supervisor_runs() -> None:
     programs = dict(parse_procfile((ROOT / "Procfile").read_text()).processes)
     assert run._procfile(ROOT) == programs
-    assert set(programs) == {"web", "worker", "control", "beat"}
+    assert set(programs) == {"web", "worker", "control", "index", "beat"}

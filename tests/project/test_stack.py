@@ -16,7 +16,7 @@ import pytest
 from tests.servers.stack import ROOT, Service, Supervised, descendants, free_port, wait_for
 
 pytestmark = pytest.mark.timeout(120)
-NAMES = {"web", "worker", "control", "beat", "postgres", "redis"}
+NAMES = {"web", "worker", "control", "index", "beat", "postgres", "redis"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def manage(*arguments: str, env: dict[str, str]) -> str:
     ).stdout
 
 
-@pytest.mark.parametrize("name", ["web", "worker", "control", "beat"])
+@pytest.mark.parametrize("name", ["web", "worker", "control", "index", "beat"])
 def test_a_killed_process_is_started_again_and_leaves_no_child(service: Service, name: str) -> None:
     old = service.pid(name)
     children = descendants(old)

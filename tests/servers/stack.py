@@ -104,6 +104,7 @@ _COMMANDS = {
     "web": r"gunicorn",
     "worker": r"celery .*--queues sync",
     "control": r"celery .*--queues control",
+    "index": r"celery .*--queues index",
     "beat": r"celery .* beat",
     "postgres": r"bin/postgres ",
     "redis": r"redis-server",
@@ -143,7 +144,7 @@ class Service:
 
     @classmethod
     def start(cls, *, env: Mapping[str, str], log: Path) -> "Service":
-        """Start web, worker, control and beat on the services that run already."""
+        """Start web, worker, control, index and beat on the services that run already."""
         from django.conf import settings  # the environment must be set up before
 
         port = free_port()
@@ -171,7 +172,7 @@ class Service:
         return cls(f"http://127.0.0.1:{port}", own, supervised)
 
     def pid(self, name: str) -> int:
-        """Return the pid of web, worker, control or beat."""
+        """Return the pid of a program of the Procfile."""
         return wait_for(lambda: self.supervised.children().get(name))
 
     def kill(self, name: str) -> int:

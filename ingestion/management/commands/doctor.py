@@ -13,7 +13,7 @@ _MARKS = {"ok": "ok      ", "warning": "warning ", "problem": "PROBLEM "}
 class Command(OperatorCommand):
     help = (
         "Check what the service stands on (database, migrations, clocks, encryption keys, broker, "
-        "workers of both queues, beat, archive storage, settings), and whether its sources are up "
+        "workers of all queues, beat, archive storage, settings), and whether its sources are up "
         "to date. Ends with 1 where there is a problem; warnings alone end with 0."
     )
     example = (

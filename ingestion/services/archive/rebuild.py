@@ -213,7 +213,8 @@ class _Rebuild:
                 sql.date_messages([(pk, r.archived_at) for pk, r in rows if r.archived_at])
                 counted = Message.objects.filter(pack=pack.pack_id).count()
                 Pack.objects.filter(pk=pack.pack_id).update(
-                    message_count=Greatest(F("message_count"), counted)
+                    message_count=Greatest(F("message_count"), counted),
+                    index_version=0,  # for those that were added
                 )
                 self.result.messages_added += len(rows)
             ids = sql.known_hashes(mailbox.pk, {record.sha256 for record in everything})

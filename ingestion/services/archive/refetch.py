@@ -165,7 +165,10 @@ def _commit(pack: Pack, new_id: uuid.UUID, size_bytes: int, moved: dict[uuid.UUI
         raise NotAllowedNow("The source was deleted meanwhile.")
     sql.insert_pack(new_id, pack.source_id, size_bytes, len(moved))
     sql.move_messages(new_id, moved)
-    Pack.objects.filter(pk=pack.pk).update(message_count=F("message_count") - len(moved))
+    Pack.objects.filter(pk=pack.pk).update(
+        message_count=F("message_count") - len(moved),
+        index_version=0,  # whose defects are counted anew
+    )
     if not Message.objects.filter(pack=pack).exists():
         Pack.objects.filter(pk=pack.pk, message_count__lte=0).delete()
 

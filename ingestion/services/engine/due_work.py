@@ -22,6 +22,7 @@ from django.db.models.functions import Now
 from ingestion.crypto import key_id
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services.archive import indexing
 from ingestion.services.engine import claims, lease, runs, sync
 from ingestion.services.engine.places import Places
 from ingestion.services.sources import credentials, deletion, discovery
@@ -53,9 +54,14 @@ class Kind:
     verb: Callable[[uuid.UUID], object]
     #: As SQL: whose place it takes.
     owner: str = "owner_id"
-    #: None: `verb` claims its row by a lease, and tells whether there is more to do at once.
+    #: None: `verb` claims its row itself, and tells whether there is more to do at once.
     places: Places[Work] | None = None
     queue: str = "control"
+    #: As SQL: in which order they are handed out, where that is not by `since`.
+    first: str = ""
+    #: How many are handed out at a time, where its verb goes on with others by itself: more would
+    #: only fill the queue. None: all.
+    at_a_time: int | None = None
     #: Whether it makes other work due, which is looked for at once.
     leads_to_more: bool = False
 
@@ -106,6 +112,16 @@ KINDS = {
         owner=_OWNER_OF_SOURCE,
         queue="sync",
     ),
+    indexing.KIND: Kind(
+        "ingestion_pack",
+        indexing.DUE,
+        since="index_not_before",
+        first="index_version, index_not_before",
+        verb=indexing.work,
+        owner=_OWNER_OF_SOURCE,
+        queue="index",
+        at_a_time=16,
+    ),
 }
 
 #: SKIP LOCKED lets two dispatchers share the work. By an array, because IN is a join, which reads
@@ -116,14 +132,14 @@ UPDATE {{kind.table}} SET handed_out_at = now() WHERE id = ANY(ARRAY(
      WHERE {{kind.due}}
        AND (handed_out_at IS NULL OR handed_out_at < now() - %(again)s OR handed_out_at > now())
        AND {claims.FREE}
-     ORDER BY {{kind.since}} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
-RETURNING id, {{kind.since}}"""
+     ORDER BY {{order}} LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
+RETURNING id, {{order}}"""
 
 
 def hand_out(*, limit: int = 1000) -> Iterator[Work]:
     """Start the syncs whose time has come, and yield the work that is due, to be done elsewhere.
 
-    At most `limit` of each kind, each kind in a transaction of its own.
+    At most `limit` of each kind, and as many as it takes; each kind in a transaction of its own.
     """
     cache.set(_HEARTBEAT_KEY, time.time(), timeout=None)
     cache.set(_KEYS_KEY, [key_id(key) for key in settings.ENCRYPTION_KEYS], timeout=None)
@@ -132,15 +148,17 @@ def hand_out(*, limit: int = 1000) -> Iterator[Work]:
     runs.follow_meanwhile(limit)
     parameters = {
         **lease.parameters(),
-        "limit": limit,
         "again": dt.timedelta(seconds=HAND_OUT_AGAIN_SECONDS),
     }
     for name, kind in KINDS.items():
         with connection.cursor() as cursor:
-            cursor.execute(_HAND_OUT.format(kind=kind), parameters | {"kind": name})
+            own = {"kind": name, "limit": min(limit, kind.at_a_time or limit)}
+            cursor.execute(
+                _HAND_OUT.format(kind=kind, order=kind.first or kind.since), parameters | own
+            )
             rows = cursor.fetchall()
         # RETURNING is in the order of the update, which is the table's: who waits longest is first.
-        for pk, _ in sorted(rows, key=operator.itemgetter(1)):
+        for pk, *_ in sorted(rows, key=operator.itemgetter(slice(1, None))):
             yield Work(name, pk)
 
 

@@ -43,7 +43,7 @@ _MIN_FREE_BYTES = 1_000_000_000
 _LOW_FREE_SHARE = 0.05
 _SLOW_FSYNC_SECONDS = 1.0
 _NAMED = 5
-_QUEUES = {"sync": "worker", "control": "control"}
+_QUEUES = {"sync": "worker", "control": "control", "index": "index"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

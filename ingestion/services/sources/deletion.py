@@ -26,6 +26,7 @@ _STEPS = (
     ("ingestion_failedmessage", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_placement", f"folder_id IN ({_FOLDERS})"),
     ("ingestion_document", f"mailbox_id IN ({_MAILBOXES})"),
+    ("ingestion_absentmessage", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_message", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_folder", f"mailbox_id IN ({_MAILBOXES})"),
     ("ingestion_mailbox", "source_id = %(source)s"),
@@ -42,6 +43,8 @@ def delete_source(source_id: uuid.UUID) -> None:
     """
     tombstone = IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False)
     if tombstone.exists():
+        with transaction.atomic():  # once who writes documents of it is done (`archive.documents`)
+            tombstone.select_for_update().get()
         for table, condition in _STEPS:
             while _has_any(table, condition, source_id):
                 _delete_batch(table, condition, source_id)

@@ -12,12 +12,14 @@ from django.db.models import Model
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.models import INDEX_VERSION, IngestionSource, Mailbox, Pack, Run
 from ingestion.services.engine import due_work
 
 SOURCES, DUE = 10_000, 100
 #: Tables that grow with the number of sources: reading one from end to end is too much for a beat.
-_GROWING = {"ingestion_ingestionsource", "ingestion_mailbox", "ingestion_run"}
+_GROWING = {
+    *("ingestion_ingestionsource", "ingestion_mailbox", "ingestion_pack", "ingestion_run"),
+}
 
 
 @pytest.fixture
@@ -25,7 +27,7 @@ def sources(transactional_db: None) -> None:
     """10,000 sources with a mailbox and two finished runs each; of each kind of work 100 are due.
 
     By name: 1-100 a sync, 101-200 a listing of mailboxes, 201-300 a mailbox, 301-400 a check of the
-    credentials, 401-500 deletion.
+    credentials, 401-500 deletion, 501-600 a pack.
     """
     now = timezone.now()
     long_ago, later = now - dt.timedelta(hours=1), now + dt.timedelta(days=1)
@@ -37,17 +39,20 @@ def sources(transactional_db: None) -> None:
         source=one, kind="sync", actor="schedule", finished_at=long_ago, discovered_at=long_ago
     )
     Mailbox.objects.create(source=one, remote_id="me", address="me@example.com")
+    Pack.objects.create(source=one, size_bytes=1, message_count=1, index_version=INDEX_VERSION)
     multiply(IngestionSource, f"generate_series(1, {SOURCES}) n", name="n::text")
     others = "ingestion_ingestionsource s CROSS JOIN generate_series(1, 2) WHERE s.name <> '0'"
     multiply(Run, others, source_id="s.id")
+    multiply(Pack, others, source_id="s.id")
     multiply(Mailbox, "ingestion_ingestionsource s WHERE s.name <> '0'", source_id="s.id")
     due = {
         start: IngestionSource.objects.filter(name__in=[str(start + n) for n in range(1, DUE + 1)])
-        for start in range(0, 500, 100)
+        for start in range(0, 600, 100)
     }
     due[0].update(next_sync_at=long_ago)
     due[300].update(status="pending_auth", check_not_before=long_ago)
     due[400].update(deleted_at=long_ago)
+    Pack.objects.filter(source__in=due[500]).update(index_version=0, index_not_before=long_ago)
     usual = {"kind": "sync", "actor": "schedule", "not_before": long_ago}
     Run.objects.bulk_create(Run(source=source, **usual) for source in due[100].defer("secrets"))
     for source in due[200].defer("secrets"):
@@ -95,15 +100,15 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
         handed_out = list(due_work.hand_out())
     kinds = [work.kind for work in handed_out]
     assert {kind: kinds.count(kind) for kind in kinds} == {
-        "delete": 100, "check": 100, "discover": 200, "mailbox": 100,
+        "delete": 100, "check": 100, "discover": 200, "mailbox": 100, "index": 16,
     }  # fmt: skip
     statements = counted(queries)
-    assert len(statements) <= 10, statements
+    assert len(statements) <= 11, statements
     plans = {statement: explained(statement) for statement in statements}
     read = {table for plan in plans.values() for _, table in plan}
     assert read >= _GROWING  # the plans were understood
     for statement, plan in plans.items():
         assert not plan & {("Seq Scan", table) for table in _GROWING}, (plan, statement)
     with CaptureQueriesContext(connection) as queries:
-        assert list(due_work.hand_out()) == []
-    assert len(counted(queries)) <= 7
+        assert {work.kind for work in due_work.hand_out()} == {"index"}
+    assert len(counted(queries)) <= 8
