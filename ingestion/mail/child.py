@@ -5,7 +5,7 @@
 Each request is JSON, with the message as an open file; another one takes the bytes of an
 attachment, or how far a digest came. Each answer is JSON after its length. A message that fails,
 takes too much or hangs ends the process, and who asked starts another. It has no environment, no
-database and no key, and ends with the process that started it.
+database and no key, gives up files and network, and ends with the process that started it.
 """
 
 import json
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ingestion.mail import body, digest, view
 from ingestion.mail.attachments import attached, described
+from ingestion.mail.confinement import confine
 from ingestion.mail.mime import Raw, content, parse, with_line_ends
 
 #: Before an answer: its length in bytes.
@@ -42,6 +43,7 @@ class Request(NamedTuple):
 def main(channel: socket.socket) -> None:
     for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _OPEN_FILES)):
         resource.setrlimit(limit, (value, value))
+    confine()
     while True:
         said, files, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, _MAX_FILES)
         if not said:

@@ -58,7 +58,8 @@ def digest(
     contents = body.read(raw, max_characters=body.MAX_TEXT_BYTES)
     text = _Text(skip, began)
     text.take(_words(contents))
-    text.take_attachments(raw, contents.attachments, depth=1)
+    if contents.attachments:
+        text.take_attachments(raw, contents.attachments, depth=1)
     return Digest(
         text=text.joined(),
         preview=_preview(contents.text),
@@ -81,7 +82,7 @@ def _words(contents: body.Contents) -> str:
 
 def _preview(text: str) -> str:
     """Return how a text begins, without what it replies to, where there is anything else."""
-    beginning = text[: 100 * PREVIEW_CHARACTERS]
+    beginning = text[: 20 * PREVIEW_CHARACTERS]
     own = _REPLIED.split(beginning, maxsplit=1)[0]
     lines = [line for line in own.splitlines() if not line.startswith(">")]
     folded = " ".join(" ".join(lines).split()) or " ".join(beginning.split())
@@ -137,7 +138,7 @@ class _Text:
         self.take(f"{headers.subject}\n{headers.sender}\n{headers.recipients}")
         self.take(_words(contents))
         self.take("\n".join([attachment.name for attachment in contents.attachments]))
-        if depth < _MAX_DEPTH:
+        if contents.attachments and depth < _MAX_DEPTH:
             self.take_attachments(raw, contents.attachments, depth=depth + 1)
         elif contents.attachments:
             self.defects.append(f"Nested more than {_MAX_DEPTH} deep: files there are not read.")

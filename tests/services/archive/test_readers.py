@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ingestion.mail.child import Request
+from ingestion.mail.confinement import _libc
 from ingestion.services.archive import readers
 
 MAIL = b"Subject: hi\r\nContent-Type: text/html\r\n\r\n<p>hello"
@@ -141,6 +142,40 @@ def test_a_reader_ends_with_its_parent(wait_for: Callable[..., Any]) -> None:
         assert Path(f"/proc/{pid}").exists()
         parent.kill()
     wait_for(lambda: not Path(f"/proc/{pid}").exists())
+
+
+#: What a parser that a mail took over would try, each with what it prints if that is refused.
+ATTEMPTS = """
+import os, socket, subprocess, sys
+from ingestion.mail.confinement import confine
+confine()
+for attempt in (
+    socket.socket,
+    lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM),
+    lambda: open("/etc/passwd"),
+    lambda: open("README.md"),
+    lambda: open(f"/proc/{os.getppid()}/environ"),
+    lambda: open("/tmp/written", "w"),
+    lambda: subprocess.run(["/bin/true"]),
+):
+    try:
+        attempt()
+    except PermissionError:
+        print("refused")
+import pypdfium2, python_calamine, nh3
+"""
+
+
+@pytest.mark.skipif(_libc.syscall(444, None, 0, 1) < 1, reason="this kernel has no Landlock")
+def test_a_reader_may_not_open_files_or_ways_to_elsewhere() -> None:
+    refused = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS], capture_output=True, text=True, check=True
+    )
+    assert refused.stdout.split() == ["refused"] * 7
+    text()
+    status = Path(f"/proc/{pids()[0]}/status").read_text()
+    assert "NoNewPrivs:\t1" in status
+    assert "Seccomp:\t2" in status
 
 
 def test_a_reader_has_no_environment_and_no_file_of_its_parent() -> None:

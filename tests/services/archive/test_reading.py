@@ -58,6 +58,18 @@ def test_the_child_says_what_the_reader_says(mail: bytes) -> None:
     assert reading.digest(mail) == digest(mail)
 
 
+def test_the_child_has_all_that_it_needs_to_read_files() -> None:
+    mail = with_files(
+        ("a.pdf", files.pdf("heron")),
+        ("b.xlsx", files.xlsx(files.row(1, "heron", 1))),
+        ("c.docx", files.docx("heron")),
+        ("d.html", b"<meta charset=iso-2022-kr><p>heron"),
+    )
+    said = reading.digest(mail)
+    assert said == digest(mail)
+    assert said.text.count("heron") == 4
+
+
 def test_a_large_message_is_not_copied_to_be_read() -> None:
     body = spooled(MAIL + b"x" * 3_000_000)
     assert reading.read(body) == read(MAIL + b"x" * 3_000_000)
