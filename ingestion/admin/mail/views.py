@@ -16,11 +16,12 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
 from ingestion import queries
-from ingestion.admin.mail import found, places, rows
+from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
 from ingestion.admin.messages import details
 from ingestion.errors import InvalidInput
 from ingestion.models import Folder, Mailbox
+from ingestion.search.pages import Search
 from ingestion.search.query import OPERATORS, QueryError
 from ingestion.services.audit import Actor
 from ingestion.services.operations import people, saved_searches
@@ -34,7 +35,12 @@ _HELP = (
     ("-draft", "without this word"),
     ("invoic*", "words that begin so"),
 )
-_ORDERS = (("", "Newest"), ("oldest", "Oldest"))
+#: Of each order: how an address has it, how search has it, its name, and its pages' names.
+_ORDERS = (
+    ("", "-date", "Newest", "Newer", "Older"),
+    ("date", "date", "Oldest", "Older", "Newer"),
+    ("relevance", "relevance", "Relevance", "Before", "More"),
+)
 
 
 @never_cache
@@ -88,23 +94,35 @@ def _names(request: HttpRequest, asked: Asked) -> dict[str, Any]:
 
 
 def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
+    """Return the context of `mail/list.html`. Raises Http404 for a page of another list."""
+    order = next((order for order in _ORDERS if order[0] == asked.sort), _ORDERS[0])
     context = {
         "to_places": asked.url(show="places"),
         "orders": [
-            (label, asked.url(sort=name, page=""), asked.sort == name) for name, label in _ORDERS
+            (label, asked.url(sort=name, page=""), name == order[0])
+            for name, _, label, *_ in (_ORDERS if asked.q else _ORDERS[:2])
         ],
     }
     try:
-        query = str(asked.query())
+        query = asked.query()
     except QueryError as error:
         return context | {"problem": _problem(asked.q, error)}
-    page = found.page(request.user, asked)
+    search = Search(request.user, query)
+    try:
+        page = search.page(sort=order[1], cursor=asked.page)
+    except ValueError as error:
+        raise Http404 from error
+    number, more = search.count()
+    noun = "message" if number == 1 else "messages"
     return context | {
         "rows": rows.of(page.messages, asked),
-        "count": "1 message" if page.count == "1" else f"{page.count} messages",
+        "count": f"{number:,}{'+' if more else ''} {noun}" if number else "",
+        "previous": asked.url(page=page.previous) if page.previous else "",
         "next": asked.url(page=page.next) if page.next else "",
-        "query": query,
-        "may_save": bool(query),
+        "previous_name": order[3],
+        "next_name": order[4],
+        "query": str(query),
+        "may_save": bool(str(query)),
         "here": asked.url(),
         "nothing": _nothing(asked),
     }
