@@ -72,7 +72,7 @@ ROOMS = {
              "ingestion.search ingestion.feed"),
         Room("mail", "bytes to what people read", (24, 740, 216, 60), "ingestion.mail"),
         Room("queries", "what several pages show", (264, 740, 216, 60),
-             "ingestion.queries ingestion.freshness ingestion.index_health"),
+             "ingestion.queries ingestion.freshness ingestion.index_health ingestion.downloads"),
         Room("models", "the tables; secrets are encrypted", (504, 740, 216, 60),
              "ingestion.models ingestion.migrations ingestion.crypto"),
         Room("states", "words: states and their moves, refusals", (24, 848, 696, 56),
