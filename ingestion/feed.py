@@ -171,6 +171,32 @@ def page(user: User, *, after: str, limit: int, source: uuid.UUID | None = None)
         return Page((), now.cursor(_last(_BEGINNING, now.horizon)), more=False)
     begin = now.place(after)
     end, more = _end(begin, now.horizon)
+    found = _between(now, begin, end, user, source, limit=limit + 1)
+    if len(found) > limit:
+        end, more = found[limit - 1].place, True
+    return Page(found[:limit], now.cursor(end), more)
+
+
+def news(user: User, after: Place) -> tuple[bool, Place, str]:
+    """Tell whether a user may see any change after a place, up to where that is known now, and the
+    cursor of that. What follows in the feed is looked at when it is asked again from there."""
+    now = _Now.read()
+    end, _ = _end(after, now.horizon)
+    found = bool(_between(now, after, end, user, None, limit=1))
+    if found:
+        end = last()
+    return found, end, now.cursor(end)
+
+
+def last() -> Place:
+    """Return where the feed ends now."""
+    return _last(_BEGINNING, _Now.read().horizon)
+
+
+def _between(
+    now: _Now, begin: Place, end: Place, user: User, source: uuid.UUID | None, *, limit: int
+) -> list[Change]:
+    """Return the first changes that a user may see; a few more than the limit, maybe."""
     sources = queries.sources_of_mail(user)
     if source is not None:
         sources = sources.filter(pk=source)
@@ -180,13 +206,10 @@ def page(user: User, *, after: str, limit: int, source: uuid.UUID | None = None)
         "source": source,
         "all": queries.sees_all_mail(user),
         "user": user.pk,
-        "limit": limit + 1,
+        "limit": limit,
     }
     found = _changes(now, _PLACEMENTS, parameters) + _changes(now, _OTHERS, parameters)
-    found.sort(key=operator.attrgetter("place"))
-    if len(found) > limit:
-        end, more = found[limit - 1].place, True
-    return Page(found[:limit], now.cursor(end), more)
+    return sorted(found, key=operator.attrgetter("place"))
 
 
 def _range(after: Place, until: Place) -> dict[str, Any]:

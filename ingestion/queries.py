@@ -23,6 +23,7 @@ from ingestion.models import (
     Pack,
     Placement,
     Run,
+    WebhookEndpoint,
 )
 
 
@@ -121,6 +122,13 @@ def placements_of(folder: Folder) -> Iterator[list[tuple[int, str]]]:
     ):
         yield rows
         after = rows[-1][1]
+
+
+def visible_webhooks(user: User | AnonymousUser) -> QuerySet[WebhookEndpoint]:
+    """Return the webhooks that a user may see: their own; all of them for permitted staff."""
+    if user.is_staff and user.has_perm("ingestion.view_webhookendpoint"):
+        return WebhookEndpoint.objects.all()
+    return WebhookEndpoint.objects.filter(owner_id=user.pk)
 
 
 # -- messages ----------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from ingestion.models import IngestionSource
 from ingestion.services.archive import housekeeping as housekeeper
 from ingestion.services.archive import restored
 from ingestion.services.engine import clocks, due_work
-from ingestion.services.operations import answered
+from ingestion.services.operations import answered, webhooks
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +40,7 @@ def housekeeping() -> None:
         if free:
             clocks.bring_back()
             restored.bring_back_feed()
+            webhooks.forget_old()
             housekeeper.collect_orphans()
             answered.forget()
 

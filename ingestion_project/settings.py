@@ -218,6 +218,7 @@ SPECTACULAR_SETTINGS = {
         {"name": "emails", "description": "What was archived."},
         {"name": "searches", "description": "Searches that a user keeps under a name."},
         {"name": "changes", "description": "What changed in the archive, for programs."},
+        {"name": "webhooks", "description": "Who is told of events, as they happen."},
     ],
     "SERVE_INCLUDE_SCHEMA": False,
     "SERVE_PERMISSIONS": ["rest_framework.permissions.AllowAny"],

@@ -9,6 +9,7 @@ from ingestion.api.consent import ConsentViewSet
 from ingestion.api.emails import EmailViewSet
 from ingestion.api.searches import SavedSearchViewSet
 from ingestion.api.sources import SourceViewSet
+from ingestion.api.webhooks import WebhookViewSet
 
 router = SimpleRouter()
 router.trailing_slash = "/?"
@@ -16,6 +17,7 @@ router.register("ingestion", SourceViewSet, basename="ingestion")
 router.register("emails", EmailViewSet, basename="emails")
 router.register("searches", SavedSearchViewSet, basename="searches")
 router.register("changes", ChangesViewSet, basename="changes")
+router.register("webhooks", WebhookViewSet, basename="webhooks")
 
 urlpatterns = [
     path("v1/", include(router.urls)),

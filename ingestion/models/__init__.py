@@ -10,6 +10,7 @@ from ingestion.models.message import FailedMessage, Message, Pack, Placement
 from ingestion.models.run import Run
 from ingestion.models.saved_search import SavedSearch
 from ingestion.models.source import IngestionSource, StatusChange
+from ingestion.models.webhook import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "INDEX_VERSION",
@@ -30,4 +31,6 @@ __all__ = [
     "Run",
     "SavedSearch",
     "StatusChange",
+    "WebhookDelivery",
+    "WebhookEndpoint",
 ]

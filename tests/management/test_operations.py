@@ -17,10 +17,10 @@ from django.core.cache import cache
 from django.db import connection
 
 from ingestion.errors import CredentialsUnreadable
-from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack
+from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack, WebhookEndpoint
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.operations import credential_keys
+from ingestion.services.operations import credential_keys, webhooks
 from ingestion.services.sources import configuration
 from tests.servers import people
 from tests.servers.command_line import CommandLine
@@ -58,11 +58,12 @@ def make_source(owner: User, name: str = "Alice") -> IngestionSource:
 @pytest.fixture
 def keys(settings: Any) -> Iterator[Callable[..., None]]:
     """`keys(NEW, OLD)` makes this process one that was started with these ENCRYPTION_KEYS."""
-    field = IngestionSource._meta.get_field("secrets")
+    fields = [m._meta.get_field("secrets") for m in (IngestionSource, WebhookEndpoint)]
 
     def forget() -> None:
-        for name in ("keys", "fernet_keys", "fernet"):
-            field.__dict__.pop(name, None)  # cached for the life of a process
+        for field in fields:
+            for name in ("keys", "fernet_keys", "fernet"):
+                field.__dict__.pop(name, None)  # cached for the life of a process
 
     def use(*given: str) -> None:
         settings.ENCRYPTION_KEYS = settings.FERNET_KEYS = list(given)
@@ -245,6 +246,7 @@ def test_credentials_change_to_the_newest_key_and_the_old_one_can_go(
     rotated = manage.here("rotate_credentials_key", "--json").json()
     assert rotated == {
         "sources": 4,
+        "webhooks": 0,
         "reencrypted": 3,
         "unreadable": [],
         "restartNeeded": False,
@@ -254,6 +256,23 @@ def test_credentials_change_to_the_newest_key_and_the_old_one_can_go(
     assert all(source.secrets["password"] == SECRET for source in IngestionSource.objects.all())
     assert AuditEvent.objects.filter(action="credentials.rotate").count() == 1
     assert SECRET not in str(list(AuditEvent.objects.values()))
+
+
+def test_secrets_of_webhooks_change_to_the_newest_key_too(
+    manage: CommandLine, root: User, keys: Callable[..., None]
+) -> None:
+    cache.clear()
+    keys(OLD)
+    url = "https://hooks.example.com/"
+    made, secret = webhooks.create(root, url=url, events=["run.finished"], actor=ACTOR)
+    keys(NEW, OLD)
+    rotated = manage.here("rotate_credentials_key")
+    assert "1 of 1 webhook were re-encrypted" in rotated.stdout
+    keys(NEW)
+    assert WebhookEndpoint.objects.get().secrets["secret"] == secret
+    keys(OTHER)
+    assert "No key" in webhooks.test(WebhookEndpoint.objects.get(), actor=ACTOR).text
+    assert findings(manage, code=1)["keys"]["message"].endswith(f"1 webhook: {made.pk}.")
 
 
 def test_a_rotation_that_dies_half_way_leaves_everything_readable(

@@ -41,15 +41,16 @@ class Command(OperatorCommand):
         unreadable = [str(pk) for pk in result.unreadable]
         document = {
             "sources": result.sources,
+            "webhooks": result.webhooks,
             "reencrypted": result.reencrypted,
             "unreadable": unreadable,
             "restartNeeded": False,
         }
         lines = [
-            f"{result.reencrypted} of {result.sources} sources were re-encrypted; "
+            f"{result.reencrypted} of {result.all} were re-encrypted; "
             "the newest key reads all of them."
             if not unreadable
-            else f"{result.reencrypted} of {result.sources} sources were re-encrypted."
+            else f"{result.reencrypted} of {result.all} were re-encrypted."
         ]
         if unreadable:
             lines.append(
@@ -61,7 +62,13 @@ class Command(OperatorCommand):
 
     def _restart_first(self, number: int) -> None:
         self.report(
-            {"sources": 0, "reencrypted": 0, "unreadable": [], "restartNeeded": True},
+            {
+                "sources": 0,
+                "webhooks": 0,
+                "reencrypted": 0,
+                "unreadable": [],
+                "restartNeeded": True,
+            },
             f"A fresh key is in front of {number - 1} older in VAR_DIR/secrets.json. The service "
             "runs and does not know it yet: restart it, then run rotate_credentials_key again, "
             "without --new-key.",

@@ -28,6 +28,7 @@ def bring_back_feed() -> int:
     for table in ("ingestion_placement", "ingestion_archivechange"):
         while changed := _batch(table):
             count += changed
+    _let_doorbells_begin_again()
     if count:
         log.warning("feed_brought_back", count=count)
     return count
@@ -37,3 +38,12 @@ def _batch(table: str) -> int:
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_BRING_BACK.format(table=table), {"limit": _BATCH_ROWS})
         return int(cursor.rowcount)
+
+
+def _let_doorbells_begin_again() -> None:
+    """Of webhooks: they would wait for what comes behind where the other cluster was."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE ingestion_webhookendpoint SET rung_xid = '0', rung_id = 0"
+            " WHERE rung_xid >= pg_snapshot_xmax(pg_current_snapshot())"
+        )

@@ -2,7 +2,7 @@
 row with the pack's own record of it.
 
 Reports rows whose pack is missing or damaged, rows that are missing, and packs that have no row.
-Changes nothing; a restored backup or `archive.rebuild` does.
+Changes nothing but to have it announced; a restored backup or `archive.rebuild` does.
 """
 
 import dataclasses
@@ -12,15 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal
 
+from django.db import transaction
 from django.utils import timezone
 
 from connectors.types import SpooledBody
 from ingestion.errors import Corrupt
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.models.webhook import Event
 from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Extent, PackFile, PackStore, store
 from ingestion.services.archive import orphans
 from ingestion.services.engine import placements
+from ingestion.services.events import announce
 
 Kind = Literal[
     "missing_pack",
@@ -63,6 +66,7 @@ class Verification:
     messages: int = 0
     size_bytes: int = 0
     found: Counter[Kind] = dataclasses.field(default_factory=Counter)
+    found_in: dict[uuid.UUID, Counter[Kind]] = dataclasses.field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -86,6 +90,7 @@ def verify_archive(
 
     def report(problem: Problem) -> None:
         result.found[problem.kind] += 1
+        result.found_in.setdefault(problem.source_id, Counter())[problem.kind] += 1
         on_problem(problem)
 
     for source in chosen:
@@ -98,7 +103,16 @@ def verify_archive(
     for source_id in where:
         for problem in _orphans(archive, source_id):
             report(problem)
+    for source_id, kinds in result.found_in.items():
+        _announce(source_id, kinds)
     return result
+
+
+def _announce(source_id: uuid.UUID, kinds: Counter[Kind]) -> None:
+    source = IngestionSource.objects.filter(pk=source_id, deleted_at=None).first()
+    about = {"problems": dict(kinds), "message": "A verification found what is damaged or missing."}
+    with transaction.atomic():
+        announce(Event.ARCHIVE_CORRUPT, source, {"sourceId": str(source_id)} | about)
 
 
 def _packs(source: IngestionSource) -> Iterator[Pack]:

@@ -25,6 +25,7 @@ from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.archive import indexing
 from ingestion.services.engine import claims, lease, runs, sync
 from ingestion.services.engine.places import Places
+from ingestion.services.operations import webhooks
 from ingestion.services.sources import credentials, deletion, discovery
 from ingestion.states import SourceStatus
 
@@ -73,9 +74,10 @@ def _check(pk: uuid.UUID) -> None:
         log.info("check_overtaken", source=str(pk))
 
 
-#: Of the eight threads of `control` (Procfile): two are always left for dispatching.
+#: Of the ten threads of `control` (Procfile): two are always left for dispatching.
 _asking_providers = Places[Work](4, each=2)
 cleaning_up = Places[Work](2, each=1)
+_telling = Places[Work](2, each=1)
 
 _OWNER_OF_SOURCE = "(SELECT s.owner_id FROM ingestion_ingestionsource s WHERE s.id = source_id)"
 
@@ -121,6 +123,29 @@ KINDS = {
         owner=_OWNER_OF_SOURCE,
         queue="index",
         at_a_time=16,
+    ),
+    "deliver": Kind(
+        "ingestion_webhookdelivery",
+        "outcome = 'pending' AND not_before <= now()",
+        since="not_before",
+        verb=webhooks.deliver,
+        owner="(SELECT e.owner_id FROM ingestion_webhookendpoint e WHERE e.id = endpoint_id)",
+        places=_telling,
+    ),
+    "ring": Kind(
+        "ingestion_webhookendpoint",
+        """enabled AND 'archive.changed' = ANY(events) AND ring_not_before <= now()
+            AND NOT EXISTS (SELECT 1 FROM ingestion_webhookdelivery d
+                 WHERE d.endpoint_id = ingestion_webhookendpoint.id AND d.outcome = 'pending'
+                   AND d.event = 'archive.changed')
+            AND (EXISTS (SELECT 1 FROM ingestion_placement
+                          WHERE (changed_xid, id) > (rung_xid, rung_id))
+                 OR EXISTS (SELECT 1 FROM ingestion_archivechange
+                          WHERE (changed_xid, id) > (rung_xid, rung_id)))""",
+        since="ring_not_before",
+        verb=webhooks.ring,
+        places=_telling,
+        leads_to_more=True,
     ),
 }
 

@@ -31,13 +31,33 @@ _BATCH_ROWS = 200
 _HEARTBEAT_SECONDS = 30.0
 
 
+#: What has secrets, in a column of that name: sources, and webhooks.
+_SOURCES, _WEBHOOKS = "ingestion_ingestionsource", "ingestion_webhookendpoint"
+
+
 @dataclasses.dataclass(slots=True)
 class Rotation:
-    """What was looked at. `unreadable`: ids of sources that none of the keys decrypts."""
+    """What was looked at. `unreadable`: ids of what none of the keys decrypts."""
 
     sources: int = 0
+    webhooks: int = 0
     reencrypted: int = 0
     unreadable: list[uuid.UUID] = dataclasses.field(default_factory=list)
+
+    @property
+    def all(self) -> str:
+        """Say what there is: "3 sources and 1 webhook"."""
+        webhooks = f"{self.webhooks} webhook{'' if self.webhooks == 1 else 's'}"
+        sources = f"{self.sources} sources"
+        if not self.webhooks:
+            return sources
+        return f"{sources} and {webhooks}" if self.sources else webhooks
+
+    def count(self, table: str) -> None:
+        if table == _SOURCES:
+            self.sources += 1
+        else:
+            self.webhooks += 1
 
 
 def rotate(
@@ -63,24 +83,25 @@ def rotate(
         )
     fernets = _fernets(chosen)
     result = Rotation()
-    for batch in _batches():
+    for table, batch in _batches():
         with transaction.atomic():
-            for pk, token in _locked(batch):
-                _rotate_one(fernets, pk, token, result)
+            for pk, token in _tokens(table, batch, lock=True):
+                result.count(table)
+                _rotate_one(fernets, table, pk, token, result)
             on_progress(result)
     if result.reencrypted:
         with transaction.atomic():
-            audit(actor, "credentials.rotate", None, {"sources": result.reencrypted})
+            audit(actor, "credentials.rotate", None, {"reencrypted": result.reencrypted})
     return result
 
 
 def survey() -> Rotation:
-    """Count the sources, those not yet on the first key (`reencrypted`) and those unreadable."""
+    """Count what has secrets, what is not yet on the first key (`reencrypted`) or unreadable."""
     fernets = _fernets(settings.ENCRYPTION_KEYS)
     result = Rotation()
-    for batch in _batches():
-        for pk, token in _tokens(batch, lock=False):
-            result.sources += 1
+    for table, batch in _batches():
+        for pk, token in _tokens(table, batch, lock=False):
+            result.count(table)
             key = _key_of(fernets, token)
             if key is None:
                 result.unreadable.append(pk)
@@ -89,15 +110,16 @@ def survey() -> Rotation:
     return result
 
 
-def _rotate_one(fernets: Sequence[Fernet], pk: uuid.UUID, token: bytes, result: Rotation) -> None:
-    result.sources += 1
+def _rotate_one(
+    fernets: Sequence[Fernet], table: str, pk: uuid.UUID, token: bytes, result: Rotation
+) -> None:
     key = _key_of(fernets, token)
     if key is None:
         result.unreadable.append(pk)
     elif key > 0:
         with connection.cursor() as cursor:
             cursor.execute(
-                "UPDATE ingestion_ingestionsource SET secrets = %s WHERE id = %s",
+                f"UPDATE {table} SET secrets = %s WHERE id = %s",
                 (MultiFernet(fernets).rotate(token), pk),
             )
         result.reencrypted += 1
@@ -128,29 +150,26 @@ def _key_of(fernets: Sequence[Fernet], token: bytes) -> int | None:
     return None
 
 
-def _batches() -> Iterator[list[uuid.UUID]]:
-    """Yield the ids of all sources, deleted ones too, in batches."""
-    after = uuid.UUID(int=0)
-    while True:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT id FROM ingestion_ingestionsource WHERE id > %s ORDER BY id LIMIT %s",
-                (after, _BATCH_ROWS),
-            )
-            batch = [row[0] for row in cursor.fetchall()]
-        if not batch:
-            return
-        yield batch
-        after = batch[-1]
+def _batches() -> Iterator[tuple[str, list[uuid.UUID]]]:
+    """Yield table and ids of all that has secrets, deleted sources too, in batches."""
+    for table in (_SOURCES, _WEBHOOKS):
+        after = uuid.UUID(int=0)
+        while True:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    f"SELECT id FROM {table} WHERE id > %s ORDER BY id LIMIT %s",
+                    (after, _BATCH_ROWS),
+                )
+                batch = [row[0] for row in cursor.fetchall()]
+            if not batch:
+                break
+            yield table, batch
+            after = batch[-1]
 
 
-def _locked(batch: list[uuid.UUID]) -> list[tuple[uuid.UUID, bytes]]:
-    return _tokens(batch, lock=True)
-
-
-def _tokens(batch: list[uuid.UUID], *, lock: bool) -> list[tuple[uuid.UUID, bytes]]:
+def _tokens(table: str, batch: list[uuid.UUID], *, lock: bool) -> list[tuple[uuid.UUID, bytes]]:
     """Read ciphertexts as they are stored: the model's field would decrypt them, or raise."""
-    query = "SELECT id, secrets FROM ingestion_ingestionsource WHERE id = ANY(%s) ORDER BY id"
+    query = f"SELECT id, secrets FROM {table} WHERE id = ANY(%s) ORDER BY id"
     with connection.cursor() as cursor:
         cursor.execute(query + (" FOR UPDATE" if lock else ""), (batch,))
         return [(pk, bytes(token)) for pk, token in cursor.fetchall()]

@@ -5,6 +5,7 @@ into the archive and removes it again.
 """
 
 import dataclasses
+import datetime as dt
 import os
 import secrets
 import shutil
@@ -26,11 +27,11 @@ from redis.exceptions import RedisError
 
 from ingestion import freshness
 from ingestion.errors import WrongArchive
-from ingestion.models import IngestionSource, Pack
+from ingestion.models import IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, storage
 from ingestion.services.engine import due_work
-from ingestion.services.operations import credential_keys
+from ingestion.services.operations import credential_keys, webhooks
 
 State = Literal["ok", "warning", "problem"]
 
@@ -64,6 +65,7 @@ def examine() -> Iterator[Finding]:
         yield _clock()
         yield _keys()
         yield _sources()
+        yield _webhooks()
     broker = _broker()
     yield broker
     if broker.state != "problem":
@@ -130,9 +132,9 @@ def _keys() -> Finding:
             "keys",
             "problem",
             f"No encryption key reads the credentials of {len(found.unreadable)} of "
-            f"{found.sources} sources: {ids}.",
+            f"{found.all}: {ids}.",
             "Put the key they were stored with back into ENCRYPTION_KEYS, or set these sources' "
-            "credentials anew.",
+            "credentials anew, and give these webhooks new secrets.",
         )
     if credential_keys.unknown_to_the_service(settings.ENCRYPTION_KEYS[0]):
         return Finding(
@@ -145,10 +147,10 @@ def _keys() -> Finding:
         return Finding(
             "keys",
             "warning",
-            f"{found.reencrypted} of {found.sources} sources are encrypted with an older key.",
+            f"{found.reencrypted} of {found.all} are encrypted with an older key.",
             "Run manage.py rotate_credentials_key before you take that key away.",
         )
-    return Finding("keys", "ok", f"The newest key reads all {found.sources} sources' credentials.")
+    return Finding("keys", "ok", f"The newest key reads the credentials of all {found.all}.")
 
 
 def _sources() -> Finding:
@@ -166,6 +168,21 @@ def _sources() -> Finding:
         f"{told.text} Needs attention: {', '.join(names[:_NAMED])}{more}.",
         "manage.py source_status says why, and what is left out.",
     )
+
+
+def _webhooks() -> Finding:
+    """Whether who wants to be told of events is told."""
+    disabled = WebhookEndpoint.objects.filter(enabled=False).count()
+    lost = webhooks.given_up(dt.timedelta(days=1))
+    if lost:
+        return Finding(
+            "webhooks",
+            "warning",
+            f"{lost:,} deliveries were given up within a day, after all their tries.",
+            "Look at what their servers answer, at Webhooks in the admin.",
+        )
+    off = f" {disabled:,} are disabled." if disabled else ""
+    return Finding("webhooks", "ok", f"No delivery was given up within a day.{off}")
 
 
 def _broker() -> Finding:

@@ -4,7 +4,9 @@ from django.db.models.functions import Now
 
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, StatusChange
+from ingestion.models.webhook import Event
 from ingestion.services.audit import Actor
+from ingestion.services.events import announce
 from ingestion.states import MOVES, SourceStatus
 
 
@@ -31,6 +33,8 @@ def move(source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor
         actor=actor if isinstance(actor, str) else actor.name,
     )
     source.status, source.status_message = to, reason
+    if to == SourceStatus.ERROR:
+        announce(Event.SOURCE_ERROR, source, {"message": reason})
 
 
 def locked(source: IngestionSource) -> IngestionSource:
