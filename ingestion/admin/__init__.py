@@ -15,6 +15,7 @@ from ingestion.admin import (
     sign_in,
     sources,
     users,
+    webhooks,
 )
 
 admin.site.index_title = "Dashboard"
@@ -30,4 +31,5 @@ __all__ = [
     "sign_in",
     "sources",
     "users",
+    "webhooks",
 ]

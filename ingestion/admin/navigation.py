@@ -30,6 +30,7 @@ _SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
         "Access",
         (
             ("API keys", "key", "ingestion", "apikey"),
+            ("Webhooks", "webhook", "ingestion", "webhookendpoint"),
             ("Users", "person", "auth", "user"),
             ("Groups", "group", "auth", "group"),
         ),

@@ -43,6 +43,7 @@ LISTS = {
     "statuschange": "status changes",
     "auditevent": "audit events",
     "apikey": "API keys",
+    "webhookendpoint": "webhooks",
 }
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>"
 

@@ -74,7 +74,7 @@ def create(
 ) -> tuple[WebhookEndpoint, str]:
     """Return a new endpoint and its secret, which nothing can show again. Raises InvalidInput.
     Opens its own transaction."""
-    errors = _wrong(url, events)
+    errors = wrong_with(url, events)
     if not errors and WebhookEndpoint.objects.filter(owner=user).count() >= MAX_OF_A_USER:
         errors["url"] = [f"You have {MAX_OF_A_USER} webhooks. Delete one first."]
     if errors:
@@ -111,7 +111,7 @@ def change(
         changes["events"] = _ordered(events)
     if enabled is not None and enabled != endpoint.enabled:
         changes["enabled"] = enabled
-    errors = _wrong(url or endpoint.url, endpoint.events if events is None else events)
+    errors = wrong_with(url or endpoint.url, endpoint.events if events is None else events)
     if errors:
         raise InvalidInput(errors)
     if changes.get("enabled") or "events" in changes:
@@ -151,18 +151,26 @@ def delete(endpoint: WebhookEndpoint, *, actor: Actor) -> None:
 def test(endpoint: WebhookEndpoint, *, actor: Actor) -> Answer:
     """Send a test now, within half a minute, and return what came of it. Network outside, its own
     transactions."""
-    with transaction.atomic():
-        delivery = WebhookDelivery.objects.create(
-            endpoint=endpoint,
-            event=TEST_EVENT,
-            data={"message": "A test, sent because somebody asked for it."},
-            outcome=Outcome.GIVEN_UP,  # should this process die: nobody tries it again
-        )
-        audit(actor, "webhook.test", None, _about(endpoint))
+    # Should this process die: nobody tries it again.
+    delivery = _test(endpoint, Outcome.GIVEN_UP, actor)
     delivery.refresh_from_db()
     answer = _send(delivery)
     _finish(delivery, Outcome.DELIVERED if answer.ok else Outcome.GIVEN_UP, answer.text)
     return answer
+
+
+def test_soon(endpoint: WebhookEndpoint, *, actor: Actor) -> None:
+    """Have a test sent within seconds, once. Opens its own transaction."""
+    _test(endpoint, Outcome.PENDING, actor)
+
+
+def _test(endpoint: WebhookEndpoint, outcome: Outcome, actor: Actor) -> WebhookDelivery:
+    about = {"message": "A test, sent because somebody asked for it."}
+    with transaction.atomic():
+        audit(actor, "webhook.test", None, _about(endpoint))
+        return WebhookDelivery.objects.create(
+            endpoint=endpoint, event=TEST_EVENT, data=about, outcome=outcome
+        )
 
 
 def _ordered(events: Collection[str]) -> list[str]:
@@ -181,7 +189,8 @@ def _about(endpoint: WebhookEndpoint) -> dict[str, object]:
     return about | {"enabled": endpoint.enabled}
 
 
-def _wrong(url: str, events: Collection[str]) -> dict[str, list[str]]:
+def wrong_with(url: str, events: Collection[str]) -> dict[str, list[str]]:
+    """Return what is wrong with what somebody gives, by field."""
     errors: dict[str, list[str]] = {}
     if (problem := _wrong_with_url(url)) is not None:
         errors["url"] = [problem]
@@ -220,6 +229,8 @@ def deliver(pk: uuid.UUID) -> None:
     elif answer.status == _GONE:
         _finish(delivery, Outcome.GIVEN_UP, answer.text)
         _disable(delivery.endpoint)
+    elif delivery.event == TEST_EVENT:
+        _finish(delivery, Outcome.GIVEN_UP, answer.text)
     elif attempts > len(_WAITS_SECONDS):
         text = f"{answer.text} Given up after {attempts} tries."
         _finish(delivery, Outcome.GIVEN_UP, text)
