@@ -129,7 +129,9 @@ class WebhookAdmin(AuditedAdmin):
         latest = row.deliveries.all()[:_SHOWN_DELIVERIES]
         lines = [
             (
-                display.two_lines(one.event, f"{one.attempts} tries"),
+                display.two_lines(
+                    one.event, f"{one.attempts} {'try' if one.attempts == 1 else 'tries'}"
+                ),
                 display.badge(*_OUTCOMES[WebhookDelivery.Outcome(one.outcome)]),
                 one.result or display.NOTHING,
                 display.time_tag(one.created_at),

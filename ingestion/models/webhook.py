@@ -4,6 +4,7 @@ A delivery is written in the transaction of what it tells of, and is due work un
 """
 
 import uuid
+from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
@@ -17,10 +18,10 @@ from ingestion.models.fields import Xid8Field
 class Event(models.TextChoices):
     """What there is to be told of."""
 
-    SOURCE_ERROR = "source.error", "A source needs somebody: it went to error"
-    RUN_FINISHED = "run.finished", "An import or sync ended"
-    ARCHIVE_CHANGED = "archive.changed", "The feed has something new"
-    ARCHIVE_CORRUPT = "archive.corrupt", "What is archived is damaged or missing"
+    SOURCE_ERROR = "source.error", "a source needs somebody"
+    RUN_FINISHED = "run.finished", "an import or sync ended"
+    ARCHIVE_CHANGED = "archive.changed", "the feed has news"
+    ARCHIVE_CORRUPT = "archive.corrupt", "mail is damaged or missing"
 
 
 #: Sent by `POST /webhooks/:id/test`, whatever an endpoint wants.
@@ -58,7 +59,8 @@ class WebhookEndpoint(models.Model):
         verbose_name = "webhook"
 
     def __str__(self) -> str:
-        return self.url
+        """The host alone: the rest may have a token in it."""
+        return f"Webhook to {urlsplit(self.url).hostname}"
 
 
 class WebhookDelivery(models.Model):

@@ -11,7 +11,10 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, TypeVar
 
+from django.db import transaction
+
 from connectors.types import Body, SpooledBody
+from ingestion.errors import Corrupt
 from ingestion.mail.attachments import Attachment
 from ingestion.mail.body import Contents, Version
 from ingestion.mail.child import Request
@@ -19,9 +22,11 @@ from ingestion.mail.digest import Digest
 from ingestion.mail.headers import Headers, head_of, parse_headers, parse_named
 from ingestion.mail.view import Html
 from ingestion.models import Message
+from ingestion.models.webhook import Event
 from ingestion.packs.store import Extent, store
 from ingestion.services.archive import readers
 from ingestion.services.archive.readers import Unreadable
+from ingestion.services.events import announce
 
 #: Larger than providers take (150 MB). It bounds for how long the bytes are verified.
 MAX_BYTES = 200_000_000
@@ -38,6 +43,9 @@ _TOO_LARGE = f"Larger than {MAX_BYTES:,} bytes. Download it to read it."
 _UNREADABLE = "Nothing but its header can be read within the limits of a reader."
 _BEYOND_LIMITS = "It can't be read within the limits of this page. Download it to read it."
 
+#: Who looks at a damaged message looks at others of the same pack.
+_TOLD_AGAIN = dt.timedelta(hours=1)
+
 _T = TypeVar("_T")
 
 
@@ -49,14 +57,21 @@ class OpenedAttachment(NamedTuple):
 
 
 def opened(message: Message) -> Body:
-    """Return the exact bytes of a message: close a SpooledBody. Raises Corrupt."""
-    return store().open(
-        message.mailbox.source_id,
-        message.pack_id,
-        Extent(message.pack_offset, message.pack_length),
-        sha256=bytes(message.sha256),
-        size=message.size_bytes,
-    )
+    """Return the exact bytes of a message: close a SpooledBody. Raises Corrupt, which is announced
+    too, once an hour of each source."""
+    try:
+        return store().open(
+            message.mailbox.source_id,
+            message.pack_id,
+            Extent(message.pack_offset, message.pack_length),
+            sha256=bytes(message.sha256),
+            size=message.size_bytes,
+        )
+    except Corrupt as error:
+        about = {"problems": {"corrupt_message": 1}, "message": str(error)}
+        with transaction.atomic():
+            announce(Event.ARCHIVE_CORRUPT, message.mailbox.source, about, once_in=_TOLD_AGAIN)
+        raise
 
 
 def contents(message: Message) -> Contents:

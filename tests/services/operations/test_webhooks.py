@@ -11,7 +11,7 @@ from django.utils import timezone
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from ingestion import feed
-from ingestion.errors import InvalidInput
+from ingestion.errors import Corrupt, InvalidInput
 from ingestion.models import (
     AuditEvent,
     Folder,
@@ -22,7 +22,7 @@ from ingestion.models import (
 )
 from ingestion.models.webhook import Event
 from ingestion.packs.store import store
-from ingestion.services.archive import verify
+from ingestion.services.archive import reading, verify
 from ingestion.services.engine import due_work
 from ingestion.services.events import announce
 from ingestion.services.operations import webhooks
@@ -123,6 +123,19 @@ def test_damage_that_a_verification_finds_is_told(owner: User, at: Receiver) -> 
     [came] = at.came
     assert came.verified(secret)["data"]["problems"] == {"missing_pack": 1}
     assert str(message.pk) not in came.body.decode()
+
+
+def test_a_damaged_message_that_is_read_is_told_once(owner: User, at: Receiver) -> None:
+    endpoint(at, owner, "archive.corrupt")
+    folder = rows.a_folder(rows.a_mailbox(rows.a_source(owner)))
+    messages = rows.archived(folder, b"Subject: one\r\n\r\n", b"Subject: two\r\n\r\n")
+    [pack] = store().packs(folder.mailbox.source_id)
+    store().delete(pack)
+    for message in messages:
+        with pytest.raises(Corrupt):
+            reading.opened(message)
+    [told] = WebhookDelivery.objects.all()
+    assert told.data["problems"] == {"corrupt_message": 1}
 
 
 def test_only_who_may_see_a_source_is_told_of_it(
