@@ -6,12 +6,11 @@ from django.http import HttpResponseBase
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework.decorators import action
-from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from ingestion import downloads, queries
-from ingestion.api import inputs, serializers
+from ingestion.api import inputs, searching, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.models import Message
 from ingestion.services.archive import reading
@@ -30,27 +29,16 @@ class EmailViewSet(ApiViewSet[Message]):
     @extend_schema(
         operation_id="listEmails",
         parameters=[inputs.EmailQuery],
-        responses={200: serializers.EmailPage},
+        responses={200: serializers.FoundPage},
+        examples=searching.EXAMPLES,
     )
     def list(self, request: Request) -> Response:
-        """List archived emails, newest archived first; follow `nextCursor`."""
-        wanted = self.query(inputs.EmailQuery)
-        narrowed = queries.MessageFilter(
-            source=wanted.get("source"),
-            mailbox=wanted.get("mailbox"),
-            folder=wanted.get("folder"),
-            sender=wanted.get("sender", ""),
-            subject=wanted.get("subject", ""),
-            received_from=wanted.get("receivedFrom"),
-            received_before=wanted.get("receivedBefore"),
-        )
-        cursor, size = wanted.get("cursor", ""), wanted["pageSize"]
-        try:
-            page, following = queries.messages(self.user, narrowed, cursor=cursor, size=size)
-        except ValueError:
-            raise ValidationError({"cursor": ["Not a cursor of this list."]}) from None
-        shown = serializers.EmailPage({"results": page, "nextCursor": following})
-        return Response(shown.data)
+        """List archived emails, newest archived first, or search them; follow `nextCursor`.
+
+        It is a search with `q`, and with any of `recipient`, `label`, `hasAttachment`, `count`,
+        `facets`, `highlight` and another order: then it goes by what is indexed.
+        """
+        return Response(searching.listed(self.user, self.query(inputs.EmailQuery)))
 
     @extend_schema(operation_id="getEmail", responses={200: serializers.EmailOut})
     def retrieve(self, request: Request, pk: str) -> Response:

@@ -166,19 +166,53 @@ class NewSearch(Strict):
 
 
 class EmailQuery(Strict):
+    q = serializers.CharField(
+        required=False,
+        allow_blank=True,
+        max_length=2_000,
+        trim_whitespace=False,
+        help_text="A query, as README has the language: words, operators, OR, -without.",
+    )
     source = serializers.UUIDField(required=False)  # type: ignore[assignment] # Field.source
     mailbox = serializers.UUIDField(required=False)
     folder = serializers.IntegerField(
         required=False, min_value=1, max_value=2**62, help_text="The id of a folder."
     )
+    label = serializers.CharField(  # type: ignore[assignment] # Field.label
+        required=False, max_length=200, help_text="In a search."
+    )
     sender = serializers.CharField(
-        required=False, max_length=200, help_text="A part of the From header, in any case."
+        required=False,
+        max_length=200,
+        help_text="A part of the From header, in any case; in a search as `from:` has it.",
+    )
+    recipient = serializers.CharField(
+        required=False, max_length=200, help_text="To, Cc or Bcc, as `to:` has it."
     )
     subject = serializers.CharField(
-        required=False, max_length=200, help_text="A part of the subject, in any case."
+        required=False,
+        max_length=200,
+        help_text="A part of the subject, in any case; in a search as `subject:` has it.",
     )
+    hasAttachment = serializers.BooleanField(required=False, allow_null=True, default=None)
     receivedFrom = serializers.DateTimeField(required=False, help_text="At this time or later.")
     receivedBefore = serializers.DateTimeField(required=False, help_text="Before this time.")
+    sort = serializers.ChoiceField(
+        required=False,
+        choices=["-archived", "-date", "date", "relevance"],
+        help_text="`-archived`: as they were archived, newest first; the order without a search. "
+        "`-date` and `date`: as they were received, newest or oldest first. `relevance`: the "
+        "1,000 newest of what is found.",
+    )
+    count = serializers.BooleanField(
+        required=False, default=False, help_text="Count what is found, up to 10,000."
+    )
+    facets = serializers.BooleanField(
+        required=False, default=False, help_text="Tell how the newest 10,000 hits divide."
+    )
+    highlight = serializers.BooleanField(
+        required=False, default=False, help_text="Show where the words of `q` stand."
+    )
     cursor = serializers.CharField(
         required=False, max_length=500, help_text="`nextCursor` of the page before."
     )

@@ -283,12 +283,73 @@ class EmailOut(serializers.ModelSerializer[Message]):
         )
 
 
+class PieceOut(serializers.Serializer[Any]):
+    """A part of a text, and whether the query asks for it. It is text, never markup."""
+
+    text = serializers.CharField()
+    found = serializers.BooleanField()
+
+
+class HighlightOut(serializers.Serializer[Any]):
+    """The subject, and an excerpt of the text, which is empty where the words stand elsewhere."""
+
+    subject = PieceOut(many=True)
+    text = PieceOut(many=True)
+
+
+class FoundEmailOut(EmailOut):
+    """An email. In a search it has `preview`; with `highlight=true` also `highlight`, which is null
+    where the email could not be read in the time that a page has for it."""
+
+    preview = serializers.CharField(source="document.preview", required=False)
+    highlight = HighlightOut(required=False, allow_null=True)
+
+    class Meta:
+        model = Message
+        fields = (*EmailOut.Meta.fields, "preview", "highlight")
+
+
+class CountOut(serializers.Serializer[Any]):
+    """How many are found; `more`: there are more than that."""
+
+    number = serializers.IntegerField()
+    more = serializers.BooleanField()
+
+
+class FacetValueOut(serializers.Serializer[Any]):
+    """`query`: the term that narrows a search to it."""
+
+    text = serializers.CharField()
+    count = serializers.IntegerField(source="number")
+    query = serializers.CharField()
+
+
+class FacetsOut(serializers.Serializer[Any]):
+    """How what is found divides, over the `of` newest hits; `more`: there are more than those."""
+
+    of = serializers.IntegerField()
+    more = serializers.BooleanField()
+    values = serializers.DictField(child=FacetValueOut(many=True))
+
+
 @extend_schema_serializer(many=False)
 class EmailPage(serializers.Serializer[Any]):
     """Emails, newest archived first. `nextCursor` is empty on the last page."""
 
     results = EmailOut(many=True)
     nextCursor = serializers.CharField(allow_blank=True)
+
+
+@extend_schema_serializer(many=False)
+class FoundPage(serializers.Serializer[Any]):
+    """Emails in the order asked for. `nextCursor` is empty on the last page, and so is
+    `previousCursor`, which a search has, on the first."""
+
+    results = FoundEmailOut(many=True)
+    nextCursor = serializers.CharField(allow_blank=True)
+    previousCursor = serializers.CharField(allow_blank=True, required=False)
+    count = CountOut(required=False)
+    facets = FacetsOut(required=False)
 
 
 class SavedSearchOut(serializers.ModelSerializer[SavedSearch]):

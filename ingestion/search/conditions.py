@@ -148,9 +148,15 @@ class Asked:
     ranked: str
 
 
-def asked(node: Node, scope: Scope) -> Asked:
-    """Return what a query asks within a scope. Looks up mailboxes, sources and folders by name."""
+def asked(
+    node: Node, scope: Scope, since: dt.datetime | None = None, before: dt.datetime | None = None
+) -> Asked:
+    """Return what a query asks within a scope, from a moment on and before another.
+
+    Looks up mailboxes, sources and folders by name.
+    """
     made = _Conditions(scope)
+    made.since, made.before = since, before
     parts = node.nodes if isinstance(node, AllOf) else (node,)
     for part in sorted(parts, key=lambda part: not _is_scope(part)):  # folders are looked up in it
         made.take(part)

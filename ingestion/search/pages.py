@@ -103,10 +103,18 @@ class Cursor:
 
 
 class Search:
-    """What a user finds by a query. Reads on each call; the scope is that of its making."""
+    """What a user finds by a query, and between two moments. Reads on each call; the scope is that
+    of its making."""
 
-    def __init__(self, user: User | AnonymousUser, node: Node) -> None:
-        self._asked = asked(node, Scope.of(user))
+    def __init__(
+        self,
+        user: User | AnonymousUser,
+        node: Node,
+        *,
+        since: dt.datetime | None = None,
+        before: dt.datetime | None = None,
+    ) -> None:
+        self._asked = asked(node, Scope.of(user), since, before)
         self._order = _Order(newest=True)
 
     def page(self, *, sort: str = "-date", cursor: str = "", size: int = 50) -> Page:
@@ -213,7 +221,7 @@ class _Reading:
             return len(self._sorted(places, limit))
         text, params = both([self._conditions, self._scope(), *self._range])
         found = f"SELECT 1 FROM ingestion_document d WHERE {text} LIMIT %s"
-        [(number,)] = _rows(Sql(f"SELECT count(*) FROM ({found}) found", (*params, limit)))
+        [(number,)] = ask(Sql(f"SELECT count(*) FROM ({found}) found", (*params, limit)))
         return int(number)
 
     def _scope(self) -> Sql:
@@ -292,7 +300,7 @@ class _Reading:
             return None
         hits = self._with_words(edge)
         where, values = self._asked.where
-        rows = _rows(
+        counted = ask(
             Sql(
                 f"WITH hits AS MATERIALIZED ({hits.text} LIMIT %s)"
                 " SELECT n.number, found.date, found.message_id"
@@ -302,9 +310,9 @@ class _Reading:
                 (*hits.params, FEW_HITS + 1, *values, limit, FEW_HITS),
             )
         )
-        if rows[0][0] > FEW_HITS:
+        if counted[0][0] > FEW_HITS:
             return None
-        return [Key(date, message) for _, date, message in rows if message]
+        return [Key(date, message) for _, date, message in counted if message]
 
     def _with_words(self, *bounds: Sql) -> Sql:
         """Return the statement of the documents with the words alone that are asked for."""
@@ -338,7 +346,7 @@ class _Reading:
                 continue
             text, params = placed.candidates()
             counted = f"SELECT count(*) FROM ({text} LIMIT %s) few"
-            [(number,)] = _rows(Sql(counted, (*params, FEW_PLACEMENTS + 1)))
+            [(number,)] = ask(Sql(counted, (*params, FEW_PLACEMENTS + 1)))
             if number <= FEW_PLACEMENTS:
                 return Sql(text, params)
         return None
@@ -362,8 +370,8 @@ class _Reading:
 _COLUMNS = "d.message_id, d.date, d.words, d.source_id, d.mailbox_id, d.thread"
 
 
-def _rows(statement: Sql) -> list[Any]:
-    """Raises InvalidInput where the statement takes too long.
+def ask(statement: Sql) -> list[Any]:
+    """Return the rows of a statement. Raises InvalidInput where the statement takes too long.
 
     A scan of all rows is never chosen: it reads the words of each. Compiling costs more than it
     saves here.
@@ -387,7 +395,7 @@ _CANCELLED = "57014"
 
 
 def _keys(statement: Sql) -> list[Key]:
-    return [Key(*row) for row in _rows(statement)]
+    return [Key(*row) for row in ask(statement)]
 
 
 def _ranked(words: str, found: list[uuid.UUID]) -> list[uuid.UUID]:
@@ -398,7 +406,7 @@ def _ranked(words: str, found: list[uuid.UUID]) -> list[uuid.UUID]:
         " ORDER BY ts_rank(d.words, %s::tsquery, 1) DESC, hit.place",
         (found, words),
     )
-    return [row[0] for row in _rows(statement)]
+    return [row[0] for row in ask(statement)]
 
 
 def _messages(found: list[Key] | list[uuid.UUID]) -> list[Message]:

@@ -208,4 +208,4 @@ def test_what_takes_too_long_is_refused_and_says_so(
 ) -> None:
     monkeypatch.setattr(pages, "TIMEOUT_SECONDS", 0.001)
     with pytest.raises(InvalidInput, match="Narrow it"):
-        pages._rows(Sql("SELECT pg_sleep(5)"))
+        pages.ask(Sql("SELECT pg_sleep(5)"))

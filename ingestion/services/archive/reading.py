@@ -143,9 +143,15 @@ def digest(body: Body) -> Digest:
         skip = [int(at)] if at.isdigit() and not skip else None
 
 
-def read(body: Body) -> Contents:
+def read(body: Body, *, deadline_seconds: float | None = None) -> Contents:
     """Return what a message says. Raises Unreadable."""
-    return _asked("contents", body, _contents_of)
+    return _asked("contents", body, _contents_of, deadline_seconds=deadline_seconds)
+
+
+def text(message: Message, *, deadline_seconds: float) -> str:
+    """Return the text of a message. Raises Unreadable, also where it takes longer; and Corrupt."""
+    with _opened(message) as body:
+        return read(body, deadline_seconds=deadline_seconds).text
 
 
 @contextlib.contextmanager
