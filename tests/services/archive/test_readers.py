@@ -147,6 +147,7 @@ def test_a_reader_ends_with_its_parent(wait_for: Callable[..., Any]) -> None:
 #: What a parser that a mail took over would try, each with what it prints if that is refused.
 ATTEMPTS = """
 import os, socket, subprocess, sys
+sys.path[0] = os.getcwd()  # as a reader has it
 from ingestion.mail.confinement import confine
 confine()
 for attempt in (
