@@ -14,7 +14,7 @@ from django.utils import timezone
 
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
-from ingestion.models import AuditEvent, Folder, Message, Placement, SavedSearch
+from ingestion.models import AuditEvent, Document, Folder, Message, Placement, SavedSearch
 from ingestion.search import pages as search_pages
 from tests.documents import a_file, indexed
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
@@ -195,9 +195,16 @@ def test_nothing_of_a_strangers_becomes_markup(reader: User) -> None:
         assert "&lt;script&gt;alert" in page
 
 
-def test_what_a_search_found_is_cut_out_of_the_text_not_marked_in_it() -> None:
-    pieces = rows.pieces("<b>an invoice</b>", [(6, 13)])
-    assert pieces == [("<b>an ", False), ("invoice", True), ("</b>", False)]
+def test_what_a_search_found_is_marked_and_stays_text(reader: User) -> None:
+    folder = a_folder(a_mailbox(a_source(reader)))
+    far = b"Subject: <b>an invoice</b>\r\n\r\n" + b"filler " * 200 + b"<i>needle</i> in the hay\r\n"
+    (message,) = archived(folder, far)
+    indexed(message, far.decode())
+    client = _client(reader)
+    page = client.get(Asked(q="invoice").url()).content.decode()
+    assert "&lt;b&gt;an <mark>invoice</mark>&lt;/b&gt;" in page
+    page = client.get(Asked(q="needle").url()).content.decode()
+    assert "&lt;i&gt;<mark>needle</mark>&lt;/i&gt; in the hay" in page
 
 
 @pytest.mark.parametrize(
@@ -325,6 +332,35 @@ def test_a_list_by_relevance_has_what_is_most_about_a_word_first(reader: User) -
     indexed(beside, "an invoice among many other words")
     page = _client(reader).get(Asked(q="invoice", sort="relevance").url()).content.decode()
     assert page.index(str(about.pk)) < page.index(str(beside.pk))
+
+
+def test_a_list_is_narrowed_down_by_what_it_has(reader: User) -> None:
+    source = a_source(reader)
+    folder, other = (a_folder(a_mailbox(source, who)) for who in ("ada@example.com", "bob@x.org"))
+    for number, message in enumerate(_mail(folder, 3)):
+        Document.objects.filter(pk=message.pk).update(
+            sender_address=HOSTILE if number else "ada@example.com",
+            date=dt.datetime(2020 + number, 1, 1, tzinfo=dt.UTC),
+        )
+    _mail(other)
+    Placement.objects.update(labels=[HOSTILE])
+    client = _client(reader)
+    asked = Asked(q="Mail", show="facets")
+    page = client.get(asked.url()).content.decode()
+    assert HOSTILE not in page
+    links = {
+        html.unescape(text): html.unescape(url)
+        for url, text in re.findall(r'class="mail-facet" href="([^"]+)"[^>]*><bdi>([^<]+)<', page)
+    }
+    assert links["2021"] == Asked(q="Mail on:2021", show="facets").url()
+    assert links["ada@example.com"] in {
+        Asked(q="Mail from:ada@example.com", show="facets").url(),
+        Asked(q="Mail", mailbox=folder.mailbox_id, show="facets").url(),
+    }
+    narrower = client.get(links["2021"]).content.decode()
+    assert "1 message<" in narrower
+    assert "<bdi>2021<" not in narrower, "It would narrow nothing down."
+    assert client.get(links["bob@x.org"]).content.decode().count('class="mail-row"') == 1
 
 
 # -- searches ------------------------------------------------------------------------------------

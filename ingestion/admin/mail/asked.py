@@ -24,7 +24,7 @@ class Asked:
     label: str = ""
     sort: str = ""
     page: str = ""  # the cursor of a page after the first
-    show: str = ""  # "places": what a narrow screen shows, beside a message or the list
+    show: str = ""  # "places": on a narrow screen, in the list's place. "facets": over the list
 
     @classmethod
     def of(cls, given: QueryDict) -> "Asked":
@@ -76,6 +76,12 @@ class Asked:
         place = ((name, getattr(self, name)) for name in _PLACE)
         terms = [language.term(name, str(value)) for name, value in place if value]
         return language.all_of(*terms, language.parse(self.q))
+
+    def narrowed(self, term: str) -> "Asked":
+        """Return this with one more term."""
+        if term.startswith("mailbox:"):
+            return dataclasses.replace(self.of_query(f"{term} {self.q}"), show=self.show)
+        return dataclasses.replace(self, q=f"{self.q} {term}".strip(), page="")
 
     def is_list_of(self, other: "Asked") -> bool:
         """Tell whether both are of the same messages, in whatever order and at whatever page."""

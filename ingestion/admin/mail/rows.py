@@ -14,10 +14,17 @@ from ingestion.admin.base import capped_count
 from ingestion.admin.mail import places
 from ingestion.admin.mail.asked import Asked
 from ingestion.models import Document, Message
+from ingestion.search import marks
+from ingestion.search.marks import Piece
+from ingestion.search.query import Node
+from ingestion.services.archive import highlights
+from ingestion.services.archive.highlights import Highlight
 from ingestion.states import FolderRole
 
 #: A line shows less; the rest of a subject of 10,000 characters is on the message's page.
 _MAX_CHARS = 300
+#: What a page waits for at most, to show words that are neither in subjects nor in previews.
+_SECONDS_FOR_EXCERPTS = 0.5
 _MAX_CHIPS = 3
 _MAX_CHARS_OF_CHIP = 40
 _MAX_COUNTED_IN_THREAD = 100
@@ -25,14 +32,15 @@ _MAX_COUNTED_IN_THREAD = 100
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """A line. `subject` and `preview` are pieces of text, each with whether the search found it."""
+    """A line of the list."""
 
     id: uuid.UUID
     url: str
     who: str
     from_field: str
-    subject: Sequence[tuple[str, bool]]
-    preview: Sequence[tuple[str, bool]]
+    subject: Sequence[Piece]
+    excerpt: Sequence[Piece]
+    preview: str
     date: str
     full_date: str
     moment: dt.datetime
@@ -43,14 +51,39 @@ class Row:
     in_thread: str
 
 
-def of(messages: Iterable[Message], asked: Asked) -> list[Row]:
+def of(messages: Iterable[Message], asked: Asked, query: Node) -> list[Row]:
     """Return messages with their documents and placements as lines. One query."""
     shown = list(messages)
     threads = _threads(shown)
-    return [_row(message, asked, in_thread=threads[message.pk]) for message in shown]
+    found = _found(shown, query)
+    return [_row(message, asked, found[message.pk], threads[message.pk]) for message in shown]
 
 
-def _row(message: Message, asked: Asked, *, in_thread: int) -> Row:
+def _found(messages: list[Message], query: Node) -> dict[uuid.UUID, Highlight]:
+    """Return of each message its subject in pieces, and an excerpt where its text has the words.
+
+    What neither subject nor preview has is looked up in the text, in a limited time.
+    """
+    words = marks.phrases(query, "")
+    in_subject = [*words, *marks.phrases(query, "subject")]
+    known = {
+        message.pk: Highlight(
+            marks.marked(message.subject[:_MAX_CHARS], in_subject),
+            marks.excerpt(message.document.preview, words),
+        )
+        for message in messages
+    }
+    if words:
+        unseen = [message for message in messages if not _is_seen(known[message.pk])]
+        known |= highlights.highlights(unseen, query, seconds=_SECONDS_FOR_EXCERPTS)
+    return known
+
+
+def _is_seen(highlight: Highlight) -> bool:
+    return bool(highlight.text) or any(piece.found for piece in highlight.subject)
+
+
+def _row(message: Message, asked: Asked, found: Highlight, in_thread: int) -> Row:
     document = message.document
     mailbox = "" if asked.mailbox else message.mailbox.address
     chips = _chips(message, asked)
@@ -58,11 +91,12 @@ def _row(message: Message, asked: Asked, *, in_thread: int) -> Row:
     more = [f"+{len(chips) - room}"] if len(chips) > room else []
     return Row(
         id=message.pk,
-        url=asked.url(message.pk, show=""),
+        url=asked.url(message.pk),
         who=name_of(message.sender),
         from_field=message.sender[:_MAX_CHARS],
-        subject=pieces(message.subject, []),
-        preview=pieces(document.preview, []),
+        subject=found.subject,
+        excerpt=found.text,
+        preview=document.preview[:_MAX_CHARS],
         date=short_date(document.date),
         full_date=f"{display.clock(document.date)}, {display.when(document.date)}",
         moment=document.date,
@@ -72,16 +106,6 @@ def _row(message: Message, asked: Asked, *, in_thread: int) -> Row:
         defects=" ".join([*message.defects, *document.defects]),
         in_thread=display.count(in_thread, cap=_MAX_COUNTED_IN_THREAD) if in_thread > 1 else "",
     )
-
-
-def pieces(text: str, ranges: Iterable[tuple[int, int]]) -> list[tuple[str, bool]]:
-    """Cut a text at what was found in it, so that a page can mark it without markup in the text."""
-    pieces, at = [], 0
-    for start, end in ranges:
-        pieces += [(text[at:start], False), (text[start:end], True)]
-        at = end
-    pieces.append((text[at:_MAX_CHARS], False))
-    return [(piece, found) for piece, found in pieces if piece]
 
 
 def _threads(messages: list[Message]) -> dict[Any, int]:

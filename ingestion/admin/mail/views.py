@@ -21,6 +21,7 @@ from ingestion.admin.mail.asked import Asked
 from ingestion.admin.messages import details
 from ingestion.errors import InvalidInput
 from ingestion.models import Folder, Mailbox
+from ingestion.search.facets import facets
 from ingestion.search.pages import Search
 from ingestion.search.query import OPERATORS, QueryError
 from ingestion.services.audit import Actor
@@ -35,6 +36,15 @@ _HELP = (
     ("-draft", "without this word"),
     ("invoic*", "words that begin so"),
 )
+_FACETS = (
+    ("sender", "From"),
+    ("year", "Year"),
+    ("mailbox", "Mailbox"),
+    ("label", "Label"),
+    ("attachment", "With"),
+    ("type", "Attached"),
+)
+_VALUES = 6
 #: Of each order: how an address has it, how search has it, its name, and its pages' names.
 _ORDERS = (
     ("", "-date", "Newest", "Newer", "Older"),
@@ -49,6 +59,9 @@ def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
     """Show places, the list that is asked for, and the message of `pk`."""
     _may_read_mail(request)
     asked = Asked.of(request.GET)
+    showing = "places" if asked.show == "places" else "message" if pk else "list"
+    if showing == "places":  # what links lead to is shown
+        asked = dataclasses.replace(asked, show="")
     named = request.headers.get("X-Panes", "").split()
     wanted = [pane for pane in _PANES if pane in named] or list(_PANES)
     context: dict[str, Any] = {"asked": asked, "pk": pk} | _names(request, asked)
@@ -64,7 +77,7 @@ def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
     page = admin.site.each_context(request) | context
     page |= {
         "title": context.get("message") or context["list_title"],
-        "showing": asked.show or ("message" if pk else "list"),
+        "showing": showing,
         "operators": [*_HELP, *((f"{name}:", wants) for name, (_, wants) in OPERATORS.items())],
     }
     return render(request, "admin/ingestion/mail/page.html", page)
@@ -115,7 +128,7 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
     number, more = search.count()
     noun = "message" if number == 1 else "messages"
     return context | {
-        "rows": rows.of(page.messages, asked),
+        "rows": rows.of(page.messages, asked, query),
         "count": f"{number:,}{'+' if more else ''} {noun}" if number else "",
         "previous": asked.url(page=page.previous) if page.previous else "",
         "next": asked.url(page=page.next) if page.next else "",
@@ -125,7 +138,25 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         "may_save": bool(str(query)),
         "here": asked.url(),
         "nothing": _nothing(asked),
+        "narrow": asked.url(show="" if asked.show == "facets" else "facets"),
+        "facets": _facets(search, asked) if asked.show == "facets" else [],
     }
+
+
+def _facets(search: Search, asked: Asked) -> list[dict[str, Any]]:
+    """Return how what was found divides, each value with the address of the narrower list."""
+    found = facets(search)
+    about = f" of the newest {found.of:,}" if found.more else ""
+    shown = []
+    for name, title in _FACETS:
+        values = [
+            (value.text, f"{value.number:,}", asked.narrowed(value.query).url())
+            for value in found.values[name]
+            if value.number < found.of and (name != "label" or places.is_place(value.text))
+        ]
+        if values:
+            shown.append({"title": f"{title}{about}", "values": values[:_VALUES]})
+    return shown
 
 
 def _nothing(asked: Asked) -> dict[str, Any]:
@@ -170,7 +201,7 @@ def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[s
     if message is None:
         raise Http404
     people.mail_read(message, how="page", actor=Actor.of_request(request))
-    return {"message": message, "mail": details(message), "to_list": asked.url(show="")}
+    return {"message": message, "mail": details(message), "to_list": asked.url()}
 
 
 # -- saved searches --------------------------------------------------------------------------------

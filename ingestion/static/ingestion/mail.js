@@ -52,8 +52,8 @@
     if (remember) window.history.pushState(null, "", url);
     loaded = new URL(url);
     document.querySelector("[data-messages]").replaceChildren(); // they were of the page before
-    const showing = url.searchParams.get("show") || (isMessage(url) ? "message" : "list");
-    root.dataset.showing = showing;
+    const reads = isMessage(url) ? "message" : "list";
+    root.dataset.showing = url.searchParams.get("show") === "places" ? "places" : reads;
     mark();
     return true;
   }
@@ -91,8 +91,9 @@
 
   async function go(url) {
     if (await show(url, EVERYTHING)) {
-      const first = rows()[0];
-      if (first && root.dataset.showing === "list") choose(first);
+      const unfolded = pane("list").querySelector("[aria-expanded=true]");
+      if (unfolded) unfolded.focus();
+      else if (rows()[0] && root.dataset.showing === "list") choose(rows()[0]);
       say(pane("list").querySelector("[data-count]").textContent);
     }
   }
