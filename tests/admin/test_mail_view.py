@@ -14,7 +14,16 @@ from django.utils import timezone
 
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
-from ingestion.models import AuditEvent, Document, Folder, Message, Placement, SavedSearch
+from ingestion.models import (
+    INDEX_VERSION,
+    AuditEvent,
+    Document,
+    Folder,
+    Message,
+    Pack,
+    Placement,
+    SavedSearch,
+)
 from ingestion.search import pages as search_pages
 from tests.documents import a_file, indexed
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
@@ -323,6 +332,24 @@ def test_what_is_found_is_counted_up_to_a_cap(
     monkeypatch.setattr(search_pages, "CAP", 2)
     _mail(a_folder(a_mailbox(a_source(reader))), 3)
     assert "2+ messages" in _client(reader).get(MAIL).content.decode()
+
+
+def test_a_list_says_what_it_does_not_have_yet(reader: User, admin_user: User) -> None:
+    folder = a_folder(a_mailbox(a_source(reader)))
+    _mail(folder, 3)
+    other = a_folder(a_mailbox(a_source(reader, "Other"), "other@example.com"))
+    _mail(other, 2)
+    Pack.objects.filter(source=other.mailbox.source).update(index_version=INDEX_VERSION)
+    client = _client(reader)
+    said = "3 of 5 messages archived are not indexed yet"
+    assert said in client.get(MAIL).content.decode()
+    there = client.get(Asked(mailbox=folder.mailbox_id).url()).content.decode()
+    assert "3 of 3 messages of this source are not indexed yet" in there
+    assert "not indexed" not in client.get(Asked(mailbox=other.mailbox_id).url()).content.decode()
+    own = _client(_allowed(admin_user, "view_message"))
+    admin_user.is_superuser = False
+    admin_user.save()
+    assert "not indexed" not in own.get(MAIL).content.decode(), "Others' mail is not counted."
 
 
 def test_a_list_by_relevance_has_what_is_most_about_a_word_first(reader: User) -> None:

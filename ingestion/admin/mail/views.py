@@ -15,7 +15,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST, require_safe
 
-from ingestion import queries
+from ingestion import index_health, queries
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
 from ingestion.admin.messages import details
@@ -129,6 +129,7 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
     noun = "message" if number == 1 else "messages"
     return context | {
         "rows": rows.of(page.messages, asked, query),
+        "unindexed": _unindexed(request, asked),
         "count": f"{number:,}{'+' if more else ''} {noun}" if number else "",
         "previous": asked.url(page=page.previous) if page.previous else "",
         "next": asked.url(page=page.next) if page.next else "",
@@ -141,6 +142,21 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         "narrow": asked.url(show="" if asked.show == "facets" else "facets"),
         "facets": _facets(search, asked) if asked.show == "facets" else [],
     }
+
+
+def _unindexed(request: HttpRequest, asked: Asked) -> str:
+    """Say how many messages no list has yet; "" where there are none."""
+    sources = queries.sources_of_mail(request.user)
+    if asked.mailbox:
+        sources = sources.filter(mailboxes=asked.mailbox)
+    health = index_health.in_all(sources)
+    if not health.waiting:
+        return ""
+    where = "of this source" if asked.mailbox else "archived"
+    return (
+        f"{health.waiting:,} of {health.messages:,} messages {where} are not indexed yet: neither"
+        " lists nor searches have them."
+    )
 
 
 def _facets(search: Search, asked: Asked) -> list[dict[str, Any]]:
