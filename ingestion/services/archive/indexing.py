@@ -9,6 +9,7 @@ with a defect, and the others go on; a pack that can't be read is tried again la
 changes the archive.
 """
 
+import contextlib
 import errno
 import math
 import time
@@ -161,27 +162,26 @@ class _Indexing:
         self._count = 0
 
     def run(self) -> int:
-        try:
-            self._require_pack()
-            for message in self._messages():
-                self._add(self._read(message))
-                if lease.leaving.is_set() or time.monotonic() >= self._until:
-                    self._flush()
-                    return self._count
-            self._flush()
-        except _Deleted:
-            return self._count
-        except (Corrupt, OSError, WrongArchive) as error:
-            self._flush()
-            self._postpone(error)
-            return self._count
-        sql.run(_DONE, {"pack": self._pack.pk, "version": INDEX_VERSION})
+        with contextlib.suppress(_Deleted):
+            try:
+                whole = self._read_all()
+            except (Corrupt, OSError, WrongArchive) as error:
+                self._flush()
+                self._postpone(error)
+            else:
+                self._flush()
+                if whole:
+                    sql.run(_DONE, {"pack": self._pack.pk, "version": INDEX_VERSION})
         return self._count
 
-    def _require_pack(self) -> None:
+    def _read_all(self) -> bool:
+        """Read what is still to be read; False where the time was over before the end."""
         storage.require()
-        if not self._archive.holds(self._pack.source_id, self._pack.pk):
-            raise Corrupt(f"pack {self._pack.pk} is missing. Restore it from a backup.")
+        for message in self._messages():
+            if lease.leaving.is_set() or time.monotonic() >= self._until:
+                return False
+            self._add(self._read(message))
+        return True
 
     def _messages(self) -> Iterator[Message]:
         """Yield what of the pack is still to be read, in its order."""

@@ -1,15 +1,28 @@
 """Archived mail gets documents, each once, whatever happens meanwhile."""
 
+import concurrent.futures
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
-from ingestion.models import INDEX_VERSION, Document, IngestionSource, Message, Pack
+from connectors.types import Body
+from ingestion import index_health
+from ingestion.mail.digest import Digest
+from ingestion.models import INDEX_VERSION, Document, IngestionSource, Message, Pack, Placement
 from ingestion.packs.store import store
-from ingestion.services.archive import indexing
+from ingestion.services.archive import indexing, reading, rebuild, refetch, storage
+from ingestion.services.engine import claims, due_work, lease
+from ingestion.services.sources import deletion, verbs
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Server
-from tests.servers.scripted_source import fill, finish, start
+from tests.servers.scripted_source import ACTOR, fill, finish, start
+from tests.servers.stack import ROOT, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -66,3 +79,270 @@ def test_the_command_indexes_here_or_says_what_waits(
     assert "0 of 9 indexed" in manage.here("reindex", "--all").stdout
     assert manage("reindex", "--now", "--json").json()["indexedMessages"] == 9
     assert Document.objects.get(message__subject="3").words == before
+
+
+def document_of(subject: str) -> Document:
+    return Document.objects.get(message__subject=subject)
+
+
+def damage(path: Path, message: Message) -> None:
+    data = bytearray(path.read_bytes())
+    data[message.pack_offset + message.pack_length // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_corrupt_frame_gets_a_defect_and_the_rest_goes_on(pack: Pack) -> None:
+    damage(path_of(pack), Message.objects.get(subject="4"))
+    indexing.index_pack(pack.pk)
+    health = index_health.in_all(IngestionSource.objects.all())
+    assert str(health) == "9 of 9 indexed, 1 with defects"
+    bad = document_of("4")
+    assert bad.version == 0
+    assert "can't be read from the archive" in bad.defects[0]
+    assert "'4':" in bad.words  # by its subject, which the row has
+    assert Document.objects.filter(defects=[]).count() == 8
+
+
+def test_what_is_fetched_again_is_indexed_again(
+    server: Server, source: IngestionSource, pack: Pack
+) -> None:
+    for subject in ("4", "5"):
+        damage(path_of(pack), Message.objects.get(subject=subject))
+    del server.folders["INBOX"][6]  # "5" is gone there
+    indexing.index_pack(pack.pk)
+    refetch.refetch(source, [pack.pk], actor=ACTOR, on_left=lambda _: None)
+    index_all()
+    assert document_of("4").version == INDEX_VERSION
+    assert document_of("5").version == 0
+    health = index_health.in_all(IngestionSource.objects.all())
+    assert (health.indexed, health.defects) == (9, 1)
+
+
+def test_a_document_made_without_the_bytes_never_takes_the_place_of_one_made_with_them(
+    pack: Pack,
+) -> None:
+    indexing.index_pack(pack.pk)
+    before = document_of("4").words
+    damage(path_of(pack), Message.objects.get(subject="4"))
+    indexing.owe(everything=True)
+    index_all()
+    after = document_of("4")
+    assert (after.version, after.words, after.defects) == (INDEX_VERSION, before, [])
+
+
+def test_a_restored_pack_is_read_again_on_demand(pack: Pack) -> None:
+    whole = path_of(pack).read_bytes()
+    damage(path_of(pack), Message.objects.get(subject="4"))
+    indexing.index_pack(pack.pk)
+    path_of(pack).write_bytes(whole)
+    assert indexing.owe() == 1
+    assert indexing.index_pack(pack.pk) == 1  # the others are as they should be
+    assert document_of("4").version == INDEX_VERSION
+    pack.refresh_from_db()
+    assert pack.index_defects == 0
+
+
+@pytest.mark.parametrize("trouble", ["missing", "not mounted", "forbidden"])
+def test_a_pack_that_cant_be_read_waits_and_is_told(pack: Pack, trouble: str) -> None:
+    path = path_of(pack)
+    aside = path.with_suffix(".aside")
+    if trouble == "missing":
+        path.rename(aside)
+    elif trouble == "not mounted":
+        (store().root / storage.MARK).rename(aside)
+    else:
+        path.rename(aside)
+        path.symlink_to(path)  # ELOOP: as root, permissions keep nobody out
+    for attempts in (1, 2):
+        assert indexing.index_pack(pack.pk) == 0
+        pack.refresh_from_db()
+        assert (pack.index_version, pack.index_attempts) == (0, attempts)
+        assert pack.index_not_before > timezone.now()
+        assert indexing.next_due() is None
+        Pack.objects.update(index_not_before=timezone.now())
+    health = index_health.in_all(IngestionSource.objects.all())
+    assert str(health) == "0 of 9 indexed, 1 pack can't be read"
+    if trouble == "not mounted":
+        aside.rename(store().root / storage.MARK)
+    else:
+        aside.replace(path)
+    index_all()
+    pack.refresh_from_db()
+    assert (pack.index_version, pack.index_attempts) == (INDEX_VERSION, 0)
+
+
+def test_what_the_database_does_not_take_keeps_no_other_message_back(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A reader that a mail took over may answer anything."""
+
+    def taken_over(body: Body) -> Digest:
+        digest = read(body)
+        return digest._replace(fields={"sender": "\0"}) if digest.headers.subject == "4" else digest
+
+    read = reading.digest
+    monkeypatch.setattr(reading, "digest", taken_over)
+    assert indexing.index_pack(pack.pk) == 9
+    bad = document_of("4")
+    assert (bad.version, len(bad.defects)) == (INDEX_VERSION, 1)
+    assert Document.objects.filter(defects=[]).count() == 8
+    assert indexing.next_due() is None
+
+
+def test_reindexing_gives_old_rows_the_better_fields_and_no_other_is_touched(pack: Pack) -> None:
+    indexing.index_pack(pack.pk)
+    Message.objects.filter(subject="4").update(sender="forged", subject="old", defects=["x"])
+    Document.objects.update(version=INDEX_VERSION - 1)
+    Pack.objects.update(index_version=INDEX_VERSION - 1)
+    with CaptureQueriesContext(connection) as queries:
+        index_all()
+    message = Message.objects.get(subject="4")
+    assert (message.sender, message.defects) == ("", [])
+    changes = [q["sql"] for q in queries if "UPDATE ingestion_message" in q["sql"]]
+    assert len(changes) == 1
+    assert changes[0].count('"subject"') == 1
+    assert set(Document.objects.values_list("version", flat=True)) == {INDEX_VERSION}
+
+
+def test_rows_that_were_rebuilt_are_indexed(source: IngestionSource, pack: Pack) -> None:
+    indexing.index_pack(pack.pk)
+    lost = Message.objects.get(subject="4")
+    Document.objects.filter(message=lost).delete()
+    Placement.objects.filter(message=lost).delete()
+    lost.delete()
+    rebuild.rebuild(source, actor=ACTOR, on_damage=lambda damage: pytest.fail(damage.text))
+    index_all()
+    assert Document.objects.count() == 9
+    assert document_of("4").version == INDEX_VERSION
+
+
+def test_the_words_of_a_message_that_moved_meanwhile_are_right(
+    server: Server, source: IngestionSource, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pack is replaced after its rows were read, and the file is gone before its bytes are."""
+    read, moved = reading.digest, []
+
+    def move(body: Body) -> Digest:
+        if not moved:
+            moved.append(pack.pk)
+            damage(path_of(pack), Message.objects.get(subject="4"))
+            refetch.refetch(source, [pack.pk], actor=ACTOR, on_left=lambda _: None)
+            path_of(pack).unlink()
+        return read(body)
+
+    monkeypatch.setattr(reading, "digest", move)
+    index_all()
+    assert not Pack.objects.filter(pk=pack.pk).exists()
+    assert set(Document.objects.values_list("version", flat=True)) == {INDEX_VERSION}
+    assert Document.objects.count() == 9
+
+
+def test_a_source_that_is_deleted_meanwhile_gets_no_document_back(
+    source: IngestionSource, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reading.digest
+
+    def delete(body: Body) -> Digest:
+        if not IngestionSource.objects.filter(deleted_at__isnull=False).exists():
+            verbs.delete(source, actor=ACTOR)
+            deletion.delete_source(source.pk)
+        return read(body)
+
+    monkeypatch.setattr(reading, "digest", delete)
+    indexing.index_pack(pack.pk)
+    assert Document.objects.count() == 0
+    assert not IngestionSource.objects.exists()
+
+
+def test_deletion_waits_for_documents_that_are_being_written(
+    source: IngestionSource, pack: Pack
+) -> None:
+    """Else it would delete messages that get a document just then, and fail."""
+    verbs.delete(source, actor=ACTOR)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with transaction.atomic(), connection.cursor() as cursor:  # began just before
+            cursor.execute(
+                "SELECT 1 FROM ingestion_ingestionsource WHERE id = %s FOR KEY SHARE", [source.pk]
+            )
+
+            def delete() -> None:
+                try:
+                    deletion.delete_source(source.pk)
+                finally:
+                    connection.close()
+
+            deleting = pool.submit(delete)
+            wait_for(somebody_waits_for_a_lock)
+            assert Message.objects.count() == 9
+        deleting.result()
+    assert not IngestionSource.objects.exists()
+
+
+def somebody_waits_for_a_lock() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
+        row = cursor.fetchone()
+    return bool(row and row[0])
+
+
+def test_a_killed_process_loses_and_repeats_nothing_that_was_written(
+    manage: CommandLine, server: Server, source: IngestionSource
+) -> None:
+    server.page_size = 800
+    fill(server, 800)
+    start(source)
+    finish(source)
+    reindexing = subprocess.Popen(
+        [sys.executable, "manage.py", "reindex", "--now"], cwd=ROOT, env=manage.env
+    )
+    wait_for(Document.objects.exists)
+    reindexing.kill()
+    reindexing.wait()
+    written = Document.objects.count()
+    assert written < 800, "there was nothing left to interrupt"
+    pack = wait_for(indexing.next_due)  # once PostgreSQL has missed the one that was killed
+    assert indexing.index_pack(pack) == 800 - written
+    assert Document.objects.filter(version=INDEX_VERSION).count() == 800
+    assert indexing.next_due() is None
+
+
+def test_a_worker_that_is_told_to_end_leaves_the_rest_to_the_next(
+    server: Server, pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = reading.digest
+
+    def tell(body: Body) -> Digest:
+        digest = read(body)
+        if digest.headers.subject == "3":
+            lease.leaving.set()
+        return digest
+
+    monkeypatch.setattr(reading, "digest", tell)
+    try:
+        assert not indexing.work(pack.pk)
+    finally:
+        lease.leaving.clear()
+    assert Document.objects.count() == 4
+    assert indexing.index_pack(pack.pk) == 5
+
+
+def test_what_is_handed_out_once_too_often_is_indexed_once(pack: Pack) -> None:
+    [work] = due_work.hand_out()
+    with claims.claimed(*work) as mine:
+        assert mine
+        assert indexing.index_pack(pack.pk) == 0
+        assert indexing.next_due() is None
+    assert due_work.do(work) is None
+    assert due_work.do(work) is None
+    assert Document.objects.count() == 9
+
+
+def test_owners_take_turns(pack: Pack, other_user: User) -> None:
+    """Whoever imports a million messages does not keep another's few waiting."""
+    other = IngestionSource.objects.create(
+        owner=other_user, name="Other", provider="generic_imap", status="active"
+    )
+    waiting = {"size_bytes": 1, "message_count": 1}
+    Pack.objects.bulk_create(Pack(source=pack.source, **waiting) for _ in range(200))
+    few = Pack.objects.create(source=other, **waiting)
+    assert few.pk in {indexing.next_due() for _ in range(40)}
