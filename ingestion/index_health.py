@@ -36,7 +36,11 @@ class Health(NamedTuple):
 
     def __str__(self) -> str:
         """Say "99,812 of 100,445 indexed, 3 with defects"."""
-        told = f"{self.indexed:,} of {self.messages:,} indexed"
+        return self.told(" indexed")
+
+    def told(self, verb: str = "") -> str:
+        """Say it with another verb, or with none where that is said already."""
+        told = f"{self.indexed:,} of {self.messages:,}{verb}"
         if self.defects:
             told += f", {self.defects:,} with defects"
         if self.unreadable_packs:

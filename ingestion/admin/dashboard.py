@@ -7,7 +7,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from redis.exceptions import RedisError
 
-from ingestion import freshness
+from ingestion import freshness, index_health
 from ingestion.admin import display, overview
 from ingestion.admin.filters import overdue
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
@@ -97,6 +97,7 @@ def _tiles(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
     unavailable = Mailbox.objects.filter(
         source__deleted_at=None, state=MailboxState.UNAVAILABLE
     ).count()
+    health = index_health.in_all(sources)
     mailboxes = reverse("admin:ingestion_mailbox_changelist")
     return [
         {"label": "Sources", "text": f"{totals['n']:,}", "url": _list()},
@@ -104,6 +105,12 @@ def _tiles(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
             "label": "Messages archived",
             "text": f"{totals['messages'] or 0:,}",
             "url": reverse("admin:ingestion_message_changelist"),
+        },
+        {
+            "label": "Indexed",
+            "text": health.told() if health.messages else display.NOTHING,
+            "url": "",
+            "tone": "danger" if health.unreadable_packs else "",
         },
         {"label": "Size", "text": display.size(totals["b"] or 0), "url": ""},
         {

@@ -11,7 +11,7 @@ from typing import Any
 
 from django.db.models import OuterRef, Prefetch, QuerySet
 
-from ingestion import freshness
+from ingestion import freshness, index_health
 from ingestion.admin import display, verbs
 from ingestion.admin.base import capped_count
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
@@ -86,7 +86,7 @@ def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     """Add what `state` needs, in a constant number of queries."""
     mailboxes = Mailbox.objects.filter(source=OuterRef("pk"))
     failures = FailedMessage.objects.filter(mailbox__source=OuterRef("pk"))
-    counted: QuerySet[Any] = freshness.judged(sources).annotate(
+    counted: QuerySet[Any] = freshness.judged(index_health.with_health(sources)).annotate(
         mailbox_total=capped_count(mailboxes, cap=MAILBOXES_CAP),
         failure_total=capped_count(failures, cap=FAILURES_CAP),
     )
@@ -109,12 +109,18 @@ def texts(source: Any) -> dict[str, str]:
         "mailboxes": display.count(source.mailbox_total, cap=MAILBOXES_CAP),
         "messages": display.count(source.message_count),
         "archived": display.size(source.archived_bytes),
+        "indexed": _indexed(source),
         "failures": display.count(source.failure_total, cap=FAILURES_CAP),
         "lastTry": display.when(source.last_sync_finished_at),
         "tried": _tried(source),
         "nextSync": _next_sync(source),
         "now": _now(source),
     }
+
+
+def _indexed(source: Any) -> str:
+    health = index_health.of(source)
+    return health.told() if health.messages else display.NOTHING
 
 
 def _message(source: Any) -> str:

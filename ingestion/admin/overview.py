@@ -110,6 +110,7 @@ def _tiles(source: Any) -> list[dict[str, str]]:
         {"label": label, "live": name, "text": texts[name], "url": lists.get(target, "")}
         for label, name, target in (
             ("Messages archived", "messages", "messages"),
+            ("Indexed", "indexed", ""),
             ("Size", "archived", ""),
             ("Mailboxes", "mailboxes", "mailboxes"),
             ("Failed messages", "failures", "failures"),

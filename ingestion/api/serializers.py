@@ -247,6 +247,16 @@ class StatsOut(serializers.Serializer[Any]):
     archivedBytes = serializers.IntegerField(help_text="Of the messages as they were served.")
     storedBytes = serializers.IntegerField(help_text="Of the packs, which are compressed.")
     packs = serializers.IntegerField()
+    indexedMessages = serializers.IntegerField(
+        help_text="That search, lists by date and threads know of."
+    )
+    unindexedMessages = serializers.IntegerField(help_text="That wait to be indexed.")
+    indexDefects = serializers.IntegerField(
+        help_text="Of the indexed ones, those of which a part could not be read or was cut."
+    )
+    unreadablePacks = serializers.IntegerField(
+        help_text="Packs whose messages can't be indexed: they are missing, or out of reach."
+    )
     byFolder = FolderOut(many=True)
 
 

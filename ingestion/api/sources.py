@@ -11,7 +11,7 @@ from rest_framework.generics import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from ingestion import queries, tasks
+from ingestion import index_health, queries, tasks
 from ingestion.api import events, inputs, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
@@ -288,14 +288,16 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     )
     @action(detail=True, methods=["get"])
     def stats(self, request: Request, pk: str) -> Response:
-        """Tell how much is archived, in all and by folder, and how much space it takes."""
+        """Tell how much is archived, in all and by folder, how much of that can be found, and how
+        much space it takes."""
         source = self.get_object()
         wanted = self.query(inputs.StatsQuery)
         folders = queries.folders_with_counts(source)
         if "mailbox" in wanted:
             folders = folders.filter(mailbox=wanted["mailbox"])
         rows, headers = self.page(folders, wanted, size=100)
-        shown = queries.stats(source) | {"byFolder": rows}
+        health = index_health.in_all(IngestionSource.objects.filter(pk=source.pk))
+        shown = {**queries.stats(source), **index_health.as_object(health), "byFolder": rows}
         return Response(serializers.StatsOut(shown).data, headers=headers)
 
     @extend_schema(

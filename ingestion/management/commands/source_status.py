@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ingestion import freshness
+from ingestion import freshness, index_health
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import (
     counted,
@@ -65,7 +65,7 @@ class Command(OperatorCommand):
             objects = self._show_in_full(chosen)
         else:
             chosen = list(IngestionSource.objects.filter(deleted_at=None))
-            objects = source_objects(chosen)
+            objects = _objects(chosen)
             self.report({"sources": objects}, _overview(objects, chosen))
         wrong = any(shown["attention"] or shown.get("unknownPack") for shown in objects)
         return Exit.PROBLEM if wrong else Exit.OK
@@ -87,7 +87,7 @@ class Command(OperatorCommand):
             return Exit.OK
 
     def _show_in_full(self, chosen: list[IngestionSource]) -> list[dict[str, Any]]:
-        objects = source_objects(chosen)
+        objects = _objects(chosen)
         for shown, source in zip(objects, chosen, strict=True):
             shown["mailboxes"] = [mailbox_object(m) for m in source.mailboxes.all()]
             shown["failures"] = [failure_object(f) for f in _failures(source)[:_MAX_FAILURES]]
@@ -99,6 +99,15 @@ class Command(OperatorCommand):
         )
         self.report({"sources": objects}, text)
         return objects
+
+
+def _objects(chosen: list[IngestionSource]) -> list[dict[str, Any]]:
+    objects = source_objects(chosen)
+    ours = IngestionSource.objects.filter(pk__in=[shown["id"] for shown in objects])
+    counted_by_packs = index_health.with_health(ours).in_bulk()
+    for shown in objects:
+        shown["index"] = index_health.as_object(index_health.of(counted_by_packs[shown["id"]]))
+    return objects
 
 
 def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> Iterator[str]:
@@ -131,8 +140,9 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
         for shown, source in zip(objects, chosen, strict=True)
     ]
     yield table(columns, rows, numbers={"Messages", "Size", "Failed"})
-    told = freshness.summary(IngestionSource.objects.filter(pk__in=[s.pk for s in chosen]))
-    yield printable(told.text)
+    ours = IngestionSource.objects.filter(pk__in=[s.pk for s in chosen])
+    yield printable(freshness.summary(ours).text)
+    yield f"For search: {index_health.in_all(ours)}."
     for shown in objects:
         if shown["attention"]:
             yield f"{printable(shown['name'])} needs attention:"
@@ -164,6 +174,7 @@ def _in_full(source: IngestionSource, shown: dict[str, Any]) -> Iterator[str]:
         "Status": f"{state}{reason}",
         "Archived": f"{counted(source.message_count, 'message')}, {size(source.archived_bytes)}, "
         f"in {counted(shown['mailboxCount'], 'mailbox')}",
+        "Indexed": index_health.in_all(IngestionSource.objects.filter(pk=source.pk)).told(),
         "Failed": counted(shown["failedMessageCount"], "message"),
         "Up to": when(shown["archivedUpTo"]),
         "Last try": ": ".join(

@@ -22,10 +22,11 @@ from django.contrib.auth.models import User
 from django.core import checks as system_checks
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
+from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from ingestion import freshness
+from ingestion import freshness, index_health
 from ingestion.errors import WrongArchive
 from ingestion.models import IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import store
@@ -43,6 +44,7 @@ _MAX_SKEW_SECONDS = 5.0
 _MIN_FREE_BYTES = 1_000_000_000
 _LOW_FREE_SHARE = 0.05
 _SLOW_FSYNC_SECONDS = 1.0
+_LATE_INDEX = dt.timedelta(hours=1)
 _NAMED = 5
 _QUEUES = {"sync": "worker", "control": "control", "index": "index"}
 
@@ -65,6 +67,7 @@ def examine() -> Iterator[Finding]:
         yield _clock()
         yield _keys()
         yield _sources()
+        yield _index()
         yield _webhooks()
     broker = _broker()
     yield broker
@@ -183,6 +186,29 @@ def _webhooks() -> Finding:
         )
     off = f" {disabled:,} are disabled." if disabled else ""
     return Finding("webhooks", "ok", f"No delivery was given up within a day.{off}")
+
+
+def _index() -> Finding:
+    """Whether search knows of what is archived."""
+    sources = IngestionSource.objects.filter(deleted_at=None)
+    health, since = index_health.in_all(sources), index_health.waiting_since(sources)
+    if health.unreadable_packs:
+        return Finding(
+            "index",
+            "problem",
+            f"For search: {health}.",
+            "Mount the archive, or restore the packs from a backup: manage.py verify_archive names "
+            "them. They are tried again by themselves, and at once by manage.py reindex.",
+        )
+    if since is not None and timezone.now() - since > _LATE_INDEX:
+        return Finding(
+            "index",
+            "warning",
+            f"For search: {health}. The rest waits since {freshness.moment(since)}.",
+            "After a large import it takes a while. Start more of the Procfile's entry 'index', or "
+            "see its log if none seems to work.",
+        )
+    return Finding("index", "ok", f"For search: {health}.")
 
 
 def _broker() -> Finding:

@@ -3,6 +3,7 @@
 import concurrent.futures
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,8 @@ def test_the_words_of_a_message_that_moved_meanwhile_are_right(
     server: Server, source: IngestionSource, pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its pack is replaced after its rows were read, and the file is gone before its bytes are."""
-    read, moved = reading.digest, []
+    read = reading.digest
+    moved: list[uuid.UUID] = []
 
     def move(body: Body) -> Digest:
         if not moved:
