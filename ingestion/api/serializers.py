@@ -308,7 +308,7 @@ class HighlightOut(serializers.Serializer[Any]):
 
 
 class FoundEmailOut(EmailOut):
-    """An email. In a search it has `preview`; with `highlight=true` also `highlight`, which is null
+    """An email. In a search it has `preview`, and `highlight`: null without `highlight=true`, and
     where the email could not be read in the time that a page has for it."""
 
     preview = serializers.CharField(source="document.preview", required=False)

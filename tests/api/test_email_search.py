@@ -195,7 +195,7 @@ def test_highlights_are_pieces_of_what_the_bytes_say(owner: User, archive_dir: o
     }
     assert by_subject["enclosed"]["text"] == []
     plain = asked(owner, {"q": "needle"}).json()["results"][0]
-    assert "highlight" not in plain
+    assert plain["highlight"] is None
     assert plain["preview"]
 
 
