@@ -14,6 +14,7 @@ from unfold import widgets
 
 from connectors.config import Field
 from connectors.registry import PROVIDERS, Provider
+from ingestion.admin.ways import Way
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration
@@ -51,6 +52,8 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
 
     use_required_attribute = False
     providers: ClassVar[Mapping[str, Provider]] = PROVIDERS
+    #: Whose fields alone are asked for, where a way was chosen.
+    way: ClassVar[Way | None] = None
 
     auto_import = forms.BooleanField(
         label="Import at once",
@@ -70,15 +73,21 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
         super().__init__(*args, **kwargs)
         #: What differs from the stored source, by the names that configuration.update takes.
         self.changes: dict[str, Any] = {}
-        if self._stored is not None:
-            self.initial["version"] = configuration.version(self._stored)
+        #: All that was typed, by the same names, once the form was cleaned.
+        self.typed: dict[str, Any] = {}
+        if self.way is not None:
+            self.initial["provider"] = self.way.provider
+            self.fields["provider"].widget = forms.HiddenInput()
+        if self.stored is not None:
+            self.initial["version"] = configuration.version(self.stored)
         self._fill_options()
         for slug, provider in self.providers.items():
             for field in provider.config.fields():
-                self._fill(slug, field)
+                if field_name(slug, field.name) in self.fields:
+                    self._fill(slug, field)
 
     @property
-    def _stored(self) -> IngestionSource | None:
+    def stored(self) -> IngestionSource | None:
         adding = self.instance._state.adding  # noqa: SLF001 - documented by Django
         return None if adding else self.instance
 
@@ -89,7 +98,7 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
 
     def _fill(self, slug: str, field: Field) -> None:
         shown = self.fields[field_name(slug, field.name)]
-        stored = self._stored if self.initial.get("provider") == slug else None
+        stored = self.stored if self.initial.get("provider") == slug else None
         is_set = (
             stored is not None
             and field.secret
@@ -103,11 +112,13 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
                 state = "Stored: leave empty to keep it." if is_set else "Not set."
                 shown.help_text = f"{state} {field.help}".strip()
             return
-        value = stored.config.get(field.name, field.default) if stored else field.default
+        preset = self.way.preset if self.way else {}
+        default = preset.get(field.name, field.default)
+        value = stored.config.get(field.name, field.default) if stored else default
         self.initial[field_name(slug, field.name)] = value
 
     def _fill_options(self) -> None:
-        stored = self._stored.options if self._stored else {}
+        stored = self.stored.options if self.stored else {}
         for name, value in Options.of(stored).values.items():
             self.initial[field_name(_OPTIONS, name)] = value
 
@@ -116,17 +127,18 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
         cleaned = super().clean() or self.cleaned_data
         provider = cleaned.get("provider")
         given: dict[str, Any] = {}
+        self.typed = given
         for name in ("name", "provider"):
             if name in cleaned:
                 given[name] = cleaned[name]
         if provider:
             given["providerConfig"] = self._typed(provider)
             self._check(
-                configuration.checked_config, provider, given["providerConfig"], self._stored
+                configuration.checked_config, provider, given["providerConfig"], self.stored
             )
         given["options"] = self._typed_options()
         self._check(source_options.parse, given["options"])
-        if self._stored is None:
+        if self.stored is None:
             self.changes = given
         else:
             self.changes = {key: given[key] for key in given if self._differs(key, provider)}
@@ -159,8 +171,10 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
 
     def _typed(self, slug: str) -> dict[str, Any]:
         """Return the providerConfig that was typed; fields left empty are left out."""
-        typed: dict[str, Any] = {}
+        typed: dict[str, Any] = dict(self.way.preset) if self.way else {}
         for field in self.providers[slug].config.fields():
+            if field_name(slug, field.name) not in self.fields:
+                continue
             value = self.cleaned_data.get(field_name(slug, field.name))
             if value not in (None, "") or not field.secret:
                 typed[field.name] = value
@@ -174,30 +188,40 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
         return typed
 
 
-def form_class(providers: Mapping[str, Provider] = PROVIDERS) -> type[SourceForm]:
-    """Make the form that has the fields of all `providers`."""
+def form_class(
+    providers: Mapping[str, Provider] = PROVIDERS, *, way: Way | None = None
+) -> type[SourceForm]:
+    """Make the form that has the fields of all `providers`, or of one way to connect alone."""
+    if way is not None:
+        providers = {way.provider: providers[way.provider]}
     fields: dict[str, Any] = {
         field_name(slug, field.name): _config_field(field)
         for slug, provider in providers.items()
         for field in provider.config.fields()
+        if way is None or field.name in way.fields
     }
     for option in source_options.describe():
         fields[field_name(_OPTIONS, option.name)] = _option_field(option)
-    return type("ProviderSourceForm", (SourceForm,), fields | {"providers": providers})
+    return type("ProviderSourceForm", (SourceForm,), fields | {"providers": providers, "way": way})
 
 
 def fieldsets(
-    *, adding: bool, providers: Mapping[str, Provider] = PROVIDERS
+    *, adding: bool, way: Way | None = None, providers: Mapping[str, Provider] = PROVIDERS
 ) -> list[tuple[str | None, dict[str, Any]]]:
     """Return the form's sections: the source, each provider's (one is shown), what to archive."""
     first = ("name", "provider", "auto_import" if adding else "version")
     sections: list[tuple[str | None, dict[str, Any]]] = [("Source", {"fields": first})]
-    for slug, provider in providers.items():
+    if way is not None:
+        asked = [field_name(way.provider, name) for name in way.fields]
+        sections.append(("Account", {"fields": asked}))
+    for slug, provider in providers.items() if way is None else ():
         names = [field_name(slug, field.name) for field in provider.config.fields()]
         classes = ("provider-fields", f"provider-{slug}")
         sections.append((provider.label, {"fields": names, "classes": classes}))
     names = [field_name(_OPTIONS, option.name) for option in source_options.describe()]
-    sections.append(("What is archived, and how often", {"fields": names}))
+    folded = ("collapse",) if way is not None else ()
+    title = "What is archived, and how often"
+    sections.append((title, {"fields": names, "classes": folded}))
     return sections
 
 
@@ -214,7 +238,8 @@ def _config_field(field: Field) -> forms.Field:
         widget = widgets.UnfoldAdminTextareaWidget if field.multiline else None
         return forms.CharField(widget=widget or widgets.UnfoldAdminTextInputWidget, **about)
     if field.multiline or field.max_length > _ONE_LINE_CHARACTERS:
-        return forms.CharField(widget=_WriteOnlyTextarea, strip=False, **about)
+        widget = _WriteOnlyTextarea({"data-file": field.label})
+        return forms.CharField(widget=widget, strip=False, **about)
     return forms.CharField(
         widget=widgets.UnfoldAdminPasswordWidget({"autocomplete": "new-password"}),
         strip=False,

@@ -1,5 +1,6 @@
 """The pages of sources: the list with live progress, the form, the verbs, deletion."""
 
+import uuid
 from typing import Any
 
 from django.contrib import admin, messages
@@ -17,7 +18,16 @@ from django.views.decorators.http import require_POST
 
 from connectors.registry import PROVIDERS
 from ingestion import tasks
-from ingestion.admin import display, live, overview, source_form, typed_code, verbs
+from ingestion.admin import (
+    connecting,
+    display,
+    live,
+    overview,
+    source_form,
+    typed_code,
+    verbs,
+    ways,
+)
 from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
@@ -50,6 +60,10 @@ def _bulk(verb: verbs.Verb) -> Any:
     return act
 
 
+def _way(request: HttpRequest) -> ways.Way | None:
+    return ways.get(request.GET.get("way", ""))
+
+
 @admin.register(IngestionSource)
 class SourceAdmin(AuditedAdmin):
     list_display = (
@@ -70,6 +84,8 @@ class SourceAdmin(AuditedAdmin):
     ordering = ("name", "id")
     list_before_template = "admin/ingestion/source_questions.html"
     change_form_outer_before_template = "admin/ingestion/source_overview.html"
+    change_form_before_template = "admin/ingestion/way_steps.html"
+    change_form_after_template = "admin/ingestion/source_test.html"
     warn_unsaved_form = True
     list_fullwidth = True
 
@@ -138,6 +154,10 @@ class SourceAdmin(AuditedAdmin):
         view = self.admin_site.admin_view
         return [
             path("live/", view(never_cache(self.live_view)), name="ingestion_source_live"),
+            path("try/", view(require_POST(self.trial_view)), name="ingestion_source_try"),
+            path(
+                "<uuid:pk>/try/", view(require_POST(self.trial_view)), name="ingestion_source_trial"
+            ),
             path("<uuid:pk>/do/", view(require_POST(self.verb_view)), name="ingestion_source_verb"),
             path(
                 "<uuid:pk>/sign-in/",
@@ -250,12 +270,42 @@ class SourceAdmin(AuditedAdmin):
         change: bool = False,
         **kwargs: Any,
     ) -> Any:
-        return super().get_form(request, obj, change, form=source_form.form_class(), **kwargs)
+        made = source_form.form_class(way=None if obj else _way(request))
+        return super().get_form(request, obj, change, form=made, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: IngestionSource | None = None) -> Any:
         if obj is not None and not self.has_change_permission(request, obj):
             return []  # the overview above says it all
-        return source_form.fieldsets(adding=obj is None)
+        return source_form.fieldsets(adding=obj is None, way=None if obj else _way(request))
+
+    def add_view(
+        self,
+        request: HttpRequest,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """Ask for the way first; `?way=any` is the form with all fields of all providers."""
+        way = _way(request)
+        if request.method == "GET" and way is None and request.GET.get("way") != "any":
+            if not self.has_add_permission(request):
+                raise PermissionDenied
+            return connecting.tiles(request, self.admin_site.each_context(request))
+        context: dict[str, Any] = {"title": f"Add: {way.title}" if way else "Add a source"}
+        if way is not None:
+            back = consent.callback_url(request)
+            context |= {"way": way, "steps": ways.steps(way, redirect_uri=back)}
+        return super().add_view(request, form_url, context | (extra_context or {}))
+
+    def trial_view(self, request: HttpRequest, pk: uuid.UUID | None = None) -> Any:
+        """Try what the form holds, of a new source or of the one that it changes."""
+        source = self.get_queryset(request).filter(pk=pk).first() if pk else None
+        if pk is not None and source is None:
+            raise Http404
+        allowed = self.has_change_permission(request, source) if pk else None
+        if not (self.has_add_permission(request) if allowed is None else allowed):
+            raise PermissionDenied
+        made = self.get_form(request, source, change=source is not None)
+        return connecting.test(made(request.POST, instance=source))
 
     def changeform_view(
         self,
@@ -275,6 +325,9 @@ class SourceAdmin(AuditedAdmin):
             context["overview"] = overview.of_source(
                 source, may_change=self.has_change_permission(request, source)
             )
+        kept = reverse("admin:ingestion_source_trial", args=(pk,)) if pk else None
+        query = f"?{request.GET.urlencode()}" if request.GET else ""
+        context["trial_url"] = kept or reverse("admin:ingestion_source_try") + query
         try:
             return super().changeform_view(request, object_id, form_url, context)
         except (InvalidInput, NotAllowedNow) as refusal:

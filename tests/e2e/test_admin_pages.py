@@ -59,7 +59,11 @@ def test_every_page_works_with_nothing_to_show(operator: Visitor) -> None:
         operator.go(f"{INGESTION}{model}/?q=%3Cb%3E%25_'")
         expect(page.get_by_text("Nothing matches")).to_be_visible()
     operator.shoot("list-nothing-matches")
-    for path in ("/admin/auth/user/", "/admin/auth/group/", f"{INGESTION}ingestionsource/add/"):
+    for path in (
+        "/admin/auth/user/",
+        "/admin/auth/group/",
+        f"{INGESTION}ingestionsource/add/?way=any",
+    ):
         operator.go(path)
         expect(page.locator("#content")).to_be_visible()
 
@@ -406,7 +410,7 @@ def test_the_form_asks_for_the_fields_of_the_chosen_provider(
     monkeypatch.setitem(registry.PROVIDERS, "pigeon", pigeon)
     client = Client()
     assert client.login(username="admin", password=ADMIN_PASSWORD)
-    address = f"{INGESTION}ingestionsource/add/"
+    address = f"{INGESTION}ingestionsource/add/?way=any"
     made = client.get(address).content.decode()
     page = operator.page
     page.route(f"**{address}", lambda route: route.fulfill(body=made, content_type="text/html"))

@@ -52,8 +52,18 @@ def test_an_operator_adds_a_source_imports_it_and_reads_a_message_without_a_relo
     page = operator.page
     operator.go(SOURCES)
     page.get_by_title("Add ingestion source").click()
+    operator.shoot("ways")
+    page.get_by_text("Any IMAP server").click()
     page.fill("[name=name]", "Ada's mail")
+    _connect(page, dovecot, name, "wrong")
+    page.get_by_role("button", name="Test").click()
+    expect(page.get_by_text("✗ Log in")).to_be_visible()
     _connect(page, dovecot, name, password)
+    page.get_by_role("button", name="Test").click()
+    expect(page.get_by_text("✓ Read one message")).to_be_visible()
+    expect(page.get_by_text("✗")).to_have_count(0)
+    operator.shoot("test-before-save")
+    assert not IngestionSource.objects.exists()
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_text("“Ada's mail” is added.")).to_be_visible()
     assert IngestionSource.objects.get().owner.username == "admin"
@@ -74,7 +84,7 @@ def test_an_operator_adds_a_source_imports_it_and_reads_a_message_without_a_relo
     operator.shoot("source-imported")
 
     page.get_by_role("link", name="402", exact=True).click()
-    page.fill("#searchbar", hostile)
+    page.fill("#searchbar", str(Message.objects.get(subject=hostile).pk))
     page.press("#searchbar", "Enter")
     _open_row(page, hostile)
     expect(page.locator(".ing-mail-subject")).to_have_text(hostile)
@@ -134,7 +144,7 @@ def test_a_running_import_moves_its_bar_and_ends_without_a_reload(
 
 
 def test_wrong_input_is_explained_at_its_field_and_echoes_no_secret(operator: Visitor) -> None:
-    page = operator.go(f"{SOURCES}add/")
+    page = operator.go(f"{SOURCES}add/?way=any")
     page.fill("[name=name]", "Wrong")
     _fill(page, host="imap://example.com/", port="70000", username="ada", password=SECRET)
     page.fill("[name=options__syncIntervalSeconds]", "5")
@@ -199,7 +209,7 @@ def test_a_wrong_password_is_said_in_words_and_corrected_in_the_form(
     operator: Visitor, dovecot: Dovecot
 ) -> None:
     name, password = dovecot.user()
-    page = operator.go(f"{SOURCES}add/")
+    page = operator.go(f"{SOURCES}add/?way=any")
     page.fill("[name=name]", "Typo")
     _connect(page, dovecot, name, "not the password")
     page.get_by_role("button", name="Save").click()

@@ -323,7 +323,7 @@ def _break_the_database(api: httpx.Client, keep: Callable[..., Any]) -> None:
 
 
 def _admin_form(admin: httpx.Client, keep: Callable[..., Any]) -> None:
-    url = "/admin/ingestion/ingestionsource/add/"
+    url = "/admin/ingestion/ingestionsource/add/?way=any"
     token = _csrf(admin.get(url).text)
     form = {
         "csrfmiddlewaretoken": token, "name": "Admin", "provider": "generic_imap",

@@ -14,3 +14,68 @@ document.addEventListener("DOMContentLoaded", () => {
   chosen.addEventListener("change", showFields);
   showFields();
 });
+
+/* Test: posts the form as it is, and shows each step as it is done. */
+document.addEventListener("DOMContentLoaded", () => {
+  const button = document.querySelector("[data-test]");
+  const list = document.querySelector("[data-checklist]");
+  if (!button) return;
+
+  function show(step) {
+    const line = document.createElement("li");
+    line.dataset.tone = step.ok ? "success" : "danger";
+    const title = document.createElement("strong");
+    title.textContent = `${step.ok ? "✓" : "✗"} ${step.title}`;
+    line.append(title, ` ${step.text}`);
+    list.append(line);
+  }
+
+  async function test() {
+    const response = await fetch(button.dataset.test, { method: "POST", body: new FormData(button.form) });
+    if (!response.ok) throw new Error(`the service answered ${response.status}`);
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const { done, value } = await reader.read();
+      if (done) break;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      lines.forEach((line) => show(JSON.parse(line)));
+    }
+  }
+
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    list.replaceChildren();
+    list.dataset.state = "running";
+    try {
+      await test();
+    } catch (error) {
+      show({ ok: false, title: "No answer", text: `${error.message}. Try it again.` });
+    }
+    delete list.dataset.state;
+    button.disabled = false;
+  });
+});
+
+/* Copy beside what is to be copied; a file's text into the field that wants it. */
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("[data-copy]").forEach((button) => {
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(button.dataset.copy);
+      button.textContent = "Copied";
+    });
+  });
+
+  document.querySelectorAll("textarea[data-file]").forEach((field) => {
+    const chosen = document.createElement("input");
+    chosen.type = "file";
+    chosen.className = "ing-file";
+    chosen.setAttribute("aria-label", `A file with ${field.dataset.file}`);
+    chosen.addEventListener("change", async () => {
+      if (chosen.files.length) field.value = await chosen.files[0].text();
+      chosen.value = "";
+    });
+    field.after(chosen);
+  });
+});

@@ -1,0 +1,57 @@
+"""Connecting an account: the tiles to choose from, and the test of what was typed, step by step.
+
+Nothing is stored before somebody saves. A test streams one JSON object a line, each as its step is
+done.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.template.response import TemplateResponse
+
+from ingestion.admin import ways
+from ingestion.admin.source_form import SourceForm
+from ingestion.errors import InvalidInput
+from ingestion.services.sources import trial
+
+
+def tiles(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+    """Show the ways to connect."""
+    shown = {**context, "title": "Add a source", "ways": ways.all_ways()}
+    return TemplateResponse(request, "admin/ingestion/ways.html", shown)
+
+
+def test(form: SourceForm) -> StreamingHttpResponse:
+    """Try what a form holds; its instance's stored secrets stand in for those left empty."""
+    response = StreamingHttpResponse(_lines(form), content_type="application/x-ndjson")
+    response["X-Accel-Buffering"] = "no"
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def _lines(form: SourceForm) -> Iterator[str]:
+    for said in _said(form):
+        yield json.dumps(said) + "\n"
+
+
+def _said(form: SourceForm) -> Iterator[dict[str, Any]]:
+    if not form.is_valid():
+        for name, reasons in form.errors.get_json_data().items():
+            label = form.fields[name].label if name in form.fields else ""
+            text = " ".join(reason["message"] for reason in reasons)
+            yield {"ok": False, "title": str(label or "Settings"), "text": text}
+        return
+    given = form.typed
+    try:
+        for step in trial.steps(
+            provider=given["provider"],
+            provider_config=given["providerConfig"],
+            options=given["options"],
+            source=form.stored,
+        ):
+            yield {"ok": step.ok, "title": step.title, "text": step.text}
+    except InvalidInput as error:
+        for reasons in error.errors.values():
+            yield {"ok": False, "title": "Settings", "text": " ".join(reasons)}

@@ -1,0 +1,98 @@
+"""The ways to connect: each leads to a form that makes what its provider takes."""
+
+import json
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Permission, User
+from django.test import Client
+
+from connectors.registry import PROVIDERS
+from ingestion.admin import ways
+from ingestion.admin.source_form import field_name
+from ingestion.models import IngestionSource
+from tests.servers import imap_source
+from tests.servers.dovecot import Account, Dovecot
+
+ADD = "/admin/ingestion/ingestionsource/add/"
+TRY = "/admin/ingestion/ingestionsource/try/"
+WAYS = ways.all_ways()
+
+
+@pytest.fixture
+def client(transactional_db: None) -> Client:
+    client = Client()
+    client.force_login(User.objects.create_superuser("root"))
+    return client
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.slug)
+def test_a_way_asks_for_fields_that_its_provider_has(way: ways.Way) -> None:
+    known = {field.name for field in PROVIDERS[way.provider].config.fields()}
+    assert set(way.fields) <= known
+    assert set(way.preset) <= known
+    required = {f.name for f in PROVIDERS[way.provider].config.fields() if f.required}
+    assert required <= {*way.fields, *way.preset}
+    assert all(step.url.startswith("https://") for step in way.steps if step.url)
+    told = ways.steps(way, redirect_uri="https://mail.example.com/back")
+    assert not any("{" in step.copy for step in told)
+
+
+def test_every_provider_has_a_way() -> None:
+    assert {way.provider for way in WAYS} == set(PROVIDERS)
+
+
+def test_a_form_shows_the_fields_of_its_way_and_the_address_to_copy(client: Client) -> None:
+    tiles = client.get(ADD).content.decode()
+    assert all(f"?way={way.slug}" in tiles for way in WAYS)
+    page = client.get(f"{ADD}?way=gmail").content.decode()
+    assert 'data-copy="http://testserver/api/v1/oauth/callback"' in page
+    assert field_name("google", "clientId") in page
+    assert field_name("google", "serviceAccountKeyJson") not in page
+    assert "generic_imap__" not in page
+    assert "?way=gmail" in client.get(f"{ADD}?way=no-such-way").content.decode()
+
+
+def test_what_a_way_knows_is_stored_without_being_asked(client: Client) -> None:
+    typed = {
+        "name": "Phone", "provider": "generic_imap", "options__syncIntervalSeconds": "300",
+        "generic_imap__username": "alice", "generic_imap__password": "app-password",
+    }  # fmt: skip
+    client.post(f"{ADD}?way=icloud", typed)
+    source = IngestionSource.objects.get()
+    known = {"host": "imap.mail.me.com", "port": 993, "secure": True, "username": "alice"}
+    assert known.items() <= source.config.items()
+    refused = client.post(f"{ADD}?way=icloud", typed | {"generic_imap__password": ""})
+    assert "password" in refused.content.decode()
+    assert IngestionSource.objects.count() == 1
+
+
+def tried(client: Client, address: str, form: dict[str, Any]) -> list[dict[str, Any]]:
+    answer: Any = client.post(address, form)
+    assert answer.status_code == 200
+    return [json.loads(line) for line in b"".join(answer.streaming_content).splitlines()]
+
+
+def test_what_is_typed_is_tried_and_not_stored(client: Client, dovecot: Dovecot) -> None:
+    account: Account = dovecot.account(b"Subject: one\r\n\r\nbody\r\n")
+    config = {k: v for k, v in imap_source.config(account).items() if v is not False}
+    form = {field_name("generic_imap", name): value for name, value in config.items()}
+    form |= {"name": "x", "provider": "generic_imap", "options__syncIntervalSeconds": "300"}
+    steps = tried(client, f"{TRY}?way=imap", form)
+    assert [step["ok"] for step in steps] == [True] * 6
+    wrong = tried(client, f"{TRY}?way=imap", form | {"generic_imap__port": "none"})
+    assert [(step["ok"], step["title"]) for step in wrong] == [(False, "Port")]
+    assert not IngestionSource.objects.exists()
+    source = imap_source.create(account)
+    kept = form | {"generic_imap__password": ""}
+    stored = tried(client, f"/admin/ingestion/ingestionsource/{source.pk}/try/", kept)
+    assert stored[-1]["ok"], stored
+
+
+def test_only_who_may_add_or_change_sources_tries(client: Client, dovecot: Dovecot) -> None:
+    viewer = User.objects.create_user("viewer", is_staff=True)
+    viewer.user_permissions.add(Permission.objects.get(codename="view_ingestionsource"))
+    client.force_login(viewer)
+    assert client.post(TRY, {}).status_code == 403
+    assert client.get(ADD).status_code == 403
+    assert client.get(TRY).status_code == 405
