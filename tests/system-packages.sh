@@ -7,6 +7,8 @@ missing=""
 command -v dovecot >/dev/null || missing="$missing dovecot-imapd"
 command -v chromium >/dev/null || missing="$missing chromium"
 command -v openssl >/dev/null || missing="$missing openssl"
+command -v mutt >/dev/null || missing="$missing mutt"
+command -v notmuch >/dev/null || missing="$missing notmuch"
 command -v npm >/dev/null || missing="$missing nodejs npm"
 ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || missing="$missing faketime"
 [ -z "$missing" ] && exit 0
@@ -21,4 +23,4 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     cat /tmp/system-packages.$$.log
     rm -f /tmp/system-packages.$$.log
 fi
-echo "Tests that need a real IMAP server or browser will fail. As root: apt-get install$missing"
+echo "Tests that need a real IMAP server, mail reader or browser will fail. As root: apt-get install$missing"
