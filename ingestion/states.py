@@ -78,6 +78,14 @@ class ListAnew(models.TextChoices):
     BY_BYTES = "by_bytes", "Recognising by bytes alone: the ids may name other messages now"
 
 
+class ExportState(models.TextChoices):
+    WAITING = "waiting", "Waiting"
+    RUNNING = "running", "Running"
+    DONE = "done", "Ready"
+    FAILED = "failed", "Failed"
+    EXPIRED = "expired", "Expired"
+
+
 class FolderRole(models.TextChoices):
     NONE = "", "—"
     INBOX = "inbox", "Inbox"

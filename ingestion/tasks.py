@@ -10,6 +10,7 @@ from kombu.exceptions import OperationalError
 from ingestion.models import IngestionSource
 from ingestion.services.archive import housekeeping as housekeeper
 from ingestion.services.archive import restored
+from ingestion.services.archive.exports import jobs as exports
 from ingestion.services.engine import clocks, due_work
 from ingestion.services.operations import answered, webhooks
 
@@ -41,6 +42,7 @@ def housekeeping() -> None:
             clocks.bring_back()
             restored.bring_back_feed()
             webhooks.forget_old()
+            exports.expire()
             housekeeper.collect_orphans()
             answered.forget()
 

@@ -67,6 +67,7 @@ CACHES = {
     }
 }
 ARCHIVE_DIR = Path(env.str("ARCHIVE_DIR", default=str(VAR_DIR / "archive"))).resolve()
+EXPORT_DIR = Path(env.str("EXPORT_DIR", default=str(VAR_DIR / "exports"))).resolve()
 
 # -- secrets -------------------------------------------------------------------------------------
 # Where a database of one's own is used, the keys must be given too: two machines that each made

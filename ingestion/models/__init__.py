@@ -3,6 +3,7 @@
 from ingestion.models.answered import AnsweredRequest
 from ingestion.models.audit import ApiKey, AuditEvent
 from ingestion.models.document import INDEX_VERSION, AbsentMessage, Document
+from ingestion.models.export import Export
 from ingestion.models.feed import ArchiveChange
 from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
@@ -20,6 +21,7 @@ __all__ = [
     "ArchiveChange",
     "AuditEvent",
     "Document",
+    "Export",
     "FailedMessage",
     "Folder",
     "IngestionSource",

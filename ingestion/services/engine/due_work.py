@@ -23,6 +23,7 @@ from ingestion.crypto import key_id
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.archive import indexing
+from ingestion.services.archive.exports import jobs as exports
 from ingestion.services.engine import claims, lease, runs, sync
 from ingestion.services.engine.places import Places
 from ingestion.services.operations import webhooks
@@ -74,10 +75,11 @@ def _check(pk: uuid.UUID) -> None:
         log.info("check_overtaken", source=str(pk))
 
 
-#: Of the ten threads of `control` (Procfile): two are always left for dispatching.
+#: Of the twelve threads of `control` (Procfile): two are always left for dispatching.
 _asking_providers = Places[Work](4, each=2)
 cleaning_up = Places[Work](2, each=1)
 _telling = Places[Work](2, each=1)
+_exporting = Places[Work](2, each=1)
 
 _OWNER_OF_SOURCE = "(SELECT s.owner_id FROM ingestion_ingestionsource s WHERE s.id = source_id)"
 
@@ -123,6 +125,13 @@ KINDS = {
         owner=_OWNER_OF_SOURCE,
         queue="index",
         at_a_time=16,
+    ),
+    "export": Kind(
+        "ingestion_export",
+        exports.DUE,
+        since="not_before",
+        verb=exports.work,
+        places=_exporting,
     ),
     "deliver": Kind(
         "ingestion_webhookdelivery",

@@ -1,6 +1,6 @@
 """How many of this process's threads each kind of work may hold, so that none takes them all.
 
-`control` has ten threads. Dispatching must find one at once, whatever deletions take minutes and
+`control` has twelve threads. Dispatching must find one at once, whatever deletions take minutes and
 whatever servers say nothing; and one person's sources must not keep out another's.
 """
 

@@ -5,6 +5,7 @@ anything else finds what search finds.
 """
 
 import datetime as dt
+import itertools
 import json
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from ingestion import queries
 from ingestion.errors import InvalidInput
 from ingestion.models import Message, Placement
 from ingestion.search import query as language
+from ingestion.search.pages import Search
 from ingestion.search.query import AllOf, Node, Term
 
 #: So many rows are held at a time, with their placements.
@@ -32,22 +34,42 @@ class Selection:
     def __init__(self, user: User, query: str, *, until: dt.datetime) -> None:
         self._user = user
         self._until = until
-        self._terms = _places(_parsed(query))
+        node = _parsed(query)
+        self._terms = _places(node)
+        self._search = Search(user, node) if self._terms is None else None
 
-    def count(self) -> int:
-        return self._found().count()
+    def count(self) -> int | None:
+        """Return how many it takes; None where search does not count that far."""
+        if self._search is None:
+            return self._found().count()
+        counted = self._search.count()
+        return None if counted.more else counted.number
 
-    def size_bytes(self, limit: int) -> int:
-        """Return the size of the first `limit` messages."""
-        return sum(self._found().order_by().values_list("size_bytes", flat=True)[:limit])
+    def first(self, limit: int) -> tuple[int, int]:
+        """Return how many it takes, up to `limit`, and how many bytes these have."""
+        messages = itertools.chain.from_iterable(rows for rows, _ in self.batches())
+        sizes = [message.size_bytes for message in itertools.islice(messages, limit)]
+        return len(sizes), sum(sizes)
 
     def batches(self, after: str = "") -> Iterator[tuple[list[Message], str]]:
         """Yield messages with their mailbox, source, placements and folders, and where to go on
-        after them. What was archived first comes first; within a batch, as it lies in packs."""
+        after them. Within a batch they come as they lie in packs."""
+        found = self._by_search(after) if self._search else self._by_time(after)
+        for rows, following in found:
+            yield sorted(rows, key=lambda row: (row.pack_id, row.pack_offset)), following
+
+    def _by_search(self, after: str) -> Iterator[tuple[list[Message], str]]:
+        assert self._search is not None
+        while after != "end":
+            page = self._search.page(sort="date", cursor=after, size=BATCH)
+            after = page.next or "end"
+            yield [row for row in page.messages if row.archived_at < self._until], after
+
+    def _by_time(self, after: str) -> Iterator[tuple[list[Message], str]]:
         while rows := self._rows(after):
             last = rows[-1]
             after = json.dumps([last.archived_at.isoformat(), str(last.pk)])
-            yield sorted(rows, key=lambda row: (row.pack_id, row.pack_offset)), after
+            yield rows, after
 
     def _rows(self, after: str) -> list[Message]:
         found = self._found()
@@ -61,7 +83,7 @@ class Selection:
 
     def _found(self) -> QuerySet[Message]:
         found = queries.visible_messages(self._user).filter(archived_at__lt=self._until)
-        for term in self._terms:
+        for term in self._terms or ():
             found = found.filter(_condition(term))
         return found
 
@@ -73,13 +95,11 @@ def _parsed(query: str) -> Node:
         raise InvalidInput({"query": [f"{error} (at character {error.position + 1})"]}) from None
 
 
-def _places(node: Node) -> list[Term]:
+def _places(node: Node) -> list[Term] | None:
+    """Return the terms of a query that names places alone; None for any other."""
     terms = node.nodes if isinstance(node, AllOf) else (node,)
     found = [term for term in terms if isinstance(term, Term) and term.name in _PLACES]
-    if len(found) < len(terms):
-        known = ", ".join(f"{name}:" for name in sorted(_PLACES))
-        raise InvalidInput({"query": [f"Of the query language, exports know {known} for now."]})
-    return found
+    return found if len(found) == len(terms) else None
 
 
 def _condition(term: Term) -> Q:
