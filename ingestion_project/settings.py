@@ -217,6 +217,7 @@ SPECTACULAR_SETTINGS = {
     "TAGS": [
         {"name": "ingestion", "description": "Sources, and what is done with them."},
         {"name": "emails", "description": "What was archived."},
+        {"name": "exports", "description": "Mail as one file, made in the background."},
         {"name": "searches", "description": "Searches that a user keeps under a name."},
         {"name": "changes", "description": "What changed in the archive, for programs."},
         {"name": "webhooks", "description": "Who is told of events, as they happen."},
@@ -231,6 +232,7 @@ SPECTACULAR_SETTINGS = {
         "SourceStatusEnum": "ingestion.states.SourceStatus",
         "RunStatusEnum": "ingestion.states.RunStatus",
         "RunKindEnum": "ingestion.states.RunKind",
+        "ExportStateEnum": "ingestion.states.ExportState",
         "MailboxStateEnum": "ingestion.states.MailboxState",
     },
     "POSTPROCESSING_HOOKS": [

@@ -10,6 +10,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from ingestion import downloads, queries
+from ingestion.api import exports as exporting
 from ingestion.api import inputs, searching, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.models import Message
@@ -74,3 +75,19 @@ class EmailViewSet(ApiViewSet[Message]):
         )
         people.mail_read(message, how="raw", actor=self.actor)
         return response
+
+    @extend_schema(
+        operation_id="exportEmails",
+        parameters=[exporting.ExportQuery],
+        responses={
+            (200, "application/zip"): OpenApiTypes.BINARY,
+            (200, "application/x-tar"): OpenApiTypes.BINARY,
+        },
+    )
+    @action(detail=False, methods=["get"], scope="export")
+    def export(self, request: Request) -> HttpResponseBase:
+        """Download what a query finds as one file, at once: up to 1,000 messages and 100 MB.
+
+        A key needs the scope `export`. More is refused by 409: POST /exports.
+        """
+        return exporting.at_once(self)

@@ -7,6 +7,7 @@ from ingestion.api import docs
 from ingestion.api.changes import ChangesViewSet
 from ingestion.api.consent import ConsentViewSet
 from ingestion.api.emails import EmailViewSet
+from ingestion.api.exports import ExportViewSet
 from ingestion.api.searches import SavedSearchViewSet
 from ingestion.api.sources import SourceViewSet
 from ingestion.api.webhooks import WebhookViewSet
@@ -15,6 +16,7 @@ router = SimpleRouter()
 router.trailing_slash = "/?"
 router.register("ingestion", SourceViewSet, basename="ingestion")
 router.register("emails", EmailViewSet, basename="emails")
+router.register("exports", ExportViewSet, basename="exports")
 router.register("searches", SavedSearchViewSet, basename="searches")
 router.register("changes", ChangesViewSet, basename="changes")
 router.register("webhooks", WebhookViewSet, basename="webhooks")

@@ -90,6 +90,7 @@ def test_every_error_code_is_in_the_catalogue() -> None:
 _MADE = {
     "VAR_DIR": "`var/`",
     "ARCHIVE_DIR": "`VAR_DIR/archive`",
+    "EXPORT_DIR": "`VAR_DIR/exports`",
     "DATABASE_URL": "",
     "REDIS_URL": "",
     "SECRET_KEY": "made in `VAR_DIR`",

@@ -97,7 +97,7 @@ def manifest(root: Path) -> list[dict[str, Any]]:
 
 def bytes_of(root: Path, entry: dict[str, Any]) -> bytes:
     """Read a message as README.txt says."""
-    data = (root / entry["path"]).read_bytes()
+    data: bytes = (root / entry["path"]).read_bytes()
     if "offset" in entry:
         data = data[entry["offset"] :][: entry["length"]]
         return re.sub(rb"(?m)^>(>*From )", rb"\1", data)

@@ -67,7 +67,7 @@ def start(user: User, *, query: str, format: str, actor: Actor) -> Export:  # no
     if format not in FORMATS:
         raise InvalidInput({"format": [f"Must be one of: {', '.join(FORMATS)}."]})
     Selection(user, query, until=timezone.now())
-    if user.exports.filter(state__in=UNFINISHED).count() >= MAX_UNFINISHED:
+    if Export.objects.filter(owner=user, state__in=UNFINISHED).count() >= MAX_UNFINISHED:
         raise NotAllowedNow(
             f"{MAX_UNFINISHED} of your exports are not finished yet. Wait for one, or delete one."
         )
@@ -102,6 +102,11 @@ def opened(export: Export, *, how: str, actor: Actor) -> SpooledBody:
         raise NotAllowedNow("The file is no longer there. Make the export again.") from None
     audit(actor, "export.download", None, {**_about(export), "how": how})
     return SpooledBody(file, export.size_bytes)
+
+
+def taken_by(actor: Actor, *, query: str, how: str) -> None:
+    """Record an export that is made at once (`how`: its format, or where it goes)."""
+    audit(actor, "export.stream", None, {"query": query, "how": how})
 
 
 def file_name(export: Export) -> str:
@@ -305,10 +310,8 @@ def expire() -> None:
         _Files(export).delete()
         _update(export, state=ExportState.EXPIRED)
     Export.objects.filter(finished_at__lt=now - _ROW_KEPT).delete()
-    kept = {
-        str(pk)
-        for pk in Export.objects.exclude(state=ExportState.EXPIRED).values_list("pk", flat=True)
-    }
+    with_file = Export.objects.filter(state__in=[*UNFINISHED, ExportState.DONE])
+    kept = {str(pk) for pk in with_file.values_list("pk", flat=True)}
     root: Path = settings.EXPORT_DIR
     for path in root.iterdir() if root.is_dir() else ():
         stem = path.name.partition(".")[0]

@@ -1,0 +1,261 @@
+"""Exports of a real archive: what they take, whose mail, damage, kills at any instant, and the end."""
+
+import datetime as dt
+import errno
+import hashlib
+import io
+import os
+import random
+import signal
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.utils import timezone
+
+from ingestion.errors import InvalidInput, NotAllowedNow
+from ingestion.models import AuditEvent, Export, IngestionSource, Mailbox, Message
+from ingestion.packs.store import store
+from ingestion.services.archive.exports import formats, jobs, selection, stream
+from ingestion.services.engine import due_work
+from tests.documents import indexed
+from tests.servers.scripted_provider import Server
+from tests.servers.scripted_source import ACTOR, body, fill, finish, start
+from tests.services.exports.test_formats import bytes_of, manifest, unpacked
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def export_of(source: IngestionSource, query: str = "", kind: str = "eml") -> Export:
+    return jobs.start(source.owner, query=query, format=kind, actor=ACTOR)
+
+
+def done(export: Export) -> Export:
+    assert due_work.do_now(due_work.Work("export", export.pk))
+    export.refresh_from_db()
+    return export
+
+
+def file_of(export: Export) -> bytes:
+    opened = jobs.opened(export, how="test", actor=ACTOR)
+    try:
+        return b"".join(opened.chunks())
+    finally:
+        opened.close()
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_every_message_is_in_it_with_the_bytes_that_were_archived(
+    archived: IngestionSource, kind: str, tmp_path: Path
+) -> None:
+    export = done(export_of(archived, kind=kind))
+
+    assert (export.state, export.message) == ("done", "30 messages.")
+    root = unpacked(kind, file_of(export), tmp_path / "out")
+    found = {entry["id"]: bytes_of(root, entry) for entry in manifest(root)}
+    wanted = {str(m.pk): m.sha256_hex for m in Message.objects.all()}
+    assert {pk: hashlib.sha256(data).hexdigest() for pk, data in found.items()} == wanted
+    assert set(found.values()) == {body(n) for n in range(30)}
+    actions = list(AuditEvent.objects.filter(action__startswith="export.").order_by("id"))
+    assert [a.action for a in actions] == ["export.start", "export.done", "export.download"]
+    assert actions[1].changes["messages"] == 30
+
+
+def test_a_query_takes_what_search_finds_and_a_folder_all_that_lies_there(
+    archived: IngestionSource,
+) -> None:
+    two = Message.objects.filter(subject__in=["3", "4"])
+    for message in two:
+        indexed(message, text="invoice")
+    [mailbox] = Mailbox.objects.all()
+    old = mailbox.folders.get(path="Old")
+
+    def taken(query: str) -> int:
+        return done(export_of(archived, query)).messages_done
+
+    assert taken("invoice") == 2
+    assert taken(f"folder:{old.pk}") == 12
+    assert taken(f"source:{archived.pk}") == taken("source:scripted") == 30
+    assert taken(f"mailbox:{mailbox.address}") == 30
+    assert taken("source:other") == 0
+    with pytest.raises(InvalidInput, match="operator"):
+        export_of(archived, "nonsense:x")
+
+
+def test_nobody_takes_out_what_they_may_not_see(archived: IngestionSource) -> None:
+    other = User.objects.create_user("other")
+    staff = User.objects.create_user("boss", is_staff=True, is_superuser=True)
+
+    none = done(jobs.start(other, query="", format="eml", actor=ACTOR))
+    everything = done(jobs.start(staff, query=f"source:{archived.pk}", format="eml", actor=ACTOR))
+
+    assert (none.messages_done, everything.messages_done) == (0, 30)
+    User.objects.filter(pk=staff.pk).update(is_superuser=False)
+    with pytest.raises(NotAllowedNow, match="may not see"):
+        file_of(Export.objects.get(pk=everything.pk))
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_a_damaged_message_is_named_and_the_others_are_there(
+    server: Server, source: IngestionSource, kind: str, tmp_path: Path
+) -> None:
+    fill(server, 5)
+    start(source)
+    finish(source)
+    damaged = Message.objects.get(subject="2")
+    path = store().root / str(source.pk) / f"{damaged.pack_id}.pack"
+    data = bytearray(path.read_bytes())
+    data[damaged.pack_offset + damaged.pack_length - 3] ^= 0xFF
+    path.write_bytes(data)
+
+    export = done(export_of(source, kind=kind))
+
+    assert export.message == "4 of 5 messages; 1 could not be read."
+    root = unpacked(kind, file_of(export), tmp_path / "out")
+    [named] = [entry for entry in manifest(root) if "error" in entry]
+    assert named["id"] == str(damaged.pk)
+    assert "Restore" in named["error"]
+    assert "1 could not be read" in (root / "README.txt").read_text()
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_killed_at_any_instant_it_makes_the_same_file(
+    archived: IngestionSource, kind: str, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    monkeypatch.setattr(selection, "BATCH", 7)
+    at = timezone.now()
+    whole = export_of(archived, kind=kind)
+    killed = export_of(archived, kind=kind)
+    Export.objects.update(created_at=at)
+    done(whole)
+
+    chance, kills = random.Random(kind), 0
+    while _work_and_die_at(killed.pk, chance.randrange(30)):
+        kills += 1
+        Export.objects.update(attempts=0)
+    killed.refresh_from_db()
+
+    assert kills >= 2
+    assert killed.message == whole.message
+    names = {path.name for path in settings.EXPORT_DIR.iterdir()}
+    extension = formats.FORMATS[kind].extension
+    assert names == {f"{whole.pk}.{extension}", f"{killed.pk}.{extension}"}
+    assert file_of(killed) == file_of(whole)
+
+
+def _work_and_die_at(pk: Any, instant: int) -> bool:
+    """Work in a process that is killed at its so-manieth call of what changes files or rows."""
+    from django.db import connection
+
+    connection.close()
+    child = os.fork()
+    if child == 0:
+        left = instant
+        real_fsync, real_rename = os.fsync, Path.rename
+        real_update, real_added = jobs._update, stream.added
+
+        def before(real: Any) -> Any:
+            def called(*args: Any, **kwargs: Any) -> Any:
+                nonlocal left
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return real(*args, **kwargs)
+
+            return called
+
+        os.fsync, jobs._update = before(real_fsync), before(real_update)
+        Path.rename = before(real_rename)  # type: ignore[method-assign]
+        vars(jobs)["added"] = before(real_added)
+        try:
+            jobs.work(pk)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_full_disk_is_said_in_words_and_leaves_nothing(
+    archived: IngestionSource, export_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    export = done(export_of(archived))
+
+    assert export.state == "failed"
+    assert "is full" in export.message
+    assert list(export_dir.iterdir()) == []
+
+
+def test_one_that_never_gets_further_fails_and_an_emptied_directory_begins_anew(
+    archived: IngestionSource, export_dir: Path
+) -> None:
+    stuck = export_of(archived)
+    Export.objects.update(attempts=5)
+    assert "got no further" in done(stuck).message
+
+    emptied = export_of(archived)
+    lengths = {"lengths": [10**6, 10**6, 10**6], "after": "", "writer": {}}
+    Export.objects.filter(pk=emptied.pk).update(checkpoint=lengths)
+    assert done(emptied).message == "30 messages."
+    with zipfile.ZipFile(io.BytesIO(file_of(emptied))) as archive:
+        assert len(archive.namelist()) == 33
+
+
+def test_a_deleted_or_expired_export_leaves_no_file(
+    archived: IngestionSource, export_dir: Path
+) -> None:
+    deleted, expired, kept = (done(export_of(archived)) for _ in range(3))
+    jobs.delete(deleted, actor=ACTOR)
+    Export.objects.filter(pk=expired.pk).update(expires_at=timezone.now() - dt.timedelta(1))
+    (export_dir / f"{expired.owner_id:032}.part").touch()  # nobody's
+
+    jobs.expire()
+
+    assert [path.name for path in export_dir.iterdir()] == [f"{kept.pk}.eml.zip"]
+    expired.refresh_from_db()
+    with pytest.raises(NotAllowedNow, match="expired"):
+        file_of(expired)
+    assert not due_work.do_now(due_work.Work("export", expired.pk))
+
+
+def test_deleted_while_it_is_made_it_leaves_no_file(
+    archived: IngestionSource, export_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = export_of(archived)
+    real = stream.added
+
+    def deleting(*args: Any) -> Any:
+        Export.objects.filter(pk=export.pk).delete()
+        return real(*args)
+
+    monkeypatch.setattr(jobs, "added", deleting)
+    jobs.work(export.pk)
+
+    assert list(export_dir.iterdir()) == []
+
+
+def test_at_once_it_is_the_same_file(archived: IngestionSource) -> None:
+    export = done(export_of(archived))
+    chosen = selection.Selection(archived.owner, "", until=export.created_at)
+
+    assert b"".join(stream.streamed(chosen, "eml", at=export.created_at)) == file_of(export)
+    assert chosen.first(10)[0] == 10
+
+
+def test_a_link_is_for_one_export_and_for_an_hour(
+    archived: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = done(export_of(archived)), done(export_of(archived))
+    token = jobs.link_token(one)
+
+    assert jobs.by_token(one.pk, token) == one
+    for pk, wrong in ((other.pk, token), (one.pk, token[:-1] + "?"), (one.pk, "")):
+        with pytest.raises(NotAllowedNow, match="expired"):
+            jobs.by_token(pk, wrong)
+    monkeypatch.setattr(jobs, "LINK", dt.timedelta(seconds=-1))
+    with pytest.raises(NotAllowedNow, match="expired"):
+        jobs.by_token(one.pk, token)
