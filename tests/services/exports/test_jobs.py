@@ -167,7 +167,7 @@ def _work_and_die_at(pk: Any, instant: int) -> bool:
             return called
 
         os.fsync, jobs._update = before(real_fsync), before(real_update)
-        Path.rename = before(real_rename)  # type: ignore[method-assign]
+        Path.rename = before(real_rename)  # type: ignore[method-assign] # the process ends with it
         vars(jobs)["added"] = before(real_added)
         try:
             jobs.work(pk)
