@@ -24,6 +24,10 @@ _REPLIED = re.compile(
 )
 
 
+#: A full line of a file in the text (POSIX, uuencode): 45 bytes, which are no words.
+_UUENCODED = re.compile(r"^M[ -`]{60}\n", re.MULTILINE)
+
+
 class Digest(NamedTuple):
     """All of it is text without characters that a page or terminal would obey, and never markup.
 
@@ -77,7 +81,8 @@ def _words(contents: body.Contents) -> str:
     more = [
         version.text for version in contents.versions if len(version.text) > 2 * len(contents.text)
     ]
-    return "\n\n".join([contents.text, *more[:1]])
+    text = "\n\n".join([contents.text, *more[:1]])
+    return _UUENCODED.sub("", text) if "\nbegin " in f"\n{text}" else text
 
 
 def _preview(text: str) -> str:

@@ -1,7 +1,7 @@
 """CSS of mail without what reaches out of it: known properties, functions and rules stay. Pure.
 
-What is left out is left out whole: a declaration with an escape, an unknown function or a string
-is not repaired. Linear, never raises.
+What is left out is left out whole: a declaration with an escape or an unknown function is not
+repaired; only a picture from elsewhere is taken out of its background. Linear, never raises.
 """
 
 import re
@@ -58,16 +58,18 @@ def of_attribute(css: str, *, remote: bool) -> Style:
     for declaration in _COMMENT.sub("", css).split(";"):
         name, _, value = declaration.partition(":")
         name, value = name.strip().lower(), value.strip()
+        without = value
+        if name in _WITH_PICTURES:
+            without = " ".join(_PICTURE.sub(" ", value).split())
         if not remote:
             left_out += len(_FETCHED.findall(value))
-        if name in _PROPERTIES and _is_safe(name, value, remote=remote):
+            value = without  # its colour stays: the text over it may be white
+        if name in _PROPERTIES and value and _is_safe(without):
             kept.append(f"{name}:{value}")
     return Style(";".join(kept), left_out)
 
 
-def _is_safe(name: str, value: str, *, remote: bool) -> bool:
-    if remote and name in _WITH_PICTURES:
-        value = _PICTURE.sub("", value)
+def _is_safe(value: str) -> bool:
     return (
         _VALUE.fullmatch(value) is not None
         and value.count("(") == value.count(")")

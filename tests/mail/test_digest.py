@@ -1,6 +1,7 @@
 """What is kept of a message for search: all of its words, and what was not read."""
 
 import base64
+import binascii
 import hashlib
 
 import pytest
@@ -183,6 +184,13 @@ def test_text_that_only_says_that_there_is_html_does_not_hide_the_html() -> None
     )
     assert "real words" in said.text
     assert said.preview == "See HTML."
+
+
+def test_a_file_within_the_text_is_found_by_its_name_and_no_words_are_made_of_it() -> None:
+    data = bytes(range(45)) * 3
+    lines = "".join(binascii.b2a_uu(data[at : at + 45]).decode() for at in range(0, 135, 45))
+    said = digest((TEXT + f"see\nbegin 644 report.doc\n{lines}`\nend\nbye").encode())
+    assert said.text == "see\nbegin 644 report.doc\n`\nend\nbye"
 
 
 def test_text_is_cut_at_a_bound_in_bytes_and_that_is_a_defect() -> None:
