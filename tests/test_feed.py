@@ -129,6 +129,7 @@ def test_it_tells_what_the_engine_does(server: Server) -> None:
     assert not mirror.there()
     deletion.delete_source(source.pk)
     assert mirror.read() == [], "its messages are not told one by one"
+    assert ArchiveChange.objects.get().kind == "source.deleted"
     late = Mirror(source.owner)
     assert [change.kind for change in late.read()] == ["source.deleted"]
 

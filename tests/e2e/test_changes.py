@@ -164,16 +164,27 @@ def test_who_waits_in_vain_is_told_so_in_time(api: httpx.Client, mail: list[Mess
 
 
 def test_few_of_one_user_wait_at_a_time(
-    api: httpx.Client, mail: list[Message], asks: concurrent.futures.ThreadPoolExecutor
+    api: httpx.Client,
+    mail: list[Message],
+    asks: concurrent.futures.ThreadPoolExecutor,
+    wait_for: Callable[..., Any],
 ) -> None:
     """There are two web processes, and a thread is left for whoever asks beside."""
     most = 2 * changes.MAX_OF_A_USER
-    answers = [asks.submit(_waiting, api, 5) for _ in range(most + 8)]
+    now = api.get(PATH, params={"after": "now"}).json()["cursor"]
+    wait = {"after": now, "wait": 30}
+    answers = [asks.submit(api.get, PATH, params=wait, timeout=60) for _ in range(most + 8)]
+
+    def answered() -> list[httpx.Response]:
+        return [answer.result() for answer in answers if answer.done()]
+
+    wait_for(lambda: len(answered()) >= 8, 25)
+    assert {answer.status_code for answer in answered()} == {429}
+    assert int(answered()[0].headers["Retry-After"]) >= 1
+    Placement.objects.update(labels=["new"])
     codes = [answer.result().status_code for answer in answers]
     assert set(codes) == {200, 429}
     assert codes.count(200) <= most
-    refused = next(a.result() for a in answers if a.result().status_code == 429)
-    assert int(refused.headers["Retry-After"]) >= 1
 
 
 def test_who_hangs_up_waits_no_longer(
