@@ -6,5 +6,7 @@
 - `service`: the real service under measure; `peers`: mbsync, offlineimap and the floor
 - `native`: floor.c and proxy.c, compiled in the run; `processes`: CPU and memory, from /proc
 - `results`: samples, rows, checks; `report`: the table; `page` and `chart`: docs/benchmarks
+- `corpus`: an archive of a million generated messages, for the database; `generated`: that mail;
+  `archive`: its rows
 - `profile`: where an import's time goes
 """

@@ -81,19 +81,19 @@ def _write_of_mailbox(
     versions = sql.pairs(_VERSIONS, {"ids": ids})
     batch = [one for one in batch if one.version or not versions.get(one.message.pk)]
     provider = sql.pairs(_PROVIDERS_THREADS, {"ids": ids})
-    nodes = [_node(one, provider.get(one.message.pk, "")) for one in batch]
+    nodes = [node(one, provider.get(one.message.pk, "")) for one in batch]
     labels = threads.assign(mailbox_id, nodes)
     if versions:
         sql.run(_DROP, {"ids": [one.message.pk for one in batch]})
     lines = [
-        _line(one, node, thread, source_id)
+        line(one, node, thread, source_id)
         for one, node, thread in zip(batch, nodes, labels, strict=True)
     ]
-    sql.copy(f"ingestion_document ({_COLUMNS})", lines)
+    sql.copy(f"ingestion_document ({COLUMNS})", lines)
     _update_messages(batch)
 
 
-def _node(one: Indexed, provider: str) -> threads.Node:
+def node(one: Indexed, provider: str) -> threads.Node:
     return threads.Node(
         provider=provider,
         own=threads.message_key(one.message.message_id),
@@ -105,13 +105,14 @@ def _node(one: Indexed, provider: str) -> threads.Node:
 # -- a document's row --------------------------------------------------------------------------
 
 
-_COLUMNS = (
+#: What `line` writes.
+COLUMNS = (
     "message_id, source_id, mailbox_id, version, date, words, sender_address, message_key, thread,"
     " preview, fields, attachments, defects"
 )
 
 
-def _line(one: Indexed, node: threads.Node, thread: int, source_id: uuid.UUID) -> str:
+def line(one: Indexed, node: threads.Node, thread: int, source_id: uuid.UUID) -> str:
     """Write a row in COPY's text format."""
     message, digest = one.message, one.digest
     senders = [address for role, address, _ in digest.participants if role == "from"]

@@ -70,7 +70,7 @@ def _hash(text: str) -> int:
     return int.from_bytes(digest, "big", signed=True)
 
 
-def _even(key: int) -> int:
+def even(key: int) -> int:
     return key & ~1
 
 
@@ -113,7 +113,7 @@ class _Graph:
                 self._parents[other] = label
         else:
             first = next(iter(node.refers_to or _keys(node)), None)
-            label = _even(_hash(node.otherwise) if first is None else first)
+            label = even(_hash(node.otherwise) if first is None else first)
         for key in _keys(node):
             self._of[key] = label
         return label
