@@ -5,7 +5,7 @@ from typing import Any
 
 from ingestion.mail.attachments import Attachment
 from ingestion.mail.digest import Digest
-from ingestion.models import Document, Message
+from ingestion.models import INDEX_VERSION, Document, Message
 from ingestion.search import words
 
 
@@ -31,7 +31,10 @@ def indexed(
         fields=digest.fields,
         attachments=[file._asdict() for file in digest.attachments],
         defects=[*digest.defects, *vector.defects],
-        **({"version": 1, "thread": 0, "sender_address": senders[0] if senders else ""} | own),
+        **(
+            {"version": INDEX_VERSION, "thread": 0, "sender_address": senders[0] if senders else ""}
+            | own
+        ),
     )
 
 

@@ -13,8 +13,9 @@ from ingestion.models.mailbox import Mailbox
 from ingestion.models.message import Message
 from ingestion.models.source import IngestionSource
 
-#: Raise it where documents made before lack something: all packs are due then, and read again.
-INDEX_VERSION = 1
+#: Raise it where documents made before lack something: all packs are due then, and read again. A
+#: pack of 0 was never indexed, and goes before those of the version before.
+INDEX_VERSION = 2
 
 
 class Document(models.Model):

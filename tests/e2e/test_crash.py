@@ -1,7 +1,7 @@
 """Killing processes at any moment loses and doubles nothing, and the import goes on by itself.
 
 An import of 5,000 messages from a Dovecot over a slow line, so that it lasts; meanwhile web, worker
-(its main process, or the ones that copy), control and beat die by SIGKILL.
+(its main process, or the ones that copy), control, index and beat die by SIGKILL.
 """
 
 import collections
@@ -18,7 +18,15 @@ import httpx
 import pytest
 
 from connectors.types import SpooledBody
-from ingestion.models import IngestionSource, Message, Pack, Placement, Run
+from ingestion.models import (
+    INDEX_VERSION,
+    Document,
+    IngestionSource,
+    Message,
+    Pack,
+    Placement,
+    Run,
+)
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, reading
 from ingestion.services.engine import capture
@@ -37,7 +45,7 @@ BYTES_PER_SECOND = 500_000
 #: From when the supervisor, whose pauses grow to 10 s, has started again whom it lost.
 RESUMED_WITHIN_SECONDS = 60
 #: How likely each is to be next. The copying processes hold what can be lost.
-_VICTIMS = {"copying": 4, "worker": 1, "control": 2, "beat": 2, "web": 2}
+_VICTIMS = {"copying": 4, "worker": 1, "control": 2, "index": 2, "beat": 2, "web": 2}
 
 
 class Watch:
@@ -84,6 +92,8 @@ def test_an_import_survives_the_death_of_every_process_thirty_times(
     repeated = deaths * 2 * capture.COMMIT_SECONDS * BYTES_PER_SECOND
     assert link.passed < size * 1.1 + repeated
     print(collections.Counter(killed), f"{link.passed / size:.2f} times the bytes")
+    wait_for(lambda: not Pack.objects.filter(index_version__lt=INDEX_VERSION).exists(), 120)
+    assert Document.objects.filter(version=INDEX_VERSION, defects=[]).count() == MESSAGES
     housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5))
     packs = list(store().packs(source))
     assert not [pack for pack in packs if pack.partial]

@@ -143,7 +143,9 @@ def owe(sources: Sequence[uuid.UUID] | None = None, *, everything: bool = False)
     packs = Pack.objects.filter(_of(sources), source__deleted_at=None)
     with transaction.atomic():
         if everything:
-            packs.update(index_version=0, index_offset=0)
+            # Never 0, which is of new mail: that goes first.
+            packs.filter(index_version__gt=0).update(index_version=INDEX_VERSION - 1)
+            packs.update(index_offset=0)
         else:
             unread = Document.objects.filter(version=0).values("message__pack")
             packs.filter(pk__in=unread).update(index_version=0)
@@ -210,6 +212,10 @@ class _Indexing:
             return documents.made_of_its_row(message, _NO_BYTES, source_id=source_id, version=0)
         try:
             return documents.made(message, reading.digest(body), source_id=source_id)
+        except OSError:  # no process or file to be had just now
+            raise
+        except Exception as error:  # noqa: BLE001 - a bug of ours: no other mail waits for it
+            return self._bare(message, error)
         finally:
             if isinstance(body, SpooledBody):
                 body.close()
@@ -244,11 +250,13 @@ class _Indexing:
         except (DataError, OperationalError) as error:
             if not _is_of_the_data(error):
                 raise
-            log.exception("message_not_indexed", message=str(one.message.pk))
-            bare = documents.made_of_its_row(
-                Message.objects.get(pk=one.message.pk), _NOT_TAKEN, source_id=self._pack.source_id
-            )
-            self._write([bare])
+            self._write([self._bare(one.message, error)])
+
+    def _bare(self, message: Message, error: Exception) -> Indexed:
+        """Make do with the row of a message, because of an error that may quote the mail."""
+        log.error("message_not_indexed", message=str(message.pk), error=type(error).__name__)
+        row = Message.objects.get(pk=message.pk)  # as it was before it was given other fields
+        return documents.made_of_its_row(row, _NOT_TAKEN, source_id=self._pack.source_id)
 
     def _postpone(self, error: Exception) -> None:
         attempts = self._pack.index_attempts + 1

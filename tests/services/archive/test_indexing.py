@@ -190,6 +190,28 @@ def test_what_the_database_does_not_take_keeps_no_other_message_back(
     assert indexing.next_due() is None
 
 
+def test_a_message_that_we_fail_at_keeps_no_other_back(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(body: Body) -> Digest:
+        digest = read(body)
+        return digest._replace(participants=("from",)) if digest.headers.subject == "4" else digest  # type: ignore[arg-type] # that is the failure
+
+    read = reading.digest
+    monkeypatch.setattr(reading, "digest", fail)
+    assert indexing.index_pack(pack.pk) == 9
+    assert len(document_of("4").defects) == 1
+    assert Document.objects.filter(defects=[]).count() == 8
+
+
+def test_new_mail_goes_before_what_is_read_again(source: IngestionSource, pack: Pack) -> None:
+    indexing.index_pack(pack.pk)
+    indexing.owe(everything=True)
+    new = Pack.objects.create(source=source, size_bytes=1, message_count=1)
+    assert indexing.next_due() == new.pk
+    assert [work.pk for work in due_work.hand_out()] == [new.pk, pack.pk]
+
+
 def test_reindexing_gives_old_rows_the_better_fields_and_no_other_is_touched(pack: Pack) -> None:
     indexing.index_pack(pack.pk)
     Message.objects.filter(subject="4").update(sender="forged", subject="old", defects=["x"])
@@ -247,13 +269,14 @@ def test_a_source_that_is_deleted_meanwhile_gets_no_document_back(
     def delete(body: Body) -> Digest:
         if not IngestionSource.objects.filter(deleted_at__isnull=False).exists():
             verbs.delete(source, actor=ACTOR)
-            deletion.delete_source(source.pk)
         return read(body)
 
     monkeypatch.setattr(reading, "digest", delete)
     indexing.index_pack(pack.pk)
     assert Document.objects.count() == 0
+    deletion.delete_source(source.pk)
     assert not IngestionSource.objects.exists()
+    indexing.index_pack(pack.pk)
 
 
 def test_deletion_waits_for_documents_that_are_being_written(
