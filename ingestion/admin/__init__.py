@@ -6,6 +6,7 @@ It reads with querysets and writes through `ingestion.services`, like the API an
 from django.contrib import admin
 
 from ingestion.admin import (
+    exports,
     failures,
     history,
     keys,
@@ -22,6 +23,7 @@ admin.site.index_title = "Dashboard"
 admin.site.login_form = sign_in.SignInForm
 
 __all__ = [
+    "exports",
     "failures",
     "history",
     "keys",

@@ -18,7 +18,13 @@ _SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
             ("Failed messages", "report", "ingestion", "failedmessage"),
         ),
     ),
-    ("Archive", (("Messages", "mail", "ingestion", "message"),)),
+    (
+        "Archive",
+        (
+            ("Messages", "mail", "ingestion", "message"),
+            ("Exports", "download", "ingestion", "export"),
+        ),
+    ),
     (
         "Records",
         (

@@ -123,6 +123,13 @@
     window.setTimeout(follow, document.hidden ? BUSY_MS : wait);
   }
 
+  /* Something of the page goes on that is no source's: its parts are fetched until it is over. */
+  async function followParts() {
+    if (!document.querySelector("[data-busy]")) return;
+    if (!document.hidden) await refreshParts().catch(() => {});
+    window.setTimeout(followParts, BUSY_MS);
+  }
+
   function markBusy(event) {
     const form = event.target;
     if (!form.matches("form[data-verbs]")) return;
@@ -133,6 +140,7 @@
 
   document.addEventListener("DOMContentLoaded", () => {
     document.addEventListener("submit", markBusy);
+    window.setTimeout(followParts, BUSY_MS);
     const bars = document.querySelectorAll('[data-live="progress"]');
     if (!bars.length) return;
     address = bars[0].dataset.address;
