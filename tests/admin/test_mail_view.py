@@ -18,6 +18,7 @@ from ingestion.models import (
     INDEX_VERSION,
     AuditEvent,
     Document,
+    Export,
     Folder,
     Message,
     Pack,
@@ -456,6 +457,29 @@ def test_nobody_sees_or_removes_the_searches_of_others(reader: User, admin_user:
     assert "Theirs alone" not in client.get(MAIL).content.decode()
     assert client.post(f"{MAIL}searches/{theirs.pk}/forget/").status_code == 404
     assert SavedSearch.objects.exists()
+
+
+def test_a_list_is_exported_with_its_place(reader: User, admin_user: User) -> None:
+    folder = a_folder(a_mailbox(a_source(reader)))
+    _mail(folder)
+    Export.objects.create(owner=admin_user, query="theirs alone", format="eml")
+    client = _client(reader)
+    asked = Asked(q="text", mailbox=folder.mailbox_id)
+    form = {"query": str(asked.query()), "format": "mbox", "back": asked.url()}
+    assert client.post(f"{MAIL}export/", form)["Location"] == asked.url()
+    made = Export.objects.get(owner=reader)
+    assert (made.query, made.format) == (str(asked.query()), "mbox")
+    assert AuditEvent.objects.filter(action="export.start").count() == 1
+    page = client.get(asked.url()).content.decode()
+    assert "The export is being made." in page
+    assert "theirs alone" not in page
+    assert "/download" not in page
+    Export.objects.filter(pk=made.pk).update(state="done")
+    assert f"/exports/{made.pk}/download" in client.get(MAIL).content.decode()
+    refused = client.post(f"{MAIL}export/", form | {"format": "pst"}, follow=True)
+    assert "Not exported. Must be one of: " in refused.content.decode()
+    assert Client().post(f"{MAIL}export/", form)["Location"].startswith("/admin/login/")
+    assert _client(_allowed(reader)).post(f"{MAIL}export/", form).status_code == 403
 
 
 @pytest.mark.parametrize("back", ["https://evil.example/admin/mail/", "//evil.example", "/admin/"])

@@ -1,31 +1,27 @@
-"""The page of the mail view, its panes one by one for the script, and saved searches."""
+"""The page of the mail view, and its panes one by one for the script."""
 
 import dataclasses
 import uuid
 from typing import Any
 
-from django.contrib import admin, messages
-from django.contrib.auth.models import User
+from django.contrib import admin
 from django.core.exceptions import PermissionDenied
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
-from django.shortcuts import get_object_or_404, render
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import render
 from django.template.loader import render_to_string
-from django.urls import reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
-from django.views.decorators.http import require_POST, require_safe
+from django.views.decorators.http import require_safe
 
 from ingestion import index_health, queries
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
 from ingestion.admin.messages import details
-from ingestion.errors import InvalidInput
-from ingestion.models import Folder, Mailbox
+from ingestion.models import Export, Folder, Mailbox
 from ingestion.search.facets import facets
 from ingestion.search.pages import Search
 from ingestion.search.query import OPERATORS, QueryError
 from ingestion.services.audit import Actor
-from ingestion.services.operations import people, saved_searches
+from ingestion.services.operations import people
 
 #: What the script may ask for alone, in the header X-Panes: the page has them all.
 _PANES = ("search", "places", "list", "message")
@@ -36,6 +32,12 @@ _HELP = (
     ("-draft", "without this word"),
     ("invoic*", "words that begin so"),
 )
+_FORMATS = (
+    ("eml", ".eml files in a zip"),
+    ("mbox", "an mbox in a zip"),
+    ("maildir", "Maildirs in a tar"),
+)
+_EXPORTS = 5
 _FACETS = (
     ("sender", "From"),
     ("year", "Year"),
@@ -57,7 +59,7 @@ _ORDERS = (
 @require_safe
 def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
     """Show places, the list that is asked for, and the message of `pk`."""
-    _may_read_mail(request)
+    may_read_mail(request)
     asked = Asked.of(request.GET)
     showing = "places" if asked.show == "places" else "message" if pk else "list"
     if showing == "places":  # what links lead to is shown
@@ -83,7 +85,7 @@ def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
     return render(request, "admin/ingestion/mail/page.html", page)
 
 
-def _may_read_mail(request: HttpRequest) -> None:
+def may_read_mail(request: HttpRequest) -> None:
     if not request.user.has_perm("ingestion.view_message"):
         raise PermissionDenied
 
@@ -137,6 +139,8 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         "next_name": order[4],
         "query": str(query),
         "may_save": bool(str(query)),
+        "formats": _FORMATS,
+        "exports": Export.objects.filter(owner=request.user.pk)[:_EXPORTS],
         "here": asked.url(),
         "nothing": _nothing(asked),
         "narrow": asked.url(show="" if asked.show == "facets" else "facets"),
@@ -218,43 +222,3 @@ def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[s
         raise Http404
     people.mail_read(message, how="page", actor=Actor.of_request(request))
     return {"message": message, "mail": details(message), "to_list": asked.url()}
-
-
-# -- saved searches --------------------------------------------------------------------------------
-
-
-@require_POST
-def save_search(request: HttpRequest) -> HttpResponse:
-    """Keep a search under a name."""
-    _may_read_mail(request)
-    assert isinstance(request.user, User)
-    try:
-        saved = saved_searches.save(
-            request.user,
-            name=request.POST.get("name", ""),
-            query=request.POST.get("query", ""),
-            actor=Actor.of_request(request),
-        )
-    except InvalidInput as error:
-        said = " ".join(text for texts in error.errors.values() for text in texts)
-        messages.error(request, f"Not saved. {said}")
-    else:
-        messages.success(request, f"Saved as “{saved.name}”.")
-    return _back(request)
-
-
-@require_POST
-def forget_search(request: HttpRequest, pk: int) -> HttpResponse:
-    """Delete one of one's own saved searches."""
-    _may_read_mail(request)
-    assert isinstance(request.user, User)
-    saved = get_object_or_404(request.user.saved_searches, pk=pk)
-    saved_searches.delete(saved, actor=Actor.of_request(request))
-    messages.success(request, f"“{saved.name}” is removed. The mail that it finds stays.")
-    return _back(request)
-
-
-def _back(request: HttpRequest) -> HttpResponse:
-    back = request.POST.get("back", "")
-    mine = back.startswith(reverse("mail")) and url_has_allowed_host_and_scheme(back, None)
-    return HttpResponseRedirect(back if mine else reverse("mail"))

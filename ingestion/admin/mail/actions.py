@@ -1,0 +1,76 @@
+"""What is done with a list of the mail view: it is saved under a name, or exported."""
+
+from django.contrib import messages
+from django.contrib.auth.models import User
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.shortcuts import get_object_or_404
+from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.views.decorators.http import require_POST
+
+from ingestion.admin.mail.views import may_read_mail
+from ingestion.errors import InvalidInput, NotAllowedNow
+from ingestion.services.archive.exports import jobs
+from ingestion.services.audit import Actor
+from ingestion.services.operations import saved_searches
+
+
+@require_POST
+def save_search(request: HttpRequest) -> HttpResponse:
+    """Keep a search under a name."""
+    may_read_mail(request)
+    assert isinstance(request.user, User)
+    try:
+        saved = saved_searches.save(
+            request.user,
+            name=request.POST.get("name", ""),
+            query=request.POST.get("query", ""),
+            actor=Actor.of_request(request),
+        )
+    except InvalidInput as error:
+        messages.error(request, f"Not saved. {_in_words(error)}")
+    else:
+        messages.success(request, f"Saved as “{saved.name}”.")
+    return _back(request)
+
+
+@require_POST
+def forget_search(request: HttpRequest, pk: int) -> HttpResponse:
+    """Delete one of one's own saved searches."""
+    may_read_mail(request)
+    assert isinstance(request.user, User)
+    saved = get_object_or_404(request.user.saved_searches, pk=pk)
+    saved_searches.delete(saved, actor=Actor.of_request(request))
+    messages.success(request, f"“{saved.name}” is removed. The mail that it finds stays.")
+    return _back(request)
+
+
+@require_POST
+def export(request: HttpRequest) -> HttpResponse:
+    """Have the mail of a list made into a file, in the background."""
+    may_read_mail(request)
+    assert isinstance(request.user, User)
+    try:
+        jobs.start(
+            request.user,
+            query=request.POST.get("query", ""),
+            format=request.POST.get("format", ""),
+            actor=Actor.of_request(request),
+        )
+    except InvalidInput as error:
+        messages.error(request, f"Not exported. {_in_words(error)}")
+    except NotAllowedNow as error:
+        messages.error(request, f"Not exported. {error}")
+    else:
+        messages.success(request, "The export is being made. Its file appears under Export here.")
+    return _back(request)
+
+
+def _in_words(error: InvalidInput) -> str:
+    return " ".join(text for texts in error.errors.values() for text in texts)
+
+
+def _back(request: HttpRequest) -> HttpResponse:
+    back = request.POST.get("back", "")
+    mine = back.startswith(reverse("mail")) and url_has_allowed_host_and_scheme(back, None)
+    return HttpResponseRedirect(back if mine else reverse("mail"))
