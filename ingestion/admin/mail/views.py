@@ -51,7 +51,7 @@ _VALUES = 6
 _ORDERS = (
     ("", "-date", "Newest", "Newer", "Older"),
     ("date", "date", "Oldest", "Older", "Newer"),
-    ("relevance", "relevance", "Relevance", "Before", "More"),
+    ("relevance", "relevance", "Best", "Before", "More"),
 )
 
 
