@@ -37,7 +37,7 @@ class Contents(NamedTuple):
     """All of it is text without characters that a page or terminal would obey, and never markup.
 
     `notes` are sentences about `text` and `attachments`: what they are not, cut or left out; those
-    of something that was not read are `defects` too.
+    of something that was not read are `defects` too. `has_html`: there is HTML to show.
     """
 
     text: str = ""
@@ -47,6 +47,7 @@ class Contents(NamedTuple):
     defects: tuple[str, ...] = ()
     headers: str = ""
     headers_note: str = ""
+    has_html: bool = False
 
 
 def read(raw: Raw, *, max_characters: int = MAX_CHARACTERS) -> Contents:
@@ -87,6 +88,7 @@ class _Reader:
             ),
             notes=tuple(self._notes),
             defects=tuple([note for note, is_defect in self._notes.items() if is_defect]),
+            has_html=is_html or any(version.kind == "HTML" for version in self._versions),
         )
 
     def _read(self, part: Part) -> list[Version]:

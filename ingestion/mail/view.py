@@ -74,6 +74,11 @@ def html_of(raw: Raw, *, remote: bool = False) -> Html:
     return _View(mime.with_line_ends(raw), remote=remote).html()
 
 
+def picture_type(data: bytes) -> str:
+    """Return the type of a picture by how it begins, "" for what is none that is shown."""
+    return next((kind for beginning, kind in _PICTURES if beginning.match(data)), "")
+
+
 class _View:
     def __init__(self, raw: Raw, *, remote: bool) -> None:
         self._raw = raw
@@ -160,11 +165,11 @@ class _View:
         if not data or len(data) > self._room:
             self._note(f"Its pictures beyond {MAX_PICTURE_BYTES:,} bytes are not shown.")
             return None
-        for beginning, kind in _PICTURES:
-            if beginning.match(data):
-                self._room -= len(data)
-                return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-        return None
+        kind = picture_type(data)
+        if not kind:
+            return None
+        self._room -= len(data)
+        return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
     def _note(self, note: str) -> None:
         self._notes[note] = None

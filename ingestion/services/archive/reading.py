@@ -19,7 +19,7 @@ from ingestion.mail.attachments import Attachment
 from ingestion.mail.body import Contents, Version
 from ingestion.mail.child import Request
 from ingestion.mail.digest import Digest
-from ingestion.mail.headers import Headers, head_of, parse_headers, parse_named
+from ingestion.mail.headers import Headers, Named, head_of, parse_headers, parse_named
 from ingestion.mail.view import Html
 from ingestion.models import Message
 from ingestion.models.webhook import Event
@@ -49,6 +49,15 @@ _TOLD_AGAIN = dt.timedelta(hours=1)
 _T = TypeVar("_T")
 
 
+class Reading(NamedTuple):
+    """What a message says, and whom and which messages its header names. `html`: None where there
+    is none, or it was not asked for."""
+
+    contents: Contents = Contents()
+    named: Named = Named()
+    html: Html | None = None
+
+
 class OpenedAttachment(NamedTuple):
     """An attachment and its decoded bytes, in a temporary file of their size: close it."""
 
@@ -74,15 +83,20 @@ def opened(message: Message) -> Body:
         raise
 
 
+def whole(message: Message, *, html: bool = True, remote: bool = False) -> Reading:
+    """Return what `contents` and `html` do, and more, for one look into the archive. Raises
+    Corrupt."""
+    if message.size_bytes > MAX_BYTES:
+        return Reading(Contents(notes=(_TOO_LARGE,)))
+    with _opened(message) as body:
+        contents = _contents(body)
+        shown = _html(body, remote=remote) if html and contents.has_html else None
+        return Reading(contents, parse_named(_head(body)), shown)
+
+
 def contents(message: Message) -> Contents:
     """Return what a message says; where it can't be read, a note says that. Raises Corrupt."""
-    if message.size_bytes > MAX_BYTES:
-        return Contents(notes=(_TOO_LARGE,))
-    with _opened(message) as body:
-        try:
-            return read(body)
-        except Unreadable:
-            return Contents(notes=(_BEYOND_LIMITS,))
+    return whole(message, html=False).contents
 
 
 def html(message: Message, *, remote: bool = False) -> Html:
@@ -91,10 +105,7 @@ def html(message: Message, *, remote: bool = False) -> Html:
     if message.size_bytes > MAX_BYTES:
         return Html(notes=(_TOO_LARGE,))
     with _opened(message) as body:
-        try:
-            return _asked("html", body, _html_of, remote=remote)
-        except Unreadable:
-            return Html(notes=(_BEYOND_LIMITS,))
+        return _html(body, remote=remote)
 
 
 def attachment(message: Message, number: int) -> OpenedAttachment | None:
@@ -164,13 +175,31 @@ def _opened(message: Message) -> Iterator[Body]:
             body.close()
 
 
+def _contents(body: Body) -> Contents:
+    try:
+        return read(body)
+    except Unreadable:
+        return Contents(notes=(_BEYOND_LIMITS,))
+
+
+def _html(body: Body, *, remote: bool) -> Html:
+    try:
+        return _asked("html", body, _html_of, remote=remote)
+    except Unreadable:
+        return Html(notes=(_BEYOND_LIMITS,))
+
+
+def _head(body: Body) -> bytes:
+    return head_of(next(body.chunks(), b"") if isinstance(body, SpooledBody) else body)
+
+
 def _size(body: Body) -> int:
     return body.size if isinstance(body, SpooledBody) else len(body)
 
 
 def _digest_of_head(body: Body, defect: str) -> Digest:
     """Read header fields, and here, as capture does."""
-    head = head_of(next(body.chunks(), b"") if isinstance(body, SpooledBody) else body)
+    head = _head(body)
     named = parse_named(head)
     return Digest(
         fields=named.fields,
