@@ -4,6 +4,7 @@ One for API and admin. The bytes are a stranger's: no browser may open them as a
 verified before they come here, so that no byte of a wrong one is sent.
 """
 
+import mimetypes
 import re
 from collections.abc import Iterator
 
@@ -18,9 +19,12 @@ from django.utils.http import content_disposition_header, parse_etags
 
 from connectors.types import CHUNK_BYTES, Body, SpooledBody
 from ingestion.mail import visible
+from ingestion.mail.attachments import ATTACHED_MESSAGES, Attachment
 from ingestion.models import Message
 
 _ONE_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
+#: RFC 6838 section 4.2.
+_TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{0,126}")
 #: What some file system does not take in a name, beside what nothing shows.
 _UNFIT = re.compile(r'[<>:"/\\|?*]')
 _MAX_SUBJECT_CHARACTERS = 80
@@ -81,6 +85,21 @@ def answer(
     if isinstance(body, SpooledBody):
         return StreamingHttpResponse(_Part(body, part), status=status, headers=headers)
     return HttpResponse(body[part.start : part.stop], status=status, headers=headers)
+
+
+def attachment(
+    request: HttpRequest, about: Attachment, body: SpooledBody, *, number: int
+) -> HttpResponseBase:
+    """Answer with an attachment; its type is its sender's word, and no browser acts on it."""
+    if same := not_modified(request, about.sha256):
+        body.close()
+        return same
+    kind = about.type if _TYPE.fullmatch(about.type) else "application/octet-stream"
+    ending = ".eml" if kind in ATTACHED_MESSAGES else mimetypes.guess_extension(kind) or ""
+    name = about.name or f"attachment-{number}"
+    if not about.name or kind in ATTACHED_MESSAGES:  # which may be called by its subject
+        name = _UNFIT.sub("_", name).removesuffix(ending) + ending
+    return answer(request, body, sha256=about.sha256, name=name, content_type=kind)
 
 
 def _range(request: HttpRequest, etag: str, size: int) -> range | None:

@@ -78,12 +78,14 @@ class ContentPolicy:
     """Lets pages run our own scripts alone; a view that says stricter things keeps them.
 
     Alpine, which unfold's pages use, evaluates the expressions in its attributes, and both style
-    elements. Forms are answered by this site alone, redirects included.
+    elements. Forms are answered by this site alone, redirects included. No frame
+    may go to another site: mail is shown in them.
     """
 
     _POLICY = (
         "default-src 'none'; script-src 'self' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        "img-src 'self' data:; font-src 'self'; connect-src 'self'; frame-ancestors 'none'; "
+        "img-src 'self' data:; font-src 'self'; connect-src 'self'; frame-src 'self'; "
+        "frame-ancestors 'none'; "
         "base-uri 'none'; form-action 'self'"
     )
 

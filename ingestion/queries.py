@@ -169,6 +169,25 @@ def visible_messages(user: User | AnonymousUser) -> QuerySet[Message]:
     return Message.objects.filter(mailbox__source__in=sources_of_mail(user))
 
 
+def message(user: User | AnonymousUser, pk: uuid.UUID) -> Message | None:
+    """Return a message that a user may see, with its source and what is indexed of it."""
+    found = visible_messages(user).select_related("mailbox__source", "document")
+    return found.defer("document__words").filter(pk=pk).first()
+
+
+def conversation(user: User | AnonymousUser, message: Message, *, limit: int) -> list[Message]:
+    """Return the other messages of a message's thread in its mailbox, eldest first, with their
+    documents. Empty where it is not indexed."""
+    if not hasattr(message, "document"):
+        return []
+    thread = message.document.thread
+    found = visible_messages(user).filter(
+        document__mailbox=message.mailbox_id, document__thread=thread
+    )
+    others = found.exclude(pk=message.pk).select_related("document").defer("document__words")
+    return list(others.order_by("document__date", "pk")[:limit])
+
+
 def messages(
     user: User | AnonymousUser, wanted: MessageFilter, *, cursor: str, size: int
 ) -> tuple[list[Message], str]:

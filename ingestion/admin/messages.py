@@ -1,41 +1,26 @@
-"""The pages of archived messages: what was archived, where it was, and its exact bytes.
+"""The pages of archived messages: the list of them, and each by itself. Read-only.
 
-A read is verified: bytes that don't match their SHA-256 are never shown or handed out. Mail is
-shown as text; nothing of it becomes markup. Read-only.
+What a message's page shows is in `reading`, what it hands out in `message_files`.
 """
 
 import re
-import uuid
 from typing import Any
 from urllib.parse import urlencode
 
-from django.contrib import admin, messages
+from django.contrib import admin
 from django.contrib.admin.views.main import SEARCH_VAR
-from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
-from django.http import (
-    Http404,
-    HttpRequest,
-    HttpResponse,
-    HttpResponseBase,
-    HttpResponseRedirect,
-)
-from django.urls import URLPattern, path, reverse
-from django.views.decorators.cache import never_cache
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import URLPattern, reverse
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
-from ingestion import downloads
-from ingestion.admin import display
+from ingestion import queries
+from ingestion.admin import display, message_files, reading
 from ingestion.admin.base import ReadOnlyAdmin, as_uuid
-from ingestion.errors import Corrupt
-from ingestion.mail.attachments import Attachment
-from ingestion.mail.body import Contents
 from ingestion.models import Mailbox, Message
-from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.operations import people
 
-_MAX_PLACEMENTS = 100
 _SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -57,7 +42,8 @@ class MessageAdmin(ReadOnlyAdmin):
     change_form_outer_before_template = "admin/ingestion/message.html"
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Message]:
-        return super().get_queryset(request).filter(mailbox__source__deleted_at=None)
+        ordering = self.get_ordering(request)
+        return queries.visible_messages(request.user).order_by(*ordering)
 
     def get_fieldsets(self, request: HttpRequest, obj: Message | None = None) -> Any:
         return []  # the template shows all of it
@@ -108,8 +94,7 @@ class MessageAdmin(ReadOnlyAdmin):
         return display.time_tag(message.archived_at)
 
     def get_urls(self) -> list[URLPattern]:
-        view = self.admin_site.admin_view(never_cache(self.raw_view))
-        return [path("<uuid:pk>/raw/", view, name="ingestion_message_raw"), *super().get_urls()]
+        return [*message_files.urls(self.admin_site.admin_view), *super().get_urls()]
 
     def change_view(
         self,
@@ -119,64 +104,13 @@ class MessageAdmin(ReadOnlyAdmin):
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
         pk = as_uuid(object_id)
-        found = self.get_queryset(request).select_related("mailbox", "mailbox__source")
-        message = found.filter(pk=pk).first() if pk else None
+        message = queries.message(request.user, pk) if pk else None
         context = dict(extra_context or {})
         if message is not None and self.has_view_permission(request, message):
-            context |= {"title": "Message", "mail": details(message)}
+            context |= {
+                "title": "Message",
+                "mail": reading.details(request.user, message),
+                "neighbours": reading.neighbours(request.user, message, request.GET.get("q", "")),
+            }
             people.mail_read(message, how="page", actor=Actor.of_request(request))
         return super().change_view(request, object_id, form_url, context)
-
-    def raw_view(self, request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
-        """Hand out the exact bytes, verified before the first of them is sent."""
-        message = self.get_queryset(request).filter(pk=pk).select_related("mailbox__source").first()
-        if message is None:
-            raise Http404
-        if not self.has_view_permission(request, message):
-            raise PermissionDenied
-        try:
-            body = reading.opened(message)
-        except Corrupt as error:
-            self.message_user(request, f"Not downloaded. {error}", messages.ERROR)
-            return HttpResponseRedirect(display.page_of(message))
-        people.mail_read(message, how="raw", actor=Actor.of_request(request))
-        return downloads.answer(
-            request,
-            body,
-            sha256=message.sha256_hex,
-            name=downloads.eml_name(message),
-            content_type="message/rfc822",
-        )
-
-
-def details(message: Message) -> dict[str, Any]:
-    """Return the context of `message.html`."""
-    says, damage = Contents(notes=("The archived bytes can't be shown.",)), ""
-    try:
-        says = reading.contents(message)
-    except Corrupt as error:
-        damage = str(error)
-    placements = message.placements.select_related("folder").order_by("id")
-    return {
-        "message": message,
-        "damage": damage,
-        "says": says,
-        "attachments": [
-            (attachment.name, _about(attachment), display.size(attachment.size_bytes))
-            for attachment in says.attachments
-        ],
-        "placements": placements[:_MAX_PLACEMENTS],
-        "size": display.size(message.size_bytes),
-        "facts": [
-            ("From", message.sender),
-            ("To", message.recipients),
-            ("Date", display.clock(message.sent_at)),
-            ("Message-ID", message.message_id),
-        ],
-    }
-
-
-def _about(attachment: Attachment) -> str:
-    """Say what an attachment is: "attached message (message/rfc822)"."""
-    kind = attachment.kind or ("belongs into the text" if attachment.inline else "")
-    return f"{kind} ({attachment.type})" if kind else attachment.type

@@ -15,7 +15,7 @@ from django.views.decorators.http import require_safe
 from ingestion import index_health, queries
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
-from ingestion.admin.messages import details
+from ingestion.admin.reading import details
 from ingestion.models import Export, Folder, Mailbox
 from ingestion.search.facets import facets
 from ingestion.search.pages import Search
@@ -216,9 +216,9 @@ def _problem(text: str, error: QueryError) -> dict[str, str]:
 def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[str, Any]:
     if pk is None:
         return {}
-    visible = queries.visible_messages(request.user).select_related("mailbox__source")
-    message = visible.filter(pk=pk).first()
+    message = queries.message(request.user, pk)
     if message is None:
         raise Http404
     people.mail_read(message, how="page", actor=Actor.of_request(request))
-    return {"message": message, "mail": details(message), "to_list": asked.url()}
+    mail = details(request.user, message)
+    return {"message": message, "mail": mail, "to_list": asked.url()}
