@@ -185,7 +185,7 @@ def test_hostile_names_and_mail_are_text_on_every_page(operator: Visitor, admin_
         expect(page.locator("#content")).to_contain_text(HOSTILE[:40])
         assert page.locator("#content script:has-text('alert'), #content img").count() == 0
     operator.go(f"{INGESTION}message/{message.pk}/change/")
-    expect(page.frame_locator("iframe").locator("body")).to_contain_text("Dear reader")
+    expect(page.frame_locator(".ing-paper").locator("body")).to_contain_text("Dear reader")
     page.get_by_role("tab", name="Text").click()
     expect(page.locator(".ing-mail-text")).to_contain_text("Dear reader")
     expect(page.locator(".ing-mail-text")).to_contain_text("<script>alert(3)</script>")
@@ -211,7 +211,7 @@ def test_a_message_shows_its_text_other_version_attachments_and_headers(
     (message,) = archived(a_folder(a_mailbox(a_source(admin_user))), body)
     page = operator.go(f"{INGESTION}message/{message.pk}/change/")
     content = page.locator("#content")
-    expect(page.frame_locator("iframe").locator("body")).to_have_text("Pay now")
+    expect(page.frame_locator(".ing-paper").locator("body")).to_have_text("Pay now")
     page.get_by_role("tab", name="HTML").focus()
     page.keyboard.press("ArrowRight")
     expect(page.get_by_role("tab", name="Text")).to_be_focused()
