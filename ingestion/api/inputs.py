@@ -165,6 +165,15 @@ class NewSearch(Strict):
     query = Text(max_length=2_000, trim_whitespace=False, help_text="In the query language.")
 
 
+class ReadQuery(Strict):
+    html = serializers.BooleanField(
+        default=False, help_text="With its HTML, sanitised: no script, no form, nothing fetched."
+    )
+    remote = serializers.BooleanField(
+        default=False, help_text="In the HTML, leave the addresses of pictures that are elsewhere."
+    )
+
+
 class EmailQuery(Strict):
     q = serializers.CharField(
         required=False,

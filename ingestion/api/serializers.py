@@ -19,6 +19,7 @@ from ingestion.models import (
     Run,
     SavedSearch,
 )
+from ingestion.services.archive.reading import Reading
 from ingestion.services.sources import configuration, trial
 from ingestion.services.sources.options import Options
 
@@ -291,6 +292,112 @@ class EmailOut(serializers.ModelSerializer[Message]):
             *("archivedAt", "subject", "sender", "recipients", "sentAt", "messageId", "defects"),
             "placements",
         )
+
+
+class HeadersOut(serializers.Serializer[Any]):
+    """Header fields beside the others, each where the email has it. `references`: eldest first."""
+
+    replyTo = serializers.CharField(required=False)
+    sender = serializers.CharField(required=False, help_text="The Sender header, not From.")
+    bcc = serializers.CharField(required=False)
+    resentFrom = serializers.CharField(required=False)
+    resentTo = serializers.CharField(required=False)
+    inReplyTo = serializers.CharField(required=False)
+    references = serializers.ListField(child=serializers.CharField(), required=False)
+
+
+class AttachmentOut(serializers.Serializer[Any]):
+    """`number` is its place in `/emails/{id}/attachments/{number}`; size and SHA-256 are of what is
+    downloaded there. `inline`: it belongs into the text, such as a picture."""
+
+    number = serializers.IntegerField(min_value=1)
+    name = serializers.CharField(allow_blank=True)
+    type = serializers.CharField()
+    sizeBytes = serializers.IntegerField(source="size_bytes")
+    sha256 = serializers.CharField()
+    inline = serializers.BooleanField()
+
+
+class InThreadOut(serializers.Serializer[Any]):
+    id = serializers.UUIDField()
+    date = serializers.DateTimeField(source="document.date")
+    sender = serializers.CharField()
+    subject = serializers.CharField()
+
+
+class HtmlOut(serializers.Serializer[Any]):
+    """`markup` is sanitised; show it in a sandboxed frame all the same. `remote`: so many pictures
+    elsewhere were left out."""
+
+    markup = serializers.CharField(allow_blank=True)
+    remote = serializers.IntegerField()
+    notes = serializers.ListField(child=serializers.CharField())
+
+
+class ReadEmailOut(EmailOut):
+    """An email with what it says.
+
+    `indexed`: whether `headers` and `thread` are known. They and `attachments` are also known where
+    `text` is. `thread`: the other emails of its conversation in this mailbox, 100 at most. `notes`
+    say what `text` is not.
+    """
+
+    indexed = serializers.SerializerMethodField()
+    indexDefects = serializers.SerializerMethodField()
+    headers = serializers.SerializerMethodField()
+    attachments = serializers.SerializerMethodField()
+    thread = serializers.SerializerMethodField()
+    text = serializers.SerializerMethodField()
+    notes = serializers.SerializerMethodField()
+    html = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Message
+        fields = (
+            *(*EmailOut.Meta.fields, "indexed", "indexDefects", "headers", "attachments", "thread"),
+            *("text", "notes", "html"),
+        )
+
+    @property
+    def _read(self) -> Reading | None:
+        read: Reading | None = self.context["read"]
+        return read
+
+    def get_indexed(self, message: Message) -> bool:
+        return hasattr(message, "document")
+
+    def get_indexDefects(self, message: Message) -> list[str]:  # noqa: N802 - the API's name
+        return message.document.defects if hasattr(message, "document") else []
+
+    @extend_schema_field(HeadersOut)
+    def get_headers(self, message: Message) -> dict[str, Any]:
+        if hasattr(message, "document"):
+            return dict(message.document.fields)
+        return self._read.named.fields if self._read else {}
+
+    @extend_schema_field(AttachmentOut(many=True))
+    def get_attachments(self, message: Message) -> list[dict[str, Any]]:
+        listed: list[dict[str, Any]] = []
+        if self._read:
+            listed = [attachment._asdict() for attachment in self._read.contents.attachments]
+        elif hasattr(message, "document"):
+            listed = message.document.attachments
+        numbered = [one | {"number": number} for number, one in enumerate(listed, 1)]
+        return list(AttachmentOut(numbered, many=True).data)
+
+    @extend_schema_field(InThreadOut(many=True))
+    def get_thread(self, _message: Message) -> list[dict[str, Any]]:
+        return list(InThreadOut(self.context["thread"], many=True).data)
+
+    def get_text(self, _message: Message) -> str | None:
+        return self._read.contents.text if self._read else None
+
+    def get_notes(self, _message: Message) -> list[str]:
+        return list(self._read.contents.notes) if self._read else []
+
+    @extend_schema_field(HtmlOut(allow_null=True))
+    def get_html(self, _message: Message) -> dict[str, Any] | None:
+        return dict(HtmlOut(self._read.html).data) if self._read and self._read.html else None
 
 
 class PieceOut(serializers.Serializer[Any]):
