@@ -78,8 +78,9 @@ class ApiViewSet(viewsets.GenericViewSet[M]):
         for name, value in getattr(request, "rate_limit", {}).items():
             final.headers[name] = value
         final.headers.setdefault("Cache-Control", "private, no-store")
-        if final.status_code >= 400 and isinstance(final.data, dict) and final.data.get("errors"):
-            code = final.data["errors"][0]["code"]
+        data = getattr(final, "data", None)  # a file has none
+        if final.status_code >= 400 and isinstance(data, dict) and data.get("errors"):
+            code = data["errors"][0]["code"]
             final.headers["Link"] = f'<{reverse("api-errors")}#{code}>; rel="help"'
         return final
 
