@@ -25,6 +25,8 @@ from ingestion.mail.mime import Raw, content, parse, with_line_ends
 
 #: Before an answer: its length in bytes.
 LENGTH = struct.Struct("!Q")
+#: Before the first request, from a process that can read mail.
+READY = b"!"
 MAX_REQUEST_BYTES = 4_000
 _MAX_FILES = 2
 _OPEN_FILES = 100
@@ -44,6 +46,7 @@ def main(channel: socket.socket) -> None:
     for limit, value in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, _OPEN_FILES)):
         resource.setrlimit(limit, (value, value))
     confine()
+    channel.sendall(READY)
     while True:
         said, files, _, _ = socket.recv_fds(channel, MAX_REQUEST_BYTES, _MAX_FILES)
         if not said:
@@ -72,6 +75,8 @@ def _attachment(raw: Raw, taker: int, *, number: int) -> Any:
     for at, part in enumerate(attached(parse(raw).root)):
         if at == number:
             with open(taker, "wb", closefd=False) as file:
+                file.seek(0)  # one that ended may have begun
+                file.truncate()
                 file.writelines(content(raw, part))
             return described(raw, part)
     return None
@@ -79,7 +84,9 @@ def _attachment(raw: Raw, taker: int, *, number: int) -> Any:
 
 def _digest(raw: Raw, taker: int, *, skip: list[int] | None) -> Any:
     """Write the number of the file that is being read, for whom this process may leave behind."""
-    said = digest.digest(raw, skip=skip, began=lambda number: os.pwrite(taker, b"%d" % number, 0))
+    said = digest.digest(
+        raw, skip=skip, began=lambda number: os.pwrite(taker, b"%020d" % number, 0)
+    )
     return said._asdict()
 
 

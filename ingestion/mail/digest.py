@@ -22,8 +22,6 @@ _REPLIED = re.compile(
     r"|^-{2,} ?(?:Original Message|Ursprüngliche Nachricht) ?-{2,}$",
     re.MULTILINE,
 )
-
-
 #: A full line of a file in the text (POSIX, uuencode): 45 bytes, which are no words.
 _UUENCODED = re.compile(r"^M[ -`]{60}\n", re.MULTILINE)
 

@@ -195,6 +195,12 @@ def test_a_background_keeps_its_colour_without_its_picture() -> None:
     assert shown('<p style="background-image:url(https://spy.example/a.jpg)">x') == "<p>x</p>"
 
 
+@pytest.mark.parametrize("value", [r"r\65 d", "'red", "red}", "rgb(1,2", "@red"])
+def test_css_that_is_not_wholly_understood_is_left_out(value: str) -> None:
+    left = shown(f'<p style="color:{value};margin:0">x')
+    assert left == '<p style="margin:0">x</p>'
+
+
 def test_all_html_of_a_message_is_shown_and_no_attached_file() -> None:
     attached = (
         "Content-Type: text/html; name=a.html\r\nContent-Disposition: attachment\r\n\r\n<p>file"

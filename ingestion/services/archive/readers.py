@@ -22,7 +22,7 @@ import structlog
 
 from connectors.types import Body, SpooledBody
 from ingestion.mail import child
-from ingestion.mail.child import LENGTH, Request
+from ingestion.mail.child import LENGTH, READY, Request
 
 #: So many stay when they have nothing to do; each takes some 40 MB.
 MAX_IDLE = 2
@@ -30,6 +30,8 @@ MAX_IDLE = 2
 MAX_MESSAGES = 1_000
 #: No answer is longer: the pictures of a message's HTML are the most of it.
 MAX_ANSWER_BYTES = 50_000_000
+#: It starts in 70 ms; on a machine that is very busy in some seconds.
+_START_SECONDS = 60.0
 
 _ROOT = Path(__file__).resolve().parents[3]
 #: A process manager's request to end is for who asks, who may wait for an answer.
@@ -71,7 +73,8 @@ def ask(
 
 
 class Reader:
-    """One process, for one thread at a time."""
+    """One process, for one thread at a time. Raises RuntimeError where it doesn't start, which is
+    no message's fault."""
 
     def __init__(self) -> None:
         self.served = 0
@@ -91,6 +94,13 @@ class Reader:
                 )
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        try:
+            self._received(len(READY), time.monotonic() + _START_SECONDS)
+        except (OSError, EOFError) as error:
+            raise RuntimeError(
+                f"The process that reads mail does not start (exit code {self.end()}). To know"
+                f" why: python -m {child.__name__} 0 </dev/null, in {_ROOT}"
+            ) from error
 
     @property
     def alive(self) -> bool:
@@ -111,7 +121,10 @@ class Reader:
     def _received(self, length: int, deadline: float) -> bytearray:
         received = bytearray()
         while len(received) < length:
-            self._channel.settimeout(max(deadline - time.monotonic(), 0.001))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            self._channel.settimeout(left)
             piece = self._channel.recv(min(length - len(received), 1 << 20))
             if not piece:
                 raise EOFError

@@ -123,7 +123,9 @@ def attachment(message: Message, number: int) -> OpenedAttachment | None:
     finally:
         if about is None:
             file.close()
-    return OpenedAttachment(about, SpooledBody(file, about.size_bytes)) if about else None
+    if about is None:
+        return None
+    return OpenedAttachment(about, SpooledBody(file, os.fstat(file.fileno()).st_size))
 
 
 def digest(body: Body) -> Digest:

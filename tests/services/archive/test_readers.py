@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -77,6 +78,25 @@ def test_a_reader_that_somebody_ended_says_nothing_of_the_message() -> None:
     assert pids() != [reader._popen.pid]
     os.kill(pids()[0], signal.SIGKILL)
     assert text() == "hello"
+
+
+def test_a_reader_that_does_not_start_is_no_message_s_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(readers, "_ROOT", tmp_path)  # there are no modules
+    with pytest.raises(RuntimeError, match="does not start"):
+        text()
+
+
+def test_what_a_reader_left_in_a_file_is_not_part_of_an_attachment() -> None:
+    mail = b"Content-Type: image/png; name=a.png\r\n\r\nthe picture"
+    request = Request("attachment", {"number": 0}, 5, 500_000_000)
+    with tempfile.TemporaryFile() as taker:
+        taker.write(b"the beginning of it, and more")
+        taker.flush()
+        readers.ask(request, mail, deadline_seconds=60, taker=taker)
+        taker.seek(0)
+        assert taker.read() == b"the picture"
 
 
 def test_a_request_to_end_is_not_for_readers() -> None:
