@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
-from ingestion.search import pages, query
+from ingestion.search import conditions, pages, query
 from ingestion.search.conditions import Sql
 from ingestion.search.words import lexemes
 from tests.search.world import PEOPLE, Known, World, a_world, newest
@@ -26,6 +26,7 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, db: N
         monkeypatch.setattr(pages, "FAR", 8)
         monkeypatch.setattr(pages, "FEW_HITS", 3)
         monkeypatch.setattr(pages, "FEW_PLACEMENTS", 5)
+        monkeypatch.setattr(conditions, "_MAX_SCOPE_TAGS", 0)  # as where somebody has many sources
     return a_world()
 
 
