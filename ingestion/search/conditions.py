@@ -65,7 +65,7 @@ class Scope:
 
     def tags(self) -> str:
         """Return the tsquery of its tags; "" where it is all, or of too many."""
-        if not self.column or len(self.ids) > _MAX_SCOPE_TAGS:
+        if not self.column or not 0 < len(self.ids) <= _MAX_SCOPE_TAGS:
             return ""
         return _any_tag(words.scope_tag(self.column, pk) for pk in self.ids)
 
