@@ -6,6 +6,7 @@ import hashlib
 
 import pytest
 
+from ingestion.mail import documents
 from ingestion.mail.digest import MAX_TEXT_BYTES, Digest, digest
 from tests.mail import files
 from tests.mail.test_body import HTML, PICTURE, TEXT, multipart
@@ -106,6 +107,13 @@ def test_a_file_is_found_by_its_words(name: str, data: bytes) -> None:
 def test_a_sheet_shows_numbers_as_people_see_them() -> None:
     said = with_file(files.xlsx(files.row(1, "rent", 1200) + files.row(2, "tax", 9.5)), "a.xlsx")
     assert said.text == "See the file.\n\nCosts\nrent\t1200\ntax\t9.5"
+
+
+def test_a_sheet_is_read_up_to_a_number_of_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "MAX_CELLS", 3)
+    said = with_file(files.xlsx(files.row(1, "rent", 1200) + files.row(2, "tax", 9.5)), "a.xlsx")
+    assert said.text == "See the file.\n\nCosts\nrent\t1200"
+    assert said.defects == ("a.xlsx: only its first 3 cells are searched.",)
 
 
 def test_text_of_word_has_its_paragraphs_and_no_instructions() -> None:
