@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from ingestion.admin.mail import actions
+from ingestion.admin.mail import saving
 from ingestion.admin.mail.views import mail
 from ingestion.admin.sign_in import change_own_password, sign_in
 from ingestion.api import monitoring
@@ -21,13 +21,12 @@ urlpatterns = [
     path("admin/password_change/", admin.site.admin_view(change_own_password)),
     path("admin/mail/", admin.site.admin_view(mail), name="mail"),
     path("admin/mail/<uuid:pk>/", admin.site.admin_view(mail), name="mail"),
-    path("admin/mail/export/", admin.site.admin_view(actions.export), name="mail_export"),
     path(
-        "admin/mail/searches/", admin.site.admin_view(actions.save_search), name="mail_search_save"
+        "admin/mail/searches/", admin.site.admin_view(saving.save_search), name="mail_search_save"
     ),
     path(
         "admin/mail/searches/<int:pk>/forget/",
-        admin.site.admin_view(actions.forget_search),
+        admin.site.admin_view(saving.forget_search),
         name="mail_search_forget",
     ),
     path("admin/", admin.site.urls),

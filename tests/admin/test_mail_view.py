@@ -18,7 +18,6 @@ from ingestion.models import (
     INDEX_VERSION,
     AuditEvent,
     Document,
-    Export,
     Folder,
     Message,
     Pack,
@@ -459,27 +458,15 @@ def test_nobody_sees_or_removes_the_searches_of_others(reader: User, admin_user:
     assert SavedSearch.objects.exists()
 
 
-def test_a_list_is_exported_with_its_place(reader: User, admin_user: User) -> None:
+def test_a_list_leads_to_its_export_whoever_may(reader: User) -> None:
     folder = a_folder(a_mailbox(a_source(reader)))
-    _mail(folder)
-    Export.objects.create(owner=admin_user, query="theirs alone", format="eml")
-    client = _client(reader)
-    asked = Asked(q="text", mailbox=folder.mailbox_id)
-    form = {"query": str(asked.query()), "format": "mbox", "back": asked.url()}
-    assert client.post(f"{MAIL}export/", form)["Location"] == asked.url()
-    made = Export.objects.get(owner=reader)
-    assert (made.query, made.format) == (str(asked.query()), "mbox")
-    assert AuditEvent.objects.filter(action="export.start").count() == 1
-    page = client.get(asked.url()).content.decode()
-    assert "The export is being made." in page
-    assert "theirs alone" not in page
-    assert "/download" not in page
-    Export.objects.filter(pk=made.pk).update(state="done")
-    assert f"/exports/{made.pk}/download" in client.get(MAIL).content.decode()
-    refused = client.post(f"{MAIL}export/", form | {"format": "pst"}, follow=True)
-    assert "Not exported. Must be one of: " in refused.content.decode()
-    assert Client().post(f"{MAIL}export/", form)["Location"].startswith("/admin/login/")
-    assert _client(_allowed(reader)).post(f"{MAIL}export/", form).status_code == 403
+    asked = Asked(q="a OR b", mailbox=folder.mailbox_id)
+    assert "data-export" not in _client(reader).get(asked.url()).content.decode()
+    client = _client(_allowed(reader, "view_message", "add_export"))
+    link = re.search('href="([^"]+)"[^>]+data-export', client.get(asked.url()).content.decode())
+    assert link
+    form = client.get(html.unescape(link[1])).content.decode()
+    assert f'value="{asked.query()}"' in form
 
 
 @pytest.mark.parametrize("back", ["https://evil.example/admin/mail/", "//evil.example", "/admin/"])

@@ -3,12 +3,14 @@
 import dataclasses
 import uuid
 from typing import Any
+from urllib.parse import urlencode
 
 from django.contrib import admin
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
+from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
@@ -16,7 +18,7 @@ from ingestion import index_health, queries
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
 from ingestion.admin.reading import details
-from ingestion.models import Export, Folder, Mailbox
+from ingestion.models import Folder, Mailbox
 from ingestion.search.facets import facets
 from ingestion.search.pages import Search
 from ingestion.search.query import OPERATORS, QueryError
@@ -32,12 +34,6 @@ _HELP = (
     ("-draft", "without this word"),
     ("invoic*", "words that begin so"),
 )
-_FORMATS = (
-    ("eml", ".eml files in a zip"),
-    ("mbox", "an mbox in a zip"),
-    ("maildir", "Maildirs in a tar"),
-)
-_EXPORTS = 5
 _FACETS = (
     ("sender", "From"),
     ("year", "Year"),
@@ -139,13 +135,18 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         "next_name": order[4],
         "query": str(query),
         "may_save": bool(str(query)),
-        "formats": _FORMATS,
-        "exports": Export.objects.filter(owner=request.user.pk)[:_EXPORTS],
+        "export": _export(request, str(query)),
         "here": asked.url(),
         "nothing": _nothing(asked),
         "narrow": asked.url(show="" if asked.show == "facets" else "facets"),
         "facets": _facets(search, asked) if asked.show == "facets" else [],
     }
+
+
+def _export(request: HttpRequest, query: str) -> str:
+    """Return the address of the form that exports a search, for those who may."""
+    may = request.user.has_perm("ingestion.add_export")
+    return f"{reverse('admin:ingestion_export_add')}?{urlencode({'query': query})}" if may else ""
 
 
 def _unindexed(request: HttpRequest, asked: Asked) -> str:

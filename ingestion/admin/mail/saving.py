@@ -1,4 +1,4 @@
-"""What is done with a list of the mail view: it is saved under a name, or exported."""
+"""Saved searches of the mail view: keep one, and forget one."""
 
 from django.contrib import messages
 from django.contrib.auth.models import User
@@ -9,8 +9,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
 from ingestion.admin.mail.views import may_read_mail
-from ingestion.errors import InvalidInput, NotAllowedNow
-from ingestion.services.archive.exports import jobs
+from ingestion.errors import InvalidInput
 from ingestion.services.audit import Actor
 from ingestion.services.operations import saved_searches
 
@@ -28,7 +27,8 @@ def save_search(request: HttpRequest) -> HttpResponse:
             actor=Actor.of_request(request),
         )
     except InvalidInput as error:
-        messages.error(request, f"Not saved. {_in_words(error)}")
+        said = " ".join(text for texts in error.errors.values() for text in texts)
+        messages.error(request, f"Not saved. {said}")
     else:
         messages.success(request, f"Saved as “{saved.name}”.")
     return _back(request)
@@ -43,31 +43,6 @@ def forget_search(request: HttpRequest, pk: int) -> HttpResponse:
     saved_searches.delete(saved, actor=Actor.of_request(request))
     messages.success(request, f"“{saved.name}” is removed. The mail that it finds stays.")
     return _back(request)
-
-
-@require_POST
-def export(request: HttpRequest) -> HttpResponse:
-    """Have the mail of a list made into a file, in the background."""
-    may_read_mail(request)
-    assert isinstance(request.user, User)
-    try:
-        jobs.start(
-            request.user,
-            query=request.POST.get("query", ""),
-            format=request.POST.get("format", ""),
-            actor=Actor.of_request(request),
-        )
-    except InvalidInput as error:
-        messages.error(request, f"Not exported. {_in_words(error)}")
-    except NotAllowedNow as error:
-        messages.error(request, f"Not exported. {error}")
-    else:
-        messages.success(request, "The export is being made. Its file appears under Export here.")
-    return _back(request)
-
-
-def _in_words(error: InvalidInput) -> str:
-    return " ".join(text for texts in error.errors.values() for text in texts)
 
 
 def _back(request: HttpRequest) -> HttpResponse:
