@@ -76,7 +76,7 @@ def test_the_admin_tells_it_on_the_first_page_and_on_the_sources(
 ) -> None:
     client = Client()
     client.force_login(admin_user)
-    assert "99,812 of 100,452, 3 with defects" in client.get(reverse("admin:index")).text
+    assert "99,812 of 100,452 indexed, 3 with defects" in client.get(reverse("admin:index")).text
     page = client.get(reverse("admin:ingestion_ingestionsource_change", args=[source.pk]))
     assert "99,812 of 100,445, 3 with defects" in page.text
     [state] = live.states(IngestionSource.objects.all(), [source.pk]).values()
