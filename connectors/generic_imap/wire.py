@@ -255,10 +255,11 @@ class Wire:
 
     # -- commands ------------------------------------------------------------------------------
 
-    def command(self, *parts: bytes | Literal) -> bytes:
+    def command(self, *parts: bytes | Literal, message: Body | None = None) -> bytes:
         """Send one command; return its tag, by which its status is read.
 
-        Where a literal is refused, the status of the command is what says so.
+        Where a literal is refused, the status of the command is what says so. `message` is a
+        literal of any size, the last argument.
         """
         tag = b"W%d" % next(self._tags)
         self.renew()
@@ -274,8 +275,22 @@ class Wire:
                 line = part.data
             else:
                 line += b" " + part
-        self.send(line + b"\r\n")
+        if message is not None and not self._send_message(tag, line, message):
+            return tag
+        self.send(b"\r\n" if message is not None else line + b"\r\n")
         return tag
+
+    def _send_message(self, tag: bytes, line: bytes, message: Body) -> bool:
+        """Send a command up to the end of a message; False where the server does not want it."""
+        size = message.size if isinstance(message, SpooledBody) else len(message)
+        asks = size > self.unasked_literal_bytes
+        self.send(line + (b" {%d}\r\n" if asks else b" {%d+}\r\n") % size)
+        if asks and not self._hear(b"+", tag + b" ").startswith(b"+"):
+            return False
+        self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
+        for chunk in message.chunks() if isinstance(message, SpooledBody) else (message,):
+            self.send(chunk)
+        return True
 
     def converse(
         self, command: bytes, answer: Callable[[int], bytes]
@@ -336,6 +351,12 @@ class Wire:
         """Run one command to its end. Returns its status line without the tag, and the untagged
         responses (each as `complete` gives it, without "* ")."""
         return self._reply(self.command(*parts))
+
+    def upload(self, *parts: bytes | Literal, body: Body) -> tuple[bytes, list[list[bytes]]]:
+        """Run a command whose last argument is a message, and return what `run` does. A large one
+        is sent only once the server wants it."""
+        tag = self.command(*parts, message=body)
+        return self._reply(tag)
 
     def _reply(self, tag: bytes) -> tuple[bytes, list[list[bytes]]]:
         untagged: list[list[bytes]] = []

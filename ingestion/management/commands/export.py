@@ -1,6 +1,8 @@
-"""export: take mail out of the archive, into a file."""
+"""export: take mail out of the archive, into a file or into another mailbox."""
 
 import contextlib
+import getpass
+import os
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -10,13 +12,15 @@ from typing import IO, Any
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from connectors.config import ConfigError
+from connectors.generic_imap.config import ImapConfig
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.counter import Counting
 from ingestion.management.presentation import size
 from ingestion.models import Message
 from ingestion.search import query as language
 from ingestion.services.archive import storage
-from ingestion.services.archive.exports import jobs
+from ingestion.services.archive.exports import jobs, restore
 from ingestion.services.archive.exports.formats import FORMATS, Writer
 from ingestion.services.archive.exports.selection import Selection
 from ingestion.services.archive.exports.stream import outcome, streamed
@@ -28,11 +32,14 @@ class Command(OperatorCommand):
         "it to, as one file. mbox: a zip of an mbox (mboxrd); maildir: a tar of Maildirs; eml: a "
         "zip of .eml files. In each are a manifest and checksums, and README.txt says how to check "
         "and undo it. Messages are verified as they are read: one that is damaged is named in the "
-        "manifest, and the command ends with 1. Nothing is left under FILE unless it is whole."
+        "manifest, and the command ends with 1. Nothing is left under FILE unless it is whole. Or "
+        "--to-imap: into another mailbox, with folders, flags and dates. Run again, also after it "
+        "was killed, that puts nothing twice: what lies there is known by its bytes."
     )
     example = (
         'manage.py export --format maildir --source "Alice" --to alice.tar\n'
-        'manage.py export --format eml --query "from:bank after:2024" --to - > bank.zip'
+        'manage.py export --format eml --query "from:bank after:2024" --to - > bank.zip\n'
+        "manage.py export --mailbox ada@example.com --to-imap imap.example.org --imap-user ada"
     )
 
     def add_own_arguments(self, parser: ArgumentParser) -> None:
@@ -44,8 +51,25 @@ class Command(OperatorCommand):
         )
         parser.add_argument("--format", choices=FORMATS, help="of the file")
         parser.add_argument("--to", metavar="FILE", help="a new file; - for standard output")
+        imap = parser.add_argument_group("into another mailbox")
+        imap.add_argument("--to-imap", metavar="HOST[:PORT]", help="its server (port: 993)")
+        imap.add_argument("--imap-user", metavar="NAME", help="who logs in there")
+        imap.add_argument(
+            "--imap-password-env",
+            metavar="VARIABLE",
+            help="the environment variable with the password (default: it is asked for)",
+        )
+        imap.add_argument("--imap-password-file", metavar="FILE", help="the file with it")
+        imap.add_argument(
+            "--imap-encryption",
+            choices=("tls", "starttls", "none"),
+            default="tls",
+            help="of the connection (default: tls)",
+        )
 
     def perform(self, options: dict[str, Any]) -> Exit:
+        if options["to_imap"]:
+            return self._restore(options)
         if not options["format"] or not options["to"]:
             raise UsageError("Say in which --format, and --to which file (- for standard output).")
         query = self._query(options)
@@ -73,6 +97,26 @@ class Command(OperatorCommand):
             self.say(f"{outcome(done, unreadable)}, {size(written)}.")
         return Exit.PROBLEM if unreadable else Exit.OK
 
+    def _restore(self, options: dict[str, Any]) -> Exit:
+        if options["format"] or options["to"]:
+            raise UsageError("--to-imap goes without --format and --to.")
+        query = self._query(options)
+        selection = Selection(self._user(options), query, until=timezone.now())
+        config = _config(options)
+        with Counting("Putting") as counting:
+            done = restore.restore(
+                selection,
+                config,
+                about=query,
+                actor=self.actor,
+                on_failed=lambda message, why: self.say(f"{message.pk}: {why}"),
+                on_progress=lambda d: counting.show(f"{d.put:,} put, {d.there:,} were there"),
+            )
+        document = {"put": done.put, "there": done.there, "failed": done.failed}
+        text = f"{done.put:,} put, {done.there:,} were there, {done.failed:,} could not be put."
+        self.report(document, text)
+        return Exit.PROBLEM if done.failed else Exit.OK
+
     def _user(self, options: dict[str, Any]) -> User:
         """Return who looks: whoever has the machine sees everything."""
         if options["user"]:
@@ -89,6 +133,45 @@ class Command(OperatorCommand):
         except language.QueryError as error:
             raise UsageError(f"--query: {error} (at character {error.position + 1})") from None
         return str(language.all_of(*parts))
+
+
+def _config(options: dict[str, Any]) -> ImapConfig:
+    host, colon, port = options["to_imap"].rpartition(":")
+    if not colon or not port.isdecimal():
+        host, port = options["to_imap"], ""
+    if not options["imap_user"]:
+        raise UsageError("Say with --imap-user who logs in there.")
+    encryption = options["imap_encryption"]
+    try:
+        return ImapConfig.parse(
+            {
+                "host": host,
+                "port": int(port or (993 if encryption == "tls" else 143)),
+                "secure": encryption == "tls",
+                "startTls": encryption == "starttls",
+                "username": options["imap_user"],
+                "password": _password(options),
+            }
+        )
+    except ConfigError as error:
+        raise UsageError(str(error)) from None
+
+
+def _password(options: dict[str, Any]) -> str:
+    """Return the password, which stands in no argument: others on the machine see those."""
+    variable, file = options["imap_password_env"], options["imap_password_file"]
+    if variable:
+        if variable not in os.environ:
+            raise UsageError(f"There is no environment variable {variable}.")
+        return os.environ[variable]
+    if file:
+        try:
+            return Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        except OSError as error:
+            raise UsageError(f"{file} can't be read: {error.strerror}.") from None
+    if not sys.stdin.isatty():
+        raise UsageError("Give --imap-password-env or --imap-password-file: nobody can be asked.")
+    return getpass.getpass("Password there: ")
 
 
 @contextlib.contextmanager
