@@ -8,5 +8,8 @@
 - `results`: samples, rows, checks; `report`: the table; `page` and `chart`: docs/benchmarks
 - `corpus`: an archive of a million generated messages, for the database; `generated`: that mail;
   `archive`: its rows
+- `searching`: search in it, beside notmuch and ILIKE; `asked`: the questions; `finding` measures
+  them, in a process of its own
+- `header_fields`: what reading them costs
 - `profile`: where an import's time goes
 """

@@ -8,16 +8,39 @@ from bench.results import Row
 
 START = "<!-- results: `make bench` writes what follows -->"
 END = "<!-- end of results -->"
+SEARCH = "<!-- search: `make bench ONLY=search` writes what follows -->"
+SEARCH_END = "<!-- end of search -->"
 
 
 def update(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
     """Replace what stands between the marks. Raises ValueError where they are missing."""
+    _replace(path, (START, END), section(rows, about))
+
+
+def update_search(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
+    """Replace what `searching` found. Raises ValueError where the marks are missing."""
+    picture = "![How far each page was below or above its target](search.svg)"
+    lines = [
+        " · ".join(about.values()),
+        "",
+        picture,
+        "",
+        _line(["asked for", "contender", "", "figures"]),
+    ]
+    lines.append(_line(["---", "---", "---", "---"]))
+    for row in rows:
+        reached = "<br>".join(f"{'✓' if c.reached else '**✗**'} {c.text}" for c in row.checks)
+        lines.append(_line([row.scenario, row.contender, reached, row.note]))
+    _replace(path, (SEARCH, SEARCH_END), "\n".join(lines) + "\n")
+
+
+def _replace(path: Path, marks: tuple[str, str], section: str) -> None:
     text = path.read_text()
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
+    before, start, rest = text.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (start and end):
-        raise ValueError(f"{path} must have the lines {START!r} and {END!r}.")
-    path.write_text(f"{before}{START}\n\n{section(rows, about)}\n{END}{after}")
+        raise ValueError(f"{path} must have the lines {marks[0]!r} and {marks[1]!r}.")
+    path.write_text(f"{before}{marks[0]}\n\n{section}\n{marks[1]}{after}")
 
 
 def section(rows: Sequence[Row], about: Mapping[str, str]) -> str:

@@ -23,6 +23,8 @@ class Sample:
     rss_bytes: int | None = None
     commands: int | None = None
     database_milliseconds: float | None = None
+    page_milliseconds: float | None = None
+    page_cpu_milliseconds: float | None = None
 
     @property
     def messages_per_second(self) -> float | None:

@@ -9,6 +9,7 @@ command -v openssl >/dev/null || missing="$missing openssl"
 command -v cc >/dev/null || missing="$missing gcc libc6-dev"
 command -v mbsync >/dev/null || missing="$missing isync"
 command -v offlineimap >/dev/null || missing="$missing offlineimap3"
+command -v notmuch >/dev/null || missing="$missing notmuch"
 [ -z "$missing" ] && exit 0
 if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "Installing by apt-get, which may take some minutes:$missing"

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bench import chart, native, page, report
+from bench import chart, generated, native, page, report, searching
 from bench.__main__ import SCENARIOS, parser
+from bench.asked import queries
 from bench.mail import Pool, message
 from bench.peers import Peers
 from bench.results import Row, Sample, alternate, at_least, at_most, ratio
 from bench.service import Account
+from ingestion.search.query import parse
 from tests.servers.dovecot import Dovecot
 
 
@@ -72,10 +74,38 @@ def test_the_page_changes_only_between_its_marks(rows: list[Row], tmp_path: Path
         page.update(path, rows, {})
 
 
+def test_search_has_a_section_of_its_own(rows: list[Row], tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text(f"{page.START}\nold\n{page.END}\n{page.SEARCH}\nold\n{page.SEARCH_END}\n")
+    page.update_search(path, rows, {"cpu": "Some CPU"})
+    first, second = path.read_text().split(page.SEARCH)
+    assert "old" in first
+    assert "old" not in second
+    assert "| 2 × 8 kB | ours | ✓ of the other: 3.50 (≥ 3.25)<br>" in second
+
+
+def test_what_is_asked_of_a_generated_archive_are_queries() -> None:
+    asked = queries(1_000_000)
+    assert len({query.name for query in asked}) == len(asked)
+    for query in asked:
+        for number in range(10):
+            parse(query.text(number))
+    fourth = next(query for query in asked if query.name == "word in every fourth mail")
+    block = generated.Block(0, 0, 0, 2_000, 2_000)
+    texts = [mail.digest.text.split() for mail in generated.mails(block, seed=1)]
+    having = sum(1 for text in texts if fourth.text(0) in text)
+    assert 0.2 < having / len(texts) < 0.3
+
+
+def test_one_of_twenty_is_above_the_95th_percentile() -> None:
+    assert searching.percentile([float(n) for n in range(1, 101)]) == 95
+    assert searching.percentile([1.0, 3.0, 2.0]) == 3
+
+
 def test_the_page_in_the_repository_has_the_marks() -> None:
     text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
-    assert page.START in text
-    assert page.END in text
+    for mark in (page.START, page.END, page.SEARCH, page.SEARCH_END):
+        assert mark in text
 
 
 def test_the_chart_is_valid_and_escaped(rows: list[Row]) -> None:
