@@ -104,6 +104,14 @@ def test_staff_who_may_not_see_sources_see_the_mail_of_their_own(
     assert client.get(Asked().url(foreign.pk)).status_code == 404
 
 
+def test_a_conversation_is_read_within_its_list(reader: User) -> None:
+    folder = a_folder(a_mailbox(a_source(reader)))
+    first, *_, other = _mail(folder, 4)  # every third is of one thread
+    asked = Asked(q="text", mailbox=folder.mailbox_id)
+    page = _client(reader).get(asked.url(first.pk)).content.decode()
+    assert f'href="{asked.url(other.pk)}" data-go="message"' in html.unescape(page)
+
+
 def test_the_mail_of_a_source_that_is_being_deleted_is_gone(reader: User) -> None:
     source = a_source(reader)
     (message,) = _mail(a_folder(a_mailbox(source)), subject="Deleted")
@@ -341,15 +349,15 @@ def test_a_list_says_what_it_does_not_have_yet(reader: User, admin_user: User) -
     _mail(other, 2)
     Pack.objects.filter(source=other.mailbox.source).update(index_version=INDEX_VERSION)
     client = _client(reader)
-    said = "3 of 5 messages archived are not indexed yet"
+    said = "3 of 5 messages archived wait to be indexed"
     assert said in client.get(MAIL).content.decode()
     there = client.get(Asked(mailbox=folder.mailbox_id).url()).content.decode()
-    assert "3 of 3 messages of this source are not indexed yet" in there
-    assert "not indexed" not in client.get(Asked(mailbox=other.mailbox_id).url()).content.decode()
+    assert "3 of 3 messages of this source wait to be indexed" in there
+    assert "to be indexed" not in client.get(Asked(mailbox=other.mailbox_id).url()).content.decode()
     own = _client(_allowed(admin_user, "view_message"))
     admin_user.is_superuser = False
     admin_user.save()
-    assert "not indexed" not in own.get(MAIL).content.decode(), "Others' mail is not counted."
+    assert "to be indexed" not in own.get(MAIL).content.decode(), "Others' mail is not counted."
 
 
 def test_a_list_by_relevance_has_what_is_most_about_a_word_first(reader: User) -> None:

@@ -150,7 +150,7 @@ def _export(request: HttpRequest, query: str) -> str:
 
 
 def _unindexed(request: HttpRequest, asked: Asked) -> str:
-    """Say how many messages no list has yet; "" where there are none."""
+    """Say how many messages lists may lack; "" where there are none."""
     sources = queries.sources_of_mail(request.user)
     if asked.mailbox:
         sources = sources.filter(mailboxes=asked.mailbox)
@@ -159,8 +159,8 @@ def _unindexed(request: HttpRequest, asked: Asked) -> str:
         return ""
     where = "of this source" if asked.mailbox else "archived"
     return (
-        f"{health.waiting:,} of {health.messages:,} messages {where} are not indexed yet: neither"
-        " lists nor searches have them."
+        f"{health.waiting:,} of {health.messages:,} messages {where} wait to be indexed: lists and"
+        " searches may not have them yet."
     )
 
 
@@ -222,4 +222,5 @@ def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[s
         raise Http404
     people.mail_read(message, how="page", actor=Actor.of_request(request))
     mail = details(request.user, message)
-    return {"message": message, "mail": mail, "to_list": asked.url()}
+    _, mark, query = asked.url().partition("?")
+    return {"message": message, "mail": mail, "to_list": asked.url(), "of_list": mark + query}
