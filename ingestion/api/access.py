@@ -56,7 +56,8 @@ class HasScope(BasePermission):
 
     read: look at sources, their progress and the list of emails. write: change and start things,
     and see the source that was changed in the answer, as the reference has it (never a secret).
-    export: take the mail itself out. A view that needs another than its method implies has `scope`.
+    export: take the mail itself out: its words, attachments and bytes. A view that needs another
+    than its method implies has `scope`.
     """
 
     def has_permission(self, request: Request, view: Any) -> bool:

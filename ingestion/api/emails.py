@@ -98,6 +98,7 @@ def _file(kind: str, about: str) -> dict[Any, Any]:
 class EmailViewSet(ApiViewSet[Message]):
     """Archived emails."""
 
+    queryset = Message.objects.none()  # says in the schema what an id is; rows are of `queries`
     serializer_class = serializers.EmailOut
 
     def get_object(self) -> Message:
