@@ -73,8 +73,8 @@ def ask(
 
 
 class Reader:
-    """One process, for one thread at a time. Raises RuntimeError where it doesn't start, which is
-    no message's fault."""
+    """One process, for one thread at a time. Raises OSError where it doesn't start, which is no
+    message's fault."""
 
     def __init__(self) -> None:
         self.served = 0
@@ -97,7 +97,7 @@ class Reader:
         try:
             self._received(len(READY), time.monotonic() + _START_SECONDS)
         except (OSError, EOFError) as error:
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"The process that reads mail does not start (exit code {self.end()}). To know"
                 f" why: python -m {child.__name__} 0 </dev/null, in {_ROOT}"
             ) from error

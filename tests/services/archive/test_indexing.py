@@ -17,7 +17,7 @@ from ingestion import index_health
 from ingestion.mail.digest import Digest
 from ingestion.models import INDEX_VERSION, Document, IngestionSource, Message, Pack, Placement
 from ingestion.packs.store import store
-from ingestion.services.archive import indexing, reading, rebuild, refetch, storage
+from ingestion.services.archive import indexing, readers, reading, rebuild, refetch, storage
 from ingestion.services.engine import claims, due_work, lease
 from ingestion.services.sources import deletion, verbs
 from tests.servers.command_line import CommandLine
@@ -202,6 +202,20 @@ def test_a_message_that_we_fail_at_keeps_no_other_back(
     assert indexing.index_pack(pack.pk) == 9
     assert len(document_of("4").defects) == 1
     assert Document.objects.filter(defects=[]).count() == 8
+
+
+def test_a_machine_that_starts_no_reader_leaves_the_pack_to_be_read_later(
+    pack: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    readers._end_all()
+    with monkeypatch.context() as away:
+        away.setattr(readers, "_ROOT", tmp_path)  # there are no modules
+        assert indexing.index_pack(pack.pk) == 0
+    pack.refresh_from_db()
+    assert (pack.index_version, pack.index_attempts) == (0, 1)
+    assert not Document.objects.exists()
+    indexing.owe()
+    assert indexing.index_pack(pack.pk) == 9
 
 
 def test_new_mail_goes_before_what_is_read_again(source: IngestionSource, pack: Pack) -> None:

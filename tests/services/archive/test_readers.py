@@ -84,7 +84,7 @@ def test_a_reader_that_does_not_start_is_no_message_s_fault(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(readers, "_ROOT", tmp_path)  # there are no modules
-    with pytest.raises(RuntimeError, match="does not start"):
+    with pytest.raises(OSError, match="does not start"):
         text()
 
 
