@@ -17,6 +17,7 @@ frame. Such packs are read up to the first bad byte.
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
 import os
@@ -187,7 +188,7 @@ class HashingReader:
         inflate = zstandard.ZstdDecompressor().decompressobj()
         try:
             while left:
-                packed = self._file.read(min(left, _READ_BYTES))
+                packed = self._read(min(left, _READ_BYTES))
                 if not packed:
                     raise Damaged("the pack ends inside a message")
                 left -= len(packed)
@@ -203,6 +204,14 @@ class HashingReader:
 
     def digest(self) -> bytes:
         return self._sha256.digest()
+
+    def _read(self, length: int) -> bytes:
+        try:
+            return self._file.read(length)
+        except OSError as error:
+            if error.errno != errno.EIO:  # a sector that the disk can't read: others it can
+                raise
+            raise Damaged(f"bytes of it can't be read: {error.strerror}") from error
 
 
 def _raise(error: Damaged) -> NoReturn:

@@ -146,6 +146,16 @@ def test_a_sector_that_the_disk_cannot_read_costs_what_lay_there() -> None:
     assert "Input/output error" in str(damage[0])
 
 
+def test_a_message_in_such_a_sector_is_damaged_and_no_other() -> None:
+    data, extents = packed(*[os.urandom(9000) for _ in range(3)])
+    disk = _Disk(data)
+    disk.bad = range(extents[1].offset + 4000, extents[1].offset + 4512)
+    with pytest.raises(Damaged, match="can't be read: Input/output error"):
+        list(HashingReader(disk, extents[1]).chunks())
+    for extent in (extents[0], extents[2]):
+        assert sum(map(len, HashingReader(disk, extent).chunks())) == 9000
+
+
 def test_the_next_record_is_looked_for_in_one_pass_whatever_the_mail_holds() -> None:
     """A mail of nothing but beginnings of long headers must not be read once for each of them."""
     false = b"\x50\x2a\x4d\x18\x00\x09\x3d\x00" + b'{"v":2,"pack":"%s",' % OTHER.hex.encode()

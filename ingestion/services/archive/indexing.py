@@ -10,7 +10,6 @@ changes the archive.
 """
 
 import contextlib
-import errno
 import math
 import time
 import uuid
@@ -205,8 +204,8 @@ class _Indexing:
                 sha256=bytes(message.sha256),
                 size=message.size_bytes,
             )
-        except (Corrupt, OSError) as error:
-            if not _is_of_one_message(error):
+        except Corrupt as error:
+            if isinstance(error.__cause__, FileNotFoundError):  # of all the pack
                 raise
             log.warning("message_not_indexed", message=str(message.pk), error=type(error).__name__)
             return documents.made_of_its_row(message, _NO_BYTES, source_id=source_id, version=0)
@@ -264,13 +263,6 @@ class _Indexing:
         Pack.objects.filter(pk=self._pack.pk).update(
             index_attempts=attempts, index_not_before=Now() + backoff.failure_delay(attempts)
         )
-
-
-def _is_of_one_message(error: Corrupt | OSError) -> bool:
-    """Whether the bytes of one message are bad, or a sector below them: others may be good."""
-    if isinstance(error, OSError):
-        return error.errno == errno.EIO
-    return not isinstance(error.__cause__, FileNotFoundError)
 
 
 def _is_of_the_data(error: Exception) -> bool:
