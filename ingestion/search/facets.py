@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ingestion.models import Folder, Mailbox
 from ingestion.search.conditions import Sql
 from ingestion.search.pages import CAP, Search, ask
-from ingestion.search.query import Term, term
+from ingestion.search.query import QueryError, Term, parse, term
 
 #: So many values are told of each, the most frequent ones.
 VALUES = 20
@@ -50,8 +50,19 @@ def facets(search: Search) -> Facets:
         elif name == "folder":
             folder = folders[int(value)]
             text = f"{folder.path} ({mailboxes[folder.mailbox_id].address})"
-        values[name].append(Value(text, number, str(_TERMS[name](value))))
+        if query := _query(name, value):
+            values[name].append(Value(text, number, query))
     return Facets(len(hits[:CAP]), len(hits) > CAP, values)
+
+
+def _query(name: str, value: str) -> str:
+    """Return the term that narrows to a value; "" where the language has none for it: a stranger's
+    address need not have a word, and a quote can't be quoted."""
+    try:
+        wanted = _TERMS[name](value)
+        return str(wanted) if parse(str(wanted)) == wanted else ""
+    except QueryError:
+        return ""
 
 
 #: Of each facet, the term of a value.
