@@ -120,9 +120,13 @@ class EmailViewSet(ApiViewSet[Message]):
         """List archived emails, newest archived first, or search them; follow `nextCursor`.
 
         It is a search with `q`, and with any of `recipient`, `label`, `hasAttachment`, `count`,
-        `facets`, `highlight` and another order: then it goes by what is indexed.
+        `facets`, `highlight` and another order: then it goes by what is indexed. Highlights are
+        pieces of the mail itself: a key needs the scope `export` for them.
         """
-        return Response(searching.listed(self.user, self.query(inputs.EmailQuery)))
+        wanted = self.query(inputs.EmailQuery)
+        if wanted["highlight"] and not access.has_scope(request, "export"):
+            raise PermissionDenied('For highlights this key needs the scope "export".')
+        return Response(searching.listed(self.user, wanted))
 
     @extend_schema(
         operation_id="getEmail",

@@ -170,6 +170,16 @@ def test_what_is_no_search_is_refused_at_its_parameter(
     assert said in error["detail"]
 
 
+def test_facets_are_told_whatever_strangers_call_themselves(owner: User) -> None:
+    folder = a_folder(a_mailbox(a_source(owner)))
+    strange = ("\u0363@\u24d0", '"ada"@example.com', "bob@example.com")
+    bodies = (b"Subject: %d\r\n\r\n" % number for number in range(len(strange)))
+    for message, address in zip(archived(folder, *bodies), strange, strict=True):
+        indexed(message, sender_address=address)
+    senders = found(owner, {"facets": "true"})["facets"]["values"]["sender"]
+    assert [value["text"] for value in senders] == ["bob@example.com"]
+
+
 def test_highlights_are_pieces_of_what_the_bytes_say(owner: User, archive_dir: object) -> None:
     folder = a_folder(a_mailbox(a_source(owner)))
     bodies = [
@@ -211,3 +221,10 @@ def test_a_key_needs_the_scope_to_read(world: World, make_key: Any) -> None:
         client = APIClient()
         client.credentials(HTTP_AUTHORIZATION=f"Bearer {make_key(world.owner, scopes)}")
         assert client.get("/api/v1/emails?q=report").status_code == status
+
+
+def test_a_key_that_may_not_take_mail_out_gets_no_excerpts(world: World, make_key: Any) -> None:
+    for scopes, status in ((("read",), 403), (("read", "export"), 200)):
+        client = APIClient()
+        client.credentials(HTTP_AUTHORIZATION=f"Bearer {make_key(world.owner, scopes)}")
+        assert client.get("/api/v1/emails?q=report&highlight=true").status_code == status
