@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from ingestion import queries
 from ingestion.admin import display
-from ingestion.errors import Corrupt
+from ingestion.errors import Corrupt, InvalidInput
 from ingestion.mail.attachments import Attachment
 from ingestion.mail.body import Contents
 from ingestion.models import Message
@@ -109,14 +109,18 @@ def details(user: User | AnonymousUser, message: Message) -> dict[str, Any]:
 
 def neighbours(user: User | AnonymousUser, message: Message, q: str) -> list[tuple[str, str, str]]:
     """Return (name, icon, address) of the messages before and after one in the list of a query, by
-    date; without one, of its mailbox. Empty where it is not indexed, or not in such a list."""
+    date; without one, of its mailbox. Empty where it is not indexed, not in such a list, or where
+    that takes too long."""
     if not hasattr(message, "document"):
         return []
     try:
         node = language.parse(q) if q else language.term("mailbox", str(message.mailbox_id))
-    except language.QueryError:
+        return _neighbours(pages.Search(user, node), message, q)
+    except (language.QueryError, InvalidInput):
         return []
-    search = pages.Search(user, node)
+
+
+def _neighbours(search: pages.Search, message: Message, q: str) -> list[tuple[str, str, str]]:
     at = pages.Key(message.document.date, message.pk)
     found = []
     for name, icon, backwards in (

@@ -100,7 +100,7 @@ def parse(text: str) -> Node:
         raise QueryError(f"A query has at most {MAX_LENGTH:,} characters.", MAX_LENGTH)
     unsafe = _UNSAFE.search(text)
     if unsafe:
-        raise QueryError("This character can't be searched for.", unsafe.start())
+        raise QueryError(_NOT_SEARCHED, unsafe.start())
     reader = _Reader(text)
     node = reader.read_all("")
     if not reader.at_end():
@@ -114,6 +114,8 @@ def parse(text: str) -> Node:
 
 def term(name: str, value: str, *, prefix: bool = False) -> Term:
     """Make a term as `name:value` in a query does. Raises QueryError (at 0)."""
+    if _UNSAFE.search(value):
+        raise QueryError(_NOT_SEARCHED, 0)
     return _term(name, value, prefix, 0)
 
 
@@ -228,6 +230,7 @@ def _term(name: str, value: str, prefix: bool, at: int) -> Term:
 _QUOTES = '"“”„'
 #: What no database takes, and half characters.
 _UNSAFE = re.compile("[\0\ud800-\udfff]")
+_NOT_SEARCHED = "This character can't be searched for."
 _BARE = re.compile(rf"[^\s(){_QUOTES}]+")
 _QUOTED = re.compile(rf"[{_QUOTES}]([^{_QUOTES}]*)[{_QUOTES}]")
 _OPERATOR = re.compile(r"([A-Za-z][0-9A-Za-z-]*):")

@@ -408,6 +408,28 @@ def test_a_search_that_is_wrong_is_told_where(reader: User) -> None:
     assert "Nothing matches" not in page
 
 
+def test_a_search_that_takes_too_long_is_told_so(
+    reader: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [message] = _mail(a_folder(a_mailbox(a_source(reader))))
+    monkeypatch.setattr(search_pages, "TIMEOUT_SECONDS", 0.1)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE TEMP VIEW ingestion_document AS SELECT d.* FROM public.ingestion_document d,"
+            " LATERAL (SELECT pg_sleep(0.3)) AS slowly"
+        )
+    client = _client(reader)
+    answer = client.get(MAIL, {"q": "text"})
+    assert "Narrow it" in answer.content.decode()
+    page = client.get(f"/admin/ingestion/message/{message.pk}/change/", {"q": "text"})
+    assert page.status_code == 200
+
+
+def test_a_place_that_can_not_be_is_told(reader: User) -> None:
+    answer = _client(reader).get(MAIL, {"label": "\0"})
+    assert "be searched for" in answer.content.decode()
+
+
 def test_a_search_is_saved_with_its_place_listed_and_removed(reader: User) -> None:
     folder = a_folder(a_mailbox(a_source(reader)))
     client = _client(reader)

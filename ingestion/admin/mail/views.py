@@ -18,10 +18,11 @@ from ingestion import index_health, queries
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
 from ingestion.admin.reading import details
+from ingestion.errors import InvalidInput
 from ingestion.models import Folder, Mailbox
 from ingestion.search.facets import facets
 from ingestion.search.pages import Search
-from ingestion.search.query import OPERATORS, QueryError
+from ingestion.search.query import OPERATORS, Node, QueryError
 from ingestion.services.audit import Actor
 from ingestion.services.operations import people
 
@@ -118,6 +119,17 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         query = asked.query()
     except QueryError as error:
         return context | {"problem": _problem(asked.q, error)}
+    try:
+        return context | _listed(request, asked, query, order)
+    except InvalidInput as error:  # it took too long
+        said = " ".join(reason for reasons in error.errors.values() for reason in reasons)
+        return context | {"problem": {"text": said, "before": asked.q}}
+
+
+def _listed(
+    request: HttpRequest, asked: Asked, query: Node, order: tuple[str, ...]
+) -> dict[str, Any]:
+    """Return what is found. Raises Http404, InvalidInput."""
     search = Search(request.user, query)
     try:
         page = search.page(sort=order[1], cursor=asked.page)
@@ -125,7 +137,7 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
         raise Http404 from error
     number, more = search.count()
     noun = "message" if number == 1 else "messages"
-    return context | {
+    return {
         "rows": rows.of(page.messages, asked, query),
         "unindexed": _unindexed(request, asked),
         "count": f"{number:,}{'+' if more else ''} {noun}" if number else "",
