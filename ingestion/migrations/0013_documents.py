@@ -3,7 +3,6 @@ import django.contrib.postgres.indexes
 import django.contrib.postgres.search
 import django.db.models.deletion
 import django.db.models.functions.datetime
-from django.contrib.postgres.operations import TrigramExtension, UnaccentExtension
 from django.db import migrations, models
 
 
@@ -14,15 +13,6 @@ class Migration(migrations.Migration):
     ]
 
     operations = [
-        # Both are trusted: the owner of the database may create them.
-        UnaccentExtension(),
-        TrigramExtension(),
-        migrations.RunSQL(
-            """CREATE TEXT SEARCH CONFIGURATION ingestion_words (COPY = simple);
-               ALTER TEXT SEARCH CONFIGURATION ingestion_words
-                 ALTER MAPPING FOR hword, hword_part, word WITH unaccent, simple;""",
-            "DROP TEXT SEARCH CONFIGURATION ingestion_words",
-        ),
         migrations.CreateModel(
             name='Document',
             fields=[
