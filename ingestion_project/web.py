@@ -19,6 +19,7 @@ forwarded_allow_ips = ""
 logconfig_dict = settings.LOGGING
 accesslog = None  # django_structlog logs the requests, with their ids
 control_socket_disable = True
+limit_request_line = 8190  # a query may be long; more, gunicorn does not read
 
 
 # Each process counts its requests in files here, and any of them answers for all (/metrics).

@@ -216,6 +216,7 @@ class EmailViewSet(ApiViewSet[Message]):
         responses={
             (200, "application/zip"): OpenApiTypes.BINARY,
             (200, "application/x-tar"): OpenApiTypes.BINARY,
+            409: OpenApiResponse(ErrorOut, description="It is more than 1,000 messages or 100 MB."),
         },
     )
     @action(detail=False, methods=["get"], scope="export")

@@ -10,7 +10,12 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import content_disposition_header
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
+from drf_spectacular.utils import (
+    OpenApiParameter,
+    OpenApiResponse,
+    extend_schema,
+    extend_schema_field,
+)
 from rest_framework import permissions, serializers, status
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -20,6 +25,7 @@ from ingestion import downloads
 from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
+from ingestion.api.schema import ErrorOut
 from ingestion.errors import NotAllowedNow
 from ingestion.models import Export
 from ingestion.services.archive import storage
@@ -140,9 +146,11 @@ class ExportViewSet(ApiViewSet[Export]):
             OpenApiParameter("Range", str, OpenApiParameter.HEADER),
         ],
         responses={
-            (200, "application/octet-stream"): OpenApiTypes.BINARY,
-            (206, "application/octet-stream"): OpenApiTypes.BINARY,
-        },
+            (code, kind): OpenApiTypes.BINARY
+            for code in (200, 206)
+            for kind in sorted({made.content_type for made in FORMATS.values()})
+        }
+        | {409: OpenApiResponse(ErrorOut, description="It is not done, or the link has expired.")},
     )
     @action(detail=True, methods=["get"])
     def download(self, request: Request, pk: str) -> HttpResponseBase:

@@ -14,6 +14,7 @@ from drf_spectacular.extensions import (
 )
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ResolvedComponent
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import Direction, OpenApiParameter, OpenApiResponse
 from rest_framework import serializers
 
@@ -45,6 +46,7 @@ _MEANINGS = {
     "409": "The state forbids this now: the text says what is possible.",
     "412": "It is of another version than If-Match names.",
     "413": "The body is too large.",
+    "414": "The address is too long for a web server, or for a proxy before it. It is no JSON.",
     "415": "The body is not application/json.",
     "422": "The Idempotency-Key came with another request before.",
     "429": "Too many requests: wait as long as Retry-After says.",
@@ -75,8 +77,9 @@ class Schema(AutoSchema):
     def _get_response_bodies(self, direction: Direction = "response") -> Any:
         answers = super()._get_response_bodies(direction=direction)
         for code in self._refusals():
-            error = OpenApiResponse(ErrorOut, description=_MEANINGS[code])
-            made = self._get_response_for_code(error, code, direction=direction)  # type: ignore[no-untyped-call] # untyped base
+            shape, kinds = (OpenApiTypes.STR, ["text/html"]) if code == "414" else (ErrorOut, None)
+            error = OpenApiResponse(shape, description=_MEANINGS[code])
+            made = self._get_response_for_code(error, code, kinds, direction)  # type: ignore[no-untyped-call] # untyped base
             answers[code] = made
             if code in _HEADERS:
                 name, kind = _HEADERS[code]
@@ -101,6 +104,8 @@ class Schema(AutoSchema):
             codes |= {"400", "413", "415"}
         if any(parameter["in"] == "query" for parameter in self._get_parameters()):
             codes.add("400")
+        if any(parameter["name"] == "q" for parameter in self._get_parameters()):
+            codes.add("414")
         if has_id:
             codes.add("404")
         if has_id and self.method != "GET":
