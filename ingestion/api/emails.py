@@ -120,13 +120,14 @@ class EmailViewSet(ApiViewSet[Message]):
         """List archived emails, newest archived first, or search them; follow `nextCursor`.
 
         It is a search with `q`, and with any of `recipient`, `label`, `hasAttachment`, `count`,
-        `facets`, `highlight` and another order: then it goes by what is indexed. Highlights are
-        pieces of the mail itself: a key needs the scope `export` for them.
+        `facets`, `highlight` and another order: then it goes by what is indexed. Previews and
+        highlights are pieces of the mail itself: a key needs the scope `export` for them.
         """
         wanted = self.query(inputs.EmailQuery)
-        if wanted["highlight"] and not access.has_scope(request, "export"):
+        may_read = access.has_scope(request, "export")
+        if wanted["highlight"] and not may_read:
             raise PermissionDenied('For highlights this key needs the scope "export".')
-        return Response(searching.listed(self.user, wanted))
+        return Response(searching.listed(self.user, wanted, may_read=may_read))
 
     @extend_schema(
         operation_id="getEmail",

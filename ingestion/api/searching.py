@@ -59,10 +59,11 @@ EXAMPLES = [
 ]
 
 
-def listed(user: User, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the page of the list that checked parameters ask for. Raises ValidationError."""
+def listed(user: User, wanted: Mapping[str, Any], *, may_read: bool) -> dict[str, Any]:
+    """Return the page of the list that checked parameters ask for; with text of the mail itself
+    only where one `may_read` it. Raises ValidationError."""
     if _is_search(wanted):
-        return _found(user, wanted)
+        return _found(user, wanted, may_read=may_read)
     narrowed = queries.MessageFilter(
         source=wanted.get("source"),
         mailbox=wanted.get("mailbox"),
@@ -89,7 +90,7 @@ def _is_search(wanted: Mapping[str, Any]) -> bool:
     return asked or wanted.get("sort", "-archived") != "-archived"
 
 
-def _found(user: User, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def _found(user: User, wanted: Mapping[str, Any], *, may_read: bool) -> dict[str, Any]:
     node = _query(wanted)
     since, before = wanted.get("receivedFrom"), wanted.get("receivedBefore")
     search = pages.Search(user, node, since=since, before=before)
@@ -111,7 +112,7 @@ def _found(user: User, wanted: Mapping[str, Any]) -> dict[str, Any]:
         shown = highlights.highlights(page.messages, node)
         for message in page.messages:
             message.highlight = shown.get(message.pk)  # type: ignore[attr-defined] # FoundEmailOut's
-    return dict(serializers.FoundPage(document).data)
+    return dict(serializers.FoundPage(document, context={"may_read": may_read}).data)
 
 
 def _no_cursor() -> ValidationError:

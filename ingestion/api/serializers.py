@@ -415,15 +415,22 @@ class HighlightOut(serializers.Serializer[Any]):
 
 
 class FoundEmailOut(EmailOut):
-    """An email. In a search it has `preview`, and `highlight`: null without `highlight=true`, and
-    where the email could not be read in the time that a page has for it."""
+    """An email. In a search it has `preview`, null for a key without the scope `export`; and
+    `highlight`: null without `highlight=true`, and where the email could not be read in the time
+    that a page has for it."""
 
-    preview = serializers.CharField(source="document.preview", required=False)
+    preview = serializers.CharField(source="document.preview", required=False, allow_null=True)
     highlight = HighlightOut(required=False, allow_null=True)
 
     class Meta:
         model = Message
         fields = (*EmailOut.Meta.fields, "preview", "highlight")
+
+    def to_representation(self, instance: Message) -> dict[str, Any]:
+        shown: dict[str, Any] = super().to_representation(instance)
+        if "preview" in shown and not self.context["may_read"]:
+            shown["preview"] = None  # it is the beginning of the text
+        return shown
 
 
 class CountOut(serializers.Serializer[Any]):

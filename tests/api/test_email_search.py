@@ -223,8 +223,13 @@ def test_a_key_needs_the_scope_to_read(world: World, make_key: Any) -> None:
         assert client.get("/api/v1/emails?q=report").status_code == status
 
 
-def test_a_key_that_may_not_take_mail_out_gets_no_excerpts(world: World, make_key: Any) -> None:
+def test_a_key_that_may_not_take_mail_out_gets_none_of_its_text(
+    world: World, make_key: Any
+) -> None:
     for scopes, status in ((("read",), 403), (("read", "export"), 200)):
         client = APIClient()
         client.credentials(HTTP_AUTHORIZATION=f"Bearer {make_key(world.owner, scopes)}")
         assert client.get("/api/v1/emails?q=report&highlight=true").status_code == status
+        emails = client.get("/api/v1/emails?q=report").json()["results"]
+        assert emails
+        assert {email["preview"] is None for email in emails} == {status == 403}
