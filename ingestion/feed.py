@@ -181,8 +181,11 @@ def news(user: User, after: Place) -> tuple[bool, Place, str]:
     """Tell whether a user may see any change after a place, up to where that is known now, and the
     cursor of that. What follows in the feed is looked at when it is asked again from there."""
     now = _Now.read()
-    end, _ = _end(after, now.horizon)
-    found = bool(_between(now, after, end, user, None, limit=1))
+    found, more, end = False, True, after
+    while more and not found:  # others' mail comes faster than one page in some seconds
+        begin = end
+        end, more = _end(begin, now.horizon)
+        found = bool(_between(now, begin, end, user, None, limit=1))
     if found:
         end = last()
     return found, end, now.cursor(end)

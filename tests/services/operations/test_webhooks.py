@@ -209,6 +209,19 @@ def test_the_feed_does_not_ring_for_others_mail_nor_while_it_rings(
     assert ring.endpoint.owner == owner
 
 
+def test_the_feed_rings_behind_however_much_of_others(
+    folder: Folder, owner: User, other_user: User, at: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feed, "_LOOKS_AT", 3)
+    endpoint(at, other_user, "archive.changed")
+    theirs = rows.a_folder(rows.a_mailbox(rows.a_source(other_user, name="Theirs")))
+    rows.archived(folder, *(b"Subject: %d\r\n\r\n" % n for n in range(20)))
+    rows.archived(theirs, b"Subject: theirs\r\n\r\n")
+    work()
+    [ring] = WebhookDelivery.objects.all()
+    assert ring.endpoint.owner == other_user
+
+
 # -- servers that don't take it ----------------------------------------------------------------
 
 
