@@ -77,6 +77,8 @@ def test_a_query_takes_what_search_finds_and_a_folder_all_that_lies_there(
 
     assert taken("invoice") == 2
     assert taken(f"folder:{old.pk}") == 12
+    old.placements.filter(message__subject="3").update(removed_at=timezone.now())
+    assert taken(f"folder:{old.pk}") == 11
     assert taken(f"source:{archived.pk}") == taken("source:scripted") == 30
     assert taken(f"mailbox:{mailbox.address}") == 30
     assert taken("source:other") == 0

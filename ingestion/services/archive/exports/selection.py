@@ -104,8 +104,8 @@ def _places(node: Node) -> list[Term] | None:
 
 def _condition(term: Term) -> Q:
     if term.name == "folder":
-        there = Placement.objects.filter(message=OuterRef("pk"), folder=int(term.value))
-        return Q(Exists(there))
+        placed = Placement.objects.filter(message=OuterRef("pk"), folder=int(term.value))
+        return Q(Exists(placed.filter(removed_at=None)))
     owner = "mailbox__source" if term.name == "source" else "mailbox"
     try:
         return Q(**{owner: uuid.UUID(term.value)})
