@@ -190,13 +190,14 @@ def at_once(view: ApiViewSet[Any]) -> HttpResponseBase:
             " not exported at once. Make a job of it: POST /api/v1/exports."
         )
     storage.require()
-    user_id = view.user.pk
-    _streams.take(user_id)
-    jobs.taken_by(view.actor, query=wanted["q"], how=wanted["format"])
     kind = FORMATS[wanted["format"]]
-    response = StreamingHttpResponse(
-        _Placed(streamed(selection, wanted["format"]), user_id), content_type=kind.content_type
-    )
+    with contextlib.ExitStack() as place:
+        place.enter_context(_streams.place(view.user.pk))
+        jobs.taken_by(view.actor, query=wanted["q"], how=wanted["format"])
+        response = StreamingHttpResponse(
+            _Placed(streamed(selection, wanted["format"]), place.pop_all()),
+            content_type=kind.content_type,
+        )
     response["Content-Disposition"] = content_disposition_header(
         as_attachment=True, filename=f"mail-{timezone.now():%Y-%m-%d-%H%M}.{kind.extension}"
     )
@@ -208,11 +209,9 @@ def at_once(view: ApiViewSet[Any]) -> HttpResponseBase:
 class _Placed:
     """Chunks whose place is given back, also where none of them was sent."""
 
-    def __init__(self, chunks: Iterator[bytes], user_id: int) -> None:
-        self._chunks, self._user_id = chunks, user_id
+    def __init__(self, chunks: Iterator[bytes], place: contextlib.ExitStack) -> None:
+        self._chunks = chunks
+        self.close = place.close
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
-
-    def close(self) -> None:
-        _streams.give_back(self._user_id)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from rest_framework.test import APIClient
 
 from ingestion.api import exports as api
@@ -174,3 +175,18 @@ def test_what_is_small_comes_at_once_and_more_is_a_job(
     assert refused.status_code == 409
     assert "Make a job" in refused.json()["errors"][0]["detail"]
     assert Message.objects.count() == 30
+
+
+def test_one_that_fails_before_its_first_byte_takes_nobody_s_place(
+    archived: IngestionSource,
+) -> None:
+    client = program(archived.owner)
+    client.raise_request_exception = False
+    broken = "ALTER TABLE ingestion_auditevent ADD CONSTRAINT broken CHECK (false) NOT VALID"
+    with connection.cursor() as cursor:
+        cursor.execute(broken)
+        try:
+            answers = [client.get("/api/v1/emails/export?format=eml") for _ in range(3)]
+        finally:
+            cursor.execute("ALTER TABLE ingestion_auditevent DROP CONSTRAINT broken")
+    assert [answer.status_code for answer in answers] == [500, 500, 500]
