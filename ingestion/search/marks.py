@@ -12,8 +12,10 @@ from ingestion.search.query import AllOf, AnyOf, Node, Not, Term
 #: Of an excerpt, and so much of it before the first word that was found.
 _EXCERPT_CHARS = 240
 _BEFORE_CHARS = 60
-#: A text that is longer is looked through up to here.
+#: A text that is longer is looked through up to here; for more than five words, less of it:
+#: characters times words are at most so many, which takes 0.3 s (for 90 phrases it took 9 s).
 _MAX_CHARS = 200_000
+_MAX_COMPARED = 1_000_000
 
 
 class Piece(NamedTuple):
@@ -47,7 +49,8 @@ def marked(text: str, wanted: list[Phrase]) -> list[Piece]:
 
 def excerpt(text: str, wanted: list[Phrase]) -> list[Piece]:
     """Return what stands around the first words found, on one line; [] where there are none."""
-    places = _places(text[:_MAX_CHARS], wanted)
+    compared = max(sum(map(len, wanted)), 1)
+    places = _places(text[: min(_MAX_CHARS, _MAX_COMPARED // compared)], wanted)
     if not places:
         return []
     start = max(places[0][0] - _BEFORE_CHARS, 0)

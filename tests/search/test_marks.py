@@ -52,3 +52,10 @@ def test_an_excerpt_is_one_line_around_the_first_words_found() -> None:
 @given(st.text(max_size=200), st.sampled_from(["a", "猫", "a*", '"a a"', "é OR 0"]))
 def test_pieces_are_the_whole_text(text: str, query: str) -> None:
     shown(text, query)
+
+
+def test_many_words_are_looked_for_in_less_of_a_text() -> None:
+    few, many = parse("needle*"), parse(" ".join(f"needle{n}*" for n in range(100)))
+    near, far = "hay " * 2_000 + "needle7", "hay " * 20_000 + "needle7"
+    for query, text, found in ((few, near, 1), (few, far, 1), (many, near, 1), (many, far, 0)):
+        assert bool(marks.excerpt(text, marks.phrases(query, ""))) == found
