@@ -84,7 +84,7 @@ def _row(query: Query, timed: Mapping[str, Any], contender: str) -> Row:
         Sample(page_milliseconds=taken, page_cpu_milliseconds=used)
         for taken, used in zip(timed["milliseconds"], cpu, strict=True)
     ]
-    parts = [f"p50 {statistics.median(timed['milliseconds']):.1f} ms"]
+    parts = [f"{len(row.samples)} times", f"p50 {statistics.median(timed['milliseconds']):.1f} ms"]
     if timed.get("cpu_milliseconds") and contender == "ours":
         ordered = sorted(timed["cpu_milliseconds"])
         parts.append(f"CPU {statistics.median(ordered):.1f}, p95 {percentile(ordered):.1f} ms")
