@@ -83,7 +83,7 @@ def context(user: User | AnonymousUser, asked: Asked, starting_with: str) -> dic
 
 def _mailboxes(user: User | AnonymousUser, starting_with: str) -> list[Mailbox]:
     found = Mailbox.objects.filter(source__in=queries.sources_of_mail(user))
-    if starting_with:
+    if starting_with := starting_with.replace("\0", ""):
         found = found.filter(address__istartswith=starting_with)
     ordered = found.select_related("source").order_by("source__name", "source", "address", "pk")
     return list(ordered[: MAX_MAILBOXES + 1])

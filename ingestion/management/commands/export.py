@@ -94,7 +94,7 @@ class Command(OperatorCommand):
         if self.as_json:
             self.report({"messages": done, "unreadable": unreadable, "bytes": written}, "")
         else:
-            self.say(f"{outcome(done, unreadable)}, {size(written)}.")
+            self.say(f"{outcome(done, unreadable)}, {size(written)}.{selection.left_out()}")
         return Exit.PROBLEM if unreadable else Exit.OK
 
     def _restore(self, options: dict[str, Any]) -> Exit:
@@ -190,6 +190,8 @@ def _new_file(name: str, as_json: bool) -> Iterator[IO[bytes]]:
     try:
         with partial.open("wb") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -76,6 +76,9 @@ def test_a_query_takes_what_search_finds_and_a_folder_all_that_lies_there(
         return done(export_of(archived, query)).messages_done
 
     assert taken("invoice") == 2
+    assert Export.objects.latest("created_at").message == (
+        "2 messages. 30 messages are not indexed yet: a search finds none of them."
+    )
     assert taken(f"folder:{old.pk}") == 12
     old.placements.filter(message__subject="3").update(removed_at=timezone.now())
     assert taken(f"folder:{old.pk}") == 11
@@ -214,6 +217,9 @@ def test_a_deleted_or_expired_export_leaves_no_file(
     jobs.delete(deleted, actor=ACTOR)
     Export.objects.filter(pk=expired.pk).update(expires_at=timezone.now() - dt.timedelta(1))
     (export_dir / f"{expired.owner_id:032}.part").touch()  # nobody's
+    expired.refresh_from_db()
+    with pytest.raises(NotAllowedNow, match="no longer there"):
+        file_of(expired)
 
     jobs.expire()
 

@@ -94,6 +94,8 @@ def opened(export: Export, *, how: str, actor: Actor) -> SpooledBody:
     owner = export.owner
     if export.state != ExportState.DONE or export.expires_at is None:
         raise NotAllowedNow(f"This export is {export.get_state_display().lower()}.")
+    if export.expires_at < timezone.now():
+        raise NotAllowedNow("The file is no longer there. Make the export again.")
     if not owner.is_active or (export.of_all_mail and not queries.sees_all_mail(owner)):
         raise NotAllowedNow("Its owner may not see this mail any more.")
     try:
@@ -204,7 +206,7 @@ def _slice(export: Export, files: "_Opened") -> None:
     _finish(
         export,
         state=ExportState.DONE,
-        message=f"{outcome(writer.done, writer.unreadable)}.",
+        message=f"{outcome(writer.done, writer.unreadable)}.{selection.left_out()}",
         messages_done=writer.done,
         messages_unreadable=writer.unreadable,
         messages_total=writer.done + writer.unreadable,

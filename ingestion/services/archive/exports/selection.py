@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from django.contrib.auth.models import User
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from ingestion import queries
+from ingestion import index_health, queries
 from ingestion.errors import InvalidInput
 from ingestion.models import Message, Placement
 from ingestion.search import query as language
@@ -44,6 +44,18 @@ class Selection:
             return self._found().count()
         counted = self._search.count()
         return None if counted.more else counted.number
+
+    def left_out(self) -> str:
+        """Say how many messages a search could not find, because they are not indexed yet; "" of
+        whole places, which need no index."""
+        if self._search is None:
+            return ""
+        waiting = index_health.in_all(queries.sources_of_mail(self._user)).waiting
+        return (
+            f" {waiting:,} messages are not indexed yet: a search finds none of them."
+            if waiting
+            else ""
+        )
 
     def first(self, limit: int) -> tuple[int, int]:
         """Return how many it takes, up to `limit`, and how many bytes these have."""
