@@ -182,6 +182,8 @@ def test_the_clock_stepped_by_an_hour_in_the_middle(
     class Step(Halfway):
         def then(self, client: Client) -> None:
             with stack.connect() as connection, connection.transaction():
+                # A clock that steps fires no trigger, not the one that keeps the audit either.
+                connection.execute("SET LOCAL session_replication_role = replica")
                 columns = connection.execute(
                     "SELECT table_name, column_name FROM information_schema.columns"
                     " WHERE table_name LIKE 'ingestion_%%' AND data_type LIKE 'timestamp%%'"
