@@ -4,6 +4,7 @@ Right or None: a date that is off by half a day without a word is worse evidence
 """
 
 import datetime as dt
+import functools
 import re
 
 _MONTHS = {
@@ -15,7 +16,7 @@ _ZONES = {"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST
 #: What nearly all mail has, in a tenth of the time.
 _PLAIN = re.compile(
     r"(?:[A-Za-z]{3}, )?(\d\d?) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):([0-5]\d)"
-    r" ([+-])([01]\d)([0-5]\d)(?: \(\w*\))?"
+    r" ([+-][01]\d[0-5]\d|GMT|UTC)(?: \(\w*\))?"
 )
 _DAY = r"(?:[A-Za-z]{3,9}\.?,?\s*)?"
 _TIME = r"(\d\d?)\s*:\s*(\d\d)(?:\s*:\s*(\d\d)(?:[.,]\d{1,9})?)?"
@@ -53,15 +54,20 @@ def parse(text: str) -> dt.datetime | None:
 
 
 def _of_plain(plain: re.Match[str]) -> dt.datetime | None:
-    day, month, year, hour, minute, second, sign, hours, minutes = plain.groups()
+    day, month, year, hour, minute, second, zone = plain.groups()
     number = _MONTHS.get(month.lower())
     if number is None or int(year) < _FIRST_YEAR:
         return None
-    local = dt.datetime(
-        int(year), number, int(day), int(hour), int(minute), int(second), tzinfo=dt.UTC
-    )
-    offset = dt.timedelta(minutes=60 * int(hours) + int(minutes))
-    return local + offset if sign == "-" else local - offset
+    local = dt.datetime(int(year), number, int(day), int(hour), int(minute), int(second), 0, dt.UTC)
+    return local - _plain_offset(zone)
+
+
+@functools.lru_cache(maxsize=200)
+def _plain_offset(zone: str) -> dt.timedelta:
+    if zone.isalpha():
+        return dt.timedelta()
+    minutes = 60 * int(zone[1:3]) + int(zone[3:])
+    return dt.timedelta(minutes=-minutes if zone[0] == "-" else minutes)
 
 
 def _without_comments(text: str) -> str:

@@ -142,19 +142,20 @@ class _Fields:
         head = b"\n" + head.removeprefix(_BOM)
         self.defects: list[str] = []
         self.found: dict[str, list[bytes]] = {}
-        for name, value in pattern.findall(head):
-            self._take(name.lower().decode(), value)
+        for spelled, value in pattern.findall(head):
+            name = _named(spelled)
+            # Most have one CR, their last byte: that of the end of the line.
+            if -1 < value.find(b"\r") < len(value) - 1 and (
+                b"\r" in value.replace(b"\r\n", b"")[:-1]
+            ):
+                self.defects.append(f"bare CR: {name}")
+            if name not in self.found:
+                self.found[name] = [value]
+            elif name in _JOINED:
+                self.found[name].append(value)
+            else:
+                self.defects.append(f"repeated header: {name}")
         self._otherwise = "" if head.isascii() else _charset(head)
-
-    def _take(self, name: str, value: bytes) -> None:
-        if 0 <= value.find(b"\r") < len(value) - 1 and b"\r" in value.replace(b"\r\n", b"")[:-1]:
-            self.defects.append(f"bare CR: {name}")
-        if name not in self.found:
-            self.found[name] = [value]
-        elif name in _JOINED:
-            self.found[name].append(value)
-        else:
-            self.defects.append(f"repeated header: {name}")
 
     def value(self, name: str) -> bytes:
         """Return a field as it stands there, b"" where there is none."""
@@ -193,6 +194,11 @@ class _Fields:
         return found
 
 
+@functools.lru_cache(maxsize=500)
+def _named(name: bytes) -> str:
+    return name.lower().decode()
+
+
 def _charset(head: bytes) -> str:
     """Return the charset that the message says its text is in, and most likely its 8-bit fields."""
     found = _CHARSET.search(head)
@@ -214,7 +220,12 @@ def _unfolded(raw: bytes) -> bytes:
 def _id(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
     """Decode a Message-ID: it alone, no comment beside it, no fold within."""
     found = _ID.search(raw)
-    return _text(b"".join(found[0].split()) if found else raw, otherwise, kept)
+    if found is None:
+        return _text(raw, otherwise, kept)
+    alone = b"".join(found[0].split())
+    if len(alone) <= kept and alone.isascii() and b"=?" not in alone:
+        return line(alone.decode("ascii")), ()
+    return _text(alone, otherwise, kept)
 
 
 def _text(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
