@@ -103,7 +103,9 @@ def scraped(service: Service) -> str:
     headers = {"Authorization": f"Bearer {service.env['METRICS_TOKEN']}"}
 
     def text() -> str | None:
-        answer = httpx.get(f"{service.url}/metrics", headers=headers, trust_env=False).text
+        answer = httpx.get(
+            f"{service.url}/metrics", headers=headers, trust_env=False, timeout=60
+        ).text
         return answer if "ingestion_dispatcher_age_seconds " in answer else None
 
     return wait_for(text)
@@ -128,7 +130,7 @@ def test_what_the_documents_name_is_there_and_what_there_is_is_documented(
 
 def test_ready_says_what_is_missing(service: Service, settings: Any) -> None:
     def ready() -> tuple[int, str]:
-        answer = httpx.get(f"{service.url}/readyz", trust_env=False)
+        answer = httpx.get(f"{service.url}/readyz", trust_env=False, timeout=60)
         return answer.status_code, answer.text
 
     assert ready() == (200, "ok\n")
