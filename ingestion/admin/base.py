@@ -105,6 +105,19 @@ class AuditedAdmin(OperatorAdmin):
 
     actions_detail_hide_default = True  # so its history would always be empty
 
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> Any:
+        """Offer one way to save: what is made is looked at next."""
+        context = {"show_save_and_continue": False, "show_save_and_add_another": False}
+        return super().changeform_view(
+            request, object_id, form_url, context | (extra_context or {})
+        )
+
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         """Leave it to the audit."""
 

@@ -89,18 +89,6 @@ class ExportAdmin(AuditedAdmin):
         form.actor = Actor.of_request(request)  # type: ignore[attr-defined] # this request's own
         return form
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> Any:
-        context = {"show_save_and_continue": False, "show_save_and_add_another": False}
-        return super().changeform_view(
-            request, object_id, form_url, context | (extra_context or {})
-        )
-
     def save_model(self, request: HttpRequest, obj: Export, form: Any, change: bool) -> None:
         """Leave it: `ExportForm.clean` had it made."""
 

@@ -110,18 +110,6 @@ class ApiKeyAdmin(AuditedAdmin):
     def made(self, key: ApiKey) -> Any:
         return display.time_tag(key.created)
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> Any:
-        context = {"show_save_and_continue": False, "show_save_and_add_another": False}
-        return super().changeform_view(
-            request, object_id, form_url, context | (extra_context or {})
-        )
-
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         given = form.cleaned_data
         made, key = api_keys.create(

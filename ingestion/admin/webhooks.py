@@ -88,18 +88,6 @@ class WebhookAdmin(AuditedAdmin):
             ("Deliveries", {"fields": told}),
         ]
 
-    def changeform_view(
-        self,
-        request: HttpRequest,
-        object_id: str | None = None,
-        form_url: str = "",
-        extra_context: dict[str, Any] | None = None,
-    ) -> Any:
-        context = {"show_save_and_continue": False, "show_save_and_add_another": False}
-        return super().changeform_view(
-            request, object_id, form_url, context | (extra_context or {})
-        )
-
     # -- what is shown -----------------------------------------------------------------------------
 
     @admin.display(description="Webhook")
