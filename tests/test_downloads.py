@@ -13,6 +13,9 @@ from connectors.types import CHUNK_BYTES, Body, SpooledBody
 from ingestion import downloads
 from ingestion.models import Message
 
+#: An answer that is closed has Django look at its connections.
+pytestmark = pytest.mark.django_db
+
 BYTES = bytes(range(256)) * 4
 SHA256 = hashlib.sha256(BYTES).hexdigest()
 
