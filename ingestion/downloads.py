@@ -43,6 +43,17 @@ def eml_name(message: Message) -> str:
     return f"{date:%Y-%m-%d} {subject or message.sha256_hex[:16]}.eml"
 
 
+def eml(request: HttpRequest, message: Message, body: Body) -> HttpResponseBase:
+    """Answer a message as a file: its exact bytes, which `answer` closes."""
+    return answer(
+        request,
+        body,
+        sha256=message.sha256_hex,
+        name=eml_name(message),
+        content_type="message/rfc822",
+    )
+
+
 def not_modified(request: HttpRequest, sha256: str) -> HttpResponse | None:
     """Return the 304 for a client that has these bytes: ask before they are opened.
 

@@ -77,13 +77,7 @@ def raw(request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
     except Corrupt as error:
         return _not_downloaded(request, message, str(error))
     _read(request, message, "raw")
-    return downloads.answer(
-        request,
-        body,
-        sha256=message.sha256_hex,
-        name=downloads.eml_name(message),
-        content_type="message/rfc822",
-    )
+    return downloads.eml(request, message, body)
 
 
 def attachment(request: HttpRequest, pk: uuid.UUID, number: int) -> HttpResponseBase:

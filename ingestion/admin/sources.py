@@ -314,11 +314,7 @@ class SourceAdmin(AuditedAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
-        context = {
-            "show_save_and_continue": False,
-            "show_save_and_add_another": False,
-            **(extra_context or {}),
-        }
+        context = dict(extra_context or {})
         pk = as_uuid(object_id) if object_id else None
         source = self.get_queryset(request).filter(pk=pk).first() if pk else None
         if source is not None and request.method == "GET":

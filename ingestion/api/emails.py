@@ -203,13 +203,7 @@ class EmailViewSet(ApiViewSet[Message]):
             return same
         body = reading.opened(message)
         people.mail_read(message, how="raw", actor=self.actor)
-        return downloads.answer(
-            request,
-            body,
-            sha256=message.sha256_hex,
-            name=downloads.eml_name(message),
-            content_type="message/rfc822",
-        )
+        return downloads.eml(request, message, body)
 
     @extend_schema(
         operation_id="exportEmails",
