@@ -152,6 +152,13 @@ class Config:
         return False
 
     @classmethod
+    def mended_by(cls, code: str) -> str:
+        """Name the field that a person most likely has to correct after an error of this code; ""
+        where what is wrong is none of them."""
+        _ = code
+        return ""
+
+    @classmethod
     def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:
         """Name the stored fields that newly given ones replace, where a source has several ways in.
 

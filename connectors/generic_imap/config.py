@@ -13,6 +13,18 @@ _HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,252}[A-Za-z0-9.])?|[0-9A-Fa-f:
 
 #: One server's, for STARTTLS and TLS (RFC 9051 section 2.1).
 _STANDARD_PORTS = {143, 993}
+#: Code of an error -> the field that is wrong, most likely.
+_MENDED_BY = {
+    "unknown_host": "host",
+    "forbidden_address": "host",
+    "certificate": "host",
+    "unavailable": "host",
+    "not_imap": "port",
+    "tls": "secure",
+    "login_disabled": "secure",
+    "needs_reauth": "password",
+    "no_oauth": "password",
+}
 _MAIL_SERVER = ("host", "port", "username", "secure", "startTls", "allowInsecureCert")
 
 
@@ -69,6 +81,10 @@ class ImapConfig(Config):
     clientSecret: str = field(
         "OAuth client secret", default="", secret=True, goes_with=("tokenUrl", "clientId")
     )
+
+    @classmethod
+    def mended_by(cls, code: str) -> str:
+        return _MENDED_BY.get(code, "")
 
     @classmethod
     def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:

@@ -13,6 +13,14 @@ _ADDRESS = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}")
 _KEY_PARTS = ("client_email", "private_key", "private_key_id", "client_id", "project_id")
 _DOMAIN_FIELDS = frozenset({"serviceAccountKeyJson", "impersonatedAdminEmail"})
 _ACCOUNT_FIELDS = frozenset({"clientId", "clientSecret", "refreshToken", "email"})
+#: Code of an error -> the field that is wrong, most likely.
+_MENDED_BY = {
+    "key_unknown": "serviceAccountKeyJson",
+    "key_unreadable": "serviceAccountKeyJson",
+    "wrong_admin": "impersonatedAdminEmail",
+    "wrong_client": "clientSecret",
+    "other_account": "email",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,6 +80,10 @@ class GoogleConfig(Config):
 
     def awaits_consent(self) -> bool:
         return not self.is_domain and not self.refreshToken
+
+    @classmethod
+    def mended_by(cls, code: str) -> str:
+        return _MENDED_BY.get(code, "")
 
     @classmethod
     def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:

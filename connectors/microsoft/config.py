@@ -42,6 +42,21 @@ CLOUDS: Mapping[str, Cloud] = {
 
 
 _APPLICATION = ("tenantId", "clientId", "cloud")
+#: Code of an error (of the login: AADSTS and its number) -> the field that is wrong, most likely.
+_MENDED_BY = {
+    "aadsts7000215": "clientSecret",
+    "aadsts7000222": "clientSecret",
+    "aadsts7000218": "clientSecret",
+    "aadsts700016": "clientId",
+    "aadsts90002": "tenantId",
+    "aadsts900023": "tenantId",
+    "aadsts50194": "tenantId",
+    "aadsts50020": "tenantId",
+    "aadsts50034": "email",
+    "aadsts700027": "certificatePrivateKeyPem",
+    "access_policy": "checkMailbox",
+    "other_person": "email",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,6 +150,10 @@ class MicrosoftConfig(Config):
 
     def awaits_consent(self) -> bool:
         return self.signs_in and not self.refreshToken
+
+    @classmethod
+    def mended_by(cls, code: str) -> str:
+        return _MENDED_BY.get(code, "")
 
     @classmethod
     def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:

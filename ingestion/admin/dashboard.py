@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from django.db.models import Case, Count, QuerySet, Sum, When
+from django.db.models import Count, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
 from redis.exceptions import RedisError
 
 from ingestion import freshness, index_health
-from ingestion.admin import display, overview
+from ingestion.admin import attention, display, overview
 from ingestion.admin.filters import overdue
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work
@@ -35,7 +35,7 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
         "index": _index(sources),
         "tiles": _tiles(sources),
         "statuses": _statuses(sources),
-        "attention": _attention(sources),
+        "attention": attention.items(request),
         "running": _running(sources),
         "runs": Run.objects.filter(source__deleted_at=None, finished_at__isnull=False)
         .select_related("source")
@@ -141,20 +141,6 @@ def _statuses(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
             "url": f"{_list()}?status__exact={status}",
         }
         for status in SourceStatus
-    ]
-
-
-def _attention(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
-    """Return the sources that need somebody, worst first, each with the reasons in words."""
-    worst = Case(When(status=SourceStatus.ERROR, then=0), When(is_late=True, then=1), default=2)
-    found = freshness.judged(sources).filter(needs_attention=True).order_by(worst, "name")[:_ROWS]
-    return [
-        {
-            "source": source,
-            "badge": display.source_badge(source),
-            "why": [str(reason) for reason in freshness.reasons(source)],
-        }
-        for source in found
     ]
 
 

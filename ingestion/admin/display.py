@@ -175,6 +175,11 @@ def clipped(text: str, *, characters: int = 80) -> SafeString | str:
     return format_html('<span title="{}">{}…</span>', text[:1000], text[: characters - 1])
 
 
+def within(label: str) -> str:
+    """Return a label as it is written within a sentence: "host", "TLS"."""
+    return label[:1].lower() + label[1:] if label[1:2].islower() else label
+
+
 def two_lines(first: Any, second: Any) -> SafeString:
     return format_html(
         '<span class="ing-two"><span>{}</span><span class="ing-subtle">{}</span></span>',

@@ -33,6 +33,12 @@ class IngestionSource(models.Model):
         max_length=16, choices=SourceStatus.choices, default=SourceStatus.PENDING_AUTH
     )
     status_message = models.TextField(blank=True, help_text="Why the status is what it is.")
+    status_code = models.CharField(
+        max_length=64,
+        blank=True,
+        db_default="",
+        help_text="Where that is an error of the provider's: its code (connectors.errors).",
+    )
     # What is so whatever the status: where a pause, an error or a check returns to follows from it.
     proven_at = models.DateTimeField(
         null=True,

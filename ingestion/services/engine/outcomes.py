@@ -171,7 +171,7 @@ def _stop_source(held: Lease, mailbox: Mailbox, what: Trouble) -> None:
         Mailbox.objects.filter(pk=mailbox.pk).update(
             last_error_code=what.code, last_error=what.text, attempts=0
         )
-        verbs.fail(source, what.text, actor="ingestion")
+        verbs.fail(source, what.text, code=what.code, actor="ingestion")
 
 
 def _has_other_credentials(mailbox: Mailbox) -> bool:

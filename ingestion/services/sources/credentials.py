@@ -129,7 +129,7 @@ def _act_on(source: IngestionSource, asked_about: int, verdict: Verdict, actor: 
         if is_pending:
             _check_again_later(source, verdict.trouble, actor)
     elif source.status not in (SourceStatus.ERROR, SourceStatus.PAUSED):
-        verbs.fail(source, verdict.message, actor=actor)
+        verbs.fail(source, verdict.message, code=verdict.code, actor=actor)
 
 
 def _proven(source: IngestionSource, verdict: Verdict, actor: Actor) -> None:
@@ -155,7 +155,7 @@ def _import_was_begun(source: IngestionSource) -> bool:
 def _await_consent(source: IngestionSource, verdict: Verdict) -> None:
     """Nothing is due until a person signed in: `reconnect` makes the check due again."""
     source.check_not_before = timezone.now() + _CONSENT_AWAITED
-    verbs.say(source, verdict.message)
+    verbs.say(source, verdict.message, code=verdict.code)
     source.save(update_fields=["check_not_before"])
 
 
@@ -163,11 +163,12 @@ def _check_again_later(source: IngestionSource, what: Trouble, actor: Actor) -> 
     source.check_attempts += 1
     if source.check_attempts > len(_CHECK_BACKOFF_SECONDS):
         reason = f"Gave up after {source.check_attempts} tries: {what.text}"
-        verbs.fail(source, reason, actor=actor)
+        verbs.fail(source, reason, code=what.code, actor=actor)
         return
     wait = backoff.spread(
         _CHECK_BACKOFF_SECONDS[source.check_attempts - 1], server_seconds=what.retry_after_seconds
     )
     source.check_not_before = Now() + wait
     source.save(update_fields=["check_attempts", "check_not_before"])
-    verbs.say(source, f"{what.text} Tried again in {wait.total_seconds():.0f} s.")
+    text = f"{what.text} Tried again in {wait.total_seconds():.0f} s."
+    verbs.say(source, text, code=what.code)

@@ -167,7 +167,7 @@ def _act_on(what: Trouble, source: IngestionSource, run: Run) -> None:
         )
         log.info("discovery_deferred", run=str(run.pk), code=what.code)
     elif now.runnable:
-        verbs.fail(now, what.text, actor="ingestion")
+        verbs.fail(now, what.text, code=what.code, actor="ingestion")
 
 
 def _list_again(run: Run) -> None:

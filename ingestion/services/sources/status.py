@@ -10,8 +10,11 @@ from ingestion.services.events import announce
 from ingestion.states import MOVES, SourceStatus
 
 
-def move(source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor | str) -> None:
-    """Change the status, or raise NotAllowedNow or LostRace. Call inside a transaction.
+def move(
+    source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor | str, code: str = ""
+) -> None:
+    """Change the status, or raise NotAllowedNow or LostRace. Call inside a transaction. `code`: of
+    the error that is the reason.
 
     Writes WHERE status = the one in `source`, so of two movers one is told that it lost.
     """
@@ -21,7 +24,7 @@ def move(source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor
             f"A source that is {old.label.lower()} can't become {to.label.lower()}."
         )
     changed = IngestionSource.objects.filter(pk=source.pk, status=old, deleted_at=None).update(
-        status=to, status_message=reason, updated_at=Now()
+        status=to, status_message=reason, status_code=code, updated_at=Now()
     )
     if changed != 1:
         raise LostRace("The source was changed at the same time. Read it again.")
@@ -32,7 +35,7 @@ def move(source: IngestionSource, to: SourceStatus, *, reason: str, actor: Actor
         reason=reason,
         actor=actor if isinstance(actor, str) else actor.name,
     )
-    source.status, source.status_message = to, reason
+    source.status, source.status_message, source.status_code = to, reason, code
     if to == SourceStatus.ERROR:
         announce(Event.SOURCE_ERROR, source, {"message": reason})
 

@@ -92,12 +92,12 @@ def start_sync(source: IngestionSource, *, actor: Actor) -> Run:
     return run
 
 
-def fail(source: IngestionSource, reason: str, *, actor: Actor | str) -> None:
+def fail(source: IngestionSource, reason: str, *, actor: Actor | str, code: str = "") -> None:
     """Move to error and end the unfinished run: an operator must act. Call inside a transaction."""
     source.proven_at = None
     source.save(update_fields=["proven_at"])
-    move(source, SourceStatus.ERROR, reason=reason, actor=actor)
-    say(source, reason)
+    move(source, SourceStatus.ERROR, reason=reason, code=code, actor=actor)
+    say(source, reason, code=code)
     runs.finish_unfinished(source, failed=True, message=reason)
 
 
@@ -192,7 +192,8 @@ def natural_status(source: IngestionSource) -> SourceStatus:
     return SourceStatus.IMPORTING if importing else SourceStatus.AUTH_SUCCESS
 
 
-def say(source: IngestionSource, message: str) -> None:
+def say(source: IngestionSource, message: str, *, code: str) -> None:
     """Tell why nothing is archived yet, also where clients look for what the last sync did."""
     source.status_message = source.last_sync_status_message = message
-    source.save(update_fields=["status_message", "last_sync_status_message"])
+    source.status_code = code
+    source.save(update_fields=["status_message", "last_sync_status_message", "status_code"])

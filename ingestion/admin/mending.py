@@ -1,0 +1,66 @@
+"""The button that mends: what somebody does next about a source that needs them.
+
+The field of the settings where one is wrong, a sign-in where that is awaited, else a verb. One
+answer for the first page and the source's own.
+"""
+
+import dataclasses
+from typing import Any
+
+from django.urls import reverse
+
+from connectors import registry
+from ingestion.admin import display, verbs
+from ingestion.admin.source_form import field_name
+from ingestion.states import SourceStatus
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mend:
+    """A link to `url`; with `posts`, a button that posts `verb` there."""
+
+    label: str
+    url: str
+    icon: str
+    posts: bool = False
+    verb: str = ""
+
+
+def of(source: Any) -> Mend | None:
+    """Return what mends a source that came through `freshness.judged`; None: it needs nobody."""
+    if not source.needs_attention:
+        return None
+    return edit(source) or (_sign_in(source) if verbs.is_to_sign_in(source) else _verb(source))
+
+
+def edit(source: Any) -> Mend | None:
+    """Return the link to the field that is wrong, where the status says of one that it is."""
+    if source.status not in (SourceStatus.ERROR, SourceStatus.PENDING_AUTH):
+        return None
+    config = registry.get(source.provider).config
+    wrong = config.mended_by(source.status_code)
+    label = next((field.label for field in config.fields() if field.name == wrong), "")
+    if not label:
+        return None
+    name = field_name(source.provider, wrong)
+    return Mend(f"Edit {display.within(label)}", settings_of(source, field=name), "edit")
+
+
+def settings_of(source: Any, *, field: str = "") -> str:
+    """Return the address of a source's settings, with the cursor in a field."""
+    return f"{display.page_of(source)}?tab=settings" + (f"&field={field}" if field else "")
+
+
+def _sign_in(source: Any) -> Mend:
+    label = f"Sign in with {registry.get(source.provider).label}"
+    url = reverse("admin:ingestion_source_sign_in", args=(source.pk,))
+    return Mend(label, url, "login", posts=True)
+
+
+def _verb(source: Any) -> Mend:
+    slug = verbs.next_step(source)
+    if source.status == SourceStatus.ACTIVE and source.lacks_messages and not source.is_late:
+        slug = "retry"
+    verb = verbs.VERBS[slug]
+    url = reverse("admin:ingestion_source_verb", args=(source.pk,))
+    return Mend(verb.label, url, verb.icon, posts=True, verb=slug)
