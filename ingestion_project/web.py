@@ -7,6 +7,8 @@ from typing import Any
 from ingestion_project import settings, supervisor
 
 bind = f"{settings.HOST}:{settings.PORT}"
+# Loaded once and then forked: the port takes nobody before all pages are there to answer.
+preload_app = True
 worker_class = "gthread"
 workers = 2
 threads = 32  # each event stream holds one
