@@ -11,10 +11,9 @@ from typing import Any
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
 
-from ingestion.admin import ways
 from ingestion.admin.source_form import SourceForm
 from ingestion.errors import InvalidInput
-from ingestion.services.sources import trial
+from ingestion.services.sources import trial, ways
 
 
 def tiles(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:

@@ -14,12 +14,12 @@ from unfold import widgets
 
 from connectors.config import Field
 from connectors.registry import PROVIDERS, Provider
-from ingestion.admin.ways import Way
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import OptionField, Options
+from ingestion.services.sources.ways import Way
 
 #: A secret that may be longer than this gets several lines: one line would lose a PEM's newlines.
 _ONE_LINE_CHARACTERS = 20_000

@@ -26,14 +26,13 @@ from ingestion.admin import (
     source_form,
     typed_code,
     verbs,
-    ways,
 )
 from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import configuration, consent
+from ingestion.services.sources import configuration, consent, ways
 from ingestion.services.sources import verbs as source_verbs
 
 #: A bulk action says this many refusals one by one.

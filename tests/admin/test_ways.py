@@ -8,9 +8,9 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 
 from connectors.registry import PROVIDERS
-from ingestion.admin import ways
 from ingestion.admin.source_form import field_name
 from ingestion.models import IngestionSource
+from ingestion.services.sources import ways
 from tests.servers import imap_source
 from tests.servers.dovecot import Account, Dovecot
 
