@@ -199,6 +199,13 @@ class Config:
         return False
 
     @classmethod
+    def account(cls, config: Mapping[str, Any]) -> str:
+        """Return a text that configurations share whose mail is the same: one account's, or one
+        domain's. "" where nothing can be said. `config` is without secrets."""
+        _ = config
+        return ""
+
+    @classmethod
     def sends_elsewhere(cls, name: str, *, before: Any, after: Any) -> bool:
         """Tell whether this change of a field that secrets go with takes them elsewhere."""
         _ = name

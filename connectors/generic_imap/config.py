@@ -113,6 +113,16 @@ class ImapConfig(Config):
         ports = {self.port, stored.get("port", 993)}
         return len(ports) > 1 and ports != _STANDARD_PORTS
 
+    @classmethod
+    def account(cls, config: Mapping[str, Any]) -> str:
+        """Addresses are taken in any case; "Alice" and "alice" may be two users of a machine."""
+        host, user = (str(config.get(name) or "") for name in ("host", "username"))
+        if not host or not user:
+            return ""  # a source recovered from its archive
+        port = config.get("port", 993)
+        server = host.lower().rstrip(".") + ("" if port in _STANDARD_PORTS else f":{port}")
+        return f"{user.casefold() if '@' in user else user} at {server}"
+
     def check(self) -> None:
         errors: dict[str, list[str]] = {}
         if not _HOST.fullmatch(self.host):

@@ -95,6 +95,12 @@ class GoogleConfig(Config):
         account = {"clientSecret", "refreshToken"} & set(given)
         return dropped | _DOMAIN_FIELDS if account else dropped
 
+    @classmethod
+    def account(cls, config: Mapping[str, Any]) -> str:
+        """An account's address is as Gmail itself spells it, once somebody signed in."""
+        domain = str(config.get("impersonatedAdminEmail", "")).rpartition("@")[2]
+        return (domain or str(config.get("email", ""))).casefold()
+
     def check(self) -> None:
         errors = self._domain_errors() if self.is_domain else self._account_errors()
         if errors:

@@ -169,6 +169,10 @@ class MicrosoftConfig(Config):
                 dropped.add("refreshToken")
         return frozenset(dropped)
 
+    @classmethod
+    def account(cls, config: Mapping[str, Any]) -> str:
+        return str(config.get("email") or config.get("tenantId", "")).casefold()
+
     def check(self) -> None:
         errors: dict[str, list[str]] = {}
         if not self.tenantId and not self.signs_in:

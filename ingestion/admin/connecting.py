@@ -8,12 +8,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
 
 from ingestion.admin.source_form import SourceForm
 from ingestion.errors import InvalidInput
-from ingestion.services.sources import trial, ways
+from ingestion.services.sources import same_account, trial, ways
 
 
 def tiles(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
@@ -22,20 +23,20 @@ def tiles(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
     return TemplateResponse(request, "admin/ingestion/ways.html", shown)
 
 
-def test(form: SourceForm) -> StreamingHttpResponse:
+def test(form: SourceForm, user: User) -> StreamingHttpResponse:
     """Try what a form holds; its instance's stored secrets stand in for those left empty."""
-    response = StreamingHttpResponse(_lines(form), content_type="application/x-ndjson")
+    response = StreamingHttpResponse(_lines(form, user), content_type="application/x-ndjson")
     response["X-Accel-Buffering"] = "no"
     response["Cache-Control"] = "no-store"
     return response
 
 
-def _lines(form: SourceForm) -> Iterator[str]:
-    for said in _said(form):
+def _lines(form: SourceForm, user: User) -> Iterator[str]:
+    for said in _said(form, user):
         yield json.dumps(said) + "\n"
 
 
-def _said(form: SourceForm) -> Iterator[dict[str, Any]]:
+def _said(form: SourceForm, user: User) -> Iterator[dict[str, Any]]:
     if not form.is_valid():
         for name, reasons in form.errors.get_json_data().items():
             label = form.fields[name].label if name in form.fields else ""
@@ -51,6 +52,11 @@ def _said(form: SourceForm) -> Iterator[dict[str, Any]]:
             source=form.stored,
         ):
             yield {"ok": step.ok, "title": step.title, "text": step.text}
+        for text in same_account.warnings(
+            given["provider"], given["providerConfig"],
+            user=user, is_proven=step.ok, stored=form.stored,
+        ):  # fmt: skip
+            yield {"ok": True, "warns": True, "title": "The same account", "text": text}
     except InvalidInput as error:
         for reasons in error.errors.values():
             yield {"ok": False, "title": "Settings", "text": " ".join(reasons)}

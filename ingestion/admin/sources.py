@@ -32,7 +32,7 @@ from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
-from ingestion.services.sources import configuration, consent, ways
+from ingestion.services.sources import configuration, consent, same_account, ways
 from ingestion.services.sources import verbs as source_verbs
 
 #: A bulk action says this many refusals one by one.
@@ -304,7 +304,8 @@ class SourceAdmin(AuditedAdmin):
         if not (self.has_add_permission(request) if allowed is None else allowed):
             raise PermissionDenied
         made = self.get_form(request, source, change=source is not None)
-        return connecting.test(made(request.POST, instance=source))
+        user: Any = request.user  # staff, so no AnonymousUser
+        return connecting.test(made(request.POST, instance=source), user)
 
     def changeform_view(
         self,
@@ -350,6 +351,8 @@ class SourceAdmin(AuditedAdmin):
             obj.pk = created.pk
         obj.refresh_from_db()
         tasks.dispatch_on_commit(obj)
+        for text in same_account.of_source(obj, user=request.user):  # type: ignore[arg-type] # staff
+            self.message_user(request, text, messages.WARNING)
 
     def response_add(
         self, request: HttpRequest, obj: IngestionSource, post_url_continue: str | None = None

@@ -26,7 +26,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
     """Answers browsers by a redirect to the source's page, programs by the source."""
 
     scope = "write"  # a GET that changes something: the protocol wants it so
-    serializer_class = serializers.SourceOut
+    serializer_class = serializers.OneSourceOut
 
     def handle_exception(self, exc: Exception) -> Response:
         """Send a browser to where a person can do something about it."""
@@ -45,7 +45,10 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
             OpenApiParameter("code", str, description="What the provider gave."),
             OpenApiParameter("error", str, description="Why the provider gave no code."),
         ],
-        responses={200: serializers.SourceOut, 302: OpenApiResponse(description="For browsers.")},
+        responses={
+            200: serializers.OneSourceOut,
+            302: OpenApiResponse(description="For browsers."),
+        },
     )
     def callback(self, request: Request) -> Response:
         """Finish a sign-in that `oauth/authorize` began, as the same user.
@@ -64,7 +67,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
             messages.success(self._django_request, text)
             return self._redirect("admin:ingestion_ingestionsource_change", source.pk)
         found = serializers.source_rows(IngestionSource.objects.filter(pk=source.pk)).get()
-        return Response(serializers.present_sources([found])[0])
+        return Response(serializers.present_source(found, user=self.user))
 
     @property
     def _django_request(self) -> HttpRequest:

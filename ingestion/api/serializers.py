@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from django.contrib.auth.models import User
 from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
@@ -20,7 +21,7 @@ from ingestion.models import (
     SavedSearch,
 )
 from ingestion.services.archive.reading import Reading
-from ingestion.services.sources import configuration, trial
+from ingestion.services.sources import configuration, same_account, trial
 from ingestion.services.sources.options import Options
 
 
@@ -97,7 +98,7 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
 
     class Meta:
         model = IngestionSource
-        fields = (
+        fields: tuple[str, ...] = (
             *("id", "name", "provider", "status", "statusMessage", "options", "providerConfig"),
             *("lastSyncStartedAt", "lastSyncFinishedAt", "lastSyncStatusMessage", "nextSyncAt"),
             *("archivedUpTo", "incomplete", "attention"),
@@ -127,6 +128,19 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
         return RunOut(run).data if run else None
 
 
+class OneSourceOut(SourceOut):
+    """A source that was asked for alone. `warnings`: sentences about what is allowed and perhaps
+    not meant, such as that another source archives the same account."""
+
+    warnings = serializers.SerializerMethodField()
+
+    class Meta(SourceOut.Meta):
+        fields = (*SourceOut.Meta.fields, "warnings")
+
+    def get_warnings(self, source: IngestionSource) -> list[str]:
+        return same_account.of_source(source, user=self.context["user"])
+
+
 def source_rows(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]:
     """Annotate what SourceOut shows."""
     return freshness.judged(queries.with_counts(sources))
@@ -137,6 +151,12 @@ def present_sources(rows: Iterable[IngestionSource]) -> list[dict[str, Any]]:
     found = list(rows)
     context = {"runs": queries.current_runs(found)}
     return list(SourceOut(found, many=True, context=context).data)
+
+
+def present_source(source: IngestionSource, *, user: User) -> dict[str, Any]:
+    """Return the object of one source that came through `source_rows`."""
+    context = {"runs": queries.current_runs([source]), "user": user}
+    return dict(OneSourceOut(source, context=context).data)
 
 
 class StartedOut(serializers.Serializer[Any]):
@@ -163,10 +183,12 @@ class StepOut(serializers.Serializer[Any]):
 
 
 class TrialOut(serializers.Serializer[Any]):
-    """What came of a configuration that was tried: all steps, or up to the one that failed."""
+    """What came of a configuration that was tried: all steps, or up to the one that failed.
+    `warnings`: as of a source."""
 
     ok = serializers.BooleanField()
     steps = StepOut(many=True)
+    warnings = serializers.ListField(child=serializers.CharField())
 
 
 class SignInOut(serializers.Serializer[Any]):

@@ -18,7 +18,14 @@ from ingestion.api.places import Places
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.services.engine import failures
-from ingestion.services.sources import configuration, consent, credentials, trial, verbs
+from ingestion.services.sources import (
+    configuration,
+    consent,
+    credentials,
+    same_account,
+    trial,
+    verbs,
+)
 
 _PAGED = [
     OpenApiParameter("X-Total-Count", int, OpenApiParameter.HEADER, response=[200]),
@@ -80,7 +87,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="createIngestionSource",
         request=inputs.CreateIngestionSource,
-        responses={201: serializers.SourceOut},
+        responses={201: serializers.OneSourceOut},
     )
     def create(self, request: Request) -> Response:
         """Create an ingestion source. Its credentials are checked in the background."""
@@ -118,19 +125,23 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
                     options=given.get("options"),
                 )
             )
-        shown = {"ok": all(step.ok for step in steps), "steps": steps}
+        ok = all(step.ok for step in steps)
+        warnings = same_account.warnings(
+            given["provider"], given["providerConfig"], user=self.user, is_proven=ok
+        )
+        shown = {"ok": ok, "steps": steps, "warnings": warnings}
         return Response(serializers.TrialOut(shown).data)
 
-    @extend_schema(operation_id="getIngestionSource", responses={200: serializers.SourceOut})
+    @extend_schema(operation_id="getIngestionSource", responses={200: serializers.OneSourceOut})
     def retrieve(self, request: Request, pk: str) -> Response:
         """Retrieve a single ingestion source by its ID."""
-        return _shown(self.get_object())
+        return self._shown(self.get_object())
 
     @extend_schema(
         operation_id="updateIngestionSource",
         parameters=[OpenApiParameter("If-Match", str, OpenApiParameter.HEADER)],
         request=inputs.UpdateIngestionSource,
-        responses={200: serializers.SourceOut},
+        responses={200: serializers.OneSourceOut},
     )
     def update(self, request: Request, pk: str) -> Response:
         """Update an ingestion source; fields that are left out keep their values.
@@ -181,7 +192,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="pauseIngestionSource",
         request=inputs.Nothing,
-        responses={200: serializers.SourceOut},
+        responses={200: serializers.OneSourceOut},
     )
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, pk: str) -> Response:
@@ -194,7 +205,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="resumeIngestionSource",
         request=inputs.Nothing,
-        responses={200: serializers.SourceOut},
+        responses={200: serializers.OneSourceOut},
     )
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
@@ -333,18 +344,18 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         tasks.dispatch_on_commit(source)
         now = serializers.source_rows(IngestionSource.objects.filter(deleted_at=None))
         found = get_object_or_404(now, pk=source.pk)
-        return _shown(found, status=code)
+        return self._shown(found, status=code)
 
     def _started(self, source: IngestionSource, run: Run) -> Response:
         tasks.dispatch_on_commit(source)
         body = {"message": f"The {run.kind} is under way.", "run": serializers.RunOut(run).data}
         return Response(body, status=status.HTTP_202_ACCEPTED)
 
-
-def _shown(source: IngestionSource, status: int = status.HTTP_200_OK) -> Response:
-    """Answer a source, with the version of what it is configured to be as ETag."""
-    etag = f'"{configuration.version(source)}"'
-    return Response(serializers.present_sources([source])[0], status=status, headers={"ETag": etag})
+    def _shown(self, source: IngestionSource, status: int = status.HTTP_200_OK) -> Response:
+        """Answer a source, with the version of what it is configured to be as ETag."""
+        etag = f'"{configuration.version(source)}"'
+        shown = serializers.present_source(source, user=self.user)
+        return Response(shown, status=status, headers={"ETag": etag})
 
 
 def _if_match(request: Request) -> str | None:

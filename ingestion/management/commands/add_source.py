@@ -14,7 +14,7 @@ from ingestion.management import given
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
-from ingestion.services.sources import configuration, credentials, trial
+from ingestion.services.sources import configuration, credentials, same_account, trial
 
 
 class Command(OperatorCommand):
@@ -103,7 +103,11 @@ class Command(OperatorCommand):
         return Exit.OK if ok else Exit.PROBLEM
 
     def _added(self, source: IngestionSource, then: str) -> Exit:
-        self.report(source_object(source), f"Added {source.name} as {source.pk}. {then}".strip())
+        warnings = same_account.of_source(source, user=None)
+        for text in warnings:
+            self.say(text)
+        shown = source_object(source) | {"warnings": warnings}
+        self.report(shown, f"Added {source.name} as {source.pk}. {then}".strip())
         return Exit.OK
 
     def _owner(self, name: str | None) -> User:

@@ -23,9 +23,9 @@ document.addEventListener("DOMContentLoaded", () => {
 
   function show(step) {
     const line = document.createElement("li");
-    line.dataset.tone = step.ok ? "success" : "danger";
+    line.dataset.tone = step.warns ? "warning" : step.ok ? "success" : "danger";
     const title = document.createElement("strong");
-    title.textContent = `${step.ok ? "✓" : "✗"} ${step.title}`;
+    title.textContent = `${step.warns ? "!" : step.ok ? "✓" : "✗"} ${step.title}`;
     line.append(title, ` ${step.text}`);
     list.append(line);
   }
