@@ -1,6 +1,7 @@
 """The tables. Only `ingestion.services` writes them."""
 
 from ingestion.models.answered import AnsweredRequest
+from ingestion.models.archived_day import ArchivedDay
 from ingestion.models.audit import ApiKey, AuditEvent
 from ingestion.models.document import INDEX_VERSION, AbsentMessage, Document
 from ingestion.models.export import Export
@@ -8,6 +9,7 @@ from ingestion.models.feed import ArchiveChange
 from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
 from ingestion.models.message import FailedMessage, Message, Pack, Placement
+from ingestion.models.proof import Proof, ProofKind
 from ingestion.models.run import Run
 from ingestion.models.saved_search import SavedSearch
 from ingestion.models.source import IngestionSource, StatusChange
@@ -19,6 +21,7 @@ __all__ = [
     "AnsweredRequest",
     "ApiKey",
     "ArchiveChange",
+    "ArchivedDay",
     "AuditEvent",
     "Document",
     "Export",
@@ -30,6 +33,8 @@ __all__ = [
     "Message",
     "Pack",
     "Placement",
+    "Proof",
+    "ProofKind",
     "Run",
     "SavedSearch",
     "StatusChange",

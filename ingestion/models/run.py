@@ -19,7 +19,7 @@ _RATE_LEAST_SECONDS = 10.0
 
 class Run(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
-    source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="runs")
+    source = models.ForeignKey(IngestionSource, models.CASCADE, related_name="runs", db_index=False)
     kind = models.CharField(max_length=8, choices=RunKind.choices)
     status = models.CharField(max_length=12, choices=RunStatus.choices, default=RunStatus.RUNNING)
     message = models.TextField(blank=True, help_text='In words: "1,999 archived, 1 failed."')
@@ -70,6 +70,8 @@ class Run(models.Model):
                 name="run_unfinished",
                 condition=models.Q(finished_at=None),
             ),
+            models.Index(fields=["started_at", "id"], name="run_latest"),
+            models.Index(fields=["source", "started_at", "id"], name="run_latest_of_source"),
         ]
 
     def __str__(self) -> str:

@@ -15,7 +15,8 @@ from connectors import errors
 from connectors.base import Connector, MailboxSession
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion import queries
-from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, ProofKind
+from ingestion.services.archive import proofs
 from ingestion.services.engine import folders
 from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
@@ -42,8 +43,13 @@ class FolderReport:
     error: str = ""  # why it could not be compared
 
     @property
+    def problems(self) -> int:
+        """How many messages are not archived that should be; a folder that can't be read is one."""
+        return self.missing + self.failed + self.unlisted + bool(self.error)
+
+    @property
     def ok(self) -> bool:
-        return not (self.missing or self.failed or self.unlisted or self.error)
+        return not self.problems
 
 
 def reconcile(
@@ -57,19 +63,29 @@ def reconcile(
 
     `repair`: folders that lack mail are listed from the beginning at the next sync, which fetches
     what is missing also where no cursor would lead to it.
+
+    Once all is compared, the verdict is kept (Proof).
     """
+    messages = problems = 0
+    for report, folder in _reports(source, max_ids):
+        if repair and folder is not None and report.missing:
+            folders.list_anew(folder)
+        messages += report.listed if report.wanted else 0
+        problems += report.problems
+        yield report
+    proofs.remember(ProofKind.RECONCILIATION, source.pk, messages=messages, problems=problems)
+
+
+def _reports(source: IngestionSource, max_ids: int) -> Iterator[tuple[FolderReport, Folder | None]]:
     options = Options.of(source.options)
     with credentials.connect(source) as connector:
         for remote in connector.mailboxes():
             if not options.wants_mailbox(remote.address):
-                yield FolderReport(remote.address, "", "", wanted=False)
+                yield FolderReport(remote.address, "", "", wanted=False), None
             elif remote.unavailable:
-                yield FolderReport(remote.address, "", "", error=remote.unavailable)
+                yield FolderReport(remote.address, "", "", error=remote.unavailable), None
             else:
-                for report, folder in _mailbox(source, connector, remote, options, max_ids):
-                    if repair and folder is not None and report.missing:
-                        folders.list_anew(folder)
-                    yield report
+                yield from _mailbox(source, connector, remote, options, max_ids)
 
 
 def _mailbox(

@@ -2,7 +2,8 @@
 row with the pack's own record of it.
 
 Reports rows whose pack is missing or damaged, rows that are missing, and packs that have no row.
-Changes nothing but to have it announced; a restored backup or `archive.rebuild` does.
+Changes nothing but to have it announced, and the verdict kept (Proof); a restored backup or
+`archive.rebuild` does.
 """
 
 import dataclasses
@@ -17,11 +18,11 @@ from django.utils import timezone
 
 from connectors.types import SpooledBody
 from ingestion.errors import Corrupt
-from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement, ProofKind
 from ingestion.models.webhook import Event
 from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Extent, PackFile, PackStore, store
-from ingestion.services.archive import orphans
+from ingestion.services.archive import orphans, proofs
 from ingestion.services.engine import placements
 from ingestion.services.events import announce
 
@@ -93,18 +94,28 @@ def verify_archive(
         result.found_in.setdefault(problem.source_id, Counter())[problem.kind] += 1
         on_problem(problem)
 
+    checked: dict[uuid.UUID, int] = {}
     for source in chosen:
+        before = result.messages
         for pack in _packs(source):
             for problem in _check_pack(archive, pack, result):
                 report(problem)
             result.packs += 1
             on_progress(result)
+        checked[source.pk] = result.messages - before
     where = archive.sources() if sources is None else (source.pk for source in chosen)
     for source_id in where:
         for problem in _orphans(archive, source_id):
             report(problem)
     for source_id, kinds in result.found_in.items():
         _announce(source_id, kinds)
+    for source_id, messages in checked.items():
+        problems = result.found_in.get(source_id, Counter()).total()
+        proofs.remember(ProofKind.VERIFICATION, source_id, messages=messages, problems=problems)
+    if sources is None:
+        proofs.remember(
+            ProofKind.VERIFICATION, None, messages=result.messages, problems=result.found.total()
+        )
     return result
 
 

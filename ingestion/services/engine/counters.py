@@ -90,7 +90,8 @@ def expect(run_id: uuid.UUID, mailbox_id: uuid.UUID, more: int) -> None:
 
 
 def recount_source(source_id: uuid.UUID) -> None:
-    """Set the source's counters to the sums of its mailboxes'.
+    """Set the source's counters to the sums of its mailboxes', and let its day (ArchivedDay) have
+    what they grew by.
 
     Not in the transaction that changes a mailbox: there, the source's row would be a lock that all
     mailboxes of a tenant wait for.
@@ -98,8 +99,11 @@ def recount_source(source_id: uuid.UUID) -> None:
     with transaction.atomic(), connection.cursor() as cursor:
         # The lock first, in a statement of its own, so that the sums are of what is visible then.
         cursor.execute(
-            "SELECT 1 FROM ingestion_ingestionsource WHERE id = %s FOR NO KEY UPDATE", (source_id,)
+            "SELECT message_count, archived_bytes FROM ingestion_ingestionsource"
+            " WHERE id = %s FOR NO KEY UPDATE",
+            (source_id,),
         )
+        before = cursor.fetchone()
         cursor.execute(
             """UPDATE ingestion_ingestionsource s
                   SET message_count = n.messages, archived_bytes = n.bytes
@@ -107,6 +111,18 @@ def recount_source(source_id: uuid.UUID) -> None:
                               coalesce(sum(archived_bytes), 0) AS bytes
                          FROM ingestion_mailbox WHERE source_id = %(source)s) n
                 WHERE s.id = %(source)s
-                  AND (s.message_count, s.archived_bytes) <> (n.messages, n.bytes)""",
+                  AND (s.message_count, s.archived_bytes) <> (n.messages, n.bytes)
+            RETURNING s.message_count, s.archived_bytes""",
             {"source": source_id},
+        )
+        after = cursor.fetchone()
+        if before is None or after is None:
+            return
+        cursor.execute(
+            """INSERT INTO ingestion_archivedday AS d (source_id, day, messages, size_bytes)
+               VALUES (%s, (now() AT TIME ZONE 'UTC')::date, %s, %s)
+               ON CONFLICT (source_id, day) DO UPDATE
+                  SET messages = d.messages + excluded.messages,
+                      size_bytes = d.size_bytes + excluded.size_bytes""",
+            (source_id, *map(operator.sub, after, before)),
         )

@@ -32,6 +32,8 @@ _STEPS = (
     ("ingestion_mailbox", "source_id = %(source)s"),
     ("ingestion_pack", "source_id = %(source)s"),
     ("ingestion_run", "source_id = %(source)s"),
+    ("ingestion_archivedday", "source_id = %(source)s"),
+    ("ingestion_proof", "source_id = %(source)s"),
     ("ingestion_statuschange", "source_id = %(source)s"),
     # What the feed tells of it since is that it was deleted.
     ("ingestion_archivechange", "source_id = %(source)s AND kind <> 'source.deleted'"),

@@ -5,7 +5,7 @@ import pytest
 
 from connectors.errors import FolderRefused, Unavailable
 from ingestion.management.base import Exit
-from ingestion.models import Folder, IngestionSource, Placement, Run
+from ingestion.models import Folder, IngestionSource, Placement, Proof, Run
 from ingestion.services.archive import reconcile
 from ingestion.services.archive.reconcile import FolderReport
 from ingestion.services.sources import discovery
@@ -34,6 +34,9 @@ def test_mail_that_came_below_the_cursor_is_fetched_by_a_repair(
     server.fetched.clear()
     ran = manage.here("reconcile_source", source.name, "--repair", "--json")
     assert (ran.code, ran.json()["repairing"]) == (Exit.PROBLEM, True)
+    kept = Proof.objects.latest("at")  # what the pages show
+    assert (kept.kind, kept.source, kept.problems) == ("reconciliation", source, 1)
+    assert kept.messages == ran.json()["listed"]
     discovery.discover(Run.objects.latest("started_at").pk)
     assert finish(source).message == "1 archived."
     assert server.fetched == ["INBOX/1:3"]  # the others were recognised

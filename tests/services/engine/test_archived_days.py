@@ -1,0 +1,48 @@
+"""What a day's archiving comes to is counted with the source's counters, and never twice."""
+
+import datetime as dt
+
+import pytest
+from django.contrib.auth.models import User
+from django.db.models import F, Sum
+
+from ingestion.models import ArchivedDay, IngestionSource, Mailbox
+from ingestion.services.audit import Actor
+from ingestion.services.engine.counters import recount_source
+from ingestion.services.sources import deletion, verbs
+from tests.e2e.rows import a_mailbox, a_source
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def test_the_days_of_a_source_come_to_what_is_archived_of_it(owner: User) -> None:
+    source = a_source(owner)
+    mailboxes = [a_mailbox(source, f"{n}@example.com") for n in range(2)]
+
+    def arrived(mailbox: Mailbox, messages: int, size: int) -> None:
+        Mailbox.objects.filter(pk=mailbox.pk).update(
+            message_count=F("message_count") + messages, archived_bytes=F("archived_bytes") + size
+        )
+        recount_source(source.pk)
+
+    arrived(mailboxes[0], 3, 300)
+    recount_source(source.pk)  # nothing came
+    today = ArchivedDay.objects.get()
+    assert (today.messages, today.size_bytes) == (3, 300)
+    ArchivedDay.objects.update(day=F("day") - dt.timedelta(days=1))
+    arrived(mailboxes[1], 2, 50)
+    arrived(mailboxes[0], 1, 1)
+
+    assert list(ArchivedDay.objects.values_list("messages", "size_bytes")) == [(3, 300), (3, 51)]
+    source.refresh_from_db()
+    whole = ArchivedDay.objects.aggregate(n=Sum("messages"), size=Sum("size_bytes"))
+    assert whole == {"n": source.message_count, "size": source.archived_bytes}
+
+
+def test_they_go_with_the_source(owner: User) -> None:
+    source = a_source(owner)
+    ArchivedDay.objects.create(source=source, day=dt.date(2026, 1, 1), messages=1)
+    verbs.delete(source, actor=Actor.system("tests"))
+    deletion.delete_source(source.pk)
+    assert not IngestionSource.objects.exists()
+    assert not ArchivedDay.objects.exists()
