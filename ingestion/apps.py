@@ -1,10 +1,11 @@
 """The Django application. Its checks are registered when it is ready."""
 
+import contextlib
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.db import connections
-from django.db.models.signals import pre_migrate
+from django.db.models.signals import post_migrate, pre_migrate
 
 
 class IngestionConfig(AppConfig):
@@ -17,9 +18,19 @@ class IngestionConfig(AppConfig):
         from ingestion.services.operations import people  # noqa: F401, PLC0415 - listens to sign-ins
 
         pre_migrate.connect(_take_the_time_it_takes, sender=self)
+        post_migrate.connect(_make_groups_ready, sender=self)
 
 
 def _take_the_time_it_takes(using: str, **_: Any) -> None:
     """A migration may build an index of ten million rows: its connection has no time-outs."""
     with connections[using].cursor() as cursor:
         cursor.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+
+
+def _make_groups_ready(apps: Any = apps, **_: Any) -> None:
+    """Once there are permissions, which Django makes when all migrations are done."""
+    from ingestion.services.operations import groups  # noqa: PLC0415 - models, so not before
+
+    with contextlib.suppress(LookupError):  # it was migrated back to before that table
+        if hasattr(apps.get_model("ingestion.Installation"), "groups"):
+            groups.make_ready()

@@ -147,20 +147,25 @@ class MessageFilter:
     received_before: dt.datetime | None = None
 
 
-def sees_all_mail(user: User | AnonymousUser) -> bool:
-    """Tell whether a user may see everybody's mail.
+def reads_mail(user: User | AnonymousUser) -> bool:
+    """Tell whether a user may read any mail: of their own sources at least.
 
-    Staff need the permission to see messages besides the one to see sources: a source's state is
-    an operator's business, the mail in it is not.
+    Staff need the permission to see messages for that, also in sources that they made: a source's
+    state is an operator's business, the mail in it is not.
     """
-    return user.is_staff and user.has_perms(
-        ["ingestion.view_ingestionsource", "ingestion.view_message"]
-    )
+    return not user.is_staff or user.has_perm("ingestion.view_message")
+
+
+def sees_all_mail(user: User | AnonymousUser) -> bool:
+    """Tell whether a user may see everybody's mail."""
+    return user.is_staff and reads_mail(user) and user.has_perm("ingestion.view_ingestionsource")
 
 
 def sources_of_mail(user: User | AnonymousUser) -> QuerySet[IngestionSource]:
-    """Return the sources whose mail a user may see: their own, and see `sees_all_mail`."""
+    """Return the sources whose mail a user may see: their own, see `reads_mail`, or all of them."""
     sources = IngestionSource.objects.filter(deleted_at=None)
+    if not reads_mail(user):
+        return sources.none()
     return sources if sees_all_mail(user) else sources.filter(owner_id=user.pk)
 
 

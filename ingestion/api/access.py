@@ -70,10 +70,17 @@ class HasScope(BasePermission):
 
 class OwnsOrMay(BasePermission):
     """An owner may do all with what is theirs; staff with a source what Django's model permissions
-    allow."""
+    allow. Staff make nothing without a permission, either: see `ApiViewSet.staff_need`."""
 
     message = "You may see this source, not change it."
     _PERMISSIONS: ClassVar[dict[str, str]] = {"DELETE": "ingestion.delete_ingestionsource"}
+
+    def has_permission(self, request: Request, view: Any) -> bool:
+        needed = view.staff_need.get(view.action)
+        if needed and request.user.is_staff and not request.user.has_perm(needed):
+            self.message = f"You lack the permission {needed}. An administrator may give it."
+            return False
+        return True
 
     def has_object_permission(self, request: Request, view: Any, obj: Any) -> bool:
         if request.method in SAFE_METHODS:

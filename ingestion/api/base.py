@@ -1,8 +1,8 @@
 """What every endpoint does alike: takes strict JSON, answers JSON, pages lists, tells who acts."""
 
 import io
-from collections.abc import Iterable
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar, TypeVar, cast
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -47,9 +47,11 @@ class ApiViewSet(viewsets.GenericViewSet[M]):
 
     `scope`: what a key needs, where its method does not imply it. `idempotent`: whether a POST
     obeys Idempotency-Key; it is a transaction then, so not where one waits for a server.
+    `staff_need`: the permission without which staff may not do an action, by its name.
     """
 
     scope: str | None = None
+    staff_need: ClassVar[Mapping[str, str]] = {}
     idempotent = True
     parser_classes = [StrictJSONParser]
     content_negotiation_class = JSONWhateverIsAccepted

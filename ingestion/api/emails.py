@@ -100,6 +100,7 @@ class EmailViewSet(ApiViewSet[Message]):
 
     queryset = Message.objects.none()  # says in the schema what an id is; rows are of `queries`
     serializer_class = serializers.EmailOut
+    staff_need = {"export": "ingestion.add_export"}
 
     def get_object(self) -> Message:
         try:

@@ -101,6 +101,7 @@ class ExportViewSet(ApiViewSet[Export]):
 
     serializer_class = ExportOut
     scope = "export"
+    staff_need = {"create": "ingestion.add_export"}
     idempotent = False  # answers hold links
 
     def get_queryset(self) -> Any:

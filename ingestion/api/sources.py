@@ -50,6 +50,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     """Ingestion sources: one is a configured connection to an email provider."""
 
     serializer_class = serializers.SourceOut
+    staff_need = dict.fromkeys(("create", "test"), "ingestion.add_ingestionsource")
 
     def get_queryset(self) -> Any:
         return serializers.source_rows(queries.visible_sources(self.user))

@@ -116,6 +116,7 @@ class WebhookViewSet(ApiViewSet[WebhookEndpoint]):
     """Webhooks."""
 
     serializer_class = WebhookOut
+    staff_need = {"create": "ingestion.add_webhookendpoint"}
     idempotent = False  # answers hold secrets, which nothing may remember
 
     def get_queryset(self) -> Any:

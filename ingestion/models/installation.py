@@ -1,4 +1,4 @@
-"""Installation: what this database knows of the archive that belongs to it. One row, pk 1."""
+"""Installation: what there is once in a database: its archive, its ready groups. One row, pk 1."""
 
 import uuid
 
@@ -10,6 +10,12 @@ class Installation(models.Model):
     archive_id = models.UUIDField(default=uuid.uuid4, editable=False)
     archive_marked = models.BooleanField(
         default=False, help_text="Whether that id was written into ARCHIVE_DIR."
+    )
+
+    groups = models.JSONField(
+        default=dict,
+        editable=False,
+        help_text="Of each ready group the permissions it was given; null for one that isn't ours.",
     )
 
     class Meta:

@@ -96,7 +96,8 @@ def opened(export: Export, *, how: str, actor: Actor) -> SpooledBody:
         raise NotAllowedNow(f"This export is {export.get_state_display().lower()}.")
     if export.expires_at < timezone.now():
         raise NotAllowedNow("The file is no longer there. Make the export again.")
-    if not owner.is_active or (export.of_all_mail and not queries.sees_all_mail(owner)):
+    may_read = queries.sees_all_mail if export.of_all_mail else queries.reads_mail
+    if not owner.is_active or not may_read(owner):
         raise NotAllowedNow("Its owner may not see this mail any more.")
     try:
         file = _Files(export).final.open("rb")
