@@ -1,10 +1,11 @@
 """What every request meets: the end of its session, a log line with its true address, a policy for
-what its page may do.
+what its page may do, and compression of pages.
 """
 
 import datetime as dt
 import re
 from collections.abc import Callable
+from http import HTTPStatus
 
 import structlog
 from django.conf import settings
@@ -12,6 +13,7 @@ from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
+from django.middleware.gzip import GZipMiddleware
 from django.utils import timezone
 from django_structlog.middlewares import RequestMiddleware
 
@@ -95,4 +97,26 @@ class ContentPolicy:
     def __call__(self, request: HttpRequest) -> HttpResponseBase:
         response = self._get_response(request)
         response.headers.setdefault("Content-Security-Policy", self._POLICY)
+        return response
+
+
+class Compression(GZipMiddleware):
+    """Compresses pages and what they are made of.
+
+    Nothing else: a compressed answer of the API would have a weak ETag, which If-Match does not
+    take; a stream of events would be held back; and mail is given out as it is stored.
+    """
+
+    _TYPES = frozenset({
+        "application/vnd.oai.openapi", "image/svg+xml", "text/css", "text/html", "text/javascript",
+    })  # fmt: skip
+
+    def process_response(
+        self, request: HttpRequest, response: HttpResponseBase
+    ) -> HttpResponseBase:
+        kind = response.headers.get("Content-Type", "").partition(";")[0]
+        whole = response.status_code != HTTPStatus.PARTIAL_CONTENT
+        to_keep = response.headers.get("Content-Disposition", "").startswith("attachment")
+        if kind in self._TYPES and whole and not to_keep and request.method != "HEAD":
+            return super().process_response(request, response)
         return response
