@@ -15,8 +15,8 @@ _MONTHS = {
 _ZONES = {"EST": -5, "EDT": -4, "CST": -6, "CDT": -5, "MST": -7, "MDT": -6, "PST": -8, "PDT": -7}
 #: What nearly all mail has, in a tenth of the time.
 _PLAIN = re.compile(
-    r"(?:[A-Za-z]{3}, )?(\d\d?) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):([0-5]\d)"
-    r" ([+-][01]\d[0-5]\d|GMT|UTC)(?: \(\w*\))?"
+    r"(?:[A-Za-z]{3}, )?([0-9]{1,2}) ([A-Z][a-z]{2}) ([0-9]{4}) ([0-9]{2}:[0-9]{2}:[0-5][0-9])"
+    r" ([+-][01][0-9][0-5][0-9]|GMT|UTC)(?: \(\w*\))?"
 )
 _DAY = r"(?:[A-Za-z]{3,9}\.?,?\s*)?"
 _TIME = r"(\d\d?)\s*:\s*(\d\d)(?:\s*:\s*(\d\d)(?:[.,]\d{1,9})?)?"
@@ -54,11 +54,11 @@ def parse(text: str) -> dt.datetime | None:
 
 
 def _of_plain(plain: re.Match[str]) -> dt.datetime | None:
-    day, month, year, hour, minute, second, zone = plain.groups()
+    day, month, year, time, zone = plain.groups()
     number = _MONTHS.get(month.lower())
     if number is None or int(year) < _FIRST_YEAR:
         return None
-    local = dt.datetime(int(year), number, int(day), int(hour), int(minute), int(second), 0, dt.UTC)
+    local = dt.datetime.fromisoformat(f"{year}-{number:02}-{day.zfill(2)}T{time}+00:00")
     return local - _plain_offset(zone)
 
 

@@ -55,6 +55,8 @@ _CHARSET = re.compile(
 _EMPTY_LINE = re.compile(rb"\n\r?\n")
 _BOM = b"\xef\xbb\xbf"
 _ID = re.compile(rb"<[^<>]*>")
+#: What nearly all mail has: nothing in it is decoded, or taken out.
+_PLAIN_ID = re.compile(rb"<[!-;=?-~]+>")
 
 
 #: Takes a field, what charset its bytes are likely in, and how many characters are kept; returns
@@ -103,12 +105,12 @@ def parse_headers(head: bytes) -> Headers:
     cc = fields.read("cc", _people, _MAX_CHARS_OF_RECIPIENTS // 2)
     to = fields.read("to", _people, _MAX_CHARS_OF_RECIPIENTS - len(cc) - len(", "))
     return Headers(
-        subject=fields.read("subject", _text, _MAX_CHARS),
-        sender=fields.read("from", _people, _MAX_CHARS),
-        recipients=f"{to}, {cc}" if to and cc else to or cc,
-        sent_at=fields.date(),
-        message_id=fields.read("message-id", _id, _MAX_CHARS_OF_ID),
-        defects=tuple(dict.fromkeys(fields.defects)) if fields.defects else (),
+        fields.read("subject", _text, _MAX_CHARS),
+        fields.read("from", _people, _MAX_CHARS),
+        f"{to}, {cc}" if to and cc else to or cc,
+        fields.date(),
+        fields.read("message-id", _id, _MAX_CHARS_OF_ID),
+        tuple(dict.fromkeys(fields.defects)) if fields.defects else (),
     )
 
 
@@ -141,7 +143,10 @@ class _Fields:
     def __init__(self, head: bytes, pattern: re.Pattern[bytes]) -> None:
         head = b"\n" + head.removeprefix(_BOM)
         self.defects: list[str] = []
-        self.found: dict[str, list[bytes]] = {}
+        #: By name, as they stand there; b", " between those of a field that is repeated.
+        self.found: dict[str, bytes] = {}
+        found = self.found
+        repeated: dict[str, list[bytes]] = {}
         for spelled, value in pattern.findall(head):
             name = _named(spelled)
             # Most have one CR, their last byte: that of the end of the line.
@@ -149,23 +154,18 @@ class _Fields:
                 b"\r" in value.replace(b"\r\n", b"")[:-1]
             ):
                 self.defects.append(f"bare CR: {name}")
-            if name not in self.found:
-                self.found[name] = [value]
+            if name not in found:
+                found[name] = value
             elif name in _JOINED:
-                self.found[name].append(value)
+                repeated.setdefault(name, [found[name]]).append(value)
             else:
                 self.defects.append(f"repeated header: {name}")
+        for name, values in repeated.items():
+            found[name] = b", ".join([_unfolded(value) for value in values])
         self._otherwise = "" if head.isascii() else _charset(head)
 
-    def value(self, name: str) -> bytes:
-        """Return a field as it stands there, b"" where there is none."""
-        values = self.found.get(name, ())
-        if len(values) > 1:
-            return b", ".join([_unfolded(value) for value in values])
-        return values[0] if values else b""
-
     def read(self, name: str, decode: _Decode, kept: int) -> str:
-        raw = self.value(name)
+        raw = self.found.get(name)
         if not raw:
             return ""
         text, own = decode(raw, self._otherwise, kept)
@@ -175,17 +175,17 @@ class _Fields:
 
     def people(self, name: str) -> Iterator[tuple[str, str]]:
         """Yield whom a field names: an address in lower case, or "", and a name."""
-        value, _ = _looked_at(self.value(name))
+        value, _ = _looked_at(self.found.get(name, b""))
         for address, called in people(value, self._otherwise):
             yield line(address), line(called)
 
     def ids(self, name: str) -> list[str]:
         """Return the ids in a field, each in its angle brackets."""
-        found = _ID.findall(self.value(name)[:_MAX_FIELD_BYTES])
+        found = _ID.findall(self.found.get(name, b"")[:_MAX_FIELD_BYTES])
         return [_text(b"".join(raw.split()), self._otherwise, _MAX_CHARS_OF_ID)[0] for raw in found]
 
     def date(self) -> dt.datetime | None:
-        raw = self.value("date")
+        raw = self.found.get("date")
         if not raw:
             return None
         found = dates.parse(_unfolded(raw[:_SHORT_BYTES]).decode("latin-1"))
@@ -212,19 +212,18 @@ def _unfolded(raw: bytes) -> bytes:
     # many spaces in a row takes half a minute over 80 kB of them.
     if b"\n" in raw:
         raw = b" ".join([line.strip(b" \t\r") for line in raw.split(b"\n")])
-    if b"\r" in raw:
-        raw = raw.rstrip(b"\r").partition(b"\r")[0]
-    return raw
+    raw = raw.rstrip(b"\r")
+    return raw.partition(b"\r")[0] if b"\r" in raw else raw
 
 
 def _id(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
     """Decode a Message-ID: it alone, no comment beside it, no fold within."""
+    if (plain := _PLAIN_ID.match(raw)) and plain.end() <= kept and b"=?" not in plain[0]:
+        return plain[0].decode("ascii"), ()
     found = _ID.search(raw)
     if found is None:
         return _text(raw, otherwise, kept)
     alone = b"".join(found[0].split())
-    if len(alone) <= kept and alone.isascii() and b"=?" not in alone:
-        return line(alone.decode("ascii")), ()
     return _text(alone, otherwise, kept)
 
 
