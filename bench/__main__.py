@@ -13,6 +13,7 @@ from rich.console import Console
 from bench import (
     chart,
     header_fields,
+    indexing,
     limits,
     machine,
     page,
@@ -39,6 +40,7 @@ SCENARIOS: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "huge": limits.huge,
     "dispatch": limits.dispatch,
     "headers": header_fields.headers,
+    "index": indexing.index,
     "search": searching.search,
 }
 

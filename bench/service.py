@@ -168,6 +168,12 @@ class Service:
             rss_bytes=processes.peak_rss_bytes(children),
         )
 
+    def unindexed(self) -> int:
+        """Return how many messages are in packs that were never indexed in whole."""
+        query = """SELECT coalesce(sum(message_count), 0) FROM ingestion_pack
+                    WHERE index_version = 0"""
+        return int(self._ask(query)[0][0])
+
     # -- what PostgreSQL did -----------------------------------------------------------------------
     def count_statements(self) -> None:
         """Restart PostgreSQL with pg_stat_statements; the service goes on by itself."""
