@@ -1,21 +1,39 @@
-"""The first page: what operators ask first. Does it run, who needs me, what happens now?"""
+"""The first page: what operators ask first. Is all archived, who needs me, what happens now, what
+came, where is it, was it proven?
 
+It costs a constant number of queries, and counts no mail: sources, days, runs and packs have sums.
+"""
+
+import shutil
 from typing import Any
 
-from django.db.models import Count, QuerySet, Sum
+from django.conf import settings
+from django.db.models import Count, F, Max, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
+from django.utils import timezone
 from redis.exceptions import RedisError
 
 from ingestion import freshness, index_health
-from ingestion.admin import attention, display, overview
+from ingestion.admin import attention, chart, display, latest_runs, overview
 from ingestion.admin.filters import overdue
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
+from ingestion.models import (
+    ArchivedDay,
+    FailedMessage,
+    IngestionSource,
+    Mailbox,
+    Pack,
+    Proof,
+    ProofKind,
+    Run,
+)
 from ingestion.services.engine import due_work
 from ingestion.states import MailboxState, SourceStatus
 
 _ROWS = 8
+_FURTHEST_BEHIND = 6
 _FAILURES_CAP = 10_000
+_WEEK = 7
 #: Work is handed out every 3 s; ten times missed is no hiccup.
 _SILENT_SECONDS = 30
 
@@ -29,26 +47,42 @@ def context(request: HttpRequest, context: dict[str, Any]) -> dict[str, Any]:
 
 def _dashboard(request: HttpRequest) -> dict[str, Any]:
     sources = IngestionSource.objects.filter(deleted_at=None)
+    days = chart.days(ArchivedDay.objects.filter(source__deleted_at=None))
+    health = index_health.in_all(sources)
+    reasons, statuses = _failures_by_reason(), _statuses(sources)
     return {
         "engine": _engine(sources),
         "freshness": freshness.summary(sources),
-        "index": _index(sources),
-        "tiles": _tiles(sources),
-        "statuses": _statuses(sources),
         "attention": attention.items(request),
         "running": _running(sources),
-        "runs": Run.objects.filter(source__deleted_at=None, finished_at__isnull=False)
-        .select_related("source")
-        .order_by("-started_at")[:_ROWS],
+        "chart": chart.context(days),
+        "tiles": [
+            *_archive_tiles(request, sources, days),
+            *_trouble_tiles(request, reasons),
+            _index_tile(health),
+            *_proof_tiles(),
+        ],
+        "statuses": statuses,
+        "any": any(status["number"] for status in statuses),
+        "behind": _furthest_behind(sources),
+        "reasons": reasons[:_ROWS],
+        "failed": _may(request, "failedmessage"),
+        "lines": latest_runs.lines(Run.objects.filter(finished_at__isnull=False), limit=_ROWS),
         "may_add": request.user.has_perm("ingestion.add_ingestionsource"),
         "list": _list(),
         "add": reverse("admin:ingestion_ingestionsource_add"),
-        "all_runs": reverse("admin:ingestion_run_changelist"),
+        "all_runs": _may(request, "run"),
     }
 
 
 def _list() -> str:
     return reverse("admin:ingestion_ingestionsource_changelist")
+
+
+def _may(request: HttpRequest, model: str) -> str:
+    """Return the address of a list, "" for whom it would refuse."""
+    allowed = request.user.has_perm(f"ingestion.view_{model}")
+    return reverse(f"admin:ingestion_{model}_changelist") if allowed else ""
 
 
 def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
@@ -89,45 +123,123 @@ def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
     return {}
 
 
-def _index(sources: QuerySet[IngestionSource]) -> dict[str, str]:
-    """Say what search does not know of; nothing where it knows all."""
-    health = index_health.in_all(sources)
-    if not health.waiting and not health.defects:
-        return {}
-    tone = "danger" if health.unreadable_packs else "neutral"
-    return {"tone": tone, "text": f"For search: {health}."}
+# -- in numbers --------------------------------------------------------------------------------
 
 
-def _tiles(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
-    totals = sources.aggregate(
-        n=Count("pk"), messages=Sum("message_count"), b=Sum("archived_bytes")
-    )
-    failed = FailedMessage.objects.filter(mailbox__source__deleted_at=None)
-    failures = failed.order_by()[:_FAILURES_CAP].count()
+def _tile(
+    label: str, text: str, note: str = "", *, url: str = "", tone: str = ""
+) -> dict[str, str]:
+    return {"label": label, "text": text, "note": note, "url": url, "tone": tone}
+
+
+def _archive_tiles(
+    request: HttpRequest, sources: QuerySet[IngestionSource], days: list[chart.Day]
+) -> list[dict[str, str]]:
+    totals = sources.aggregate(messages=Sum("message_count"), size=Sum("archived_bytes"))
+    stored = Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0
+    week = days[-_WEEK:]
+    grown = sum(day.size_bytes for day in week)
+    came = sum(day.messages for day in week)
+    return [
+        _tile(
+            "Messages archived",
+            f"{totals['messages'] or 0:,}",
+            f"{came:,} in 7 days",
+            url=_may(request, "message"),
+        ),
+        _tile("Mail", display.size(totals["size"] or 0), f"{display.size(grown)} in 7 days"),
+        _tile("On disk", display.size(stored), _free()),
+    ]
+
+
+def _free() -> str:
+    try:
+        return f"{display.size(shutil.disk_usage(settings.ARCHIVE_DIR).free)} free"
+    except OSError:  # not mounted, which doctor says; or not on a disk
+        return ""
+
+
+def _trouble_tiles(request: HttpRequest, reasons: list[dict[str, Any]]) -> list[dict[str, str]]:
+    failures = sum(reason["number"] for reason in reasons)
     unavailable = Mailbox.objects.filter(
         source__deleted_at=None, state=MailboxState.UNAVAILABLE
     ).count()
-    mailboxes = reverse("admin:ingestion_mailbox_changelist")
+    mailboxes = _may(request, "mailbox")
     return [
-        {"label": "Sources", "text": f"{totals['n']:,}", "url": _list()},
+        _tile(
+            "Failed messages",
+            display.count(failures, cap=_FAILURES_CAP),
+            "tried again by themselves" if failures else "",
+            url=_may(request, "failedmessage"),
+            tone="danger" if failures else "",
+        ),
+        _tile(
+            "Unavailable mailboxes",
+            f"{unavailable:,}",
+            url=f"{mailboxes}?state__exact={MailboxState.UNAVAILABLE}" if mailboxes else "",
+            tone="danger" if unavailable else "",
+        ),
+    ]
+
+
+def _index_tile(health: index_health.Health) -> dict[str, str]:
+    """Say how much search does not know of yet."""
+    waits = f"{health.waiting:,}"
+    if health.unreadable_packs:
+        noun = "pack" if health.unreadable_packs == 1 else "packs"
+        note = f"{health.unreadable_packs:,} {noun} can't be read: see doctor"
+        return _tile("To be indexed", waits, note, tone="danger")
+    note = f"{health.defects:,} with defects" if health.defects else ""
+    return _tile("To be indexed", waits, note or ("" if health.waiting else "search knows all"))
+
+
+def _proof_tiles() -> list[dict[str, str]]:
+    """Say when the archive was last proven, and how that went. The words are `proof_words`'."""
+    whole = Proof.objects.filter(kind=ProofKind.VERIFICATION, source=None).first()
+    compared = (
+        Proof.objects.filter(kind=ProofKind.RECONCILIATION, source__deleted_at=None)
+        .select_related("source")
+        .first()
+    )
+    of_source = f"{compared.source}: " if compared else ""
+    return [
+        _proof_tile("Last verified", whole, "verify_archive reads all of it back"),
+        _proof_tile(
+            "Last compared", compared, "reconcile_source asks the provider", before=of_source
+        ),
+    ]
+
+
+def _proof_tile(label: str, proof: Proof | None, never: str, *, before: str = "") -> dict[str, str]:
+    if proof is None:
+        return _tile(label, "never", never)
+    words = overview.proof_words(proof)
+    return _tile(label, display.when(proof.at), before + words, tone="" if proof.ok else "danger")
+
+
+def _failures_by_reason() -> list[dict[str, Any]]:
+    """Count failed messages by their code, each with what a provider said of one of them."""
+    some = FailedMessage.objects.filter(mailbox__source__deleted_at=None).order_by()
+    failed = FailedMessage.objects.filter(pk__in=some.values("pk")[:_FAILURES_CAP]).order_by()
+    counted = failed.values("code").annotate(number=Count("pk"), example=Max("reason"))
+    return [dict(row) for row in counted.order_by("-number", "code")]
+
+
+def _furthest_behind(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
+    """Return the sources whose last success is longest ago, with how long."""
+    followed = freshness.judged(sources).filter(status=SourceStatus.ACTIVE)
+    now = timezone.now()
+    return [
         {
-            "label": "Messages archived",
-            "text": f"{totals['messages'] or 0:,}",
-            "url": reverse("admin:ingestion_message_changelist"),
-        },
-        {"label": "Size", "text": display.size(totals["b"] or 0), "url": ""},
-        {
-            "label": "Failed messages",
-            "text": display.count(failures, cap=_FAILURES_CAP),
-            "url": reverse("admin:ingestion_failedmessage_changelist"),
-            "tone": "danger" if failures else "",
-        },
-        {
-            "label": "Unavailable mailboxes",
-            "text": f"{unavailable:,}",
-            "url": f"{mailboxes}?state__exact={MailboxState.UNAVAILABLE}",
-            "tone": "danger" if unavailable else "",
-        },
+            "source": source,
+            "badge": display.source_badge(source),
+            "lag": display.duration((now - source.archived_up_to).total_seconds())
+            if source.archived_up_to
+            else "not archived once yet",
+        }
+        for source in followed.order_by(F("archived_up_to").asc(nulls_first=True), "name")[
+            :_FURTHEST_BEHIND
+        ]
     ]
 
 
@@ -137,6 +249,7 @@ def _statuses(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
         {
             "label": status.label,
             "tone": display.SOURCE_TONES[status] if numbers.get(status) else "neutral",
+            "number": numbers.get(status, 0),
             "count": f"{numbers.get(status, 0):,}",
             "url": f"{_list()}?status__exact={status}",
         }

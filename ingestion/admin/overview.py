@@ -10,8 +10,16 @@ from django.utils.safestring import SafeString, mark_safe
 
 from connectors import registry
 from ingestion import freshness
-from ingestion.admin import display, live, verbs
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run, StatusChange
+from ingestion.admin import display, latest_runs, live, verbs
+from ingestion.models import (
+    FailedMessage,
+    IngestionSource,
+    Mailbox,
+    Proof,
+    ProofKind,
+    Run,
+    StatusChange,
+)
 from ingestion.services.sources import configuration, consent
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import Options
@@ -49,6 +57,17 @@ def progress_bar(source: IngestionSource, run: Run | None, *, run_only: bool = F
     )
 
 
+def proof_words(proof: Proof) -> str:
+    """Say what a verification or a reconciliation found."""
+    looked_at = f"{proof.messages:,} messages"
+    if proof.problems:
+        noun = "problem" if proof.problems == 1 else "problems"
+        return f"{looked_at}, {proof.problems:,} {noun}"
+    if proof.kind == ProofKind.VERIFICATION:
+        return f"{looked_at}, bit for bit"
+    return f"{looked_at}, nothing is missing"
+
+
 def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
     """Return the context of `source_overview.html`; the source came through `live.with_state`."""
     return {
@@ -61,7 +80,7 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
         "tiles": _tiles(source),
         # Who may change the settings sees them in the form below.
         "settings": [] if may_change else [*_connection(source), *_options(source)],
-        "runs": Run.objects.filter(source=source).order_by("-started_at")[:_ROWS],
+        "lines": latest_runs.lines(Run.objects.filter(source=source), limit=_ROWS),
         "left_out": [one for one in freshness.left_out(source) if one.folder is not None],
         "mailboxes": _mailboxes(source),
         "failures": FailedMessage.objects.filter(mailbox__source=source)

@@ -47,3 +47,10 @@ def run_badge(run: Run) -> SafeString:
     from ingestion.admin import display  # noqa: PLC0415 - see above
 
     return display.badge(run.get_status_display(), display.RUN_TONES[run.status])
+
+
+@register.filter("ing_size")
+def size(size_bytes: int) -> str:
+    from ingestion.admin import display  # noqa: PLC0415 - see above
+
+    return display.size(size_bytes)

@@ -1,12 +1,16 @@
 """The first page without a browser: what needs somebody, with the button that mends it."""
 
+import datetime as dt
+from typing import Any
+
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
 
+from ingestion.admin import chart, latest_runs
 from ingestion.admin.mending import Mend, edit
-from ingestion.models import FailedMessage, IngestionSource
+from ingestion.models import ArchivedDay, FailedMessage, IngestionSource, Proof, Run
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source
 
 
@@ -76,6 +80,81 @@ def test_an_error_that_no_field_mends_has_no_edit(admin_user: User) -> None:
     assert of("generic_imap", "no_folders") is None
     assert of("generic_imap", "tls", status="active") is None, "A server that is away comes back."
     assert of("of_no_package", "tls") is None
+
+
+def test_what_came_is_drawn_by_day_and_told_in_words(client: Client, admin_user: User) -> None:
+    source, deleted = a_source(admin_user), a_source(admin_user, "Gone", deleted_at=timezone.now())
+    today = timezone.now().date()
+    for of, age, messages in (
+        (source, 0, 40),
+        (source, 3, 1_200),
+        (deleted, 1, 7),
+        (source, 60, 9),
+    ):
+        day = today - dt.timedelta(days=age)
+        ArchivedDay.objects.create(source=of, day=day, messages=messages, size_bytes=1_000)
+
+    page = _page(client)
+
+    assert "1,240 messages in 30 days, 2.0 kB · today 40 messages" in page
+    assert page.count('class="ing-bar"') == chart.DAYS
+    assert f"{today - dt.timedelta(days=3):%a %d %b}: 1,200 messages, 1.0 kB" in page
+    assert ">2,000<" in page, "The scale ends with a round number."
+    assert "chart.js" not in page
+
+
+def test_the_archive_s_last_proofs_are_told_and_a_bad_one_is_red(
+    client: Client, admin_user: User
+) -> None:
+    page = _page(client)
+    assert page.count(">never<") == 2
+    source = a_source(admin_user, "Sales")
+    Proof.objects.create(kind="verification", messages=1_234, problems=0)
+    Proof.objects.create(kind="verification", source=source, messages=9, problems=9)
+    Proof.objects.create(kind="reconciliation", source=source, messages=50, problems=1)
+
+    page = _page(client)
+
+    assert "1,234 messages, bit for bit" in page
+    assert "Sales: 50 messages, 1 problem" in page
+    assert page.count('ing-tile ing-panel" data-tone="danger"') == 1
+
+
+def test_syncs_without_news_are_one_line(admin_user: User) -> None:
+    one, other = a_source(admin_user, "One"), a_source(admin_user, "Other")
+    start = timezone.now() - dt.timedelta(hours=1)
+
+    def run(source: IngestionSource, **about: Any) -> None:
+        nonlocal start
+        start += dt.timedelta(minutes=1)
+        about = {"kind": "sync", "status": "completed"} | about
+        Run.objects.create(
+            source=source, actor="beat", started_at=start, finished_at=start, **about
+        )
+
+    run(one, kind="import")
+    for source in (one, other, one):
+        run(source)
+    run(one, messages_new=3)
+    run(one)
+    run(one, status="incomplete")
+
+    lines = latest_runs.lines(Run.objects.all(), limit=8)
+
+    told = [
+        f"{line.run.source} {line.run.kind} {line.run.messages_new} {line.run.status}"
+        if line.run
+        else f"{line.syncs} of {line.sources}"
+        for line in lines
+    ]
+    assert told == [
+        "One sync 0 incomplete",
+        "One sync 0 completed",
+        "One sync 3 completed",
+        "3 of 2",
+        "One import 0 completed",
+    ]
+    assert len(latest_runs.lines(Run.objects.all(), limit=2)) == 2
 
 
 def _page_of(source: IngestionSource) -> str:
