@@ -25,7 +25,6 @@ from django.db import connection
 from connectors import redaction
 from ingestion.crypto import Secrets
 from ingestion.models import IngestionSource, Mailbox
-from ingestion.packs.store import store
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
@@ -158,7 +157,7 @@ def every_column() -> str:
 def every_pack() -> str:
     """Return all files of the archive as far as they are text, the headers of records among it."""
     found = []
-    for path in Path(store().root).rglob("*"):
+    for path in Path(django_settings.ARCHIVE_DIR).rglob("*"):
         # The service runs beside: it renames and collects what was there a moment ago.
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             found.append(path.read_bytes().decode("latin-1"))

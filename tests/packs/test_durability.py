@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from ingestion.packs.store import PackStore
+from ingestion.packs.directory import DirectoryStore
 
 
 def test_a_pack_has_its_bytes_on_disk_before_its_name_and_its_name_before_commit_returns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, source_id = PackStore(tmp_path / "archive"), uuid.uuid4()
+    store, source_id = DirectoryStore(tmp_path / "archive"), uuid.uuid4()
     with store.writer(source_id) as writer:
         record = ('{"sha256":""}', b"a message")
         writer.append([record])
@@ -46,5 +46,5 @@ def test_a_new_directory_is_on_disk_before_a_pack_is_in_it(
         synced.add(str(Path(f"/proc/self/fd/{fd}").readlink()))
 
     monkeypatch.setattr(os, "fsync", note)
-    with PackStore(tmp_path / "archive").writer(uuid.uuid4()):
+    with DirectoryStore(tmp_path / "archive").writer(uuid.uuid4()):
         assert {str(tmp_path / "archive"), str(tmp_path)} <= synced

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from connectors.types import Body, SpooledBody
 from ingestion.errors import Corrupt
+from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.format import encoded
 from ingestion.packs.store import Extent, PackStore, PackWriter
 
@@ -45,7 +46,7 @@ def read(store: PackStore, pack: uuid.UUID, extent: Extent, body: bytes) -> Body
 @given(st.lists(st.binary(max_size=3000), min_size=1, max_size=20))
 def test_what_goes_in_comes_out_and_a_scan_finds_it(bodies: list[bytes]) -> None:
     with tempfile.TemporaryDirectory() as root:
-        store = PackStore(Path(root))
+        store = DirectoryStore(Path(root))
         pack, extents = write(store, *bodies)
         assert [read(store, pack, e, b) for e, b in zip(extents, bodies, strict=True)] == bodies
         entries = list(store.scan(SOURCE, pack))
@@ -55,7 +56,7 @@ def test_what_goes_in_comes_out_and_a_scan_finds_it(bodies: list[bytes]) -> None
 
 def test_a_large_body_is_spooled_both_ways(tmp_path: Path) -> None:
     body = os.urandom(1_000_000) * 9
-    store = PackStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     with tempfile.TemporaryFile() as file:
         file.write(body)
         with store.writer(SOURCE) as writer:
@@ -70,7 +71,7 @@ def test_a_large_body_is_spooled_both_ways(tmp_path: Path) -> None:
 
 
 def test_without_commit_nothing_remains(tmp_path: Path) -> None:
-    store = PackStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     with pytest.raises(ZeroDivisionError), store.writer(SOURCE) as writer:
         append(writer, ({"n": 0}, b"x"))
         raise ZeroDivisionError
@@ -81,7 +82,7 @@ def test_without_commit_nothing_remains(tmp_path: Path) -> None:
 @pytest.mark.parametrize("more", [[], [b"after"]], ids=["and no more", "and more"])
 def test_an_append_that_fails_leaves_nothing_in_the_pack(tmp_path: Path, more: list[bytes]) -> None:
     """Its neighbours are committed all the same: other folders' messages share the pack."""
-    store = PackStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     with store.writer(SOURCE) as writer, tempfile.TemporaryFile() as file:
         file.write(os.urandom(3_000_000))
         short = SpooledBody(file, 3_500_000)  # fails at its end, when all of it is written
@@ -98,7 +99,7 @@ def test_an_append_that_fails_leaves_nothing_in_the_pack(tmp_path: Path, more: l
 
 @pytest.mark.parametrize("where", [0.2, 0.5, 0.9])
 def test_one_flipped_bit_is_found_before_a_byte_is_handed_out(tmp_path: Path, where: float) -> None:
-    store = PackStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     body = os.urandom(5000)
     pack, [extent] = write(store, body)
     path = tmp_path / str(SOURCE) / f"{pack}.pack"
@@ -110,7 +111,7 @@ def test_one_flipped_bit_is_found_before_a_byte_is_handed_out(tmp_path: Path, wh
 
 
 def test_a_missing_cut_or_wrong_pack_is_corrupt(tmp_path: Path) -> None:
-    store = PackStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     pack, [one, two] = write(store, b"one" * 100, b"two" * 100)
     with pytest.raises(Corrupt, match="differs"):
         read(store, pack, one, b"two" * 100)
@@ -128,7 +129,7 @@ def test_the_standard_tool_reads_a_pack(tmp_path: Path) -> None:
     tool = shutil.which("zstd")
     if tool is None:
         pytest.skip("zstd is not installed; `make test` installs it when it can")
-    store = PackStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     pack, _ = write(store, b"first message\r\n", b"second message\r\n")
     path = tmp_path / str(SOURCE) / f"{pack}.pack"
     plain = subprocess.run([tool, "-dc", str(path)], capture_output=True, check=True).stdout
@@ -136,7 +137,7 @@ def test_the_standard_tool_reads_a_pack(tmp_path: Path) -> None:
 
 
 def test_deleting_a_source_is_deleting_a_prefix(tmp_path: Path) -> None:
-    store = PackStore(tmp_path)
+    store = DirectoryStore(tmp_path)
     pack, _ = write(store, b"x")
     assert [p.pack_id for p in store.packs(SOURCE)] == [pack]
     store.delete_source(SOURCE)

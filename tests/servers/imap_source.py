@@ -8,12 +8,12 @@ import collections
 import threading
 from typing import Any, Protocol
 
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.db.models.functions import Now
 
 from connectors.types import Body, SpooledBody
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement, Run
-from ingestion.packs.store import store
 from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
@@ -128,7 +128,7 @@ def content(body: Body) -> bytes:
 def stray_files(source: IngestionSource) -> list[str]:
     """Return the files of the source's archive that no row tells of."""
     known = {str(pk) for pk in Pack.objects.filter(source=source).values_list("pk", flat=True)}
-    directory = store().root / str(source.pk)
+    directory = settings.ARCHIVE_DIR / str(source.pk)
     names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
     return [name for name in names if name.removesuffix(".pack") not in known]
 

@@ -19,7 +19,8 @@ import httpx
 import psycopg
 import psycopg.rows
 
-from ingestion.packs.store import Extent, PackStore
+from ingestion.packs.directory import DirectoryStore
+from ingestion.packs.store import Extent
 from tests.servers.imap_script import Client, ImapScript
 from tests.servers.imap_source import Contents, config, content
 from tests.servers.stack import ROOT, Supervised, descendants, free_port, wait_for
@@ -118,7 +119,7 @@ class OwnStack:
 
     def archived(self, source: str) -> Contents:
         """Read back what is placed: (folder, remote id) -> bytes, each checked by its SHA-256."""
-        archive = PackStore(self.root / "var/archive")
+        archive = DirectoryStore(self.root / "var/archive")
         found = {}
         for row in self.rows(
             "SELECT f.remote_id AS folder, p.remote_id, m.*, k.source_id FROM ingestion_placement p"

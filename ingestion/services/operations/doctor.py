@@ -6,9 +6,7 @@ into the archive and removes it again.
 
 import dataclasses
 import datetime as dt
-import os
-import secrets
-import shutil
+import math
 import time
 import uuid
 from collections.abc import Iterator
@@ -29,7 +27,7 @@ from redis.exceptions import RedisError
 from ingestion import freshness, index_health
 from ingestion.errors import WrongArchive
 from ingestion.models import IngestionSource, Pack, WebhookEndpoint
-from ingestion.packs.store import store
+from ingestion.packs.store import PackStore, store
 from ingestion.services.archive import housekeeping, storage
 from ingestion.services.engine import due_work
 from ingestion.services.operations import credential_keys, webhooks
@@ -43,7 +41,7 @@ _HEARTBEAT_SECONDS = 30.0
 _MAX_SKEW_SECONDS = 5.0
 _MIN_FREE_BYTES = 1_000_000_000
 _LOW_FREE_SHARE = 0.05
-_SLOW_FSYNC_SECONDS = 1.0
+_SLOW_WRITE_SECONDS = 1.0
 _LATE_INDEX = dt.timedelta(hours=1)
 _NAMED = 5
 _QUEUES = {"sync": "worker", "control": "control", "index": "index"}
@@ -290,27 +288,27 @@ def _storage(database: Finding) -> Finding:
 
 
 def _archive() -> Finding | None:
-    """Whether ARCHIVE_DIR is the archive that the database knows; None where it is."""
-    root: Path = settings.ARCHIVE_DIR
+    """Whether the archive is the one that the database knows; None where it is."""
+    archive = store()
     try:
         storage.require()
     except WrongArchive as error:
-        advice = "Mount it, or correct ARCHIVE_DIR: until then no mail is archived."
+        advice = f"Mount it, or correct {archive.setting}: until then no mail is archived."
         return Finding("storage", "problem", str(error), advice)
     except OSError as error:
-        return _unwritable(root, error)
+        return _unwritable(archive, error)
     if lost := _lost_pack():
         return Finding(
             "storage",
             "problem",
-            f"{root} does not hold the pack {lost}.",
+            f"{archive.name} does not hold the pack {lost}.",
             "Restore it from a backup. manage.py verify_archive tells what else is missing.",
         )
     if unknown := _unknown_pack():
         return Finding(
             "storage",
             "problem",
-            f"{root} holds mail that the database does not know, in the pack {unknown}.",
+            f"{archive.name} holds mail that the database does not know, in the pack {unknown}.",
             "Was the database restored from an older backup? manage.py rebuild_archive_index"
             " takes in what it lacks.",
         )
@@ -318,29 +316,33 @@ def _archive() -> Finding | None:
 
 
 def _disk() -> Finding:
-    root: Path = settings.ARCHIVE_DIR
+    archive = store()
     try:
-        seconds = _write_durably(root)
-        usage = shutil.disk_usage(root)
+        seconds, room = archive.try_out(), archive.room()
     except OSError as error:
-        return _unwritable(root, error)
-    free = f"{usage.free / 1e9:,.1f} GB free of {usage.total / 1e9:,.1f} GB"
-    if usage.free < _MIN_FREE_BYTES:
-        return Finding("storage", "problem", f"{root}: {free}.", "Make room: imports stop soon.")
-    if usage.free < usage.total * _LOW_FREE_SHARE:
-        return Finding("storage", "warning", f"{root}: {free}.", "Make room before it is full.")
-    if seconds > _SLOW_FSYNC_SECONDS:
-        text = f"{root}: a durable write took {seconds:.1f} s; {free}."
+        return _unwritable(archive, error)
+    free, total = room or (math.inf, 0)
+    left = f"{free / 1e9:,.1f} GB free of {total / 1e9:,.1f} GB" if room else "no limit is known"
+    if free < _MIN_FREE_BYTES:
+        text = f"{archive.name}: {left}."
+        return Finding("storage", "problem", text, "Make room: imports stop soon.")
+    if free < total * _LOW_FREE_SHARE:
+        return Finding(
+            "storage", "warning", f"{archive.name}: {left}.", "Make room before it is full."
+        )
+    if seconds > _SLOW_WRITE_SECONDS:
+        text = f"{archive.name}: a durable write took {seconds:.1f} s; {left}."
         return Finding("storage", "warning", text, "Use faster storage: every commit waits for it.")
-    return Finding("storage", "ok", f"{root}: durable write in {seconds * 1e3:.0f} ms, {free}.")
+    text = f"{archive.name}: durable write in {seconds * 1e3:.0f} ms, {left}."
+    return Finding("storage", "ok", text)
 
 
-def _unwritable(root: Path, error: OSError) -> Finding:
+def _unwritable(archive: PackStore, error: OSError) -> Finding:
     return Finding(
         "storage",
         "problem",
-        f"{root} can't be written: {error.strerror}.",
-        "Make it writable for the service's user, mount it, or correct ARCHIVE_DIR.",
+        f"{archive.name} can't be written: {error.strerror}.",
+        f"Make it writable for the service's user, mount it, or correct {archive.setting}.",
     )
 
 
@@ -360,21 +362,6 @@ def _unknown_pack() -> uuid.UUID | None:
         if unknown := housekeeping.unknown_pack(source.pk):
             return unknown
     return None
-
-
-def _write_durably(root: Path) -> float:
-    """Write, fsync and remove a small file as packs are written; return the seconds it took."""
-    root.mkdir(parents=True, exist_ok=True)
-    path = root / f".doctor-{secrets.token_hex(8)}"
-    began = time.monotonic()
-    try:
-        with path.open("xb") as file:
-            file.write(b"\0" * 4096)
-            file.flush()
-            os.fsync(file.fileno())
-    finally:
-        path.unlink(missing_ok=True)
-    return time.monotonic() - began
 
 
 def _exposure(database: Finding) -> Finding:

@@ -5,11 +5,9 @@ resets nothing. A constant number of queries; labels are sources and codes, neve
 those there may be ten thousand. docs/monitoring.md has the list, a dashboard and alert rules.
 """
 
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
-from django.conf import settings
 from django.db.models import Count, Sum
 from django.db.models.functions import Now
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,6 +16,7 @@ from redis.exceptions import RedisError
 
 from ingestion import freshness
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Pack, Run
+from ingestion.packs.store import store
 from ingestion.services.engine import due_work
 
 _SOURCE = ("source", "name")
@@ -134,12 +133,13 @@ def _archive() -> Iterator[Metric]:
         "ingestion_stored_bytes", "Bytes that the packs take.", packs["size"] or 0
     )
     try:
-        free = shutil.disk_usage(settings.ARCHIVE_DIR).free
+        room = store().room()
     except OSError:  # not mounted: then there is no figure, which an alert sees as well
         return
-    yield GaugeMetricFamily(
-        "ingestion_archive_free_bytes", "Bytes that are free where the archive is.", free
-    )
+    if room is not None:
+        yield GaugeMetricFamily(
+            "ingestion_archive_free_bytes", "Bytes that are free where the archive is.", room[0]
+        )
 
 
 def _dispatcher() -> Iterator[Metric]:

@@ -7,11 +7,11 @@ import uuid
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, rebuild, verify
 from ingestion.services.engine import placements
 from tests.servers.scripted_provider import Server
@@ -29,13 +29,13 @@ def imported(server: Server, source: IngestionSource, count: int = 9) -> Path:
     fill(server, count)
     start(source)
     finish(source)
-    [path] = (store().root / str(source.pk)).glob("*.pack")
+    [path] = (settings.ARCHIVE_DIR / str(source.pk)).glob("*.pack")
     return path
 
 
 def an_old_pack(source: IngestionSource) -> Path:
     """Let the source have a pack of the first format, with its rows."""
-    path = store().root / str(source.pk) / f"{OLD_PACK_ID}.pack"
+    path = settings.ARCHIVE_DIR / str(source.pk) / f"{OLD_PACK_ID}.pack"
     path.parent.mkdir(parents=True)
     shutil.copy(OLD_PACK, path)
     os.utime(path, (0, 0))

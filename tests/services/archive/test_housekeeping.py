@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import User
 
-from ingestion.packs.store import PackStore, store
+from ingestion.packs.directory import DirectoryStore
+from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.django_db
 
 def test_a_file_that_was_committed_since_it_was_listed_stays(tmp_path: Path) -> None:
     """A machine that slept makes a file under way look old; its worker goes on at the same time."""
-    packs, source_id = PackStore(tmp_path / "packs"), uuid.uuid4()
+    packs, source_id = DirectoryStore(tmp_path / "packs"), uuid.uuid4()
     with packs.writer(source_id) as writer:
         (listed,) = packs.packs(source_id)
         assert listed.partial

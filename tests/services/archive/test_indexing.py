@@ -7,6 +7,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
@@ -16,8 +17,8 @@ from connectors.types import Body
 from ingestion import index_health
 from ingestion.mail.digest import Digest
 from ingestion.models import INDEX_VERSION, Document, IngestionSource, Message, Pack, Placement
-from ingestion.packs.store import store
-from ingestion.services.archive import indexing, readers, reading, rebuild, refetch, storage
+from ingestion.packs.directory import MARK
+from ingestion.services.archive import indexing, readers, reading, rebuild, refetch
 from ingestion.services.engine import claims, due_work, lease
 from ingestion.services.sources import deletion, verbs
 from tests.servers.command_line import CommandLine
@@ -39,7 +40,7 @@ def pack(server: Server, source: IngestionSource) -> Pack:
 
 
 def path_of(pack: Pack) -> Path:
-    return store().root / str(pack.source_id) / f"{pack.pk}.pack"
+    return settings.ARCHIVE_DIR / str(pack.source_id) / f"{pack.pk}.pack"
 
 
 def index_all() -> None:
@@ -150,7 +151,7 @@ def test_a_pack_that_cant_be_read_waits_and_is_told(pack: Pack, trouble: str) ->
     if trouble == "missing":
         path.rename(aside)
     elif trouble == "not mounted":
-        (store().root / storage.MARK).rename(aside)
+        (settings.ARCHIVE_DIR / MARK).rename(aside)
     else:
         path.rename(aside)
         path.symlink_to(path)  # ELOOP: as root, permissions keep nobody out
@@ -164,7 +165,7 @@ def test_a_pack_that_cant_be_read_waits_and_is_told(pack: Pack, trouble: str) ->
     health = index_health.in_all(IngestionSource.objects.all())
     assert str(health) == "0 of 9 indexed, 1 pack can't be read"
     if trouble == "not mounted":
-        aside.rename(store().root / storage.MARK)
+        aside.rename(settings.ARCHIVE_DIR / MARK)
     else:
         aside.replace(path)
     index_all()

@@ -4,11 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.utils import timezone
 
 from connectors.errors import Unavailable
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
-from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, refetch, verify
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Server
@@ -24,7 +24,7 @@ def pack(server: Server, source: IngestionSource) -> Path:
     fill(server, 9)
     start(source)
     finish(source)
-    [path] = (store().root / str(source.pk)).glob("*.pack")
+    [path] = (settings.ARCHIVE_DIR / str(source.pk)).glob("*.pack")
     return path
 
 

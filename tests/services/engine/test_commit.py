@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from django.conf import settings
 from django.db import connection, transaction
 
 from connectors.types import MessageRef, RawMessage, SpooledBody
@@ -112,7 +113,7 @@ def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> N
         release.set()
     holder.join()
     pack = Pack.objects.get()
-    path = Path(store().root) / str(source.pk) / f"{pack.pk}.pack"
+    path = Path(settings.ARCHIVE_DIR) / str(source.pk) / f"{pack.pk}.pack"
     assert path.stat().st_size == pack.size_bytes
     assert pack.message_count == Message.objects.count() == 1
     assert len(list(store().scan(source.pk, pack.pk))) > 1
@@ -134,7 +135,7 @@ def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource)
                 one.commit(cursor={"reached": number})
             if number == 1:
                 capture._committer._hand_over()
-                [partial] = Path(store().root).glob("*/.*.partial")
+                [partial] = Path(settings.ARCHIVE_DIR).glob("*/.*.partial")
                 partial.unlink()
         release.set()
     holder.join()
@@ -159,7 +160,7 @@ def test_after_a_failure_that_was_told_nothing_more_is_taken(source: IngestionSo
             with pytest.raises(RuntimeError, match="failed"):
                 two.commit(cursor={"reached": 2})
     assert not Message.objects.exists()
-    assert list(Path(store().root).glob("*/.*.partial")) == []
+    assert list(Path(settings.ARCHIVE_DIR).glob("*/.*.partial")) == []
 
 
 def test_large_answers_and_jobs_never_wait_for_each_other(

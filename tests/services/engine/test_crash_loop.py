@@ -4,9 +4,9 @@ import os
 import signal
 
 import pytest
+from django.conf import settings
 
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message
-from ingestion.packs.store import store
 from tests.servers.mortal import MortalProcess
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
@@ -36,7 +36,7 @@ def test_workers_that_die_at_once_blame_no_message(
     server.before_message = die
     for _ in range(6):
         with MortalProcess(
-            work_as_soon_as_it_is_free, at_step=None, directory=store().root
+            work_as_soon_as_it_is_free, at_step=None, directory=settings.ARCHIVE_DIR
         ) as worker:
             assert worker.wait(), "it died"
     deaths = list(FailedMessage.objects.values_list("code", "attempts"))

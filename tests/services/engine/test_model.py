@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.utils import timezone
 from hypothesis import HealthCheck, Phase, settings
@@ -39,7 +40,6 @@ from connectors.generic_imap import download, listing
 from connectors.types import SpooledBody
 from ingestion import queries
 from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
-from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import capture, commit, failures, runs, sync
@@ -229,12 +229,14 @@ class History(RuleBasedStateMachine):
 
     @rule(step=st.integers(1, 120))
     def sync_in_a_process_that_dies(self, step: int) -> None:
-        dies(self._attempt, at_step=step, directory=store().root)
+        dies(self._attempt, at_step=step, directory=django_settings.ARCHIVE_DIR)
         self._check_always()
 
     @rule(mail=st.integers(1, 12), part=st.sampled_from((0.0, 0.5, 1.0)))
     def sync_in_a_process_that_is_killed_inside_a_message(self, mail: int, part: float) -> None:
-        with MortalProcess(self._attempt, at_step=None, directory=store().root) as process:
+        with MortalProcess(
+            self._attempt, at_step=None, directory=django_settings.ARCHIVE_DIR
+        ) as process:
 
             def kill(client: Client, uid: int) -> None:
                 self._send_part(client, uid, part)

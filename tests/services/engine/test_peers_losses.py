@@ -208,7 +208,7 @@ def test_the_archive_failing_between_body_and_row(
 ) -> None:
     """The bodies have come and are being packed when the archive's directory is lost."""
     fill(server.inbox, 300)
-    directory = store().root / str(source.pk)
+    directory = settings.ARCHIVE_DIR / str(source.pk)
 
     def lose(_client: Client, uid: int) -> None:
         if uid == 300:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import connection
 from rest_framework.test import APIClient
 
 from ingestion.api import exports as api
 from ingestion.models import AuditEvent, Export, IngestionSource, Message
-from ingestion.packs.store import store
 from ingestion.services.audit import SYSTEM
 from ingestion.services.engine import due_work
 from ingestion.services.operations import api_keys
@@ -55,7 +55,7 @@ def test_the_command_writes_a_whole_file_or_none(
     [event] = AuditEvent.objects.filter(action="export.stream")
     assert event.changes == {"query": f"source:{archived.pk}", "how": "eml"}
 
-    for pack in (store().root / str(archived.pk)).glob("*.pack"):
+    for pack in (settings.ARCHIVE_DIR / str(archived.pk)).glob("*.pack"):
         pack.unlink()
     new = tmp_path / "lost.zip"
     lost = manage.here("export", "--format=eml", f"--to={new}", "--json")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.conf import settings as django_settings
 from django.contrib.auth.models import User
 from django.utils import timezone
 
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import AuditEvent, Export, IngestionSource, Mailbox, Message
-from ingestion.packs.store import store
 from ingestion.services.archive.exports import formats, jobs, selection, stream
 from ingestion.services.engine import due_work
 from tests.documents import indexed
@@ -110,7 +110,7 @@ def test_a_damaged_message_is_named_and_the_others_are_there(
     start(source)
     finish(source)
     damaged = Message.objects.get(subject="2")
-    path = store().root / str(source.pk) / f"{damaged.pack_id}.pack"
+    path = django_settings.ARCHIVE_DIR / str(source.pk) / f"{damaged.pack_id}.pack"
     data = bytearray(path.read_bytes())
     data[damaged.pack_offset + damaged.pack_length - 3] ^= 0xFF
     path.write_bytes(data)

@@ -1,0 +1,256 @@
+"""What a store of packs is: write once, verify on every read, never overwrite.
+
+    <source id>/<pack id>      immutable, durable
+    a mark                     whose archive it is (`archive.storage`)
+
+`packs.directory` keeps them as files, `packs.s3` as objects; `packs.store` has the one of this
+deployment. Knows nothing of the database. A pack without a row (a crash between the two) is an
+orphan, which `archive.housekeeping` collects; a row without a pack can't be: packs come first.
+"""
+
+import abc
+import dataclasses
+import datetime as dt
+import hashlib
+import io
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import IO, Self, cast
+
+from connectors.types import SPOOL_BYTES, Body, SpooledBody
+from ingestion.errors import Corrupt
+from ingestion.packs.format import (
+    Chunked,
+    Damaged,
+    Entry,
+    Extent,
+    HashingReader,
+    append,
+    begin,
+    compressor,
+    scan,
+)
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PackFile:
+    """A pack as it lies in the store. `partial`: it was never committed."""
+
+    source_id: uuid.UUID
+    pack_id: uuid.UUID
+    size_bytes: int
+    modified_at: dt.datetime
+    partial: bool = False
+
+
+class PackWriter(abc.ABC):
+    """One new pack. Nothing of it remains unless `commit` returned.
+
+    `file` is unbuffered: the packing process appends to it by its descriptor, others by `append`.
+    """
+
+    def __init__(self, pack_id: uuid.UUID, file: IO[bytes]) -> None:
+        self.pack_id = pack_id
+        self.file = file  # closed by commit or __exit__
+        self._committed = False
+
+    def append(self, records: Iterable[tuple[str, bytes | Chunked]]) -> list[Extent]:
+        """Add records, each a header's JSON object and a body, as `packs.format.append` does."""
+        return append(self.file, self.pack_id.hex, records, compressor())
+
+    def commit(self) -> int:
+        """Make the pack durable; return its size in bytes. Raises OSError, FileExistsError where
+        another one is there."""
+        size_bytes = self.file.seek(0, os.SEEK_END)
+        self._keep()
+        self._committed = True
+        return size_bytes
+
+    @abc.abstractmethod
+    def remove(self) -> None:
+        """Delete the pack after its commit: no row will ever name it. Idempotent."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._committed:
+            self.file.close()
+            self._discard()
+
+    @abc.abstractmethod
+    def _keep(self) -> None:
+        """Make what is in `file` durable under the pack's name, and close it."""
+
+    @abc.abstractmethod
+    def _discard(self) -> None:
+        """Leave nothing behind of a pack that is not kept."""
+
+
+class PackStore(abc.ABC):
+    """Of its methods those raise OSError that can't do what they say."""
+
+    #: For people: which one it is, what sets that, and where its mark is. Without a secret.
+    name: str
+    setting: str
+    mark_name: str
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def writer(self, source_id: uuid.UUID) -> PackWriter:
+        """Begin a new pack."""
+        writer = self.copier(source_id, uuid.uuid4())
+        try:
+            begin(writer.file, writer.pack_id, {"source": str(source_id)})
+        except BaseException:
+            writer.__exit__(None, None, None)
+            raise
+        return writer
+
+    @abc.abstractmethod
+    def copier(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> PackWriter:
+        """Begin a pack that has its id already; its file is empty."""
+
+    # -- reading -----------------------------------------------------------------------------------
+
+    def open(
+        self,
+        source_id: uuid.UUID,
+        pack_id: uuid.UUID,
+        extent: Extent,
+        *,
+        sha256: bytes,
+        size: int,
+    ) -> Body:
+        """Return a message's bytes, checked against `sha256` and `size` before any is handed out.
+
+        Large ones come as SpooledBody: close it. Raises Corrupt.
+        """
+        where = f"message {sha256.hex()[:12]} in pack {pack_id}"
+        try:
+            with self._file(source_id, pack_id) as file:
+                reader = HashingReader(cast("IO[bytes]", file), extent)
+                body: Body
+                if size <= SPOOL_BYTES:
+                    body = b"".join(_bounded(reader, size))
+                else:
+                    spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by SpooledBody.close
+                    body = SpooledBody(spool, size)
+                    for chunk in _bounded(reader, size):
+                        spool.write(chunk)
+        except FileNotFoundError as error:
+            raise Corrupt(f"{where}: the pack is missing. Restore it from a backup.") from error
+        except Damaged as error:
+            raise Corrupt(f"{where}: {error}. Restore the pack from a backup.") from error
+        if reader.size != size or reader.digest() != sha256:
+            if isinstance(body, SpooledBody):
+                body.close()
+            raise Corrupt(f"{where}: SHA-256 differs. Restore the pack from a backup.")
+        return body
+
+    def scan(
+        self,
+        source_id: uuid.UUID,
+        pack_id: uuid.UUID,
+        *,
+        on_damage: Callable[[Corrupt], None] | None = None,
+    ) -> Iterator[Entry]:
+        """Yield a pack's records without reading bodies. Raises Corrupt where it is missing, and
+        at the first bad record, unless `on_damage` takes those: then it goes on behind each."""
+
+        def tell(error: Damaged) -> None:
+            corrupt = Corrupt(f"pack {pack_id}: {error}. Restore it from a backup.")
+            if on_damage is None:
+                raise corrupt from error
+            on_damage(corrupt)
+
+        try:
+            with io.BufferedReader(self._file(source_id, pack_id)) as file:
+                yield from scan(file, pack_id, on_damage=tell)
+        except FileNotFoundError as error:
+            raise Corrupt(f"pack {pack_id} is missing. Restore it from a backup.") from error
+
+    def chunks(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> Iterator[bytes]:
+        """Yield all of a pack's bytes as they are. Raises FileNotFoundError."""
+        with self._file(source_id, pack_id) as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+
+    def sha256(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bytes:
+        """Hash all of a pack's bytes. Raises FileNotFoundError."""
+        digest = hashlib.sha256()
+        for chunk in self.chunks(source_id, pack_id):
+            digest.update(chunk)
+        return digest.digest()
+
+    @abc.abstractmethod
+    def _file(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> io.RawIOBase:
+        """Open a pack to be read anywhere. Raises FileNotFoundError, now or when it is read."""
+
+    # -- looking around and removing ---------------------------------------------------------------
+
+    @abc.abstractmethod
+    def holds(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
+        """Whether a committed pack is there."""
+
+    def packs(self, source_id: uuid.UUID | None = None) -> Iterator[PackFile]:
+        """Yield every pack of a source, or of all, committed or partial, in no order."""
+        if source_id is not None:
+            yield from self._packs_of(source_id)
+            return
+        for owner in self.sources():
+            yield from self._packs_of(owner)
+
+    @abc.abstractmethod
+    def _packs_of(self, source_id: uuid.UUID) -> Iterator[PackFile]:
+        """Yield every pack of a source. Memory does not grow with their number."""
+
+    @abc.abstractmethod
+    def sources(self) -> Iterator[uuid.UUID]:
+        """Yield the ids of the sources that have a place here."""
+
+    @abc.abstractmethod
+    def delete(self, pack: PackFile) -> None:
+        """Remove one, by its own name alone: a partial one may have been committed since it was
+        listed. Idempotent."""
+
+    @abc.abstractmethod
+    def delete_source(self, source_id: uuid.UUID) -> None:
+        """Remove every pack of a source. Idempotent."""
+
+    # -- whose it is, and how it does --------------------------------------------------------------
+
+    @abc.abstractmethod
+    def mark(self) -> str | None:
+        """Read what `write_mark` wrote last; None where nobody did, or all of it is away."""
+
+    @abc.abstractmethod
+    def write_mark(self, text: str) -> None:
+        """Write the mark durably, in place of the one before."""
+
+    @abc.abstractmethod
+    def try_out(self) -> float:
+        """Write a little durably, as packs are written, and remove it; return the seconds it
+        took."""
+
+    def room(self) -> tuple[int, int] | None:
+        """Return how many bytes are free, of how many; None where nobody knows."""
+        return None
+
+
+def _bounded(reader: HashingReader, size: int) -> Iterator[bytes]:
+    """Pass chunks on until there are more bytes than the row says: then it is not our message."""
+    for chunk in reader.chunks():
+        if reader.size > size:
+            raise Damaged("it holds more bytes than were archived")
+        yield chunk
