@@ -14,6 +14,8 @@ from connectors import net, registry
 from connectors.errors import Unavailable
 
 _MIN_KEY_CHARS = 32
+#: One PUT takes 5 GB; a pack may hold a group of messages beside the largest.
+_MAX_OBJECT_BYTES = 4_900_000_000
 
 
 @register(Tags.security)
@@ -88,6 +90,8 @@ def provider_plugins(app_configs: Any, **_: Any) -> list[CheckMessage]:
 def archive_directory(app_configs: Any, **_: Any) -> list[CheckMessage]:
     """E003 ARCHIVE_DIR can't be written, or can't be made."""
     del app_configs
+    if settings.ARCHIVE_URL:
+        return []
     existing: Path = settings.ARCHIVE_DIR
     while not existing.exists() and existing != existing.parent:
         existing = existing.parent
@@ -100,6 +104,31 @@ def archive_directory(app_configs: Any, **_: Any) -> list[CheckMessage]:
             id="ingestion.E003",
         )
     ]
+
+
+@register(Tags.compatibility)
+def object_store(app_configs: Any, **_: Any) -> list[CheckMessage]:
+    """E006 a pack may be larger than one request to an object store; E007 a lock without one."""
+    del app_configs
+    found: list[CheckMessage] = []
+    if settings.ARCHIVE_URL and settings.MAX_MESSAGE_BYTES > _MAX_OBJECT_BYTES:
+        found.append(
+            Error(
+                f"MAX_MESSAGE_BYTES is more than an object store takes at once"
+                f" ({_MAX_OBJECT_BYTES:,}).",
+                hint="Set it lower.",
+                id="ingestion.E006",
+            )
+        )
+    if settings.ARCHIVE_LOCK_DAYS < 0 or (settings.ARCHIVE_LOCK_DAYS and not settings.ARCHIVE_URL):
+        found.append(
+            Error(
+                "ARCHIVE_LOCK_DAYS is for an object store, and not less than 0.",
+                hint="Leave it out, or set ARCHIVE_URL to a bucket with Object Lock.",
+                id="ingestion.E007",
+            )
+        )
+    return found
 
 
 @register(Tags.files)

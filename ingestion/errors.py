@@ -74,7 +74,12 @@ class Corrupt(ServiceError):
     code = "corrupt"
 
 
-class WrongArchive(ServiceError, OSError):
-    """ARCHIVE_DIR is not this installation's archive: its volume is not mounted, or is another."""
+class ArchiveUnavailable(ServiceError, OSError):
+    """The archive can't be asked, or written, now: do what the text says, or wait. Nothing is known
+    of any message by that."""
 
     code = "storage"
+
+
+class WrongArchive(ArchiveUnavailable):
+    """It is not this installation's archive: its volume is not mounted, or is another."""

@@ -43,7 +43,7 @@ def housekeeping() -> None:
             restored.bring_back_feed()
             webhooks.forget_old()
             exports.expire()
-            housekeeper.collect_orphans()
+            housekeeper.collect_when_due()
             answered.forget()
 
 

@@ -14,6 +14,7 @@ import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
 
+from ingestion.packs import location
 from ingestion_project import assets, embedded, logs
 
 
@@ -67,6 +68,17 @@ CACHES = {
     }
 }
 ARCHIVE_DIR = Path(env.str("ARCHIVE_DIR", default=str(VAR_DIR / "archive"))).resolve()
+ARCHIVE_URL = env.str("ARCHIVE_URL", default="")
+if ARCHIVE_URL:
+    if "ARCHIVE_DIR" in env:
+        raise ImproperlyConfigured("Set ARCHIVE_URL or ARCHIVE_DIR, not both.")
+    try:
+        _archive = location.parse(ARCHIVE_URL)
+    except ValueError as _error:
+        raise ImproperlyConfigured(f"ARCHIVE_URL has no usable value: {_error}.") from None
+    if isinstance(_archive, Path):  # the long form
+        ARCHIVE_URL, ARCHIVE_DIR = "", _archive
+ARCHIVE_LOCK_DAYS = env.int("ARCHIVE_LOCK_DAYS", default=0)
 EXPORT_DIR = Path(env.str("EXPORT_DIR", default=str(VAR_DIR / "exports"))).resolve()
 
 # -- secrets -------------------------------------------------------------------------------------

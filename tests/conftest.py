@@ -22,6 +22,7 @@ from tests.servers import plugins
 if TYPE_CHECKING:
     from django.contrib.auth.models import User
 
+    from ingestion_project.demo.object_store import ObjectStoreServer
     from tests.servers.command_line import CommandLine
     from tests.servers.dovecot import Dovecot
     from tests.servers.gmail import Gmail
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 #: Settings of the developer's own shell must not change what the tests see.
 _OWN_SETTINGS = (
     *("ADMIN_PASSWORD", "ALLOWED_HOSTS", "API_REQUESTS_PER_MINUTE", "ARCHIVE_DIR"),
+    *("ARCHIVE_URL", "ARCHIVE_LOCK_DAYS"),
     *(
         "CSRF_TRUSTED_ORIGINS",
         "DATABASE_URL",
@@ -274,3 +276,13 @@ def dovecot(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Dovecot"]:
 
     with Dovecot() as instance:
         yield instance
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator["ObjectStoreServer"]:
+    """A real S3 server on loopback, for the whole run, with a bucket `archive`."""
+    from ingestion_project.demo.object_store import ObjectStoreServer
+
+    with ObjectStoreServer() as server:
+        server.make_bucket("archive")
+        yield server

@@ -29,7 +29,7 @@ from connectors.types import SpooledBody
 from ingestion import downloads, queries
 from ingestion.admin import display
 from ingestion.admin.reading import MAX_PICTURE_BYTES
-from ingestion.errors import Corrupt
+from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.mail import visible
 from ingestion.mail.charsets import decode
 from ingestion.mail.view import picture_type
@@ -74,7 +74,7 @@ def raw(request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
     message = _readable(request, pk)
     try:
         body = reading.opened(message)
-    except Corrupt as error:
+    except (ArchiveUnavailable, Corrupt) as error:
         return _not_downloaded(request, message, str(error))
     _read(request, message, "raw")
     return downloads.eml(request, message, body)
@@ -85,7 +85,7 @@ def attachment(request: HttpRequest, pk: uuid.UUID, number: int) -> HttpResponse
     message = _readable(request, pk)
     try:
         opened = _opened(message, number)
-    except Corrupt as error:
+    except (ArchiveUnavailable, Corrupt) as error:
         return _not_downloaded(request, message, str(error))
     if opened is None:
         return _not_downloaded(request, message, "This attachment can't be read. Download the .eml")
@@ -99,7 +99,7 @@ def html(request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
     remote = request.GET.get("remote") == "1"
     try:
         shown = reading.html(message, remote=remote)
-    except Corrupt as error:
+    except (ArchiveUnavailable, Corrupt) as error:
         return _said(request, str(error))
     _read(request, message, "html with remote pictures" if remote else "html")
     response = render(request, "admin/ingestion/mail/frame.html", {"markup": shown.markup})
@@ -111,7 +111,7 @@ def source(request: HttpRequest, pk: uuid.UUID) -> HttpResponseBase:
     message = _readable(request, pk)
     try:
         body = reading.opened(message)
-    except Corrupt as error:
+    except (ArchiveUnavailable, Corrupt) as error:
         return _said(request, str(error))
     _read(request, message, "source")
     if isinstance(body, SpooledBody):
@@ -126,7 +126,7 @@ def preview(request: HttpRequest, pk: uuid.UUID, number: int) -> HttpResponseBas
     message = _readable(request, pk)
     try:
         opened = _opened(message, number)
-    except Corrupt as error:
+    except (ArchiveUnavailable, Corrupt) as error:
         return _said(request, str(error))
     if opened is None:
         return _said(request, "This attachment can't be read. Download the message to see it.")

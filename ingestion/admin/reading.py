@@ -13,7 +13,7 @@ from django.urls import reverse
 
 from ingestion import queries
 from ingestion.admin import display
-from ingestion.errors import Corrupt, InvalidInput
+from ingestion.errors import ArchiveUnavailable, Corrupt, InvalidInput
 from ingestion.mail.attachments import Attachment
 from ingestion.mail.body import Contents
 from ingestion.models import Message
@@ -78,7 +78,7 @@ def details(user: User | AnonymousUser, message: Message) -> dict[str, Any]:
     damage = ""
     try:
         read = reading.whole(message)
-    except Corrupt as error:
+    except (ArchiveUnavailable, Corrupt) as error:
         damage = str(error)
         read = Reading(Contents(notes=("The archived bytes can't be shown.",)))
     says = read.contents

@@ -12,7 +12,7 @@ from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.types import Error
 from rest_framework import exceptions, status
 
-from ingestion.errors import ChangedMeanwhile, InvalidInput, NotAllowedNow
+from ingestion.errors import ArchiveUnavailable, ChangedMeanwhile, InvalidInput, NotAllowedNow
 
 log = structlog.get_logger(__name__)
 
@@ -49,6 +49,14 @@ class TooLarge(exceptions.APIException):
     default_detail = "The request is too large."
 
 
+class ArchiveAway(exceptions.APIException):
+    """The archive can't be read now. What is wrong with it is the operator's to know."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_code = "archive_unavailable"
+    default_detail = "The archive can't be read at the moment. Try again in a minute."
+
+
 class InternalError(exceptions.APIException):
     """What a client is told of a bug: an id that the log has too, and nothing else."""
 
@@ -77,6 +85,9 @@ class Handler(ExceptionHandler):
             return PreconditionFailed(str(exc), code=exc.code)
         if isinstance(exc, NotAllowedNow):
             return Conflict(str(exc), code=exc.code)
+        if isinstance(exc, ArchiveUnavailable):
+            log.warning("archive_unavailable", error=str(exc))
+            return ArchiveAway()
         if isinstance(exc, RequestDataTooBig):
             return TooLarge()
         if isinstance(exc, SuspiciousOperation | UnreadablePostError):

@@ -75,6 +75,14 @@ class PackWriter(abc.ABC):
     def remove(self) -> None:
         """Delete the pack after its commit: no row will ever name it. Idempotent."""
 
+    def drop(self) -> None:
+        """Leave nothing of it, committed or not: no row will ever name it."""
+        if self._committed:
+            self.remove()
+        else:
+            self.file.close()
+            self._discard()
+
     def __enter__(self) -> Self:
         return self
 
@@ -85,8 +93,7 @@ class PackWriter(abc.ABC):
         trace: TracebackType | None,
     ) -> None:
         if not self._committed:
-            self.file.close()
-            self._discard()
+            self.drop()
 
     @abc.abstractmethod
     def _keep(self) -> None:
@@ -104,6 +111,8 @@ class PackStore(abc.ABC):
     name: str
     setting: str
     mark_name: str
+    #: Whether a pack takes long to be made durable, so that several should be on their way.
+    slow = False
 
     # -- writing -----------------------------------------------------------------------------------
 
@@ -138,7 +147,7 @@ class PackStore(abc.ABC):
         """
         where = f"message {sha256.hex()[:12]} in pack {pack_id}"
         try:
-            with self._file(source_id, pack_id) as file:
+            with self._file(source_id, pack_id, extent.length) as file:
                 reader = HashingReader(cast("IO[bytes]", file), extent)
                 body: Body
                 if size <= SPOOL_BYTES:
@@ -194,8 +203,15 @@ class PackStore(abc.ABC):
         return digest.digest()
 
     @abc.abstractmethod
-    def _file(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> io.RawIOBase:
-        """Open a pack to be read anywhere. Raises FileNotFoundError, now or when it is read."""
+    def _file(
+        self, source_id: uuid.UUID, pack_id: uuid.UUID, expected_bytes: int = 0
+    ) -> io.RawIOBase:
+        """Open a pack to be read anywhere, where `expected_bytes` will be read in a row. Raises
+        FileNotFoundError, now or when it is read."""
+
+    def fresh(self) -> "PackStore":
+        """Return the same store, with nothing remembered of what was read before."""
+        return self
 
     # -- looking around and removing ---------------------------------------------------------------
 

@@ -99,7 +99,12 @@ class DirectoryStore(PackStore):
         usage = shutil.disk_usage(self.root)
         return usage.free, usage.total
 
-    def _file(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> io.RawIOBase:
+    def _file(
+        self,
+        source_id: uuid.UUID,
+        pack_id: uuid.UUID,
+        expected_bytes: int = 0,  # noqa: ARG002 - the kernel reads ahead
+    ) -> io.RawIOBase:
         return self._path(source_id, pack_id).open("rb", buffering=0)
 
     def _directory(self, source_id: uuid.UUID) -> Path:

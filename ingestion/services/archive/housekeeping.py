@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Sequence
 
 import structlog
+from django.core.cache import cache
 from django.utils import timezone
 
-from ingestion.errors import Corrupt
+from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.models import Pack
 from ingestion.packs.store import PackFile, PackStore, store
 from ingestion.services.archive import orphans
@@ -24,6 +25,8 @@ log = structlog.get_logger(__name__)
 ORPHAN_AGE = dt.timedelta(hours=1)
 #: Each sync with new mail makes a pack: so many are looked up by one query.
 _BATCH = 500
+#: To list an object store is paid for, by the thousand packs.
+_LISTED_AGAIN = dt.timedelta(hours=6)
 
 
 def unknown_pack(source_id: uuid.UUID) -> uuid.UUID | None:
@@ -36,6 +39,17 @@ def unknown_pack(source_id: uuid.UUID) -> uuid.UUID | None:
             if _is_needed(archive, orphan):
                 return orphan.pack_id
     return None
+
+
+def collect_when_due() -> None:
+    """Collect orphans, as often as the store may be listed. Where it is away, the next time."""
+    archive = store()
+    if archive.slow and not cache.add("orphans-looked-for", 1, _LISTED_AGAIN.total_seconds()):
+        return
+    try:
+        collect_orphans()
+    except ArchiveUnavailable as error:
+        log.warning("orphans_not_looked_for", error=str(error))
 
 
 def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:

@@ -21,7 +21,7 @@ from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
 from connectors.types import SpooledBody
-from ingestion.errors import Corrupt, WrongArchive
+from ingestion.errors import Corrupt
 from ingestion.models import INDEX_VERSION, Document, Message, Pack
 from ingestion.packs.store import Extent, PackStore, store
 from ingestion.services.archive import documents, reading, storage
@@ -166,7 +166,7 @@ class _Indexing:
         with contextlib.suppress(_Deleted):
             try:
                 whole = self._read_all()
-            except (Corrupt, OSError, WrongArchive) as error:
+            except (Corrupt, OSError) as error:
                 self._flush()
                 self._postpone(error)
             else:

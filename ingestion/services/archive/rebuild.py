@@ -19,7 +19,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from connectors import registry
-from ingestion.errors import Corrupt, InvalidInput, NotAllowedNow
+from ingestion.errors import ArchiveUnavailable, Corrupt, InvalidInput, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import Entry, PackFile, PackStore, store
 from ingestion.services.archive import orphans, storage
@@ -64,7 +64,8 @@ def rebuild(
     """Add the rows that the source's packs tell of and the database lacks. Idempotent.
 
     Opens its own transactions, one per batch. Raises NotAllowedNow while a worker is at work on
-    the source: a pack that it is about to commit must not be taken from under it.
+    the source: a pack that it is about to commit must not be taken from under it. Raises
+    ArchiveUnavailable where an object store does not answer.
     """
     started = timezone.now()
     if Mailbox.objects.filter(source=source, lease_expires_at__gt=started).exists():
@@ -130,7 +131,7 @@ class _Rebuild:
 
     def __init__(self, source: IngestionSource, on_damage: Callable[[Damage], None]) -> None:
         self.source, self.on_damage = source, on_damage
-        self.archive: PackStore = store()
+        self.archive: PackStore = store().fresh()
         self.result = Rebuilt()
 
     def take_in(self, pack: PackFile) -> None:
@@ -143,6 +144,8 @@ class _Rebuild:
             entries = self.archive.scan(self.source.pk, pack.pack_id, on_damage=on_damage)
             for batch in _batches(entries):
                 self._take_in_batch(pack, batch)
+        except ArchiveUnavailable:
+            raise
         except (Corrupt, OSError) as error:
             self._report(pack, str(error))
         if self.result.damaged == damaged:
@@ -186,6 +189,8 @@ class _Rebuild:
         """Return the record with its headers, having read and checked its bytes."""
         try:
             return record.read(self.archive, self.source.pk, pack.pack_id)
+        except ArchiveUnavailable:
+            raise
         except (Corrupt, OSError) as error:
             self._report(pack, str(error))
             return None

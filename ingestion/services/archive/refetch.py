@@ -20,7 +20,7 @@ from django.db.models import F
 from connectors import errors
 from connectors.base import Connector, MailboxSession
 from connectors.types import Body, MessageRef, RawMessage, RemoteFolder, RemoteMailbox, SpooledBody
-from ingestion.errors import Corrupt, NotAllowedNow
+from ingestion.errors import ArchiveUnavailable, Corrupt, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import Extent, PackStore, PackWriter, store
@@ -54,8 +54,8 @@ def refetch(
     """Fetch again what can't be read of these packs. May run beside working workers.
 
     Calls `on_left` with a sentence for each message that could not be had. Opens its own
-    transactions, one for each pack. Raises WrongArchive, OSError (disk), and ConnectorError where
-    the provider can't be asked at all.
+    transactions, one for each pack. Raises ArchiveUnavailable, OSError (disk), and ConnectorError
+    where the provider can't be asked at all.
     """
     storage.require()
     result = Refetched()
@@ -73,7 +73,7 @@ def refetch(
 def _mend(
     pack: Pack, provider: "_Provider", result: Refetched, on_left: Callable[[str], None]
 ) -> None:
-    archive = store()
+    archive = store().fresh()
     places = _places(pack)
     good, lost = _sorted_out(archive, pack)
     with archive.writer(pack.source_id) as writer:
@@ -115,6 +115,8 @@ def _sorted_out(archive: PackStore, pack: Pack) -> tuple[list[Message], list[Mes
         try:
             with _opened(archive, row):
                 good.append(row)
+        except ArchiveUnavailable:  # nothing is lost by that
+            raise
         except (Corrupt, OSError):
             lost.append(row)
     return good, lost

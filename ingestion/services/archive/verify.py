@@ -17,7 +17,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from connectors.types import SpooledBody
-from ingestion.errors import Corrupt
+from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement, ProofKind
 from ingestion.models.webhook import Event
 from ingestion.packs.record import RecordHeader
@@ -83,10 +83,11 @@ def verify_archive(
     """Check the given sources' archives, or the whole of it. Memory does not grow with its size.
 
     Calls `on_problem` for each problem as it is found, `on_progress` after each pack. May run
-    beside working workers. Packs of sources that the database does not know are only looked for
+    beside working workers. Raises ArchiveUnavailable where an object store does not answer: that
+    says nothing of a message. Packs of sources that the database does not know are only looked for
     when the whole archive is checked.
     """
-    archive, result = store(), Verification()
+    archive, result = store().fresh(), Verification()
     chosen = IngestionSource.objects.filter(deleted_at=None) if sources is None else sources
 
     def report(problem: Problem) -> None:
@@ -140,6 +141,7 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
     try:
         records = _Records(archive, pack)
     except (Corrupt, OSError) as error:
+        _raise_if_away(error)
         if _still_there(pack):
             yield _out_of_reach(pack, error)
         return
@@ -155,6 +157,7 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
                 size=row.size_bytes,
             )
         except (Corrupt, OSError) as error:
+            _raise_if_away(error)
             if not _still_there(pack):
                 return
             broken += 1
@@ -178,6 +181,12 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
             f" knows {rows:,}. rebuild_archive_index takes in what the pack still tells of."
         )
         yield Problem("missing_rows", pack.source_id, pack.pk, lost, text)
+
+
+def _raise_if_away(error: Corrupt | OSError) -> None:
+    """Of a store that does not answer nothing is known."""
+    if isinstance(error, ArchiveUnavailable):
+        raise error
 
 
 def _out_of_reach(pack: Pack, error: Corrupt | OSError) -> Problem:
@@ -275,6 +284,8 @@ def _without_row(archive: PackStore, batch: list[PackFile]) -> Iterator[Problem]
             if damage:
                 rest = f"The rest of it {what}" if count else _NOT_NEEDED
                 what = f"is damaged: {damage[0]} {rest}"
+        except ArchiveUnavailable:
+            raise
         except PermissionError as error:
             what = _may_not_read(error)
         except (Corrupt, OSError) as error:

@@ -5,8 +5,10 @@
                        folder cursor; counters }
 
 While groups are written, the next is fetched, hashed and compressed: the disk's and the database's
-time is hidden. A batch that comes while the thread is idle is a group of its own; those that come
-meanwhile gather in the next one, so a thousand small folders cost a few packs and transactions.
+time is hidden. Where a pack takes long to become durable (an object store), the packs of all groups
+under way do so at the same time, and the transactions follow one after the other. A batch that
+comes while the thread is idle is a group of its own; those that come meanwhile gather in the next
+one, so a thousand small folders cost a few packs and transactions.
 """
 
 import atexit
@@ -26,7 +28,7 @@ from django.utils import timezone
 
 from connectors.errors import ConnectorError, MessageGone
 from connectors.types import Body, Cursor, MessageRef, Missing
-from ingestion.errors import LeaseLost
+from ingestion.errors import ArchiveUnavailable, LeaseLost
 from ingestion.models import Folder, Mailbox, Run
 from ingestion.packs import client
 from ingestion.packs.client import Answer, PackingProcess
@@ -81,6 +83,8 @@ class _Group:
     ids: dict[bytes, str] = dataclasses.field(default_factory=dict)
     references: int = 0
     fetched_bytes: int = 0
+    #: Where its pack is made durable ahead of its turn.
+    ahead: concurrent.futures.Future[int] | None = None
 
     @property
     def full(self) -> bool:
@@ -93,10 +97,19 @@ class _Group:
         self.references += len(batch.removed) + len(batch.relabelled)
         self.fetched_bytes += batch.fetched_bytes
 
+    def make_durable(self) -> int:
+        """Return the pack's size once all of it is on stable storage. Raises OSError."""
+        for answer in self.answers:
+            answer.rows()  # also of what no batch wants any more: the pack must be complete
+        return self.writer.commit() if self.writer else 0
+
     def drop(self) -> None:
-        """Leave no file behind."""
+        """Leave no pack behind, where its transaction never began."""
+        if self.ahead is not None:
+            concurrent.futures.wait([self.ahead])
         if self.writer is not None:
-            self.writer.__exit__(None, None, None)
+            with contextlib.suppress(ArchiveUnavailable):  # housekeeping will
+                self.writer.drop()
 
 
 class Committer:
@@ -108,6 +121,7 @@ class Committer:
     def __init__(self, lease: Lease, *, store: PackStore, run: Run, mailbox: Mailbox) -> None:
         self._lease, self._store, self._run, self._mailbox = lease, store, run, mailbox
         self._thread: concurrent.futures.ThreadPoolExecutor | None = None
+        self._ahead: concurrent.futures.ThreadPoolExecutor | None = None
         self._group = _Group()
         #: With the ids of their messages, the oldest first.
         self._under_way: collections.deque[
@@ -191,6 +205,10 @@ class Committer:
             self._thread = concurrent.futures.ThreadPoolExecutor(
                 1, thread_name_prefix="commit", initializer=_take_connection
             )
+            if self._store.slow:
+                self._ahead = concurrent.futures.ThreadPoolExecutor(_GROUPS_UNDER_WAY, "put")
+        if self._ahead is not None:
+            group.ahead = self._ahead.submit(group.make_durable)
         self._under_way.append((self._thread.submit(self._commit_in_turn, group), group.ids))
 
     def _settle(self, left: int) -> None:
@@ -219,6 +237,8 @@ class Committer:
         if self._thread is not None:
             self._thread.submit(_keep_connection)
             self._thread.shutdown()
+        if self._ahead is not None:
+            self._ahead.shutdown()
 
     def _release_process(self) -> None:
         """Wait for what is on its way to it."""
@@ -246,17 +266,14 @@ class Committer:
     def _commit(self, group: _Group) -> None:
         writer = group.writer
         with writer or contextlib.nullcontext():
-            connection.close_if_unusable_or_obsolete()  # it may be long since it was used
-            for answer in group.answers:
-                answer.rows()  # also of what no batch wants any more: the pack must be complete
+            pack_size = group.ahead.result() if group.ahead else group.make_durable()
             rows = [answer.rows() for batch in group.batches for answer in batch.answers]
-            pack_size = writer.commit() if writer else 0
+            connection.close_if_unusable_or_obsolete()  # it may be long since it was used
         try:
             with transaction.atomic():
                 self._write(group, pack_size, rows)
         except LeaseLost:
-            if writer is not None:
-                writer.remove()
+            group.drop()
             raise
         # After any other error nobody knows whether the transaction came: housekeeping decides.
         if group.ids:

@@ -9,11 +9,12 @@ import dataclasses
 import datetime as dt
 import enum
 
+from django.conf import settings
 from django.db import InterfaceError, OperationalError
 
 from connectors import errors
 from connectors.config import ConfigError
-from ingestion.errors import LeaseLost, LostRace, WrongArchive
+from ingestion.errors import ArchiveUnavailable, LeaseLost, LostRace
 from ingestion.services.engine import backoff
 
 
@@ -87,7 +88,8 @@ def of(error: Exception) -> Trouble:
 
 def of_archive(error: OSError) -> Trouble:
     """Return what it means that the archive can't be written."""
-    if isinstance(error, WrongArchive):
+    if isinstance(error, ArchiveUnavailable):
         return Trouble(Action.RETRY, error.code, str(error))
+    what = "TMPDIR" if settings.ARCHIVE_URL else "ARCHIVE_DIR"
     reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
-    return Trouble(Action.RETRY, "storage", f"{reason} Free space or mend ARCHIVE_DIR.")
+    return Trouble(Action.RETRY, "storage", f"{reason} Free space or mend {what}.")

@@ -25,7 +25,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from ingestion import freshness, index_health
-from ingestion.errors import WrongArchive
+from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import PackStore, store
 from ingestion.services.archive import housekeeping, storage
@@ -338,6 +338,8 @@ def _disk() -> Finding:
 
 
 def _unwritable(archive: PackStore, error: OSError) -> Finding:
+    if isinstance(error, ArchiveUnavailable):
+        return Finding("storage", "problem", str(error), "No mail is archived or read until then.")
     return Finding(
         "storage",
         "problem",

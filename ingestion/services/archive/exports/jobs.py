@@ -26,7 +26,7 @@ from django.utils import timezone
 
 from connectors.types import SpooledBody
 from ingestion import queries
-from ingestion.errors import InvalidInput, NotAllowedNow, WrongArchive
+from ingestion.errors import ArchiveUnavailable, InvalidInput, NotAllowedNow
 from ingestion.models import Export
 from ingestion.services.archive import storage
 from ingestion.services.archive.exports.formats import FORMATS
@@ -164,7 +164,7 @@ def _work(export: Export) -> None:
             _update(export, checkpoint=None)
         with _Files(export).opened() as files:
             _slice(export, files)
-    except WrongArchive as error:
+    except ArchiveUnavailable as error:
         _update(export, message=str(error), not_before=timezone.now() + _WAIT, attempts=0)
     except OSError as error:
         if error.errno not in _FULL:

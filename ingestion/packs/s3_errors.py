@@ -1,0 +1,71 @@
+"""What the errors of an object store mean, and what a person does about them.
+
+By code alone: the store's own text may quote anything.
+"""
+
+from botocore import exceptions as aws
+
+from ingestion.errors import ArchiveUnavailable
+
+MISSING = frozenset({"NoSuchKey", "404"})
+TAKEN = frozenset({"PreconditionFailed", "412"})
+BEHIND_THE_END = frozenset({"InvalidRange", "416"})
+
+_CREDENTIALS = """the store refuses the credentials. Correct AWS_ACCESS_KEY_ID and
+    AWS_SECRET_ACCESS_KEY."""
+_FORBIDDEN = """the store does not let these credentials do this. docs/object-store.md has the
+    policy that they need. Some stores say the same of a bucket that is not there."""
+_SKEW = "the store's clock and this machine's differ by more than 15 minutes. Run NTP on both."
+_ALTERED = """other bytes came to the store than were sent, and were not taken. Look after the
+    network and the memory of this machine."""
+_FULL = "the store is full. Make room there, or raise its quota."
+_BUSY = "the store is busy. Nothing is lost, and it is asked again."
+_ELSEWHERE = "the bucket is in another region. Correct the region in ARCHIVE_URL."
+
+_MEANINGS = {
+    "NoSuchBucket": "there is no such bucket. Make it, or correct ARCHIVE_URL.",
+    "InvalidAccessKeyId": _CREDENTIALS,
+    "SignatureDoesNotMatch": _CREDENTIALS,
+    "InvalidToken": _CREDENTIALS,
+    "ExpiredToken": _CREDENTIALS,
+    "AccessDenied": _FORBIDDEN,
+    "AllAccessDisabled": _FORBIDDEN,
+    "403": _FORBIDDEN,
+    "RequestTimeTooSkewed": _SKEW,
+    "RequestExpired": _SKEW,
+    "BadDigest": _ALTERED,
+    "InvalidDigest": _ALTERED,
+    "XAmzContentSHA256Mismatch": _ALTERED,
+    "QuotaExceeded": _FULL,
+    "InsufficientStorage": _FULL,
+    "InsufficientCapacity": _FULL,
+    "StorageFull": _FULL,
+    "507": _FULL,
+    "SlowDown": _BUSY,
+    "ServiceUnavailable": _BUSY,
+    "TooManyRequests": _BUSY,
+    "503": _BUSY,
+    "PermanentRedirect": _ELSEWHERE,
+    "AuthorizationHeaderMalformed": _ELSEWHERE,
+}
+
+
+def refused(name: str, code: str) -> ArchiveUnavailable:
+    """Return what it means that the store answered with this error."""
+    meaning = _MEANINGS.get(
+        code, "the store could not do it. Nothing is lost, and it is asked again."
+    )
+    return ArchiveUnavailable(f"{name}: {' '.join(meaning.split())} ({code or 'no code'})")
+
+
+def unreachable(name: str, error: Exception | None) -> ArchiveUnavailable:
+    """Return what it means that no answer came, or half of one."""
+    if isinstance(error, aws.NoCredentialsError | aws.PartialCredentialsError):
+        what = "there are no credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+    elif isinstance(error, aws.NoRegionError):
+        what = "no region is known. Add ?region=... to ARCHIVE_URL, or set AWS_REGION."
+    elif isinstance(error, aws.SSLError):
+        what = "its certificate can't be verified. AWS_CA_BUNDLE may name a file of authorities."
+    else:
+        what = f"the store can't be reached ({type(error).__name__}). It is asked again."
+    return ArchiveUnavailable(f"{name}: {what}")
