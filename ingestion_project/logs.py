@@ -14,7 +14,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 from connectors import redaction
 
 #: Loggers that say at INFO what our own lines say better, or what nobody wants every three seconds.
-_QUIET = ("celery.app.trace", "celery.beat", "celery.worker.strategy", "httpx", "kombu")
+_QUIET = ("botocore", "celery.app.trace", "celery.beat", "celery.worker.strategy", "httpx", "kombu")
 
 
 def configure(log_format: str) -> dict[str, Any]:

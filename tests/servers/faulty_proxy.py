@@ -14,7 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Literal, Self
 
-Kind = Literal["answer", "lose the answer", "cut the body", "alter the request", "wait"]
+Kind = Literal["nothing", "answer", "lose the answer", "cut the body", "alter the request", "wait"]
 
 
 @dataclasses.dataclass
@@ -53,6 +53,7 @@ class FaultyProxy:
         with self._lock:
             self._faults.clear()
             self.seen.clear()
+            self.bytes_in = self.bytes_out = 0
 
     def count(self, method: str) -> int:
         return sum(1 for seen, _ in self.seen if seen == method)
@@ -145,6 +146,7 @@ class FaultyProxy:
     @staticmethod
     def _refuse(request: BaseHTTPRequestHandler, fault: Fault) -> None:
         text = f"<?xml version='1.0'?><Error><Code>{fault.code}</Code></Error>".encode()
+        text = text if fault.code else b""  # it is no error
         request.send_response_only(fault.status)
         request.send_header("Content-Type", "application/xml")
         request.send_header("Content-Length", str(len(text)))

@@ -34,7 +34,7 @@ class Command(OperatorCommand):
             "--recover",
             type=uuid.UUID,
             metavar="ID",
-            help="make the source of this directory of ARCHIVE_DIR anew, and rebuild it",
+            help="make the source of this directory or prefix of the archive anew, and rebuild it",
         )
         parser.add_argument("--owner", metavar="USER", help="with --recover: whose it will be")
         parser.add_argument("--name", metavar="NAME", help="with --recover: what it will be called")
@@ -71,7 +71,7 @@ class Command(OperatorCommand):
         unknown = [] if options["sources"] or options["recover"] else rebuild.unknown_sources()
         if unknown:
             lines.append(
-                f"ARCHIVE_DIR also holds packs of {len(unknown):,} sources that the database does "
+                f"The archive also holds packs of {len(unknown):,} sources that the database does "
                 f"not know: {', '.join(map(str, unknown[:20]))}. --recover makes them anew."
             )
         document = {"ok": not damaged, "sources": done, "unknownSources": unknown}
