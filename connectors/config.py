@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from connectors.throttle import Local, Throttle
 
@@ -144,11 +144,16 @@ class Config:
         config.check()
         return config
 
+    #: The secret that the owner of the account may give themselves, where nobody signs in by a
+    #: provider's page: the name of a field.
+    owners_secret: ClassVar[str] = ""
+
     def check(self) -> None:
         """Check what concerns more than one field, or a field's form. Raises ConfigError."""
 
     def awaits_consent(self) -> bool:
-        """Tell whether a person must sign in first: only what `Consent.redeem` gives is missing."""
+        """Tell whether a person must sign in first: only what `Consent.redeem` gives is missing, or
+        `owners_secret`."""
         return False
 
     @classmethod

@@ -4,6 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
+from ingestion.admin import consent_page
 from ingestion.admin.mail import saving
 from ingestion.admin.mail.views import mail
 from ingestion.admin.sign_in import change_own_password, sign_in
@@ -31,6 +32,11 @@ urlpatterns = [
     ),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
+    path("connect/", consent_page.page, name="connect"),
+    path("connect/open/", consent_page.opened, name="connect-open"),
+    path("connect/go/", consent_page.go, name="connect-go"),
+    path("connect/give/", consent_page.give, name="connect-give"),
+    path("connect/back/", consent_page.back, name="connect-back"),
     path("api/", include("ingestion.api.urls")),
     path("healthz", monitoring.healthz),
     path("readyz", monitoring.readyz),

@@ -81,6 +81,20 @@ class ImapConfig(Config):
     clientSecret: str = field(
         "OAuth client secret", default="", secret=True, goes_with=("tokenUrl", "clientId")
     )
+    passwordByOwner: bool = field(
+        "Its owner gives the password",
+        default=False,
+        help="Leave the password empty, save, and send the owner a link.",
+    )
+
+    owners_secret = "password"  # noqa: S105 - a field's name
+
+    def awaits_consent(self) -> bool:
+        return self.passwordByOwner and not self._given()
+
+    def _given(self) -> list[str]:
+        names = ("password", "accessToken", "refreshToken")
+        return [name for name in names if getattr(self, name)]
 
     @classmethod
     def mended_by(cls, code: str) -> str:
@@ -129,10 +143,8 @@ class ImapConfig(Config):
             errors["host"] = ["Must be a host name or an IP address, without a scheme or path."]
         if self.secure and self.startTls:
             errors["startTls"] = ["Choose one: secure (TLS at once) or startTls."]
-        given = [
-            name for name in ("password", "accessToken", "refreshToken") if getattr(self, name)
-        ]
-        if not given:
+        given = self._given()
+        if not given and not self.passwordByOwner:
             errors["password"] = ["Give a password, an accessToken or a refreshToken."]
         for name in given[1:]:
             errors[name] = ["Give a password, an accessToken or a refreshToken, not several."]

@@ -10,7 +10,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 from connectors import registry
 from ingestion import freshness
-from ingestion.admin import display, latest_runs, live, verbs
+from ingestion.admin import consent_link, display, latest_runs, live, verbs
 from ingestion.models import (
     FailedMessage,
     IngestionSource,
@@ -77,6 +77,7 @@ def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
         "progress": progress_bar(source, live.current_run(source)),
         "buttons": _buttons(source) if may_change else [],
         "sign_in": _sign_in(source) if may_change else None,
+        "link": consent_link.offered(source) if may_change else None,
         "tiles": _tiles(source),
         # Who may change the settings sees them in the form below.
         "settings": [] if may_change else [*_connection(source), *_options(source)],

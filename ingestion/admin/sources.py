@@ -20,6 +20,7 @@ from connectors.registry import PROVIDERS
 from ingestion import tasks
 from ingestion.admin import (
     connecting,
+    consent_link,
     display,
     live,
     overview,
@@ -168,6 +169,11 @@ class SourceAdmin(AuditedAdmin):
                 view(require_POST(self.type_in_code_view)),
                 name="ingestion_source_type_in_code",
             ),
+            path(
+                "<uuid:pk>/consent-link/",
+                view(require_POST(self.consent_link_view)),
+                name="ingestion_source_consent_link",
+            ),
             *super().get_urls(),
         ]
 
@@ -203,7 +209,7 @@ class SourceAdmin(AuditedAdmin):
             raise PermissionDenied
         user: Any = request.user  # staff, so no AnonymousUser
         try:
-            url = consent.begin(source, user=user, redirect_uri=consent.callback_url(request))
+            url = consent.begin(source, by=user, redirect_uri=consent.callback_url(request))
         except ServiceError as refusal:
             self.message_user(request, str(refusal), messages.ERROR)
             return HttpResponseRedirect(display.page_of(source))
@@ -235,6 +241,16 @@ class SourceAdmin(AuditedAdmin):
             raise PermissionDenied
         context = {**self.admin_site.each_context(request), "opts": self.opts}
         return typed_code.answer(request, source, context)
+
+    def consent_link_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
+        """Make a link for the owner of the account, or revoke it."""
+        source = self.get_queryset(request).filter(pk=pk).first()
+        if source is None:
+            raise Http404
+        if not self.has_change_permission(request, source):
+            raise PermissionDenied
+        context = {**self.admin_site.each_context(request), "opts": self.opts}
+        return consent_link.answer(request, source, context)
 
     def perform_on(
         self, request: HttpRequest, verb: verbs.Verb, chosen: list[IngestionSource]

@@ -5,6 +5,7 @@ from typing import Any, cast
 from django.contrib import messages
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponseRedirect
+from django.http.response import HttpResponseBase
 from django.urls import reverse
 from django.utils.http import urlencode
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
@@ -27,6 +28,15 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
 
     scope = "write"  # a GET that changes something: the protocol wants it so
     serializer_class = serializers.OneSourceOut
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
+        """Send on a browser that holds a consent link: it has no user, and pages of its own."""
+        if request.method == "GET" and consent.is_of_link(request.GET.get("state", "")):
+            answer = HttpResponseRedirect(f"{reverse('connect-back')}?{request.GET.urlencode()}")
+            answer["Referrer-Policy"] = "no-referrer"
+            answer["Cache-Control"] = "no-store"
+            return answer
+        return super().dispatch(request, *args, **kwargs)
 
     def handle_exception(self, exc: Exception) -> Response:
         """Send a browser to where a person can do something about it."""

@@ -129,6 +129,12 @@ class UpdateIngestionSource(Strict):
     status = Choice(choices=SourceStatus.choices, required=False)
 
 
+class NewConsentLink(Strict):
+    hours = serializers.IntegerField(
+        default=72, min_value=1, max_value=720, help_text="For how long it is good."
+    )
+
+
 class RetryFailures(Strict):
     """Which failed messages are tried again."""
 

@@ -198,6 +198,13 @@ class SignInOut(serializers.Serializer[Any]):
     redirectUri = serializers.CharField(source="redirect_uri")
 
 
+class ConsentLinkOut(serializers.Serializer[Any]):
+    """A link for the owner of the account. `url` is in this answer alone: only its hash is kept."""
+
+    url = serializers.CharField()
+    expiresAt = serializers.DateTimeField(source="expires_at")
+
+
 class RetriedOut(serializers.Serializer[Any]):
     retried = serializers.IntegerField()
 

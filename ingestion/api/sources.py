@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.http import HttpResponseBase, StreamingHttpResponse
+from django.urls import reverse
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import status
 from rest_framework.decorators import action
@@ -21,6 +22,7 @@ from ingestion.services.engine import failures
 from ingestion.services.sources import (
     configuration,
     consent,
+    consent_links,
     credentials,
     same_account,
     trial,
@@ -245,8 +247,40 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         """
         source = self._named_by_a_verb()
         back = consent.callback_url(request._request)  # noqa: SLF001 - DRF's own way to it
-        url = consent.begin(source, user=self.user, redirect_uri=back)
+        url = consent.begin(source, by=self.user, redirect_uri=back)
         return Response(serializers.SignInOut({"url": url, "redirect_uri": back}).data)
+
+    @extend_schema(
+        operation_id="makeConsentLink",
+        request=inputs.NewConsentLink,
+        responses={201: serializers.ConsentLinkOut},
+    )
+    @action(
+        detail=True,
+        methods=["post"],
+        url_path="consent-link",
+        url_name="consent-link",
+        idempotent=False,  # its answer is kept nowhere
+    )
+    def consent_link(self, request: Request, pk: str) -> Response:
+        """Make a link for the owner of the account, who needs no user here.
+
+        It shows who asks for what, and lets them sign in at the provider, or type in their own
+        password, once. The link before is revoked. A source to which nobody grants access: 409.
+        """
+        source: IngestionSource = self.get_object()
+        hours = self.body(inputs.NewConsentLink)["hours"]
+        link, token = consent_links.make(source, hours=hours, actor=self.actor)
+        url = consent_links.address(request.build_absolute_uri(reverse("connect")), token)
+        shown = serializers.ConsentLinkOut({"url": url, "expires_at": link.expires_at})
+        return Response(shown.data, status=status.HTTP_201_CREATED)
+
+    @extend_schema(operation_id="revokeConsentLink", request=None, responses={204: None})
+    @consent_link.mapping.delete
+    def revoke_consent_link(self, request: Request, pk: str) -> Response:
+        """Revoke the link that is open, where there is one."""
+        consent_links.revoke(self.get_object(), actor=self.actor)
+        return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(
         operation_id="listRuns",

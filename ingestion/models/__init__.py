@@ -3,6 +3,7 @@
 from ingestion.models.answered import AnsweredRequest
 from ingestion.models.archived_day import ArchivedDay
 from ingestion.models.audit import ApiKey, AuditEvent
+from ingestion.models.consent_link import ConsentLink
 from ingestion.models.document import INDEX_VERSION, AbsentMessage, Document
 from ingestion.models.export import Export
 from ingestion.models.feed import ArchiveChange
@@ -23,6 +24,7 @@ __all__ = [
     "ArchiveChange",
     "ArchivedDay",
     "AuditEvent",
+    "ConsentLink",
     "Document",
     "Export",
     "FailedMessage",

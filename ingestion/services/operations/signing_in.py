@@ -33,6 +33,11 @@ def wait_seconds(username: str, address: str | None) -> int:
     return max(tries)
 
 
+def wait_seconds_for(what: str, *, limit: int) -> int:
+    """Count one try of something else that is to be braked; return what `wait_seconds` does."""
+    return _count(_key("other", what), limit=limit)
+
+
 def succeeded(username: str, address: str | None) -> None:
     """Begin anew for a user who signed in; for their address, take back this one try alone."""
     try:

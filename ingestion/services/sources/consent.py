@@ -1,13 +1,15 @@
 """Lets a person grant access to a source in the browser: OAuth 2 by code, with PKCE and a state.
 
-    begin()  -> the provider's address, with a new state   (the cache: state -> source, user)
+    begin()  -> the provider's address, with a new state   (the cache: state -> source, who)
     finish() <- the provider's redirect: state and code    (the state is used up, the tokens stored)
+
+Who is a user, or a browser that holds a link (`consent_links`).
 
 Or without a browser here: begin_device() gives a code to type in elsewhere, finish_device() polls.
 Between two pages its secret travels sealed by the service's key, for one source and user.
 
-A state is of use once, for ten minutes, and only to the user who began: so nobody can slip their
-own account into another's source, or another's into their own. It is kept in the cache under its
+A state is of use once, for ten minutes, and only to who began: so nobody can slip their own account
+into another's source, or another's into their own. It is kept in the cache under its
 hash. The PKCE verifier is kept nowhere: it is derived from the state by the service's key.
 """
 
@@ -18,6 +20,7 @@ import hmac
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from typing import Any
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -42,6 +45,7 @@ STATE_SECONDS = 600
 _DEVICE_SECONDS = 1_800
 #: RFC 6749 section 4.1.2.1 has only these characters in names of errors we'd repeat.
 _ERROR = re.compile(r"[a-z_]{1,40}")
+_OF_LINK = "link."  # no base64url has a dot
 _AGAIN = "This sign-in has expired, was used before or was begun by somebody else. Begin it again."
 _NO_REDIS = (
     "Redis, which keeps the sign-ins that are under way, is away. Try again when it is back."
@@ -58,16 +62,16 @@ def signs_in(source: IngestionSource) -> bool:
     return _consent_of(source) is not None
 
 
-def begin(source: IngestionSource, *, user: User, redirect_uri: str) -> str:
-    """Return the provider's address to send the person to.
+def begin(source: IngestionSource, *, by: User | str, redirect_uri: str) -> str:
+    """Return the provider's address to send the person to. `by`: the user, or a link's browser.
 
     Raises NotAllowedNow where this source's credentials are of another kind, or Redis is away.
     """
     consent = _consent_of(source)
     if consent is None:
         raise NotAllowedNow("This source does not sign in: it has credentials of another kind.")
-    state = secrets.token_urlsafe(32)
-    began = {"source": str(source.pk), "user": user.pk, "redirect_uri": redirect_uri}
+    state = ("" if isinstance(by, User) else _OF_LINK) + secrets.token_urlsafe(32)
+    began = {"source": str(source.pk), "by": _named(by), "redirect_uri": redirect_uri}
     try:
         cache.set(_key(state), began, timeout=STATE_SECONDS)
     except RedisError:
@@ -83,13 +87,25 @@ def finish(
 ) -> IngestionSource:
     """Use up the state, exchange the code and store what it gave; the source is checked again.
 
+    Raises what `redeem` raises. Network outside, transaction inside.
+    """
+    source, fields = redeem(by=user, state=state, code=code, refusal=refusal)
+    source = configuration.reconnect(source, fields, actor=actor)
+    audit(actor, "source.sign_in", source, {})
+    return source
+
+
+def redeem(
+    *, by: User | str, state: str, code: str, refusal: str = ""
+) -> tuple[IngestionSource, Mapping[str, Any]]:
+    """Use up the state and exchange the code; return the source, and what it is to store. Network.
+
     `refusal` is the provider's `error`, where it sent one instead of a code. Raises InvalidInput
-    that says what went wrong, or NotAllowedNow where Redis is away. Network outside, transaction
-    inside.
+    that says what went wrong, or NotAllowedNow where Redis is away.
     """
     try:
         began: dict[str, Any] | None = cache.get(_key(state))
-        if began is None or began["user"] != user.pk or not cache.delete(_key(state)):
+        if began is None or began["by"] != _named(by) or not cache.delete(_key(state)):
             raise InvalidInput({"state": [_AGAIN]})
     except RedisError:
         raise NotAllowedNow(_NO_REDIS) from None
@@ -106,9 +122,12 @@ def finish(
         )
     except ConnectorError as error:
         raise InvalidInput({"code": [str(error)]}) from error
-    source = configuration.reconnect(source, fields, actor=actor)
-    audit(actor, "source.sign_in", source, {})
-    return source
+    return source, fields
+
+
+def is_of_link(state: str) -> bool:
+    """Tell whether a link's browser began this sign-in, going by its state alone."""
+    return state.startswith(_OF_LINK)
 
 
 def begin_device(source: IngestionSource) -> DevicePrompt:
@@ -181,6 +200,10 @@ def _consent_of(source: IngestionSource) -> Consent | None:
         return registry.consent(source.provider, config, credentials.environment(source))
     except ConfigError:
         return None
+
+
+def _named(by: User | str) -> str:
+    return f"user {by.pk}" if isinstance(by, User) else f"link {by}"
 
 
 def _key(state: str) -> str:

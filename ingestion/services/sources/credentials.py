@@ -103,9 +103,12 @@ def check(source: IngestionSource, *, actor: Actor = SYSTEM) -> Verdict:
 def _ask_provider(source: IngestionSource) -> Identity:
     provider = registry.get(source.provider)
     if provider.config.parse(_config(source)).awaits_consent():
-        raise errors.NeedsReauth(
-            f"Sign in with {provider.label} to grant access.", code=_CONSENT_NEEDED
+        text = (
+            "Its owner is to give the password: make a link for them."
+            if provider.config.owners_secret
+            else f"Sign in with {provider.label} to grant access."
         )
+        raise errors.NeedsReauth(text, code=_CONSENT_NEEDED)
     with connect(source) as connector:
         return connector.check()
 

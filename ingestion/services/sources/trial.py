@@ -75,9 +75,12 @@ def steps(
     chosen = Options.of(options or {})
     if config.awaits_consent():
         label = registry.get(provider).label
-        raise InvalidInput(
-            {"providerConfig": [f"Save it first: you sign in with {label} afterwards, once."]}
+        then = (
+            "then make a link for its owner."
+            if config.owners_secret
+            else f"you sign in with {label} afterwards, once."
         )
+        raise InvalidInput({"providerConfig": [f"Save it first: {then}"]})
     return _steps(registry.get(provider), config, chosen)
 
 

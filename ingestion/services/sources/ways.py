@@ -40,7 +40,9 @@ class Way:
 
 def _imap(slug: str, title: str, host: str, *steps: Step, **preset: Any) -> Way:
     given = {"host": host, "port": 993, "secure": True, **preset}
-    return Way(slug, title, host, "generic_imap", ("username", "password"), given, steps)
+    return Way(
+        slug, title, host, "generic_imap", ("username", "password", "passwordByOwner"), given, steps
+    )
 
 
 _CLOUD_PROJECT = Step(
@@ -190,7 +192,16 @@ _BUILT_IN = (
         "Any IMAP server",
         "Host, user name, password",
         "generic_imap",
-        ("host", "port", "secure", "startTls", "allowInsecureCert", "username", "password"),
+        (
+            "host",
+            "port",
+            "secure",
+            "startTls",
+            "allowInsecureCert",
+            "username",
+            "password",
+            "passwordByOwner",
+        ),
     ),
 )
 

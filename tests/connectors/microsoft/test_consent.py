@@ -16,7 +16,7 @@ from ingestion.models import (
     IngestionSource,
     Mailbox,
 )
-from ingestion.services.sources import configuration, consent, credentials
+from ingestion.services.sources import configuration, consent, consent_links, credentials
 from tests.servers.command_line import CommandLine
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph.sources import (
@@ -46,12 +46,12 @@ def test_a_person_signs_in_with_the_browser_and_the_mailbox_is_archived(
     verdict = credentials.check(source, actor=ACTOR)
     assert verdict.code == "consent_needed"
     owner = source.owner
-    url = consent.begin(source, user=owner, redirect_uri=redirect_uri)
+    url = consent.begin(source, by=owner, redirect_uri=redirect_uri)
     bob = server.tenant.add_user("bob")
     wrong = server.login.sign_in(url, bob)
     with pytest.raises(InvalidInput, match="bob"):
         consent.finish(user=owner, **wrong, actor=ACTOR)
-    url = consent.begin(source, user=owner, redirect_uri=redirect_uri)
+    url = consent.begin(source, by=owner, redirect_uri=redirect_uri)
     consent.finish(user=owner, **server.login.sign_in(url, alice), actor=ACTOR)
     source.refresh_from_db()
     given = source.secrets["refreshToken"]
@@ -67,11 +67,38 @@ def test_a_person_signs_in_with_the_browser_and_the_mailbox_is_archived(
     assert source.secrets["clientSecret"] == server.login.client_secret
 
 
+def test_a_person_without_a_user_signs_in_by_a_link(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any]
+) -> None:
+    fill(box(alice), 2)
+    redirect_uri = "https://mail.example/api/v1/oauth/callback"
+    server.login.redirect_uris.add(redirect_uri)
+    source = make(**person)
+    link, _ = consent_links.make(source, actor=ACTOR)
+    seen = consent_links.as_shown(link)
+
+    def signed_in(who: User) -> dict[str, Any]:
+        url = consent_links.begin(link, browser="hers", seen=seen, redirect_uri=redirect_uri)
+        return dict(server.login.sign_in(url, who), address="192.0.2.7")
+
+    with pytest.raises(InvalidInput, match="bob"):
+        bob = server.tenant.add_user("bob")
+        consent_links.finish(link, browser="hers", **signed_in(bob))
+    with pytest.raises(InvalidInput, match="Begin it again"):
+        consent_links.finish(link, browser="another", **signed_in(alice))
+    consent_links.finish(link, browser="hers", **signed_in(alice))
+    source.refresh_from_db()
+    assert imported(source).message == "2 archived."
+    link.refresh_from_db()
+    with pytest.raises(consent_links.NotOpen):
+        signed_in(alice)
+
+
 def test_a_sign_in_ends_after_ten_minutes_and_its_state_is_kept_nowhere(
     make: Make, person: dict[str, Any], settings: Any
 ) -> None:
     source = make(**person)
-    url = consent.begin(source, user=source.owner, redirect_uri="https://mail.example/back")
+    url = consent.begin(source, by=source.owner, redirect_uri="https://mail.example/back")
     [state] = urllib.parse.parse_qs(urllib.parse.urlsplit(url).query)["state"]
     client: Any = redis.Redis.from_url(settings.REDIS_URL)
     name = hashlib.sha256(state.encode()).hexdigest()
@@ -90,7 +117,7 @@ def test_without_redis_nobody_can_sign_in_and_is_told_so(
     away = {"BACKEND": "django.core.cache.backends.redis.RedisCache"}
     settings.CACHES = {"default": away | {"LOCATION": "redis://127.0.0.1:1/0"}}
     with pytest.raises(NotAllowedNow, match="Redis"):
-        consent.begin(source, user=source.owner, redirect_uri="https://mail.example/back")
+        consent.begin(source, by=source.owner, redirect_uri="https://mail.example/back")
     with pytest.raises(NotAllowedNow, match="Redis"):
         consent.finish(user=source.owner, state="state", code="code", actor=ACTOR)
 
