@@ -52,10 +52,9 @@ def _said(form: SourceForm, user: User) -> Iterator[dict[str, Any]]:
             source=form.stored,
         ):
             yield {"ok": step.ok, "title": step.title, "text": step.text}
-        for text in same_account.warnings(
-            given["provider"], given["providerConfig"],
-            user=user, is_proven=step.ok, stored=form.stored,
-        ):  # fmt: skip
+        for text in same_account.Known(user).warnings(
+            given["provider"], given["providerConfig"], is_proven=step.ok, stored=form.stored
+        ):
             yield {"ok": True, "warns": True, "title": "The same account", "text": text}
     except InvalidInput as error:
         for reasons in error.errors.values():

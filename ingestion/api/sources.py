@@ -129,9 +129,8 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
                 )
             )
         ok = all(step.ok for step in steps)
-        warnings = same_account.warnings(
-            given["provider"], given["providerConfig"], user=self.user, is_proven=ok
-        )
+        known = same_account.Known(self.user)
+        warnings = known.warnings(given["provider"], given["providerConfig"], is_proven=ok)
         shown = {"ok": ok, "steps": steps, "warnings": warnings}
         return Response(serializers.TrialOut(shown).data)
 

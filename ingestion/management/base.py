@@ -34,6 +34,7 @@ EXIT_CODES = """exit codes:
   0  done, all is well
   1  refused, failed, or a problem was found: the message says what to do
   2  the command line is wrong: an unknown option, source or value
+  3  some of it was done, not all: the report says which
   130  interrupted with Ctrl-C"""
 
 
@@ -52,6 +53,7 @@ class Exit(IntEnum):
     OK = 0
     PROBLEM = 1
     USAGE = 2
+    PARTIAL = 3
     INTERRUPTED = 130
 
 
@@ -185,6 +187,18 @@ class OperatorCommand(BaseCommand):
                 "Make one in the admin, or with manage.py createsuperuser."
             )
         return user
+
+    def owner(self, name: str | None) -> User:
+        """Return whose a new source is: the user of this name, or the only administrator. Raises
+        UsageError."""
+        if name is not None:
+            return self.find_user(name)
+        administrators = list(User.objects.filter(is_superuser=True, is_active=True)[:2])
+        if len(administrators) == 1:
+            return administrators[0]
+        raise UsageError(
+            "Say with --owner whose source it is: there is not just one administrator."
+        )
 
     def find_source(self, given: str) -> IngestionSource:
         """Return a source by its id or unique name. Raises UsageError."""

@@ -29,13 +29,18 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--config-file", metavar="FILE", help="the same in a file, or - for standard input"
     )
     single = parser.add_argument_group("configuration by single options")
-    archived = parser.add_argument_group("what is archived, and how often")
-    for option in source_options.describe():
-        _add_source_option(archived, option)
+    add_options(parser)
     for field, providers in _config_fields():
         # A plug-in's field may be called as an option above: it is given by --config.
         with contextlib.suppress(argparse.ArgumentError):
             _add_config_option(single, field, providers)
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """Add the options of what is archived and how often."""
+    archived = parser.add_argument_group("what is archived, and how often")
+    for option in source_options.describe():
+        _add_source_option(archived, option)
 
 
 def config(options: dict[str, Any], provider: str, warn: Callable[[str], None]) -> dict[str, Any]:

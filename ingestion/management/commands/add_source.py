@@ -5,13 +5,11 @@ import sys
 from argparse import ArgumentParser
 from typing import Any
 
-from django.contrib.auth.models import User
-
 from connectors.config import Field
 from connectors.registry import PROVIDERS
 from ingestion import tasks
 from ingestion.management import given
-from ingestion.management.base import Exit, OperatorCommand, UsageError
+from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration, credentials, same_account, trial
@@ -61,7 +59,7 @@ class Command(OperatorCommand):
         if options["test"]:
             return self._test(options)
         source = configuration.create(
-            owner=self._owner(options["owner"]),
+            owner=self.owner(options["owner"]),
             name=options["name"],
             provider=options["provider"],
             provider_config=self._config(options),
@@ -109,16 +107,6 @@ class Command(OperatorCommand):
         shown = source_object(source) | {"warnings": warnings}
         self.report(shown, f"Added {source.name} as {source.pk}. {then}".strip())
         return Exit.OK
-
-    def _owner(self, name: str | None) -> User:
-        if name is not None:
-            return self.find_user(name)
-        administrators = list(User.objects.filter(is_superuser=True, is_active=True)[:2])
-        if len(administrators) == 1:
-            return administrators[0]
-        raise UsageError(
-            "Say with --owner whose source it is: there is not just one administrator."
-        )
 
     # -- configuration -----------------------------------------------------------------------------
 

@@ -43,7 +43,7 @@ def create(
     Opens its own transaction.
     """
     errors: dict[str, list[str]] = {}
-    _collect(errors, _check_name, name)
+    _collect(errors, check_name, name)
     config = _collect(errors, _check_config, provider, provider_config)
     parsed = _collect(errors, source_options.parse, options or {})
     if errors or config is None or parsed is None:
@@ -145,7 +145,7 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
     errors: dict[str, list[str]] = {}
     noted: dict[str, Any] = {}
     if "name" in changes:
-        _collect(errors, _check_name, changes["name"])
+        _collect(errors, check_name, changes["name"])
         noted["name"] = [source.name, changes["name"]]
         source.name = changes["name"]
     provider = changes.get("provider", source.provider)
@@ -233,7 +233,8 @@ def _changed_names(source: IngestionSource, config: Config) -> dict[str, Any]:
     return noted
 
 
-def _check_name(name: Any) -> None:
+def check_name(name: Any) -> None:
+    """Raises InvalidInput where no source can be called so."""
     if not isinstance(name, str) or not name.strip():
         raise InvalidInput({"name": ["Must be a text that is not empty."]})
     if len(name) > _MAX_NAME_CHARS:

@@ -13,48 +13,63 @@ from ingestion import queries
 from ingestion.models import IngestionSource
 
 
-def warnings(
-    provider: str,
-    config: Mapping[str, Any],
-    *,
-    user: User | None,
-    is_proven: bool = False,
-    stored: IngestionSource | None = None,
-) -> list[str]:
-    """Return a sentence for each other source of the same account. One query.
+class Known:
+    """The accounts that are archived, read once for each provider: for one question, or many.
 
-    `user`: who is told; None is whoever has the machine. Of a source that they may not see they are
-    told once the account is proven to be theirs (`is_proven`), and not its name: else anybody could
-    ask whose mail is archived here. `stored`: the source that the configuration is of.
+    `user`: who is told; None is whoever has the machine.
     """
-    own = registry.get(provider).config.account(config)
-    if not own:
-        return []
-    found = IngestionSource.objects.filter(provider=provider, deleted_at=None)
-    found = found.exclude(pk=stored.pk) if stored else found
-    same = [s for s in found.only("name", "config") if _account(provider, s) == own]
-    if not same:
-        return []
-    seen = same
-    if user is not None:
-        visible = set(queries.visible_sources(user).values_list("pk", flat=True))
-        seen = [source for source in same if source.pk in visible]
-    told = [f"The source “{source.name}” archives this account too" for source in seen]
-    if is_proven and len(seen) < len(same):
-        told.append("A source that you may not see archives this account too")
-    return [f"{text}: its mail is kept twice." for text in told]
+
+    def __init__(self, user: User | None) -> None:
+        self._user = user
+        self._of_provider: dict[str, dict[str, list[IngestionSource]]] = {}
+
+    def warnings(
+        self,
+        provider: str,
+        config: Mapping[str, Any],
+        *,
+        is_proven: bool = False,
+        stored: IngestionSource | None = None,
+    ) -> list[str]:
+        """Return a sentence for each other source of the same account.
+
+        Of a source that the user may not see they are told once the account is proven to be theirs
+        (`is_proven`), and not its name: else anybody could ask whose mail is archived here.
+        `stored`: the source that the configuration is of.
+        """
+        own = registry.get(provider).config.account(config)
+        if not own:
+            return []
+        if provider not in self._of_provider:
+            self._of_provider[provider] = self._read(provider)
+        same = [s for s in self._of_provider[provider].get(own, []) if s != stored]
+        seen = self._seen(same)
+        told = [f"The source “{source.name}” archives this account too" for source in seen]
+        if is_proven and len(seen) < len(same):
+            told.append("A source that you may not see archives this account too")
+        return [f"{text}: its mail is kept twice." for text in told]
+
+    def _read(self, provider: str) -> dict[str, list[IngestionSource]]:
+        config = registry.get(provider).config
+        found: dict[str, list[IngestionSource]] = {}
+        rows = IngestionSource.objects.filter(provider=provider, deleted_at=None)
+        for source in rows.only("name", "config").order_by("name", "pk"):
+            found.setdefault(config.account(source.config), []).append(source)
+        return found
+
+    def _seen(self, same: list[IngestionSource]) -> list[IngestionSource]:
+        if self._user is None or not same:
+            return same
+        visible = queries.visible_sources(self._user).filter(pk__in=[s.pk for s in same])
+        seen = set(visible.values_list("pk", flat=True))
+        return [source for source in same if source.pk in seen]
 
 
 def of_source(source: IngestionSource, *, user: User | None) -> list[str]:
     """Return what there is to say of a stored source."""
-    return warnings(
+    return Known(user).warnings(
         source.provider,
         source.config,
-        user=user,
         is_proven=source.proven_at is not None,
         stored=source,
     )
-
-
-def _account(provider: str, source: IngestionSource) -> str:
-    return registry.get(provider).config.account(source.config)

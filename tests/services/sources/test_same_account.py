@@ -50,7 +50,7 @@ def test_an_account_is_what_its_provider_takes_for_one(
 def test_of_an_account_that_is_not_known_nothing_is_said(provider: str, owner: User) -> None:
     assert PROVIDERS[provider].config.account({}) == ""
     IngestionSource.objects.create(owner=owner, name="Recovered", provider=provider)
-    assert same_account.warnings(provider, {}, user=None) == []
+    assert same_account.Known(None).warnings(provider, {}) == []
 
 
 def test_whom_a_source_is_named_to(owner: User, other_user: User) -> None:
