@@ -92,8 +92,8 @@ def test_a_person_types_in_their_own_password(
     page.fill("[name=generic_imap__host]", account.host)
     page.fill("[name=generic_imap__port]", str(account.port))
     page.fill("[name=generic_imap__username]", account.name)
-    page.locator("[name=generic_imap__secure]").uncheck(force=True)
-    page.locator("[name=generic_imap__passwordByOwner]").check(force=True)
+    page.uncheck("[name=generic_imap__secure]")
+    page.check("[name=generic_imap__passwordByOwner]")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("[data-live=message]")).to_contain_text(
         "Its owner is to give the password", timeout=30_000

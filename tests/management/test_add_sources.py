@@ -35,12 +35,13 @@ def accounts(tmp_path: Path, dovecot: Dovecot) -> Path:
 def test_what_passed_is_added_and_the_rest_told_by_line(
     manage: CommandLine, root: User, accounts: Path
 ) -> None:
-    checked = manage.here("add_sources", str(accounts), "--check", "--json")
+    file = str(accounts)
+    checked = manage.here("add_sources", file, "--check", "--json")
     assert checked.code == 3
     assert [line["result"] for line in checked.json()["lines"]] == ["right", "right", "faulty"]
-    tested = manage.here("add_sources", str(accounts), "--test", "--json")
+    tested = manage.here("add_sources", file, "--test", "--json")
     assert (tested.code, IngestionSource.objects.count()) == (3, 0)
-    done = manage.here("add_sources", str(accounts), "--json", "--auto-import", "--include-trash")
+    done = manage.here("add_sources", file, "--json", "--auto-import", "--include-trash")
     assert done.code == 3
     document = done.json()
     assert (document["added"], document["bad"]) == (1, 2)
@@ -49,7 +50,7 @@ def test_what_passed_is_added_and_the_rest_told_by_line(
     source = IngestionSource.objects.get()
     assert (source.name, source.owner, source.auto_import) == ("Good", root, True)
     assert source.options["includeTrash"] is True
-    again = manage.here("add_sources", str(accounts), "--all", "--json")
+    again = manage.here("add_sources", file, "--all", "--json")
     assert [line["result"] for line in again.json()["lines"]] == ["added", "unproven", "faulty"]
     assert "Line 2: The source “Good” archives this account too" in again.stderr
     said = "".join(r.stdout + r.stderr for r in (checked, tested, done, again))

@@ -8,8 +8,8 @@ from typing import Any
 from connectors.config import Field
 from connectors.registry import PROVIDERS
 from ingestion import tasks
-from ingestion.management import given
-from ingestion.management.base import Exit, OperatorCommand
+from ingestion.management import asking, given
+from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import source_object
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration, credentials, same_account, trial
@@ -17,13 +17,16 @@ from ingestion.services.sources import configuration, credentials, same_account,
 
 class Command(OperatorCommand):
     help = (
-        "Add a source. Its configuration comes from single options, from --config-file, or from "
-        "--config; single options win. A secret is taken from an environment variable, from "
-        "standard input or from a file, so that it need not stand on the command line, where "
-        "others on this machine see it; on a terminal it is asked for. The credentials are checked "
-        "in the background, or now with --verify (then it ends with 1 where they don't work)."
+        "Add a source. On a terminal, without NAME, it asks for one way after the other, says "
+        "what to do at the provider first, and tries it before it is added. Else its "
+        "configuration comes from single options, from --config-file, or from --config; single "
+        "options win. A secret is taken from an environment variable, from standard input or "
+        "from a file, so that it need not stand on the command line, where others on this "
+        "machine see it; on a terminal it is asked for. The credentials are checked in the "
+        "background, or now with --verify (then it ends with 1 where they don't work)."
     )
     example = (
+        "manage.py add_source\n"
         'manage.py add_source "Alice" --host imap.example.com --username alice@example.com '
         "--password-env IMAP_PASSWORD --verify\n"
         'pass mail/alice | manage.py add_source "Alice" --host imap.example.com --username alice '
@@ -32,7 +35,9 @@ class Command(OperatorCommand):
     )
 
     def add_own_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("name", metavar="NAME", help="what it is called")
+        parser.add_argument(
+            "name", nargs="?", metavar="NAME", help="what it is called; left out, all is asked for"
+        )
         parser.add_argument(
             "--provider",
             choices=list(PROVIDERS),
@@ -56,6 +61,8 @@ class Command(OperatorCommand):
         given.add_arguments(parser)
 
     def perform(self, options: dict[str, Any]) -> Exit:
+        if options["name"] is None:
+            return self._interview(options)
         if options["test"]:
             return self._test(options)
         source = configuration.create(
@@ -81,6 +88,34 @@ class Command(OperatorCommand):
         )
         self._added(source, "")
         return Exit.PROBLEM
+
+    def _interview(self, options: dict[str, Any]) -> Exit:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UsageError(
+                "Give NAME and the account, such as --host, --username and --password-env: without "
+                "a terminal nobody can be asked. --help has all of it, add_sources takes a file."
+            )
+        if given.config(options, options["provider"], self.say):
+            raise UsageError("Give NAME too: only where nothing is given, all is asked for.")
+        owner = self.owner(options["owner"])
+        told = asking.Interview().account()
+        if told is None:
+            self.say("Nothing was added.")
+            return Exit.PROBLEM
+        source = configuration.create(
+            owner=owner,
+            name=told.name,
+            provider=told.provider,
+            provider_config=told.config,
+            options=given.chosen_options(options),
+            auto_import=told.auto_import,
+            actor=self.actor,
+        )
+        tasks.dispatch_on_commit(source)
+        then = "Its credentials are being checked: see source_status."
+        if told.awaits_consent:
+            then = "Its owner grants access: sign_in_source with --link makes an address for them."
+        return self._added(source, then)
 
     def _test(self, options: dict[str, Any]) -> Exit:
         done = []
