@@ -30,26 +30,12 @@ document.addEventListener("DOMContentLoaded", () => {
     list.append(line);
   }
 
-  async function test() {
-    const response = await fetch(button.dataset.test, { method: "POST", body: new FormData(button.form) });
-    if (!response.ok) throw new Error(`the service answered ${response.status}`);
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = "";
-    for (;;) {
-      const { done, value } = await reader.read();
-      if (done) break;
-      const lines = (rest + value).split("\n");
-      rest = lines.pop();
-      lines.forEach((line) => show(JSON.parse(line)));
-    }
-  }
-
   button.addEventListener("click", async () => {
     button.disabled = true;
     list.replaceChildren();
     list.dataset.state = "running";
     try {
-      await test();
+      await eachLine(button.dataset.test, new FormData(button.form), show);
     } catch (error) {
       show({ ok: false, title: "No answer", text: `${error.message}. Try it again.` });
     }
@@ -71,6 +57,7 @@ document.addEventListener("DOMContentLoaded", () => {
     const chosen = document.createElement("input");
     chosen.type = "file";
     chosen.className = "ing-file";
+    chosen.hasChangeListener = true; // else unfold's own would write its name into a text field
     chosen.setAttribute("aria-label", `A file with ${field.dataset.file}`);
     chosen.addEventListener("change", async () => {
       if (chosen.files.length) field.value = await chosen.files[0].text();
