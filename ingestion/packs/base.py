@@ -32,6 +32,7 @@ from ingestion.packs.format import (
     begin,
     compressor,
     scan,
+    write,
 )
 
 _CHUNK_BYTES = 1 << 20
@@ -62,6 +63,14 @@ class PackWriter(abc.ABC):
     def append(self, records: Iterable[tuple[str, bytes | Chunked]]) -> list[Extent]:
         """Add records, each a header's JSON object and a body, as `packs.format.append` does."""
         return append(self.file, self.pack_id.hex, records, compressor())
+
+    def fill(self, chunks: Iterable[bytes]) -> bytes:
+        """Write a whole pack's bytes as they are; return their SHA-256."""
+        digest = hashlib.sha256()
+        for chunk in chunks:
+            digest.update(chunk)
+            write(self.file, chunk)
+        return digest.digest()
 
     def commit(self) -> int:
         """Make the pack durable; return its size in bytes. Raises OSError, FileExistsError where

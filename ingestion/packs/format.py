@@ -92,7 +92,7 @@ encoded = json.JSONEncoder(separators=(",", ":")).encode
 
 def begin(file: IO[bytes], pack_id: uuid.UUID, about: Mapping[str, str]) -> None:
     """Write the info frame of a new pack."""
-    _write(file, _header_frame(_marker(pack_id.hex), encoded(about)))
+    write(file, _header_frame(_marker(pack_id.hex), encoded(about)))
 
 
 def _marker(pack: str) -> str:
@@ -133,11 +133,11 @@ def append(
                 waiting.append(next(frames))
                 end = offset + len(waiting[-1])
             else:
-                _write(file, b"".join(waiting))
+                write(file, b"".join(waiting))
                 waiting.clear()
                 end = _write_large(file, body, compress)
             extents.append(Extent(offset, end - offset))
-        _write(file, b"".join(waiting))
+        write(file, b"".join(waiting))
     except BaseException:
         file.truncate(start)
         raise
@@ -161,12 +161,13 @@ def _write_large(file: IO[bytes], body: Chunked, compress: zstandard.ZstdCompres
     """Append one body's frame; return where it ends. Holds one chunk of it."""
     deflate = compress.compressobj(size=body.size)
     for chunk in body.chunks():
-        _write(file, deflate.compress(chunk))
-    _write(file, deflate.flush())
+        write(file, deflate.compress(chunk))
+    write(file, deflate.flush())
     return file.tell()
 
 
-def _write(file: IO[bytes], data: bytes | memoryview) -> None:
+def write(file: IO[bytes], data: bytes | memoryview) -> None:
+    """Write all of it to an unbuffered file."""
     left = memoryview(data)
     while left:  # a disk that is nearly full takes a part
         left = left[file.write(left) :]

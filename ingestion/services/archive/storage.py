@@ -11,6 +11,8 @@ from ingestion.errors import WrongArchive
 from ingestion.models import Installation, Pack
 from ingestion.packs.store import PackStore, store
 
+_MOVED = "moved to "
+
 
 def require() -> None:
     """Raise WrongArchive, which says what to do, unless the archive is ours.
@@ -28,6 +30,12 @@ def require() -> None:
             " Nothing is written until it is. Where it is meant to be another directory from now"
             f" on, write {installation.archive_id} into {archive.mark_name}."
         )
+    if to := moved_to(mark):
+        raise WrongArchive(
+            f"The archive was moved from {archive.name} to {to}: set ARCHIVE_URL to that, and"
+            " restart every process. Where the move was broken off, run manage.py move_archive"
+            f" again; or write {installation.archive_id} into {archive.mark_name}."
+        )
     if mark != str(installation.archive_id):
         raise WrongArchive(
             f"{archive.name} is the archive of another installation ({mark}); this one's"
@@ -35,11 +43,22 @@ def require() -> None:
         )
 
 
+def moved_to(mark: str) -> str:
+    """Return where an archive was moved to, as its mark tells; "" where it tells of no move."""
+    return mark.removeprefix(_MOVED) if mark.startswith(_MOVED) else ""
+
+
+def retire(archive: PackStore, to: PackStore) -> None:
+    """Have nobody write to a store any more: the archive is moved to another."""
+    archive.write_mark(f"{_MOVED}{to.name}")
+
+
 def take_over() -> None:
     """Make the archive that is there ours, where this database never had one: the one before it
     was lost. Raises WrongArchive as `require` does where it had one."""
     mark, installation = store().mark(), Installation.objects.filter(pk=1).first()
-    if mark is not None and (installation is None or not installation.archive_marked):
+    new = installation is None or not installation.archive_marked
+    if mark is not None and not moved_to(mark) and new:
         Installation.objects.update_or_create(
             pk=1, defaults={"archive_id": mark, "archive_marked": True}
         )

@@ -1,0 +1,77 @@
+"""move_archive: move the packs to another directory or bucket."""
+
+from argparse import ArgumentParser
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ingestion.management.base import Exit, OperatorCommand, UsageError
+from ingestion.management.presentation import counted, size
+from ingestion.packs.store import at, store
+from ingestion.services.operations import moving
+
+
+class Command(OperatorCommand):
+    help = (
+        "Copy every pack to another directory or bucket, read both back and compare them by "
+        "SHA-256, and have that be the archive. May run while the service works; killed half-way "
+        "it is run again, and copies nothing twice. At its end the old place takes no mail any "
+        "more, so restart every process with the setting that it tells. Removes nothing."
+    )
+    example = (
+        'manage.py move_archive "s3://mail/archive?endpoint=https://s3.example.com&region=eu-1"\n'
+        "manage.py move_archive file:///mnt/archive"
+    )
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("to", metavar="URL", help="where to: as ARCHIVE_URL is written")
+
+    def perform(self, options: dict[str, Any]) -> Exit:
+        here = store().fresh()
+        try:
+            there = at(options["to"]).fresh()
+        except ValueError as error:
+            raise UsageError(f"URL: {error}.") from None
+        console = Console(stderr=True, highlight=False)
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TextColumn("{task.fields[about]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        ) as bar:
+            task = bar.add_task("Copying and comparing", total=None, about="")
+
+            def show(moved: moving.Moved) -> None:
+                what = "Waiting for workers" if moved.waiting else "Copying and comparing"
+                about = counted(moved.packs, "pack")
+                bar.update(
+                    task,
+                    description=what,
+                    total=max(moved.total_bytes, moved.size_bytes),
+                    completed=moved.size_bytes,
+                    about=about,
+                )
+
+            moved = moving.move(here, there, actor=self.actor, on_progress=show)
+        document = {
+            "packs": moved.packs,
+            "bytes": moved.size_bytes,
+            "copied": moved.copied,
+            "from": here.name,
+            "to": there.name,
+        }
+        done = (
+            f"{counted(moved.packs, 'pack')} ({size(moved.size_bytes)}) lie in {there.name} as in"
+            f" {here.name}, bit for bit; {moved.copied:,} were copied now."
+        )
+        next_step = (
+            f"From now on {there.name} is the archive. Set ARCHIVE_URL={options['to']} in place of"
+            " what it or ARCHIVE_DIR is, restart every process, and ask manage.py doctor."
+            f" {here.name} is left as it is: remove it when you trust the new one."
+        )
+        self.report(document, [done, next_step])
+        return Exit.OK

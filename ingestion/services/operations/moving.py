@@ -1,0 +1,181 @@
+"""Moves the archive to another store: a directory, or a bucket.
+
+    copy and compare all packs         (the service may be at work; begun again, it only compares)
+      -> the mark here says "moved": nobody begins a pack here any more
+      -> wait for those who began one before
+      -> copy and compare what came meanwhile
+      -> the mark there: from now on that is the archive
+
+A kill between any two leaves an archive that is whole, and a move that goes on when it is begun
+again. Two are compared by the SHA-256 of all of their bytes, read from both. Removes nothing.
+"""
+
+import collections
+import concurrent.futures
+import dataclasses
+import datetime as dt
+import time
+import uuid
+from collections.abc import Callable, Iterator
+
+from django.db import transaction
+from django.db.models import Sum
+from django.utils import timezone
+
+from ingestion.errors import NotAllowedNow
+from ingestion.models import Installation, Mailbox, Pack
+from ingestion.packs.store import PackFile, PackStore
+from ingestion.services.archive import storage
+from ingestion.services.audit import Actor, audit
+
+#: Requests take their time, and a core compares 500 MB/s.
+_AT_ONCE = 4
+#: Clocks of stores and of this machine differ by less, and no pack takes longer to be committed.
+_MARGIN = dt.timedelta(hours=1)
+#: A process remembers for so long whose an object store is (`packs.s3`).
+_REMEMBERED_SECONDS = 61.0
+_WAIT_SECONDS = 300.0
+
+
+@dataclasses.dataclass(slots=True)
+class Moved:
+    """How far it is. A pack is counted once it is there and compared."""
+
+    total_bytes: int = 0  # of the packs that have rows
+    packs: int = 0
+    size_bytes: int = 0
+    copied: int = 0
+    waiting: bool = False
+
+
+def move(
+    here: PackStore,
+    there: PackStore,
+    *,
+    actor: Actor,
+    on_progress: Callable[[Moved], None] = lambda _: None,
+) -> Moved:
+    """Copy the archive of this installation from one store to another, and have that be it.
+
+    Raises ArchiveUnavailable (WrongArchive among it) where one of the two can't be used, and
+    NotAllowedNow where there is something else, or workers do not end what they began here. Then
+    here is still the archive, or nothing is written until this is run again.
+    """
+    _require_two(here, there)
+    began = timezone.now() - _MARGIN
+    moved = Moved(total_bytes=Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0)
+    _copy_all(here.packs(), here, there, moved, on_progress)
+    storage.retire(here, there)
+    moved.waiting = True
+    on_progress(moved)
+    _wait_for_writers(here)
+    moved.waiting = False
+    young = (pack for pack in here.packs() if pack.modified_at >= began)
+    _copy_all(young, here, there, Moved(), lambda _: None)
+    _require_the_youngest(there, began)
+    with transaction.atomic():
+        audit(actor, "archive.move", None, {"from": here.name, "to": there.name})
+        there.write_mark(str(Installation.objects.get(pk=1)))
+    return moved
+
+
+def _require_two(here: PackStore, there: PackStore) -> None:
+    if here.name == there.name:
+        raise NotAllowedNow(f"{here.name} is where the archive is already.")
+    if storage.moved_to(here.mark() or "") != there.name:  # else it was broken off at the end
+        storage.require()
+    mark = there.mark()
+    if mark and not storage.moved_to(mark) and mark != str(Installation.objects.get(pk=1)):
+        raise NotAllowedNow(
+            f"{there.name} is the archive of another installation ({mark}). Name an empty place."
+        )
+    there.try_out()
+
+
+def _copy_all(
+    packs: Iterator[PackFile],
+    here: PackStore,
+    there: PackStore,
+    moved: Moved,
+    on_progress: Callable[[Moved], None],
+) -> None:
+    waiting: collections.deque[tuple[PackFile, concurrent.futures.Future[bool]]]
+    waiting = collections.deque()
+
+    def settle(left: int) -> None:
+        while len(waiting) > left:
+            pack, future = waiting.popleft()
+            moved.copied += future.result()
+            moved.packs += 1
+            moved.size_bytes += pack.size_bytes
+            on_progress(moved)
+
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE, "move") as threads:
+        try:
+            for pack in packs:
+                if not pack.partial:
+                    waiting.append((pack, threads.submit(_copied, pack, here, there)))
+                    settle(2 * _AT_ONCE)
+            settle(0)
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+def _copied(pack: PackFile, here: PackStore, there: PackStore) -> bool:
+    """Have a pack be there as it is here; return whether it had to be copied."""
+    copied = False
+    try:
+        theirs = there.sha256(pack.source_id, pack.pack_id)
+    except FileNotFoundError:
+        try:
+            with there.copier(pack.source_id, pack.pack_id) as copy:
+                ours = copy.fill(here.chunks(pack.source_id, pack.pack_id))
+                copy.commit()
+        except FileNotFoundError:
+            return False  # deleted, or collected, meanwhile
+        copied, theirs = True, there.sha256(pack.source_id, pack.pack_id)
+    else:
+        try:
+            ours = here.sha256(pack.source_id, pack.pack_id)
+        except FileNotFoundError:
+            return False
+    if ours != theirs:
+        raise NotAllowedNow(
+            f"pack {pack.pack_id} of source {pack.source_id} has other bytes in {there.name} than"
+            f" in {here.name}. verify_archive tells whether the latter is good; remove the other,"
+            " and run this again."
+        )
+    return copied
+
+
+def _wait_for_writers(here: PackStore) -> None:
+    """Return when nobody is left who asked whose the store is before its mark was changed. They
+    have a lease, and lose or return it at the next pack that they begin."""
+    if here.slow:
+        time.sleep(_REMEMBERED_SECONDS)
+    holders = _holders()
+    ends = time.monotonic() + _WAIT_SECONDS
+    while holders & _holders():
+        if time.monotonic() > ends:
+            raise NotAllowedNow(
+                "Workers are still at work, so that a pack may yet be written here. Stop them, and"
+                " run this again: until then no mail is archived."
+            )
+        time.sleep(0.5)
+
+
+def _holders() -> set[tuple[uuid.UUID, int]]:
+    held = Mailbox.objects.filter(lease_expires_at__gt=timezone.now())
+    return set(held.values_list("pk", "lease_token"))
+
+
+def _require_the_youngest(there: PackStore, began: dt.datetime) -> None:
+    """What was committed while all was copied must be there: its packs are named by rows."""
+    young = Pack.objects.filter(created_at__gte=began, source__deleted_at=None)
+    for pack in young.iterator():
+        if not there.holds(pack.source_id, pack.pk):
+            raise NotAllowedNow(
+                f"pack {pack.pk} is not in {there.name}. Run this again; if it is missing here too,"
+                " verify_archive --refetch fetches its mail again."
+            )
