@@ -3,8 +3,7 @@
     an event is a row (services.events) -> due work -> POST, signed (standardwebhooks.com)
       -> delivered | tried again, ever later, for three days | given up, and that is told
 
-The endpoint's address is a person's: it is asked as any server of theirs is (`connectors.web`: the
-address guard, no redirect, an end to everything), and of what it answers the status alone is read.
+The endpoint's address is a person's: it is asked as `operations.posting` asks.
 """
 
 import base64
@@ -15,9 +14,7 @@ import secrets
 import uuid
 from collections.abc import Collection, Sequence
 
-import httpx
 import structlog
-from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import F, Q
@@ -25,45 +22,29 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from standardwebhooks import Webhook
 
-from connectors import web
-from connectors.config import Environment
-from connectors.errors import ConnectorError
 from ingestion import feed
 from ingestion.crypto import Secrets
 from ingestion.errors import CredentialsUnreadable, InvalidInput
 from ingestion.models import WebhookDelivery, WebhookEndpoint
 from ingestion.models.webhook import TEST_EVENT, Event
 from ingestion.services.audit import Actor, audit
+from ingestion.services.operations import posting
+from ingestion.services.operations.posting import Answer
 
 log = structlog.get_logger(__name__)
 
 Outcome = WebhookDelivery.Outcome
 
 MAX_OF_A_USER = 20
-_MAX_URL_CHARS = 2_000
 #: How long the secret of before is good for too: receivers are changed after us.
 _ROTATION = dt.timedelta(days=1)
 #: After each try that failed, as standardwebhooks.com recommends: three days in all.
 _WAITS_SECONDS = (5, 60, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
-_MOST_SECONDS = 15.0
 #: The feed rings at most so often; what changes meanwhile is told by the same ring.
 _RING_SECONDS = 5
 #: How long deliveries are kept to be looked at.
 _KEPT = dt.timedelta(days=30)
 _GONE = 410
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Answer:
-    """What came of a try, in words for people. `status`: None where nothing was answered."""
-
-    text: str
-    status: int | None = None
-    wait_seconds: float | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.status is not None and 200 <= self.status < 300
 
 
 # -- what people do ----------------------------------------------------------------------------
@@ -184,7 +165,7 @@ def _new_secret() -> str:
 
 def _about(endpoint: WebhookEndpoint) -> dict[str, object]:
     """What the audit says: the host alone, for an address may have a token in it."""
-    host = httpx.URL(endpoint.url).host
+    host = posting.host(endpoint.url)
     about = {"webhook": str(endpoint.pk), "host": host, "events": endpoint.events}
     return about | {"enabled": endpoint.enabled}
 
@@ -192,25 +173,11 @@ def _about(endpoint: WebhookEndpoint) -> dict[str, object]:
 def wrong_with(url: str, events: Collection[str]) -> dict[str, list[str]]:
     """Return what is wrong with what somebody gives, by field."""
     errors: dict[str, list[str]] = {}
-    if (problem := _wrong_with_url(url)) is not None:
+    if (problem := posting.wrong_with(url)) is not None:
         errors["url"] = [problem]
     if not events or not set(events) <= set(Event.values):
         errors["events"] = [f"Must be some of: {', '.join(Event.values)}."]
     return errors
-
-
-def _wrong_with_url(url: str) -> str | None:
-    if len(url) > _MAX_URL_CHARS:
-        return f"Must have at most {_MAX_URL_CHARS:,} characters."
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return "Is no URL."
-    if parsed.scheme not in ("https", "http") or not parsed.host:
-        return "Must begin with https:// (or http://, inside a network that you trust)."
-    if parsed.userinfo:
-        return "Must not contain a user name or password. The signature proves who sends."
-    return None
 
 
 # -- delivery ----------------------------------------------------------------------------------
@@ -292,31 +259,11 @@ def _send(delivery: WebhookDelivery) -> Answer:
         }
     except CredentialsUnreadable:
         return Answer("No key in ENCRYPTION_KEYS reads its secret. Give it a new one.")
-    environment = Environment(
-        timeout_seconds=min(_MOST_SECONDS, settings.NETWORK_TIMEOUT_SECONDS),
-        extra_ca_file=settings.EXTRA_CA_FILE,
-    )
-    try:
-        with (
-            web.client(
-                environment, forbid_private_addresses=settings.FORBID_PRIVATE_ADDRESSES
-            ) as client,
-            client.stream("POST", endpoint.url, content=body, headers=headers) as response,
-        ):
-            return _answer(response)  # its body is a stranger's, and is not read
-    except (httpx.HTTPError, httpx.InvalidURL, ConnectorError) as error:
-        return Answer(str(web.problem(error, httpx.URL(endpoint.url).host)))
-
-
-def _answer(response: httpx.Response) -> Answer:
-    status = response.status_code
-    text = f"It answered {status}."
-    if status == _GONE:
+    answer = posting.post(endpoint.url, body, headers)
+    if answer.status == _GONE:
         text = "It answered 410 Gone: it wants to be told nothing more."
-    elif response.is_redirect:
-        text = f"It answered {status}, a redirect, which is not followed. Give the new address."
-    wait = web.retry_after_seconds(response.headers.get("Retry-After", ""))
-    return Answer(text, status, wait)
+        return dataclasses.replace(answer, text=text)
+    return answer
 
 
 def _secrets(endpoint: WebhookEndpoint) -> Sequence[str]:
