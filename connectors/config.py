@@ -6,6 +6,7 @@ and the command line are all derived from it, so that a new provider needs no co
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -196,6 +197,13 @@ class Config:
                 if changed:
                     found[f.name] = changed
         return found
+
+    @classmethod
+    def expires_on(cls, stored: Mapping[str, Any]) -> dt.date | None:
+        """Return on which day (UTC) stored credentials end by themselves, where what is stored
+        without the secrets says so."""
+        _ = stored
+        return None
 
     def is_elsewhere(self, stored: Mapping[str, Any]) -> bool:
         """Tell whether this names another server than the configuration `stored`, so that the ids

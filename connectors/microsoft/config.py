@@ -1,6 +1,7 @@
 """What Microsoft 365 needs: an application of a tenant, or one that a person signs in to."""
 
 import dataclasses
+import datetime as dt
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -172,6 +173,15 @@ class MicrosoftConfig(Config):
     @classmethod
     def account(cls, config: Mapping[str, Any]) -> str:
         return str(config.get("email") or config.get("tenantId", "")).casefold()
+
+    @classmethod
+    def expires_on(cls, stored: Mapping[str, Any]) -> dt.date | None:
+        """The certificate says it itself; of a client secret only Entra knows."""
+        try:
+            pem = str(stored.get("certificatePem") or "").encode()
+            return x509.load_pem_x509_certificate(pem).not_valid_after_utc.date()
+        except ValueError:
+            return None
 
     def check(self) -> None:
         errors: dict[str, list[str]] = {}

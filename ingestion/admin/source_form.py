@@ -14,6 +14,7 @@ from unfold import widgets
 
 from connectors.config import Field
 from connectors.registry import PROVIDERS, Provider
+from ingestion import expiry
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration
@@ -211,14 +212,20 @@ def fieldsets(
     """Return the form's sections: the source, each provider's (one is shown), what to archive."""
     first = ("name", "provider", "auto_import" if adding else "version")
     sections: list[tuple[str | None, dict[str, Any]]] = [("Source", {"fields": first})]
+    asked: list[str] = []
     if way is not None:
         asked = [field_name(way.provider, name) for name in way.fields]
+        asked += [field_name(_OPTIONS, name) for name in way.options]
         sections.append(("Account", {"fields": asked}))
     for slug, provider in providers.items() if way is None else ():
         names = [field_name(slug, field.name) for field in provider.config.fields()]
         classes = ("provider-fields", f"provider-{slug}")
         sections.append((provider.label, {"fields": names, "classes": classes}))
+    if way is None:
+        asked = [field_name(_OPTIONS, expiry.OPTION)]
+        sections.append(("Credentials", {"fields": asked}))
     names = [field_name(_OPTIONS, option.name) for option in source_options.describe()]
+    names = [name for name in names if name not in asked]
     folded = ("collapse",) if way is not None else ()
     title = "What is archived, and how often"
     sections.append((title, {"fields": names, "classes": folded}))

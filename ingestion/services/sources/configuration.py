@@ -13,6 +13,7 @@ from django.db.models.functions import Coalesce, Least, Now
 
 from connectors import registry
 from connectors.config import Config, ConfigError
+from ingestion import expiry
 from ingestion.crypto import Secrets
 from ingestion.errors import ChangedMeanwhile, InvalidInput
 from ingestion.models import IngestionSource, Mailbox
@@ -81,7 +82,7 @@ def update(
     source = locked(source)
     if expected is not None and expected != version(source):
         raise ChangedMeanwhile
-    _apply_changes(source, changes, actor)
+    _apply_changes(source, _without_old_expiry(source, changes), actor)
     if "status" in changes:
         verbs.move_for_client(source, changes["status"], actor)
     source.refresh_from_db()
@@ -139,6 +140,19 @@ def checked_config(provider: Any, given: Any, source: IngestionSource | None = N
     config = _check_config(provider, _merged(source, given))
     _refuse_misdirected(source, given)
     return config
+
+
+def _without_old_expiry(source: IngestionSource, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Forget when the secret expired where another is given: only who says so knows about that."""
+    given, options = changes.get("providerConfig"), changes.get("options", {})
+    if not source.options.get(expiry.OPTION) or not isinstance(given, Mapping):
+        return changes
+    secret = {f.name for f in registry.get(source.provider).config.fields() if f.secret}
+    stored = stored_secrets(source)
+    is_new = any(given.get(name) not in (None, "", stored.get(name)) for name in secret)
+    if not is_new or not isinstance(options, Mapping) or expiry.OPTION in options:
+        return changes
+    return {**changes, "options": {**options, expiry.OPTION: None}}
 
 
 def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: Actor) -> None:

@@ -69,6 +69,14 @@ _FIELDS = (
         MIN_SYNC_INTERVAL_SECONDS,
         MAX_SYNC_INTERVAL_SECONDS,
     ),
+    OptionField(
+        "credentialsExpireOn",
+        "Credentials expire on",
+        dt.date,
+        None,
+        "When the secret or password ends (UTC). An alert tells 30, 7 and 1 days before. What a"
+        " certificate says itself needs no date.",
+    ),
 )
 _ROLES = {
     FolderRole.JUNK: "includeJunk",

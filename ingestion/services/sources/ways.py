@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from connectors.registry import PROVIDERS
+from ingestion import expiry
 
 _GMAIL_READ = "https://www.googleapis.com/auth/gmail.readonly"
 _USERS_READ = "https://www.googleapis.com/auth/admin.directory.user.readonly"
@@ -27,7 +28,8 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Way:
-    """`fields` are asked for; `preset` is given without asking, or filled in where it is asked."""
+    """`fields` are asked for; `preset` is given without asking, or filled in where it is asked.
+    `options` of a source stand beside the fields, because they are about them."""
 
     slug: str
     title: str
@@ -36,6 +38,7 @@ class Way:
     fields: tuple[str, ...]
     preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     steps: tuple[Step, ...] = ()
+    options: tuple[str, ...] = ()
 
 
 def _imap(slug: str, title: str, host: str, *steps: Step, **preset: Any) -> Way:
@@ -115,6 +118,7 @@ _BUILT_IN = (
             *("tenantId", "clientId", "clientSecret", "certificatePem"),
             *("certificatePrivateKeyPem", "cloud", "includeSharedMailboxes", "checkMailbox"),
         ),
+        options=(expiry.OPTION,),
         steps=(
             Step("Register an application in this directory, without a redirect URI.", _REGISTER),
             Step(
@@ -122,7 +126,10 @@ _BUILT_IN = (
                 " admin consent.",
                 copy="Mail.Read User.Read.All",
             ),
-            Step("Certificates & secrets: a secret (copy its Value), or better a certificate."),
+            Step(
+                "Certificates & secrets: a secret (copy its Value, note when it expires), or better"
+                " a certificate."
+            ),
         ),
     ),
     Way(
@@ -131,6 +138,7 @@ _BUILT_IN = (
         "Its owner signs in: work, school or outlook.com",
         "microsoft",
         ("email", "tenantId", "clientId", "clientSecret"),
+        options=(expiry.OPTION,),
         steps=(
             Step("Register an application; for outlook.com with personal accounts.", _REGISTER),
             Step(
@@ -139,7 +147,9 @@ _BUILT_IN = (
                 copy="Mail.Read User.Read offline_access",
             ),
             Step("Authentication > Add Redirect URI > Web, with this address.", copy=REDIRECT_URI),
-            Step("Certificates & secrets > New client secret: copy its Value."),
+            Step(
+                "Certificates & secrets > New client secret: copy its Value, note when it expires."
+            ),
             Step("Save here, then press Sign in."),
         ),
     ),
