@@ -62,7 +62,7 @@ ROOMS = {
              "ingestion.services.sources", "verb", "services"),
         Room("engine", "due work, leases, folders, capture, commit", (388, 396, 308, 60),
              "ingestion.services.engine", "verb", "services"),
-        Room("operations", "doctor, keys, people", (48, 500, 308, 60),
+        Room("operations", "doctor, keys, people, alerts", (48, 500, 308, 60),
              "ingestion.services.operations", "verb", "services"),
         Room("archive", "verified, compared, rebuilt, fetched again", (388, 500, 308, 60),
              "ingestion.services.archive", "verb", "services"),
@@ -72,7 +72,8 @@ ROOMS = {
              "ingestion.search ingestion.feed"),
         Room("mail", "bytes to what people read", (24, 740, 216, 60), "ingestion.mail"),
         Room("queries", "what several pages show", (264, 740, 216, 60),
-             "ingestion.queries ingestion.freshness ingestion.index_health ingestion.downloads"),
+             "ingestion.queries ingestion.freshness ingestion.index_health ingestion.downloads"
+             " ingestion.expiry"),
         Room("models", "the tables; secrets are encrypted", (504, 740, 216, 60),
              "ingestion.models ingestion.migrations ingestion.crypto"),
         Room("states", "words: states and their moves, refusals", (24, 848, 696, 56),

@@ -15,6 +15,7 @@ from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 
 from ingestion.models import (
+    Alert,
     FailedMessage,
     Folder,
     IngestionSource,
@@ -30,7 +31,7 @@ from ingestion.models import (
 def visible_sources(user: User | AnonymousUser) -> QuerySet[IngestionSource]:
     """Return the sources that a user may see: their own; all of them for permitted staff."""
     sources = IngestionSource.objects.filter(deleted_at=None)
-    if user.is_staff and user.has_perm("ingestion.view_ingestionsource"):
+    if sees_service(user):
         return sources
     return sources.filter(owner_id=user.pk)
 
@@ -129,6 +130,18 @@ def visible_webhooks(user: User | AnonymousUser) -> QuerySet[WebhookEndpoint]:
     if user.is_staff and user.has_perm("ingestion.view_webhookendpoint"):
         return WebhookEndpoint.objects.all()
     return WebhookEndpoint.objects.filter(owner_id=user.pk)
+
+
+def sees_service(user: User | AnonymousUser) -> bool:
+    """Tell whether a user is told of what concerns the whole service: who may see all sources."""
+    return user.is_staff and user.has_perm("ingestion.view_ingestionsource")
+
+
+def visible_alerts(user: User | AnonymousUser) -> QuerySet[Alert]:
+    """Return the alerts that a user may see: of visible sources, and of the service."""
+    ours = Q(source__in=visible_sources(user))
+    found = Alert.objects.filter(ours | Q(source=None) if sees_service(user) else ours)
+    return found.select_related("source")
 
 
 # -- messages ----------------------------------------------------------------------------------

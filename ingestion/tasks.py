@@ -13,6 +13,7 @@ from ingestion.services.archive import restored
 from ingestion.services.archive.exports import jobs as exports
 from ingestion.services.engine import clocks, due_work
 from ingestion.services.operations import answered, webhooks
+from ingestion.services.operations.alerting import sending, watch
 
 log = structlog.get_logger(__name__)
 
@@ -36,12 +37,23 @@ def do(kind: str, pk: str) -> None:
 
 
 @shared_task(expires=EXPIRES_SECONDS)
+def look_at_sources() -> None:
+    watch.look_at_sources()
+
+
+@shared_task(expires=EXPIRES_SECONDS)
+def look_at_service() -> None:
+    watch.look_at_service()
+
+
+@shared_task(expires=EXPIRES_SECONDS)
 def housekeeping() -> None:
     with due_work.cleaning_up.taken("housekeeping") as free:
         if free:
             clocks.bring_back()
             restored.bring_back_feed()
             webhooks.forget_old()
+            sending.forget_old()
             exports.expire()
             housekeeper.collect_when_due()
             answered.forget()

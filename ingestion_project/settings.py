@@ -236,6 +236,7 @@ SPECTACULAR_SETTINGS = {
         {"name": "exports", "description": "Mail as one file, made in the background."},
         {"name": "searches", "description": "Searches that a user keeps under a name."},
         {"name": "changes", "description": "What changed in the archive, for programs."},
+        {"name": "alerts", "description": "What needs somebody, and what did."},
         {"name": "webhooks", "description": "Who is told of events, as they happen."},
     ],
     "SERVE_INCLUDE_SCHEMA": False,
@@ -337,6 +338,25 @@ PROVIDER_QUOTAS = {
     },
 }
 
+# -- alerts --------------------------------------------------------------------------------------
+EMAIL_URL = env.str("EMAIL_URL", default="")
+try:
+    _mail = _Env.email_url_config(EMAIL_URL or "dummymail://")
+except (ValueError, ImproperlyConfigured):  # whose words may hold a part of the password
+    raise ImproperlyConfigured(
+        "EMAIL_URL must look like smtp+tls://user:password@host:587 (or smtp+ssl://, or smtp://),"
+        " with the signs of user and password percent-encoded."
+    ) from None
+EMAIL_BACKEND = _mail["EMAIL_BACKEND"]
+EMAIL_HOST, EMAIL_FILE_PATH = _mail["EMAIL_HOST"], _mail["EMAIL_FILE_PATH"]
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _mail["EMAIL_HOST_USER"], _mail["EMAIL_HOST_PASSWORD"]
+EMAIL_USE_TLS, EMAIL_USE_SSL = "EMAIL_USE_TLS" in _mail, "EMAIL_USE_SSL" in _mail
+EMAIL_PORT = _mail["EMAIL_PORT"] or (587 if EMAIL_USE_TLS else 465 if EMAIL_USE_SSL else 25)
+EMAIL_TIMEOUT = 15
+DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="ingestion@localhost")
+PUBLIC_URL = env.str("PUBLIC_URL", default="").rstrip("/")
+ALERT_IDLE_HOURS = env.int("ALERT_IDLE_HOURS", default=72)
+
 # -- logs ----------------------------------------------------------------------------------------
 LOG_FORMAT = env.str("LOG_FORMAT", default="json")  # or "console"
 LOGGING = logs.configure(LOG_FORMAT)
@@ -355,5 +375,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout":
 CELERY_BEAT_SCHEDULE = {
     "dispatch": {"task": "ingestion.tasks.dispatch", "schedule": 3.0},
     "housekeeping": {"task": "ingestion.tasks.housekeeping", "schedule": 600.0},
+    "look_at_sources": {"task": "ingestion.tasks.look_at_sources", "schedule": 10.0},
+    "look_at_service": {"task": "ingestion.tasks.look_at_service", "schedule": 60.0},
 }
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # in memory: no schedule file to lose or lock

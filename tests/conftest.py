@@ -26,16 +26,20 @@ if TYPE_CHECKING:
     from tests.servers.command_line import CommandLine
     from tests.servers.dovecot import Dovecot
     from tests.servers.gmail import Gmail
+    from tests.servers.smtp import Mailbox
     from tests.servers.stack import Service, Supervised
 
 #: Settings of the developer's own shell must not change what the tests see.
 _OWN_SETTINGS = (
     *("ADMIN_PASSWORD", "ALLOWED_HOSTS", "API_REQUESTS_PER_MINUTE", "ARCHIVE_DIR"),
     *("ARCHIVE_URL", "ARCHIVE_LOCK_DAYS"),
+    "ALERT_IDLE_HOURS",
     *(
         "CSRF_TRUSTED_ORIGINS",
         "DATABASE_URL",
         "DEBUG",
+        "DEFAULT_FROM_EMAIL",
+        "EMAIL_URL",
         "ENCRYPTION_KEYS",
         "EXPORT_DIR",
         "EXTRA_CA_FILE",
@@ -43,6 +47,7 @@ _OWN_SETTINGS = (
     *("FORBID_PRIVATE_ADDRESSES", "HOST", "HTTPS", "IMAP_CONNECTIONS_PER_ACCOUNT", "LOG_FORMAT"),
     "METRICS_TOKEN",
     *("MAX_MESSAGE_BYTES", "NETWORK_TIMEOUT_SECONDS", "PORT", "REDIS_URL", "SECRET_KEY"),
+    "PUBLIC_URL",
     *(
         "TRUSTED_PROXIES",
         "VAR_DIR",
@@ -158,17 +163,28 @@ def running_google() -> Iterator["Gmail"]:
 
 
 @pytest.fixture(scope="session")
+def running_mail() -> Iterator["Mailbox"]:
+    """The mail server that `service` sends alerts by."""
+    from tests.servers import smtp
+
+    with smtp.running() as mailbox:
+        yield mailbox
+
+
+@pytest.fixture(scope="session")
 def _processes(
     django_db_setup: None,
     django_db_blocker: Any,
     tmp_path_factory: pytest.TempPathFactory,
     running_google: "Gmail",
+    running_mail: "Mailbox",
 ) -> Iterator["Service"]:
     from tests.servers.stack import Service
 
     log = tmp_path_factory.mktemp("service") / "service.log"
     with django_db_blocker.unblock():
-        service = Service.start(env={**os.environ, **running_google.settings}, log=log)
+        settings = {**running_google.settings, "EMAIL_URL": running_mail.url}
+        service = Service.start(env={**os.environ, **settings}, log=log)
     yield service
     service.supervised.stop()
 

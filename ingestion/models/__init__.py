@@ -1,5 +1,6 @@
 """The tables. Only `ingestion.services` writes them."""
 
+from ingestion.models.alert import Alert, AlertKind, AlertNotice, AlertRule
 from ingestion.models.answered import AnsweredRequest
 from ingestion.models.archived_day import ArchivedDay
 from ingestion.models.audit import ApiKey, AuditEvent
@@ -19,6 +20,10 @@ from ingestion.models.webhook import WebhookDelivery, WebhookEndpoint
 __all__ = [
     "INDEX_VERSION",
     "AbsentMessage",
+    "Alert",
+    "AlertKind",
+    "AlertNotice",
+    "AlertRule",
     "AnsweredRequest",
     "ApiKey",
     "ArchiveChange",

@@ -22,6 +22,8 @@ class Event(models.TextChoices):
     RUN_FINISHED = "run.finished", "an import or sync ended"
     ARCHIVE_CHANGED = "archive.changed", "the feed has news"
     ARCHIVE_CORRUPT = "archive.corrupt", "mail is damaged or missing"
+    ALERT_BEGAN = "alert.began", "something needs somebody, or is worse"
+    ALERT_ENDED = "alert.ended", "it is over"
 
 
 #: Sent by `POST /webhooks/:id/test`, whatever an endpoint wants.

@@ -47,5 +47,5 @@ def announce(
 
 def _may_see(user: User, source: IngestionSource | None) -> bool:
     if source is None:
-        return user.is_staff and user.has_perm("ingestion.view_ingestionsource")
+        return queries.sees_service(user)
     return queries.visible_sources(user).filter(pk=source.pk).exists()

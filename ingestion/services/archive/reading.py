@@ -21,9 +21,11 @@ from ingestion.mail.child import Request
 from ingestion.mail.digest import Digest
 from ingestion.mail.headers import Headers, Named, head_of, parse_headers, parse_named
 from ingestion.mail.view import Html
-from ingestion.models import Message
+from ingestion.models import AlertKind, Message
 from ingestion.models.webhook import Event
 from ingestion.packs.store import Extent, store
+from ingestion.services import alerts
+from ingestion.services.alerts import Trouble
 from ingestion.services.archive import readers
 from ingestion.services.archive.readers import Unreadable
 from ingestion.services.events import announce
@@ -80,6 +82,8 @@ def opened(message: Message) -> Body:
         about = {"problems": {"corrupt_message": 1}, "message": str(error)}
         with transaction.atomic():
             announce(Event.ARCHIVE_CORRUPT, message.mailbox.source, about, once_in=_TOLD_AGAIN)
+            text = "A message that was asked for is not what was archived: run verify_archive."
+            alerts.begin([Trouble(AlertKind.ARCHIVE_CORRUPT, message.mailbox.source, text)])
         raise
 
 

@@ -18,10 +18,20 @@ from django.utils import timezone
 
 from connectors.types import SpooledBody
 from ingestion.errors import ArchiveUnavailable, Corrupt
-from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement, ProofKind
+from ingestion.models import (
+    AlertKind,
+    IngestionSource,
+    Mailbox,
+    Message,
+    Pack,
+    Placement,
+    ProofKind,
+)
 from ingestion.models.webhook import Event
 from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Extent, PackFile, PackStore, store
+from ingestion.services import alerts
+from ingestion.services.alerts import Trouble
 from ingestion.services.archive import orphans, proofs
 from ingestion.services.engine import placements
 from ingestion.services.events import announce
@@ -117,7 +127,17 @@ def verify_archive(
         proofs.remember(
             ProofKind.VERIFICATION, None, messages=result.messages, problems=result.found.total()
         )
+    _end_alerts(result, checked, whole=sources is None)
     return result
+
+
+def _end_alerts(result: Verification, checked: Iterable[uuid.UUID], *, whole: bool) -> None:
+    """What is sound now needs nobody any more."""
+    sound: set[uuid.UUID | None] = {pk for pk in checked if pk not in result.found_in}
+    if whole and set(result.found_in) <= set(checked):
+        sound.add(None)
+    with transaction.atomic():
+        alerts.end(AlertKind.ARCHIVE_CORRUPT, sound, "A verification found all of it.")
 
 
 def _announce(source_id: uuid.UUID, kinds: Counter[Kind]) -> None:
@@ -125,6 +145,12 @@ def _announce(source_id: uuid.UUID, kinds: Counter[Kind]) -> None:
     about = {"problems": dict(kinds), "message": "A verification found what is damaged or missing."}
     with transaction.atomic():
         announce(Event.ARCHIVE_CORRUPT, source, {"sourceId": str(source_id)} | about)
+        alerts.begin([Trouble(AlertKind.ARCHIVE_CORRUPT, source, _words(kinds))])
+
+
+def _words(kinds: Counter[Kind]) -> str:
+    named = ", ".join(f"{number:,} {kind.replace('_', ' ')}" for kind, number in kinds.items())
+    return f"A verification found what is damaged or missing ({named}): verify_archive --refetch."
 
 
 def _packs(source: IngestionSource) -> Iterator[Pack]:

@@ -27,6 +27,7 @@ from ingestion.services.archive.exports import jobs as exports
 from ingestion.services.engine import claims, lease, runs, sync
 from ingestion.services.engine.places import Places
 from ingestion.services.operations import webhooks
+from ingestion.services.operations.alerting import sending
 from ingestion.services.sources import credentials, deletion, discovery
 from ingestion.states import SourceStatus
 
@@ -139,6 +140,13 @@ KINDS = {
         since="not_before",
         verb=webhooks.deliver,
         owner="(SELECT e.owner_id FROM ingestion_webhookendpoint e WHERE e.id = endpoint_id)",
+        places=_telling,
+    ),
+    "alert": Kind(
+        "ingestion_alertrule",
+        sending.DUE,
+        since="not_before",
+        verb=sending.tell,
         places=_telling,
     ),
     "ring": Kind(

@@ -14,8 +14,9 @@ from django.db.models.expressions import CombinedExpression
 from django.db.models.functions import Greatest, Least, Now
 
 from ingestion.errors import LostRace
-from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
+from ingestion.models import AlertKind, FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.models.webhook import Event
+from ingestion.services import alerts
 from ingestion.services.engine import counters
 from ingestion.services.events import announce
 from ingestion.services.sources.options import Options
@@ -270,6 +271,8 @@ def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) 
     IngestionSource.objects.filter(pk=source.pk).update(**changes)
     if ended and source.status == SourceStatus.IMPORTING:
         move(source, SourceStatus.ACTIVE, reason=message, actor="ingestion")
+    if ended and run.kind == RunKind.IMPORT:
+        alerts.happened(AlertKind.IMPORT_FINISHED, source, message)
     about = {"run": str(run.pk), "kind": run.kind, "status": str(status), "message": message}
     counts = {"messagesNew": run.messages_new, "messagesFailed": run.messages_failed}
     announce(Event.RUN_FINISHED, source, about | counts)

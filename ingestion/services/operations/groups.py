@@ -27,8 +27,9 @@ OWNER = ReadyGroup("Owner", is_staff=False)
 GROUPS = (ADMINISTRATOR, OPERATOR, AUDITOR, OWNER)
 
 #: What each may do with a kind of row: v(iew), a(dd), c(hange), d(elete). Exports are one's own
-#: alone, and so are changes to webhooks. Owners need none: what is theirs is theirs. A new kind of
-#: row that has a page is a new line here, and the next `migrate` gives it to the groups.
+#: alone, and so are changes to webhooks and rules of alerts. Owners need none: what is theirs is
+#: theirs. A new kind of row that has a page is a new line here, and the next `migrate` gives it to
+#: the groups.
 TABLE: dict[str, tuple[str, str, str]] = {
     # app.model                Administrator Operator Auditor
     "ingestion.ingestionsource": ("vacd", "vacd", "v"),
@@ -38,6 +39,8 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "ingestion.failedmessage": ("v", "v", "v"),
     "ingestion.statuschange": ("v", "v", "v"),
     "ingestion.webhookendpoint": ("vacd", "vacd", ""),
+    "ingestion.alert": ("v", "v", "v"),
+    "ingestion.alertrule": ("vacd", "vacd", ""),
     # mail, and who read it
     "ingestion.message": ("v", "", "v"),
     "ingestion.export": ("vad", "", "vad"),

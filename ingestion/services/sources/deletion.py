@@ -35,6 +35,8 @@ _STEPS = (
     ("ingestion_archivedday", "source_id = %(source)s"),
     ("ingestion_proof", "source_id = %(source)s"),
     ("ingestion_statuschange", "source_id = %(source)s"),
+    ("ingestion_alertnotice", "source_id = %(source)s"),
+    ("ingestion_alert", "source_id = %(source)s"),
     # What the feed tells of it since is that it was deleted.
     ("ingestion_archivechange", "source_id = %(source)s AND kind <> 'source.deleted'"),
 )

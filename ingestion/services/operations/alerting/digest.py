@@ -1,0 +1,140 @@
+"""The digest: once a day or a week, how the sources that a rule's owner may see are doing."""
+
+import dataclasses
+import datetime as dt
+from typing import Any
+
+from django.db.models import Count, Q, QuerySet, Sum
+from django.urls import reverse
+from django.utils import timezone
+
+from ingestion import expiry, freshness, queries
+from ingestion.models import AlertRule, ArchivedDay, IngestionSource, Pack
+from ingestion.services.operations import capacity
+from ingestion.services.operations.alerting.mail import Mail, one_line
+
+#: UTC.
+_HOUR = 6
+#: Of how many whole days it tells, and what these are called.
+_SPANS = {AlertRule.Digest.DAILY: (1, "yesterday"), AlertRule.Digest.WEEKLY: (7, "last week")}
+#: So many sources are listed: those that need somebody first, then who archived most.
+_LISTED = 50
+_EXPIRES_DAYS = 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Row:
+    """A source. `messages` and `size`: of the days that are told of."""
+
+    name: str
+    up_to: str
+    messages: int
+    size: str
+    failures: int
+    needs: list[str]
+    path: str
+
+
+def next_at(which: str) -> dt.datetime | None:
+    """Return when the next digest is due: in the morning, of a week on Monday; None for none."""
+    if not which:
+        return None
+    today = timezone.now().astimezone(dt.UTC).replace(hour=_HOUR, minute=0, second=0, microsecond=0)
+    days = 1
+    if which == AlertRule.Digest.WEEKLY:
+        days = 7 - today.weekday()
+    elif today > timezone.now():
+        days = 0
+    return today + dt.timedelta(days=days)
+
+
+def of(rule: AlertRule) -> Mail:
+    """Write it, with the rights of the rule's owner."""
+    days, span = _SPANS[AlertRule.Digest(rule.digest)]
+    today = timezone.now().date()
+    told_of = (today - dt.timedelta(days=days), today - dt.timedelta(days=1))
+    sources = queries.visible_sources(rule.owner)
+    if rule.sources is not None:
+        sources = sources.filter(pk__in=rule.sources)
+    rows = _rows(sources, told_of)
+    needing = [row for row in rows if row.needs]
+    messages = sum(row.messages for row in rows)
+    sentence = freshness.summary(sources)
+    number = len(needing)
+    need = f"{number:,} {'source needs' if number == 1 else 'sources need'} somebody"
+    return Mail(
+        subject=f"{messages:,} messages archived {span}; {need if needing else 'all is well'}",
+        template="digest",
+        about={
+            "rule": rule.name,
+            "span": span,
+            "freshness": sentence.text,
+            "needing": needing[:_LISTED],
+            "rows": rows[:_LISTED],
+            "more": max(0, len(rows) - _LISTED),
+            "messages": messages,
+            "failures": sum(row.failures for row in rows),
+            "storage": _storage(sources, rule),
+        },
+        key=f"{rule.pk} digest {rule.digest_at}",
+    )
+
+
+def _rows(sources: QuerySet[IngestionSource], days: tuple[dt.date, dt.date]) -> list[Row]:
+    counted = ArchivedDay.objects.filter(source__in=sources.values("pk"), day__range=days)
+    new = {
+        pk: (messages, size)
+        for pk, messages, size in counted.order_by()
+        .values_list("source")
+        .annotate(n=Sum("messages"), size=Sum("size_bytes"))
+    }
+    found = []
+    for source in freshness.judged(queries.with_counts(sources)):
+        messages, size = new.get(source.pk, (0, 0))
+        row = Row(
+            name=one_line(source.name),
+            up_to=freshness.moment(source.archived_up_to) if source.archived_up_to else "",
+            messages=messages,
+            size=_size(size),
+            failures=source.failed_message_count,
+            needs=[one_line(text, 500) for text in _needs(source)],
+            path=reverse("admin:ingestion_ingestionsource_change", args=[source.pk]),
+        )
+        found.append(row)
+    return sorted(found, key=lambda row: (not row.needs, -row.messages, row.name))
+
+
+def _needs(source: Any) -> list[str]:
+    told = [str(reason) for reason in freshness.reasons(source)]
+    day = expiry.of(source)
+    if day is not None and expiry.days_left(day) <= _EXPIRES_DAYS:
+        told.append(f"The credentials expire on {day}.")
+    return told
+
+
+def _storage(sources: QuerySet[IngestionSource], rule: AlertRule) -> str:
+    """Say what the packs take; who sees the whole service is told of the disk as well."""
+    ours = Q(source__in=sources.values("pk"))
+    packs = Pack.objects.filter(ours).aggregate(n=Count("pk"), size=Sum("size_bytes"))
+    text = f"{_size(packs['size'] or 0)} in {packs['n']:,} packs."
+    if not queries.sees_service(rule.owner):
+        return text
+    try:
+        room = capacity.room()
+    except OSError as error:
+        return f"{text} The archive's disk can't be read ({error.strerror})."
+    days = room.days_left
+    lasts = f", enough for {days:,.0f} days" if days is not None and days < 3_650 else ""
+    return (
+        f"{text} Of the disk {_size(room.free)} are free; the archive grows by"
+        f" {_size(int(room.per_day))} a day{lasts}."
+    )
+
+
+def _size(size_bytes: int) -> str:
+    amount, unit = float(size_bytes), "B"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if amount < 1000 or unit == "TB":
+            break
+        amount /= 1000
+    return f"{amount:,.0f} {unit}" if unit == "B" else f"{amount:,.1f} {unit}"

@@ -1,0 +1,101 @@
+"""Mail that the service itself sends: by EMAIL_URL, and what came of it in words for people.
+
+Subjects and bodies are made of names that strangers chose: no character of them is more than text.
+"""
+
+import dataclasses
+import smtplib
+import uuid
+from collections.abc import Sequence
+from email.utils import parseaddr
+from typing import Any
+
+from django.conf import settings
+from django.core.mail import EmailMultiAlternatives
+from django.template.loader import render_to_string
+
+_PREFIX = "[Email ingestion] "
+_SUBJECT_CHARS = 150
+_NAME_CHARS = 100
+NOT_SET_UP = "No mail server is set up: set EMAIL_URL, and restart all processes."
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mail:
+    """What is to be sent: `template` names a pair, plain text and HTML, which get `about`. The same
+    `key` makes the same Message-ID, by which a reader knows one that came twice."""
+
+    subject: str
+    template: str
+    about: dict[str, Any]
+    key: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Sent:
+    """What came of sending, in words."""
+
+    ok: bool
+    text: str
+
+
+def one_line(text: str, characters: int = _NAME_CHARS) -> str:
+    """Return a text as it may stand in a line: without controls, and not longer than that."""
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    shown = " ".join(shown.split())
+    return shown if len(shown) <= characters else f"{shown[: characters - 1]}…"
+
+
+def send(mail: Mail, recipients: Sequence[str]) -> Sent:
+    """Send it to all recipients at once. Network, within seconds."""
+    if not settings.EMAIL_URL:
+        return Sent(ok=False, text=NOT_SET_UP)
+    about = {**mail.about, "public_url": settings.PUBLIC_URL}
+    domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2] or "localhost"
+    message = EmailMultiAlternatives(
+        _PREFIX + one_line(mail.subject, _SUBJECT_CHARS),
+        render_to_string(f"mail/{mail.template}.txt", about),
+        to=list(recipients),
+        headers={
+            "Message-ID": f"<{uuid.uuid5(uuid.NAMESPACE_URL, mail.key)}@{domain}>",
+            # RFC 3834 section 5: nobody's holiday answers it.
+            "Auto-Submitted": "auto-generated",
+        },
+    )
+    message.attach_alternative(render_to_string(f"mail/{mail.template}.html", about), "text/html")
+    try:
+        message.send()
+    except (smtplib.SMTPException, OSError) as error:
+        return Sent(ok=False, text=_words(error))
+    number = len(recipients)
+    return Sent(ok=True, text=f"Sent to {number} {'address' if number == 1 else 'addresses'}.")
+
+
+def _words(error: Exception) -> str:
+    """Say why it was not taken, and what to do."""
+    server = f"{settings.EMAIL_HOST}:{settings.EMAIL_PORT}"
+    match error:
+        case smtplib.SMTPAuthenticationError():
+            return f"{server} refused the user name or password of EMAIL_URL ({error.smtp_code})."
+        case smtplib.SMTPRecipientsRefused():
+            told = [
+                f"{one_line(address)} ({code} {one_line(_text(words))})"
+                for address, (code, words) in error.recipients.items()
+            ]
+            return f"{server} takes no mail for {', '.join(told)}."
+        case smtplib.SMTPSenderRefused():
+            sender = one_line(settings.DEFAULT_FROM_EMAIL)
+            return f"{server} takes no mail from {sender} ({error.smtp_code}): DEFAULT_FROM_EMAIL."
+        case smtplib.SMTPResponseException():
+            said = one_line(_text(error.smtp_error))
+            return f"{server} did not take it ({error.smtp_code} {said})."
+        case smtplib.SMTPException():
+            return f"{server} did not take it ({one_line(str(error))})."
+        case TimeoutError():
+            return f"{server} did not answer in time."
+    why = one_line(getattr(error, "strerror", None) or str(error))
+    return f"Can't send by {server} ({why}). Check EMAIL_URL and the mail server."
+
+
+def _text(words: bytes | str) -> str:
+    return words.decode(errors="replace") if isinstance(words, bytes) else words

@@ -1,0 +1,156 @@
+"""Telling what rules owe: one mail for all that is owed, or a ping each minute.
+
+    notices (services.alerts) -> due work: the rule -> mail -> sent, marked in one transaction
+      -> or tried again, ever later, for as long as the mail server is away: then all in one mail
+
+A worker that dies between sending and marking tells it again, with the same Message-ID. What is
+sent is what the rule's owner may see at that moment.
+"""
+
+import datetime as dt
+import uuid
+
+import structlog
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import F, Q, QuerySet
+from django.db.models.functions import Now
+from django.utils import timezone
+
+from ingestion import queries
+from ingestion.models import Alert, AlertNotice, AlertRule
+from ingestion.services.operations import posting
+from ingestion.services.operations.alerting import digest, mail, words
+
+log = structlog.get_logger(__name__)
+
+#: After a mail the next one waits so long: what goes on happening is told together as well.
+_APART = dt.timedelta(minutes=5)
+#: After each failure; the last one again and again, for nothing is given up.
+_WAITS_SECONDS = (15, 30, 60, 120, 300, 600)
+#: Of the service behind a ping, a period of one minute and a grace of a few is what to set.
+_PING_EVERY = dt.timedelta(minutes=1)
+#: So much is told in one mail; a list of more helps nobody, and the pages have it.
+_MOST_NOTICES = 2_000
+_KEPT = dt.timedelta(days=90)
+
+#: Which rules have something to send, for the table of due work. What happens together is told
+#: together: the first waits ten seconds for the others.
+DUE = """enabled AND not_before <= now() AND (way = 'ping' OR digest_at <= now()
+    OR EXISTS (SELECT 1 FROM ingestion_alertnotice n
+                WHERE n.rule_id = ingestion_alertrule.id AND n.sent_at IS NULL
+                  AND n.created_at <= now() - interval '10 seconds'))"""
+
+
+def tell(pk: uuid.UUID) -> None:
+    """Send what a rule owes. Network outside, transaction inside."""
+    rules = AlertRule.objects.select_related("owner")
+    rule = rules.filter(pk=pk, enabled=True, owner__is_active=True, not_before__lte=Now()).first()
+    if rule is None:
+        AlertRule.objects.filter(pk=pk).update(not_before=Now() + _APART)  # its owner is gone
+    elif rule.way == AlertRule.Way.PING:
+        _done(rule, ping(rule), wait=_PING_EVERY)
+    elif _tell_notices(rule):
+        _send_digest(rule)
+
+
+def test(rule: AlertRule) -> mail.Sent:
+    """Send a test now, whatever is owed; return what came of it in words. Network."""
+    if rule.way == AlertRule.Way.PING:
+        return ping(rule)
+    return mail.send(words.of_test(rule, open_alerts(rule)), rule.recipients)
+
+
+def ping(rule: AlertRule) -> mail.Sent:
+    """Tell a service such as healthchecks.io that all is well, or by /fail what is not. Network.
+
+    healthchecks.io/docs/http_api: a POST, whose body it keeps. What a URL has after "?" stays.
+    """
+    opened = open_alerts(rule)
+    address, mark, query = rule.url.partition("?")
+    address = f"{address.rstrip('/')}/fail" if opened else address
+    body = words.of_ping(opened) if opened else "All is well."
+    headers = {"Content-Type": "text/plain; charset=utf-8"}
+    answer = posting.post(f"{address}{mark}{query}", body, headers)
+    told = f"Told that {'something needs somebody' if opened else 'all is well'}."
+    return mail.Sent(answer.ok, f"{told if answer.ok else 'Not told.'} {answer.text}")
+
+
+def open_alerts(rule: AlertRule) -> list[Alert]:
+    """Return what is open of what a rule is for, the newest first, as its owner may see it."""
+    found = queries.visible_alerts(rule.owner).filter(ended_at=None, kind__in=rule.kinds)
+    if rule.sources is not None:
+        found = found.filter(source__in=rule.sources)
+    return list(found)
+
+
+def failing() -> QuerySet[AlertRule]:
+    """Return the rules whose last try failed, for `doctor`."""
+    return AlertRule.objects.filter(enabled=True, attempts__gt=0)
+
+
+def forget_old() -> int:
+    """Delete what was over long ago, and notices that could not be sent for as long; return how
+    many. Idempotent."""
+    long_ago = Now() - _KEPT
+    notices, _ = AlertNotice.objects.filter(created_at__lt=long_ago).delete()
+    return notices + Alert.objects.filter(ended_at__lt=long_ago).delete()[0]
+
+
+def _tell_notices(rule: AlertRule) -> bool:
+    """Send what is owed; tell whether there is nothing left to wait for."""
+    owed = list(
+        rule.notices.filter(sent_at=None, created_at__lte=timezone.now())
+        .select_related("alert", "source")
+        .order_by("created_at", "pk")[:_MOST_NOTICES]
+    )
+    if not owed:
+        return True
+    seen = set(_visible(rule.owner).filter(rule=rule, sent_at=None).values_list("pk", flat=True))
+    shown = [notice for notice in owed if notice.pk in seen]
+    sent = mail.Sent(ok=True, text="Nothing that its owner may still see.")
+    if shown:
+        sent = mail.send(words.of_notices(rule, shown), rule.recipients)
+    if not sent.ok:
+        _try_again(rule, sent.text)
+        return False
+    with transaction.atomic():
+        AlertNotice.objects.filter(pk__in=[notice.pk for notice in owed]).update(sent_at=Now())
+        _done(rule, sent, wait=_APART)
+    return True
+
+
+def _visible(user: User) -> QuerySet[AlertNotice]:
+    ours = Q(source__in=queries.visible_sources(user))
+    return AlertNotice.objects.filter(ours | Q(source=None) if queries.sees_service(user) else ours)
+
+
+def _send_digest(rule: AlertRule) -> None:
+    if rule.digest_at is None or rule.digest_at > timezone.now():
+        return
+    sent = mail.send(digest.of(rule), rule.recipients)
+    if not sent.ok:
+        _try_again(rule, sent.text)
+        return
+    with transaction.atomic():
+        AlertRule.objects.filter(pk=rule.pk, digest_at=rule.digest_at).update(
+            digest_at=digest.next_at(rule.digest)
+        )
+        _done(rule, sent, wait=_APART)
+
+
+def _done(rule: AlertRule, sent: mail.Sent, *, wait: dt.timedelta) -> None:
+    changes: dict[str, object] = {"last_result": sent.text, "last_result_at": Now()}
+    changes |= (
+        {"attempts": 0, "last_sent_at": Now()} if sent.ok else {"attempts": F("attempts") + 1}
+    )
+    AlertRule.objects.filter(pk=rule.pk).update(
+        not_before=Now() + wait, handed_out_at=None, **changes
+    )
+
+
+def _try_again(rule: AlertRule, text: str) -> None:
+    wait = _WAITS_SECONDS[min(rule.attempts, len(_WAITS_SECONDS) - 1)]
+    sent = mail.Sent(ok=False, text=f"{text} It is tried again.")
+    _done(rule, sent, wait=dt.timedelta(seconds=wait))
+    log.warning("alert_not_sent", rule=str(rule.pk), attempts=rule.attempts + 1)

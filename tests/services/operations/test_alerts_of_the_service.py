@@ -1,0 +1,117 @@
+"""What is wrong with the service as a whole: its disk, its index, mail that stopped coming."""
+
+import datetime as dt
+import shutil
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.core.cache import cache
+from django.utils import timezone
+
+from ingestion.models import Alert, IngestionSource, Message, Pack
+from ingestion.services.operations import capacity
+from ingestion.services.operations.alerting import watch
+from tests.e2e import rows
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+GB = 10**9
+
+
+@pytest.fixture(autouse=True)
+def archive(owner: User, archive_dir: Path) -> Path:
+    """An archive with a message in it, of a source that has nothing to complain of."""
+    cache.clear()
+    folder = rows.a_folder(rows.a_mailbox(rows.a_source(owner), last_synced_at=timezone.now()))
+    rows.archived(folder, b"Subject: one\r\n\r\n")
+    return archive_dir
+
+
+def open_kinds() -> dict[str, str]:
+    watch.look_at_service()
+    return dict(Alert.objects.filter(ended_at=None).values_list("kind", "message"))
+
+
+def disk(monkeypatch: pytest.MonkeyPatch, *, free: float, total: float = 1_000 * GB) -> None:
+    usage = types.SimpleNamespace(free=int(free), total=int(total), used=int(total - free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+
+
+def grew(per_day: float) -> None:
+    """Have the packs of the last week be so large."""
+    Pack.objects.update(
+        size_bytes=int(per_day * 7), created_at=timezone.now() - dt.timedelta(days=7, minutes=-1)
+    )
+    cache.clear()
+
+
+@pytest.mark.parametrize(
+    ("free", "per_day", "words"),
+    [
+        (500 * GB, 10 * GB, None),
+        (500 * GB, 0, None),
+        (100 * GB, 20 * GB, "is full in 5 days"),
+        (100 * GB, 200 * GB, "is nearly full"),
+        (40 * GB, 0, "is nearly full"),
+    ],
+)
+def test_a_disk_that_fills_up_is_told_by_how_the_archive_grew(
+    monkeypatch: pytest.MonkeyPatch, free: float, per_day: float, words: str | None
+) -> None:
+    disk(monkeypatch, free=free)
+    grew(per_day)
+    found = open_kinds()
+    assert set(found) == ({"archive.storage"} if words else set())
+    assert words is None or words in found["archive.storage"]
+    assert capacity.room().per_day == pytest.approx(per_day, rel=0.01)
+
+
+def test_it_is_told_again_when_it_gets_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(monkeypatch, free=100 * GB)
+    grew(20 * GB)
+    open_kinds()
+    disk(monkeypatch, free=10 * GB)
+    open_kinds()
+    assert Alert.objects.get().stage == 2
+
+
+def test_an_archive_that_is_not_there_is_told(archive: Path) -> None:
+    open_kinds()
+    archive.rename(archive.with_name("elsewhere"))
+    archive.mkdir()
+    assert "is its volume mounted?" in open_kinds()["archive.storage"]
+
+
+def test_nothing_archived_for_long_is_told(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(monkeypatch, free=500 * GB)
+    long_ago = timezone.now() - dt.timedelta(hours=80)
+    IngestionSource.objects.update(imported_at=long_ago)
+    assert open_kinds() == {}, "a message came just now"
+    Message.objects.update(archived_at=long_ago)
+    settings.ALERT_IDLE_HOURS = 0
+    assert open_kinds() == {}
+    settings.ALERT_IDLE_HOURS = 72
+    assert f"since {long_ago:%Y-%m-%d %H:%M} UTC" in open_kinds()["archive.idle"]
+
+
+def test_an_index_that_stands_still_is_told_and_one_that_goes_on_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    disk(monkeypatch, free=500 * GB)
+    Pack.objects.update(index_not_before=timezone.now() - dt.timedelta(hours=9))
+    assert open_kinds() == {}
+    indexed, since = cache.get(watch._PROGRESS_KEY)
+    for earlier, indexed_then in ((3_000, indexed), (3_700, indexed + 1)):
+        cache.set(watch._PROGRESS_KEY, (indexed_then, since - earlier))
+        assert open_kinds() == {}
+    cache.set(watch._PROGRESS_KEY, (indexed, since - 3_700))
+    assert "0 of 1 indexed" in open_kinds()["index.stuck"]
+
+
+def test_a_pack_that_search_cannot_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    disk(monkeypatch, free=500 * GB)
+    Pack.objects.update(index_attempts=1)
+    assert "1 pack can't be read" in open_kinds()["index.stuck"]
