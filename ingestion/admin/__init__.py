@@ -6,6 +6,7 @@ It reads with querysets and writes through `ingestion.services`, like the API an
 from django.contrib import admin
 
 from ingestion.admin import (
+    alerts,
     exports,
     failures,
     history,
@@ -23,6 +24,7 @@ admin.site.index_title = "Dashboard"
 admin.site.login_form = sign_in.SignInForm
 
 __all__ = [
+    "alerts",
     "exports",
     "failures",
     "history",

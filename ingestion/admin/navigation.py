@@ -16,6 +16,7 @@ _SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
             ("Folders", "folder", "ingestion", "folder"),
             ("Runs", "sync", "ingestion", "run"),
             ("Failed messages", "report", "ingestion", "failedmessage"),
+            ("Alerts", "notification_important", "ingestion", "alert"),
         ),
     ),
     (
@@ -36,6 +37,7 @@ _SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
         "Access",
         (
             ("API keys", "key", "ingestion", "apikey"),
+            ("Alert rules", "notifications", "ingestion", "alertrule"),
             ("Webhooks", "webhook", "ingestion", "webhookendpoint"),
             ("Users", "person", "auth", "user"),
             ("Groups", "group", "auth", "group"),

@@ -4,6 +4,7 @@ from django.urls import include, path, re_path
 from rest_framework.routers import SimpleRouter
 
 from ingestion.api import docs
+from ingestion.api.alerts import AlertViewSet
 from ingestion.api.changes import ChangesViewSet
 from ingestion.api.consent import ConsentViewSet
 from ingestion.api.emails import EmailViewSet
@@ -19,6 +20,7 @@ router.register("emails", EmailViewSet, basename="emails")
 router.register("exports", ExportViewSet, basename="exports")
 router.register("searches", SavedSearchViewSet, basename="searches")
 router.register("changes", ChangesViewSet, basename="changes")
+router.register("alerts", AlertViewSet, basename="alerts")
 router.register("webhooks", WebhookViewSet, basename="webhooks")
 
 urlpatterns = [

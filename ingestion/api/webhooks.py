@@ -25,7 +25,8 @@ class NewWebhook(inputs.Strict):
 
     `source.error`: a source needs somebody. `run.finished`: an import or sync ended.
     `archive.changed`: /api/v1/changes has something new, at most every five seconds.
-    `archive.corrupt`: something archived is damaged or missing.
+    `archive.corrupt`: something archived is damaged or missing. `alert.began`, `alert.ended`:
+    something of /api/v1/alerts needs somebody, or is over.
     """
 
     url = inputs.Text(max_length=2000, help_text="https://, or http:// in a network you trust.")

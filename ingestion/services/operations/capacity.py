@@ -2,14 +2,13 @@
 
 import dataclasses
 import datetime as dt
-import shutil
 
-from django.conf import settings
 from django.core.cache import cache
 from django.db.models import Min, Sum
 from django.utils import timezone
 
 from ingestion.models import Pack
+from ingestion.packs.store import store
 
 MIN_FREE_BYTES = 1_000_000_000
 LOW_FREE_SHARE = 0.05
@@ -21,7 +20,7 @@ _MEASURED_EVERY_SECONDS = 3_600
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Room:
-    """Of the volume that the archive is on, in bytes."""
+    """Of where the archive is, in bytes."""
 
     free: int
     total: int
@@ -37,11 +36,17 @@ class Room:
         return self.free < MIN_FREE_BYTES or self.free < self.total * LOW_FREE_SHARE
 
 
-def room() -> Room:
-    """Measure it. Raises OSError where the archive can't be read."""
-    usage = shutil.disk_usage(settings.ARCHIVE_DIR)
-    per_day = cache.get_or_set(_KEY, _bytes_per_day, timeout=_MEASURED_EVERY_SECONDS)
-    return Room(usage.free, usage.total, float(per_day or 0.0))
+def room() -> Room | None:
+    """Measure it; None where there is no limit to be known. Raises OSError where the archive can't
+    be read."""
+    found = store().room()
+    return Room(*found, per_day()) if found else None
+
+
+def per_day() -> float:
+    """How many bytes a day the archive grows by."""
+    known = cache.get_or_set(_KEY, _bytes_per_day, timeout=_MEASURED_EVERY_SECONDS)
+    return float(known or 0.0)
 
 
 def _bytes_per_day() -> float:

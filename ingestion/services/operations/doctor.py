@@ -26,11 +26,12 @@ from redis.exceptions import RedisError
 
 from ingestion import freshness, index_health
 from ingestion.errors import ArchiveUnavailable, WrongArchive
-from ingestion.models import IngestionSource, Pack, WebhookEndpoint
+from ingestion.models import AlertRule, IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import PackStore, store
 from ingestion.services.archive import housekeeping, storage
 from ingestion.services.engine import due_work
-from ingestion.services.operations import credential_keys, webhooks
+from ingestion.services.operations import capacity, credential_keys, webhooks
+from ingestion.services.operations.alerting import sending
 
 State = Literal["ok", "warning", "problem"]
 
@@ -39,8 +40,6 @@ _PING_SECONDS = 2
 _HEARTBEAT_SECONDS = 30.0
 #: Leases are 20 s by the database's clock; schedules are made by the application's.
 _MAX_SKEW_SECONDS = 5.0
-_MIN_FREE_BYTES = 1_000_000_000
-_LOW_FREE_SHARE = 0.05
 _SLOW_WRITE_SECONDS = 1.0
 _LATE_INDEX = dt.timedelta(hours=1)
 _NAMED = 5
@@ -67,6 +66,7 @@ def examine() -> Iterator[Finding]:
         yield _sources()
         yield _index()
         yield _webhooks()
+        yield _alerts()
     broker = _broker()
     yield broker
     if broker.state != "problem":
@@ -184,6 +184,19 @@ def _webhooks() -> Finding:
         )
     off = f" {disabled:,} are disabled." if disabled else ""
     return Finding("webhooks", "ok", f"No delivery was given up within a day.{off}")
+
+
+def _alerts() -> Finding:
+    """Whether who is to be told of alerts is told."""
+    failing = list(sending.failing().order_by("name")[:_NAMED])
+    if failing:
+        told = "; ".join(f"{rule.name}: {rule.last_result}" for rule in failing)
+        advice = "Correct EMAIL_URL or the rule (Alert rules in the admin), and send a test."
+        return Finding("alerts", "warning", f"Can't be sent. {told}", advice)
+    rules = AlertRule.objects.filter(enabled=True).count()
+    if not rules:
+        return Finding("alerts", "ok", "There is no rule: nobody is told when something is wrong.")
+    return Finding("alerts", "ok", f"{rules:,} {'rule tells' if rules == 1 else 'rules tell'}.")
 
 
 def _index() -> Finding:
@@ -323,10 +336,10 @@ def _disk() -> Finding:
         return _unwritable(archive, error)
     free, total = room or (math.inf, 0)
     left = f"{free / 1e9:,.1f} GB free of {total / 1e9:,.1f} GB" if room else "no limit is known"
-    if free < _MIN_FREE_BYTES:
+    if free < capacity.MIN_FREE_BYTES:
         text = f"{archive.name}: {left}."
         return Finding("storage", "problem", text, "Make room: imports stop soon.")
-    if free < total * _LOW_FREE_SHARE:
+    if free < total * capacity.LOW_FREE_SHARE:
         return Finding(
             "storage", "warning", f"{archive.name}: {left}.", "Make room before it is full."
         )

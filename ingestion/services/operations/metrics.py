@@ -5,6 +5,7 @@ resets nothing. A constant number of queries; labels are sources and codes, neve
 those there may be ten thousand. docs/monitoring.md has the list, a dashboard and alert rules.
 """
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,10 +15,11 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from ingestion import freshness
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Pack, Run
+from ingestion import expiry, freshness
+from ingestion.models import Alert, FailedMessage, IngestionSource, Mailbox, Pack, Run
 from ingestion.packs.store import store
 from ingestion.services.engine import due_work
+from ingestion.services.operations.alerting import sending
 
 _SOURCE = ("source", "name")
 
@@ -32,6 +34,7 @@ class Rows(Collector):
         yield from _mailboxes()
         yield from _work()
         yield from _archive()
+        yield from _alerts()
         yield from _dispatcher()
 
 
@@ -57,8 +60,16 @@ def _sources(sources: list[Any]) -> Iterator[Metric]:
         "Bytes archived of a source, unpacked.",
         labels=_SOURCE,
     )
+    expire = GaugeMetricFamily(
+        "ingestion_source_credentials_expire_timestamp_seconds",
+        "When a source's credentials expire; absent where nobody knows.",
+        labels=_SOURCE,
+    )
     for source in sources:
         names = (str(source.pk), source.name)
+        if (day := expiry.of(source)) is not None:
+            midnight = dt.datetime.combine(day, dt.time(), dt.UTC)
+            expire.add_metric(names, midnight.timestamp())
         status.add_metric((*names, source.status), 1)
         for reason in freshness.reasons(source):
             attention.add_metric((*names, reason.code), 1)
@@ -66,7 +77,7 @@ def _sources(sources: list[Any]) -> Iterator[Metric]:
             up_to.add_metric(names, source.archived_up_to.timestamp())
         messages.add_metric(names, source.message_count)
         size.add_metric(names, source.archived_bytes)
-    yield from (status, attention, up_to, messages, size)
+    yield from (status, attention, up_to, messages, size, expire)
 
 
 def _failures(sources: list[Any]) -> Iterator[Metric]:
@@ -140,6 +151,19 @@ def _archive() -> Iterator[Metric]:
         yield GaugeMetricFamily(
             "ingestion_archive_free_bytes", "Bytes that are free where the archive is.", room[0]
         )
+
+
+def _alerts() -> Iterator[Metric]:
+    opened = GaugeMetricFamily("ingestion_alerts", "Alerts that are open.", labels=("kind",))
+    rows = Alert.objects.filter(ended_at=None).order_by().values_list("kind")
+    for kind, number in rows.annotate(n=Count("pk")):
+        opened.add_metric((kind,), number)
+    yield opened
+    yield GaugeMetricFamily(
+        "ingestion_alert_rules_failing",
+        "Rules whose last mail or ping did not get through.",
+        sending.failing().count(),
+    )
 
 
 def _dispatcher() -> Iterator[Metric]:

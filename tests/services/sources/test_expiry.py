@@ -39,7 +39,7 @@ def test_somebody_tells_it(source: IngestionSource) -> None:
 
 
 def test_another_secret_forgets_it_and_the_same_does_not(source: IngestionSource) -> None:
-    assert expiry.of(changed(source, name="Other", providerConfig={"port": 143})) == DAY
+    assert expiry.of(changed(source, name="Other", providerConfig={"port": 993})) == DAY
     again = {"password": SECRET, "username": CONFIG["username"]}
     assert expiry.of(changed(source, providerConfig=again)) == DAY
     later = {expiry.OPTION: "2031-01-01"}
