@@ -48,7 +48,7 @@ class KindFilter(admin.SimpleListFilter):
     parameter_name = "kind"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [(kind.value, _capitalised(kind.label)) for kind in _lasting()]
+        return [(kind.value, kind.label) for kind in _lasting()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         known = self.value() in AlertKind.values
@@ -78,7 +78,7 @@ class AlertAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Kind")
     def kind_label(self, alert: Alert) -> str:
-        return _capitalised(AlertKind(alert.kind).label)
+        return AlertKind(alert.kind).label
 
     @admin.display(description="In words")
     def words(self, alert: Alert) -> Any:
@@ -99,6 +99,18 @@ class AlertAdmin(ReadOnlyAdmin):
         return display.time_tag(alert.ended_at)
 
 
+class AddressesField(forms.CharField):
+    """Addresses of e-mail, with commas, semicolons, spaces or line ends between them."""
+
+    widget = widgets.UnfoldAdminTextareaWidget({"rows": 2})
+
+    def prepare_value(self, value: Any) -> Any:
+        return "\n".join(value) if isinstance(value, list) else value
+
+    def to_python(self, value: Any) -> Any:
+        return [word for word in _SEPARATORS.split(super().to_python(value) or "") if word]
+
+
 class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic fails at run time
     """`user`, whose sources are offered, is set by the page."""
 
@@ -110,11 +122,8 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         initial=AlertRule.Way.MAIL,
         widget=widgets.UnfoldAdminRadioSelectWidget,
     )
-    recipients = forms.CharField(
-        label="To",
-        required=False,
-        widget=widgets.UnfoldAdminTextareaWidget({"rows": 2}),
-        help_text="Addresses of e-mail, up to 20.",
+    recipients = AddressesField(
+        label="To", required=False, help_text="Addresses of e-mail, up to 20."
     )
     url = forms.CharField(
         label="URL",
@@ -137,9 +146,10 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         initial="all",
         widget=widgets.UnfoldAdminRadioSelectWidget,
     )
-    sources = forms.MultipleChoiceField(
+    sources = forms.TypedMultipleChoiceField(
         label="Only these",
         required=False,
+        coerce=uuid.UUID,
         widget=widgets.UnfoldAdminSelectMultipleWidget({"size": 8}),
         help_text="With Ctrl or Cmd several.",
     )
@@ -168,7 +178,7 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
             return
         self.initial.update(
             way=rule.way,
-            recipients="\n".join(rule.recipients),
+            recipients=rule.recipients,
             url=rule.url,
             kinds=rule.kinds,
             which="all" if rule.sources is None else "chosen",
@@ -176,22 +186,18 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
             digest=rule.digest,
         )
 
+    def given(self, typed: dict[str, Any]) -> dict[str, Any]:
+        """Return what the service takes."""
+        return {name: value for name, value in typed.items() if name in rules.FIELDS}
+
     def clean(self) -> dict[str, Any]:
         """Check it as the service does, so that each error stands at its field."""
         typed = super().clean() or {}
-        chosen = typed.get("which") == "chosen"
-        self.given = {
-            "name": typed.get("name", ""),
-            "enabled": typed.get("enabled", True),
-            "way": typed.get("way", ""),
-            "recipients": [word for word in _SEPARATORS.split(typed.get("recipients", "")) if word],
-            "url": typed.get("url", "").strip(),
-            "kinds": typed.get("kinds", []),
-            "sources": [uuid.UUID(pk) for pk in typed.get("sources", ())] if chosen else None,
-            "digest": typed.get("digest", ""),
-        }
-        wrong = rules.wrong_with(AlertRule(owner=self.user, **self.given))
-        for name, texts in wrong.items():
+        if typed.get("which") != "chosen":
+            typed["sources"] = None
+        for name, texts in rules.wrong_with(
+            AlertRule(owner=self.user, **self.given(typed))
+        ).items():
             if name not in self.errors:
                 self.add_error(name, texts)
         return typed
@@ -314,10 +320,12 @@ class AlertRuleAdmin(AuditedAdmin):
         actor = Actor.of_request(request)
         if not change:
             assert request.user.is_authenticated
-            made = rules.create(request.user, given=form.given, actor=actor)
+            made = rules.create(request.user, given=form.given(form.cleaned_data), actor=actor)
             obj.pk, obj.owner = made.pk, made.owner
             return
-        rule = rules.change(AlertRule.objects.get(pk=obj.pk), given=form.given, actor=actor)
+        rule = rules.change(
+            AlertRule.objects.get(pk=obj.pk), given=form.given(form.cleaned_data), actor=actor
+        )
         for pressed in self.get_actions_submit_line(request, obj.pk):
             if pressed.action_name in request.POST:
                 pressed.method(request, rule)
@@ -340,7 +348,3 @@ class AlertRuleAdmin(AuditedAdmin):
 
 def _lasting() -> list[AlertKind]:
     return [kind for kind in AlertKind if kind != AlertKind.IMPORT_FINISHED]
-
-
-def _capitalised(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from django.db.models import Case, When
 from django.http import HttpRequest
 
-from ingestion import freshness
+from ingestion import freshness, queries
 from ingestion.admin import display, mending
 from ingestion.admin.mending import Mend
-from ingestion.models import IngestionSource
+from ingestion.models import AlertKind, IngestionSource
 from ingestion.states import SourceStatus
 
 #: So many lines of each kind; lists have the others.
@@ -58,5 +58,32 @@ def _sources(request: HttpRequest) -> list[Item]:
     ]
 
 
+def _alerts(request: HttpRequest) -> list[Item]:
+    """Return the alerts that are open of what no source's state says."""
+    if not request.user.has_perm("ingestion.view_alert"):
+        return []
+    assert request.user.is_authenticated
+    found = queries.visible_alerts(request.user).filter(ended_at=None)
+    return [
+        Item(
+            title=alert.source.name if alert.source else AlertKind(alert.kind).label,
+            url=display.page_of(alert.source or alert),
+            why=[alert.message],
+            tone="danger" if alert.kind in _STANDS_STILL else "warning",
+            badge=_BADGES[alert.kind],
+        )
+        for alert in found.filter(kind__in=_BADGES)[:MOST]
+    ]
+
+
+_BADGES: dict[str, str] = {
+    AlertKind.SECRET_EXPIRES: "Expires",
+    AlertKind.ARCHIVE_CORRUPT: "Damaged",
+    AlertKind.ARCHIVE_STORAGE: "Storage",
+    AlertKind.ARCHIVE_IDLE: "Idle",
+    AlertKind.INDEX_STUCK: "Search",
+}
+_STANDS_STILL = frozenset({AlertKind.ARCHIVE_CORRUPT, AlertKind.ARCHIVE_STORAGE})
+
 #: Each gives the lines of one kind, for who may see them.
-WATCHES: tuple[Callable[[HttpRequest], list[Item]], ...] = (_sources,)
+WATCHES: tuple[Callable[[HttpRequest], list[Item]], ...] = (_sources, _alerts)

@@ -17,14 +17,14 @@ from ingestion.models.source import IngestionSource
 class AlertKind(models.TextChoices):
     """What there is to be told of. All but IMPORT_FINISHED last, and their end is told too."""
 
-    SOURCE_ATTENTION = "source.attention", "a source is not archived and needs somebody"
-    SOURCE_FAILURES = "source.failures", "mailboxes, folders or messages of a source fail"
-    SECRET_EXPIRES = "source.secret", "the credentials of a source expire in 30, 7 or 1 days"
-    IMPORT_FINISHED = "import.finished", "an import is finished"
-    ARCHIVE_CORRUPT = "archive.corrupt", "archived mail is damaged or missing"
-    ARCHIVE_STORAGE = "archive.storage", "the archive's disk fills up, or is not there"
-    ARCHIVE_IDLE = "archive.idle", "nothing was archived for long"
-    INDEX_STUCK = "index.stuck", "archived mail can't be found by search"
+    SOURCE_ATTENTION = "source.attention", "A source is not archived"
+    SOURCE_FAILURES = "source.failures", "Mail of a source can't be had"
+    SECRET_EXPIRES = "source.secret", "Credentials expire in 30, 7 or 1 days"
+    IMPORT_FINISHED = "import.finished", "An import is finished"
+    ARCHIVE_CORRUPT = "archive.corrupt", "Archived mail is damaged or missing"
+    ARCHIVE_STORAGE = "archive.storage", "The archive's disk fills up"
+    ARCHIVE_IDLE = "archive.idle", "Nothing is archived for long"
+    INDEX_STUCK = "index.stuck", "Search lacks archived mail"
 
 
 class Alert(models.Model):

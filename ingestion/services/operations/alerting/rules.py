@@ -20,7 +20,7 @@ from ingestion.services.operations.alerting.mail import Sent
 
 MAX_OF_A_USER = 50
 _MAX_RECIPIENTS = 20
-_FIELDS = ("name", "enabled", "way", "recipients", "url", "kinds", "sources", "digest")
+FIELDS = ("name", "enabled", "way", "recipients", "url", "kinds", "sources", "digest")
 
 
 def create(user: User, *, given: Mapping[str, Any], actor: Actor) -> AlertRule:
@@ -49,7 +49,7 @@ def change(rule: AlertRule, *, given: Mapping[str, Any], actor: Actor) -> AlertR
         setattr(rule, name, value)
     if errors := wrong_with(rule):
         raise InvalidInput(errors)
-    changes = {name: getattr(rule, name) for name in _FIELDS}
+    changes = {name: getattr(rule, name) for name in FIELDS}
     if rule.digest != before:
         changes["digest_at"] = digest.next_at(rule.digest)
     with transaction.atomic():
@@ -131,7 +131,7 @@ def _wrong_with_recipients(recipients: Collection[str]) -> str:
 
 
 def _known(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: given[name] for name in _FIELDS if name in given}
+    return {name: given[name] for name in FIELDS if name in given}
 
 
 def _about(rule: AlertRule) -> dict[str, object]:

@@ -1,0 +1,84 @@
+"""The form of an alert rule: what is typed is what the rule is, and only its owner changes it."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.test import Client
+
+from ingestion.models import AlertRule
+from ingestion.services.audit import Actor
+from ingestion.services.operations.alerting import rules
+from tests.e2e import rows
+from tests.servers import people
+
+PAGES = "/admin/ingestion/alertrule/"
+TYPED: dict[str, Any] = {
+    "name": "On call", "way": "mail", "recipients": "a@example.com; b@example.com", "url": "",
+    "kinds": ["source.attention"], "which": "all", "digest": "daily", "enabled": "on",
+}  # fmt: skip
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def client(owner: User) -> Client:
+    User.objects.filter(pk=owner.pk).update(is_staff=True, is_superuser=True)
+    client = Client()
+    client.force_login(owner)
+    return client
+
+
+def test_a_rule_is_made_changed_and_deleted(client: Client, owner: User) -> None:
+    source = rows.a_source(owner)
+    assert client.post(f"{PAGES}add/", TYPED).status_code == 302
+    rule = AlertRule.objects.get()
+    assert rule.recipients == ["a@example.com", "b@example.com"]
+    assert (rule.owner, rule.sources, rule.digest) == (owner, None, "daily")
+    chosen = TYPED | {"which": "chosen", "sources": [str(source.pk)], "digest": ""}
+    assert client.post(f"{PAGES}{rule.pk}/change/", chosen).status_code == 302
+    rule.refresh_from_db()
+    assert (rule.sources, rule.digest, rule.digest_at) == ([source.pk], "", None)
+    page = client.get(f"{PAGES}{rule.pk}/change/").content.decode()
+    assert f'value="{source.pk}" selected' in page
+    client.post(f"{PAGES}{rule.pk}/delete/", {"post": "yes"})
+    assert not AlertRule.objects.exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"recipients": ""}, "Give 1 to 20 addresses."),
+        ({"recipients": "a@example.com\nBcc:x"}, "is no address of e-mail"),
+        ({"kinds": [], "digest": ""}, "Choose at least one, or a digest."),
+        ({"which": "chosen"}, "Choose at least one, or all."),
+        ({"way": "ping", "digest": "", "url": "ftp://x"}, "Must begin with https://"),
+        ({"way": "ping", "url": "https://hc.example.com/x"}, "A digest goes by e-mail."),
+    ],
+)
+def test_what_is_wrong_is_told_at_its_field(
+    client: Client, wrong: dict[str, Any], told: str
+) -> None:
+    page = client.post(f"{PAGES}add/", TYPED | wrong)
+    assert page.status_code == 200
+    assert told in page.content.decode()
+
+
+def test_a_rule_is_its_owners_alone_to_change(client: Client, owner: User) -> None:
+    given = {"name": "Mine", "recipients": ["a@example.com"], "kinds": ["source.attention"]}
+    rule = rules.create(owner, given=given, actor=Actor.system("tests"))
+    verbs = ("view", "add", "change", "delete")
+    client.force_login(people.staff("keeper", *(f"{verb}_alertrule" for verb in verbs)))
+    assert client.get(f"{PAGES}{rule.pk}/change/").status_code == 200
+    elsewhere = TYPED | {"recipients": "evil@example.com"}
+    assert client.post(f"{PAGES}{rule.pk}/change/", elsewhere).status_code == 403
+    client.force_login(people.staff("nobody"))
+    assert client.get(PAGES).status_code == 403
+
+
+def test_only_sources_that_one_may_see_are_offered(client: Client, other_user: User) -> None:
+    hidden = rows.a_source(other_user, "Somebody else's")
+    client.force_login(people.staff("keeper", "view_alertrule", "add_alertrule"))
+    page = client.post(f"{PAGES}add/", TYPED | {"which": "chosen", "sources": [str(hidden.pk)]})
+    assert page.status_code == 200
+    assert "Somebody else" not in page.content.decode()
+    assert not AlertRule.objects.exists()
