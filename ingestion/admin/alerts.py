@@ -147,7 +147,7 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         widget=widgets.UnfoldAdminRadioSelectWidget,
     )
     sources = forms.TypedMultipleChoiceField(
-        label="Only these",
+        label="Which",
         required=False,
         coerce=uuid.UUID,
         widget=widgets.UnfoldAdminSelectMultipleWidget({"size": 8}),
@@ -213,7 +213,7 @@ class AlertRuleAdmin(AuditedAdmin):
     nothing_yet = "Who is to be told when something needs somebody needs a rule."
     ordering = ("name", "id")
     sortable_by = ()
-    readonly_fields = ("owner", "result", "sent", "next_digest", "notices")
+    readonly_fields = ("owner", "last_try", "sent", "next_digest", "notices")
     actions_submit_line = ("send_test",)
 
     class Media:
@@ -232,14 +232,14 @@ class AlertRuleAdmin(AuditedAdmin):
     def get_fieldsets(self, request: HttpRequest, obj: AlertRule | None = None) -> Any:
         about = ("name",) if obj is None else ("name", "enabled")
         if obj is not None and not self.has_change_permission(request, obj):
-            return [("Rule", {"fields": (*about, "owner", "result", "sent")})]
+            return [("Rule", {"fields": (*about, "owner", "last_try", "sent")})]
         found = [
             ("Rule", {"fields": about}),
             ("Who is told", {"fields": ("way", "recipients", "url", "digest")}),
             ("Of what", {"fields": ("kinds", "which", "sources")}),
         ]
         if obj is not None:
-            told = ("owner", "result", "sent", "next_digest", "notices")
+            told = ("owner", "last_try", "sent", "next_digest", "notices")
             found.append(("What it told", {"fields": told}))
         return found
 
@@ -267,6 +267,14 @@ class AlertRuleAdmin(AuditedAdmin):
         if rule.last_result_at is None:
             return "nothing was sent yet"
         return display.two_lines(rule.last_result, display.time_tag(rule.last_result_at))
+
+    @admin.display(description="Last try")
+    def last_try(self, rule: AlertRule) -> Any:
+        """Say all of it, where there is room."""
+        if rule.last_result_at is None:
+            return "nothing was sent yet"
+        when = display.time_tag(rule.last_result_at)
+        return format_html('{} <span class="ing-subtle">{}</span>', rule.last_result, when)
 
     @admin.display(description="Last sent")
     def sent(self, rule: AlertRule) -> Any:

@@ -119,16 +119,16 @@ def _storage(sources: QuerySet[IngestionSource], rule: AlertRule) -> str:
     text = f"{_size(packs['size'] or 0)} in {packs['n']:,} packs."
     if not queries.sees_service(rule.owner):
         return text
+    text = f"{text} The archive grows by {_size(int(capacity.per_day()))} a day."
     try:
         room = capacity.room()
-    except OSError as error:
-        return f"{text} The archive's disk can't be read ({error.strerror})."
+    except OSError:
+        return f"{text} Its disk can't be read."
+    if room is None:
+        return text
     days = room.days_left
     lasts = f", enough for {days:,.0f} days" if days is not None and days < 3_650 else ""
-    return (
-        f"{text} Of the disk {_size(room.free)} are free; the archive grows by"
-        f" {_size(int(room.per_day))} a day{lasts}."
-    )
+    return f"{text} Of its disk {_size(room.free)} are free{lasts}."
 
 
 def _size(size_bytes: int) -> str:

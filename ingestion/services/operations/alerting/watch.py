@@ -15,8 +15,9 @@ from django.db.models import Max, Min, QuerySet
 from django.utils import timezone
 
 from ingestion import expiry, freshness, index_health
-from ingestion.errors import WrongArchive
+from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import Alert, AlertKind, IngestionSource, Message, Pack
+from ingestion.packs.store import store
 from ingestion.services import alerts
 from ingestion.services.alerts import Trouble
 from ingestion.services.archive import storage
@@ -112,12 +113,14 @@ def _storage() -> Iterator[Trouble]:
     try:
         storage.require()
         room = capacity.room()
-    except WrongArchive as error:
+    except (WrongArchive, ArchiveUnavailable) as error:
         yield Trouble(Kind.ARCHIVE_STORAGE, None, str(error), stage=3)
         return
     except OSError as error:
-        text = f"{settings.ARCHIVE_DIR} can't be read ({error.strerror}): no mail is archived."
+        text = f"{store().name} can't be read ({error.strerror}): no mail is archived."
         yield Trouble(Kind.ARCHIVE_STORAGE, None, text, stage=3)
+        return
+    if room is None:
         return
     days = room.days_left
     free = f"{room.free / 1e9:,.1f} GB are free of {room.total / 1e9:,.1f} GB"
