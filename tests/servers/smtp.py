@@ -3,6 +3,7 @@
 import dataclasses
 import email
 import email.policy
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
@@ -12,6 +13,8 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
 from tests.servers.stack import free_port
+
+logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd's, which tells of each line
 
 
 @dataclasses.dataclass

@@ -66,7 +66,7 @@ def test_a_disk_that_fills_up_is_told_by_how_the_archive_grew(
     found = open_kinds()
     assert set(found) == ({"archive.storage"} if words else set())
     assert words is None or words in found["archive.storage"]
-    assert capacity.room().per_day == pytest.approx(per_day, rel=0.01)
+    assert capacity.per_day() == pytest.approx(per_day, rel=0.01)
 
 
 def test_it_is_told_again_when_it_gets_worse(monkeypatch: pytest.MonkeyPatch) -> None:
