@@ -11,7 +11,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('ingestion', '0026_ready_groups'),
+        ('ingestion', '0027_consent_links'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
