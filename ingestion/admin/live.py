@@ -9,18 +9,20 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from django.db.models import OuterRef, Prefetch, QuerySet
+from django.db.models import OuterRef, Prefetch, Q, QuerySet
 
 from ingestion import freshness, index_health
-from ingestion.admin import display, verbs
+from ingestion.admin import display, mending, verbs
 from ingestion.admin.base import capped_count
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.states import RunKind, SourceStatus
+from ingestion.states import MailboxState, RunKind, SourceStatus
 
 #: One answer describes at most this many sources; a page of a list has fewer.
 MAX_SOURCES = 200
 FAILURES_CAP = 1_000
 MAILBOXES_CAP = 100_000
+#: So many mailboxes a source's page names; lists have the others.
+MAILBOXES_NAMED = 6
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def texts(source: Any) -> dict[str, str]:
         "tried": _tried(source),
         "nextSync": _next_sync(source),
         "now": _now(source),
+        "counted": _counted(source),
     }
 
 
@@ -133,6 +136,12 @@ def _message(source: Any) -> str:
 def _now(source: Any) -> str:
     """Say what a list shows of a source that has no bar."""
     return "" if current_run(source) is not None else _message(source)
+
+
+def _counted(source: Any) -> str:
+    """Say how far the run is, as its bar does: the list of runs stands below it."""
+    run = current_run(source)
+    return (Progress.of(run).text or "Under way.") if run else ""
 
 
 def _archived_up_to(source: Any) -> str:
@@ -155,6 +164,19 @@ def _next_sync(source: Any) -> str:
     return "due" if spoken.endswith(("ago", "now")) else spoken
 
 
+def first_mailboxes(source: IngestionSource | uuid.UUID) -> list[Mailbox]:
+    """Return the mailboxes that fail first, then the others by address: those a page names."""
+    ours = Mailbox.objects.filter(source=source).order_by("address")
+    trouble = Q(state=MailboxState.UNAVAILABLE) | Q(attempts__gt=0)
+    found = list(ours.filter(trouble)[:MAILBOXES_NAMED])
+    return [*found, *ours.exclude(trouble)[: MAILBOXES_NAMED - len(found)]]
+
+
+def next_verb(source: Any) -> str:
+    """Return the verb that stands out: none where a field of the settings is to be mended."""
+    return "" if mending.edit(source) else verbs.next_step(source)
+
+
 def refusals(source: Any) -> dict[str, str]:
     """Return why each verb makes no sense now, "" where it does."""
     return verbs.refusals(source, run=current_run(source), failures=source.failure_total)
@@ -162,13 +184,14 @@ def refusals(source: Any) -> dict[str, str]:
 
 def state(source: Any) -> dict[str, Any]:
     """Return what the page's script needs of one source that came through `with_state`."""
-    run = current_run(source)
+    run, edit = current_run(source), mending.edit(source)
     return {
         "tone": display.source_tone(source),
         "texts": texts(source),
         "run": dataclasses.asdict(Progress.of(run)) if run else None,
         "refusals": refusals(source),
-        "next": verbs.next_step(source),
+        "next": next_verb(source),
+        "mend": dataclasses.asdict(edit) if edit else None,
     }
 
 
@@ -177,4 +200,15 @@ def states(
 ) -> dict[str, dict[str, Any]]:
     """Return the state of each of `ids` that is among `sources`."""
     wanted = list(ids)[:MAX_SOURCES]
-    return {str(s.pk): state(s) for s in with_state(sources.filter(pk__in=wanted))}
+    found = {str(s.pk): state(s) for s in with_state(sources.filter(pk__in=wanted))}
+    if len(wanted) == 1:  # its own page, which names mailboxes
+        for shown in found.values():
+            shown["texts"] |= _counts_of_mailboxes(wanted[0])
+    return found
+
+
+def _counts_of_mailboxes(source: uuid.UUID) -> dict[str, str]:
+    return {
+        f"mailbox:{mailbox.pk}": display.count(mailbox.message_count)
+        for mailbox in first_mailboxes(source)
+    }

@@ -1,20 +1,22 @@
-"""What stands above a source's form: its state, its progress, its verbs and what happened last."""
+"""A source's page: its state, progress and verbs above, and one of four tabs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from urllib.parse import urlencode
 
-from django.db.models import Q
+from django.http import HttpRequest
 from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from connectors import registry
-from ingestion import freshness
-from ingestion.admin import consent_link, display, latest_runs, live, verbs
+from ingestion import freshness, queries
+from ingestion.admin import chart, consent_link, display, latest_runs, live, mending, verbs
 from ingestion.models import (
+    ArchivedDay,
+    AuditEvent,
     FailedMessage,
     IngestionSource,
-    Mailbox,
     Proof,
     ProofKind,
     Run,
@@ -23,9 +25,9 @@ from ingestion.models import (
 from ingestion.services.sources import configuration, consent
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import Options
-from ingestion.states import MailboxState
 
 _ROWS = 6
+_MANY_ROWS = 20
 
 
 def progress_bar(source: IngestionSource, run: Run | None, *, run_only: bool = False) -> SafeString:
@@ -68,32 +70,116 @@ def proof_words(proof: Proof) -> str:
     return f"{looked_at}, nothing is missing"
 
 
-def of_source(source: Any, *, may_change: bool) -> dict[str, Any]:
-    """Return the context of `source_overview.html`; the source came through `live.with_state`."""
+def of_source(source: Any, request: HttpRequest, *, may_change: bool) -> dict[str, Any]:
+    """Return the context of `source/page.html`; the source came through `live.with_state`. A tab
+    costs the queries of what it shows alone."""
+    tab = request.GET.get("tab", "")
+    tab = "settings" if request.method == "POST" else tab if tab in _TABS else _FIRST
     return {
         "source": source,
+        "tab": tab,
+        "tabs": _tabs(source, tab),
+        "template": f"admin/ingestion/source/{tab}.html",
         "badge": display.source_badge(source, classes="ing-badge-large"),
         "texts": live.texts(source),
         "progress": progress_bar(source, live.current_run(source)),
         "buttons": _buttons(source) if may_change else [],
+        "edit": mending.edit(source) if may_change else None,
         "sign_in": _sign_in(source) if may_change else None,
         "link": consent_link.offered(source) if may_change else None,
+        "saves": tab == "settings" and may_change,
         "tiles": _tiles(source),
-        # Who may change the settings sees them in the form below.
-        "settings": [] if may_change else [*_connection(source), *_options(source)],
-        "lines": latest_runs.lines(Run.objects.filter(source=source), limit=_ROWS),
-        "left_out": [one for one in freshness.left_out(source) if one.folder is not None],
-        "mailboxes": _mailboxes(source),
-        "failures": FailedMessage.objects.filter(mailbox__source=source)
-        .select_related("folder", "mailbox")
-        .order_by("-id")[:_ROWS],
-        "changes": StatusChange.objects.filter(source=source).order_by("-id")[:_ROWS],
         "all": _lists_of(source),
+        **_TABS[tab][1](source, request),
+    }
+
+
+_FIRST = "overview"
+
+
+def _tabs(source: Any, now: str) -> list[dict[str, Any]]:
+    page = display.page_of(source)
+    return [
+        {
+            "label": label,
+            "url": page if tab == _FIRST else f"{page}?tab={tab}",
+            "active": tab == now,
+        }
+        for tab, (label, _) in _TABS.items()
+    ]
+
+
+def _overview(source: Any, request: HttpRequest) -> dict[str, Any]:
+    return {
+        "chart": chart.context(chart.days(ArchivedDay.objects.filter(source=source))),
+        "lines": latest_runs.lines(Run.objects.filter(source=source), limit=_ROWS),
+        "left_out": _folders_left_out(source),
+        "mailboxes": live.first_mailboxes(source),
+        "mail": _mail(source, request),
+    }
+
+
+def _settings(source: Any, request: HttpRequest) -> dict[str, Any]:
+    """Who may change the settings sees them in the form; others what is set."""
+    may_change = request.user.has_perm("ingestion.change_ingestionsource")
+    return {"settings": [] if may_change else [*_connection(source), *_options(source)]}
+
+
+def _messages(source: Any, request: HttpRequest) -> dict[str, Any]:
+    failures = FailedMessage.objects.filter(mailbox__source=source)
+    may_export = request.user.has_perm("ingestion.add_export")
+    of_it = urlencode({"query": f"source:{source.pk}"})
+    return {
+        "failures": failures.select_related("folder", "mailbox").order_by("-id")[:_MANY_ROWS],
+        "left_out": _folders_left_out(source),
+        "mailboxes": live.first_mailboxes(source),
+        "mail": _mail(source, request),
+        "export": f"{reverse('admin:ingestion_export_add')}?{of_it}" if may_export else "",
+    }
+
+
+def _history(source: Any, request: HttpRequest) -> dict[str, Any]:
+    may_audit = request.user.has_perm("ingestion.view_auditevent")
+    events = AuditEvent.objects.filter(source_id=source.pk).order_by("-at", "-id")
+    return {
+        "lines": latest_runs.lines(Run.objects.filter(source=source), limit=_MANY_ROWS),
+        "changes": StatusChange.objects.filter(source=source).order_by("-id")[:_MANY_ROWS],
+        "proofs": [_proof(proof) for proof in source.proofs.all()[:_ROWS]],
+        "audit": events[:_MANY_ROWS] if may_audit else [],
+    }
+
+
+#: Name in the address -> its label, and what it shows besides the state.
+_TABS: dict[str, tuple[str, Callable[[Any, HttpRequest], dict[str, Any]]]] = {
+    _FIRST: ("Overview", _overview),
+    "settings": ("Settings", _settings),
+    "messages": ("Messages", _messages),
+    "history": ("History", _history),
+}
+
+
+def _folders_left_out(source: Any) -> list[freshness.LeftOut]:
+    return [one for one in freshness.left_out(source) if one.folder is not None]
+
+
+def _mail(source: Any, request: HttpRequest) -> str:
+    """Return where its mail is read, "" for whom it is not."""
+    if not queries.reads_mail(request.user):
+        return ""
+    return f"{reverse('mail')}?{urlencode({'q': f'source:{source.pk}'})}"
+
+
+def _proof(proof: Proof) -> dict[str, Any]:
+    return {
+        "kind": proof.get_kind_display(),
+        "badge": display.badge("Proven", "success") if proof.ok else display.badge("Bad", "danger"),
+        "words": proof_words(proof),
+        "at": proof.at,
     }
 
 
 def _buttons(source: Any) -> list[dict[str, Any]]:
-    refusals, next_step = live.refusals(source), verbs.next_step(source)
+    refusals, next_step = live.refusals(source), live.next_verb(source)
     return [
         {"verb": verb, "refusal": refusals[slug], "primary": slug == next_step}
         for slug, verb in verbs.VERBS.items()
@@ -105,7 +191,8 @@ def _sign_in(source: IngestionSource) -> dict[str, Any] | None:
     if not consent.signs_in(source):
         return None
     label = registry.get(source.provider).label
-    first, types = verbs.is_to_sign_in(source), consent.types_in_code(source)
+    first = verbs.is_to_sign_in(source) and mending.edit(source) is None
+    types = consent.types_in_code(source)
     return {"label": f"Sign in with {label}", "primary": first, "types_in_code": types}
 
 
@@ -139,14 +226,6 @@ def _tiles(source: Any) -> list[dict[str, str]]:
             ("Next sync", "nextSync", ""),
         )
     ]
-
-
-def _mailboxes(source: IngestionSource) -> list[Mailbox]:
-    """Return the mailboxes that fail first, then the others by address."""
-    ours = Mailbox.objects.filter(source=source).order_by("address")
-    trouble = Q(state=MailboxState.UNAVAILABLE) | Q(attempts__gt=0)
-    found = list(ours.filter(trouble)[:_ROWS])
-    return [*found, *ours.exclude(trouble)[: _ROWS - len(found)]]
 
 
 def _connection(source: IngestionSource) -> list[tuple[str, str]]:

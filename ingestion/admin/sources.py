@@ -14,7 +14,6 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
-from django.utils.text import capfirst
 from django.views.decorators.cache import never_cache
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST
@@ -25,9 +24,11 @@ from ingestion.admin import (
     account_list,
     connecting,
     consent_link,
+    deleting,
     display,
     live,
     overview,
+    reports,
     source_form,
     typed_code,
     verbs,
@@ -38,11 +39,6 @@ from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration, consent, same_account, ways
-from ingestion.services.sources import verbs as source_verbs
-
-#: A bulk action says this many refusals one by one.
-_REFUSALS_SHOWN = 10
-_NAMES_SHOWN = 5
 
 
 def _live(source: Any, name: str, text: str, *, classes: str = "") -> SafeString:
@@ -57,8 +53,8 @@ def _live(source: Any, name: str, text: str, *, classes: str = "") -> SafeString
 
 def _bulk(verb: verbs.Verb) -> Any:
     @admin.action(description=verb.label, permissions=["change"])
-    def act(page: "SourceAdmin", request: HttpRequest, chosen: QuerySet[IngestionSource]) -> None:
-        page.perform_on(request, verb, list(chosen))
+    def act(page: "SourceAdmin", request: HttpRequest, chosen: QuerySet[IngestionSource]) -> Any:
+        return page.perform_on(request, verb, list(chosen))
 
     act.__name__ = f"{verb.slug}_selected"
     return act
@@ -84,10 +80,10 @@ class SourceAdmin(AuditedAdmin):
     search_fields = ("name",)
     search_help_text = "Name or id"
     nothing_yet = "An account, or a whole domain, to copy and follow."
-    actions = tuple(_bulk(verb) for verb in verbs.VERBS.values())
+    actions = (*(_bulk(verb) for verb in verbs.VERBS.values()), "delete_selected")
     ordering = ("name", "id")
     list_before_template = "admin/ingestion/source_questions.html"
-    change_form_outer_before_template = "admin/ingestion/source_overview.html"
+    change_form_template = "admin/ingestion/source/page.html"
     change_form_before_template = "admin/ingestion/way_steps.html"
     change_form_after_template = "admin/ingestion/source_test.html"
     warn_unsaved_form = True
@@ -157,6 +153,7 @@ class SourceAdmin(AuditedAdmin):
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view
         return [
+            path("report/", view(never_cache(self.report_view)), name="ingestion_source_report"),
             path("live/", view(never_cache(self.live_view)), name="ingestion_source_live"),
             path("add-many/", view(self.account_list_view), name="ingestion_source_list"),
             path(
@@ -269,8 +266,8 @@ class SourceAdmin(AuditedAdmin):
 
     def perform_on(
         self, request: HttpRequest, verb: verbs.Verb, chosen: list[IngestionSource]
-    ) -> None:
-        """Do a verb to many sources and say what came of it."""
+    ) -> HttpResponse | None:
+        """Do a verb to many sources and say what came of each."""
         if verb.slug == "verify" and len(chosen) > verbs.MAX_CHECKS:
             self.message_user(
                 request,
@@ -278,18 +275,10 @@ class SourceAdmin(AuditedAdmin):
                 f" time. {len(chosen):,} are selected: select fewer.",
                 messages.ERROR,
             )
-            return
+            return None
         outcomes = verbs.perform_all(verb, chosen, actor=Actor.of_request(request))
-        done = [outcome for outcome in outcomes if outcome.ok]
-        refused = [outcome for outcome in outcomes if not outcome.ok]
-        if done:
-            self.message_user(request, f"{verb.label}: {_names(done)}.", messages.SUCCESS)
-        for outcome in refused[:_REFUSALS_SHOWN]:
-            text = f"{verb.label}: “{outcome.source.name}” was refused. {outcome.text}"
-            self.message_user(request, text, messages.ERROR)
-        if len(refused) > _REFUSALS_SHOWN:
-            more = len(refused) - _REFUSALS_SHOWN
-            self.message_user(request, f"{verb.label}: {more:,} more were refused.", messages.ERROR)
+        reports.keep(request, verb.label, outcomes)
+        return HttpResponseRedirect(reverse("admin:ingestion_source_report"))
 
     # -- the form --------------------------------------------------------------------------
 
@@ -301,6 +290,9 @@ class SourceAdmin(AuditedAdmin):
         **kwargs: Any,
     ) -> Any:
         made = source_form.form_class(way=None if obj else _way(request))
+        wrong = made.base_fields.get(request.GET.get("field", ""))  # what "Edit host" leads to
+        if wrong is not None:
+            wrong.widget.attrs["autofocus"] = True
         return super().get_form(request, obj, change, form=made, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: IngestionSource | None = None) -> Any:
@@ -363,10 +355,9 @@ class SourceAdmin(AuditedAdmin):
         context = dict(extra_context or {})
         pk = as_uuid(object_id) if object_id else None
         source = self.get_queryset(request).filter(pk=pk).first() if pk else None
-        if source is not None and request.method == "GET":
-            context["overview"] = overview.of_source(
-                source, may_change=self.has_change_permission(request, source)
-            )
+        if source is not None:
+            may_change = self.has_change_permission(request, source)
+            context["overview"] = overview.of_source(source, request, may_change=may_change)
         kept = reverse("admin:ingestion_source_trial", args=(pk,)) if pk else None
         query = f"?{request.GET.urlencode()}" if request.GET else ""
         context["trial_url"] = kept or reverse("admin:ingestion_source_try") + query
@@ -416,41 +407,53 @@ class SourceAdmin(AuditedAdmin):
 
     # -- deletion --------------------------------------------------------------------------
 
-    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
-        """Say what goes, without collecting it: there may be millions of rows."""
-        chosen = list(objs)
-        lines = [
-            f"{source.name}: {source.message_count:,} archived messages,"
-            f" {display.size(source.archived_bytes)}, deleted for good"
-            for source in chosen
-        ]
-        totals = {
-            "sources": f"{len(chosen):,}",
-            "archived messages": f"{sum(source.message_count for source in chosen):,}",
-        }
-        lacking = (
-            set()
-            if self.has_delete_permission(request)
-            else {capfirst(str(self.opts.verbose_name_plural))}
-        )
-        return lines, totals, lacking, []
+    def delete_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Ask for the source's name, and delete it."""
+        pk = as_uuid(object_id)
+        source = self.get_queryset(request).filter(pk=pk).first() if pk else None
+        if source is None:
+            raise Http404
+        if not self.has_delete_permission(request, source):
+            raise PermissionDenied
+        sure, lines = deleting.confirmed(request, [source])
+        if not sure:
+            return deleting.page(request, lines, self._context(request, display.page_of(source)))
+        outcome = deleting.delete(source, actor=Actor.of_request(request))
+        level = messages.SUCCESS if outcome.ok else messages.WARNING
+        self.message_user(request, f"“{source.name}”: {outcome.text}", level)
+        return HttpResponseRedirect(self._list())
 
-    def delete_model(self, request: HttpRequest, obj: IngestionSource) -> None:
-        source_verbs.delete(obj, actor=Actor.of_request(request))
-        tasks.dispatch_on_commit(obj)
+    @admin.action(description="Delete", permissions=["delete"])
+    def delete_selected(
+        self, request: HttpRequest, chosen: QuerySet[IngestionSource]
+    ) -> HttpResponse | None:
+        """Ask for the name of each, and delete them."""
+        found = list(chosen.order_by("name", "pk")[: deleting.MOST + 1])
+        if len(found) > deleting.MOST:
+            text = f"The name of each is typed, so at most {deleting.MOST} are deleted at a time."
+            self.message_user(request, f"{text} Select fewer.", messages.ERROR)
+            return None
+        sure, lines = deleting.confirmed(request, found)
+        if not sure:
+            context = self._context(request, self._list())
+            return deleting.page(request, lines, context, action="delete_selected")
+        actor = Actor.of_request(request)
+        outcomes = [deleting.delete(source, actor=actor) for source in found]
+        reports.keep(request, "Delete", outcomes, done="Deleted")
+        return HttpResponseRedirect(reverse("admin:ingestion_source_report"))
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[IngestionSource]) -> None:
-        for source in queryset:
-            try:
-                self.delete_model(request, source)
-            except ServiceError as refusal:  # somebody else deleted it at the same time
-                self.message_user(request, f"“{source.name}”: {refusal}", messages.WARNING)
+    def report_view(self, request: HttpRequest) -> HttpResponse:
+        """Show what became of each source of the last bulk action."""
+        if not self.has_view_or_change_permission(request):
+            raise PermissionDenied
+        context = self._context(request, self._list())
+        return reports.page(request, context) or HttpResponseRedirect(self._list())
 
+    def _context(self, request: HttpRequest, back: str) -> dict[str, Any]:
+        return {**self.admin_site.each_context(request), "opts": self.opts, "back": back}
 
-def _names(outcomes: list[verbs.Outcome]) -> str:
-    """Say what was done: one source with its own words, more of them by name."""
-    if len(outcomes) == 1:
-        return f"“{outcomes[0].source.name}”. {outcomes[0].text}".rstrip(".")
-    names = ", ".join(outcome.source.name for outcome in outcomes[:_NAMES_SHOWN])
-    more = len(outcomes) - _NAMES_SHOWN
-    return f"{len(outcomes):,} sources ({names}{f' and {more:,} more' if more > 0 else ''})"
+    @staticmethod
+    def _list() -> str:
+        return reverse("admin:ingestion_ingestionsource_changelist")

@@ -136,7 +136,13 @@ def test_lists_and_pages_tell_the_last_success_beside_the_last_try(
     operator.shoot("failing-folders")
 
 
-@pytest.mark.parametrize("place", ["/admin/", "/admin/ingestion/ingestionsource/{}/change/"])
+_SOURCE = "/admin/ingestion/ingestionsource/{}/change/"
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["/admin/", *(f"{_SOURCE}?tab={tab}" for tab in ("", "settings", "messages", "history"))],
+)
 def test_nothing_scrolls_sideways_on_a_phone(
     operator: Visitor, sources: dict[str, IngestionSource], place: str
 ) -> None:

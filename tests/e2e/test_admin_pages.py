@@ -328,6 +328,7 @@ def test_staff_see_and_do_what_their_permissions_allow(
         visitor.go(change)
         expect(page.locator("#content")).to_contain_text("Messages archived")
         assert page.get_by_role("button", name="Pause").count() == (may == "change")
+        visitor.go(f"{change}?tab=settings")
         assert page.get_by_role("button", name="Save").count() == (may == "change")
         assert page.get_by_role("link", name="Delete ingestion source").count() == 0
         assert SECRET not in page.content()

@@ -1,7 +1,6 @@
 """An operator's day in a real browser: add a source, import it, watch, correct, stop, delete."""
 
 import datetime as dt
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -70,8 +69,9 @@ def test_an_operator_adds_a_source_imports_it_and_reads_a_message_without_a_relo
 
     status = page.locator("[data-live=status]")
     expect(status).to_have_text("Authenticated", timeout=30_000)  # by itself
+    page.get_by_role("link", name="History").click()
     expect(page.locator("[data-refresh=changes]")).to_contain_text("Credentials work.")
-    expect(page.locator(".ing-button.is-primary")).to_contain_text("Import")
+    expect(page.locator("[data-verbs] .is-primary")).to_contain_text("Import")
     operator.shoot("source-authenticated")
     page.get_by_role("button", name="Import").click()
     page.wait_for_load_state()
@@ -130,6 +130,9 @@ def test_a_running_import_moves_its_bar_and_ends_without_a_reload(
     )
     expect(large).to_contain_text("60 %")
     expect(large).to_contain_text("1 failed")
+    expect(page.locator("[data-live=counted]")).to_have_text(
+        page.locator(".ing-progress-large [data-part=text]").inner_text()
+    )
     expect(page.get_by_role("button", name="Import")).to_be_disabled()
 
     Run.objects.filter(pk=run.pk).update(
@@ -183,7 +186,7 @@ def test_secrets_are_in_no_page_and_an_empty_one_keeps_what_is_stored(
     for path in ("/admin/", SOURCES, _page_of(source), f"{SOURCES}live/?id={source.pk}"):
         operator.go(path)
         assert SECRET not in page.content(), path
-    operator.go(_page_of(source))
+    operator.go(f"{_page_of(source)}?tab=settings")
     expect(_row(page, "generic_imap__password")).to_contain_text("Stored: leave empty to keep it.")
     page.fill("[name=name]", "Renamed")
     page.fill("[name=options__excludeFolders]", "Private/*\nTemp")
@@ -194,6 +197,7 @@ def test_secrets_are_in_no_page_and_an_empty_one_keeps_what_is_stored(
     assert source.options["excludeFolders"] == ["Private/*", "Temp"]
     assert source.status == "active", "Nothing about the credentials changed."
 
+    page.get_by_role("link", name="Settings").click()
     page.fill("[name=generic_imap__password]", "another-secret")
     page.get_by_role("button", name="Save").click()
     expect(page.get_by_text("Its credentials are being checked.")).to_be_visible()
@@ -220,6 +224,8 @@ def test_a_wrong_password_is_said_in_words_and_corrected_in_the_form(
     page.get_by_role("button", name="Verify").click()
     page.wait_for_load_state()
     expect(page.locator(".errornote")).to_contain_text("password", ignore_case=True)
+    page.get_by_role("link", name="Edit password").click()
+    expect(page.locator("[name=generic_imap__password]")).to_be_focused()
     page.fill("[name=generic_imap__password]", password)
     page.get_by_role("button", name="Save").click()
     page.wait_for_load_state()
@@ -239,11 +245,11 @@ def test_bulk_actions_report_what_was_done_and_what_was_refused(
     page.select_option("select[name=action]", "pause_selected")
     page.get_by_role("button", name="Run").click()
     page.wait_for_load_state()
-    expect(page.get_by_text("Pause: 2 sources (Halted, Running)")).to_be_visible()
-    refusal = page.locator(".errornote")
-    expect(refusal).to_contain_text("“<b>New</b>” was refused.")
-    expect(refusal).to_contain_text("still being checked")
-    operator.shoot("list-refusals")
+    expect(page.get_by_text("2 done, 1 refused.")).to_be_visible()
+    refused = page.locator("#content tr", has_text="Refused")
+    expect(refused).to_contain_text("<b>New</b>")
+    expect(refused).to_contain_text("still being checked")
+    operator.shoot("bulk-report")
     assert set(IngestionSource.objects.values_list("name", "status")) == {
         ("Running", "paused"),
         ("Halted", "paused"),
@@ -287,10 +293,15 @@ def test_deletion_in_bulk_happens_in_the_background(
     page.check(f"input.action-select[value='{gone.pk}']")
     page.select_option("select[name=action]", "delete_selected")
     page.get_by_role("button", name="Run").click()
-    expect(page.locator("#content")).to_contain_text("Goes: 0 archived messages")
+    expect(page.locator("#content")).to_contain_text("0 archived messages, 0 B, 1 mailbox")
+    page.get_by_label("Type Goes to confirm").fill("goes")
+    page.get_by_role("button", name="Delete this source").click()
+    expect(page.get_by_text("That is not its name. Nothing was deleted.")).to_be_visible()
     operator.shoot("delete")
-    page.get_by_role("button", name=re.compile("Yes")).click()
-    page.wait_for_load_state()
+    page.get_by_label("Type Goes to confirm").fill("Goes")
+    page.get_by_role("button", name="Delete this source").click()
+    expect(page.get_by_text("1 deleted, 0 refused.")).to_be_visible()
+    page.get_by_role("link", name="Back to the list").click()
     expect(page.locator("#result_list")).to_contain_text("Stays")
     expect(page.locator("#result_list")).not_to_contain_text("Goes")
     wait_for(lambda: not IngestionSource.objects.filter(pk=gone.pk).exists())

@@ -53,10 +53,19 @@
     element.title = refusal;
   }
 
+  /* The link to the field that is wrong; hidden where none is. */
+  function showMend(element, mend) {
+    element.hidden = !mend;
+    if (!mend) return;
+    element.href = mend.url;
+    showText(element.querySelector('[data-part="label"]'), mend.label);
+  }
+
   function show(element, state) {
     const name = element.dataset.live;
     if (name === "progress") showProgress(element, state.run);
     else if (name === "verb") showVerb(element, state.refusals[element.value], state.next);
+    else if (name === "mend") showMend(element, state.mend);
     else if (name in state.texts) showText(element, state.texts[name]);
     if (name === "status") element.dataset.tone = state.tone;
     if (name === "status" || name === "message") element.title = state.texts.message;
