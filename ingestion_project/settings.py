@@ -274,9 +274,12 @@ UNFOLD = {
     "SITE_URL": "/api/docs",
     "SHOW_VIEW_ON_SITE": False,
     "STYLES": [lambda _: static("ingestion/admin.css")],
-    "SCRIPTS": [lambda _: static("ingestion/live.js")],
+    "SCRIPTS": [
+        lambda _: static("ingestion/live.js"),
+        lambda _: static("ingestion/find.js"),
+    ],
     "DASHBOARD_CALLBACK": "ingestion.admin.dashboard.context",
-    "SIDEBAR": {"navigation": "ingestion.admin.navigation.sections"},
+    "SIDEBAR": {"show_search": True, "navigation": "ingestion.admin.navigation.sections"},
     "COLORS": {
         "primary": {
             "50": "oklch(97% .014 254.604)",

@@ -5,6 +5,7 @@ from django.urls import include, path
 from django.views.generic import RedirectView
 
 from ingestion.admin import consent_page
+from ingestion.admin.find import find
 from ingestion.admin.mail import saving
 from ingestion.admin.mail.views import mail
 from ingestion.admin.sign_in import change_own_password, sign_in
@@ -30,6 +31,7 @@ urlpatterns = [
         admin.site.admin_view(saving.forget_search),
         name="mail_search_forget",
     ),
+    path("admin/find/", admin.site.admin_view(find), name="find"),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
     path("connect/", consent_page.page, name="connect"),

@@ -11,6 +11,7 @@ _OURS = Path(settings.BASE_DIR) / "templates" / _NAME
 #: Theirs -> ours. A library of 200 kB that no page uses; our own search (`ingestion.admin.find`).
 _CHANGED = {
     """        <script src="{% static 'unfold/js/chart/chart.js' %}"></script>\n""": "",
+    '{% include "unfold/helpers/command.html" %}': '{% include "admin/ingestion/find/dialog.html" %}',
 }
 
 
