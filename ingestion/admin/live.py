@@ -109,6 +109,7 @@ def texts(source: Any) -> dict[str, str]:
         "message": _message(source),
         "archivedUpTo": _archived_up_to(source),
         "mailboxes": display.count(source.mailbox_total, cap=MAILBOXES_CAP),
+        "ofMailboxes": _of_mailboxes(source),
         "messages": display.count(source.message_count),
         "archived": display.size(source.archived_bytes),
         "indexed": _indexed(source),
@@ -119,6 +120,11 @@ def texts(source: Any) -> dict[str, str]:
         "now": _now(source),
         "counted": _counted(source),
     }
+
+
+def _of_mailboxes(source: Any) -> str:
+    number = display.count(source.mailbox_total, cap=MAILBOXES_CAP)
+    return f"{number} {'mailbox' if source.mailbox_total == 1 else 'mailboxes'}"
 
 
 def _indexed(source: Any) -> str:

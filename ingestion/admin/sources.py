@@ -70,7 +70,6 @@ class SourceAdmin(AuditedAdmin):
         "title",
         "state",
         "progress",
-        "mailbox_count",
         "archived",
         "failures",
         "archived_up_to",
@@ -106,7 +105,9 @@ class SourceAdmin(AuditedAdmin):
 
     @admin.display(description="Source", ordering="name")
     def title(self, source: IngestionSource) -> SafeString:
-        return display.two_lines(source.name, source.get_provider_display())
+        mailboxes = _live(source, "ofMailboxes", live.texts(source)["ofMailboxes"])
+        about = format_html("{}, {}", source.get_provider_display(), mailboxes)
+        return display.two_lines(source.name, about)
 
     @admin.display(description="Status", ordering="status")
     def state(self, source: IngestionSource) -> SafeString:
@@ -117,10 +118,6 @@ class SourceAdmin(AuditedAdmin):
         bar = overview.progress_bar(source, live.current_run(source))
         said = live.texts(source)["now"]
         return format_html("{}{}", bar, _live(source, "now", said, classes="ing-said"))
-
-    @admin.display(description="Mailboxes")
-    def mailbox_count(self, source: IngestionSource) -> SafeString:
-        return _live(source, "mailboxes", live.texts(source)["mailboxes"], classes="ing-number")
 
     @admin.display(description="Messages", ordering="message_count")
     def archived(self, source: IngestionSource) -> SafeString:
