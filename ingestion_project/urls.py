@@ -27,6 +27,11 @@ urlpatterns = [
         "admin/mail/searches/", admin.site.admin_view(saving.save_search), name="mail_search_save"
     ),
     path(
+        "admin/mail/searches/<int:pk>/rename/",
+        admin.site.admin_view(saving.rename_search),
+        name="mail_search_rename",
+    ),
+    path(
         "admin/mail/searches/<int:pk>/forget/",
         admin.site.admin_view(saving.forget_search),
         name="mail_search_forget",

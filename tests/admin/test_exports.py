@@ -22,6 +22,8 @@ def test_a_search_is_exported_from_its_page_and_shown_to_its_owner_alone(
     Export.objects.create(owner=owner, query="secret", format="eml")
     asked = client.get(f"{LIST}add/?query=subject:invoice").content.decode()
     assert 'value="subject:invoice"' in asked
+    assert "Start the export" in asked
+    assert ">Save<" not in "".join(asked.split())
 
     wrong = client.post(f"{LIST}add/", {"query": "frm:x", "format": "eml"})
     assert "There is no operator" in wrong.content.decode()

@@ -447,6 +447,12 @@ def test_a_search_is_saved_with_its_place_listed_and_removed(reader: User) -> No
     again = client.post(f"{MAIL}searches/", {"name": "Bills", "query": "x"}, follow=True)
     assert "Not saved. You have a saved search of this name." in again.content.decode()
     row = SavedSearch.objects.get()
+    renamed = {"name": "Invoices", "back": asked.url()}
+    page = client.post(f"{MAIL}searches/{row.pk}/rename/", renamed, follow=True).content.decode()
+    assert "It is called “Invoices” now." in page
+    assert 'aria-label="Rename “Invoices”"' in page
+    wrong = client.post(f"{MAIL}searches/{row.pk}/rename/", {"name": " "}, follow=True)
+    assert "Not renamed. Must have 1 to 100 characters." in wrong.content.decode()
     assert client.get(f"{MAIL}searches/{row.pk}/forget/").status_code == 405
     client.post(f"{MAIL}searches/{row.pk}/forget/")
     assert not SavedSearch.objects.exists()
@@ -485,6 +491,7 @@ def test_nobody_sees_or_removes_the_searches_of_others(reader: User, admin_user:
     client = _client(reader)
     assert "Theirs alone" not in client.get(MAIL).content.decode()
     assert client.post(f"{MAIL}searches/{theirs.pk}/forget/").status_code == 404
+    assert client.post(f"{MAIL}searches/{theirs.pk}/rename/", {"name": "x"}).status_code == 404
     assert SavedSearch.objects.exists()
 
 

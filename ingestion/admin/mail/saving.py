@@ -1,4 +1,4 @@
-"""Saved searches of the mail view: keep one, and forget one."""
+"""Saved searches of the mail view: keep one, rename one, and forget one."""
 
 from django.contrib import messages
 from django.contrib.auth.models import User
@@ -27,10 +27,25 @@ def save_search(request: HttpRequest) -> HttpResponse:
             actor=Actor.of_request(request),
         )
     except InvalidInput as error:
-        said = " ".join(text for texts in error.errors.values() for text in texts)
-        messages.error(request, f"Not saved. {said}")
+        messages.error(request, f"Not saved. {_said(error)}")
     else:
         messages.success(request, f"Saved as “{saved.name}”.")
+    return _back(request)
+
+
+@require_POST
+def rename_search(request: HttpRequest, pk: int) -> HttpResponse:
+    """Give one of one's own saved searches another name."""
+    may_read_mail(request)
+    assert isinstance(request.user, User)
+    saved = get_object_or_404(request.user.saved_searches, pk=pk)
+    name, actor = request.POST.get("name", ""), Actor.of_request(request)
+    try:
+        saved_searches.rename(saved, name=name, actor=actor)
+    except InvalidInput as error:
+        messages.error(request, f"Not renamed. {_said(error)}")
+    else:
+        messages.success(request, f"It is called “{saved.name}” now.")
     return _back(request)
 
 
@@ -43,6 +58,10 @@ def forget_search(request: HttpRequest, pk: int) -> HttpResponse:
     saved_searches.delete(saved, actor=Actor.of_request(request))
     messages.success(request, f"“{saved.name}” is removed. The mail that it finds stays.")
     return _back(request)
+
+
+def _said(error: InvalidInput) -> str:
+    return " ".join(text for texts in error.errors.values() for text in texts)
 
 
 def _back(request: HttpRequest) -> HttpResponse:

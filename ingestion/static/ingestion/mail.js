@@ -144,6 +144,8 @@
     "?": () => document.getElementById("mail-keys").togglePopover(),
   };
 
+  /* Not while the cursor is in a message's HTML: its frame has no script of ours, and may have none. To
+   * take the focus back would take Ctrl-C from whoever has selected something there. */
   function pressed(event) {
     if (event.ctrlKey || event.metaKey || event.altKey || event.isComposing) return;
     const field = event.target.closest("input, textarea, select, [contenteditable]");
