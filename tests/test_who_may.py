@@ -72,7 +72,14 @@ class World:
         kinds = [row for kind, row in self.rows.items() if f"/{kind}/" in pattern]
         row = kinds[0] if kinds else self.message
         pk = getattr(row, "pk", row)
-        words = {"pk": pk, "object_id": pk, "id": pk, "number": 1, "content_type_id": 1}
+        words = {
+            "pk": pk,
+            "object_id": pk,
+            "id": pk,
+            "number": 1,
+            "content_type_id": 1,
+            "what": "test",
+        }
         return pattern.format(**words, app_label="ingestion", url="nothing-here/")
 
 
