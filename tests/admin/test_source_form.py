@@ -44,7 +44,7 @@ def test_what_somebody_else_changed_meanwhile_is_not_overwritten() -> None:
     client = Client()
     client.force_login(root)
     address = f"/admin/ingestion/ingestionsource/{source.pk}/change/"
-    page = client.get(address).content.decode()
+    page = client.get(f"{address}?tab=settings").content.decode()
     assert f'value="{configuration.version(source)}"' in page
     shown = form_class()(instance=source)
     mine = {
