@@ -363,7 +363,7 @@ def test_a_mail_server_that_was_down_gets_all_in_one_mail_that_says_it_is_old(
     later(30)
     [mail] = inbox.came
     assert mail["Subject"] == "[Email ingestion] 5 sources need somebody"
-    assert "This was to be told earlier" in smtp.text(mail)
+    assert "This comes late" in smtp.text(mail)
     rule.refresh_from_db()
     assert (rule.attempts, rule.last_result) == (0, "Sent to 1 address.")
 

@@ -34,6 +34,14 @@ class Row:
     needs: list[str]
     path: str
 
+    @property
+    def came(self) -> str:
+        return f"{self.messages:,}"
+
+    @property
+    def failed(self) -> str:
+        return f"{self.failures:,}"
+
 
 def next_at(which: str) -> dt.datetime | None:
     """Return when the next digest is due: in the morning, of a week on Monday; None for none."""
@@ -71,9 +79,9 @@ def of(rule: AlertRule) -> Mail:
             "freshness": sentence.text,
             "needing": needing[:_LISTED],
             "rows": rows[:_LISTED],
-            "more": max(0, len(rows) - _LISTED),
-            "messages": messages,
-            "failures": sum(row.failures for row in rows),
+            "more": f"{len(rows) - _LISTED:,}" if len(rows) > _LISTED else "",
+            "messages": f"{messages:,}",
+            "failures": f"{sum(row.failures for row in rows):,}",
             "storage": _storage(sources, rule),
         },
         key=f"{rule.pk} digest {rule.digest_at}",

@@ -151,6 +151,6 @@ def _done(rule: AlertRule, sent: mail.Sent, *, wait: dt.timedelta) -> None:
 
 def _try_again(rule: AlertRule, text: str) -> None:
     wait = _WAITS_SECONDS[min(rule.attempts, len(_WAITS_SECONDS) - 1)]
-    sent = mail.Sent(ok=False, text=f"{text} It is tried again.")
+    sent = mail.Sent(ok=False, text=f"{text}{words.TRIED_AGAIN}")
     _done(rule, sent, wait=dt.timedelta(seconds=wait))
     log.warning("alert_not_sent", rule=str(rule.pk), attempts=rule.attempts + 1)

@@ -16,6 +16,8 @@ Kind, Change = AlertKind, AlertNotice.Change
 #: So many of what is the same are named, each with its link.
 _NAMED = 10
 _REASON_CHARS = 500
+#: What the result of a try that failed ends with.
+TRIED_AGAIN = " It is tried again."
 #: What is told later than this is old, and says so.
 _OLD = dt.timedelta(minutes=15)
 #: Of each kind: how a section is headed, and what a subject says of one and of several.
@@ -71,12 +73,13 @@ def of_notices(rule: AlertRule, owed: Sequence[AlertNotice]) -> Mail:
     over = [n for n in owed if n.change == Change.ENDED and n.alert_id not in told_before]
     passed = [n for n in owed if n.change == Change.ENDED and n.alert_id in told_before]
     first = min(notice.created_at for notice in owed)
+    why = rule.last_result.removesuffix(TRIED_AGAIN) if rule.attempts else ""
     late = moment(first) if timezone.now() - first > _OLD else ""
     sections = [*_sections(came), *_closed("Well again", over), *_closed("Came and went", passed)]
     return Mail(
         subject=_subject(came, over or passed),
         template="alerts",
-        about={"rule": rule.name, "sections": sections, "late": late, "why": rule.last_result},
+        about={"rule": rule.name, "sections": sections, "late": late, "why": why},
         key=f"{rule.pk} {sorted(notice.pk for notice in owed)}",
     )
 
