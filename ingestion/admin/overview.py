@@ -10,7 +10,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from connectors import registry
-from ingestion import freshness, queries
+from ingestion import expiry, freshness, queries
 from ingestion.admin import chart, consent_link, display, latest_runs, live, mending, verbs
 from ingestion.models import (
     ArchivedDay,
@@ -236,6 +236,8 @@ def _connection(source: IngestionSource) -> list[tuple[str, str]]:
             rows.append((field.label, _spoken(shown[field.name])))
         elif shown[f"{field.name}Set"]:
             rows.append((field.label, "Stored"))
+    if (day := expiry.of(source)) is not None:
+        rows.append(("Credentials expire on", str(day)))
     return rows
 
 
@@ -246,6 +248,7 @@ def _options(source: IngestionSource) -> list[tuple[str, str]]:
         (option.label, _spoken(values[option.name]))
         for option in source_options.describe()
         if values[option.name] != option.default or option.name == "syncIntervalSeconds"
+        if option.name != expiry.OPTION  # it stands beside the secret
     ]
 
 

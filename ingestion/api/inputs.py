@@ -84,7 +84,7 @@ class SourceOptions(serializers.DictField):
 _READ_ONLY = (
     *("id", "statusMessage", "lastSyncStartedAt", "lastSyncFinishedAt", "lastSyncStatusMessage"),
     *("nextSyncAt", "mailboxCount", "messageCount", "archivedBytes", "failedMessageCount"),
-    *("currentRun", "createdAt", "updatedAt"),
+    *("currentRun", "createdAt", "updatedAt", "credentialsExpireOn"),
 )
 
 

@@ -8,7 +8,7 @@ from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
-from ingestion import freshness, queries
+from ingestion import expiry, freshness, queries
 from ingestion.api.inputs import ProviderConfig, SourceOptions
 from ingestion.models import (
     FailedMessage,
@@ -74,10 +74,12 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
     `archivedUpTo`: the oldest successful sync of the mailboxes it follows, null until each was
     synced once. `incomplete`: what is not archived now, at most 20 mailboxes and 20 folders.
     `attention`: why it needs somebody, empty where it needs nobody. `lastSyncFinishedAt` is the
-    last try, whatever came of it.
+    last try, whatever came of it. `credentialsExpireOn`: as told in `options`, or as a certificate
+    says itself.
     """
 
     archivedUpTo = serializers.DateTimeField(source="archived_up_to", allow_null=True)
+    credentialsExpireOn = serializers.SerializerMethodField()
     incomplete = serializers.SerializerMethodField()
     attention = serializers.SerializerMethodField()
 
@@ -101,7 +103,7 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
         fields: tuple[str, ...] = (
             *("id", "name", "provider", "status", "statusMessage", "options", "providerConfig"),
             *("lastSyncStartedAt", "lastSyncFinishedAt", "lastSyncStatusMessage", "nextSyncAt"),
-            *("archivedUpTo", "incomplete", "attention"),
+            *("archivedUpTo", "incomplete", "attention", "credentialsExpireOn"),
             *("mailboxCount", "messageCount", "archivedBytes", "failedMessageCount"),
             *("currentRun", "createdAt", "updatedAt"),
         )
@@ -113,6 +115,11 @@ class SourceOut(serializers.ModelSerializer[IngestionSource]):
     @extend_schema_field(SourceOptions(read_only=True))
     def get_options(self, source: IngestionSource) -> dict[str, Any]:
         return Options.of(source.options).as_json()
+
+    @extend_schema_field(serializers.DateField(allow_null=True))
+    def get_credentialsExpireOn(self, source: IngestionSource) -> str | None:  # noqa: N802 - the API's name
+        day = expiry.of(source)
+        return day.isoformat() if day else None
 
     @extend_schema_field(LeftOutOut(many=True))
     def get_incomplete(self, source: IngestionSource) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ingestion import freshness, queries
+from ingestion import expiry, freshness, queries
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
 from ingestion.services.sources import configuration
 from ingestion.services.sources.options import Options
@@ -183,6 +183,7 @@ def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
             {"code": reason.code, "message": reason.text, "since": reason.since}
             for reason in freshness.reasons(source)
         ],
+        "credentialsExpireOn": expiry.of(source),
         "mailboxCount": source.mailbox_count,
         "messageCount": source.message_count,
         "archivedBytes": source.archived_bytes,

@@ -50,6 +50,12 @@ def test_a_form_shows_the_fields_of_its_way_and_the_address_to_copy(client: Clie
     assert field_name("google", "clientId") in page
     assert field_name("google", "serviceAccountKeyJson") not in page
     assert "generic_imap__" not in page
+    tenant = client.get(f"{ADD}?way=tenant").content.decode()
+    secret, expires, folded = (
+        tenant.index(f'name="{name}"')
+        for name in ("microsoft__clientSecret", "options__credentialsExpireOn", "options__since")
+    )
+    assert secret < expires < folded
     assert "?way=gmail" in client.get(f"{ADD}?way=no-such-way").content.decode()
 
 

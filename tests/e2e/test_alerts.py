@@ -1,5 +1,6 @@
 """Alerts by the running service: told by a real mail server whatever is killed, made in a browser."""
 
+import datetime as dt
 import os
 import signal
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from django.contrib.auth.models import User
+from django.db.models import F
 from playwright.sync_api import expect
 
 from ingestion.models import Alert, AlertRule, AuditEvent, IngestionSource
@@ -19,6 +21,7 @@ from tests.servers import people, smtp
 from tests.servers.smtp import Mailbox
 from tests.servers.stack import Service
 
+LONG_AGO = dt.timedelta(seconds=11)
 ACTOR = Actor.system("tests")
 PAGES = "/admin/ingestion/alertrule/"
 
@@ -47,6 +50,9 @@ def test_a_control_process_that_is_killed_in_the_middle_tells_it_all_the_same(
 
     inbox.on_data = die
     rows.a_source(owner, "Alice", status="error", status_message="The password was refused.")
+    wait_for(lambda: rule.notices.update(created_at=F("created_at") - LONG_AGO), 60)
+    wait_for(lambda: inbox.came, 60)
+    AlertRule.objects.update(handed_out_at=None)
     wait_for(lambda: AlertRule.objects.get().last_sent_at, 120)
     assert service.pid("control") != control
     assert len(inbox.came) == 2

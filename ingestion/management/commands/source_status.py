@@ -182,6 +182,8 @@ def _in_full(source: IngestionSource, shown: dict[str, Any]) -> Iterator[str]:
         ),
         "Next sync": when(source.next_sync_at) if source.next_sync_at else "not scheduled",
     }
+    if shown["credentialsExpireOn"]:
+        facts["Expires"] = f"the credentials, on {shown['credentialsExpireOn']}"
     if shown["currentRun"]:
         facts["Now"] = f"{_now(shown)} {shown['currentRun']['warning']}"
     for label, value in facts.items():

@@ -304,6 +304,7 @@ def test_a_rule_tells_what_its_owner_may_see(
     broken(owner)
     work()
     assert sorted(inbox.recipients) == [["operator@example.com"], ["owner@example.com"]]
+    assert not AlertNotice.objects.filter(rule__owner=other_user).exists()
 
 
 def test_who_may_see_it_no_more_is_not_told(staff: User, owner: User, inbox: Mailbox) -> None:

@@ -84,6 +84,10 @@ def test_a_certificate_says_it_itself(owner: User) -> None:
 @pytest.mark.django_db(transaction=True)
 def test_the_command_line_takes_it(manage: CommandLine, source: IngestionSource) -> None:
     given = ("update_source", "Sales", "--credentials-expire-on", "2032-02-29", "--json")
-    assert manage.here(*given).json()["options"][expiry.OPTION] == "2032-02-29"
+    told = manage.here(*given).json()
+    assert told["options"][expiry.OPTION] == told["credentialsExpireOn"] == "2032-02-29"
+    assert (
+        "Expires:   the credentials, on 2032-02-29" in manage.here("source_status", "Sales").stdout
+    )
     source.refresh_from_db()
     assert expiry.of(source) == dt.date(2032, 2, 29)
