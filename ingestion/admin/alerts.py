@@ -195,6 +195,8 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         typed = super().clean() or {}
         if typed.get("which") != "chosen":
             typed["sources"] = None
+        if typed.get("way") == AlertRule.Way.PING:
+            typed["digest"] = ""  # the field is hidden
         for name, texts in rules.wrong_with(
             AlertRule(owner=self.user, **self.given(typed))
         ).items():

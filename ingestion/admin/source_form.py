@@ -215,7 +215,9 @@ def fieldsets(
     asked: list[str] = []
     if way is not None:
         asked = [field_name(way.provider, name) for name in way.fields]
-        asked += [field_name(_OPTIONS, name) for name in way.options]
+        secret = {f.name for f in providers[way.provider].config.fields() if f.secret}
+        after = next((n for n, name in enumerate(way.fields, 1) if name in secret), len(asked))
+        asked[after:after] = [field_name(_OPTIONS, name) for name in way.options]
         sections.append(("Account", {"fields": asked}))
     for slug, provider in providers.items() if way is None else ():
         names = [field_name(slug, field.name) for field in provider.config.fields()]

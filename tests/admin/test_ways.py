@@ -51,11 +51,14 @@ def test_a_form_shows_the_fields_of_its_way_and_the_address_to_copy(client: Clie
     assert field_name("google", "serviceAccountKeyJson") not in page
     assert "generic_imap__" not in page
     tenant = client.get(f"{ADD}?way=tenant").content.decode()
-    secret, expires, folded = (
+    secret, expires, next_one = (
         tenant.index(f'name="{name}"')
-        for name in ("microsoft__clientSecret", "options__credentialsExpireOn", "options__since")
+        for name in (
+            *("microsoft__clientSecret", "options__credentialsExpireOn"),
+            "microsoft__certificatePem",
+        )
     )
-    assert secret < expires < folded
+    assert secret < expires < next_one
     assert "?way=gmail" in client.get(f"{ADD}?way=no-such-way").content.decode()
 
 
