@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
@@ -116,6 +117,14 @@ class Config:
                 default=None if missing else f.default,
                 **f.metadata,
             )
+
+    @classmethod
+    def in_labels(cls, text: str) -> str:
+        """Return a sentence for who sees a form: with labels where it has the API's names."""
+        for f in cls.fields():
+            if f.name != f.name.lower():  # else it is a word like others
+                text = re.sub(rf"\b{f.name}\b", f"“{f.label}”", text)
+        return text
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:

@@ -12,6 +12,7 @@ from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
 
+from connectors import registry
 from ingestion.admin.source_form import SourceForm
 from ingestion.errors import InvalidInput
 from ingestion.services.sources import same_account, trial, ways
@@ -51,7 +52,8 @@ def _said(form: SourceForm, user: User) -> Iterator[dict[str, Any]]:
             options=given["options"],
             source=form.stored,
         ):
-            yield {"ok": step.ok, "title": step.title, "text": step.text}
+            text = registry.get(given["provider"]).config.in_labels(step.text)
+            yield {"ok": step.ok, "title": step.title, "text": text}
         for text in same_account.Known(user).warnings(
             given["provider"], given["providerConfig"], is_proven=step.ok, stored=form.stored
         ):

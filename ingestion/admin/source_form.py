@@ -153,14 +153,16 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
 
     def add_errors(self, error: InvalidInput) -> None:
         """Put the service's reasons at the fields they name, or above the form."""
+        provider = self.providers.get(self._chosen)
         for path, reasons in error.errors.items():
+            told = [provider.config.in_labels(text) if provider else text for text in reasons]
             group, _, name = path.partition(".")
             group = self.cleaned_data.get("provider", "") if group == "providerConfig" else group
             field = field_name(group, name) if name else group
             if field not in self.fields:
-                self.add_error(None, [f"{path}: {reason}" for reason in reasons])
+                self.add_error(None, [f"{path}: {text}" for text in told])
             elif field not in self.errors:
-                self.add_error(field, reasons)
+                self.add_error(field, told)
 
     def _differs(self, key: str, provider: str | None) -> bool:
         if key == "providerConfig":

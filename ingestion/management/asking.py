@@ -65,7 +65,8 @@ class Interview:
                 checked = configuration.checked_config(way.provider, config)
             except InvalidInput as error:
                 for path, reasons in error.errors.items():
-                    self._say(f"✗ {self._label(way, path)}: {' '.join(reasons)}", "red")
+                    why = PROVIDERS[way.provider].config.in_labels(" ".join(reasons))
+                    self._say(f"✗ {self._label(way, path)}: {why}", "red")
                 continue
             if checked.awaits_consent():
                 self._say("It is tried once its owner has granted access.")

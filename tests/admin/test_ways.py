@@ -17,6 +17,15 @@ from tests.servers.dovecot import Account, Dovecot
 ADD = "/admin/ingestion/ingestionsource/add/"
 TRY = "/admin/ingestion/ingestionsource/try/"
 WAYS = ways.all_ways()
+IMAP = {
+    f"generic_imap__{name}": value
+    for name, value in {
+        "host": "h.example",
+        "port": "993",
+        "username": "u",
+        "password": "p",
+    }.items()
+}
 
 
 @pytest.fixture
@@ -74,6 +83,14 @@ def test_what_a_way_knows_is_stored_without_being_asked(client: Client) -> None:
     refused = client.post(f"{ADD}?way=icloud", typed | {"generic_imap__password": ""})
     assert "password" in refused.content.decode()
     assert IngestionSource.objects.count() == 1
+
+
+def test_a_form_speaks_of_its_fields_as_it_shows_them(client: Client) -> None:
+    typed = {"name": "x", "provider": "generic_imap", "options__syncIntervalSeconds": "300"}
+    both = {f"generic_imap__{name}": "on" for name in ("secure", "startTls")}
+    page = client.post(f"{ADD}?way=imap", typed | both | IMAP).content.decode()
+    assert "or “STARTTLS”." in page
+    assert "or startTls" not in page
 
 
 def tried(client: Client, address: str, form: dict[str, Any]) -> list[dict[str, Any]]:
