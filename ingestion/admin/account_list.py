@@ -8,9 +8,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from django.contrib.admin import ModelAdmin
 from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
+from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
+from django.urls import URLPattern, path
+from django.views.decorators.debug import sensitive_post_parameters
+from django.views.decorators.http import require_POST
 
 from ingestion import tasks
 from ingestion.admin import display
@@ -25,7 +31,29 @@ _USUAL = ("name", "way", "host", "port", "secure", "startTls", "username", "pass
 Said = Iterator[dict[str, Any]]
 
 
-def page(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
+def urls(sources: "ModelAdmin[Any]") -> list[URLPattern]:
+    """Return the addresses of the page, for who may add sources there."""
+
+    def may_add(view: Callable[..., HttpResponseBase]) -> Callable[..., HttpResponseBase]:
+        def guarded(request: HttpRequest, **arguments: str) -> HttpResponseBase:
+            if not sources.has_add_permission(request):
+                raise PermissionDenied
+            return view(request, **arguments)
+
+        return sources.admin_site.admin_view(guarded)
+
+    def page(request: HttpRequest) -> HttpResponse:
+        return _page(request, {**sources.admin_site.each_context(request), "opts": sources.opts})
+
+    name = "ingestion_source_list"
+    return [
+        path("add-many/", may_add(page), name=name),
+        path("add-many/accounts.csv", may_add(_template), name=f"{name}_template"),
+        path("add-many/<slug:what>/", may_add(_answer), name=name),
+    ]
+
+
+def _page(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
     shown = {
         **context,
         "title": "Add many accounts",
@@ -37,7 +65,7 @@ def page(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
     return TemplateResponse(request, "admin/ingestion/account_list.html", shown)
 
 
-def template() -> HttpResponse:
+def _template(_request: HttpRequest) -> HttpResponse:
     """Answer a file to begin with; by its mark Excel knows it for UTF-8."""
     response = HttpResponse(
         f"\ufeff{account_lists.TEMPLATE}", content_type="text/csv; charset=utf-8"
@@ -46,7 +74,9 @@ def template() -> HttpResponse:
     return response
 
 
-def answer(request: HttpRequest, what: str) -> StreamingHttpResponse:
+@require_POST
+@sensitive_post_parameters("text")
+def _answer(request: HttpRequest, what: str) -> StreamingHttpResponse:
     """Do one of `_VERBS` to the accounts of the file that came along."""
     if what not in _VERBS:
         raise Http404

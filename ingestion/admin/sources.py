@@ -7,15 +7,12 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect, JsonResponse
-from django.http.response import HttpResponseBase
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.cache import add_never_cache_headers
-from django.utils.decorators import method_decorator
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
-from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST
 
 from connectors.registry import PROVIDERS
@@ -152,17 +149,7 @@ class SourceAdmin(AuditedAdmin):
         return [
             path("report/", view(never_cache(self.report_view)), name="ingestion_source_report"),
             path("live/", view(never_cache(self.live_view)), name="ingestion_source_live"),
-            path("add-many/", view(self.account_list_view), name="ingestion_source_list"),
-            path(
-                "add-many/accounts.csv",
-                view(self.account_list_template_view),
-                name="ingestion_source_list_template",
-            ),
-            path(
-                "add-many/<slug:what>/",
-                view(require_POST(self.account_list_view)),
-                name="ingestion_source_list",
-            ),
+            *account_list.urls(self),
             path("try/", view(require_POST(self.trial_view)), name="ingestion_source_try"),
             path(
                 "<uuid:pk>/try/", view(require_POST(self.trial_view)), name="ingestion_source_trial"
@@ -314,21 +301,6 @@ class SourceAdmin(AuditedAdmin):
             back = consent.callback_url(request)
             context |= {"way": way, "steps": ways.steps(way, redirect_uri=back)}
         return super().add_view(request, form_url, context | (extra_context or {}))
-
-    @method_decorator(sensitive_post_parameters("text"))
-    def account_list_view(self, request: HttpRequest, what: str = "") -> HttpResponseBase:
-        """Show the page of many accounts, or do what it asks with the file that it sends."""
-        if not self.has_add_permission(request):
-            raise PermissionDenied
-        if what:
-            return account_list.answer(request, what)
-        context = {**self.admin_site.each_context(request), "opts": self.opts}
-        return account_list.page(request, context)
-
-    def account_list_template_view(self, request: HttpRequest) -> HttpResponse:
-        if not self.has_add_permission(request):
-            raise PermissionDenied
-        return account_list.template()
 
     def trial_view(self, request: HttpRequest, pk: uuid.UUID | None = None) -> Any:
         """Try what the form holds, of a new source or of the one that it changes."""
