@@ -176,6 +176,26 @@ def test_of_two_who_consent_the_first_has_it(gmail_source: IngestionSource) -> N
     assert IngestionSource.objects.get().secrets["refreshToken"] == stored
 
 
+def test_who_comes_second_while_the_first_is_at_it_changes_nothing(
+    gmail_source: IngestionSource,
+) -> None:
+    link, token = consent_links.make(gmail_source, actor=ACTOR)
+    given = {}
+    for browser in ("first", "second"):
+        seen = consent_links.as_shown(link)
+        url = consent_links.begin(link, browser=browser, seen=seen, redirect_uri=BACK)
+        location = httpx.get(url, trust_env=False).headers["location"]
+        query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(location).query))
+        given[browser] = {name: query[name] for name in ("state", "code")}
+    opened_before = consent_links.by_token(token)
+    assert opened_before
+    consent_links.finish(link, browser="first", **given["first"], address=None)
+    stored = IngestionSource.objects.get().secrets["refreshToken"]
+    with pytest.raises(consent_links.NotOpen):
+        consent_links.finish(opened_before, browser="second", **given["second"], address=None)
+    assert IngestionSource.objects.get().secrets["refreshToken"] == stored
+
+
 def test_another_account_than_the_source_names_is_refused(
     google: Gmail, gmail_source: IngestionSource
 ) -> None:
