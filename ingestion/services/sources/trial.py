@@ -156,7 +156,8 @@ def _folders(session: MailboxSession, options: Options) -> tuple[list[RemoteFold
     wanted = [folder for folder in found if options.wants_folder(folder)]
     out = [folder.path for folder in found if not options.wants_folder(folder)]
     known = [folder.message_count for folder in wanted if folder.message_count is not None]
-    about = f", about {sum(known):,} messages" if known else ""
+    total = sum(known)
+    about = f", about {total:,} message{'' if total == 1 else 's'}" if known else ""
     text = f"Archives {len(wanted):,} folder{'' if len(wanted) == 1 else 's'}{about}"
     if out:
         more = f" and {len(out) - _NAMED:,} more" if len(out) > _NAMED else ""
