@@ -5,7 +5,6 @@ from typing import Any
 from django.contrib import messages
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
 
 from ingestion.admin import display
@@ -31,7 +30,7 @@ def answer(request: HttpRequest, source: IngestionSource, context: dict[str, Any
         "title": "Link for its owner",
         "source": source,
         "link": link,
-        "url": consent_links.address(request.build_absolute_uri(reverse("connect")), token),
+        "url": consent_links.address(token, here=request.build_absolute_uri("/")),
     }
     page = TemplateResponse(request, "admin/ingestion/consent_link.html", context)
     add_never_cache_headers(page)

@@ -3,7 +3,6 @@
 from typing import Any
 
 from django.http import HttpResponseBase, StreamingHttpResponse
-from django.urls import reverse
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import status
 from rest_framework.decorators import action
@@ -270,7 +269,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         source: IngestionSource = self.get_object()
         hours = self.body(inputs.NewConsentLink)["hours"]
         link, token = consent_links.make(source, hours=hours, actor=self.actor)
-        url = consent_links.address(request.build_absolute_uri(reverse("connect")), token)
+        url = consent_links.address(token, here=request.build_absolute_uri("/"))
         shown = serializers.ConsentLinkOut({"url": url, "expires_at": link.expires_at})
         return Response(shown.data, status=status.HTTP_201_CREATED)
 

@@ -98,7 +98,7 @@ class Interview:
         ]
 
     def _show_steps(self, way: Way) -> None:
-        base = getattr(settings, "PUBLIC_URL", "") or f"http://localhost:{settings.PORT}"
+        base = settings.PUBLIC_URL or f"http://localhost:{settings.PORT}"
         steps = ways.steps(way, redirect_uri=base + reverse("oauth-callback"))
         if steps:
             self._say(f"\n{way.title}: what to do there first", "bold")

@@ -107,7 +107,7 @@ class Browser:
 
 def made(source: IngestionSource, actor: Actor = ACTOR) -> str:
     _, token = consent_links.make(source, actor=actor)
-    return consent_links.address("http://testserver/connect/", token)
+    return consent_links.address(token, here="http://testserver")
 
 
 def text(answer: Any) -> str:
@@ -329,7 +329,7 @@ def test_nothing_of_a_link_stays_in_caches_referrers_or_frames(
 
 
 def test_who_may_make_and_revoke_links(
-    imap_source: IngestionSource, owner: User, manage: CommandLine
+    imap_source: IngestionSource, owner: User, manage: CommandLine, settings: Any
 ) -> None:
     def tried(user: User, method: str = "post", scopes: tuple[str, ...] = ("write",)) -> int:
         key = ApiKey.objects.create(user=user, name="tests", scopes=list(scopes))[1]
@@ -349,6 +349,9 @@ def test_who_may_make_and_revoke_links(
     assert link.code == 0, link.stderr
     assert Browser().open(link.json()["url"]).status_code == 200
     assert manage.here("sign_in_source", "IMAP", "--link", "--hours", "0").code == 2
+    settings.PUBLIC_URL = "https://mail.example.com"
+    elsewhere = manage.here("sign_in_source", "IMAP", "--link")
+    assert elsewhere.stdout.startswith("https://mail.example.com/connect/#")
     tenant = {"tenantId": "x.org", "clientId": "c", "clientSecret": "s"}
     configuration.create(
         owner=owner, name="Tenant", provider="microsoft", provider_config=tenant, actor=ACTOR

@@ -5,7 +5,6 @@ from argparse import ArgumentParser
 from typing import Any
 
 from django.conf import settings
-from django.urls import reverse
 
 from ingestion import tasks
 from ingestion.management.base import Exit, SourceCommand
@@ -43,8 +42,7 @@ class Command(SourceCommand):
 
     def _make_link(self, source: IngestionSource, hours: int) -> Exit:
         link, token = consent_links.make(source, hours=hours, actor=self.actor)
-        base = getattr(settings, "PUBLIC_URL", "") or f"http://localhost:{settings.PORT}"
-        url = consent_links.address(f"{base}{reverse('connect')}", token)
+        url = consent_links.address(token, here=f"http://localhost:{settings.PORT}")
         self.say(
             f"Send this to the owner of the account, and to nobody else. It is good for {hours} h, "
             "once, and shown here alone:"

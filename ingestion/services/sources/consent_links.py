@@ -17,7 +17,9 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from django.conf import settings
 from django.db import models
+from django.urls import reverse
 from django.utils import timezone
 
 from connectors import registry
@@ -88,10 +90,10 @@ def make(source: IngestionSource, *, hours: int = HOURS, actor: Actor) -> tuple[
     return link, token
 
 
-def address(page: str, token: str) -> str:
+def address(token: str, *, here: str) -> str:
     """Return what to send to the person: the page's address, and the token where no server and no
-    log sees it."""
-    return f"{page}#{token}"
+    log sees it. `here`: where the service is, where PUBLIC_URL does not say."""
+    return f"{settings.PUBLIC_URL or here.rstrip('/')}{reverse('connect')}#{token}"
 
 
 @in_transaction
