@@ -5,8 +5,9 @@
     /connect/         who asks, for what; then the provider's page, or a field for a password
     /connect/back/    where api.consent sends a browser on that comes back from a provider
 
-Forms here need the same-origin policy of referrers: under no-referrer browsers send `Origin: null`,
-which Django's CSRF check refuses. All other answers say no-referrer.
+Pages here have a form, also for the next link, and need the same-origin policy of referrers: under
+no-referrer browsers send `Origin: null`, which Django's CSRF check refuses. What leads away from
+here, or comes back, says no-referrer.
 """
 
 import secrets
@@ -57,11 +58,11 @@ def _answer(request: HttpRequest, page: str, *, status: int = 200, **about: Any)
     answer = render(request, "consent_link.html", context, status=status)
     answer["Content-Security-Policy"] = _POLICY
     answer["X-Robots-Tag"] = "noindex"
-    return _private(answer, has_form=page in ("paste", "consent"))
+    return _private(answer, leads_away=page == "going")
 
 
-def _private(answer: HttpResponse, *, has_form: bool = False) -> HttpResponse:
-    answer["Referrer-Policy"] = "same-origin" if has_form else "no-referrer"
+def _private(answer: HttpResponse, *, leads_away: bool = True) -> HttpResponse:
+    answer["Referrer-Policy"] = "no-referrer" if leads_away else "same-origin"
     add_never_cache_headers(answer)
     return answer
 

@@ -319,7 +319,7 @@ def test_nothing_of_a_link_stays_in_caches_referrers_or_frames(
         assert "unsafe" not in answer["Content-Security-Policy"]
     leaving = person.post("/connect/go/")
     assert leaving["Referrer-Policy"] == "no-referrer"
-    assert "<form" not in leaving.content.decode().partition("</h1>")[2].partition("<form")[0]
+    assert b"<form" not in leaving.content
     [cookie] = [c for c in person.client.cookies.values() if c.key == "consent_link"]
     assert (cookie["httponly"], cookie["samesite"], cookie["path"]) == (True, "Lax", "/connect/")
     forged = Client()

@@ -100,7 +100,8 @@ def test_a_person_types_in_their_own_password(
     )
     source = IngestionSource.objects.get()
     person = visit()
-    person.page.goto(link_of(operator, source))
+    url = link_of(operator, source)
+    person.page.goto(url)
     shoot(person, "password")
     person.page.fill("[name=secret]", account.password)
     person.page.get_by_role("button", name="Try it, and connect").click()
@@ -108,6 +109,10 @@ def test_a_person_types_in_their_own_password(
     operator.go(f"/admin/ingestion/ingestionsource/{source.pk}/change/")
     expect(page.locator("[data-live=status]")).to_have_text("Authenticated", timeout=30_000)
     assert account.password not in page.content()
+    person.page.goto(url)  # in the same tab, without loading the page anew
+    expect(person.page.get_by_role("heading")).to_have_text("This link was used")
+    shoot(person, "used")
+    person.complaints.clear()  # the 410 that was meant
 
 
 def test_a_link_that_is_of_no_use_says_so_without_a_script_too(

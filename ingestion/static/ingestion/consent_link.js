@@ -6,7 +6,7 @@ const opening = document.querySelector("[data-open]");
 
 function openLink() {
   const token = location.hash.slice(1);
-  if (!token) return;
+  if (!token || !opening) return;
   history.replaceState(null, "", location.pathname);
   opening.elements.token.value = token;
   opening.submit();
