@@ -1,4 +1,4 @@
-# make demo   a whole import on this machine, checked byte for byte (EXIT=1: end when it is done)
+# make demo   a whole import on this machine, checked byte for byte (EXIT=1: end then; S3=1: in S3)
 # make run    the service for real use: data under VAR_DIR (var/), port PORT (8000)
 # make test   every check and test there is
 # make bench  how fast it is, beside its peers (QUICK=1: within a minute; ONLY=import: one scenario)
@@ -17,8 +17,8 @@ PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell comma
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,4p'
 
-demo: $(VENV)/runtime
-	@$(BIN)/python -m ingestion_project.demo $(if $(EXIT),--exit)
+demo: $(VENV)/$(if $(S3),development,runtime)
+	@$(BIN)/python -m ingestion_project.demo $(if $(EXIT),--exit) $(if $(S3),--s3)
 
 run: $(VENV)/runtime
 	@exec $(BIN)/python -m ingestion_project.run

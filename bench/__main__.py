@@ -16,6 +16,7 @@ from bench import (
     indexing,
     limits,
     machine,
+    object_store,
     page,
     profile,
     report,
@@ -41,6 +42,7 @@ SCENARIOS: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "dispatch": limits.dispatch,
     "headers": header_fields.headers,
     "index": indexing.index,
+    "s3": object_store.object_store,
     "search": searching.search,
 }
 

@@ -26,7 +26,7 @@ def index(stage: Stage) -> Iterator[Row]:
         imported = scenarios.ours(service, account, port=port)
 
         def with_index_held() -> Sample:
-            with _held(service):
+            with held(service):
                 return imported()
 
         def beside_index() -> Sample:
@@ -34,11 +34,11 @@ def index(stage: Stage) -> Iterator[Row]:
             sample = imported()
             if not service.unindexed():
                 raise BenchError("Everything was indexed before the import was done.")
-            _wait(service)
+            wait(service)
             return sample
 
         def index_alone() -> Sample:
-            _wait(service)
+            wait(service)
             with_index_held()
             return _index(service, alone)
 
@@ -53,7 +53,7 @@ def index(stage: Stage) -> Iterator[Row]:
 
 
 @contextlib.contextmanager
-def _held(service: Service) -> Iterator[None]:
+def held(service: Service) -> Iterator[None]:
     """Let the index stage's processes stand still meanwhile."""
     pids = processes.tree(service.supervised.children()["index"])
     for pid in pids:
@@ -71,7 +71,7 @@ def _index(service: Service, row: Row) -> Sample:
     messages = service.unindexed()
     programs = service.supervised.children()
     before, started = _cpu(programs), time.monotonic()
-    _wait(service)
+    wait(service)
     seconds = time.monotonic() - started
     index, reader, database = (b - a for a, b in zip(before, _cpu(programs), strict=True))
     each = [f"{1e6 * used / messages:,.0f}" for used in (index - reader, reader, database)]
@@ -96,7 +96,7 @@ def _cpu(programs: dict[str, int]) -> tuple[float, float, float]:
     )
 
 
-def _wait(service: Service) -> None:
+def wait(service: Service) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while service.unindexed():
         if time.monotonic() > deadline:

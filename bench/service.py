@@ -4,12 +4,14 @@ Owns a VAR_DIR of its own, and knows how to import an account and what that took
 """
 
 import dataclasses
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -24,7 +26,8 @@ from tests.servers.stack import ROOT, Supervised, free_port
 
 #: The user's own deployment must not be what is measured.
 _FOREIGN = (
-    *("ADMIN_PASSWORD", "ARCHIVE_DIR", "DATABASE_URL", "ENCRYPTION_KEYS", "EXTRA_CA_FILE", "HOST"),
+    *("ADMIN_PASSWORD", "ARCHIVE_DIR", "ARCHIVE_LOCK_DAYS", "ARCHIVE_URL", "DATABASE_URL"),
+    *("ENCRYPTION_KEYS", "EXTRA_CA_FILE", "HOST"),
     *("HTTPS", "LOG_FORMAT", "REDIS_URL", "SECRET_KEY", "WORKER_CONCURRENCY"),
 )
 _PATIENCE_SECONDS = 900.0
@@ -166,6 +169,50 @@ class Service:
             server_cpu_seconds=used["server"],
             database_cpu_seconds=used["postgres"],
             rss_bytes=processes.peak_rss_bytes(children),
+        )
+
+    def read(self, ids: Sequence[str]) -> Sample:
+        """Download these messages one after the other, over HTTP; return what it took of `web`."""
+        web = self.supervised.children()["web"]
+        cpu, started, size = processes.cpu_seconds(web), time.monotonic(), 0
+        for pk in ids:
+            answer = self._api.get(f"/emails/{pk}/raw")
+            if answer.is_error:
+                raise BenchError(f"GET /emails/{pk}/raw: {answer.status_code} {answer.text}")
+            size += len(answer.content)
+        return Sample(
+            seconds=time.monotonic() - started,
+            messages=len(ids),
+            size=size,
+            cpu_seconds=processes.cpu_seconds(web) - cpu,
+        )
+
+    def some_messages(self, source: Source, count: int) -> list[str]:
+        """Return ids of messages of a source, all over it."""
+        query = """SELECT m.id::text FROM ingestion_message m
+                     JOIN ingestion_mailbox b ON b.id = m.mailbox_id
+                    WHERE b.source_id = %s ORDER BY m.sha256 LIMIT %s"""
+        return [pk for (pk,) in self._ask(query, [source.id, count])]
+
+    def verify(self, source: Source) -> Sample:
+        """Have a source verified by a command; return what that took."""
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+        done = subprocess.run(
+            [*self._manage, "verify_archive", source.id, "--json"],
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            raise BenchError(f"verify_archive: {done.stdout[-500:]} {done.stderr[-500:]}")
+        after, said = resource.getrusage(resource.RUSAGE_CHILDREN), json.loads(done.stdout)
+        return Sample(
+            seconds=time.monotonic() - started,
+            messages=said["messages"],
+            size=said["bytes"],
+            cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         )
 
     def unindexed(self) -> int:

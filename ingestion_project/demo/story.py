@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--exit", action="store_true", help="end once everything is checked")
     parser.add_argument("--messages", type=int, default=MESSAGES, help="about how many")
+    parser.add_argument("--s3", action="store_true", help="packs in an S3 server on loopback")
     parser.add_argument("--directory", type=Path, default=VAR_DIR, help="emptied at the start")
     options = parser.parse_args(arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -67,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     screen = Screen()
     try:
         with contextlib.ExitStack() as stack:
-            Demo(screen, stack, options.messages, options.directory.resolve()).play()
+            demo = Demo(screen, stack, options.messages, options.directory.resolve())
+            demo.play(s3=options.s3)
             if not options.exit:
                 screen.console.print("\nServing until Ctrl-C.")
                 signal.pause()
@@ -97,8 +99,9 @@ class Demo:
         self.screen, self.stack = screen, stack
         self.messages, self.var_dir = messages, var_dir
         self.password = secrets.token_urlsafe(9)
+        self.archive: dict[str, str] = {}
 
-    def play(self) -> None:
+    def play(self, *, s3: bool) -> None:
         self.screen.title(
             "Email ingestion",
             f"About {self.messages:,} messages end up in the archive, and are compared "
@@ -106,6 +109,8 @@ class Demo:
         )
         self._prepare()
         self._start_imap_server()
+        if s3:
+            self._start_object_store()
         self._start_service()
         self._make_key()
         self._add_source()
@@ -137,6 +142,20 @@ class Demo:
                 folders = _folder_names(imap)
             step.detail = f"IMAP on 127.0.0.1:{self.imap_port}, {len(folders)} folders"
 
+    def _start_object_store(self) -> None:
+        # Only here: it needs packages that the service does not.
+        from ingestion_project.demo.object_store import ObjectStoreServer  # noqa: PLC0415 - see above
+
+        with self.screen.step("Object store") as step:
+            try:
+                server = ObjectStoreServer(self.var_dir / "object-store")
+                self.stack.enter_context(server)
+            except RuntimeError as error:
+                raise DemoError(str(error)) from None
+            server.make_bucket("archive")
+            self.archive = {**server.env, "ARCHIVE_URL": server.url("archive", "demo")}
+            step.detail = f"S3 at {server.endpoint}, packs in s3://archive/demo"
+
     def _start_service(self) -> None:
         with self.screen.step("Service") as step:
             self.port = _free_port(int(os.environ.get("PORT", "8000")))
@@ -148,6 +167,7 @@ class Demo:
                 "PORT": str(self.port),
                 "ADMIN_PASSWORD": self.password,
                 "API_REQUESTS_PER_MINUTE": "1000000",
+                **self.archive,
             }
             log = self.stack.enter_context((self.var_dir / "service.log").open("wb"))
             service = self._spawn("ingestion_project.run", stdout=log, environ=self.environ)

@@ -45,8 +45,9 @@ def start() -> Iterator[Start]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def test_the_demo_checks_everything_and_ends_well(start: Start) -> None:
-    demo = start("--exit")
+@pytest.mark.parametrize("archive", [[], ["--s3"]], ids=["directory", "object store"])
+def test_the_demo_checks_everything_and_ends_well(start: Start, archive: list[str]) -> None:
+    demo = start("--exit", *archive)
     said, _ = demo.communicate(timeout=120)
     assert demo.returncode == 0, said
     for part in ("Import", "every byte is the server's", "the sync picked them up", "curl -H"):

@@ -4,6 +4,7 @@ Speaks HTTP/1.1 on a socket and passes everything on as it is, the signed Host t
 the next requests of a method, once or as often as it is said; without one all goes through.
 """
 
+import contextlib
 import dataclasses
 import http.client
 import socket
@@ -14,7 +15,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Literal, Self
 
-Kind = Literal["nothing", "answer", "lose the answer", "cut the body", "alter the request", "wait"]
+Kind = Literal[
+    "nothing",
+    "answer",
+    "lose the answer",
+    "cut the body",
+    "alter the request",
+    "wait",
+    "hold the request",
+    "hold the answer",
+]
 
 
 @dataclasses.dataclass
@@ -36,6 +46,9 @@ class FaultyProxy:
         self._lock = threading.Lock()
         self.seen: list[tuple[str, str]] = []
         self.bytes_in = self.bytes_out = 0
+        self._now = self.most_at_once = 0
+        self.holding = threading.Event()
+        self._released = threading.Event()
 
     def fault(
         self,
@@ -48,6 +61,10 @@ class FaultyProxy:
         seconds: float = 0.0,
     ) -> None:
         self._faults.append(Fault(kind, method, times, status, code, seconds))
+
+    def let_go(self) -> None:
+        """Hang up on those who are held."""
+        self._released.set()
 
     def clear(self) -> None:
         with self._lock:
@@ -85,6 +102,7 @@ class FaultyProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.let_go()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -99,11 +117,24 @@ class FaultyProxy:
         return None
 
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
+        with self._lock:
+            self._now += 1
+            self.most_at_once = max(self.most_at_once, self._now)
+        try:
+            self._answer(request)
+        finally:
+            with self._lock:
+                self._now -= 1
+
+    def _answer(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         fault = self._next(request.command, request.path)
         kind = fault.kind if fault else None
         if fault and kind == "answer":
             self._refuse(request, fault)
+            return
+        if kind == "hold the request":
+            self._hold(request)
             return
         if fault and kind == "wait":
             time.sleep(fault.seconds)
@@ -111,6 +142,9 @@ class FaultyProxy:
             body = bytes([body[0] ^ 1]) + body[1:]
         status, headers, answer = self._forward(request, body)
         self.bytes_in, self.bytes_out = self.bytes_in + len(body), self.bytes_out + len(answer)
+        if kind == "hold the answer":
+            self._hold(request)
+            return
         if kind == "lose the answer":
             self._hang_up(request)
             return
@@ -153,11 +187,17 @@ class FaultyProxy:
         request.end_headers()
         request.wfile.write(text)
 
+    def _hold(self, request: BaseHTTPRequestHandler) -> None:
+        self.holding.set()
+        self._released.wait()
+        self._hang_up(request)
+
     @staticmethod
     def _hang_up(request: BaseHTTPRequestHandler) -> None:
-        request.wfile.flush()
         request.close_connection = True
-        request.connection.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # whoever asked may be dead
+            request.wfile.flush()
+            request.connection.shutdown(socket.SHUT_RDWR)
 
 
 def _kept(answer: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
