@@ -350,7 +350,10 @@ except (ValueError, ImproperlyConfigured):  # whose words may hold a part of the
         "EMAIL_URL must look like smtp+tls://user:password@host:587 (or smtp+ssl://, or smtp://),"
         " with the signs of user and password percent-encoded."
     ) from None
-EMAIL_BACKEND = _mail["EMAIL_BACKEND"]
+EMAIL_BACKEND = _mail["EMAIL_BACKEND"].replace(
+    "django.core.mail.backends.smtp.EmailBackend",
+    "ingestion.services.operations.alerting.mail.Backend",
+)
 EMAIL_HOST, EMAIL_FILE_PATH = _mail["EMAIL_HOST"], _mail["EMAIL_FILE_PATH"]
 EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _mail["EMAIL_HOST_USER"], _mail["EMAIL_HOST_PASSWORD"]
 EMAIL_USE_TLS, EMAIL_USE_SSL = "EMAIL_USE_TLS" in _mail, "EMAIL_USE_SSL" in _mail

@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from ingestion.models import FailedMessage, IngestionSource, Pack
+from ingestion.services.operations.alerting import watch
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.stack import ROOT, Service, wait_for
 
@@ -60,6 +61,8 @@ def test_metrics_say_what_the_rows_say(token: str, archive_dir: Path) -> None:
             not_before=timezone.now(),
         )
     IngestionSource.objects.update(status="error", message_count=7, archived_bytes=70)
+    IngestionSource.objects.update(options={"credentialsExpireOn": "2030-01-01"})
+    watch.look_at_sources()
     found = asked()
     name = {"source": str(source.pk)}
     assert value(found, "ingestion_source_status", status="error", name='A "name"') == 1
@@ -68,6 +71,10 @@ def test_metrics_say_what_the_rows_say(token: str, archive_dir: Path) -> None:
     assert value(found, "ingestion_failed_messages", code="refused", **name) == 3
     codes = {s.labels["code"] for s in found if s.name == "ingestion_source_needs_attention"}
     assert {"error", "messages_failing"} <= codes
+    expire = "ingestion_source_credentials_expire_timestamp_seconds"
+    assert value(found, expire, **name) == 1_893_456_000
+    assert value(found, "ingestion_alerts", kind="source.attention") == 1
+    assert value(found, "ingestion_alert_rules_failing") == 0
     assert value(found, "ingestion_packs") == Pack.objects.count()
     assert value(found, "ingestion_due_work", kind="mailbox") == 0
     IngestionSource.objects.update(deleted_at=timezone.now())

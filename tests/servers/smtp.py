@@ -10,11 +10,11 @@ from email.message import EmailMessage
 from typing import Any
 
 from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import SMTP, Envelope, Session
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope, Session
 
 from tests.servers.stack import free_port
 
-logging.getLogger("mail.log").setLevel(logging.WARNING)  # aiosmtpd's, which tells of each line
+logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's, which tells of each line
 
 
 @dataclasses.dataclass
@@ -69,11 +69,23 @@ def text(message: EmailMessage, kind: str = "plain") -> str:
     return content
 
 
+def authenticator(name: str, password: str) -> Any:
+    """Return what lets this one person in, for `running`."""
+
+    def check(
+        server: SMTP, session: Session, envelope: Envelope, way: str, given: Any
+    ) -> AuthResult:
+        right = (given.login, given.password) == (name.encode(), password.encode())
+        return AuthResult(success=right, handled=False)
+
+    return check
+
+
 @contextmanager
-def running(port: int | None = None) -> Iterator[Mailbox]:
-    """Serve on loopback for the length of a test."""
-    mailbox = Mailbox(port or free_port())
-    controller = Controller(mailbox, hostname="127.0.0.1", port=mailbox.port)
+def running(**options: Any) -> Iterator[Mailbox]:
+    """Serve on loopback for the length of a test. `options`: aiosmtpd's, for TLS and logins."""
+    mailbox = Mailbox(free_port())
+    controller = Controller(mailbox, hostname="127.0.0.1", port=mailbox.port, **options)
     controller.start()
     try:
         yield mailbox
@@ -84,5 +96,5 @@ def running(port: int | None = None) -> Iterator[Mailbox]:
 def use(settings: Any, mailbox: Mailbox) -> None:
     """Point the settings of this process there, as EMAIL_URL does."""
     settings.EMAIL_URL = mailbox.url
-    settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+    settings.EMAIL_BACKEND = "ingestion.services.operations.alerting.mail.Backend"
     settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", mailbox.port

@@ -26,7 +26,7 @@ from ingestion.models.webhook import Event
 from ingestion.services.archive import verify
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.operations import webhooks
+from ingestion.services.operations import doctor, webhooks
 from ingestion.services.operations.alerting import rules, sending, watch
 from ingestion.services.sources import deletion, verbs
 from tests.e2e import rows
@@ -360,6 +360,8 @@ def test_a_mail_server_that_was_down_gets_all_in_one_mail_that_says_it_is_old(
         rule.last_result
     )
     assert list(sending.failing()) == [rule]
+    finding = doctor._alerts()
+    assert (finding.state, "451 Try again later" in finding.message) == ("warning", True)
     inbox.refuse = ""
     later(30)
     [mail] = inbox.came
@@ -367,6 +369,7 @@ def test_a_mail_server_that_was_down_gets_all_in_one_mail_that_says_it_is_old(
     assert "This comes late" in smtp.text(mail)
     rule.refresh_from_db()
     assert (rule.attempts, rule.last_result) == (0, "Sent to 1 address.")
+    assert doctor._alerts().state == "ok"
 
 
 def test_nobody_at_the_mail_servers_port_is_told_in_words(

@@ -5,6 +5,7 @@ Subjects and bodies are made of names that strangers chose: no character of them
 
 import dataclasses
 import smtplib
+import ssl
 import uuid
 from collections.abc import Sequence
 from email.utils import parseaddr
@@ -12,7 +13,11 @@ from typing import Any
 
 from django.conf import settings
 from django.core.mail import EmailMultiAlternatives
+from django.core.mail.backends.smtp import EmailBackend
 from django.template.loader import render_to_string
+
+from connectors import net
+from connectors.errors import ConnectorError
 
 _PREFIX = "[Email ingestion] "
 _SUBJECT_CHARS = 150
@@ -37,6 +42,15 @@ class Sent:
 
     ok: bool
     text: str
+
+
+class Backend(EmailBackend):
+    """Django's, which believes the authorities of EXTRA_CA_FILE too."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.use_tls or self.use_ssl:  # read before there is a connection, which it would leave
+            self.ssl_context = net.tls_context(verify=True, extra_ca_file=settings.EXTRA_CA_FILE)
 
 
 def one_line(text: str, characters: int = _NAME_CHARS) -> str:
@@ -65,7 +79,7 @@ def send(mail: Mail, recipients: Sequence[str]) -> Sent:
     message.attach_alternative(render_to_string(f"mail/{mail.template}.html", about), "text/html")
     try:
         message.send()
-    except (smtplib.SMTPException, OSError) as error:
+    except (smtplib.SMTPException, OSError, ConnectorError) as error:
         return Sent(ok=False, text=_words(error))
     number = len(recipients)
     return Sent(ok=True, text=f"Sent to {number} {'address' if number == 1 else 'addresses'}.")
@@ -91,6 +105,9 @@ def _words(error: Exception) -> str:
             return f"{server} did not take it ({error.smtp_code} {said})."
         case smtplib.SMTPException():
             return f"{server} did not take it ({one_line(str(error))})."
+        case ssl.SSLCertVerificationError():
+            why = f"can't be verified ({error.verify_message})"
+            return f"The certificate of {server} {why}. Its authority may go into EXTRA_CA_FILE."
         case TimeoutError():
             return f"{server} did not answer in time."
     why = one_line(getattr(error, "strerror", None) or str(error))
