@@ -189,7 +189,7 @@ def _document(mail: Mail, place: Place, pack: uuid.UUID) -> str:
     read = Indexed(
         message,
         mail.digest,
-        words.vector(message, mail.digest, source=place.source),
+        words.vector(message, mail.digest, source=place.source, date=documents.date_of(message)),
         INDEX_VERSION,
         changed=False,
     )

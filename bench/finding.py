@@ -101,7 +101,8 @@ def _ours(query: Query, clock: _Clock) -> dict[str, Any]:
 
 
 def _cursor(skipped: int) -> str:
-    from ingestion.search.pages import Cursor, Key  # noqa: PLC0415 - after django.setup()
+    from ingestion.search.pages import Cursor  # noqa: PLC0415 - after django.setup()
+    from ingestion.search.readings import Key  # noqa: PLC0415 - as above
 
     with connection.cursor() as cursor:
         cursor.execute(

@@ -190,7 +190,7 @@ def visible_messages(user: User | AnonymousUser) -> QuerySet[Message]:
 def message(user: User | AnonymousUser, pk: uuid.UUID) -> Message | None:
     """Return a message that a user may see, with its source and what is indexed of it."""
     found = visible_messages(user).select_related("mailbox__source", "document")
-    return found.defer("document__words").filter(pk=pk).first()
+    return found.defer("document__words", "document__numbers").filter(pk=pk).first()
 
 
 def conversation(user: User | AnonymousUser, message: Message, *, limit: int) -> list[Message]:
@@ -202,7 +202,11 @@ def conversation(user: User | AnonymousUser, message: Message, *, limit: int) ->
     found = visible_messages(user).filter(
         document__mailbox=message.mailbox_id, document__thread=thread
     )
-    others = found.exclude(pk=message.pk).select_related("document").defer("document__words")
+    others = (
+        found.exclude(pk=message.pk)
+        .select_related("document")
+        .defer("document__words", "document__numbers")
+    )
     return list(others.order_by("document__date", "pk")[:limit])
 
 

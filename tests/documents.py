@@ -19,14 +19,16 @@ def indexed(
     own = {name: known.pop(name) for name in list(known) if name not in Digest._fields}
     digest = Digest(text=text, preview=text[:200], **known)
     source = message.mailbox.source_id
-    vector = words.vector(message, digest, source=source)
+    date = date or message.received_at or message.sent_at or message.archived_at
+    vector = words.vector(message, digest, source=source, date=date)
     senders = [address for role, address, _ in digest.participants if role == "from"]
     return Document.objects.create(
         message=message,
         source_id=source,
         mailbox_id=message.mailbox_id,
-        date=date or message.received_at or message.sent_at or message.archived_at,
+        date=date,
         words=vector.literal,
+        numbers=list(vector.numbers),
         preview=digest.preview,
         fields=digest.fields,
         attachments=[file._asdict() for file in digest.attachments],

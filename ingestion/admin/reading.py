@@ -19,6 +19,7 @@ from ingestion.mail.body import Contents
 from ingestion.models import Message
 from ingestion.search import pages
 from ingestion.search import query as language
+from ingestion.search.readings import Key
 from ingestion.services.archive import reading
 from ingestion.services.archive.reading import Reading
 
@@ -121,7 +122,7 @@ def neighbours(user: User | AnonymousUser, message: Message, q: str) -> list[tup
 
 
 def _neighbours(search: pages.Search, message: Message, q: str) -> list[tuple[str, str, str]]:
-    at = pages.Key(message.document.date, message.pk)
+    at = Key(message.document.date, message.pk)
     found = []
     for name, icon, backwards in (
         ("Newer", "chevron_left", True),

@@ -223,7 +223,7 @@ class EmailQuery(Strict):
         required=False, default=False, help_text="Count what is found, up to 10,000."
     )
     facets = serializers.BooleanField(
-        required=False, default=False, help_text="Tell how the newest 10,000 hits divide."
+        required=False, default=False, help_text="Tell how the newest 1,000 hits divide."
     )
     highlight = serializers.BooleanField(
         required=False, default=False, help_text="Show where the words of `q` stand."

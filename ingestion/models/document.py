@@ -15,7 +15,7 @@ from ingestion.models.source import IngestionSource
 
 #: Raise it where documents made before lack something: all packs are due then, and read again. A
 #: pack of 0 was never indexed, and goes before those of the version before.
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 
 
 class Document(models.Model):
@@ -35,6 +35,11 @@ class Document(models.Model):
     )
     date = models.DateTimeField(help_text="When it was received, else sent, else archived.")
     words = SearchVectorField(help_text="What search finds it by.")
+    numbers = ArrayField(
+        models.SmallIntegerField(),
+        default=list,
+        help_text="Of its month, its year and each two neighbouring words. [] before version 3.",
+    )
     sender_address = models.TextField(blank=True, help_text="Of the From header, in lower case.")
     #: Eight bytes of a hash each: narrow to search by; what they hash is compared as well.
     message_key = models.BigIntegerField(null=True, help_text="Of the Message-ID.")
@@ -53,8 +58,11 @@ class Document(models.Model):
             models.Index(fields=["mailbox", "date", "message"], name="document_of_mailbox"),
             models.Index(fields=["mailbox", "thread"], name="document_thread"),
             models.Index(fields=["mailbox", "message_key"], name="document_message_key"),
-            GinIndex(fields=["words"], name="document_words"),
+            GinIndex(fields=["words", "numbers"], name="document_search"),
             models.Index(fields=["source"], name="document_unread", condition=models.Q(version=0)),
+            models.Index(
+                fields=["source"], name="document_unnumbered", condition=models.Q(numbers=[])
+            ),
         ]
 
     def __str__(self) -> str:

@@ -13,9 +13,9 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Q, QuerySet
 
 from ingestion import queries
-from ingestion.models import Folder, IngestionSource, Mailbox
+from ingestion.models import Document, Folder, IngestionSource, Mailbox
 from ingestion.models.message import COMMON_LABELS
-from ingestion.search import words
+from ingestion.search import tsqueries, words
 from ingestion.search.query import AllOf, AnyOf, Node, Not, Term, days
 
 
@@ -67,7 +67,7 @@ class Scope:
         """Return the tsquery of its tags; "" where it is all, or of too many."""
         if not self.column or not 0 < len(self.ids) <= _MAX_SCOPE_TAGS:
             return ""
-        return _any_tag(words.scope_tag(self.column, pk) for pk in self.ids)
+        return tsqueries.any_tag(words.scope_tag(self.column, pk) for pk in self.ids)
 
 
 _MAX_SCOPE_TAGS = 20
@@ -133,45 +133,78 @@ class Placed(NamedTuple):
 class Asked:
     """What a query asks, of whose mail.
 
-    `words` is a tsquery that all it finds has ("" for none), with which the index can begin;
-    `where` is what rows must say besides. `direct`: so few have it that the index is asked at once.
-    `ranked` is the tsquery that relevance goes by.
+    `words` is a tsquery that all it finds has ("" for none), with which the index can begin, and
+    `pairs` the numbers of neighbours that all has; `where` is what rows must say besides.
+    `direct`: so few have it that the index is asked at once. `numbered`: all documents have their
+    numbers. `ranked` is the tsquery that relevance goes by.
     """
 
     scope: Scope
     words: str
+    pairs: frozenset[int]
     where: Sql
     places: tuple[Placed, ...]
     since: dt.datetime | None
     before: dt.datetime | None
     direct: bool
+    numbered: bool
     ranked: str
 
 
 def asked(
     node: Node, scope: Scope, since: dt.datetime | None = None, before: dt.datetime | None = None
-) -> Asked:
-    """Return what a query asks within a scope, from a moment on and before another.
+) -> list[Asked]:
+    """Return what a query asks within a scope, from a moment on and before another: all that it
+    finds is found by one or another of these.
 
     Looks up mailboxes, sources and folders by name.
     """
-    made = _Conditions(scope)
-    made.since, made.before = since, before
+    numbered = not Document.objects.filter(numbers=[]).exists()
+    found = []
+    for parts in _alternatives(node):
+        made = _Conditions(scope, numbered)
+        made.since, made.before = since, before
+        for part in sorted(parts, key=lambda p: not _is_scope(p)):  # folders are looked up in it
+            made.take(part)
+        found.append(made.asked())
+    return found
+
+
+def _alternatives(node: Node) -> list[tuple[Node, ...]]:
+    """Return of each reading what all that it finds must have.
+
+    There are several where one of some things is asked for that no one index answers all of, such
+    as `in:small OR word`: each has its own.
+    """
     parts = node.nodes if isinstance(node, AllOf) else (node,)
-    for part in sorted(parts, key=lambda part: not _is_scope(part)):  # folders are looked up in it
-        made.take(part)
-    return made.asked()
+    for part in parts:
+        if not isinstance(part, AnyOf) or tsqueries.tsquery(part) or _are_places(part):
+            continue
+        having: list[Node] = []
+        others: list[Node] = []
+        for inner in part.nodes:
+            indexed = tsqueries.tsquery(inner) and tsqueries.begins_with(inner)
+            (having if indexed else others).append(inner)
+        each = [*others, *([AnyOf(tuple(having))] if len(having) > 1 else having)]
+        if len(each) > _MAX_ALTERNATIVES:
+            continue
+        besides = tuple(other for other in parts if other is not part)
+        return [
+            (*besides, *(inner.nodes if isinstance(inner, AllOf) else (inner,))) for inner in each
+        ]
+    return [parts]
 
 
-def _any_tag(found: Iterable[str]) -> str:
-    return "(" + " | ".join(map(words.quoted, found)) + ")"
+_MAX_ALTERNATIVES = 5
 
 
 class _Conditions:
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, numbered: bool) -> None:
         self.whole = scope
+        self.numbered = numbered
         self.scope = scope
         self.words: list[str] = []
+        self.pairs: set[int] = set()
         self.where: list[Sql] = []
         self.places: list[Placed] = []
         self.since: dt.datetime | None = None
@@ -184,11 +217,13 @@ class _Conditions:
         return Asked(
             self.scope,
             " & ".join(self.words),
+            frozenset(self.pairs if self.numbered else ()),
             where,
             tuple(self.places),
             self.since,
             self.before,
             self.direct,
+            self.numbered,
             " | ".join(self.ranked),
         )
 
@@ -197,14 +232,15 @@ class _Conditions:
         if isinstance(node, Term) and node.name in _NARROWING:
             self._narrow(node)
             return
-        query = _tsquery(node)
+        query = tsqueries.tsquery(node)
         if (placed := self._placed_in_any(node)) is not None:
             self.places.append(placed)
         elif query is None:
             self.where.append(self._sql(node))
-        elif _begins(node):
+        elif tsqueries.begins_with(node):
             self.words.append(f"({query})")
-            self.ranked += _ranked(node)
+            self.pairs |= tsqueries.pairs(node)
+            self.ranked += tsqueries.ranked(node)
         else:
             self.where.append(Sql("d.words @@ %s::tsquery", (query,)))
 
@@ -220,7 +256,7 @@ class _Conditions:
             case "in" | "was-in" | "folder" | "label":
                 self.places.append(self._placed(term))
             case "larger" | "smaller":
-                self.words.append(_of_sizes(term))
+                self.words.append(tsqueries.of_sizes(term))
                 self.where.append(self._sql(term))
             case "thread":
                 # The index of threads begins with mailboxes.
@@ -231,7 +267,7 @@ class _Conditions:
                 self.where.append(self._sql(term))
                 self.direct = True
             case "message-id" | "sha256":
-                self.words.append(_tsquery(term) or "")
+                self.words.append(tsqueries.tsquery(term) or "")
                 self.direct = True
             case _:  # dates
                 first, after = days(term.value)
@@ -243,7 +279,7 @@ class _Conditions:
 
     def _sql(self, node: Node) -> Sql:
         """Return a node as a condition on `d`, wherever it stands."""
-        query = _tsquery(node)
+        query = tsqueries.tsquery(node)
         if query is not None:
             return Sql("d.words @@ %s::tsquery", (query,))
         if isinstance(node, Not):
@@ -294,12 +330,9 @@ class _Conditions:
 
     def _placed_in_any(self, node: Node) -> Placed | None:
         """Return in:a OR label:b as one look into the placements."""
-        if not isinstance(node, AnyOf):
+        if not isinstance(node, AnyOf) or not _are_places(node):
             return None
-        terms = [n for n in node.nodes if isinstance(n, Term) and n.name in _PLACES]
-        if len(terms) < len(node.nodes) or len({term.name == "was-in" for term in terms}) > 1:
-            return None
-        each = [self._placed(term) for term in terms]
+        each = [self._placed(term) for term in node.nodes if isinstance(term, Term)]
         folders = tuple(pk for placed in each for pk in placed.folders)
         labels = tuple(label for placed in each for label in placed.labels)
         return Placed(folders, labels, each[0].now)
@@ -328,6 +361,12 @@ _NARROWING = _PLACES | frozenset(
 )
 
 
+def _are_places(node: AnyOf) -> bool:
+    """Tell whether one look into the placements answers it all."""
+    names = {inner.name if isinstance(inner, Term) else "" for inner in node.nodes}
+    return names == {"was-in"} or names <= _PLACES - {"was-in"}
+
+
 def _is_scope(node: Node) -> bool:
     return isinstance(node, Term) and node.name in {"mailbox", "source"}
 
@@ -344,102 +383,3 @@ def _spellings(label: str) -> tuple[str, ...]:
     backslash, as Gmail's own labels have there."""
     found = (label, label.upper(), label.lower(), label.capitalize(), label.title())
     return tuple(dict.fromkeys([*found, f"\\{label.capitalize()}"]))
-
-
-# -- what the index of words answers ---------------------------------------------------------------
-
-
-def _tsquery(node: Node) -> str | None:
-    """Return the tsquery that finds exactly what a node asks for; None where words can't tell."""
-    if isinstance(node, Not):
-        inner = _tsquery(node.node)
-        return inner and f"!({inner})"
-    if isinstance(node, AllOf | AnyOf):
-        parts = [_tsquery(inner) for inner in node.nodes]
-        known = [f"({part})" for part in parts if part]
-        joint = " & " if isinstance(node, AllOf) else " | "
-        return joint.join(known) if known and len(known) == len(parts) else None
-    return _tsquery_of_term(node)
-
-
-def _tsquery_of_term(term: Term) -> str | None:
-    match term.name:
-        case "":
-            return _phrase(term)
-        case "from" | "to" | "cc" | "bcc":
-            whole = words.quoted(words.tag(term.name, term.value.removeprefix("@")))
-            return f"{whole}{':*' * term.prefix} | ({_tagged_words(term)})"
-        case "subject":
-            return _tagged_phrase(term, "A")
-        case "filename":
-            whole = words.quoted(words.tag("filename", term.value))
-            return f"{whole}{':*' * term.prefix} | ({_tagged_phrase(term, 'C')})"
-    tag = _tag(term)
-    return tag and words.quoted(tag)
-
-
-def _tag(term: Term) -> str | None:
-    match term.name:
-        case "has":
-            return words.HAS_ATTACHMENT
-        case "type":
-            return words.tag("type", term.value.removeprefix("."))
-        case "message-id":
-            return words.id_tag(term.value)
-        case "sha256":
-            return words.sha256_tag(term.value)
-    return None
-
-
-def _lexemes(term: Term) -> list[tuple[str, bool]]:
-    """Return the words of a term, and of each whether it is the beginning of one."""
-    found = words.phrase(term.value)
-    return [*found[:-1], (found[-1][0], found[-1][1] or term.prefix)]
-
-
-def _phrase(term: Term, weight: str = "") -> str:
-    marks = {False: f":{weight}" if weight else "", True: f":*{weight}"}
-    return " <-> ".join(f"{words.quoted(word)}{marks[begins]}" for word, begins in _lexemes(term))
-
-
-def _tagged_words(term: Term) -> str:
-    return " & ".join(
-        f"{words.quoted(f'={term.name}:{word}')}{':*' * begins}" for word, begins in _lexemes(term)
-    )
-
-
-def _tagged_phrase(term: Term, weight: str) -> str:
-    """Each word by its tag, which the index answers alone; their order by their places."""
-    tagged = _tagged_words(term)
-    return f"{tagged} & ({_phrase(term, weight)})" if len(_lexemes(term)) > 1 else tagged
-
-
-def _of_sizes(term: Term) -> str:
-    """Return the tsquery of what may be larger or smaller, by the bits of its size."""
-    bits = int(term.value).bit_length()
-    sizes = range(bits, _MAX_BITS) if term.name == "larger" else range(bits + 1)
-    return _any_tag(words.size_tag(size) for size in sizes)
-
-
-#: Of a size in bytes that the query language takes, and of any message.
-_MAX_BITS = 72
-
-
-def _begins(node: Node) -> bool:
-    """Tell whether the index can begin with a node: it names words that are there."""
-    if isinstance(node, Term):
-        return True
-    if isinstance(node, Not):
-        return False
-    return (any if isinstance(node, AllOf) else all)(map(_begins, node.nodes))
-
-
-def _ranked(node: Node) -> list[str]:
-    """Return the tsqueries of the words that are asked for: what relevance goes by."""
-    if isinstance(node, Not):
-        return []
-    if isinstance(node, AllOf | AnyOf):
-        return [query for inner in node.nodes for query in _ranked(inner)]
-    if node.name == "":
-        return [f"({_phrase(node)})"]
-    return [f"({_phrase(node, 'A')})"] if node.name == "subject" else []

@@ -1,6 +1,6 @@
 """How what was found divides: by sender, mailbox, folder, label, year, attachments and their types.
 
-Counted over the CAP newest hits.
+Counted over the newest hits, NEWEST of them.
 """
 
 import uuid
@@ -9,9 +9,12 @@ from typing import NamedTuple
 
 from ingestion.models import Folder, Mailbox
 from ingestion.search.conditions import Sql
-from ingestion.search.pages import CAP, Search, ask
+from ingestion.search.pages import Search
 from ingestion.search.query import QueryError, Term, parse, term
+from ingestion.search.readings import ask
 
+#: So many hits are looked at, which costs 40 us of each.
+NEWEST = 1_000
 #: So many values are told of each, the most frequent ones.
 VALUES = 20
 
@@ -35,8 +38,8 @@ class Facets(NamedTuple):
 
 def facets(search: Search) -> Facets:
     """Count what is found. Three statements besides the search."""
-    hits = search.newest(CAP + 1)
-    found = ask(Sql(_STATEMENT, (hits[:CAP], *([VALUES] * _STATEMENT.count("LIMIT %s")))))
+    hits = search.newest(NEWEST + 1)
+    found = ask(Sql(_STATEMENT, (hits[:NEWEST], *([VALUES] * _STATEMENT.count("LIMIT %s")))))
     values: dict[str, list[Value]] = {name: [] for name in _TERMS}
     folders = Folder.objects.in_bulk([int(value) for name, value, _ in found if name == "folder"])
     mailboxes = Mailbox.objects.in_bulk(
@@ -52,7 +55,7 @@ def facets(search: Search) -> Facets:
             text = f"{folder.path} ({mailboxes[folder.mailbox_id].address})"
         if query := _query(name, value):
             values[name].append(Value(text, number, query))
-    return Facets(len(hits[:CAP]), len(hits) > CAP, values)
+    return Facets(len(hits[:NEWEST]), len(hits) > NEWEST, values)
 
 
 def _query(name: str, value: str) -> str:

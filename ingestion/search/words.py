@@ -16,14 +16,21 @@ A document is a tsvector of
   `=has:attachment`; `=id:` (Message-ID) and `=sha256:`, shortened; `=size:` for the number of bits
   of the size; `=source:` and `=mailbox:`, by id. No beginning of a word is one of a tag.
 
+Beside it, in the same index, are numbers: of its month and its year, so that a search goes through
+time without reading rows; and 12 bits of a hash of each two neighbours. Of the mails that have both
+words of a phrase, these leave nearly all out that have them apart; the positions of the others are
+compared, for one hash is of many pairs.
+
 PostgreSQL's own parser is not used: it takes "end.Next" for a host, "-05" for a number, letters by
 the database's locale, and a whole run of Chinese for a word.
 """
 
+import datetime as dt
 import hashlib
 import re
 import unicodedata
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
@@ -196,20 +203,70 @@ def _file_tags(name: str, kind: str) -> Iterator[str]:
         yield tag("type", extension)
 
 
+# -- numbers -----------------------------------------------------------------------------------
+
+
+_PAIRS = 4_096
+#: Months are counted from this year on. What is dated before or after all of them, by a broken
+#: clock, is of the first or last one.
+_FIRST_YEAR = 1970
+MONTHS = 12 * 130
+
+
+def pair(word: str, following: str) -> int:
+    """Return the number of two neighbours."""
+    return zlib.crc32(f"{word} {following}".encode("utf-8", "replace")) % _PAIRS
+
+
+def month(date: dt.datetime) -> int:
+    """Return which month a moment is in, in UTC: 0 to before MONTHS."""
+    date = date.astimezone(dt.UTC)
+    return min(max((date.year - _FIRST_YEAR) * 12 + date.month - 1, 0), MONTHS - 1)
+
+
+def begin_of_month(month: int) -> dt.datetime:
+    return dt.datetime(_FIRST_YEAR + month // 12, month % 12 + 1, 1, tzinfo=dt.UTC)
+
+
+def date_numbers(date: dt.datetime) -> tuple[int, int]:
+    """Return the numbers of a date."""
+    return _of_month(month(date)), _of_year(month(date))
+
+
+def time_numbers(first: int, end: int) -> Iterator[int]:
+    """Yield the numbers of which each date of some months (`first` to before `end`) has one: those
+    of years, where they are whole."""
+    while first < end:
+        whole = first % 12 == 0 and first + 12 <= end
+        yield _of_year(first) if whole else _of_month(first)
+        first += 12 if whole else 1
+
+
+def _of_month(month: int) -> int:
+    return _PAIRS + month
+
+
+def _of_year(month: int) -> int:
+    return _PAIRS + MONTHS + month // 12
+
+
 # -- the vector --------------------------------------------------------------------------------
 
 
 class Vector(NamedTuple):
     """`literal` is a tsvector in PostgreSQL's text form: `%s::tsvector`, or a column of COPY (by
-    `rows.copied`). `defects` says what it has not."""
+    `rows.copied`); `numbers` is what stands beside it. `defects` says what it has not."""
 
     literal: str
+    numbers: tuple[int, ...]
     defects: tuple[str, ...]
 
 
-def vector(message: Message, digest: Digest, *, source: uuid.UUID) -> Vector:
-    """Return what a message is found by. A tsvector is bounded: what has no room is left out, the
-    end of the text first."""
+def vector(message: Message, digest: Digest, *, source: uuid.UUID, date: dt.datetime) -> Vector:
+    """Return what a message is found by; `date` is that of its document.
+
+    A tsvector is bounded: what has no room is left out, the end of the text first.
+    """
     made = _Builder()
     made.tags((scope_tag("source", source), scope_tag("mailbox", message.mailbox_id)))
     made.tags((sha256_tag(bytes(message.sha256).hex()), size_tag(message.size_bytes.bit_length())))
@@ -227,7 +284,7 @@ def vector(message: Message, digest: Digest, *, source: uuid.UUID) -> Vector:
         made.tags(_file_tags(file.name, file.type))
         made.text(file.name, "C")
     made.text(digest.text, "")
-    return Vector(made.literal(), tuple(made.defects))
+    return Vector(made.literal(), (*date_numbers(date), *made.pairs), tuple(made.defects))
 
 
 def _of_headers(message: Message) -> Iterator[tuple[str, str, str]]:
@@ -239,6 +296,7 @@ def _of_headers(message: Message) -> Iterator[tuple[str, str, str]]:
 class _Builder:
     def __init__(self) -> None:
         self.defects: dict[str, None] = {}
+        self.pairs: set[int] = set()
         self._places: dict[str, list[str]] = {}
         self._position = 0
         self._room = _MAX_BYTES
@@ -251,8 +309,12 @@ class _Builder:
     def text(self, text: str, weight: str) -> None:
         """Take in the words of a text, apart from those of the text before."""
         places, position = self._places, self._position + 1
+        before = ""
         for lexeme in lexemes(text):
             position += 1
+            if before:
+                self.pairs.add(pair(before, lexeme))
+            before = lexeme
             if position >= _MAX_POSITION:
                 if lexeme not in places:
                     self._add(lexeme, [f"{_MAX_POSITION}{weight}"])

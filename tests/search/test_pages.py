@@ -10,25 +10,26 @@ from django.test.utils import CaptureQueriesContext
 
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
-from ingestion.search import conditions, pages, query
+from ingestion.search import conditions, pages, query, readings
 from ingestion.search.conditions import Sql
 from ingestion.search.words import lexemes
-from tests.search.world import PEOPLE, Known, World, a_world, newest
+from tests.search.world import PEOPLE, Known, World, a_world, as_of_version_2, newest
 
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture(params=["one step", "the index", "all steps"])
+@pytest.fixture(params=["windows", "all steps", "without numbers", "all steps without numbers"])
 def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, db: None) -> World:
-    """Where a step looks at two rows, each search needs all of them."""
-    if request.param != "one step":
-        monkeypatch.setattr(pages, "NEAR", 4)
+    """Where a step looks at few rows, each search needs all of them."""
+    if "all steps" in request.param:
+        monkeypatch.setattr(readings, "FAR", 8)
+        monkeypatch.setattr(readings, "FEW_HITS", 3)
+        monkeypatch.setattr(readings, "FEW_PLACEMENTS", 5)
         monkeypatch.setattr(conditions, "_MAX_SCOPE_TAGS", 0)  # as where somebody has many sources
-    if request.param == "all steps":
-        monkeypatch.setattr(pages, "FAR", 8)
-        monkeypatch.setattr(pages, "FEW_HITS", 3)
-        monkeypatch.setattr(pages, "FEW_PLACEMENTS", 5)
-    return a_world()
+    world = a_world()
+    if "without numbers" in request.param:
+        as_of_version_2()
+    return world
 
 
 def says(word: str) -> Callable[[Known], bool]:
@@ -208,6 +209,6 @@ def test_a_page_costs_the_same_number_of_statements_whatever_is_on_it(world: Wor
 def test_what_takes_too_long_is_refused_and_says_so(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pages, "TIMEOUT_SECONDS", 0.001)
+    monkeypatch.setattr(readings, "TIMEOUT_SECONDS", 0.001)
     with pytest.raises(InvalidInput, match="Narrow it"):
-        pages.ask(Sql("SELECT pg_sleep(5)"))
+        readings.ask(Sql("SELECT pg_sleep(5)"))

@@ -1,5 +1,6 @@
 """What a document is found by: real messages' fields, asked of PostgreSQL itself."""
 
+import datetime as dt
 import unicodedata
 import uuid
 
@@ -14,11 +15,12 @@ from ingestion.search import words
 from tests.documents import a_file
 
 SOURCE, MAILBOX = uuid.UUID(int=1), uuid.UUID(int=2)
+DATE = dt.datetime(2024, 2, 29, 23, 30, tzinfo=dt.timezone(-dt.timedelta(hours=2)))
 
 
 def vector(digest: Digest, **fields: object) -> words.Vector:
     known = {"mailbox_id": MAILBOX, "sha256": b"\xab" * 32, "size_bytes": 1_000} | fields
-    return words.vector(Message(**known), digest, source=SOURCE)
+    return words.vector(Message(**known), digest, source=SOURCE, date=DATE)
 
 
 def found(vector: words.Vector, query: str) -> bool:

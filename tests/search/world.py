@@ -130,5 +130,10 @@ def newest(found: list[Known]) -> list[uuid.UUID]:
     return [k.message.pk for k in sorted(found, key=lambda k: (k.date, k.message.pk), reverse=True)]
 
 
+def as_of_version_2() -> None:
+    """Take from all documents what they have had since then."""
+    Document.objects.update(version=2, numbers=[])
+
+
 def forget_document(known: Known) -> None:
     Document.objects.filter(message=known.message).delete()

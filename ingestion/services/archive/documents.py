@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from ingestion import rows
 from ingestion.mail.digest import Digest
 from ingestion.mail.headers import Headers
-from ingestion.models import INDEX_VERSION, Message
+from ingestion.models import INDEX_VERSION, Document, Message
 from ingestion.search import words
 from ingestion.services.archive import threads
 from ingestion.services.engine import statements as sql
@@ -42,7 +42,7 @@ def made(message: Message, digest: Digest, *, source_id: uuid.UUID) -> Indexed:
     for name, value in _columns(digest.headers).items():
         changed = changed or getattr(message, name) != value
         setattr(message, name, value)
-    vector = words.vector(message, digest, source=source_id)
+    vector = words.vector(message, digest, source=source_id, date=date_of(message))
     return Indexed(message, digest, vector, INDEX_VERSION, changed)
 
 
@@ -51,7 +51,7 @@ def made_of_its_row(
 ) -> Indexed:
     """Bring together what is written of a message that can't be read: what its row says."""
     digest = Digest(defects=(why,))
-    vector = words.vector(message, digest, source=source_id)
+    vector = words.vector(message, digest, source=source_id, date=date_of(message))
     return Indexed(message, digest, vector, version, changed=False)
 
 
@@ -79,6 +79,9 @@ def _write_of_mailbox(
 ) -> None:
     ids = [one.message.pk for one in batch]
     versions = sql.pairs(_VERSIONS, {"ids": ids})
+    for one in batch:
+        if not one.version and 0 < versions.get(one.message.pk, 0) < INDEX_VERSION:
+            _number(one.message.pk)
     batch = [one for one in batch if one.version or not versions.get(one.message.pk)]
     provider = sql.pairs(_PROVIDERS_THREADS, {"ids": ids})
     nodes = [node(one, provider.get(one.message.pk, "")) for one in batch]
@@ -91,6 +94,17 @@ def _write_of_mailbox(
     ]
     sql.copy(f"ingestion_document ({COLUMNS})", lines)
     _update_messages(batch)
+
+
+def _number(pk: uuid.UUID) -> None:
+    """Give a document that stays, because its bytes can't be read now, the numbers that one has
+    which is made today."""
+    date = Document.objects.values_list("date", flat=True).get(pk=pk)
+    found = sql.pairs(_PLACES, {"id": pk})
+    places = {place: word for word, positions in found.items() for place in positions or ()}
+    pairs = {words.pair(w, places[p + 1]) for p, w in places.items() if p + 1 in places}
+    numbers = [*words.date_numbers(date), *pairs]
+    Document.objects.filter(pk=pk).update(numbers=numbers)
 
 
 def node(one: Indexed, provider: str) -> threads.Node:
@@ -107,8 +121,8 @@ def node(one: Indexed, provider: str) -> threads.Node:
 
 #: What `line` writes.
 COLUMNS = (
-    "message_id, source_id, mailbox_id, version, date, words, sender_address, message_key, thread,"
-    " preview, fields, attachments, defects"
+    "message_id, source_id, mailbox_id, version, date, words, numbers, sender_address, message_key,"
+    " thread, preview, fields, attachments, defects"
 )
 
 
@@ -121,8 +135,9 @@ def line(one: Indexed, node: threads.Node, thread: int, source_id: uuid.UUID) ->
         str(source_id),
         str(message.mailbox_id),
         str(one.version),
-        _date(message).isoformat(),
+        date_of(message).isoformat(),
         rows.copied(one.words.literal),
+        f"{{{','.join(map(str, one.words.numbers))}}}",
         rows.copied(senders[0] if senders else ""),
         r"\N" if node.own is None else str(node.own),
         str(thread),
@@ -138,7 +153,8 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _date(message: Message) -> dt.datetime:
+def date_of(message: Message) -> dt.datetime:
+    """Return when it was received, else sent, else archived."""
     sent_at, archived_at = message.sent_at, message.archived_at
     if sent_at is not None and not _FIRST_DATE <= sent_at <= archived_at + _CLOCKS_DIFFER:
         sent_at = None
@@ -168,6 +184,8 @@ _PROVIDERS_THREADS = """SELECT key, found.* FROM unnest(%(ids)s::uuid[]) AS key 
     (SELECT thread_id FROM ingestion_placement
       WHERE message_id = key AND thread_id <> '' ORDER BY id LIMIT 1) AS found"""
 _DROP = "DELETE FROM ingestion_document WHERE message_id = ANY(%(ids)s::uuid[])"
+_PLACES = """SELECT w.lexeme, w.positions FROM ingestion_document d, unnest(d.words) w
+    WHERE d.message_id = %(id)s"""
 _READ_UP_TO = """UPDATE ingestion_pack SET index_offset = greatest(index_offset, %(offset)s)
     WHERE id = %(pack)s"""
 _UPDATE_MESSAGES = """UPDATE ingestion_message m

@@ -116,13 +116,12 @@ def tried(rows: Iterable[Row], options: Mapping[str, Any] | None = None) -> Iter
     """
     until = time.monotonic() + TRY_SECONDS
     waiting: dict[Future[Tried], Row] = {}
+    for row in rows:
+        if row.awaits_consent:
+            yield Tried(row, ok=True, code="consent_needed", text="Its owner grants access later.")
+        else:
+            waiting[_pool.submit(_try, row, options, until)] = row
     try:
-        for row in rows:
-            if row.awaits_consent:
-                text = "Its owner grants access later."
-                yield Tried(row, ok=True, code="consent_needed", text=text)
-            else:
-                waiting[_pool.submit(_try, row, options, until)] = row
         for done in as_completed(waiting, timeout=TRY_SECONDS + 120):
             yield done.result()
             del waiting[done]

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from connectors import errors, redaction, registry
+from connectors import errors, registry
 from connectors.base import Connector, MailboxSession
 from connectors.config import Config
 from connectors.types import Missing, RemoteFolder, RemoteMailbox, SpooledBody
@@ -72,7 +72,6 @@ def steps(
     before the first step, where the configuration can't be right. Each step takes up to some 15 s.
     """
     config = configuration.checked_config(provider, provider_config, source)
-    redaction.remember(getattr(config, f.name) for f in config.fields() if f.secret)
     chosen = Options.of(options or {})
     if config.awaits_consent():
         label = registry.get(provider).label
