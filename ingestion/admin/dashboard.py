@@ -189,8 +189,7 @@ def _index_tile(health: index_health.Health) -> dict[str, str]:
         noun = "pack" if health.unreadable_packs == 1 else "packs"
         note = f"{health.unreadable_packs:,} {noun} can't be read: see doctor"
         return _tile("To be indexed", waits, note, tone="danger")
-    note = f"{health.defects:,} with defects" if health.defects else ""
-    return _tile("To be indexed", waits, note or ("" if health.waiting else "search knows all"))
+    return _tile("To be indexed", waits, str(health))
 
 
 def _proof_tiles() -> list[dict[str, str]]:

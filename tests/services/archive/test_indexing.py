@@ -144,6 +144,18 @@ def test_a_restored_pack_is_read_again_on_demand(pack: Pack) -> None:
     assert pack.index_defects == 0
 
 
+def test_a_document_of_version_2_gets_its_numbers_without_its_bytes(pack: Pack) -> None:
+    """Else no document's were used for as long as one has none."""
+    indexing.index_pack(pack.pk)
+    right = set(document_of("4").numbers)
+    Document.objects.update(version=2, numbers=[])
+    damage(path_of(pack), Message.objects.get(subject="4"))
+    indexing.owe(everything=True)
+    index_all()
+    assert set(document_of("4").numbers) == right != set()
+    assert not Document.objects.filter(numbers=[]).exists()
+
+
 @pytest.mark.parametrize("trouble", ["missing", "not mounted", "forbidden"])
 def test_a_pack_that_cant_be_read_waits_and_is_told(pack: Pack, trouble: str) -> None:
     path = path_of(pack)
