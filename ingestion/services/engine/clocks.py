@@ -28,6 +28,9 @@ _TIMES = (
     ("folder", "not_before", _RETRY, "NULL"),
     ("folder", "followed_at", "now()", "NULL"),  # else no sync looks at it until then
     ("failedmessage", "not_before", _RETRY, "now()"),
+    ("alertrule", "not_before", _RETRY, "now()"),
+    ("alertrule", "digest_at", "now() + interval '8 days'", "now()"),
+    ("alertnotice", "created_at", "now()", "now()"),  # else it is not owed until then
 )
 
 

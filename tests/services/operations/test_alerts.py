@@ -25,7 +25,7 @@ from ingestion.models import (
 from ingestion.models.webhook import Event
 from ingestion.services.archive import verify
 from ingestion.services.audit import Actor
-from ingestion.services.engine import due_work
+from ingestion.services.engine import clocks, due_work
 from ingestion.services.operations import doctor, webhooks
 from ingestion.services.operations.alerting import rules, sending, watch
 from ingestion.services.sources import deletion, verbs
@@ -370,6 +370,26 @@ def test_a_mail_server_that_was_down_gets_all_in_one_mail_that_says_it_is_old(
     rule.refresh_from_db()
     assert (rule.attempts, rule.last_result) == (0, "Sent to 1 address.")
     assert doctor._alerts().state == "ok"
+
+
+def test_what_waits_for_a_time_that_cannot_be_is_told(
+    staff: User, owner: User, inbox: Mailbox
+) -> None:
+    """The database's clock was a year ahead for a moment."""
+    a_rule(staff, digest="weekly")
+    broken(owner)
+    watch.look_at_sources()
+    clocks.bring_back()  # what the source itself waits for
+    assert clocks.bring_back() == 0
+    for model, name in (
+        (AlertRule, "not_before"),
+        (AlertRule, "digest_at"),
+        (AlertNotice, "created_at"),
+    ):
+        model.objects.update(**{name: F(name) + dt.timedelta(days=365)})
+    assert clocks.bring_back() == 3
+    work()
+    assert len(inbox.came) == 2
 
 
 def test_nobody_at_the_mail_servers_port_is_told_in_words(

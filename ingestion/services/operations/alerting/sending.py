@@ -100,7 +100,7 @@ def forget_old() -> int:
 def _tell_notices(rule: AlertRule) -> bool:
     """Send what is owed; tell whether there is nothing left to wait for."""
     owed = list(
-        rule.notices.filter(sent_at=None, created_at__lte=timezone.now())
+        rule.notices.filter(sent_at=None)
         .select_related("alert", "source")
         .order_by("created_at", "pk")[:_MOST_NOTICES]
     )
