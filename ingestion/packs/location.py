@@ -39,6 +39,8 @@ def parse(url: str) -> Path | Bucket:
     if unknown := given.keys() - {"endpoint", "region"}:
         raise ValueError(f"it may say endpoint and region, not {', '.join(sorted(unknown))}")
     endpoint = given.get("endpoint", "")
+    if "@" in endpoint:
+        raise ValueError("its endpoint must be an address alone, without credentials")
     if endpoint and urllib.parse.urlsplit(endpoint).scheme not in ("http", "https"):
         raise ValueError("its endpoint must begin with https:// (or http://)")
     prefix = urllib.parse.unquote(parts.path).strip("/")

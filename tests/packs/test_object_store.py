@@ -287,6 +287,7 @@ def test_a_url_says_where(tmp_path: object) -> None:
     [
         "s3://key:secret@mail/",
         "s3://mail?endpoint=ftp://x",
+        "s3://mail?endpoint=https://key:secret@x",
         "s3://mail?acl=public",
         "s3:///mail",
         "file://host/srv",
