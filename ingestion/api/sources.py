@@ -54,10 +54,15 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     staff_need = dict.fromkeys(("create", "test"), "ingestion.add_ingestionsource")
 
     def get_queryset(self) -> Any:
-        return serializers.source_rows(queries.visible_sources(self.user))
+        """Return what a verb is done with; what is shown of it takes ten times as long."""
+        rows = queries.visible_sources(self.user)
+        return serializers.source_rows(rows) if self.action in {"list", "retrieve"} else rows
 
     def handle_exception(self, exc: Exception) -> Response:
-        if isinstance(exc, LostRace) and not self.get_queryset().filter(pk=self.kwargs["pk"]):
+        if (
+            isinstance(exc, LostRace)
+            and not self.get_queryset().filter(pk=self.kwargs["pk"]).exists()
+        ):
             exc = NotFound()  # somebody deleted it while we looked
         return super().handle_exception(exc)
 
