@@ -15,6 +15,7 @@ from bench import (
     header_fields,
     indexing,
     limits,
+    lists,
     machine,
     object_store,
     page,
@@ -43,6 +44,7 @@ SCENARIOS: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "headers": header_fields.headers,
     "index": indexing.index,
     "s3": object_store.object_store,
+    "lists": lists.lists,
     "search": searching.search,
 }
 
@@ -57,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
         "--profile", action="store_true", help="instead, see where an import's time goes"
     )
     made.add_argument("--messages", type=int, help="instead of 20,000")
-    made.add_argument("--corpus", type=int, help="instead of 1,000,000 messages to search in")
+    made.add_argument("--corpus", type=int, help="instead of 1,000,000 messages to search and list")
     made.add_argument("--rounds", type=int, help="how often the contenders take turns")
     made.add_argument(
         "--directory", type=Path, default=DIRECTORY, help="on a real disk; its work/ is emptied"

@@ -29,14 +29,14 @@ def main(messages: int, subset: int) -> None:
     if bootstrap.main():
         raise SystemExit(1)
     django.setup()
-    clock = _Clock()
+    clock = Clock()
     asked = [_ours(query, clock) for query in queries(messages)]
     _write_texts(subset)
     asked += [_ilike(query, clock) for query in queries(subset) if query.ilike]
     print(json.dumps({"queries": asked, "tables": _tables()}))
 
 
-class _Clock:
+class Clock:
     """Times calls: by the wall's clock, and by the CPU of this process and its database session."""
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class _Clock:
         return time.process_time() + theirs / 1e9
 
 
-def turns(ask: Callable[[int], Any], clock: _Clock) -> dict[str, list[float]]:
+def turns(ask: Callable[[int], Any], clock: Clock) -> dict[str, list[float]]:
     """Ask each wording once for warmth, then all in turn."""
     taken = []
     for measured, count in ((False, VARIANTS), (True, VARIANTS * TURNS)):
@@ -72,7 +72,7 @@ def turns(ask: Callable[[int], Any], clock: _Clock) -> dict[str, list[float]]:
     return {"milliseconds": [t for t, _ in taken], "cpu_milliseconds": [t for _, t in taken]}
 
 
-def _ours(query: Query, clock: _Clock) -> dict[str, Any]:
+def _ours(query: Query, clock: Clock) -> dict[str, Any]:
     from django.contrib.auth.models import User  # noqa: PLC0415 - after django.setup()
 
     from ingestion.search.facets import facets  # noqa: PLC0415 - as above
@@ -128,7 +128,7 @@ def _write_texts(count: int) -> None:
         cursor.execute("VACUUM ANALYZE bench_text")
 
 
-def _ilike(query: Query, clock: _Clock) -> dict[str, Any]:
+def _ilike(query: Query, clock: Clock) -> dict[str, Any]:
     assert query.ilike
     wanted = query.ilike
 

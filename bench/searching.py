@@ -1,5 +1,6 @@
 """Search in an archive of a million generated messages, beside notmuch and plain ILIKE."""
 
+import contextlib
 import hashlib
 import json
 import shutil
@@ -109,6 +110,17 @@ def percentile(values: Sequence[float]) -> float:
 
 
 def _ours(stage: Stage, messages: int, subset: int) -> dict[str, Any]:
+    with generated_archive(stage, messages) as env:
+        stage.say("Searching")
+        said = run(env, "bench.finding", str(messages), str(subset))
+    found: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return found
+
+
+@contextlib.contextmanager
+def generated_archive(stage: Stage, messages: int) -> Iterator[Mapping[str, str]]:
+    """Run the database of an archive of so many messages, written where it is not there; yield the
+    environment of a process that asks it."""
     directory = stage.directory.parent / f"corpus-{messages}"
     mark, made_of = directory / "made-of", _made_of(messages)
     if not mark.exists() or mark.read_text() != made_of:
@@ -121,15 +133,12 @@ def _ours(stage: Stage, messages: int, subset: int) -> dict[str, Any]:
         if not mark.exists():
             stage.say(f"Writing an archive of {messages:,} messages")
             started = time.monotonic()
-            _run(env, "bench.corpus", "--messages", str(messages))
+            run(env, "bench.corpus", "--messages", str(messages))
             stage.say(f"... which took {(time.monotonic() - started) / 60:.0f} minutes")
             mark.write_text(made_of)
-        stage.say("Searching")
-        said = _run(env, "bench.finding", str(messages), str(subset))
+        yield env
     finally:
         servers.stop()
-    found: dict[str, Any] = json.loads(said.splitlines()[-1])
-    return found
 
 
 def _made_of(messages: int) -> str:
@@ -139,7 +148,7 @@ def _made_of(messages: int) -> str:
     return digest.hexdigest()
 
 
-def _run(env: Mapping[str, str], module: str, *words: str) -> str:
+def run(env: Mapping[str, str], module: str, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", module, *words],
         cwd=ROOT,

@@ -1,0 +1,180 @@
+"""Measures what lists cost in the archive that VAR_DIR or DATABASE_URL names (`bench.corpus`).
+
+A process of its own, for it needs Django's settings. `python -m bench.listing` prints JSON: each
+list with its times, its queries and its bytes. To the archive's messages it adds a crowd of all
+else (`SOURCES` and so on), in a transaction that it does not keep.
+"""
+
+import datetime as dt
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import django
+from django.db import connection, transaction
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from bench.finding import Clock, turns
+from ingestion_project import bootstrap
+
+SOURCES, MAILBOXES, FOLDERS_EACH, RUNS_EACH = 1_000, 10_000, 4, 20
+OTHERS = 20_000
+_BATCH = 5_000
+
+
+def main() -> None:
+    if bootstrap.main():
+        raise SystemExit(1)
+    django.setup()
+    with transaction.atomic():
+        addresses = list(_crowd())
+        with connection.cursor() as cursor:
+            cursor.execute("ANALYZE")
+        found = [_measured(address) for address in addresses]
+        transaction.set_rollback(True)
+    print(json.dumps(found))
+
+
+def _measured(address: str) -> dict[str, Any]:
+    from django.contrib.auth.models import User  # noqa: PLC0415 - after django.setup()
+
+    client = Client(SERVER_NAME="localhost")
+    client.force_login(User.objects.get(username="admin"))
+
+    def ask(_: int) -> Any:
+        answer = client.get(address, follow=True)
+        assert answer.status_code == 200, (address, answer.status_code)
+        return answer
+
+    first = ask(0)
+    with CaptureQueriesContext(connection) as queries:
+        ask(0)
+    count = len(queries)  # later requests forget them
+    times = turns(ask, Clock())
+    return {
+        "address": address, "queries": count, "bytes": len(first.content), **times,
+    }  # fmt: skip
+
+
+def _crowd() -> Iterator[str]:
+    """Make rows of all that is listed; yield the addresses of the lists."""
+    from django.contrib.auth.models import User  # noqa: PLC0415 - after django.setup()
+
+    from ingestion import models  # noqa: PLC0415 - as above
+    from ingestion.states import RunStatus, SourceStatus  # noqa: PLC0415 - as above
+
+    admin, now = User.objects.get(username="admin"), timezone.now()
+    later, minute = now + dt.timedelta(days=30), dt.timedelta(minutes=1)
+    sources = _made(
+        models.IngestionSource(
+            owner=admin,
+            name=f"Source {n}",
+            provider="generic_imap",
+            config={"host": "imap.archive.example", "username": f"crowd{n}"},
+            status=SourceStatus.ERROR if n % 50 == 0 else SourceStatus.ACTIVE,
+            status_message="There is no such host." if n % 50 == 0 else "",
+            proven_at=now,
+            imported_at=now,
+            next_sync_at=later,
+        )
+        for n in range(SOURCES - models.IngestionSource.objects.count())
+    )
+    mailboxes = _made(
+        models.Mailbox(
+            source=source,
+            remote_id=f"person{n}@archive.example",
+            address=f"person{n}@archive.example",
+            last_synced_at=now - (n % 1000) * minute,
+        )
+        for n, source in zip(range(MAILBOXES), itertools.cycle(sources), strict=False)
+    )
+    folders = _made(
+        models.Folder(mailbox=mailbox, remote_id=f"Folder {n}", path=f"Folder {n}")
+        for mailbox in mailboxes
+        for n in range(FOLDERS_EACH)
+    )
+    _made(
+        models.Run(
+            source=source,
+            kind="sync",
+            actor="beat",
+            status=RunStatus.COMPLETED,
+            discovered_at=now - n * minute,
+            started_at=now - n * minute,
+            finished_at=now - n * minute,
+            messages_new=n % 3,
+        )
+        for source in sources
+        for n in range(RUNS_EACH)
+    )
+    cycle = itertools.cycle
+    _made(
+        models.FailedMessage(
+            mailbox_id=folder.mailbox_id,
+            folder=folder,
+            remote_id=f"1:{n}",
+            code="message_refused",
+            reason="The server answered NO.",
+            not_before=later,
+        )
+        for n, folder in zip(range(OTHERS), cycle(folders), strict=False)
+    )
+    _made(
+        models.StatusChange(
+            source=source,
+            from_status="importing",
+            to_status="active",
+            actor="control",
+            at=now - n * minute,
+        )
+        for n, source in zip(range(OTHERS), cycle(sources), strict=False)
+    )
+    _made(
+        models.AuditEvent(
+            actor="admin", action="mail_read", source_id=source.pk, at=now - n * minute, user=admin
+        )
+        for n, source in zip(range(OTHERS), cycle(sources), strict=False)
+    )
+    _made(
+        models.Export(owner=admin, format="mbox", state="done", finished_at=now)
+        for _ in range(1_000)
+    )
+    _made(
+        models.WebhookEndpoint(
+            owner=admin, url=f"https://example.com/{n}", events=[], ring_not_before=later
+        )
+        for n in range(1_000)
+    )
+    _made(models.SavedSearch(owner=admin, name=f"Search {n}", query="bill") for n in range(100))
+    yield from _addresses(sources[0].pk)
+
+
+def _made(rows: Iterable[Any]) -> list[Any]:
+    made = list(rows)
+    type(made[0]).objects.bulk_create(made, batch_size=_BATCH)
+    return made
+
+
+def _addresses(source: Any) -> Iterator[str]:
+    from django.urls import get_resolver, reverse  # noqa: PLC0415 - after django.setup()
+
+    yield reverse("admin:index")
+    yield reverse("mail")
+    names = {key for key in get_resolver().namespace_dict["admin"][1].reverse_dict if key}
+    for name in sorted(key for key in names if str(key).endswith("_changelist")):
+        yield reverse(f"admin:{name}")
+        yield reverse(f"admin:{name}") + "?q=person1"
+    yield reverse("admin:ingestion_ingestionsource_changelist") + "?show=attention"
+    yield reverse("admin:ingestion_ingestionsource_change", args=[source])
+    lists = {key for key in get_resolver().reverse_dict if isinstance(key, str)}
+    for name in sorted(key for key in lists if key.endswith("-list")):
+        yield reverse(name) + ("?wait=0" if name.startswith("changes") else "")
+    for name in ("runs", "mailboxes", "failures", "stats"):
+        yield reverse(f"ingestion-{name}", args=[source])
+
+
+if __name__ == "__main__":
+    main()
