@@ -24,6 +24,9 @@ class Audited:
     actions_detail_hide_default = True  # its history would always be empty
     search_by_id = False
 
+    class Media:
+        js = ("ingestion/filter_boxes.js",)
+
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         people.rights_changed(obj, verb="create", actor=Actor.of_request(request))
 

@@ -75,6 +75,7 @@ def _error_codes() -> str:
         seen.add(code[1])
         return f'<code id="{code[1]}">{code[1]}</code>'
 
+    shown = shown.replace("<pre>", '<pre tabindex="0">')  # who has no mouse scrolls it too
     alone = re.sub(r'<a href="\w+\.md[^"]*">(\w+\.md)</a>', r"docs/\1", shown)
     return mark_safe(first.sub(lambda cell: codes.sub(named, cell[0]), alone))  # noqa: S308 - ours
 
