@@ -9,12 +9,13 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from cryptography.fernet import InvalidToken
+from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 from django.core.exceptions import FieldError
 from django.db import models
 from django.utils.crypto import salted_hmac
 from fernet_fields import EncryptedField
+from fernet_fields.hkdf import derive_fernet_key
 
 from connectors import redaction
 from ingestion.errors import CredentialsUnreadable
@@ -23,6 +24,23 @@ from ingestion.errors import CredentialsUnreadable
 def key_id(key: str) -> str:
     """Return a name for a key that tells nothing of it, the same in every process."""
     return salted_hmac("ingestion.crypto.key_id", key, algorithm="sha256").hexdigest()[:16]
+
+
+def encrypted(text: str) -> str:
+    """Return a text as it may lie in the database."""
+    return _fernet().encrypt(text.encode()).decode()
+
+
+def decrypted(token: str) -> str:
+    """Return the text again. Raises CredentialsUnreadable where no key decrypts it."""
+    try:
+        return _fernet().decrypt(token.encode()).decode()
+    except InvalidToken:
+        raise CredentialsUnreadable from None
+
+
+def _fernet() -> MultiFernet:
+    return MultiFernet([Fernet(derive_fernet_key(key)) for key in settings.FERNET_KEYS])
 
 
 class Secrets(Mapping[str, str]):

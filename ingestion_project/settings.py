@@ -139,6 +139,11 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "drf_standardized_errors",
     "django_structlog",
+    "allauth",
+    "allauth.account",
+    "allauth.socialaccount",
+    "allauth.socialaccount.providers.openid_connect",
+    "allauth.mfa",
     "ingestion",
 ]
 MIDDLEWARE = [
@@ -154,6 +159,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "ingestion.middleware.RequestLog",
     "django.contrib.messages.middleware.MessageMiddleware",
+    "allauth.account.middleware.AccountMiddleware",
+    "ingestion.signin.second_step.Required",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "ingestion_project.urls"
@@ -191,6 +198,63 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 USE_I18N = False
+
+# -- signing in ----------------------------------------------------------------------------------
+# The pages are django-allauth's; what of it is used, and by which rules, is `ingestion.signin`.
+LOGIN_URL = "/admin/login/"
+LOGIN_REDIRECT_URL = "/"
+SSO_ONLY = env.bool("SSO_ONLY", default=False)
+REQUIRE_SECOND_FACTOR = env.bool("REQUIRE_SECOND_FACTOR", default=False)
+OIDC_ISSUER = env.str("OIDC_ISSUER", default="").rstrip("/")
+OIDC_CLIENT_ID = env.str("OIDC_CLIENT_ID", default="")
+OIDC_CLIENT_SECRET = env.str("OIDC_CLIENT_SECRET", default="")
+OIDC_NAME = env.str("OIDC_NAME", default="single sign-on")
+OIDC_GROUPS_CLAIM = env.str("OIDC_GROUPS_CLAIM", default="groups")
+OIDC_GROUPS = env.dict("OIDC_GROUPS", default={})
+OIDC_DEFAULT_GROUP = env.str("OIDC_DEFAULT_GROUP", default="")
+if OIDC_ISSUER and not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET):
+    raise ImproperlyConfigured("OIDC_ISSUER needs OIDC_CLIENT_ID and OIDC_CLIENT_SECRET.")
+if SSO_ONLY and not OIDC_ISSUER:
+    raise ImproperlyConfigured("SSO_ONLY needs OIDC_ISSUER: else nobody could sign in.")
+SOCIALACCOUNT_PROVIDERS = {
+    "openid_connect": {
+        "OAUTH_PKCE_ENABLED": True,
+        "APPS": [
+            {
+                "provider_id": "sso",
+                "name": OIDC_NAME,
+                "client_id": OIDC_CLIENT_ID,
+                "secret": OIDC_CLIENT_SECRET,
+                "settings": {"server_url": OIDC_ISSUER},
+            }
+        ]
+        if OIDC_ISSUER
+        else [],
+    }
+}
+SOCIALACCOUNT_ADAPTER = "ingestion.signin.single.SingleSignOn"
+SOCIALACCOUNT_LOGIN_ON_GET = True  # a form may lead nowhere but to this site: ContentPolicy
+SOCIALACCOUNT_EMAIL_VERIFICATION = "none"
+SOCIALACCOUNT_STORE_TOKENS = False
+CSRF_FAILURE_VIEW = "ingestion.api.errors.form_too_old"
+ACCOUNT_ADAPTER = "ingestion.signin.own.Accounts"
+ACCOUNT_FORMS = {"login": "ingestion.signin.own.SignIn"}
+ACCOUNT_LOGIN_METHODS = {"username"}
+ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*"]
+ACCOUNT_EMAIL_VERIFICATION = "none"
+ACCOUNT_SESSION_REMEMBER = True  # until SessionEnd ends it
+ACCOUNT_RATE_LIMITS = False  # the brake is `services.operations.signing_in`, for all ways
+ACCOUNT_REAUTHENTICATION_METHODS = ["mfa"] if SSO_ONLY else ["password", "mfa"]
+MFA_ADAPTER = "ingestion.signin.second_step.SecondSteps"
+MFA_FORMS = {
+    "authenticate": "ingestion.signin.second_step.Authenticate",
+    "reauthenticate": "ingestion.signin.second_step.Reauthenticate",
+    "activate_totp": "ingestion.signin.second_step.ActivateTotp",
+}
+MFA_SUPPORTED_TYPES = ["totp", "webauthn", "recovery_codes"]
+MFA_TOTP_ISSUER = "Email ingestion"
+MFA_TOTP_TOLERANCE = 1  # a clock may be half a minute off
+MFA_ALLOW_UNVERIFIED_EMAIL = True  # nobody makes their own account here
 
 # -- API -----------------------------------------------------------------------------------------
 API_REQUESTS_PER_MINUTE = env.int("API_REQUESTS_PER_MINUTE", default=1200)
@@ -261,7 +325,6 @@ SPECTACULAR_SETTINGS = {
 }
 
 # -- admin ---------------------------------------------------------------------------------------
-LOGIN_REDIRECT_URL = "/admin/"
 UNFOLD = {
     "SITE_TITLE": "Email ingestion",
     "SITE_HEADER": "Email ingestion",

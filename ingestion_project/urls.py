@@ -8,19 +8,18 @@ from ingestion.admin import consent_page
 from ingestion.admin.find import find
 from ingestion.admin.mail import saving
 from ingestion.admin.mail.views import mail
-from ingestion.admin.sign_in import change_own_password, sign_in
 from ingestion.api import monitoring
 
 admin.autodiscover()
 
 handler400 = "ingestion.api.errors.bad_request"
+handler403 = "ingestion.api.errors.not_allowed"
 handler404 = "ingestion.api.errors.not_found"
 handler500 = "ingestion.api.errors.server_error"
 
 
 urlpatterns = [
-    path("admin/login/", sign_in),  # before the admin's own, which has no brake
-    path("admin/password_change/", admin.site.admin_view(change_own_password)),
+    path("", include("ingestion.signin.urls")),  # before the admin's own sign-in, with no brake
     path("admin/mail/", admin.site.admin_view(mail), name="mail"),
     path("admin/mail/<uuid:pk>/", admin.site.admin_view(mail), name="mail"),
     path(
@@ -48,5 +47,4 @@ urlpatterns = [
     path("healthz", monitoring.healthz),
     path("readyz", monitoring.readyz),
     path("metrics", monitoring.metrics),
-    path("", RedirectView.as_view(url="/admin/")),
 ]

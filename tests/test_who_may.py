@@ -145,6 +145,8 @@ DOORS: dict[str, tuple[Any, Any, Any, Any]] = {
     "/admin/auth/user/": (200, 403, 200, 302),
     "/admin/auth/user/add/": (200, 403, 403, 302),
     "/admin/auth/group/": (200, 403, 200, 302),
+    "/account/": (200, 200, 200, 200),
+    "/account/second-step/": (200, 200, 200, 200),
     "/api/v1/ingestion": (200, 200, 200, "-"),
     "/api/v1/ingestion/{pk}": (200, 200, 200, 404),
     "/api/v1/ingestion/{pk}/failures": (200, 200, 200, 404),

@@ -14,14 +14,12 @@ from ingestion.admin import (
     mailboxes,
     messages,
     runs,
-    sign_in,
     sources,
     users,
     webhooks,
 )
 
 admin.site.index_title = "Dashboard"
-admin.site.login_form = sign_in.SignInForm
 
 __all__ = [
     "alerts",
@@ -32,7 +30,6 @@ __all__ = [
     "mailboxes",
     "messages",
     "runs",
-    "sign_in",
     "sources",
     "users",
     "webhooks",

@@ -3,6 +3,9 @@
 import json
 from typing import Any
 
+import allauth.account.admin
+import allauth.mfa.admin
+import allauth.socialaccount.admin  # noqa: F401 - each registers pages, which go again below
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
@@ -16,6 +19,10 @@ from ingestion.services.operations import people
 
 admin.site.unregister(User)
 admin.site.unregister(Group)
+# Rows of django-allauth: a provider is made by settings alone, and a second step by its person.
+for _model in list(admin.site._registry):  # noqa: SLF001 - its only list
+    if _model._meta.app_label in {"account", "mfa", "socialaccount"}:  # noqa: SLF001 - Django documents it
+        admin.site.unregister(_model)
 
 
 class Audited:

@@ -6,13 +6,13 @@ from typing import Any
 import structlog
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
 from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
-from django.views import defaults
 from drf_standardized_errors.formatter import ExceptionFormatter
 from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.types import Error
 from rest_framework import exceptions, status
 
 from ingestion.errors import ArchiveUnavailable, ChangedMeanwhile, InvalidInput, NotAllowedNow
+from ingestion.signin import clothes
 
 log = structlog.get_logger(__name__)
 
@@ -135,17 +135,31 @@ def _plain(code: int, kind: str, name: str, detail: str) -> JsonResponse:
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """handler400: the API's format under /api, Django's page elsewhere."""
+    """handler400: the API's format under /api, a page elsewhere."""
     if _is_api(request):
         return _plain(400, "client_error", "bad_request", "The request is malformed.")
-    return defaults.bad_request(request, exception)
+    return clothes.bad_request()
+
+
+def not_allowed(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """handler403: as above."""
+    if _is_api(request):
+        return _plain(403, "client_error", "permission_denied", "You may not do this.")
+    return clothes.not_allowed()
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """handler404: the API's format under /api, Django's page elsewhere."""
+    """handler404: as above."""
     if _is_api(request):
         return _plain(404, "client_error", "not_found", "There is nothing at this address.")
-    return defaults.page_not_found(request, exception)
+    return clothes.not_found()
+
+
+def form_too_old(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """CSRF_FAILURE_VIEW: as above. Views of the API check the token themselves."""
+    if _is_api(request):
+        return _plain(403, "client_error", "permission_denied", "The CSRF token is missing or old.")
+    return clothes.form_too_old(request.path)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
@@ -153,4 +167,4 @@ def server_error(request: HttpRequest) -> HttpResponse:
     detail = _reported(None)
     if _is_api(request):
         return _plain(500, "server_error", "internal_error", detail)
-    return HttpResponse(f"{detail}\n", status=500, content_type="text/plain")
+    return clothes.failed(detail)

@@ -33,6 +33,8 @@ _HEARTBEAT_SECONDS = 30.0
 
 #: What has secrets, in a column of that name: sources, and webhooks.
 _SOURCES, _WEBHOOKS = "ingestion_ingestionsource", "ingestion_webhookendpoint"
+#: Where the JSON of a second step has what only its owner may know; security keys have nothing.
+_SECOND_STEP_FIELDS = ("secret", "seed")
 
 
 @dataclasses.dataclass(slots=True)
@@ -41,17 +43,22 @@ class Rotation:
 
     sources: int = 0
     webhooks: int = 0
+    second_steps: int = 0
     reencrypted: int = 0
-    unreadable: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    unreadable: list[uuid.UUID | int] = dataclasses.field(default_factory=list)
 
     @property
     def all(self) -> str:
         """Say what there is: "3 sources and 1 webhook"."""
         webhooks = f"{self.webhooks} webhook{'' if self.webhooks == 1 else 's'}"
-        sources = f"{self.sources} sources"
-        if not self.webhooks:
-            return sources
-        return f"{sources} and {webhooks}" if self.sources else webhooks
+        steps = f"{self.second_steps} second step{'' if self.second_steps == 1 else 's'}"
+        parts = [
+            f"{self.sources} sources" if self.sources or not (self.webhooks or self.second_steps)
+            else "",
+            webhooks if self.webhooks else "",
+            steps if self.second_steps else "",
+        ]  # fmt: skip
+        return " and ".join(part for part in parts if part)
 
     def count(self, table: str) -> None:
         if table == _SOURCES:
@@ -89,6 +96,9 @@ def rotate(
                 result.count(table)
                 _rotate_one(fernets, table, pk, token, result)
             on_progress(result)
+    with transaction.atomic():
+        _rotate_second_steps(fernets, result)
+        on_progress(result)
     if result.reencrypted:
         with transaction.atomic():
             audit(actor, "credentials.rotate", None, {"reencrypted": result.reencrypted})
@@ -107,7 +117,45 @@ def survey() -> Rotation:
                 result.unreadable.append(pk)
             elif key > 0:
                 result.reencrypted += 1
+    for row, _, token in _second_steps(lock=False):
+        result.second_steps += 1
+        key = _key_of(fernets, token)
+        if key is None:
+            result.unreadable.append(row)
+        elif key > 0:
+            result.reencrypted += 1
     return result
+
+
+def _rotate_second_steps(fernets: Sequence[Fernet], result: Rotation) -> None:
+    """Needs a transaction. They are as few as people, so it is one."""
+    for pk, field, token in _second_steps(lock=True):
+        result.second_steps += 1
+        key = _key_of(fernets, token)
+        if key is None:
+            result.unreadable.append(pk)
+        elif key > 0:
+            with connection.cursor() as cursor:
+                cursor.execute(
+                    "UPDATE mfa_authenticator SET data = jsonb_set(data, %s, to_jsonb(%s::text))"
+                    " WHERE id = %s",
+                    ([field], MultiFernet(fernets).rotate(token).decode(), pk),
+                )
+            result.reencrypted += 1
+
+
+def _second_steps(*, lock: bool) -> list[tuple[int, str, bytes]]:
+    """Return id, field and ciphertext of what people prove themselves with."""
+    query = "SELECT id, data FROM mfa_authenticator ORDER BY id" + (" FOR UPDATE" if lock else "")
+    with connection.cursor() as cursor:
+        cursor.execute(query)
+        rows = [(pk, json.loads(data)) for pk, data in cursor.fetchall()]
+    return [
+        (pk, field, data[field].encode())
+        for pk, data in rows
+        for field in _SECOND_STEP_FIELDS
+        if field in data
+    ]
 
 
 def _rotate_one(

@@ -135,7 +135,8 @@ def _keys() -> Finding:
             f"No encryption key reads the credentials of {len(found.unreadable)} of "
             f"{found.all}: {ids}.",
             "Put the key they were stored with back into ENCRYPTION_KEYS, or set these sources' "
-            "credentials anew, and give these webhooks new secrets.",
+            "credentials anew, give these webhooks new secrets, and reset these second steps "
+            "(manage.py reset_second_step).",
         )
     if credential_keys.unknown_to_the_service(settings.ENCRYPTION_KEYS[0]):
         return Finding(

@@ -4,8 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
+from allauth.mfa.models import Authenticator
+from allauth.mfa.signals import (
+    authentication_failed,
+    authenticator_added,
+    authenticator_removed,
+    authenticator_reset,
+)
 from django.contrib.auth.models import Group, User
 from django.contrib.auth.signals import user_logged_in, user_logged_out, user_login_failed
+from django.db import transaction
 from django.db.models.signals import post_save
 from django.dispatch import receiver
 from django.http import HttpRequest
@@ -17,7 +25,11 @@ from ingestion.services.audit import Actor, audit
 
 @receiver(user_logged_in)
 def _signed_in(request: HttpRequest, user: User, **_: Any) -> None:
-    audit(Actor(user.get_username(), user, client_address(request)), "session.begin", None, {})
+    """`how`: the steps, such as ["password", "totp"]."""
+    steps = request.session.get("account_authentication_methods", [])
+    how = [step.get("type", step["method"]) for step in steps]
+    actor = Actor(user.get_username(), user, client_address(request))
+    audit(actor, "session.begin", None, {"how": how} if how else {})
 
 
 @receiver(user_logged_out)
@@ -30,9 +42,31 @@ def _signed_out(request: HttpRequest, user: User | None, **_: Any) -> None:
 def _refused(credentials: Mapping[str, Any], request: HttpRequest | None, **_: Any) -> None:
     """Name a user that there is alone: people type passwords into the wrong field."""
     user = User.objects.filter(username=str(credentials.get("username", ""))[:150]).first()
+    refused(request, user=user, how="password")
+
+
+@receiver(authentication_failed)
+def _code_refused(request: HttpRequest, user: User, authenticator: Authenticator, **_: Any) -> None:
+    refused(request, user=user, how=authenticator.type)
+
+
+@receiver([authenticator_added, authenticator_removed, authenticator_reset])
+def _second_step_changed(
+    request: HttpRequest, user: User, authenticator: Authenticator, signal: Any, **_: Any
+) -> None:
+    done = {authenticator_added: "added", authenticator_removed: "removed"}.get(signal, "reset")
+    fields = [f"Second step: {authenticator.type} {done}"]
+    rights_changed(user, verb="update", fields=fields, actor=Actor.of_request(request))
+
+
+def refused(
+    request: HttpRequest | None, *, user: User | None, how: str, why: str | None = None
+) -> None:
+    """Record that somebody did not come in, by which step and why."""
     address = client_address(request) if request else None
     tried = user.get_username() if user else "no user of this service"
-    audit(Actor("anonymous", None, address), "session.refused", None, {"user": tried})
+    about = {"user": tried, "how": how} | ({"why": why} if why else {})
+    audit(Actor("anonymous", None, address), "session.refused", None, about)
 
 
 @receiver(post_save, sender=User)
@@ -70,6 +104,18 @@ def rights_changed(
     if fields is not None:
         about["changed"] = fields
     audit(actor, f"{kind}.{verb}", None, about)
+
+
+def reset_second_step(user: User, *, actor: Actor) -> int:
+    """Take away what somebody proves themselves with after the password; return how many it were.
+
+    For who lost phone and recovery codes: the password alone lets them in then, to set up anew.
+    """
+    with transaction.atomic():
+        removed = int(Authenticator.objects.filter(user=user).delete()[0])
+        if removed:
+            rights_changed(user, verb="update", fields=["Second step: reset"], actor=actor)
+    return removed
 
 
 def mail_read(message: Message, *, how: str, actor: Actor) -> None:

@@ -1,6 +1,7 @@
-"""Who may try a password now: a brake on guessing, and on the CPU time that a guess costs.
+"""Who may try a password or a code now: a brake on guessing, and on the CPU time of a guess.
 
 It counts tries in the cache, of one user name and of one address, before the password is hashed.
+Codes of the second step are counted by themselves: the right password must not begin them anew.
 Where the cache is away everybody is let in, as in the API: it must not lock the operators out.
 Sessions, API keys and manage.py are not concerned.
 """
@@ -16,18 +17,19 @@ from redis.exceptions import RedisError
 
 log = structlog.get_logger(__name__)
 
+PASSWORD, CODE = "user", "code"
 WINDOW_SECONDS = 300
 TRIES_PER_USER = 10
 TRIES_PER_ADDRESS = 30  # an office behind one address
 _IPV6_NETWORK_BITS = 64  # what one subscriber has
 
 
-def wait_seconds(username: str, address: str | None) -> int:
+def wait_seconds(username: str, address: str | None, *, step: str = PASSWORD) -> int:
     """Count one try; return 0 where it may be made, else the seconds until one may.
 
     Tries made at the same time are counted one by one: none slips through while others are hashed.
     """
-    tries = [_count(_user_key(username), limit=TRIES_PER_USER)]
+    tries = [_count(_user_key(username, step), limit=TRIES_PER_USER)]
     if address:
         tries.append(_count(_address_key(address), limit=TRIES_PER_ADDRESS))
     return max(tries)
@@ -38,10 +40,11 @@ def wait_seconds_for(what: str, *, limit: int) -> int:
     return _count(_key("other", what), limit=limit)
 
 
-def succeeded(username: str, address: str | None) -> None:
+def succeeded(username: str, address: str | None, *, step: str = PASSWORD) -> None:
     """Begin anew for a user who signed in; for their address, take back this one try alone."""
     try:
-        cache.delete_many([_user_key(username), f"{_user_key(username)}:ends"])
+        key = _user_key(username, step)
+        cache.delete_many([key, f"{key}:ends"])
         if address:
             cache.decr(_address_key(address))
     except RedisError:
@@ -66,8 +69,8 @@ def _count(key: str, *, limit: int) -> int:
     return 0
 
 
-def _user_key(username: str) -> str:
-    return _key("user", username.casefold())
+def _user_key(username: str, step: str) -> str:
+    return _key(step, username.casefold())
 
 
 def _address_key(address: str) -> str:

@@ -1,0 +1,148 @@
+"""Single sign-on at an OpenID Connect provider: allauth's flow, with our rules for who comes in."""
+
+from typing import Any
+from urllib.parse import urlencode
+
+import structlog
+from allauth.core.exceptions import ImmediateHttpResponse
+from allauth.socialaccount.adapter import DefaultSocialAccountAdapter, _build_apps_from_settings
+from allauth.socialaccount.providers.openid_connect import views
+from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
+from django.conf import settings
+from django.contrib.auth.models import User
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.views.decorators.cache import never_cache
+from requests import RequestException, Session
+from requests.adapters import HTTPAdapter
+
+from connectors import net
+from ingestion.services.operations import people, single_sign_on
+from ingestion.signin import clothes
+
+log = structlog.get_logger(__name__)
+
+PROVIDER = "sso"
+#: What a provider that is no OpenID Connect provider, or not there, makes of the flow.
+_BROKEN = (RequestException, KeyError, ValueError, TypeError)
+
+
+class SingleSignOn(DefaultSocialAccountAdapter):  # type: ignore[misc] # untyped base
+    """What allauth asks about people who come from the provider."""
+
+    def list_apps(self, request: HttpRequest, provider: Any = None, client_id: Any = None) -> Any:
+        """Return the one of the settings: no row in the database is a door."""
+        found = _build_apps_from_settings(provider=provider, client_id=client_id)
+        return [app for apps in found.values() for app in apps]
+
+    def is_open_for_signup(self, request: HttpRequest, sociallogin: Any) -> bool:
+        return True  # whom `pre_social_login` let through
+
+    def pre_social_login(self, request: HttpRequest, sociallogin: Any) -> None:
+        """Decide who it is, and whether they come in."""
+        if sociallogin.state.get("process") != "login":
+            raise Http404
+        told = sociallogin.account.extra_data
+        known = sociallogin.user if sociallogin.is_existing else None
+        try:
+            claims = single_sign_on.claims(told.get("id_token"), told.get("userinfo"))
+            user, groups = single_sign_on.admit(claims, known)
+        except single_sign_on.Refused as refusal:
+            people.refused(request, user=refusal.user, how="single sign-on", why=refusal.code)
+            raise ImmediateHttpResponse(_refused(str(refusal))) from None
+        vars(sociallogin)["groups"] = groups
+        if user is None:
+            sociallogin.email_addresses = []
+            sociallogin.user.email = claims.verified_email
+        elif known is None:
+            sociallogin.connect(request, user)
+
+    def save_user(self, request: HttpRequest, sociallogin: Any, form: Any = None) -> User:
+        user: User = super().save_user(request, sociallogin, form)
+        single_sign_on.made(user, vars(sociallogin)["groups"])
+        return user
+
+    def on_authentication_error(
+        self,
+        request: HttpRequest,
+        provider: Any,
+        error: Any = None,
+        exception: Exception | None = None,
+        extra_context: Any = None,
+    ) -> None:
+        log.warning("single_sign_on_failed", code=str(error), kind=type(exception).__name__)
+        people.refused(request, user=None, how="single sign-on", why=str(error))
+        if exception is None and request.GET.get("error") == "access_denied":
+            text = f"You were not signed in at {settings.OIDC_NAME}, or did not agree."
+        elif exception is None and "error" not in request.GET:
+            text = "This sign-in was begun too long ago, or in another browser. Begin again."
+        else:
+            text = _TROUBLE.format(settings.OIDC_NAME)
+        raise ImmediateHttpResponse(_refused(text))
+
+    def get_requests_session(self) -> Session:
+        session: Session = super().get_requests_session()
+        session.mount("https://", _Tls())
+        return session
+
+
+_TROUBLE = (
+    "{} does not answer as an OpenID Connect provider should. Try again in a minute. If it stays"
+    " so, an administrator finds the reason in the log of web: OIDC_ISSUER, OIDC_CLIENT_ID or the"
+    " secret may be wrong."
+)
+
+
+class _Tls(HTTPAdapter):
+    """Trusts EXTRA_CA_FILE too."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        context = net.tls_context(verify=True, extra_ca_file=settings.EXTRA_CA_FILE)
+        super().init_poolmanager(*args, ssl_context=context, **kwargs)
+
+
+@never_cache
+def begin(request: HttpRequest, provider_id: str) -> HttpResponse:
+    """Send the person to the provider."""
+    return _went(request, views.login, provider_id)
+
+
+@never_cache
+def finish(request: HttpRequest, provider_id: str) -> HttpResponse:
+    """Take the person back from the provider."""
+    return _went(request, views.callback, provider_id)
+
+
+@never_cache
+def end(request: HttpRequest) -> HttpResponse:
+    """Send who is signed out here to sign out at the provider too (RP-Initiated Logout 1.0)."""
+    if not settings.OIDC_ISSUER:
+        raise Http404
+    try:
+        told = OpenIDConnectOAuth2Adapter(request, PROVIDER).openid_config
+    except _BROKEN as error:
+        return _not_there(error)
+    back = request.build_absolute_uri(reverse("account_login"))
+    query = urlencode({"client_id": settings.OIDC_CLIENT_ID, "post_logout_redirect_uri": back})
+    address = told.get("end_session_endpoint")
+    return HttpResponseRedirect(f"{address}?{query}" if address else back)
+
+
+def _went(request: HttpRequest, view: Any, provider_id: str) -> HttpResponse:
+    if not settings.OIDC_ISSUER:
+        raise Http404
+    try:
+        answer: HttpResponse = view(request, provider_id)
+    except _BROKEN as error:
+        return _not_there(error)
+    return answer
+
+
+def _not_there(error: Exception) -> HttpResponse:
+    log.error("single_sign_on_broken", kind=type(error).__name__, exc_info=error)
+    return _refused(_TROUBLE.format(settings.OIDC_NAME), status=502)
+
+
+def _refused(text: str, *, status: int = 403) -> HttpResponse:
+    links = [("Back to the sign-in", reverse("account_login"))]
+    return clothes.said(status, "Not signed in", text, links)

@@ -1,0 +1,4 @@
+// The theme that the admin's switch has chosen; else the system's.
+const chosen = localStorage.getItem("_x_adminTheme") || "";
+const dark = chosen.includes("dark") || (!chosen.includes("light") && matchMedia("(prefers-color-scheme: dark)").matches);
+document.documentElement.classList.toggle("dark", dark);
