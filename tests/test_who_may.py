@@ -279,6 +279,24 @@ def test_the_words_are_shown_to_who_may_read(archive_dir: object) -> None:
     assert [word for word in WORDS if word not in seen] == []
 
 
+def test_who_searches_or_lists_mail_is_in_the_audit_once_for_each_request(
+    archive_dir: object,
+) -> None:
+    a_world(User.objects.create_user("somebody"))
+    client = client_of(member("Auditor"))
+    urls = ("/api/v1/emails?q=narwhal&highlight=true", "/admin/mail/?q=narwhal")
+    for url in (*urls, "/admin/ingestion/message/", "/admin/mail/?q=nowhere"):
+        assert client.get(url).status_code == 200
+    found = AuditEvent.objects.filter(action="message.list").order_by("id")
+    assert [(event.actor, event.address) for event in found] == [
+        ("one-auditor", "198.51.100.7")
+    ] * 4
+    told = [event.changes for event in found]
+    assert ["narwhal" in what["query"] for what in told] == [True, True, False, False]
+    assert [what["how"] for what in told] == ["api", "page", "table", "page"]
+    assert [what["shown"] > 0 for what in told] == [True, True, True, False]
+
+
 def test_a_file_made_before_the_right_was_lost_is_handed_out_no_more(archive_dir: object) -> None:
     operator = member("Auditor")
     export = jobs.start(operator, query="", format="eml", actor=SYSTEM)

@@ -55,7 +55,16 @@ class MessageAdmin(ReadOnlyAdmin):
         term = request.GET.get(SEARCH_VAR, "").strip()
         if term and not as_uuid(term) and not _SHA256.fullmatch(term):
             return HttpResponseRedirect(f"{reverse('mail')}?{urlencode({'q': term})}")
-        return super().changelist_view(request, extra_context)
+        response = super().changelist_view(request, extra_context)
+        listed = (getattr(response, "context_data", None) or {}).get("cl")
+        if listed is not None:
+            people.mail_listed(
+                query=request.GET.urlencode(),
+                how="table",
+                shown=len(listed.result_list),
+                actor=Actor.of_request(request),
+            )
+        return response
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[Message], search_term: str

@@ -27,6 +27,7 @@ from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
 from ingestion.api.schema import ErrorOut
 from ingestion.models import ArchiveChange, Placement
+from ingestion.services.operations import people
 
 MAX_WAIT_SECONDS = 30
 MAX_WAITING = 8  # of the 32 threads of one web process
@@ -180,6 +181,8 @@ class ChangesViewSet(ApiViewSet[Placement]):
         wait = wanted["wait"]
         with _waiting.place(self.user.pk) if wait else contextlib.nullcontext():
             page = self._page(wanted, until=time.monotonic() + wait)
+        shown = len(page.changes)
+        people.mail_listed(query="", how="changes", shown=shown, actor=self.actor)
         return Response(ChangesOut(page).data)
 
     def _page(self, wanted: dict[str, Any], *, until: float) -> feed.Page:

@@ -95,6 +95,13 @@ def _file(kind: str, about: str) -> dict[Any, Any]:
     }
 
 
+def _in_words(request: Request) -> str:
+    """Return what is asked for, as the address has it; where to go on is not of interest."""
+    asked = request.query_params.copy()
+    asked.pop("cursor", None)
+    return asked.urlencode()
+
+
 class EmailViewSet(ApiViewSet[Message]):
     """Archived emails."""
 
@@ -128,7 +135,11 @@ class EmailViewSet(ApiViewSet[Message]):
         may_read = access.has_scope(request, "export")
         if wanted["highlight"] and not may_read:
             raise PermissionDenied('For highlights this key needs the scope "export".')
-        return Response(searching.listed(self.user, wanted, may_read=may_read))
+        found = searching.listed(self.user, wanted, may_read=may_read)
+        people.mail_listed(
+            query=_in_words(request), how="api", shown=len(found["results"]), actor=self.actor
+        )
+        return Response(found)
 
     @extend_schema(
         operation_id="getEmail",

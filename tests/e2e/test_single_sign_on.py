@@ -165,6 +165,9 @@ def test_a_second_step_is_set_up_and_asked_for(page: Page, client: Any) -> None:
     page.goto("/account/")
     shoot(page, "account")
     page.goto("/account/second-step/totp/activate/")
+    page.fill("input[name=password]", PASSWORD)  # asked again: the screen may be left unlocked
+    page.click("main button")
+    page.wait_for_selector("input[name=code]")
     shoot(page, "totp")
     secret = page.input_value("input[readonly], input[disabled]")
     page.fill("input[name=code]", _code(secret))

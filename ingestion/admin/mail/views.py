@@ -70,6 +70,13 @@ def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
         context |= _list(request, asked)
     if "message" in wanted:
         context |= _message(request, asked, pk)
+    if "rows" in context and "message" not in context:
+        people.mail_listed(
+            query=context["query"],
+            how="page",
+            shown=len(context["rows"]),
+            actor=Actor.of_request(request),
+        )
     if named:
         parts = (f"admin/ingestion/mail/{pane}.html" for pane in wanted)
         return HttpResponse("".join(render_to_string(part, context, request) for part in parts))
@@ -232,7 +239,7 @@ def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[s
     message = queries.message(request.user, pk)
     if message is None:
         raise Http404
-    people.mail_read(message, how="page", actor=Actor.of_request(request))
+    people.mail_read(message, how="page", actor=Actor.of_request(request), query=asked.q)
     mail = details(request.user, message)
     _, mark, query = asked.url().partition("?")
     return {"message": message, "mail": mail, "to_list": asked.url(), "of_list": mark + query}

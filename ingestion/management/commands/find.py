@@ -12,6 +12,7 @@ from ingestion.management.presentation import size
 from ingestion.models import Message
 from ingestion.search import pages
 from ingestion.search import query as language
+from ingestion.services.operations import people
 
 _PAGE = 500
 _SHOWN_CHARS = 60
@@ -57,6 +58,7 @@ class Command(OperatorCommand):
         user = self.find_user(options["user"]) if options["user"] else _everybody()
         search = pages.Search(user, node)
         found = list(itertools.islice(_all(search, options["sort"]), options["limit"]))
+        people.mail_listed(query=text, how="find", shown=len(found), actor=self.actor)
         self.report_rows(
             {"emails": [_object(message) for message in found]},
             ("Id", "Date", "Mailbox", "From", "Subject", "Size"),

@@ -118,6 +118,20 @@ def reset_second_step(user: User, *, actor: Actor) -> int:
     return removed
 
 
-def mail_read(message: Message, *, how: str, actor: Actor) -> None:
-    """Record that somebody looks at a message (`how`: "page") or takes it out ("raw")."""
-    audit(actor, "message.read", message.mailbox.source, {"message": str(message.pk), "how": how})
+def mail_read(message: Message, *, how: str, actor: Actor, query: str = "") -> None:
+    """Record that somebody looks at a message (`how`: "page") or takes it out ("raw").
+
+    `query`: of the list that is shown beside it.
+    """
+    about = {"message": str(message.pk), "how": how} | ({"query": query} if query else {})
+    audit(actor, "message.read", message.mailbox.source, about)
+
+
+def mail_listed(*, query: str, how: str, shown: int, actor: Actor) -> None:
+    """Record a search, or a list that showed subjects and previews: one event, however many.
+
+    An empty list that nobody searched tells nothing, and is not recorded: a program asks for
+    changes each second.
+    """
+    if query or shown:
+        audit(actor, "message.list", None, {"query": query, "how": how, "shown": shown})
