@@ -9,6 +9,7 @@ import subprocess
 import time
 
 import pytest
+from allauth.mfa.models import Authenticator
 from django.contrib.auth.models import User
 from django.utils import timezone
 
@@ -186,3 +187,16 @@ def test_keys_are_listed_and_one_is_revoked_by_its_beginning(
     assert (revoked.code, revoked.json()["name"]) == (0, "gone")
     assert list(ApiKey.objects.all()) == [kept]
     assert AuditEvent.objects.filter(action="key.revoke").count() == 1
+
+
+def test_who_lost_their_second_step_comes_in_by_password_again(
+    manage: CommandLine, root: User
+) -> None:
+    Authenticator.objects.create(user=root, type="totp", data={"secret": "encrypted"})
+    assert manage.here("reset_second_step", "nobody").code == 2
+    for removed in (1, 0):
+        done = manage.here("reset_second_step", "root", "--json")
+        assert (done.code, done.json()) == (0, {"user": "root", "removed": removed})
+    assert not Authenticator.objects.exists()
+    told = AuditEvent.objects.filter(action="user.update").get()
+    assert told.changes["changed"] == ["Second step: reset"]
