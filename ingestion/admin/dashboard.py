@@ -234,7 +234,7 @@ def _furthest_behind(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]
             "badge": display.source_badge(source),
             "lag": display.duration((now - source.archived_up_to).total_seconds())
             if source.archived_up_to
-            else "not archived once yet",
+            else "not yet",
         }
         for source in followed.order_by(F("archived_up_to").asc(nulls_first=True), "name")[
             :_FURTHEST_BEHIND
