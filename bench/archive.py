@@ -96,6 +96,7 @@ def without_indexes() -> Iterator[None]:
     finally:
         with connection.cursor() as cursor:
             cursor.execute("SET maintenance_work_mem = '512MB'")
+            cursor.execute("SET statement_timeout = 0")  # on a busy machine one takes minutes
             for _, definition in found:
                 cursor.execute(definition)
 
