@@ -95,9 +95,18 @@ define environment
 		{ rm -rf $(VENV); echo "Python's venv module is missing: apt-get install python3-venv"; exit 1; }
 endef
 
+# pip's 300 lines as one that moves: its errors come on stderr.
+PROGRESS = \
+	live && /^Collecting/ { printf "\r  %d of %d packages fetched", ++n, all; fflush() } \
+	live && /^Installing collected/ { printf "\r  %d packages fetched; unpacking them ... ", n; fflush() } \
+	/^In vain/ { bad = 1 } \
+	END { if (live) print ""; exit bad }
+
 define install
 	echo "Installing $(1)"; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --prefer-binary --require-hashes -r $(1) || \
+	{ { $(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --require-hashes -r $(1) && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable .; \
+	} || echo "In vain."; } | awk -v all="$$(grep -c == $(1))" -v live="$$(test -t 2 && echo 1)" '$(PROGRESS)' || \
 		{ echo "The packages could not be installed: see above. Without a network there is nothing to install from;" \
 		"where a compiler is missing: apt-get install build-essential python3-dev"; exit 1; }
 endef

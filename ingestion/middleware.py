@@ -54,7 +54,8 @@ class RequestLog(RequestMiddleware):
     """django_structlog's, which would believe X-Forwarded-For of anybody, and any X-Request-ID.
 
     The id that all log lines of a request have is answered too: the client's own, where it has
-    one that can't be mistaken for something else in a log.
+    one that can't be mistaken for something else in a log. What a page asks by itself every few
+    seconds has no line unless it fails: others would not be seen among them.
     """
 
     _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -69,7 +70,10 @@ class RequestLog(RequestMiddleware):
         known = structlog.contextvars.get_contextvars().get("request_id")
         if known:
             response.headers["X-Request-ID"] = str(known)
-        super().handle_response(request, response)
+        if "X-Background" in request.headers and response.status_code < 400:
+            structlog.contextvars.clear_contextvars()
+        else:
+            super().handle_response(request, response)
 
     @classmethod
     def bind_ip(cls, request: HttpRequest) -> None:

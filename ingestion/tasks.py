@@ -1,9 +1,11 @@
 """Celery tasks: a few lines each. One only says which row to look at; losing it costs seconds."""
 
+import importlib
 import uuid
 
 import structlog
 from celery import shared_task
+from django.conf import settings
 from django.db import transaction
 from kombu.exceptions import OperationalError
 
@@ -16,6 +18,9 @@ from ingestion.services.operations import answered, webhooks
 from ingestion.services.operations.alerting import sending, watch
 
 log = structlog.get_logger(__name__)
+
+# Here, not in a package's __init__: a command that only looks sends none, and needs no Celery.
+importlib.import_module(settings.TASKS_APP)
 
 #: Bounds what gathers in a queue that nobody serves. Celery compares the sender's clock with the
 #: worker's: by less than this they may differ (`doctor` tells), and no task is thrown away for it.

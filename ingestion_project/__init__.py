@@ -4,7 +4,3 @@ import gc
 
 # What starts makes objects that stay: to look through them meanwhile takes a sixth of the start.
 gc.set_threshold(50_000)
-
-from ingestion_project.celery import app as celery_app  # noqa: E402 - after the above
-
-__all__ = ["celery_app"]

@@ -1,4 +1,4 @@
-"""Checks the settings, brings the database up to date and makes the first admin user.
+"""Makes the secrets, checks the settings, brings the database up to date, makes the first admin.
 
 Run before the service starts.
 
@@ -15,12 +15,16 @@ from django.core.exceptions import ValidationError
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
+from ingestion_project.embedded import Local
+
 _LOCK_ID = 7_153_092_441  # any number that nobody else takes as an advisory lock in this database
 _PATIENCE_SECONDS = 60.0
 
 
 def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
+    if "DATABASE_URL" not in os.environ:
+        Local.of_environment().make_secrets()
     django.setup()
     from django.db import connection  # noqa: PLC0415 - needs the settings
 

@@ -22,6 +22,8 @@ from typing import Any
 
 from ingestion_project.supervisor import Program
 
+BASE_DIR = Path(__file__).resolve().parent.parent
+
 #: A Unix socket's path may have 107 bytes (sun_path); PostgreSQL appends ".s.PGSQL.5432.lock".
 _MAX_SOCKET_DIR_BYTES = 88
 
@@ -57,28 +59,46 @@ class Local:
     def data_dir(self) -> Path:
         return self.var_dir / "postgres"
 
-    def secrets(self, *, create: bool) -> dict[str, Any]:
-        """Return {"SECRET_KEY", "ENCRYPTION_KEYS"} of VAR_DIR/secrets.json, made once if asked."""
-        path = self.var_dir / "secrets.json"
-        if create and not path.exists():
-            self.var_dir.mkdir(parents=True, exist_ok=True)
-            fresh = {
-                "SECRET_KEY": secrets.token_urlsafe(50),
-                "ENCRYPTION_KEYS": [secrets.token_urlsafe(32)],
-            }
-            partial = path.with_name(f"secrets.{os.getpid()}.{secrets.token_hex(4)}")
-            fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(fd, "w") as file:
-                json.dump(fresh, file, indent=2)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.link(partial, path)  # fails where another process was first: use its keys
-            except FileExistsError:
-                pass
-            finally:
-                partial.unlink()
-        return json.loads(path.read_text()) if path.exists() else {}
+    @classmethod
+    def of_environment(cls) -> "Local":
+        """Return those of the VAR_DIR that the environment names, else of `var` beside the code."""
+        return cls(Path(os.environ.get("VAR_DIR") or BASE_DIR / "var").resolve())
+
+    def secrets(self) -> dict[str, Any]:
+        """Return {"SECRET_KEY", "ENCRYPTION_KEYS"} of VAR_DIR/secrets.json, or {}."""
+        try:
+            found: dict[str, Any] = json.loads(self._secrets_file.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        return found
+
+    def make_secrets(self) -> None:
+        """Make VAR_DIR and its secrets.json, once: what begins a service does, before the settings
+        are read. Whatever only looks at one makes nothing."""
+        path = self._secrets_file
+        if path.exists():
+            return
+        self.var_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fresh = {
+            "SECRET_KEY": secrets.token_urlsafe(50),
+            "ENCRYPTION_KEYS": [secrets.token_urlsafe(32)],
+        }
+        partial = path.with_name(f"secrets.{os.getpid()}.{secrets.token_hex(4)}")
+        fd = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(fresh, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            os.link(partial, path)  # fails where another process was first: use its keys
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink()
+
+    @property
+    def _secrets_file(self) -> Path:
+        return self.var_dir / "secrets.json"
 
     def make_socket_dir(self) -> None:
         """Create the directory of the sockets, closed to everybody else.

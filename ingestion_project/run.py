@@ -68,6 +68,8 @@ def run(*, only_services: bool = False, durable: bool = True) -> None:
     with contextlib.ExitStack() as stack:
         if own_database or own_broker:
             stack.enter_context(only_one(settings.VAR_DIR / "services.lock"))
+        if own_database:
+            local.make_secrets()
         if not only_services:
             stack.enter_context(only_one(settings.VAR_DIR / "run.lock"))
             check_port(settings.HOST, settings.PORT)
@@ -107,8 +109,8 @@ def _start_application(supervisor: Supervisor, output: "Output") -> None:
             )
         )
     supervisor.wait_until_ready("web", timeout_seconds=_READY_SECONDS)
-    address = f"http://{_reachable(settings.HOST)}:{settings.PORT}"
-    output.show("system", f"Ready: admin {address}/admin/   API documentation {address}/api/docs")
+    where = address(settings.HOST, settings.PORT)
+    output.show("system", f"Ready: admin {where}/admin/   API documentation {where}/api/docs")
 
 
 def _procfile(base: Path) -> dict[str, str]:
@@ -162,6 +164,13 @@ def check_port(host: str, port: int) -> None:
 def _reachable(host: str) -> str:
     """Return an address of this machine that reaches a server listening on `host`."""
     return {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
+def address(host: str, port: int) -> str:
+    """Return what people open. "localhost" where that reaches it: Google and Microsoft send
+    signed-in people back to no other address without TLS."""
+    reached = _reachable(host)
+    return f"http://{'localhost' if reached == '127.0.0.1' else reached}:{port}"
 
 
 def _listens(host: str, port: int) -> bool:

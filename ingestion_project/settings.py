@@ -31,11 +31,11 @@ class _Env(environ.Env):  # type: ignore[misc] # untyped base
 # What any process of the service writes is mail, or secrets that lead to it: this user's alone.
 os.umask(0o077)
 
-BASE_DIR = Path(__file__).resolve().parent.parent
+BASE_DIR = embedded.BASE_DIR
 env = _Env()
 
-VAR_DIR = Path(env.str("VAR_DIR", default=str(BASE_DIR / "var"))).resolve()
-_local = embedded.Local(VAR_DIR)
+_local = embedded.Local.of_environment()
+VAR_DIR = _local.var_dir
 
 # -- data ----------------------------------------------------------------------------------------
 _database = env.db_url("DATABASE_URL") if "DATABASE_URL" in env else _local.database()
@@ -83,11 +83,23 @@ EXPORT_DIR = Path(env.str("EXPORT_DIR", default=str(VAR_DIR / "exports"))).resol
 
 # -- secrets -------------------------------------------------------------------------------------
 # Where a database of one's own is used, the keys must be given too: two machines that each made
-# their own could not read each other's credentials.
-_secrets = _local.secrets(create="DATABASE_URL" not in env)
-SECRET_KEY = env.str("SECRET_KEY", default=_secrets.get("SECRET_KEY", environ.Env.NOTSET))
+# their own could not read each other's credentials. Else they are in VAR_DIR once a service began
+# there (`embedded.Local.make_secrets`): whoever only looks makes none, and is told so.
+_secrets = _local.secrets()
+_has_service = "DATABASE_URL" in env or bool(_secrets)
+_required: Any = environ.Env.NOTSET
+SECRET_KEY = env.str(
+    "SECRET_KEY", default=_secrets.get("SECRET_KEY", _required if _has_service else "")
+)
 ENCRYPTION_KEYS = env.list(
-    "ENCRYPTION_KEYS", default=_secrets.get("ENCRYPTION_KEYS", environ.Env.NOTSET)
+    "ENCRYPTION_KEYS", default=_secrets.get("ENCRYPTION_KEYS", _required if _has_service else [])
+)
+#: What a command says that has no service to be about.
+NO_SERVICE = (
+    ""
+    if _has_service
+    else f"There is no service in {VAR_DIR}. Set VAR_DIR to where yours keeps its data, or "
+    "DATABASE_URL to its database; make run begins one."
 )
 FERNET_KEYS = ENCRYPTION_KEYS
 FERNET_USE_HKDF = True
@@ -435,6 +447,7 @@ DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # the line at the end s
 DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = True  # middleware.RequestLog looks at it first
 
 # -- Celery --------------------------------------------------------------------------------------
+TASKS_APP = "ingestion_project.celery"
 CELERY_BROKER_URL = REDIS_URL.replace("unix://", "redis+socket://")
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_TASK_DEFAULT_QUEUE = "control"

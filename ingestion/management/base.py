@@ -11,6 +11,7 @@ import difflib
 import json
 import logging
 import os
+import signal
 import sys
 import textwrap
 import uuid
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from enum import IntEnum
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand
 from django.core.serializers.json import DjangoJSONEncoder
@@ -35,7 +37,7 @@ EXIT_CODES = """exit codes:
   1  refused, failed, or a problem was found: the message says what to do
   2  the command line is wrong: an unknown option, source or value
   3  some of it was done, not all: the report says which
-  130  interrupted with Ctrl-C"""
+  130  interrupted with Ctrl-C or SIGTERM"""
 
 
 #: Options of every Django command that no operator needs: they work, and are not in the help.
@@ -62,17 +64,21 @@ class UsageError(Exception):
 
 
 class OperatorCommand(BaseCommand):
-    """Base of all our commands. Set `help` and `example`; `reports` adds --json."""
+    """Base of all our commands. Set `help` and `example`; `reports` adds --json.
+
+    `asks_service`: whether there must be a service for it to be about."""
 
     example = ""
     reports = True
+    asks_service = True
     requires_system_checks: list[str] = []  # `doctor` runs them, and `manage.py check`
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> Any:
+        example = self.example.replace("manage.py", prog_name)
         parser = super().create_parser(
             prog_name,
             subcommand,
-            epilog=f"example:\n{_indented(self.example)}\n\n{EXIT_CODES}",
+            epilog=f"example:\n{_indented(example)}\n\n{EXIT_CODES}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             **kwargs,
         )
@@ -96,14 +102,25 @@ class OperatorCommand(BaseCommand):
         """Do it and return how it ended."""
         raise NotImplementedError
 
+    def run_from_argv(self, argv: list[str]) -> None:
+        # As Ctrl-C: leases are given back.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        super().run_from_argv(argv)
+
     def handle(self, *args: Any, **options: Any) -> None:
         del args
         self.as_json: bool = options.get("json", False)
         # People read our sentences, the service's log has the rest; -v 2 shows it here.
         with _log_level(logging.ERROR if options["verbosity"] < 2 else logging.INFO):
-            code = self._perform(options)
+            code = self._perform(options) if self._has_service() else Exit.PROBLEM
         if code != Exit.OK:
             raise SystemExit(int(code))
+
+    def _has_service(self) -> bool:
+        if self.asks_service and settings.NO_SERVICE:
+            self.say(settings.NO_SERVICE)
+            return False
+        return True
 
     def _perform(self, options: dict[str, Any]) -> Exit:
         try:

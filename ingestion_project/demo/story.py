@@ -29,6 +29,7 @@ from imapclient import imap_utf7
 
 from ingestion_project.demo import imap_server, mail
 from ingestion_project.demo.screen import Screen
+from ingestion_project.run import address
 from ingestion_project.supervisor import end_with_parent
 
 BASE_DIR = Path(__file__).resolve().parents[2]
@@ -159,7 +160,7 @@ class Demo:
     def _start_service(self) -> None:
         with self.screen.step("Service") as step:
             self.port = _free_port(int(os.environ.get("PORT", "8000")))
-            self.url = f"http://127.0.0.1:{self.port}"
+            self.url = address("127.0.0.1", self.port)
             self.environ = {
                 **{k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")},
                 "VAR_DIR": str(self.var_dir),
@@ -406,6 +407,7 @@ class Demo:
         ]
         for line in lines:
             self.screen.console.print(f"  {line}", soft_wrap=True, markup=False)
+        self.screen.console.print("\nNow your own mail: make run, then add a source in its admin.")
 
 
 def _progress_text(run: dict[str, Any]) -> str:

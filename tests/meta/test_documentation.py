@@ -104,13 +104,14 @@ _MADE = {
     "MICROSOFT_GRAPH_URL": "by the source's `cloud`",
     "GOOGLE_UNITS_PER_USER": "by `GOOGLE_QUOTA`",
     "GOOGLE_UNITS_PER_PROJECT": "by `GOOGLE_QUOTA`",
+    "OIDC_GROUPS": "",
 }
 
 
 def settings_read() -> dict[str, object]:
-    """Return name and default of what settings.py and bootstrap.py take from the environment."""
+    """Return name and default of what these three take from the environment."""
     found: dict[str, object] = {}
-    for path in ("settings.py", "bootstrap.py"):
+    for path in ("settings.py", "bootstrap.py", "embedded.py"):
         for node in ast.walk(ast.parse((ROOT / "ingestion_project" / path).read_text())):
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue

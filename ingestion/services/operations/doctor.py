@@ -6,15 +6,15 @@ into the archive and removes it again.
 
 import dataclasses
 import datetime as dt
+import importlib
 import math
 import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import redis
-from celery import current_app
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core import checks as system_checks
@@ -245,7 +245,7 @@ def _broker() -> Finding:
 
 def _workers() -> Iterator[Finding]:
     try:
-        queues = current_app.control.inspect(timeout=_PING_SECONDS).active_queues() or {}
+        queues = _celery().control.inspect(timeout=_PING_SECONDS).active_queues() or {}
     except (OperationalError, RedisError, OSError):
         queues = {}  # it went away since it was asked
     for queue, entry in _QUEUES.items():
@@ -265,7 +265,7 @@ def _workers_clocks() -> Iterator[Finding]:
     """Tell of workers whose clock is off: Celery throws tasks away by it."""
     before = time.time()
     try:
-        replies = current_app.control.broadcast("wall_clock", reply=True, timeout=_PING_SECONDS)
+        replies = _celery().control.broadcast("wall_clock", reply=True, timeout=_PING_SECONDS)
     except (OperationalError, RedisError, OSError):
         return
     for name, told in sorted(item for reply in replies or [] for item in reply.items()):
@@ -433,3 +433,7 @@ def _settings() -> Finding:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _celery() -> Any:
+    return importlib.import_module(settings.TASKS_APP).app

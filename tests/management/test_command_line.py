@@ -1,0 +1,198 @@
+"""`ingestion` as people type it: the overview, Tab in a real bash, Ctrl-C, and a VAR_DIR that is none."""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from django.core.management import get_commands
+
+from ingestion.models import Mailbox, Message
+from ingestion_project.command_line import OVERVIEW, overview
+from tests.servers import imap_source
+from tests.servers.command_line import CommandLine
+from tests.servers.imap_script import Client, ImapScript
+from tests.servers.stack import ROOT, wait_for
+
+BINARIES = Path(sys.executable).parent
+
+
+# -- the overview ------------------------------------------------------------------------------
+
+
+def test_the_overview_has_every_command_and_only_such() -> None:
+    known = get_commands()
+    ours = {name for name, app in known.items() if app == "ingestion"}
+    listed = [name for group in OVERVIEW.values() for name in group]
+    assert len(listed) == len(set(listed))
+    assert ours <= set(listed) <= set(known)
+    assert max(map(len, overview("ingestion").splitlines())) <= 80
+
+
+def test_it_is_there_where_the_settings_are_wrong() -> None:
+    shown = subprocess.run(
+        [BINARIES / "ingestion", "--help"], cwd="/", capture_output=True, text=True, check=True,
+        env={"PYTHONPATH": str(ROOT), "PORT": "none", "PATH": os.defpath},
+    )  # fmt: skip
+    assert "usage: ingestion COMMAND" in shown.stdout
+    assert "source_status" in shown.stdout
+
+
+def test_a_command_explains_itself_by_the_name_it_was_called_by(manage: CommandLine) -> None:
+    shown = subprocess.run(
+        [BINARIES / "ingestion", "runs", "--help"], cwd="/", capture_output=True, text=True,
+        check=True, env=manage.env | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert "ingestion runs" in shown.stdout.split("example:")[1]
+    assert "manage.py" not in shown.stdout
+
+
+# -- what only looks makes nothing -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [["source_status"], ["doctor"], ["check"], ["create_api_key"]])
+def test_a_directory_that_holds_no_service_is_said_to_hold_none_and_is_not_made(
+    tmp_path: Path, words: list[str]
+) -> None:
+    nowhere = tmp_path / "mistyped"
+    env = {**os.environ, "VAR_DIR": str(nowhere)}
+    if words == ["create_api_key"]:
+        words = ["create_api_key", "--user", "admin", "--name", "x"]
+    refused = subprocess.run(
+        [sys.executable, "manage.py", *words],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert refused.returncode == 1
+    assert f"There is no service in {nowhere}. Set VAR_DIR" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not nowhere.exists()
+
+
+def test_help_needs_no_service_and_makes_none(tmp_path: Path) -> None:
+    nowhere = tmp_path / "mistyped"
+    shown = subprocess.run(
+        [sys.executable, "manage.py", "source_status", "--help"],
+        cwd=ROOT, env={**os.environ, "VAR_DIR": str(nowhere)}, capture_output=True, check=True,
+    )  # fmt: skip
+    assert b"exit codes:" in shown.stdout
+    assert not nowhere.exists()
+
+
+# -- what is loaded ----------------------------------------------------------------------------
+
+
+def test_a_command_that_only_looks_loads_neither_celery_nor_the_api(manage: CommandLine) -> None:
+    told = subprocess.run(
+        [sys.executable, "-X", "importtime", "manage.py", "source_status"],
+        cwd=ROOT, env=manage.env, capture_output=True, text=True, check=True,
+    ).stderr  # fmt: skip
+    loaded = {line.rpartition("|")[2].strip() for line in told.splitlines()}
+    assert "ingestion.models.source" in loaded
+    for heavy in ("celery", "kombu", "rest_framework.views", "ingestion.admin", "httpx", "msal"):
+        assert heavy not in loaded
+
+
+# -- Tab ---------------------------------------------------------------------------------------
+
+
+class Bash:
+    """An interactive bash with the completion loaded."""
+
+    def __init__(self, env: dict[str, str]) -> None:
+        pid, self._terminal = pty.fork()
+        if pid == 0:
+            os.execvpe("bash", ["bash", "--norc", "--noprofile", "-i"], env)
+        self.pid = pid
+        self.says('eval "$(ingestion completion bash)"; echo lo""aded\n', "loaded")
+
+    def says(self, typed: str, wanted: str, timeout_seconds: float = 60) -> str:
+        """Type it; return what the terminal shows once that holds `wanted`."""
+        os.write(self._terminal, typed.encode())
+        shown = ""
+        while wanted not in shown:
+            ready, _, _ = select.select([self._terminal], [], [], timeout_seconds)
+            assert ready, f"No {wanted!r} in {shown!r}"
+            shown += re.sub(r"\x1b\[\??[0-9;]*\w|\x07", "", os.read(self._terminal, 4096).decode())
+        return shown
+
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self._terminal)
+
+
+@pytest.fixture
+def bash(manage: CommandLine) -> Iterator[Bash]:
+    path = f"{BINARIES}:{os.environ['PATH']}"
+    own = {"PATH": path, "PYTHONPATH": str(ROOT), "TERM": "dumb", "PS1": "$ "}
+    one = Bash(manage.env | own)
+    yield one
+    one.end()
+
+
+def test_tab_completes_commands_options_and_names_of_sources(
+    bash: Bash, server: ImapScript
+) -> None:
+    imap_source.create(server, name="Alice at work")
+    bash.says("ingestion source_st\t", "source_status ")
+    bash.says("--wat\t", "--watch ")
+    bash.says("Ali\t", r"Alice\ at\ work ")
+    assert "retry_failed" in bash.says("\x15ingestion re\t\t", "retry_failed")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_gets_its_own_completion(manage: CommandLine, shell: str) -> None:
+    shown = manage.here("completion", shell)
+    assert shown.code == 0
+    assert {"bash": "complete ", "zsh": "compdef ", "fish": "complete --command "}[
+        shell
+    ] in shown.stdout
+
+
+# -- Ctrl-C ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def server() -> Iterator[ImapScript]:
+    with ImapScript() as server:
+        yield server
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_import_gives_its_mailbox_back_so_that_nobody_takes_it_for_a_death(
+    manage: CommandLine, server: ImapScript, number: int
+) -> None:
+    source = imap_source.create(server, name="Alice")
+    for uid in range(1, 401):
+        server.inbox.deliver(b"Subject: %d\r\n\r\nbody\r\n" % uid)
+    there, go_on = threading.Event(), threading.Event()
+
+    def hang(_client: Client, uid: int) -> None:
+        if uid == 300:
+            there.set()
+            go_on.wait(60)
+
+    server.before_each_mail = hang
+    process = manage.start("import_source", "Alice", "--now")
+    assert there.wait(60), process.communicate()
+    assert Mailbox.objects.get(source=source).lease_expires_at is not None
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    go_on.set()
+    assert process.returncode == 130, stderr
+    assert "What is archived is kept" in stderr
+    assert "Traceback" not in stderr
+    left = Mailbox.objects.get(source=source)
+    assert left.lease_expires_at is None
+    assert left.worker_deaths == 0
+    server.before_each_mail = lambda _client, _uid: None
+    assert manage.here("import_source", "Alice", "--now").code == 0
+    assert Message.objects.count() == 400
+    assert wait_for(lambda: server.open_connections == 0)
