@@ -158,7 +158,7 @@ def test_an_operator_signs_in_with_one_button(operator: Visitor, google: Gmail) 
     expect(page.locator("[data-live=message]")).to_contain_text(
         "Sign in with Google to grant access.", timeout=30_000
     )
-    expect(page.locator(".ing-button.is-primary")).to_have_text(re.compile("Sign in with Google"))
+    expect(page.locator("button.is-primary")).to_have_text(re.compile("Sign in with Google"))
     operator.shoot("source-sign-in")
     page.get_by_role("button", name="Sign in with Google").click()
     page.wait_for_url(re.compile(r"/admin/ingestion/ingestionsource/.*/change/"))

@@ -147,6 +147,12 @@
     window.setTimeout(() => form.querySelectorAll("button").forEach((b) => (b.disabled = true)), 0);
   }
 
+  /* A browser passes over autofocus while Alpine still hides the page (x-cloak). */
+  window.addEventListener("load", () => {
+    const wanted = document.querySelector("#main [autofocus], #content [autofocus]");
+    if (wanted && document.activeElement === document.body) wanted.focus();
+  });
+
   document.addEventListener("DOMContentLoaded", () => {
     document.addEventListener("submit", markBusy);
     window.setTimeout(followParts, BUSY_MS);
