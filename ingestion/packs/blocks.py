@@ -46,10 +46,11 @@ class Blocks:
         """Return a block of an object, empty behind its end. At least `wanted` are fetched, if
         any. Raises FileNotFoundError."""
         with self._lock:
-            if (found := self._blocks.get((key, number))) is not None:
+            size, after, run = self._objects.get(key, (-1, 0, 0))
+            found = self._blocks.get((key, number))
+            if found is not None and size >= 0:  # else a block outlived what is known of its object
                 self._blocks.move_to_end((key, number))
                 return found
-            size, after, run = self._objects.get(key, (-1, 0, 0))
         if 0 <= size <= number * BLOCK_BYTES:
             return b""
         # Somebody reads on, perhaps having skipped a body.

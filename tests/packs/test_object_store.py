@@ -239,6 +239,14 @@ def test_what_is_remembered_is_bounded() -> None:
     assert max(asked) == 4 << 20
 
 
+def test_a_pack_is_scanned_though_only_a_block_of_it_is_remembered() -> None:
+    """What is known of 64 objects is kept, and blocks of more."""
+    blocks = Blocks(lambda _key, first, count: (bytes(max(0, min(count, 1_000 - first))), 1_000))
+    for number in range(100):
+        assert len(ObjectFile(blocks, str(number), 0).read(10)) == 10
+    assert ObjectFile(blocks, "0", 0).seek(0, os.SEEK_END) == 1_000
+
+
 # -- Object Lock -----------------------------------------------------------------------------------
 
 
