@@ -1,7 +1,7 @@
 """Packs in a directory.
 
 <root>/<source id>/<pack id>.pack         immutable, durable
-<root>/<source id>/.<pack id>.partial     being written; worthless after a crash
+<root>/<source id>/.<any id>.partial      being written; worthless after a crash
 <root>/.installation                      the mark
 """
 
@@ -117,7 +117,8 @@ class DirectoryStore(PackStore):
 class _Writer(PackWriter):
     def __init__(self, directory: Path, pack_id: uuid.UUID) -> None:
         self._directory = directory
-        self._partial = directory / f".{pack_id}.partial"
+        # Not the pack's id: what a copy that was killed left behind is in nobody's way.
+        self._partial = directory / f".{uuid.uuid4()}.partial"
         self._path = directory / f"{pack_id}.pack"
         _make_durable_directory(directory)
         super().__init__(pack_id, self._partial.open("x+b", buffering=0))

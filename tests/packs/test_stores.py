@@ -228,3 +228,14 @@ def test_it_is_tried_out_and_nothing_stays(store: PackStore) -> None:
     assert store.try_out() > 0
     assert list(store.packs()) == []
     assert store.mark() is None
+
+
+def test_a_copy_that_was_killed_is_in_the_way_of_no_other(again: Callable[[], PackStore]) -> None:
+    pack = uuid.uuid4()
+    killed = again().copier(SOURCE, pack)
+    killed.fill([b"half"])  # and nothing ends it
+    with again().copier(SOURCE, pack) as copy:
+        copy.fill([b"all of it"])
+        copy.commit()
+    assert b"".join(again().chunks(SOURCE, pack)) == b"all of it"
+    killed.file.close()
