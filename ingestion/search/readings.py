@@ -14,6 +14,7 @@ that is made once for all values takes an index of words for rare ones to search
 import datetime as dt
 import uuid
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any, NamedTuple
 
 from django.db import OperationalError, connection, transaction
@@ -30,7 +31,8 @@ FEW_PLACEMENTS = 5_000
 #: A window of time has so many times the months of the one after it; of all in their order, the
 #: first has one.
 _WIDER = 8
-#: Of each statement. What takes longer is refused: nobody waits for it.
+#: Of each statement, and of all windows together but the last. What takes longer is refused:
+#: nobody waits for it.
 TIMEOUT_SECONDS = 20
 TOO_SLOW = (
     f"It took longer than {TIMEOUT_SECONDS} s. Narrow it: by words, a mailbox, a folder or dates."
@@ -99,6 +101,7 @@ class Reading:
         self._after = after
         self._conditions = both([*self._words(), asked.where])
         self._filters = bool(asked.words) or asked.where.text != "true"
+        self._ends = monotonic() + TIMEOUT_SECONDS
 
     def hits(self, limit: int) -> list[Key]:
         """Return the first hits, in their order."""
@@ -129,6 +132,7 @@ class Reading:
             return _number(Sql(found, (*params, limit)))
         number = 0
         for window in self._windows():
+            self._require_time()
             hits = self._with_words(window)
             text, params = self._asked.where
             found = f"SELECT 1 FROM ({hits.text}) d WHERE {text} LIMIT %s"
@@ -182,6 +186,7 @@ class Reading:
 
     def _within(self, window: _Window, limit: int) -> list[Key]:
         """Return the first hits of a window."""
+        self._require_time()
         few = max(FEW_HITS, limit)
         hits = self._with_words(window)
         where, values = self._asked.where
@@ -205,6 +210,11 @@ class Reading:
             if len(found) == limit:
                 break
         return found
+
+    def _require_time(self) -> None:
+        """Raise InvalidInput where the windows before took all of it: there may be hundreds."""
+        if monotonic() > self._ends:
+            raise InvalidInput({"q": [TOO_SLOW]})
 
     def _bounds(self, window: _Window) -> list[Sql]:
         """Return a window as conditions on dates."""

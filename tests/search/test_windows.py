@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import hashlib
+import itertools
 import random
 import uuid
 
@@ -10,6 +11,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 
+from ingestion.errors import InvalidInput
 from ingestion.models import Document, IngestionSource, Mailbox, Message, Pack
 from ingestion.search import conditions, pages, query, readings, words
 from tests.documents import indexed
@@ -118,6 +120,16 @@ def test_the_index_of_words_and_numbers_answers_a_phrase() -> None:
     assert "Bitmap Index Scan on document_search" in plan
     [condition] = [line for line in plan.splitlines() if "Index Cond" in line]
     assert condition.count("numbers") == 2
+
+
+def test_windows_that_take_too_long_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, _ = an_archive(random.Random(1))
+    clock = itertools.count(step=readings.TIMEOUT_SECONDS)
+    monkeypatch.setattr(readings, "monotonic", lambda: next(clock))
+    search = pages.Search(owner, query.parse("ada"))
+    for ask in (search.page, search.count):
+        with pytest.raises(InvalidInput, match="longer than 20 s"):
+            ask()
 
 
 def test_without_numbers_of_all_documents_none_are_asked_for() -> None:
