@@ -480,6 +480,18 @@ def test_a_ping_that_nobody_takes_is_sent_again(staff: User, at: Receiver) -> No
     assert rule.last_result == "Told that all is well. It answered 200."
 
 
+def test_a_ping_that_is_handed_out_twice_is_not_late_the_next_time(
+    staff: User, at: Receiver
+) -> None:
+    rule = a_rule(staff, way="ping", url=at.url, recipients=[])
+    work()
+    rule.refresh_from_db()
+    due = rule.not_before
+    sending.tell(rule.pk)
+    rule.refresh_from_db()
+    assert (len(at.came), rule.not_before) == (1, due)
+
+
 # -- rules -------------------------------------------------------------------------------------
 
 

@@ -47,7 +47,9 @@ def tell(pk: uuid.UUID) -> None:
     rules = AlertRule.objects.select_related("owner")
     rule = rules.filter(pk=pk, enabled=True, owner__is_active=True, not_before__lte=Now()).first()
     if rule is None:
-        AlertRule.objects.filter(pk=pk).update(not_before=Now() + _APART)  # its owner is gone
+        # Its owner is gone; or it was handed out twice, and somebody else has just told it.
+        due = AlertRule.objects.filter(pk=pk, not_before__lte=Now())
+        due.update(not_before=Now() + _APART)
     elif rule.way == AlertRule.Way.PING:
         _done(rule, ping(rule), wait=_PING_EVERY)
     elif _tell_notices(rule):

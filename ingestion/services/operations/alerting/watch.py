@@ -48,10 +48,12 @@ def look_at_sources() -> None:
 
 
 def look_at_service() -> None:
-    """Open and end the alerts of the whole service. Idempotent. Opens its own transaction."""
+    """Open and end the alerts of the whole service. Idempotent. An object store is asked outside,
+    its own transaction inside."""
+    found = [*_storage(), *_idle(), *_index()]
     with transaction.atomic():
         alerts.settle(
-            [*_storage(), *_idle(), *_index()],
+            found,
             watched=(Kind.ARCHIVE_STORAGE, Kind.ARCHIVE_IDLE, Kind.INDEX_STUCK),
             over=_over,
         )
