@@ -198,6 +198,8 @@ def _head(cells: Sequence[str]) -> list[str]:
     known = {_plain(name): name for name in columns()}
     found = [known.get(_plain(cell), "") for cell in cells]
     unknown = [cell.strip()[:40] for cell, name in zip(cells, found, strict=True) if not name]
+    if not any(found):  # an account, most likely, with its secret
+        raise _wrong(f"Unknown columns alone in its first line. Known: {', '.join(columns())}.")
     if unknown:
         shown = ", ".join(f"“{cell}”" for cell in unknown[:10])
         raise _wrong(f"Unknown columns in its first line: {shown}. Known: {', '.join(columns())}.")

@@ -101,6 +101,7 @@ def test_each_line_says_what_is_wrong_with_it() -> None:
         (PLAIN.encode() + b"A,h,a,p\n" * 1_001, "more than 1,000"),
         (b"x" * 10_000_000, "larger than 1 MB"),
         (b"x," * 499_000, "Unknown columns"),
+        (b"Ada,h,ada,hunter2\nBob,h,bob,p\n", "Unknown columns"),
         (b"\n" * 999_999, "no account"),
     ],
 )
@@ -109,6 +110,7 @@ def test_a_file_that_is_none_is_refused_with_the_reason(content: bytes, said: st
         account_lists.read(content, user=None)
     [text] = refused.value.errors["file"]
     assert said in text
+    assert "hunter2" not in text
     assert len(text) < 2_000
 
 
