@@ -4,10 +4,8 @@ came, where is it, was it proven?
 It costs a constant number of queries, and counts no mail: sources, days, runs and packs have sums.
 """
 
-import shutil
 from typing import Any
 
-from django.conf import settings
 from django.db.models import Count, F, Max, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
@@ -27,6 +25,7 @@ from ingestion.models import (
     ProofKind,
     Run,
 )
+from ingestion.packs.store import store
 from ingestion.services.engine import due_work
 from ingestion.states import MailboxState, SourceStatus
 
@@ -154,9 +153,10 @@ def _archive_tiles(
 
 def _free() -> str:
     try:
-        return f"{display.size(shutil.disk_usage(settings.ARCHIVE_DIR).free)} free"
-    except OSError:  # not mounted, which doctor says; or not on a disk
+        room = store().room()
+    except OSError:  # not mounted, which doctor says
         return ""
+    return f"{display.size(room[0])} free" if room else ""
 
 
 def _trouble_tiles(request: HttpRequest, reasons: list[dict[str, Any]]) -> list[dict[str, str]]:
