@@ -1,0 +1,161 @@
+"""axe-core finds nothing serious on any page, in both themes, on a wide screen and on a phone.
+
+The pages are those that the URL patterns name, filled in with rows that are there: a new page is
+looked at without a line here. axe-core comes by npm (tests/servers/node/package.json).
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import pytest
+from django.apps import apps
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver
+from django.utils import timezone
+from playwright.sync_api import Page
+
+from ingestion.models import (
+    AuditEvent,
+    Export,
+    FailedMessage,
+    Message,
+    Run,
+    SavedSearch,
+    StatusChange,
+    WebhookEndpoint,
+)
+from tests.e2e.conftest import ADMIN_PASSWORD, Visitor
+from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source, archived
+from tests.servers.stack import ROOT
+
+AXE = ROOT / "tests/servers/node/node_modules/axe-core/axe.min.js"
+#: What shows mail itself, whose HTML is its sender's.
+_MAIL = {"ingestion_message_html", "ingestion_message_preview"}
+_NO_PAGES = {"", "logout", "view_on_site"}
+#: Pages that no pattern alone tells.
+_MORE = (
+    "/admin/ingestion/ingestionsource/add/?way=any",
+    "/admin/mail/?q=no-such-word",
+    "/api/docs",
+    "/api/docs/errors",
+)
+#: (width, dark)
+_LOOKS = ((1280, False), (400, True))
+
+_RUN = """async () => {
+    const found = await axe.run(document, {iframes: false, resultTypes: ["violations"]});
+    return found.violations
+        .filter(one => ["serious", "critical"].includes(one.impact))
+        .flatMap(one => one.nodes.map(node => `${one.id}: ${node.html.slice(0, 160)} (${
+            [...node.any, ...node.all, ...node.none].map(check => check.message).join(" ")})`));
+}"""
+
+
+@pytest.fixture
+def rows(admin_user: User, make_key: Callable[..., str]) -> None:
+    """Something in every table that a page shows."""
+    now = timezone.now()
+    source = a_source(admin_user)
+    a_source(admin_user, "Out of order", status="error", status_message="There is no such host.")
+    run = Run.objects.create(
+        source=source, kind="sync", actor="tests", discovered_at=now, not_before=now + LATER
+    )
+    folder = a_folder(a_mailbox(source, run=run))
+    archived(
+        folder,
+        b"From: Ada <ada@example.com>\r\nTo: bob@example.com\r\nSubject: Plans\r\n"
+        b"Content-Type: text/html\r\n\r\n<p>Hello</p>",
+        b"Subject: two\r\n\r\nSee https://example.com/",
+    )
+    FailedMessage.objects.create(
+        mailbox=folder.mailbox, folder=folder, remote_id="1:9", code="message_refused",
+        reason="The server answered NO.", not_before=now + LATER,
+    )  # fmt: skip
+    StatusChange.objects.create(
+        source=source, from_status="importing", to_status="active", actor="tests"
+    )
+    AuditEvent.objects.create(actor="tests", action="paused", source_id=source.pk, changes={"a": 1})
+    SavedSearch.objects.create(owner=admin_user, name="Bills", query="subject:bill")
+    Export.objects.create(
+        owner=admin_user, format="mbox", state="done", finished_at=now, expires_at=now + LATER
+    )
+    WebhookEndpoint.objects.create(
+        owner=admin_user, url="https://example.com/hook", events=[], ring_not_before=now + LATER
+    )
+    Group.objects.get_or_create(name="Readers")
+    make_key(admin_user)
+
+
+def _patterns(resolver: URLResolver, before: str = "/") -> Iterator[tuple[str, str]]:
+    for one in resolver.url_patterns:
+        if isinstance(one, URLResolver):
+            yield from _patterns(one, before + str(one.pattern))
+        elif isinstance(one, URLPattern):
+            yield before + str(one.pattern), one.name or ""
+
+
+def _filled_in(pattern: str) -> str | None:
+    """Return an address of the pattern; None where there is no row for it."""
+    app, _, rest = pattern.removeprefix("/admin/").partition("/")
+    known = {"number": "1", "what": "form", "object_id": "", "id": "", "pk": ""}
+    if (app, rest.partition("/")[0]) in {
+        (model._meta.app_label, model._meta.model_name) for model in apps.get_models()
+    }:
+        row = apps.get_model(app, rest.partition("/")[0])._default_manager.first()
+    else:  # the mailbox page's
+        row = SavedSearch.objects.first() if "searches" in pattern else Message.objects.first()
+    if row is None:
+        return None
+    return re.sub(r"<(?:\w+:)?(\w+)>", lambda part: known[part[1]] or str(row.pk), pattern)
+
+
+def addresses(client: Client) -> list[str]:
+    """Return the addresses of all pages that a superuser can open, which no form is sent to."""
+    found = list(_MORE)
+    for pattern, name in _patterns(get_resolver()):
+        if not pattern.startswith("/admin/") or "(?P" in pattern or name in _MAIL | _NO_PAGES:
+            continue
+        path = _filled_in(pattern)
+        if path is None:
+            continue
+        answer = client.get(path)
+        if answer.status_code == 200 and not answer.streaming and b"<html" in answer.content:
+            found.append(path)
+    return found
+
+
+def look(page: Page, where: str) -> Iterator[str]:
+    """Yield what axe-core finds serious, in each look."""
+    for width, dark in _LOOKS:
+        page.set_viewport_size({"width": width, "height": 900})
+        page.evaluate("dark => document.documentElement.classList.toggle('dark', dark)", dark)
+        for found in page.evaluate(_RUN):
+            yield f"{where} at {width} px, {'dark' if dark else 'light'}: {found}"
+
+
+@pytest.mark.timeout(600)
+def test_nothing_serious_is_found_on_any_page(
+    visit: Callable[[], Visitor], admin_user: User, rows: None
+) -> None:
+    axe = AXE.read_text()
+    client = Client()
+    client.force_login(admin_user)
+    pages = addresses(client)
+    assert len(pages) > 40, pages
+    visitor = visit()
+    visitor.page.emulate_media(reduced_motion="reduce")
+    found: list[str] = []
+
+    def open_and_look(path: str) -> None:
+        visitor.go(path)
+        if path == "/api/docs":
+            visitor.page.wait_for_selector(".opblock")
+        visitor.page.evaluate(axe)
+        found.extend(look(visitor.page, path))
+
+    open_and_look("/admin/login/")
+    visitor.log_in("admin", ADMIN_PASSWORD)
+    for path in pages:
+        open_and_look(path)
+    assert found == [], f"{len(found)}:\n" + "\n".join(found)
