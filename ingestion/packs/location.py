@@ -23,7 +23,10 @@ class Bucket(NamedTuple):
 
 def parse(url: str) -> Path | Bucket:
     """Read a URL. Raises ValueError, whose text quotes nothing of it: there might be a secret."""
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError:  # which quotes it
+        raise ValueError("it is no URL: file:///directory or s3://bucket/prefix") from None
     if "@" in parts.netloc:
         raise ValueError(
             "credentials don't belong into it: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from ingestion.errors import NotAllowedNow, WrongArchive
+from ingestion.errors import LeaseLost, NotAllowedNow, WrongArchive
 from ingestion.models import IngestionSource, Installation, Mailbox, Message
 from ingestion.packs.base import PackStore
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import at, store
 from ingestion.services.archive import reading, storage
+from ingestion.services.engine.lease import Lease
 from ingestion.services.operations import moving
 from ingestion_project.demo.object_store import ObjectStoreServer
 from tests.servers import imap_source, people
@@ -151,6 +153,17 @@ def test_a_worker_that_holds_a_mailbox_is_waited_for(
     monkeypatch.setattr(time, "sleep", somebody_else_takes_it)
     moving.move(store(), there, actor=ACTOR)
     assert there.mark() == str(Installation.objects.get())
+
+
+def test_a_worker_that_slept_through_the_move_commits_nothing(
+    source: IngestionSource, tmp_path: Path
+) -> None:
+    mailbox = Mailbox.objects.get()
+    suspended = Lease(mailbox.pk, mailbox.lease_token)
+    Mailbox.objects.update(lease_expires_at=timezone.now() - dt.timedelta(seconds=60))
+    moving.move(store(), DirectoryStore(tmp_path / "there"), actor=ACTOR)
+    with pytest.raises(LeaseLost), transaction.atomic():
+        suspended.fence()
 
 
 def test_nothing_is_moved_onto_itself_or_into_the_archive_of_another(

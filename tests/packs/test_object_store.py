@@ -302,6 +302,8 @@ def test_a_url_says_where(tmp_path: object) -> None:
         "file:relative",
         "/",
         "https://mail.s3.amazonaws.com",
+        "s3://secret@ma\u2100il/",
+        "s3://[secret/",
     ],
 )
 def test_a_url_that_cant_be_is_refused_and_not_quoted(url: str) -> None:

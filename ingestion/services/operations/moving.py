@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from django.db import transaction
+from django.db import models, transaction
 from django.db.models import Sum
 from django.utils import timezone
 
@@ -163,6 +163,9 @@ def _wait_for_writers(here: PackStore) -> None:
                 " run this again: until then no mail is archived."
             )
         time.sleep(0.5)
+    # Who was suspended meanwhile has a lease that ended, and its token, which nobody took since.
+    ended = Mailbox.objects.filter(lease_expires_at__lte=timezone.now())
+    ended.update(lease_token=models.F("lease_token") + 1)
 
 
 def _holders() -> set[tuple[uuid.UUID, int]]:
