@@ -25,6 +25,7 @@ from ingestion.models import (
     SavedSearch,
 )
 from ingestion.search import pages as search_pages
+from ingestion.search import readings, words
 from tests.documents import a_file, indexed
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 
@@ -373,9 +374,11 @@ def test_a_list_is_narrowed_down_by_what_it_has(reader: User) -> None:
     source = a_source(reader)
     folder, other = (a_folder(a_mailbox(source, who)) for who in ("ada@example.com", "bob@x.org"))
     for number, message in enumerate(_mail(folder, 3)):
+        date = dt.datetime(2020 + number, 1, 1, tzinfo=dt.UTC)
         Document.objects.filter(pk=message.pk).update(
             sender_address=HOSTILE if number else "ada@example.com",
-            date=dt.datetime(2020 + number, 1, 1, tzinfo=dt.UTC),
+            date=date,
+            numbers=list(words.date_numbers(date)),
         )
     _mail(other)
     Placement.objects.update(labels=[HOSTILE])
@@ -412,7 +415,7 @@ def test_a_search_that_takes_too_long_is_told_so(
     reader: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [message] = _mail(a_folder(a_mailbox(a_source(reader))))
-    monkeypatch.setattr(search_pages, "TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr(readings, "TIMEOUT_SECONDS", 0.1)
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE TEMP VIEW ingestion_document AS SELECT d.* FROM public.ingestion_document d,"
