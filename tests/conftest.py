@@ -194,6 +194,7 @@ def _processes(
 @pytest.fixture
 def service(_processes: "Service", transactional_db: None) -> Iterator["Service"]:
     """The service as real processes (web, worker, control, index, beat) on the test database."""
+    _processes.wait_for_web()  # which the test before may have killed
     with _processes.quiet_afterwards():
         yield _processes
 

@@ -52,8 +52,8 @@ def test_every_page_works_with_nothing_to_show(operator: Visitor) -> None:
     page = operator.go("/admin/")
     expect(page.get_by_text("No mailbox is archived yet.")).to_be_visible()
     operator.shoot("dashboard-empty")
-    people.forget_all()  # the sign-in
     for model, name in LISTS.items():
+        people.forget_all()  # the sign-in, and who looked at lists of mail
         operator.go(f"{INGESTION}{model}/")
         expect(page.get_by_text(f"No {name} yet")).to_be_visible()
         operator.go(f"{INGESTION}{model}/?q=%3Cb%3E%25_'")
@@ -322,7 +322,7 @@ def test_staff_see_and_do_what_their_permissions_allow(
     page, change = visitor.page, f"{INGESTION}ingestionsource/{source.pk}/change/"
     if may == "nothing":
         expect(page.locator("#content")).not_to_contain_text("Sales")
-        assert visitor.go(change).title().startswith("403") or "403" in page.content()
+        assert visitor.go(change).title().startswith("This page is not for you")
         visitor.complaints.clear()
     else:
         visitor.go(change)

@@ -236,7 +236,7 @@ def test_packs_that_hold_the_only_copy_outlive_housekeeping(
     lose_rows(*LOST_INDEX)
     housekeeping.collect_orphans()
     assert sorted(archive_dir.rglob("*.pack")) == packs
-    lose_rows("statuschange", "run", "ingestionsource")
+    lose_rows("statuschange", "run", "archivedday", "ingestionsource")
     housekeeping.collect_orphans()
     assert sorted(archive_dir.rglob("*.pack")) == packs
 
@@ -339,7 +339,7 @@ def test_a_lost_source_is_recovered_with_its_id_and_goes_on_with_its_credentials
 ) -> None:
     bodies, pk = contents(), source.pk
     config = {**source.config, **source.secrets}
-    lose_rows(*LOST_INDEX, "statuschange", "run", "ingestionsource")
+    lose_rows(*LOST_INDEX, "statuschange", "run", "archivedday", "ingestionsource")
     told = manage.here("verify_archive")
     assert told.code == 1
     assert f"--recover {pk}" in told.stdout

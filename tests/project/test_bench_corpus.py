@@ -83,7 +83,7 @@ def documents() -> dict[Any, Any]:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_an_archive_is_as_capture_and_indexing_leave_it() -> None:
+def test_an_archive_is_as_capture_and_indexing_leave_it(archive_dir: Path) -> None:
     User.objects.create_superuser("admin")
     before = indexes()
     places = archive.prepare()

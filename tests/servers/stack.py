@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
+import httpx
 import redis
 from django.db import connection, transaction
 from django.db.utils import OperationalError
@@ -170,6 +171,16 @@ class Service:
             supervised.stop()
             raise
         return cls(f"http://127.0.0.1:{port}", own, supervised)
+
+    def wait_for_web(self) -> None:
+        """Return when it answers."""
+
+        def answers() -> bool:
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{self.url}/healthz", trust_env=False, timeout=10).is_success
+            return False
+
+        wait_for(answers, 60)
 
     def pid(self, name: str) -> int:
         """Return the pid of a program of the Procfile."""

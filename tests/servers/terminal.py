@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import select
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -17,6 +18,7 @@ class Terminal:
         self.said = ""
         self._pid, self._screen = pty.fork()
         if self._pid == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a test in the background ignores
             os.chdir(cwd)
             os.execve(words[0], list(words), {**env, "TERM": "dumb", "COLUMNS": "120"})
 

@@ -218,11 +218,11 @@ def test_a_message_that_we_fail_at_keeps_no_other_back(
 
 
 def test_a_machine_that_starts_no_reader_leaves_the_pack_to_be_read_later(
-    pack: Pack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    pack: Pack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     readers._end_all()
     with monkeypatch.context() as away:
-        away.setattr(readers, "_ROOT", tmp_path)  # there are no modules
+        away.setattr(sys, "executable", "/bin/false")
         assert indexing.index_pack(pack.pk) == 0
     pack.refresh_from_db()
     assert (pack.index_version, pack.index_attempts) == (0, 1)

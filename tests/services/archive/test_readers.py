@@ -81,9 +81,9 @@ def test_a_reader_that_somebody_ended_says_nothing_of_the_message() -> None:
 
 
 def test_a_reader_that_does_not_start_is_no_message_s_fault(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(readers, "_ROOT", tmp_path)  # there are no modules
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(OSError, match="does not start"):
         text()
 
