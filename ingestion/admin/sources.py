@@ -198,11 +198,7 @@ class SourceAdmin(AuditedAdmin):
 
     def sign_in_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
         """Send the person to the provider; api.consent takes them back to the source's page."""
-        source = self.get_queryset(request).filter(pk=pk).first()
-        if source is None:
-            raise Http404
-        if not self.has_change_permission(request, source):
-            raise PermissionDenied
+        source = self._to_be_changed(request, pk)
         user: Any = request.user  # staff, so no AnonymousUser
         try:
             url = consent.begin(source, by=user, redirect_uri=consent.callback_url(request))
@@ -230,23 +226,24 @@ class SourceAdmin(AuditedAdmin):
 
     def type_in_code_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
         """Show a code that the person types in at the provider, on any device."""
-        source = self.get_queryset(request).filter(pk=pk).first()
-        if source is None:
-            raise Http404
-        if not self.has_change_permission(request, source):
-            raise PermissionDenied
+        source = self._to_be_changed(request, pk)
         context = {**self.admin_site.each_context(request), "opts": self.opts}
         return typed_code.answer(request, source, context)
 
     def consent_link_view(self, request: HttpRequest, pk: Any) -> HttpResponse:
         """Make a link for the owner of the account, or revoke it."""
+        source = self._to_be_changed(request, pk)
+        context = {**self.admin_site.each_context(request), "opts": self.opts}
+        return consent_link.answer(request, source, context)
+
+    def _to_be_changed(self, request: HttpRequest, pk: Any) -> IngestionSource:
+        """Return a source that the user may change. Raises Http404, PermissionDenied."""
         source = self.get_queryset(request).filter(pk=pk).first()
         if source is None:
             raise Http404
         if not self.has_change_permission(request, source):
             raise PermissionDenied
-        context = {**self.admin_site.each_context(request), "opts": self.opts}
-        return consent_link.answer(request, source, context)
+        return source
 
     def perform_on(
         self, request: HttpRequest, verb: verbs.Verb, chosen: list[IngestionSource]
