@@ -1,8 +1,6 @@
 """The index stage: what it takes of a core, and what an import loses while it is at work."""
 
-import contextlib
 import os
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +24,7 @@ def index(stage: Stage) -> Iterator[Row]:
         imported = scenarios.ours(service, account, port=port)
 
         def with_index_held() -> Sample:
-            with held(service):
+            with service.supervised.standing_still("index"):
                 return imported()
 
         def beside_index() -> Sample:
@@ -50,20 +48,6 @@ def index(stage: Stage) -> Iterator[Row]:
     beside.checks = [at_least("of the rate without", ratio(beside, without), 0.9)]
     beside.note = f"{os.cpu_count()} cores, which they share with the server and the database"
     yield from (alone, without, beside)
-
-
-@contextlib.contextmanager
-def held(service: Service) -> Iterator[None]:
-    """Let the index stage's processes stand still meanwhile."""
-    pids = processes.tree(service.supervised.children()["index"])
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
 
 
 def _index(service: Service, row: Row) -> Sample:

@@ -90,7 +90,7 @@ def _counted(stage: Stage, server: ObjectStoreServer, stack: contextlib.ExitStac
     service = stack.enter_context(_service(stage, server, url))
     name = f"asked of S3 by {account.messages:,} messages"
     stage.say("Counting requests")
-    with indexing.held(service):
+    with service.supervised.standing_still("index"):
         source = service.connect(account, port=port)
         proxy.clear()
         sample = service.measure(source)

@@ -117,6 +117,17 @@ class OwnStack:
         except psycopg.OperationalError:
             return []
 
+    def placed(self, source: str, remote_id: str) -> dict[str, Any]:
+        """Return the row of the message that is placed under this id."""
+        [message] = self.rows(
+            "SELECT m.* FROM ingestion_message m JOIN ingestion_placement p ON p.message_id = m.id"
+            " JOIN ingestion_mailbox b ON b.id = m.mailbox_id"
+            " WHERE b.source_id = %s AND p.remote_id = %s",
+            source,
+            remote_id,
+        )
+        return message
+
     def archived(self, source: str) -> Contents:
         """Read back what is placed: (folder, remote id) -> bytes, each checked by its SHA-256."""
         archive = DirectoryStore(self.root / "var/archive")

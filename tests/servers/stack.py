@@ -91,6 +91,20 @@ class Supervised:
                         found[name] = pid
         return found
 
+    @contextlib.contextmanager
+    def standing_still(self, program: str) -> Iterator[None]:
+        """Stop a program and all below it, and let them go on at the end."""
+        pid = self.children()[program]
+        pids = [pid, *descendants(pid)]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
     def stop(self, timeout_seconds: float = 30) -> int:
         self.process.terminate()
         try:
