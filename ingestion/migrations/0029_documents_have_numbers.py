@@ -18,6 +18,7 @@ class Migration(migrations.Migration):
             field=django.contrib.postgres.fields.ArrayField(
                 base_field=models.SmallIntegerField(),
                 default=list,
+                db_default=[],  # workers of the version before write documents meanwhile
                 help_text="Of its month, its year and each two neighbouring words. [] before version 3.",
                 size=None,
             ),

@@ -38,6 +38,7 @@ class Document(models.Model):
     numbers = ArrayField(
         models.SmallIntegerField(),
         default=list,
+        db_default=[],
         help_text="Of its month, its year and each two neighbouring words. [] before version 3.",
     )
     sender_address = models.TextField(blank=True, help_text="Of the From header, in lower case.")
