@@ -192,7 +192,7 @@ class Service:
         query = """SELECT m.id::text FROM ingestion_message m
                      JOIN ingestion_mailbox b ON b.id = m.mailbox_id
                     WHERE b.source_id = %s ORDER BY m.sha256 LIMIT %s"""
-        return [pk for (pk,) in self._ask(query, [source.id, count])]
+        return [pk for (pk,) in self.ask(query, [source.id, count])]
 
     def verify(self, source: Source) -> Sample:
         """Have a source verified by a command; return what that took."""
@@ -219,12 +219,12 @@ class Service:
         """Return how many messages are in packs that were never indexed in whole."""
         query = """SELECT coalesce(sum(message_count), 0) FROM ingestion_pack
                     WHERE index_version = 0"""
-        return int(self._ask(query)[0][0])
+        return int(self.ask(query)[0][0])
 
     # -- what PostgreSQL did -----------------------------------------------------------------------
     def count_statements(self) -> None:
         """Restart PostgreSQL with pg_stat_statements; the service goes on by itself."""
-        self._ask("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
+        self.ask("ALTER SYSTEM SET shared_preload_libraries = 'pg_stat_statements'")
         os.kill(self.supervised.children()["postgres"], signal.SIGINT)
         self.database.close()
         deadline = time.monotonic() + 60
@@ -236,14 +236,14 @@ class Service:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
-        self._ask("CREATE EXTENSION pg_stat_statements")
+        self.ask("CREATE EXTENSION pg_stat_statements")
 
     def forget_statements(self) -> None:
-        self._ask("SELECT pg_stat_statements_reset()")
+        self.ask("SELECT pg_stat_statements_reset()")
 
     def statements(self, limit: int) -> list[tuple[Any, ...]]:
         """Return (milliseconds, calls, rows, text) of the costliest since they were forgotten."""
-        return self._ask(
+        return self.ask(
             """SELECT total_exec_time, calls, rows, query FROM pg_stat_statements
                 WHERE query NOT ILIKE '%%pg_stat_statements%%'
                 ORDER BY total_exec_time DESC LIMIT %s""",
@@ -269,7 +269,7 @@ class Service:
         return {name: processes.cpu_seconds(pid) for name, pid in pids.items()}
 
     def _now(self) -> float:
-        return float(self._ask("SELECT extract(epoch FROM clock_timestamp())")[0][0])
+        return float(self.ask("SELECT extract(epoch FROM clock_timestamp())")[0][0])
 
     def _wait_for_runs(self, sources: tuple[Source, ...]) -> float:
         """Return when the last run was finished, by the database's clock."""
@@ -278,7 +278,7 @@ class Service:
                     WHERE id IN (SELECT DISTINCT ON (source_id) id FROM ingestion_run
                                   WHERE source_id = ANY(%s) ORDER BY source_id, started_at DESC)"""
         while True:
-            found = self._ask(query, [[source.id for source in sources]])
+            found = self.ask(query, [[source.id for source in sources]])
             if all(finished for _, _, finished in found):
                 break
             if time.monotonic() > deadline:
@@ -292,7 +292,7 @@ class Service:
     def _counters(self, sources: tuple[Source, ...]) -> tuple[int, int]:
         query = """SELECT count(*), coalesce(sum(m.size_bytes), 0) FROM ingestion_message m
                      JOIN ingestion_mailbox b ON b.id = m.mailbox_id WHERE b.source_id = ANY(%s)"""
-        count, size = self._ask(query, [[source.id for source in sources]])[0]
+        count, size = self.ask(query, [[source.id for source in sources]])[0]
         return int(count), int(size)
 
     def _check(self, sources: tuple[Source, ...], counted: tuple[int, int]) -> None:
@@ -303,6 +303,6 @@ class Service:
         if counted != wanted:
             raise BenchError(f"{counted} messages and bytes are archived, not {wanted}.")
 
-    def _ask(self, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+    def ask(self, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
         found = self.database.execute(query.encode(), parameters)
         return found.fetchall() if found.description else []

@@ -23,16 +23,17 @@ from tests.servers.dovecot import Dovecot
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """How much of everything. `rounds`: how often the contenders take turns; `corpus`: how many
-    messages the archive has in which is searched."""
+    messages the archive has in which is searched; `accounts`: how many mailboxes are followed."""
 
     messages: int = 20_000
     rounds: int = 3
     subset: int = 4_000
     corpus: int = 1_000_000
+    accounts: int = 2_000
     quick: bool = False
 
 
-QUICK = Plan(messages=3_000, corpus=5_000, quick=True)
+QUICK = Plan(messages=3_000, corpus=5_000, accounts=200, quick=True)
 
 
 class Stage:

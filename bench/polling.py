@@ -1,0 +1,116 @@
+"""What it costs to follow thousands of IMAP mailboxes, and who waits how long.
+
+All accounts are one and the same account of a scripted server, as far as the server knows: what is
+measured is what a poll takes here, of which process, and not what a server keeps of each.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from bench import processes
+from bench.results import BenchError, Row, Sample, at_least, at_most
+from bench.service import Service
+from bench.stage import Stage
+from tests.servers.imap_script import Box, ImapScript
+from tests.servers.stack import ROOT
+
+USER, PASSWORD = "me@example.com", "s3cret-canary"
+FOLDERS = ("INBOX", *(f"Folder {number}" for number in range(1, 8)))
+#: In each of them.
+MESSAGES = 3
+
+_INTERVAL_SECONDS = 300
+#: What one core is to follow.
+_MAILBOXES = 5_000
+_PROGRAMS = ("worker", "control", "beat", "postgres", "redis")
+_PATIENCE_SECONDS = 1_800.0
+
+_MAKE_DUE = "UPDATE ingestion_ingestionsource SET next_sync_at = now() WHERE name LIKE %s"
+_UNDONE = """SELECT count(*) FROM ingestion_mailbox m JOIN ingestion_ingestionsource s
+                 ON s.id = m.source_id
+              WHERE s.name LIKE %s AND (m.last_synced_at < to_timestamp(%s)
+                 OR s.next_sync_at IS NULL OR s.next_sync_at <= now())"""
+_WAITS = """SELECT extract(epoch FROM m.last_synced_at) - %s FROM ingestion_mailbox m
+              JOIN ingestion_ingestionsource s ON s.id = m.source_id WHERE s.name LIKE %s"""
+
+
+class Crowd(ImapScript):
+    """Takes any number of connections, and counts none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.name, self.password = USER, PASSWORD
+        self.boxes = {name.encode(): Box() for name in FOLDERS}
+        for box in self.boxes.values():
+            for number in range(MESSAGES):
+                box.deliver(b"Subject: %d\r\n\r\nOld\r\n" % number)
+
+    @property
+    def open_connections(self) -> int:
+        return 0
+
+
+def polls(stage: Stage) -> Iterator[Row]:
+    """An hour's outage is over: all mailboxes are due at once, and each has waited as long."""
+    accounts = stage.plan.accounts
+    name = f"{accounts:,} mailboxes of {len(FOLDERS)} folders, all due"
+    quiet, busy = Row(name, "nothing new"), Row("a tenth of them", "one new message each")
+    with Crowd() as still, Crowd() as moving, stage.another_service() as service:
+        stage.say(f"Making {accounts:,} accounts")
+        _make(service, accounts, still.port, "quiet")
+        _make(service, accounts // 10, moving.port, "busy")
+        for _ in range(stage.plan.rounds):
+            stage.say("Polling all of them")
+            quiet.samples.append(_poll(quiet, service, "quiet", accounts))
+            moving.boxes[b"INBOX"].deliver(b"Subject: new\r\n\r\n%d\r\n" % time.monotonic_ns())
+            busy.samples.append(_poll(busy, service, "busy", accounts // 10))
+    followed = [_followed_by_a_core(sample) for sample in quiet.samples]
+    quiet.checks.insert(
+        0, at_least("mailboxes a core follows at 5 min", statistics.median(followed), _MAILBOXES)
+    )
+    yield from (quiet, busy)
+
+
+def _followed_by_a_core(sample: Sample) -> float:
+    used = (sample.cpu_seconds or 0) + (sample.database_cpu_seconds or 0)
+    return _INTERVAL_SECONDS * (sample.messages or 0) / used
+
+
+def _make(service: Service, accounts: int, port: int, name: str) -> None:
+    words = [sys.executable, "-m", "bench.crowd", str(accounts), str(port), name]
+    done = subprocess.run(
+        words, cwd=ROOT, env=service.env, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise BenchError(f"The accounts could not be made: {done.stderr[-2000:]}")
+
+
+def _poll(row: Row, service: Service, name: str, accounts: int) -> Sample:
+    """Let all be due now; return what it took until each was followed to its end."""
+    programs = service.supervised.children()
+    names = [name for name in _PROGRAMS if name in programs]
+    before = {name: processes.cpu_seconds(programs[name]) for name in names}
+    server = time.process_time()
+    [(began,)] = service.ask("SELECT extract(epoch FROM clock_timestamp())::float")
+    service.ask(_MAKE_DUE, [f"{name} %"])
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while service.ask(_UNDONE, [f"{name} %", began]) != [(0,)]:
+        if time.monotonic() > deadline:
+            raise BenchError(f"Not all polled after {_PATIENCE_SECONDS:.0f} s.")
+        time.sleep(1)
+    used = {name: processes.cpu_seconds(programs[name]) - before[name] for name in names}
+    waits = [float(wait) for (wait,) in service.ask(_WAITS, [began, f"{name} %"])]
+    each = ", ".join(f"{name} {1000 * used[name] / accounts:.1f}" for name in names)
+    row.note = f"CPU s of 1,000 polls: {each}"
+    median, longest = statistics.median(waits), max(waits)
+    row.checks = [at_most("longest wait, of the median", longest / median, 3, show="{:.1f}".format)]
+    return Sample(
+        seconds=longest,
+        messages=accounts,
+        cpu_seconds=sum(used.values()) - used["postgres"],
+        server_cpu_seconds=time.process_time() - server,
+        database_cpu_seconds=used["postgres"],
+    )
