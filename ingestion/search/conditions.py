@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple, Self
 
 from django.contrib.auth.models import AnonymousUser, User
-from django.db.models import Q, QuerySet
+from django.db.models import Q, QuerySet, Sum
 
 from ingestion import queries
 from ingestion.models import Document, Folder, IngestionSource, Mailbox
@@ -64,13 +64,26 @@ class Scope:
         return Sql(f"d.{self.column}_id = ANY(%s)", (list(self.ids),))
 
     def tags(self) -> str:
-        """Return the tsquery of its tags; "" where it is all, or of too many."""
+        """Return the tsquery of its tags; "" where it is all, or of too many, or so much of it that
+        reading the index of them costs more than it leaves out."""
         if not self.column or not 0 < len(self.ids) <= _MAX_SCOPE_TAGS:
+            return ""
+        if self._messages() * _LARGE_SHARE > _messages_of(IngestionSource.objects.all()):
             return ""
         return tsqueries.any_tag(words.scope_tag(self.column, pk) for pk in self.ids)
 
+    def _messages(self) -> int:
+        each = IngestionSource.objects if self.column == "source" else Mailbox.objects
+        return _messages_of(each.filter(pk__in=self.ids))
+
+
+def _messages_of(rows: QuerySet[Any]) -> int:
+    return int(rows.aggregate(n=Sum("message_count", default=0))["n"])
+
 
 _MAX_SCOPE_TAGS = 20
+#: One of so many messages are many.
+_LARGE_SHARE = 4
 
 
 class Placed(NamedTuple):

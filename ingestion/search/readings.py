@@ -28,8 +28,8 @@ FAR = 20_000
 #: What the index has of a word costs 3 us where its row is looked at, of a folder 10 us.
 FEW_HITS = 4_000
 FEW_PLACEMENTS = 5_000
-#: A window of time has so many times the months of the one after it; of all in their order, the
-#: first has one.
+#: A window of time has so many times the months of the one after it, and is parted into so many; of
+#: all in their order, the first has one month.
 _WIDER = 8
 #: Of each statement, and of all windows together but the last. What takes longer is refused:
 #: nobody waits for it.
@@ -76,7 +76,7 @@ class _Window(NamedTuple):
         """Return the numbers of which what is dated in it has one."""
         return list(words.time_numbers(self.first, self.end))
 
-    def parts(self, *, newest: bool) -> "Iterator[_Window]":
+    def wider(self, *, newest: bool) -> "Iterator[_Window]":
         """Yield windows that make it up, in an order, each wider than the one before."""
         first, end = self
         width = 1
@@ -85,6 +85,16 @@ class _Window(NamedTuple):
             yield _Window(end - width, end) if newest else _Window(first, first + width)
             first, end = (first, end - width) if newest else (first + width, end)
             width *= _WIDER
+
+    def parts(self, *, newest: bool) -> "Iterator[_Window]":
+        """Yield windows that make it up, in an order, all as wide but the last."""
+        width = -(-(self.end - self.first) // _WIDER)
+        if newest:
+            for end in range(self.end, self.first, -width):
+                yield _Window(max(self.first, end - width), end)
+        else:
+            for first in range(self.first, self.end, width):
+                yield _Window(first, min(self.end, first + width))
 
 
 class Reading:
@@ -100,6 +110,7 @@ class Reading:
             self._range.append(Sql("d.date < %s", (asked.before,)))
         self._after = after
         self._conditions = both([*self._words(), asked.where])
+        self._wanted = " & ".join(filter(None, (f"({asked.words})", asked.scope.tags())))
         self._filters = bool(asked.words) or asked.where.text != "true"
         self._ends = monotonic() + TIMEOUT_SECONDS
 
@@ -182,7 +193,7 @@ class Reading:
         elif self._after:
             first = max(first, self._after.date)
         span = _Window(words.month(first), words.month(last) + 1)
-        yield from span.parts(newest=self._order.newest)
+        yield from span.wider(newest=self._order.newest)
 
     def _within(self, window: _Window, limit: int) -> list[Key]:
         """Return the first hits of a window."""
@@ -277,8 +288,7 @@ class Reading:
     def _with_words(self, window: _Window, *bounds: Sql) -> Sql:
         """Return the statement of the documents of a window with the words alone that are asked
         for. With the OFFSET, the planner takes no other index than theirs."""
-        wanted = " & ".join(filter(None, (f"({self._asked.words})", self._asked.scope.tags())))
-        asked = [Sql("d.words @@ %s::tsquery", (wanted,))]
+        asked = [Sql("d.words @@ %s::tsquery", (self._wanted,))]
         if self._asked.pairs:
             asked.append(Sql("d.numbers @> %s::smallint[]", (sorted(self._asked.pairs),)))
         if window != _ALL:
