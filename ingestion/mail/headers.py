@@ -30,6 +30,12 @@ MAX_REFERENCES = 100
 #: Who writes such a field twice means all of both.
 _JOINED = frozenset({"to", "cc", "bcc", "reply-to", "resent-from", "resent-to"})
 
+#: As nearly all mail spells them.
+_SPELLED = {
+    spelled.encode(): spelled.lower()
+    for spelled in ("Subject", "From", "To", "Cc", "CC", "Date", "Message-ID", "Message-Id")
+}
+
 #: Begins with a literal, which the regex engine looks for much faster than for "^" or classes.
 _FIELD = re.compile(
     rb"\n(subject|from|to|cc|date|message-id)[ \t]*:[ \t]*([^\n]*(?:\n[ \t][^\n]*)*)",
@@ -148,7 +154,7 @@ class _Fields:
         found = self.found
         repeated: dict[str, list[bytes]] = {}
         for spelled, value in pattern.findall(head):
-            name = _named(spelled)
+            name = _SPELLED.get(spelled) or spelled.lower().decode()
             # Most have one CR, their last byte: that of the end of the line.
             if -1 < value.find(b"\r") < len(value) - 1 and (
                 b"\r" in value.replace(b"\r\n", b"")[:-1]
@@ -188,15 +194,11 @@ class _Fields:
         raw = self.found.get("date")
         if not raw:
             return None
-        found = dates.parse(_unfolded(raw[:_SHORT_BYTES]).decode("latin-1"))
+        raw = raw[:_SHORT_BYTES]
+        found = dates.plain(raw) or dates.parse(_unfolded(raw).decode("latin-1"))
         if found is None:
             self.defects.append("undecodable header: date")
         return found
-
-
-@functools.lru_cache(maxsize=500)
-def _named(name: bytes) -> str:
-    return name.lower().decode()
 
 
 def _charset(head: bytes) -> str:
@@ -216,10 +218,18 @@ def _unfolded(raw: bytes) -> bytes:
     return raw.partition(b"\r")[0] if b"\r" in raw else raw
 
 
+def _plain_line(raw: bytes) -> str:
+    """Return a field that is ASCII alone as one line."""
+    text = raw.decode("ascii").rstrip().lstrip(" ")
+    return text if text.isprintable() else line(_unfolded(raw).decode("ascii"))
+
+
 def _id(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
     """Decode a Message-ID: it alone, no comment beside it, no fold within."""
-    if (plain := _PLAIN_ID.match(raw)) and plain.end() <= kept and b"=?" not in plain[0]:
-        return plain[0].decode("ascii"), ()
+    if plain := _PLAIN_ID.match(raw):
+        alone = plain[0]
+        if len(alone) <= kept and b"=?" not in alone:
+            return alone.decode("ascii"), ()
     found = _ID.search(raw)
     if found is None:
         return _text(raw, otherwise, kept)
@@ -230,7 +240,7 @@ def _id(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
 def _text(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
     """Decode a field of words; return its text and what is wrong with it."""
     if len(raw) <= kept and raw.isascii() and b"=?" not in raw:
-        return line(_unfolded(raw).decode("ascii")), ()
+        return _plain_line(raw), ()
     value, defects = _looked_at(raw)
     text, sound = decoded(value, otherwise)
     if not sound:
@@ -248,7 +258,7 @@ def _people(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
 
 def _any_people(raw: bytes, otherwise: str, kept: int) -> tuple[str, Sequence[str]]:
     if len(raw) <= kept and raw.isascii() and b"=?" not in raw:
-        return line(_unfolded(raw).decode("ascii")), ()
+        return _plain_line(raw), ()
     value, defects = _looked_at(raw)
     shown: list[str] = []
     room = kept
