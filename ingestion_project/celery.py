@@ -24,6 +24,9 @@ from ingestion import memory
 from ingestion_project import supervisor
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
+# Django's checks load every page, half of what a start costs, and Celery looks at no answer of
+# theirs. `bootstrap` asks them before anything starts, and refuses.
+os.environ.setdefault("CELERY_SKIP_CHECKS", "1")
 
 # It warns of root because pickled messages could run anything; ours are JSON.
 warnings.filterwarnings("ignore", category=SecurityWarning)

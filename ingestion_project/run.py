@@ -21,7 +21,8 @@ from ingestion_project.embedded import EmbeddedError, Local
 from ingestion_project.supervisor import Program, StoppedError, Supervisor
 
 _COLOURS = (36, 33, 32, 35, 34, 96, 93, 92)
-_READY_SECONDS = 60.0
+#: Until a server or the pages answer: seconds, but minutes where others keep the machine busy.
+_READY_SECONDS = 180.0
 
 
 class CannotStartError(RuntimeError):

@@ -99,6 +99,22 @@ def test_a_command_that_only_looks_loads_neither_celery_nor_the_api(manage: Comm
         assert heavy not in loaded
 
 
+def test_workers_load_no_pages(manage: CommandLine) -> None:
+    """Nor do their children, which are as large as they are."""
+    story = (
+        "import sys; from ingestion_project.celery import app;"
+        "app.loader.import_default_modules(); print(*sys.modules)"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", story],
+        cwd=ROOT, env=manage.env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    loaded = told.stdout.split()
+    assert "ingestion.services.engine.sync" in loaded
+    for pages in ("ingestion_project.urls", "ingestion.admin", "ingestion.api.urls"):
+        assert pages not in loaded
+
+
 # -- Tab ---------------------------------------------------------------------------------------
 
 

@@ -69,7 +69,7 @@ class Supervised:
     def output(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for_line(self, text: str, timeout_seconds: float = 60) -> None:
+    def wait_for_line(self, text: str, timeout_seconds: float = 240) -> None:
         def said() -> bool:
             if self.process.poll() is not None:
                 raise AssertionError(f"It ended with {self.process.returncode}:\n{self.output()}")
