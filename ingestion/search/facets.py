@@ -48,11 +48,14 @@ def facets(search: Search) -> Facets:
     )
     for name, value, number in found:
         text = value
-        if name == "mailbox":
-            text = mailboxes[uuid.UUID(value)].address
-        elif name == "folder":
-            folder = folders[int(value)]
-            text = f"{folder.path} ({mailboxes[folder.mailbox_id].address})"
+        try:
+            if name == "mailbox":
+                text = mailboxes[uuid.UUID(value)].address
+            elif name == "folder":
+                folder = folders[int(value)]
+                text = f"{folder.path} ({mailboxes[folder.mailbox_id].address})"
+        except KeyError:  # it was deleted meanwhile
+            continue
         if query := _query(name, value):
             values[name].append(Value(text, number, query))
     return Facets(len(hits[:NEWEST]), len(hits) > NEWEST, values)

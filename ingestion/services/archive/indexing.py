@@ -104,9 +104,8 @@ def index_pack(pack_id: uuid.UUID, *, until: float = math.inf) -> int:
     """Index a pack if it is due and nobody is at it, or as much of it as there is time for until
     then, by the monotonic clock; return how many messages were read."""
     with claims.claimed(KIND, pack_id) as mine:
-        if not mine or not _due().filter(pk=pack_id).exists():
-            return 0
-        return _Indexing(Pack.objects.get(pk=pack_id), until).run()
+        pack = _due().filter(pk=pack_id).first() if mine else None
+        return _Indexing(pack, until).run() if pack else 0
 
 
 def index_now(
