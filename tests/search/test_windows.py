@@ -107,6 +107,18 @@ def test_months_and_years_are_numbered_each_once() -> None:
         assert max(numbers) < 2**15
 
 
+def test_parts_of_a_window_are_the_window_once_and_in_order() -> None:
+    draw = random.Random(2)
+    for _ in range(500):
+        first = draw.randrange(words.MONTHS - 1)
+        window = readings._Window(first, draw.randrange(first, words.MONTHS) + 1)
+        for newest in (True, False):
+            for parts in (list(window.wider(newest=newest)), list(window.parts(newest=newest))):
+                months = [m for part in parts for m in range(*part)[:: -1 if newest else 1]]
+                assert months == list(range(*window))[:: -1 if newest else 1]
+        assert len(list(window.parts(newest=True))) <= 8
+
+
 def test_the_index_of_words_and_numbers_answers_a_phrase() -> None:
     """In one look: else each row that has both words is read, which takes half a minute."""
     owner, _ = an_archive(random.Random(1))
