@@ -53,7 +53,7 @@ def main() -> int:
                 file=sys.stderr,
             )
             return 1
-        if trouble := _archive_trouble():
+        if trouble := archive_trouble():
             print(trouble, file=sys.stderr)
             return 1
     if password:
@@ -64,12 +64,15 @@ def main() -> int:
     return 0
 
 
-def _archive_trouble() -> str:
-    """Return why mail could not be archived here, "" where it can: better told now than later."""
+def archive_trouble() -> str:
+    """Return why mail could not be archived or exported here, "" where it can: better told now."""
+    from django.conf import settings  # noqa: PLC0415 - needs the environment
+
     from ingestion.services.archive import storage  # noqa: PLC0415 - needs the settings
 
     try:
-        storage.require()
+        storage.require_writable()
+        storage.claim(settings.EXPORT_DIR, "EXPORT_DIR")
     except OSError as error:
         return str(error)
     return ""

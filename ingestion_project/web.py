@@ -1,10 +1,12 @@
 """Gunicorn's settings: threads, so that a slow client or an event stream holds no whole process."""
 
+import contextlib
 import os
 import shutil
+import sys
 from typing import Any
 
-from ingestion_project import settings, supervisor
+from ingestion_project import run, settings, supervisor
 
 bind = f"{settings.HOST}:{settings.PORT}"
 # Loaded once and then forked: the port takes nobody before all pages are there to answer.
@@ -25,13 +27,19 @@ limit_request_line = 8190  # a query may be long; more, gunicorn does not read
 
 
 # Each process counts its requests in files here, and any of them answers for all (/metrics).
+_alone = contextlib.ExitStack()
 _counts = settings.VAR_DIR / "metrics"
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_counts)
 
 
 def on_starting(server: Any) -> None:
-    """Begin with no counts: those of processes that are gone stay until then."""
+    """Begin with no counts: those of processes that are gone stay until then, and those of another
+    `web` would go. So there is one for a VAR_DIR."""
     del server
+    try:
+        _alone.enter_context(run.only_one(settings.VAR_DIR / "web.lock"))
+    except run.CannotStartError as error:
+        sys.exit(str(error))
     shutil.rmtree(_counts, ignore_errors=True)
     _counts.mkdir(parents=True)
 
@@ -39,4 +47,5 @@ def on_starting(server: Any) -> None:
 def post_fork(server: Any, worker: Any) -> None:
     """End the worker with its parent, also when that is killed."""
     del server, worker
+    _alone.close()  # the lock is the parent's
     supervisor.end_with_parent()

@@ -204,7 +204,8 @@ def _unmarked_archive() -> Iterator[None]:
     """The archive by default is nobody's again: the database that marked it is emptied."""
     yield
     if "var_dir" in _started:
-        (_started["var_dir"] / "archive" / ".installation").unlink(missing_ok=True)
+        for directory in ("archive", "exports"):
+            (_started["var_dir"] / directory / ".installation").unlink(missing_ok=True)
 
 
 @pytest.fixture

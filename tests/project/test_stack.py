@@ -172,6 +172,22 @@ def test_a_second_instance_on_the_same_data_is_refused(start: Callable[..., Supe
     assert first.process.poll() is None
 
 
+def test_a_second_web_server_on_the_same_data_is_refused(service: Service) -> None:
+    """It would take away what the first one counted."""
+    var_dir = Path(os.environ["VAR_DIR"])
+    counts = set((var_dir / "metrics").iterdir())
+    assert counts
+    env = {**os.environ, **service.env, "PORT": str(free_port())}
+    command = [str(Path(sys.executable).with_name("gunicorn")), "--config"]
+    command += ["python:ingestion_project.web", "ingestion_project.wsgi"]
+    second = subprocess.run(
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert second.returncode == 1
+    assert f"already runs on {var_dir}" in second.stderr
+    assert counts <= set((var_dir / "metrics").iterdir())
+
+
 def test_a_busy_port_is_told_before_anything_starts(start: Callable[..., Supervised]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -17,7 +17,7 @@ from django.utils import timezone
 from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.models import Pack
 from ingestion.packs.store import PackFile, PackStore, store
-from ingestion.services.archive import orphans
+from ingestion.services.archive import orphans, storage
 
 log = structlog.get_logger(__name__)
 
@@ -55,6 +55,7 @@ def collect_when_due() -> None:
 def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
     """Remove packs without a row that are older than `older_than` and hold nothing that is not
     archived elsewhere; return how many. Idempotent."""
+    storage.require()  # beneath a mount point, or in another's archive, nothing is ours to remove
     archive = store()
     oldest_kept = timezone.now() - older_than
     removed = 0

@@ -5,10 +5,14 @@ point is out of reach once the volume is back, and never fetched again, because 
 archived. So the archive has a mark, with an id that the database has too.
 """
 
+import errno
+from pathlib import Path
+
 from django.db import transaction
 
-from ingestion.errors import WrongArchive
+from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import Installation, Pack
+from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import PackStore, store
 
 _MOVED = "moved to "
@@ -40,6 +44,38 @@ def require() -> None:
         raise WrongArchive(
             f"{archive.name} is the archive of another installation ({mark}); this one's"
             f" is {installation.archive_id}. Nothing is written until {archive.setting} is right."
+        )
+
+
+def require_writable() -> None:
+    """Raise ArchiveUnavailable, which says what to do, unless the archive is ours and takes a
+    write. A full disk is no reason: what is archived can still be read, and imports wait."""
+    require()
+    archive = store()
+    try:
+        archive.try_out()
+    except ArchiveUnavailable:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise ArchiveUnavailable(
+                f"{archive.name} can't be written ({error.strerror}). Make it writable for the"
+                f" service's user, mount it, or correct {archive.setting}."
+            ) from error
+
+
+def claim(directory: Path, setting: str) -> None:
+    """Make a directory of working files ours, whose housekeeping removes what no row knows. Raises
+    WrongArchive where it is another installation's: each would remove the other's."""
+    ours, place = str(Installation.objects.get_or_create(pk=1)[0]), DirectoryStore(directory)
+    mark = place.mark()
+    if mark is None:
+        place.write_mark(ours)
+    elif mark != ours:
+        raise WrongArchive(
+            f"{directory} is in use by another installation ({mark}); this one is {ours}. Two can't"
+            f" share it: set {setting}, or VAR_DIR, to a directory of this one's own. Where the"
+            f" other is no more, remove {place.mark_name}."
         )
 
 

@@ -296,9 +296,24 @@ def _beat() -> Finding:
 
 
 def _storage(database: Finding) -> Finding:
-    if database.state == "ok" and (trouble := _archive()):
-        return trouble  # nothing is written beneath a mount point
-    return _disk()
+    trouble = _archive() if database.state == "ok" else _no_archive()
+    return trouble or _disk()  # nothing is written beneath a mount point
+
+
+def _no_archive() -> Finding | None:
+    """Whether nobody's archive is there at all, while the database can't say whose it should be."""
+    archive = store()
+    try:
+        if archive.mark() is not None:
+            return None
+    except OSError as error:
+        return _unwritable(archive, error)
+    return Finding(
+        "storage",
+        "problem",
+        f"{archive.name} has no mark of an installation.",
+        f"Mount it, or correct {archive.setting}: nothing is written there meanwhile.",
+    )
 
 
 def _archive() -> Finding | None:

@@ -10,7 +10,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from ingestion.errors import ArchiveUnavailable
+from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import (
     Document,
     Folder,
@@ -234,3 +234,26 @@ def test_the_place_is_another_archives(
     assert (found.state, "another installation" in found.message) == ("problem", True)
     elsewhere = at(object_store.url("archive", "elsewhere"))
     assert elsewhere.name == f"s3://archive/elsewhere at {object_store.endpoint}"
+
+
+def test_a_bucket_of_another_installation_or_an_empty_one_is_refused(
+    proxy: FaultyProxy, source: IngestionSource, settings: Any
+) -> None:
+    ours = settings.ARCHIVE_URL
+    settings.ARCHIVE_URL = ours.replace("?", "-empty?")
+    with pytest.raises(WrongArchive, match="has no mark"):
+        storage.require()
+    theirs = store()
+    theirs.write_mark(str(uuid.uuid4()))
+    with pytest.raises(WrongArchive, match="another installation"):
+        storage.require_writable()
+    assert list(theirs.packs()) == []
+    settings.ARCHIVE_URL = ours
+    storage.require_writable()
+
+
+def test_credentials_that_may_only_read_are_told_at_the_start(proxy: FaultyProxy, db: None) -> None:
+    storage.require()
+    proxy.fault("answer", "PUT", times=999, status=403, code="AccessDenied")
+    with pytest.raises(ArchiveUnavailable, match="does not let these credentials"):
+        storage.require_writable()

@@ -1,19 +1,25 @@
 """The archive's volume may be away, or another: nothing is written then, and everybody says so."""
 
+import os
 import shutil
+import subprocess
 import threading
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from django.db import connection
 
-from ingestion.errors import WrongArchive
+from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import IngestionSource, Installation, Message, Pack, Placement
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, storage
+from ingestion.services.archive.exports import jobs
+from ingestion.services.operations import doctor
 from ingestion.services.sources import verbs
+from ingestion_project import bootstrap
 from tests.servers import imap_source
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Account, Dovecot
@@ -34,6 +40,23 @@ def source(account: Account) -> IngestionSource:
     imap_source.imported(source)
     assert Message.objects.count() == 2
     return source
+
+
+@pytest.fixture
+def read_only(archive_dir: Path) -> Iterator[None]:
+    """The archive's volume as the kernel mounts it after an error of the disk; by root alone."""
+    if os.geteuid() == 0:
+        bind = ["mount", "--bind", str(archive_dir), str(archive_dir)]
+        subprocess.run(bind, check=True)
+        subprocess.run(["mount", "-o", "remount,ro,bind", str(archive_dir)], check=True)
+        yield
+        subprocess.run(["umount", "--lazy", str(archive_dir)], check=True)
+    else:
+        for path in (archive_dir, *archive_dir.glob("*/")):
+            path.chmod(0o500)
+        yield
+        for path in (archive_dir, *archive_dir.glob("*/")):
+            path.chmod(0o700)
 
 
 def storage_of(manage: CommandLine) -> dict[str, Any]:
@@ -88,6 +111,63 @@ def test_another_installations_volume_is_refused(
     (archive_dir / ".installation").write_text(f"{other}\n")
     with pytest.raises(WrongArchive, match=f"another installation.*{other}"):
         storage.require()
+
+
+def test_a_volume_that_is_read_only_is_told_at_the_start_and_at_the_first_write(
+    source: IngestionSource, read_only: None, dovecot: Dovecot, account: Account,
+) -> None:  # fmt: skip
+    with pytest.raises(ArchiveUnavailable, match=r"can't be written .*Make it writable"):
+        storage.require_writable()
+    assert "can't be written" in bootstrap.archive_trouble()
+    dovecot.append(account.name, "INBOX", b"Subject: three\r\n\r\n")
+    imap_source.start(source, sync_only=True)
+    mailbox = imap_source.work(source)
+    assert mailbox.last_error_code == "storage"
+    assert "The archive can't be written" in mailbox.last_error
+    assert Message.objects.count() == 2
+
+
+def test_nothing_is_collected_in_another_installations_archive(
+    source: IngestionSource, archive_dir: Path
+) -> None:
+    (archive_dir / ".installation").write_text(f"{uuid.uuid4()}\n")
+    half = archive_dir / str(source.pk) / f".{uuid.uuid4()}.partial"
+    half.touch()
+    os.utime(half, (0, 0))
+    with pytest.raises(WrongArchive):
+        housekeeping.collect_orphans()
+    housekeeping.collect_when_due()  # which others go on after
+    assert half.exists()
+
+
+def test_two_installations_do_not_share_the_directory_of_exports(
+    source: IngestionSource, settings: Any, tmp_path: Path
+) -> None:
+    """The housekeeping of each would remove the other's."""
+    settings.EXPORT_DIR = tmp_path / "exports"
+    assert bootstrap.archive_trouble() == ""
+    assert bootstrap.archive_trouble() == ""
+    others = settings.EXPORT_DIR / f"{uuid.uuid4()}.zip"
+    others.touch()
+    (settings.EXPORT_DIR / ".installation").write_text(f"{uuid.uuid4()}\n")
+    assert "in use by another installation" in bootstrap.archive_trouble()
+    jobs.expire()
+    assert others.exists()
+    export = jobs.start(source.owner, query="", format="mbox", actor=ACTOR)
+    jobs.work(export.pk)
+    export.refresh_from_db()
+    assert (export.state, list(settings.EXPORT_DIR.glob("*.part"))) == ("running", [])
+    assert "in use by another installation" in export.message
+
+
+def test_doctor_writes_beneath_no_mount_point_where_the_database_is_away(
+    archive_dir: Path, db: None
+) -> None:
+    away = doctor.Finding("database", "problem", "It does not answer.")
+    assert "no mark" in doctor._storage(away).message
+    assert not archive_dir.exists()
+    storage.require()
+    assert doctor._storage(away).state in ("ok", "warning")
 
 
 def test_an_installation_of_before_gets_its_mark(

@@ -26,7 +26,7 @@ from django.utils import timezone
 
 from connectors.types import SpooledBody
 from ingestion import queries
-from ingestion.errors import ArchiveUnavailable, InvalidInput, NotAllowedNow
+from ingestion.errors import ArchiveUnavailable, InvalidInput, NotAllowedNow, WrongArchive
 from ingestion.models import Export
 from ingestion.services.archive import storage
 from ingestion.services.archive.exports.formats import FORMATS
@@ -159,7 +159,7 @@ def _work(export: Export) -> None:
     _update(export, attempts=export.attempts + 1, state=ExportState.RUNNING)
     try:
         storage.require()
-        settings.EXPORT_DIR.mkdir(parents=True, exist_ok=True)
+        storage.claim(settings.EXPORT_DIR, "EXPORT_DIR")
         if not _Files(export).whole:  # somebody emptied the directory
             _update(export, checkpoint=None)
         with _Files(export).opened() as files:
@@ -316,7 +316,14 @@ def expire() -> None:
     with_file = Export.objects.filter(state__in=[*UNFINISHED, ExportState.DONE])
     kept = {str(pk) for pk in with_file.values_list("pk", flat=True)}
     root: Path = settings.EXPORT_DIR
-    for path in root.iterdir() if root.is_dir() else ():
+    if not root.is_dir():
+        return
+    try:
+        storage.claim(root, "EXPORT_DIR")
+    except WrongArchive as error:
+        log.warning("exports_not_cleaned", error=str(error))
+        return
+    for path in root.iterdir():
         stem = path.name.partition(".")[0]
         with contextlib.suppress(ValueError):
             if str(uuid.UUID(stem)) not in kept:
