@@ -1,13 +1,17 @@
 """Packs in a directory.
 
-<root>/<source id>/<pack id>.pack         immutable, durable
-<root>/<source id>/.<any id>.partial      being written; worthless after a crash
-<root>/.installation                      the mark
+    <root>/<source id>/<xx>/<pack id>.pack       immutable, durable; xx is how its id begins
+    <root>/<source id>/<xx>/.<any id>.partial    being written; worthless after a crash
+    <root>/<source id>/<pack id>.pack            of before; and in a copy of a bucket
+    <root>/.installation                         the mark
+
+A million packs of a source are four thousand in each of its directories.
 """
 
 import contextlib
 import datetime as dt
 import errno
+import functools
 import io
 import os
 import secrets
@@ -20,6 +24,8 @@ from pathlib import Path
 from ingestion.packs.base import PackFile, PackStore, PackWriter
 
 MARK = ".installation"
+#: Of a pack's id, as many as make 256 directories.
+_FAN_DIGITS = 2
 
 
 class DirectoryStore(PackStore):
@@ -30,24 +36,19 @@ class DirectoryStore(PackStore):
         self.name, self.mark_name = str(root), str(self.root / MARK)
 
     def copier(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> PackWriter:
-        return _Writer(self._directory(source_id), pack_id)
+        return _Writer(self, source_id, pack_id)
 
     def holds(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
-        return self._path(source_id, pack_id).exists()
+        return any(path.exists() for path in self.paths(source_id, f"{pack_id}.pack"))
 
     def _packs_of(self, source_id: uuid.UUID) -> Iterator[PackFile]:
         directory = self._directory(source_id)
         for name in _names(directory):
-            stem, dot, kind = name.removeprefix(".").rpartition(".")
-            found = _uuid(stem)
-            if not dot or kind not in ("pack", "partial") or not found:
-                continue
-            try:
-                about = (directory / name).stat()
-            except FileNotFoundError:
-                continue  # committed, collected or deleted in between
-            modified = dt.datetime.fromtimestamp(about.st_mtime, dt.UTC)
-            yield PackFile(source_id, found, about.st_size, modified, kind == "partial")
+            if len(name) == _FAN_DIGITS:
+                for within in _names(directory / name):
+                    yield from _pack_file(source_id, directory / name / within)
+            else:
+                yield from _pack_file(source_id, directory / name)
 
     def sources(self) -> Iterator[uuid.UUID]:
         for name in _names(self.root):
@@ -57,7 +58,8 @@ class DirectoryStore(PackStore):
 
     def delete(self, pack: PackFile) -> None:
         name = f".{pack.pack_id}.partial" if pack.partial else f"{pack.pack_id}.pack"
-        (self._directory(pack.source_id) / name).unlink(missing_ok=True)
+        for path in self.paths(pack.source_id, name):
+            path.unlink(missing_ok=True)
 
     def delete_source(self, source_id: uuid.UUID) -> None:
         directory = self._directory(source_id)
@@ -105,22 +107,28 @@ class DirectoryStore(PackStore):
         pack_id: uuid.UUID,
         expected_bytes: int = 0,  # noqa: ARG002 - the kernel reads ahead
     ) -> io.RawIOBase:
-        return self._path(source_id, pack_id).open("rb", buffering=0)
+        path, of_before = self.paths(source_id, f"{pack_id}.pack")
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            return path.open("rb", buffering=0)
+        return of_before.open("rb", buffering=0)
 
     def _directory(self, source_id: uuid.UUID) -> Path:
         return self.root / str(uuid.UUID(str(source_id)))
 
-    def _path(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> Path:
-        return self._directory(source_id) / f"{uuid.UUID(str(pack_id))}.pack"
+    def paths(self, source_id: uuid.UUID, name: str) -> tuple[Path, Path]:
+        """Return where a pack, or a half of one, is written by its name, and where it may be that
+        was written before there were directories."""
+        directory = self._directory(source_id)
+        return directory / name.removeprefix(".")[:_FAN_DIGITS] / name, directory / name
 
 
 class _Writer(PackWriter):
-    def __init__(self, directory: Path, pack_id: uuid.UUID) -> None:
-        self._directory = directory
+    def __init__(self, store: DirectoryStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> None:
+        self._path, self._of_before = store.paths(source_id, f"{pack_id}.pack")
         # Not the pack's id: what a copy that was killed left behind is in nobody's way.
-        self._partial = directory / f".{uuid.uuid4()}.partial"
-        self._path = directory / f"{pack_id}.pack"
-        _make_durable_directory(directory)
+        own = f".{str(pack_id)[:_FAN_DIGITS]}{str(uuid.uuid4())[_FAN_DIGITS:]}.partial"
+        self._partial, _ = store.paths(source_id, own)
+        _make_durable_directory(self._path.parent)
         super().__init__(pack_id, self._partial.open("x+b", buffering=0))
 
     def remove(self) -> None:
@@ -129,18 +137,32 @@ class _Writer(PackWriter):
     def _keep(self) -> None:
         os.fsync(self.file.fileno())
         self.file.close()
-        if self._path.exists():
-            raise FileExistsError(errno.EEXIST, "Another pack is there", str(self._path))
+        for path in (self._path, self._of_before):
+            if path.exists():
+                raise FileExistsError(errno.EEXIST, "Another pack is there", str(path))
         self._partial.rename(self._path)
-        _fsync_directory(self._directory)
+        _fsync_directory(self._path.parent)
 
     def _discard(self) -> None:
         self._partial.unlink(missing_ok=True)
 
 
+def _pack_file(source_id: uuid.UUID, path: Path) -> Iterator[PackFile]:
+    """Yield what a file is, where it is a pack or the half of one."""
+    stem, dot, kind = path.name.removeprefix(".").rpartition(".")
+    pack_id = _uuid(stem)
+    if not dot or kind not in ("pack", "partial") or not pack_id:
+        return
+    with contextlib.suppress(FileNotFoundError):  # committed, collected or deleted in between
+        about = path.stat()
+        modified = dt.datetime.fromtimestamp(about.st_mtime, dt.UTC)
+        yield PackFile(source_id, pack_id, about.st_size, modified, kind == "partial")
+
+
 def _names(directory: Path) -> Iterator[str]:
     """Yield the names in a directory, as many as there may be; none where it does not exist."""
-    with contextlib.suppress(FileNotFoundError), os.scandir(directory) as entries:
+    missing = FileNotFoundError, NotADirectoryError
+    with contextlib.suppress(*missing), os.scandir(directory) as entries:
         for entry in entries:
             yield entry.name
 
@@ -153,11 +175,18 @@ def _uuid(text: str) -> uuid.UUID | None:
 
 
 def _make_durable_directory(directory: Path) -> None:
-    if directory.is_dir():
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    _fsync_directory(directory.parent)
-    _fsync_directory(directory.parent.parent)
+    """Have a directory of packs be there after a crash, whoever made it."""
+    if not directory.is_dir():
+        directory.mkdir(parents=True, exist_ok=True)
+        _sync_above.cache_clear()
+    _sync_above(directory)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sync_above(directory: Path) -> None:
+    """Once for each in a process: another may have made it an instant ago."""
+    for parent in list(directory.parents)[:3]:  # the source's, the archive's, and what has that
+        _fsync_directory(parent)
 
 
 def _fsync_directory(directory: Path) -> None:

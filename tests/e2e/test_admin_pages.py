@@ -248,7 +248,7 @@ def test_the_download_is_the_exact_mail_and_a_damaged_one_is_refused_in_words(
     assert (tmp_path / "mail.eml").read_bytes() == body
     assert download.value.suggested_filename == f"{message.received_at:%Y-%m-%d} bytes.eml"
 
-    (pack,) = Path(settings.ARCHIVE_DIR).glob(f"{message.mailbox.source_id}/*.pack")
+    (pack,) = Path(settings.ARCHIVE_DIR).rglob(f"{message.pack_id}.pack")
     damaged = bytearray(pack.read_bytes())
     damaged[message.pack_offset + message.pack_length // 2] ^= 1
     pack.chmod(0o600)

@@ -1,5 +1,6 @@
 """What every store of packs does, a directory and a bucket alike: one suite for both."""
 
+import collections
 import datetime as dt
 import hashlib
 import os
@@ -69,7 +70,7 @@ def read(store: PackStore, pack: uuid.UUID, extent: Extent, body: bytes) -> Body
 def replace(store: PackStore, pack: uuid.UUID, change: Callable[[bytes], bytes]) -> None:
     """Damage a pack where it lies, behind the store's back."""
     if isinstance(store, DirectoryStore):
-        path = store.root / str(SOURCE) / f"{pack}.pack"
+        path, _ = store.paths(SOURCE, f"{pack}.pack")
         path.write_bytes(change(path.read_bytes()))
         return
     assert isinstance(store, ObjectStore)
@@ -239,3 +240,36 @@ def test_a_copy_that_was_killed_is_in_the_way_of_no_other(again: Callable[[], Pa
         copy.commit()
     assert b"".join(again().chunks(SOURCE, pack)) == b"all of it"
     killed.file.close()
+
+
+def test_an_archive_of_before_there_were_directories_is_read_listed_and_emptied(
+    tmp_path: Path,
+) -> None:
+    """So is a copy of a bucket, whose names are flat."""
+    store = DirectoryStore(tmp_path)
+    young, _ = write(store, b"young")
+    pack, [extent] = write(store, b"old")
+    path, of_before = store.paths(SOURCE, f"{pack}.pack")
+    assert path.parent.parent == of_before.parent
+    path.rename(of_before)
+    half = of_before.with_name(f".{uuid.uuid4()}.partial")
+    half.write_bytes(b"half")
+    assert read(store, pack, extent, b"old") == b"old"
+    assert store.holds(SOURCE, pack)
+    assert {found.pack_id for found in store.packs() if not found.partial} == {young, pack}
+    with store.copier(SOURCE, pack) as copy, pytest.raises(FileExistsError):
+        copy.commit()
+    for found in store.packs():
+        if found.pack_id != young:
+            store.delete(found)
+    assert [found.pack_id for found in store.packs()] == [young]
+    store.delete_source(SOURCE)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_holds_a_small_part_of_a_sources_packs(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    packs = [uuid.uuid4() for _ in range(1_000)]
+    numbers = collections.Counter(store.paths(SOURCE, f"{pack}.pack")[0].parent for pack in packs)
+    assert len(numbers) <= 256
+    assert max(numbers.values()) < 30

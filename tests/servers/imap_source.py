@@ -129,7 +129,7 @@ def stray_files(source: IngestionSource) -> list[str]:
     """Return the files of the source's archive that no row tells of."""
     known = {str(pk) for pk in Pack.objects.filter(source=source).values_list("pk", flat=True)}
     directory = settings.ARCHIVE_DIR / str(source.pk)
-    names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    names = [path.name for path in directory.rglob("*.*")]
     return [name for name in names if name.removesuffix(".pack") not in known]
 
 

@@ -29,7 +29,7 @@ def imported(server: Server, source: IngestionSource, count: int = 9) -> Path:
     fill(server, count)
     start(source)
     finish(source)
-    [path] = (settings.ARCHIVE_DIR / str(source.pk)).glob("*.pack")
+    [path] = (settings.ARCHIVE_DIR / str(source.pk)).rglob("*.pack")
     return path
 
 

@@ -40,7 +40,7 @@ def pack(server: Server, source: IngestionSource) -> Pack:
 
 
 def path_of(pack: Pack) -> Path:
-    return settings.ARCHIVE_DIR / str(pack.source_id) / f"{pack.pk}.pack"
+    return next(settings.ARCHIVE_DIR.rglob(f"{pack.pk}.pack"))
 
 
 def index_all() -> None:

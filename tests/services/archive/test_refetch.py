@@ -24,7 +24,7 @@ def pack(server: Server, source: IngestionSource) -> Path:
     fill(server, 9)
     start(source)
     finish(source)
-    [path] = (settings.ARCHIVE_DIR / str(source.pk)).glob("*.pack")
+    [path] = (settings.ARCHIVE_DIR / str(source.pk)).rglob("*.pack")
     return path
 
 
@@ -58,7 +58,7 @@ def test_lost_packs_are_fetched_again_and_the_rows_stay_the_same(
         server.deliver("Work", body(number))
     synced(source)
     before = rows()
-    for path in pack.parent.iterdir():
+    for path in pack.parents[1].rglob("*.pack"):
         path.unlink()
     assert refetched(source) == ((12, 0), [])
     assert rows() == before
@@ -110,7 +110,7 @@ def test_other_bytes_are_not_taken_for_what_was_lost(
     assert counts == (0, 1)
     assert "other bytes" in left
     assert [problem.kind for problem in verified(source)] == ["corrupt_message"]
-    assert list(pack.parent.iterdir()) == [pack]
+    assert list(pack.parents[1].rglob("*.*")) == [pack]
 
 
 def test_an_outage_leaves_the_rest_for_the_next_time(

@@ -55,7 +55,7 @@ def test_the_command_writes_a_whole_file_or_none(
     [event] = AuditEvent.objects.filter(action="export.stream")
     assert event.changes == {"query": f"source:{archived.pk}", "how": "eml"}
 
-    for pack in (settings.ARCHIVE_DIR / str(archived.pk)).glob("*.pack"):
+    for pack in (settings.ARCHIVE_DIR / str(archived.pk)).rglob("*.pack"):
         pack.unlink()
     new = tmp_path / "lost.zip"
     lost = manage.here("export", "--format=eml", f"--to={new}", "--json")
