@@ -190,7 +190,7 @@ def _consent(
 def _refused(request: HttpRequest, link: ConsentLink, problem: Exception) -> HttpResponse:
     """Show the page again, as things are now, with what was wrong."""
     if isinstance(problem, ChangedMeanwhile):
-        said = "Something was changed meanwhile, so nothing was sent. This is how it is now."
+        said = "Something was changed meanwhile, so nothing was stored. This is how it is now."
     elif isinstance(problem, InvalidInput):
         said = " ".join(text for reasons in problem.errors.values() for text in reasons)
     else:

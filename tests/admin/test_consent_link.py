@@ -269,9 +269,22 @@ def test_a_password_goes_to_the_server_that_was_shown(
     form = {"csrfmiddlewaretoken": token, "seen": seen, "secret": account.password}
     answer: Any = person.client.post("/connect/give/", form)
     assert answer.status_code == 400
-    assert "nothing was sent" in text(answer)
+    assert "nothing was stored" in text(answer)
     assert "elsewhere.example.com" in text(answer)
     assert not IngestionSource.objects.get().secrets
+
+
+def test_what_is_changed_while_a_person_consents_is_shown_to_them_first(
+    gmail_source: IngestionSource,
+) -> None:
+    person = Browser()
+    person.open(made(gmail_source))
+    given = person.consents()
+    configuration.update(gmail_source, changes={"options": {"includeTrash": True}}, actor=ACTOR)
+    refused = person.comes_back(given)
+    assert (refused.status_code, "nothing was stored" in text(refused)) == (400, True)
+    assert not IngestionSource.objects.get().secrets.get("refreshToken")
+    assert person.comes_back(person.consents()).status_code == 302
 
 
 def test_a_page_grants_access_to_the_link_that_it_showed(
@@ -289,7 +302,7 @@ def test_a_page_grants_access_to_the_link_that_it_showed(
     person.open(made(twin))
     form = {"csrfmiddlewaretoken": token, "seen": seen, "secret": account.password}
     answer: Any = person.client.post("/connect/give/", form)
-    assert (answer.status_code, "nothing was sent" in text(answer)) == (400, True)
+    assert (answer.status_code, "nothing was stored" in text(answer)) == (400, True)
     assert not any(source.secrets for source in IngestionSource.objects.all())
 
 

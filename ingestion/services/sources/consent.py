@@ -21,7 +21,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
@@ -52,6 +52,14 @@ _NO_REDIS = (
 )
 
 
+class Redeemed(NamedTuple):
+    """What a code gave: `fields` are for the source to store. `seen`: what `begin` was given."""
+
+    source: IngestionSource
+    fields: Mapping[str, Any]
+    seen: str
+
+
 def callback_url(request: HttpRequest) -> str:
     """Return the address that the provider must send people back to; it is registered there."""
     return request.build_absolute_uri(reverse("oauth-callback"))
@@ -62,8 +70,9 @@ def signs_in(source: IngestionSource) -> bool:
     return _consent_of(source) is not None
 
 
-def begin(source: IngestionSource, *, by: User | str, redirect_uri: str) -> str:
+def begin(source: IngestionSource, *, by: User | str, redirect_uri: str, seen: str = "") -> str:
     """Return the provider's address to send the person to. `by`: the user, or a link's browser.
+    `seen`: of what they were shown; `redeem` gives it back.
 
     Raises NotAllowedNow where this source's credentials are of another kind, or Redis is away.
     """
@@ -71,7 +80,7 @@ def begin(source: IngestionSource, *, by: User | str, redirect_uri: str) -> str:
     if consent is None:
         raise NotAllowedNow("This source does not sign in: it has credentials of another kind.")
     state = ("" if isinstance(by, User) else _OF_LINK) + secrets.token_urlsafe(32)
-    began = {"source": str(source.pk), "by": _named(by), "redirect_uri": redirect_uri}
+    began = {"source": str(source.pk), "by": _named(by), "redirect_uri": redirect_uri, "seen": seen}
     try:
         cache.set(_key(state), began, timeout=STATE_SECONDS)
     except RedisError:
@@ -89,16 +98,14 @@ def finish(
 
     Raises what `redeem` raises. Network outside, transaction inside.
     """
-    source, fields = redeem(by=user, state=state, code=code, refusal=refusal)
+    source, fields, _ = redeem(by=user, state=state, code=code, refusal=refusal)
     source = configuration.reconnect(source, fields, actor=actor)
     audit(actor, "source.sign_in", source, {})
     return source
 
 
-def redeem(
-    *, by: User | str, state: str, code: str, refusal: str = ""
-) -> tuple[IngestionSource, Mapping[str, Any]]:
-    """Use up the state and exchange the code; return the source, and what it is to store. Network.
+def redeem(*, by: User | str, state: str, code: str, refusal: str = "") -> Redeemed:
+    """Use up the state and exchange the code. Network.
 
     `refusal` is the provider's `error`, where it sent one instead of a code. Raises InvalidInput
     that says what went wrong, or NotAllowedNow where Redis is away.
@@ -122,7 +129,7 @@ def redeem(
         )
     except ConnectorError as error:
         raise InvalidInput({"code": [str(error)]}) from error
-    return source, fields
+    return Redeemed(source, fields, began["seen"])
 
 
 def is_of_link(state: str) -> bool:

@@ -139,7 +139,9 @@ def begin(link: ConsentLink, *, browser: str, seen: str, redirect_uri: str) -> s
     NotAllowedNow.
     """
     _require_as_seen(link, seen)
-    return consent.begin(link.source, by=_bearer(link, browser), redirect_uri=redirect_uri)
+    return consent.begin(
+        link.source, by=_bearer(link, browser), redirect_uri=redirect_uri, seen=seen
+    )
 
 
 def finish(
@@ -153,13 +155,14 @@ def finish(
 ) -> IngestionSource:
     """Store what the provider gave to this browser, and use the link up.
 
-    Raises NotOpen, and what `consent.redeem` raises. Network outside, transaction inside.
+    Raises NotOpen, ChangedMeanwhile, and what `consent.redeem` raises. Network outside, transaction
+    inside.
     """
     _require_open(link)
-    source, fields = consent.redeem(
+    source, fields, seen = consent.redeem(
         by=_bearer(link, browser), state=state, code=code, refusal=refusal
     )
-    return _use(link, source, fields, address=address)
+    return _use(link, source, fields, seen=seen, address=address)
 
 
 def give(link: ConsentLink, secret: str, *, seen: str, address: str | None) -> Iterator[trial.Step]:
@@ -179,7 +182,7 @@ def give(link: ConsentLink, secret: str, *, seen: str, address: str | None) -> I
         works = step.ok
         yield step
     if works:
-        _use(link, source, fields, address=address, seen=seen)
+        _use(link, source, fields, seen=seen, address=address)
 
 
 @in_transaction
@@ -188,14 +191,12 @@ def _use(
     source: IngestionSource,
     fields: Mapping[str, Any],
     *,
+    seen: str,
     address: str | None,
-    seen: str | None = None,
 ) -> IngestionSource:
     source = locked(source)
     link = _links().select_for_update(of=("self",)).get(pk=link.pk)
-    _require_open(link)
-    if seen is not None and seen != as_shown(link):
-        raise ChangedMeanwhile
+    _require_as_seen(link, seen)
     link.used_at, link.used_from = timezone.now(), address
     link.save(update_fields=["used_at", "used_from"])
     actor = Actor(f"whoever had the link of {link.made_by_name}"[:200], address=address)
