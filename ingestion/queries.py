@@ -137,6 +137,22 @@ def sees_service(user: User | AnonymousUser) -> bool:
     return user.is_staff and user.has_perm("ingestion.view_ingestionsource")
 
 
+class Hearers:
+    """Tells of many people whether they are told of sources, and of the service (None): of what
+    they may see. Each person is asked for once."""
+
+    def __init__(self, sources: Iterable[uuid.UUID | None]) -> None:
+        self._sources = {pk for pk in sources if pk}
+        self._told: dict[int, set[uuid.UUID | None]] = {}
+
+    def __call__(self, user: User, source: uuid.UUID | None) -> bool:
+        if user.pk not in self._told:
+            seen = visible_sources(user).filter(pk__in=self._sources)
+            service = {None} if sees_service(user) else set()
+            self._told[user.pk] = {*seen.values_list("pk", flat=True), *service}
+        return source in self._told[user.pk]
+
+
 def visible_alerts(user: User | AnonymousUser) -> QuerySet[Alert]:
     """Return the alerts that a user may see: of visible sources, and of the service."""
     ours = Q(source__in=visible_sources(user))

@@ -10,14 +10,15 @@ from django.conf import settings
 from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
-from django.utils.html import format_html, format_html_join
+from django.urls import reverse
+from django.utils.html import format_html
 from unfold import widgets
 from unfold.decorators import action
 
 from ingestion import queries
 from ingestion.admin import display
-from ingestion.admin.base import AuditedAdmin, ReadOnlyAdmin
-from ingestion.models import Alert, AlertKind, AlertNotice, AlertRule
+from ingestion.admin.base import OwnersAdmin, ReadOnlyAdmin
+from ingestion.models import Alert, AlertKind, AlertNotice, AlertRule, WebhookEndpoint
 from ingestion.services.audit import Actor
 from ingestion.services.operations.alerting import mail, rules
 
@@ -26,6 +27,11 @@ _CHANGES = {
     AlertNotice.Change.BEGAN: ("began", "danger"),
     AlertNotice.Change.ENDED: ("over", "success"),
     AlertNotice.Change.HAPPENED: ("happened", "info"),
+}
+_TO = {
+    AlertRule.Way.MAIL: "E-mail to",
+    AlertRule.Way.WEBHOOK: "Webhook to",
+    AlertRule.Way.PING: "Ping of",
 }
 _SEPARATORS = re.compile(r"[\s,;]+")
 
@@ -132,6 +138,13 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         help_text="Of a check at healthchecks.io or the like, with a period of a minute. It is sent"
         " a ping each minute while all is well, and /fail while something is open.",
     )
+    webhook = forms.ModelChoiceField(
+        label="Webhook",
+        required=False,
+        queryset=WebhookEndpoint.objects.none(),
+        empty_label="Choose one",
+        widget=widgets.UnfoldAdminSelectWidget,
+    )
     kinds = forms.MultipleChoiceField(
         label="Of",
         required=False,
@@ -171,6 +184,14 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         mine = queries.visible_sources(self.user).order_by("name", "pk")
         sources: Any = self.fields["sources"]
         sources.choices = [(str(pk), name) for pk, name in mine.values_list("pk", "name")]
+        webhook: Any = self.fields["webhook"]
+        webhook.queryset = WebhookEndpoint.objects.filter(owner=self.user)
+        webhook.label_from_instance = lambda hook: hook.url
+        webhook.help_text = format_html(
+            'One of yours: <a href="{}">make another</a>. What happens together is one delivery,'
+            " signed, and tried for three days.",
+            reverse("admin:ingestion_webhookendpoint_add"),
+        )
         if not settings.EMAIL_URL:
             self.fields["way"].help_text = mail.NOT_SET_UP
         rule = self.instance
@@ -180,6 +201,7 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
             way=rule.way,
             recipients=rule.recipients,
             url=rule.url,
+            webhook=rule.webhook_id,
             kinds=rule.kinds,
             which="all" if rule.sources is None else "chosen",
             sources=[str(pk) for pk in rule.sources or ()],
@@ -195,7 +217,7 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         typed = super().clean() or {}
         if typed.get("which") != "chosen":
             typed["sources"] = None
-        if typed.get("way") == AlertRule.Way.PING:
+        if typed.get("way") != AlertRule.Way.MAIL:
             typed["digest"] = ""  # the field is hidden
         for name, texts in rules.wrong_with(
             AlertRule(owner=self.user, **self.given(typed))
@@ -206,10 +228,10 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
 
 
 @admin.register(AlertRule)
-class AlertRuleAdmin(AuditedAdmin):
+class AlertRuleAdmin(OwnersAdmin):
     form = RuleForm
     list_display = ("title", "owner", "state", "result", "sent")
-    list_select_related = ("owner",)
+    list_select_related = ("owner", "webhook")
     search_fields = ("name__icontains",)
     search_help_text = "A part of its name, or an id"
     nothing_yet = "Who is to be told when something needs somebody needs a rule."
@@ -220,10 +242,6 @@ class AlertRuleAdmin(AuditedAdmin):
 
     class Media:
         js = ("ingestion/rule_form.js",)
-
-    def has_change_permission(self, request: HttpRequest, obj: AlertRule | None = None) -> bool:
-        is_theirs = obj is None or obj.owner_id == request.user.pk
-        return super().has_change_permission(request, obj) and is_theirs
 
     def get_form(
         self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any
@@ -237,7 +255,7 @@ class AlertRuleAdmin(AuditedAdmin):
             return [("Rule", {"fields": (*about, "owner", "last_try", "sent")})]
         found = [
             ("Rule", {"fields": about}),
-            ("Who is told", {"fields": ("way", "recipients", "url", "digest")}),
+            ("Who is told", {"fields": ("way", "recipients", "webhook", "url", "digest")}),
             ("Of what", {"fields": ("kinds", "which", "sources")}),
         ]
         if obj is not None:
@@ -249,10 +267,7 @@ class AlertRuleAdmin(AuditedAdmin):
 
     @admin.display(description="Rule")
     def title(self, rule: AlertRule) -> Any:
-        if rule.way == AlertRule.Way.PING:
-            to = f"Ping of {rules.where(rule)}"
-        else:
-            to = f"E-mail to {', '.join(rule.recipients)}"
+        to = f"{_TO[AlertRule.Way(rule.way)]} {rules.where(rule)}"
         digest = f"; digest {rule.get_digest_display().lower()}" if rule.digest else ""
         return display.two_lines(rule.name, display.clipped(to + digest, characters=100))
 
@@ -300,25 +315,9 @@ class AlertRuleAdmin(AuditedAdmin):
         ]
         if not lines:
             return "nothing yet"
-        return format_html(
-            '<table class="ing-table ing-runs">{}</table>',
-            format_html_join(
-                "",
-                '<tr><td class="ing-name">{}</td><td>{}</td><td class="ing-wide">{}</td>'
-                '<td class="ing-right">{}</td></tr>',
-                lines,
-            ),
-        )
+        return display.history(lines)
 
     # -- what is done ------------------------------------------------------------------------------
-
-    def get_actions_submit_line(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """Offer nothing that is refused."""
-        rule = AlertRule.objects.filter(pk=object_id).first()
-        if rule is None or not self.has_change_permission(request, rule):
-            return []
-        offered: list[Any] = super().get_actions_submit_line(request, object_id)  # type: ignore[misc] # unfold's
-        return offered
 
     @action(description="Save and send a test", icon="send")  # type: ignore[untyped-decorator] # unfold's
     def send_test(self, request: HttpRequest, rule: AlertRule) -> None:
@@ -336,24 +335,14 @@ class AlertRuleAdmin(AuditedAdmin):
         rule = rules.change(
             AlertRule.objects.get(pk=obj.pk), given=form.given(form.cleaned_data), actor=actor
         )
-        for pressed in self.get_actions_submit_line(request, obj.pk):
-            if pressed.action_name in request.POST:
-                pressed.method(request, rule)
+        self.press_button(request, rule)
 
     def response_post_save_add(self, request: HttpRequest, obj: Any) -> HttpResponseRedirect:
         """Go to its page: the test is there."""
         return HttpResponseRedirect(display.page_of(obj))
 
-    def response_post_save_change(self, request: HttpRequest, obj: Any) -> HttpResponseRedirect:
-        """Stay on the page: what came of the test is told there."""
-        return HttpResponseRedirect(display.page_of(obj))
-
     def delete_model(self, request: HttpRequest, obj: AlertRule) -> None:
         rules.delete(obj, actor=Actor.of_request(request))
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[AlertRule]) -> None:
-        for rule in queryset:
-            self.delete_model(request, rule)
 
 
 def _lasting() -> list[AlertKind]:

@@ -11,7 +11,7 @@ from django.contrib import admin
 from django.contrib.postgres.expressions import ArraySubquery
 from django.core.paginator import Paginator
 from django.db.models import Func, IntegerField, Model, QuerySet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponseRedirect
 from django.utils.functional import cached_property
 
 from ingestion.admin import display
@@ -126,6 +126,37 @@ class AuditedAdmin(OperatorAdmin):
 
     def log_deletions(self, request: HttpRequest, queryset: Any) -> Any:
         """Leave it to the audit."""
+
+
+class OwnersAdmin(AuditedAdmin):
+    """Rows that are their owner's alone to change, with buttons beside Save that tell on the page
+    what came of them."""
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        is_theirs = obj is None or obj.owner_id == request.user.pk
+        return super().has_change_permission(request, obj) and is_theirs
+
+    def get_actions_submit_line(self, request: HttpRequest, object_id: Any) -> list[Any]:
+        """Offer nothing that is refused."""
+        row = self.model.objects.filter(pk=object_id).first()
+        if row is None or not self.has_change_permission(request, row):
+            return []
+        offered: list[Any] = super().get_actions_submit_line(request, object_id)  # type: ignore[misc] # unfold's
+        return offered
+
+    def press_button(self, request: HttpRequest, row: Any) -> None:
+        """Do what the button says by which the form was saved."""
+        for pressed in self.get_actions_submit_line(request, row.pk):
+            if pressed.action_name in request.POST:
+                pressed.method(request, row)
+
+    def response_post_save_change(self, request: HttpRequest, obj: Any) -> HttpResponseRedirect:
+        """Stay on the page."""
+        return HttpResponseRedirect(display.page_of(obj))
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
+        for row in queryset:
+            self.delete_model(request, row)
 
 
 class ReadOnlyAdmin(AuditedAdmin):

@@ -2,11 +2,12 @@
 
 import datetime as dt
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from django.urls import reverse
 from django.utils import timezone
-from django.utils.html import format_html
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from ingestion.models import StatusChange
@@ -185,6 +186,19 @@ def two_lines(first: Any, second: Any) -> SafeString:
         '<span class="ing-two"><span>{}</span><span class="ing-subtle">{}</span></span>',
         first,
         second,
+    )
+
+
+def history(lines: Iterable[tuple[Any, Any, Any, Any]]) -> SafeString:
+    """Return a table of what happened: what, how it went, in words, and when."""
+    return format_html(
+        '<table class="ing-table ing-runs">{}</table>',
+        format_html_join(
+            "",
+            '<tr><td class="ing-name">{}</td><td>{}</td><td class="ing-wide">{}</td>'
+            '<td class="ing-right">{}</td></tr>',
+            lines,
+        ),
     )
 
 

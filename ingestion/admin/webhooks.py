@@ -5,16 +5,14 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
-from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.cache import add_never_cache_headers
-from django.utils.html import format_html, format_html_join
 from unfold import widgets
 from unfold.decorators import action
 
 from ingestion.admin import display
-from ingestion.admin.base import AuditedAdmin
+from ingestion.admin.base import OwnersAdmin
 from ingestion.models import WebhookDelivery, WebhookEndpoint
 from ingestion.models.webhook import Event
 from ingestion.services.audit import Actor
@@ -35,10 +33,12 @@ class WebhookForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' gener
         help_text="https://, or http:// inside a network that you trust.",
     )
     events = forms.MultipleChoiceField(
+        required=False,
         choices=[(event.value, f"{event.value}: {event.label}") for event in Event],
         initial=[Event.SOURCE_ERROR, Event.ARCHIVE_CORRUPT],
         widget=widgets.UnfoldAdminCheckboxSelectMultipleWidget,
-        help_text="Of your sources; staff who may see all sources are told of all.",
+        help_text="Of your sources; staff who may see all sources are told of all. With none, it"
+        " is told by alert rules alone.",
     )
 
     class Meta:
@@ -57,7 +57,7 @@ class WebhookForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' gener
 
 
 @admin.register(WebhookEndpoint)
-class WebhookAdmin(AuditedAdmin):
+class WebhookAdmin(OwnersAdmin):
     form = WebhookForm
     list_display = ("title", "owner", "state", "result", "delivered")
     list_select_related = ("owner",)
@@ -72,12 +72,6 @@ class WebhookAdmin(AuditedAdmin):
     def has_add_permission(self, request: HttpRequest) -> bool:
         mine = WebhookEndpoint.objects.filter(owner=request.user.pk)
         return super().has_add_permission(request) and mine.count() < webhooks.MAX_OF_A_USER
-
-    def has_change_permission(
-        self, request: HttpRequest, obj: WebhookEndpoint | None = None
-    ) -> bool:
-        is_theirs = obj is None or obj.owner_id == request.user.pk
-        return super().has_change_permission(request, obj) and is_theirs
 
     def get_fieldsets(self, request: HttpRequest, obj: WebhookEndpoint | None = None) -> Any:
         if obj is None:
@@ -128,25 +122,9 @@ class WebhookAdmin(AuditedAdmin):
         ]
         if not lines:
             return "none yet"
-        return format_html(
-            '<table class="ing-table ing-runs">{}</table>',
-            format_html_join(
-                "",
-                '<tr><td class="ing-name">{}</td><td>{}</td><td class="ing-wide">{}</td>'
-                '<td class="ing-right">{}</td></tr>',
-                lines,
-            ),
-        )
+        return display.history(lines)
 
     # -- what is done ------------------------------------------------------------------------------
-
-    def get_actions_submit_line(self, request: HttpRequest, object_id: Any) -> list[Any]:
-        """Offer nothing that is refused."""
-        row = WebhookEndpoint.objects.filter(pk=object_id).first()
-        if row is None or not self.has_change_permission(request, row):
-            return []
-        offered: list[Any] = super().get_actions_submit_line(request, object_id)  # type: ignore[misc] # unfold's
-        return offered
 
     @action(description="Save and send a test", icon="send")  # type: ignore[untyped-decorator] # unfold's
     def send_test(self, request: HttpRequest, row: WebhookEndpoint) -> None:
@@ -163,9 +141,7 @@ class WebhookAdmin(AuditedAdmin):
         if change:
             row = WebhookEndpoint.objects.get(pk=obj.pk)  # the form has changed `obj` already
             webhooks.change(row, **given, actor=actor)
-            for pressed in self.get_actions_submit_line(request, obj.pk):
-                if pressed.action_name in request.POST:
-                    pressed.method(request, obj)
+            self.press_button(request, obj)
             return
         assert request.user.is_authenticated
         made, secret = webhooks.create(
@@ -186,10 +162,6 @@ class WebhookAdmin(AuditedAdmin):
             return self.response_post_save_change(request, obj)
         return super().response_change(request, obj)
 
-    def response_post_save_change(self, request: HttpRequest, obj: Any) -> HttpResponseRedirect:
-        """Stay on the page: what its server answers is told there."""
-        return HttpResponseRedirect(display.page_of(obj))
-
     def _shown_once(self, request: HttpRequest, row: WebhookEndpoint) -> HttpResponse:
         """Show the secret, this one time: a redirect would have to keep it somewhere."""
         context = {
@@ -205,7 +177,3 @@ class WebhookAdmin(AuditedAdmin):
 
     def delete_model(self, request: HttpRequest, obj: WebhookEndpoint) -> None:
         webhooks.delete(obj, actor=Actor.of_request(request))
-
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[WebhookEndpoint]) -> None:
-        for row in queryset:
-            self.delete_model(request, row)

@@ -12,6 +12,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from ingestion.models.source import IngestionSource
+from ingestion.models.webhook import WebhookEndpoint
 
 
 class AlertKind(models.TextChoices):
@@ -71,6 +72,7 @@ class AlertRule(models.Model):
 
     class Way(models.TextChoices):
         MAIL = "mail", "E-mail"
+        WEBHOOK = "webhook", "Webhook"
         PING = "ping", "Ping a URL"
 
     class Digest(models.TextChoices):
@@ -85,6 +87,13 @@ class AlertRule(models.Model):
     way = models.CharField(max_length=8, choices=Way.choices, default=Way.MAIL)
     recipients = ArrayField(models.TextField(), default=list, help_text="Addresses of e-mail.")
     url = models.TextField(blank=True, help_text="Of a ping.")
+    webhook = models.ForeignKey(
+        WebhookEndpoint,
+        models.SET_NULL,
+        null=True,
+        related_name="alert_rules",
+        help_text="One of its owner's; null where that was deleted.",
+    )
     kinds = ArrayField(models.TextField(), default=list)
     sources = ArrayField(models.UUIDField(), null=True, help_text="Null: all that its owner sees.")
     digest = models.CharField(max_length=8, choices=Digest.choices, blank=True)

@@ -28,6 +28,8 @@ class Event(models.TextChoices):
 
 #: Sent by `POST /webhooks/:id/test`, whatever an endpoint wants.
 TEST_EVENT = "webhook.test"
+#: Sent by a rule of alerts that has the endpoint for its way, whatever that wants.
+RULE_EVENT = "alerts"
 
 
 class WebhookEndpoint(models.Model):

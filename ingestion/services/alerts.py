@@ -15,7 +15,6 @@ import datetime as dt
 import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 
-from django.contrib.auth.models import User
 from django.db import connection
 from django.db.models.functions import Now
 from django.utils import timezone
@@ -23,7 +22,7 @@ from django.utils import timezone
 from ingestion import queries
 from ingestion.models import Alert, AlertKind, AlertNotice, AlertRule, IngestionSource
 from ingestion.models.webhook import Event
-from ingestion.services.events import announce
+from ingestion.services.events import Happening, announce_all
 
 Change = AlertNotice.Change
 
@@ -57,6 +56,10 @@ class _News:
     source: IngestionSource | None
     message: str
     alert: Alert | None = None
+
+    @property
+    def source_id(self) -> uuid.UUID | None:
+        return self.source.pk if self.source else None
 
 
 def begin(troubles: Iterable[Trouble]) -> None:
@@ -167,14 +170,11 @@ def _tell(news: Sequence[_News]) -> None:
     """Owe it to each rule that wants it, with the rights of the rule's owner, and to webhooks."""
     if not news:
         return
-    rules = AlertRule.objects.filter(
-        enabled=True, way=AlertRule.Way.MAIL, owner__is_active=True
-    ).select_related("owner")
-    owed = []
-    for rule in rules:
-        wanted = [one for one in news if _wants(rule, one.kind, one.source)]
-        seen = _seen_by(rule.owner, [one.source.pk for one in wanted if one.source])
-        owed += [
+    rules = AlertRule.objects.filter(enabled=True, owner__is_active=True)
+    rules = rules.exclude(way=AlertRule.Way.PING).select_related("owner")
+    may_hear = queries.Hearers(one.source_id for one in news)
+    AlertNotice.objects.bulk_create(
+        [
             AlertNotice(
                 rule=rule,
                 alert=one.alert,
@@ -183,22 +183,19 @@ def _tell(news: Sequence[_News]) -> None:
                 source=one.source,
                 message=one.message,
             )
-            for one in wanted
-            if (one.source.pk in seen if one.source else queries.sees_service(rule.owner))
+            for rule in rules
+            for one in news
+            if _wants(rule, one) and may_hear(rule.owner, one.source_id)
         ]
-    AlertNotice.objects.bulk_create(owed)
-    for one in news:
-        if one.alert is not None:
-            event = Event.ALERT_BEGAN if one.change == Change.BEGAN else Event.ALERT_ENDED
-            about = {"alert": str(one.alert.pk), "kind": one.kind, "message": one.message}
-            announce(event, one.source, about | {"since": one.alert.began_at.isoformat()})
+    )
+    announce_all([_event(one, one.alert) for one in news if one.alert is not None])
 
 
-def _wants(rule: AlertRule, kind: str, source: IngestionSource | None) -> bool:
-    if kind not in rule.kinds:
-        return False
-    return rule.sources is None or (source is not None and source.pk in rule.sources)
+def _wants(rule: AlertRule, one: _News) -> bool:
+    return one.kind in rule.kinds and (rule.sources is None or one.source_id in rule.sources)
 
 
-def _seen_by(user: User, ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    return set(queries.visible_sources(user).filter(pk__in=ids).values_list("pk", flat=True))
+def _event(one: _News, alert: Alert) -> Happening:
+    event = Event.ALERT_BEGAN if one.change == Change.BEGAN else Event.ALERT_ENDED
+    about = {"alert": str(alert.pk), "kind": one.kind, "message": one.message}
+    return Happening(event, one.source, about | {"since": alert.began_at.isoformat()})

@@ -4,16 +4,37 @@ An event has a type, a source or none, and data. Here it becomes a row for each 
 it, in the transaction of what happened: told at least once, and not where that was rolled back.
 """
 
+import dataclasses
 import datetime as dt
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from django.contrib.auth.models import User
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from ingestion import queries
 from ingestion.models import IngestionSource, WebhookDelivery, WebhookEndpoint
 from ingestion.models.webhook import Event
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Happening:
+    """An event of a source, or of the service. No mail and no secrets in `data`, which is JSON."""
+
+    event: Event
+    source: IngestionSource | None
+    data: Mapping[str, Any]
+
+    @property
+    def source_id(self) -> uuid.UUID | None:
+        return self.source.pk if self.source else None
+
+    @property
+    def named(self) -> dict[str, str]:
+        if self.source is None:
+            return {}
+        return {"sourceId": str(self.source.pk), "sourceName": self.source.name}
 
 
 def announce(
@@ -28,24 +49,36 @@ def announce(
 
     Call inside the transaction that does it. No mail and no secrets in `data`, which is JSON.
     """
-    wanting = WebhookEndpoint.objects.filter(
-        enabled=True, owner__is_active=True, events__contains=[event]
-    )
-    about: dict[str, Any] = {"event": event, "source_id": source.pk if source else None}
+    happened, told = Happening(event, source, data), WebhookDelivery.objects.none()
     if once_in is not None:
-        told = WebhookDelivery.objects.filter(**about, created_at__gt=Now() - once_in)
-        wanting = wanting.exclude(pk__in=told.values("endpoint"))
-    named = {"sourceId": str(source.pk), "sourceName": source.name} if source else {}
+        told = WebhookDelivery.objects.filter(
+            event=event, source_id=happened.source_id, created_at__gt=Now() - once_in
+        )
+    _owe([happened], told)
+
+
+def announce_all(happened: Sequence[Happening]) -> None:
+    """Owe many events at once, each as `announce` does. The number of queries goes with how many
+    people have webhooks."""
+    _owe(happened, WebhookDelivery.objects.none())
+
+
+def _owe(happened: Sequence[Happening], told: QuerySet[WebhookDelivery]) -> None:
+    """`told`: their endpoints are not told again."""
+    endpoints = WebhookEndpoint.objects.filter(
+        enabled=True, owner__is_active=True, events__overlap=[one.event for one in happened]
+    ).exclude(pk__in=told.values("endpoint"))
+    may_hear = queries.Hearers(one.source_id for one in happened)
     WebhookDelivery.objects.bulk_create(
         [
-            WebhookDelivery(endpoint=endpoint, data={**named, **data}, **about)
-            for endpoint in wanting.select_related("owner")
-            if _may_see(endpoint.owner, source)
+            WebhookDelivery(
+                endpoint=endpoint,
+                event=one.event,
+                source_id=one.source_id,
+                data={**one.named, **one.data},
+            )
+            for endpoint in endpoints.select_related("owner")
+            for one in happened
+            if one.event in endpoint.events and may_hear(endpoint.owner, one.source_id)
         ]
     )
-
-
-def _may_see(user: User, source: IngestionSource | None) -> bool:
-    if source is None:
-        return queries.sees_service(user)
-    return queries.visible_sources(user).filter(pk=source.pk).exists()

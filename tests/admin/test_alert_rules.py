@@ -6,8 +6,10 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 
+from ingestion.errors import InvalidInput
 from ingestion.models import AlertRule
 from ingestion.services.audit import Actor
+from ingestion.services.operations import webhooks
 from ingestion.services.operations.alerting import rules
 from tests.e2e import rows
 from tests.servers import people
@@ -17,6 +19,7 @@ TYPED: dict[str, Any] = {
     "name": "On call", "way": "mail", "recipients": "a@example.com; b@example.com", "url": "",
     "kinds": ["source.attention"], "which": "all", "digest": "daily", "enabled": "on",
 }  # fmt: skip
+ACTOR = Actor.system("tests")
 pytestmark = pytest.mark.django_db
 
 
@@ -57,6 +60,7 @@ def test_a_rule_is_made_changed_and_deleted(client: Client, owner: User) -> None
         ({"kinds": [], "digest": ""}, "Choose at least one, or a digest."),
         ({"which": "chosen"}, "Choose at least one, or all."),
         ({"way": "ping", "digest": "", "url": "ftp://x"}, "Must begin with https://"),
+        ({"way": "webhook"}, "Choose one of your webhooks."),
     ],
 )
 def test_what_is_wrong_is_told_at_its_field(
@@ -69,7 +73,7 @@ def test_what_is_wrong_is_told_at_its_field(
 
 def test_a_rule_is_its_owners_alone_to_change(client: Client, owner: User) -> None:
     given = {"name": "Mine", "recipients": ["a@example.com"], "kinds": ["source.attention"]}
-    rule = rules.create(owner, given=given, actor=Actor.system("tests"))
+    rule = rules.create(owner, given=given, actor=ACTOR)
     verbs = ("view", "add", "change", "delete")
     client.force_login(people.staff("keeper", *(f"{verb}_alertrule" for verb in verbs)))
     assert client.get(f"{PAGES}{rule.pk}/change/").status_code == 200
@@ -77,6 +81,21 @@ def test_a_rule_is_its_owners_alone_to_change(client: Client, owner: User) -> No
     assert client.post(f"{PAGES}{rule.pk}/change/", elsewhere).status_code == 403
     client.force_login(people.staff("nobody"))
     assert client.get(PAGES).status_code == 403
+
+
+def test_only_ones_own_webhooks_are_offered(client: Client, owner: User, other_user: User) -> None:
+    mine, theirs = (
+        webhooks.create(user, url=f"https://{user}.example.com/x", events=[], actor=ACTOR)[0]
+        for user in (owner, other_user)
+    )
+    assert "other_user.example.com" not in client.get(f"{PAGES}add/").content.decode()
+    wrong = client.post(f"{PAGES}add/", TYPED | {"way": "webhook", "webhook": str(theirs.pk)})
+    assert wrong.status_code == 200
+    given = {"name": "x", "way": "webhook", "webhook": theirs, "kinds": ["source.attention"]}
+    with pytest.raises(InvalidInput):
+        rules.create(owner, given=given, actor=ACTOR)
+    client.post(f"{PAGES}add/", TYPED | {"way": "webhook", "webhook": str(mine.pk)})
+    assert AlertRule.objects.get().webhook == mine
 
 
 def test_only_sources_that_one_may_see_are_offered(client: Client, other_user: User) -> None:

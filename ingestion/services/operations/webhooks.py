@@ -175,7 +175,7 @@ def wrong_with(url: str, events: Collection[str]) -> dict[str, list[str]]:
     errors: dict[str, list[str]] = {}
     if (problem := posting.wrong_with(url)) is not None:
         errors["url"] = [problem]
-    if not events or not set(events) <= set(Event.values):
+    if not set(events) <= set(Event.values):
         errors["events"] = [f"Must be some of: {', '.join(Event.values)}."]
     return errors
 

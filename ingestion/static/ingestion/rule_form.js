@@ -5,6 +5,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const belongs = {
     recipients: ["way", "mail"],
     digest: ["way", "mail"],
+    webhook: ["way", "webhook"],
     url: ["way", "ping"],
     sources: ["which", "chosen"],
   };

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from ingestion.models import (
@@ -448,6 +449,50 @@ def test_a_hostile_name_is_only_text(staff: User, owner: User, inbox: Mailbox) -
 
 
 # -- ping --------------------------------------------------------------------------------------
+
+
+def test_a_rule_by_webhook_tells_what_happens_together_in_one_signed_delivery(
+    staff: User, owner: User, at: Receiver
+) -> None:
+    hook, secret = webhooks.create(staff, url=at.url, events=[], actor=ACTOR)
+    rule = a_rule(staff, way="webhook", webhook=hook, recipients=[])
+    sources = broken(owner, 300)
+    work()
+    work()
+    [came] = at.came
+    told = came.verified(secret)
+    assert (told["type"], told["data"]["rule"]) == ("alerts", "All")
+    notices = told["data"]["notices"]
+    assert {notice["sourceId"] for notice in notices} == {str(s.pk) for s in sources}
+    assert {notice["change"] for notice in notices} == {"began"}
+    mended(*sources)
+    work()
+    later()
+    work()
+    [_, came] = at.came
+    assert {notice["change"] for notice in came.verified(secret)["data"]["notices"]} == {"ended"}
+    webhooks.delete(hook, actor=ACTOR)
+    broken(owner)
+    later()
+    rule.refresh_from_db()
+    assert rule.last_result.startswith("Its webhook was deleted. Choose another.")
+    assert list(sending.failing()) == [rule], "doctor tells it"
+
+
+def test_what_is_told_of_many_sources_costs_as_many_queries_as_of_one(
+    staff: User, owner: User, at: Receiver
+) -> None:
+    for _ in range(3):
+        webhooks.create(staff, url=at.url, events=["alert.began"], actor=ACTOR)
+        a_rule(staff)
+    counts = []
+    for number in (1, 30):
+        broken(owner, number)
+        with CaptureQueriesContext(connection) as queries:
+            watch.look_at_sources()
+        counts.append(len(queries))
+    assert counts[0] == counts[1]
+    assert (AlertNotice.objects.count(), WebhookDelivery.objects.count()) == (93, 93)
 
 
 def test_a_ping_says_each_minute_that_all_is_well_and_when_it_is_not(

@@ -20,7 +20,10 @@ from ingestion.services.operations.alerting.mail import Sent
 
 MAX_OF_A_USER = 50
 _MAX_RECIPIENTS = 20
-FIELDS = ("name", "enabled", "way", "recipients", "url", "kinds", "sources", "digest")
+#: What people give, by the names of its columns.
+FIELDS = (
+    *("name", "enabled", "way", "recipients", "url", "webhook", "kinds", "sources", "digest"),
+)
 
 
 def create(user: User, *, given: Mapping[str, Any], actor: Actor) -> AlertRule:
@@ -75,7 +78,7 @@ def test(rule: AlertRule, *, actor: Actor) -> Sent:
     """Send a test now, and return what came of it. Network outside, its own transaction."""
     with transaction.atomic():
         audit(actor, "alert_rule.test", None, _about(rule))
-    sent = sending.test(rule)
+    sent = sending.test(rule, actor=actor)
     AlertRule.objects.filter(pk=rule.pk).update(
         last_result=f"Test: {sent.text}", last_result_at=Now()
     )
@@ -84,7 +87,11 @@ def test(rule: AlertRule, *, actor: Actor) -> Sent:
 
 def where(rule: AlertRule) -> str:
     """Say where it tells: of a URL the host alone, for the rest of it may be a secret."""
-    return posting.host(rule.url) if rule.way == AlertRule.Way.PING else ", ".join(rule.recipients)
+    if rule.way == AlertRule.Way.MAIL:
+        return ", ".join(rule.recipients)
+    if rule.way == AlertRule.Way.PING:
+        return posting.host(rule.url)
+    return posting.host(rule.webhook.url) if rule.webhook else "no webhook"
 
 
 def wrong_with(rule: AlertRule) -> dict[str, list[str]]:
@@ -98,16 +105,25 @@ def wrong_with(rule: AlertRule) -> dict[str, list[str]]:
         errors["kinds"] = ["Choose at least one, or a digest."]
     if rule.sources is not None and (wrong := _wrong_with_sources(rule.owner, rule.sources)):
         errors["sources"] = [wrong]
-    if rule.way == AlertRule.Way.PING:
-        if (problem := posting.wrong_with(rule.url)) is not None:
-            errors["url"] = [problem]
-        if rule.digest:
-            errors["digest"] = ["A digest goes by e-mail."]
-        if set(rule.kinds) == {AlertKind.IMPORT_FINISHED}:
-            errors["kinds"] = ["A ping tells what lasts: choose something that can be over."]
-    elif refused := _wrong_with_recipients(rule.recipients):
-        errors["recipients"] = [refused]
-    return errors
+    if rule.digest and rule.way != AlertRule.Way.MAIL:
+        errors["digest"] = ["A digest goes by e-mail."]
+    if rule.way == AlertRule.Way.PING and set(rule.kinds) == {AlertKind.IMPORT_FINISHED}:
+        errors["kinds"] = ["A ping tells what lasts: choose something that can be over."]
+    field, wrong = _wrong_with_way(rule)
+    return errors | ({field: [wrong]} if wrong else {})
+
+
+def _wrong_with_way(rule: AlertRule) -> tuple[str, str]:
+    """Return the field that names whom it tells, and what is wrong with that."""
+    match rule.way:
+        case AlertRule.Way.MAIL:
+            return "recipients", _wrong_with_recipients(rule.recipients)
+        case AlertRule.Way.WEBHOOK:
+            is_theirs = rule.webhook is not None and rule.webhook.owner_id == rule.owner_id
+            return "webhook", "" if is_theirs else "Choose one of your webhooks."
+        case AlertRule.Way.PING:
+            return "url", posting.wrong_with(rule.url) or ""
+    return "way", f"Must be one of: {', '.join(AlertRule.Way.values)}."
 
 
 def _wrong_with_sources(user: User, sources: Collection[uuid.UUID]) -> str:

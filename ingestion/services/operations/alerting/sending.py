@@ -1,10 +1,12 @@
-"""Telling what rules owe: one mail for all that is owed, or a ping each minute.
+"""Telling what rules owe: one mail, or one delivery of a webhook, for all that is owed, or a ping
+each minute.
 
     notices (services.alerts) -> due work: the rule -> mail -> sent, marked in one transaction
       -> or tried again, ever later, for as long as the mail server is away: then all in one mail
 
 A worker that dies between sending and marking tells it again, with the same Message-ID. What is
-sent is what the rule's owner may see at that moment.
+sent is what the rule's owner may see at that moment. A webhook's delivery is written in the
+transaction that marks, and is work of its own (`operations.webhooks`) from then on.
 """
 
 import datetime as dt
@@ -18,8 +20,10 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from ingestion import queries
-from ingestion.models import Alert, AlertNotice, AlertRule
-from ingestion.services.operations import posting
+from ingestion.models import Alert, AlertNotice, AlertRule, WebhookDelivery
+from ingestion.models.webhook import RULE_EVENT
+from ingestion.services.audit import Actor
+from ingestion.services.operations import posting, webhooks
 from ingestion.services.operations.alerting import digest, mail, words
 
 log = structlog.get_logger(__name__)
@@ -44,7 +48,7 @@ DUE = """enabled AND not_before <= now() AND (way = 'ping' OR digest_at <= now()
 
 def tell(pk: uuid.UUID) -> None:
     """Send what a rule owes. Network outside, transaction inside."""
-    rules = AlertRule.objects.select_related("owner")
+    rules = AlertRule.objects.select_related("owner", "webhook")
     rule = rules.filter(pk=pk, enabled=True, owner__is_active=True, not_before__lte=Now()).first()
     if rule is None:
         # Its owner is gone; or it was handed out twice, and somebody else has just told it.
@@ -56,10 +60,16 @@ def tell(pk: uuid.UUID) -> None:
         _send_digest(rule)
 
 
-def test(rule: AlertRule) -> mail.Sent:
+def test(rule: AlertRule, *, actor: Actor) -> mail.Sent:
     """Send a test now, whatever is owed; return what came of it in words. Network."""
     if rule.way == AlertRule.Way.PING:
         return ping(rule)
+    if rule.way == AlertRule.Way.WEBHOOK:
+        why = _wrong_with_webhook(rule)
+        if rule.webhook is None or why:
+            return mail.Sent(ok=False, text=why)
+        answer = webhooks.test(rule.webhook, actor=actor)
+        return mail.Sent(answer.ok, answer.text)
     return mail.send(words.of_test(rule, open_alerts(rule)), rule.recipients)
 
 
@@ -110,16 +120,34 @@ def _tell_notices(rule: AlertRule) -> bool:
         return True
     seen = set(_visible(rule.owner).filter(rule=rule, sent_at=None).values_list("pk", flat=True))
     shown = [notice for notice in owed if notice.pk in seen]
-    sent = mail.Sent(ok=True, text="Nothing that its owner may still see.")
-    if shown:
-        sent = mail.send(words.of_notices(rule, shown), rule.recipients)
+    sent = _told(rule, shown)
     if not sent.ok:
         _try_again(rule, sent.text)
         return False
     with transaction.atomic():
+        if shown and rule.way == AlertRule.Way.WEBHOOK and rule.webhook is not None:
+            WebhookDelivery.objects.create(
+                endpoint=rule.webhook, event=RULE_EVENT, data=words.of_delivery(rule, shown)
+            )
         AlertNotice.objects.filter(pk__in=[notice.pk for notice in owed]).update(sent_at=Now())
         _done(rule, sent, wait=_APART)
     return True
+
+
+def _told(rule: AlertRule, shown: list[AlertNotice]) -> mail.Sent:
+    """Send a mail; of a webhook, say whether it can be given to it. Network."""
+    if not shown:
+        return mail.Sent(ok=True, text="Nothing that its owner may still see.")
+    if rule.way == AlertRule.Way.MAIL:
+        return mail.send(words.of_notices(rule, shown), rule.recipients)
+    why = _wrong_with_webhook(rule)
+    return mail.Sent(not why, why or "Given to the webhook, whose page says what came of it.")
+
+
+def _wrong_with_webhook(rule: AlertRule) -> str:
+    if rule.webhook is None:
+        return "Its webhook was deleted. Choose another."
+    return "" if rule.webhook.enabled else "Its webhook is disabled. Enable it, or choose another."
 
 
 def _visible(user: User) -> QuerySet[AlertNotice]:

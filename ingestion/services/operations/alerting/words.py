@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 from django.urls import reverse
 from django.utils import timezone
@@ -89,6 +90,25 @@ def of_test(rule: AlertRule, opened: Sequence[Alert]) -> Mail:
     sections = [*_sections(_as_notice(alert) for alert in opened)]
     about = {"rule": rule.name, "sections": sections, "is_test": True}
     return Mail("A test", "alerts", about, key=f"{rule.pk} {timezone.now().isoformat()}")
+
+
+def of_delivery(rule: AlertRule, owed: Sequence[AlertNotice]) -> dict[str, Any]:
+    """Say the same to a program: each notice by itself, in the order in which it came."""
+    return {
+        "rule": rule.name,
+        "notices": [
+            {
+                "change": notice.change,
+                "kind": notice.kind,
+                "alert": str(notice.alert_id) if notice.alert_id else None,
+                "sourceId": str(notice.source_id) if notice.source_id else None,
+                "sourceName": notice.source.name if notice.source else None,
+                "message": one_line(notice.message, _REASON_CHARS),
+                "at": notice.created_at.isoformat(),
+            }
+            for notice in owed
+        ],
+    }
 
 
 def of_ping(opened: Sequence[Alert]) -> str:
