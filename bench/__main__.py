@@ -117,6 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
         chart.save(searched, ROOT / "docs" / "search.svg")
         console.print("Written: docs/benchmarks.md on search, docs/search.svg")
     is_other_plan = options.messages or options.corpus or options.accounts
+    asked = [row for row in rows if row.scenario.startswith(object_store.ASKED)]
+    if asked and not (options.quick or options.messages or failed):
+        page.update_object_store(ROOT / "docs" / "object-store.md", asked, about)
+        console.print("Written: docs/object-store.md on requests")
     if not (options.quick or options.only or is_other_plan or failed):
         page.update(ROOT / "docs" / "benchmarks.md", rows, about)
         chart.save(rows, ROOT / "docs" / "benchmarks.svg")

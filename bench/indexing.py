@@ -1,6 +1,5 @@
 """The index stage: what it takes of a core, and what an import loses while it is at work."""
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +9,15 @@ from bench.results import BenchError, Row, Sample, alternate, at_least, ratio
 from bench.service import Service
 from bench.stage import Stage
 
-_PATIENCE_SECONDS = 900.0
+#: How long indexing alone is watched, and for how many messages: it writes 200 together.
+_SECONDS, _AT_LEAST = 8.0, 2_000
+_PATIENCE_SECONDS = 200.0
 _READER = b"ingestion.mail.child"
 
 
 def index(stage: Stage) -> Iterator[Row]:
-    """Index what was imported while the index stage stood still; then import beside it."""
+    """Import while the index stage stands still, and while it is at work on what that left, in
+    turns; then let it work alone."""
     account, port = stage.main, stage.dovecot.port
     name = f"indexing {account.messages:,} × {account.size / account.messages / 1000:.0f} kB"
     alone = Row(name, "index alone")
@@ -23,41 +25,34 @@ def index(stage: Stage) -> Iterator[Row]:
     with stage.another_service() as service:
         imported = scenarios.ours(service, account, port=port)
 
-        def with_index_held() -> Sample:
-            with service.supervised.standing_still("index"):
-                return imported()
-
         def beside_index() -> Sample:
-            with_index_held()  # gives it something to do all the while
-            sample = imported()
+            with service.indexing():
+                sample = imported()
             if not service.unindexed():
                 raise BenchError("Everything was indexed before the import was done.")
-            wait(service)
             return sample
 
-        def index_alone() -> Sample:
-            wait(service)
-            with_index_held()
-            return _index(service, alone)
-
-        stage.say("Importing and indexing, in turns")
-        alternate(
-            stage.plan.rounds,
-            [(alone, index_alone), (without, with_index_held), (beside, beside_index)],
-        )
+        stage.say("Importing beside the index stage and without it, in turns")
+        alternate(stage.plan.rounds, [(without, imported), (beside, beside_index)])
+        stage.say("Indexing")
+        alternate(stage.plan.rounds, [(alone, lambda: _index(service, alone))])
     beside.checks = [at_least("of the rate without", ratio(beside, without), 0.9)]
-    beside.note = f"{os.cpu_count()} cores, which they share with the server and the database"
+    for row in (without, beside):
+        row.note = scenarios.told(scenarios.cpu_of_a_message(row))
     yield from (alone, without, beside)
 
 
 def _index(service: Service, row: Row) -> Sample:
-    """Measure until all is indexed, and the CPU of indexers, their readers and PostgreSQL."""
-    messages = service.unindexed()
+    """Let it work for some seconds; measure the CPU of indexers, their readers and PostgreSQL."""
     programs = service.supervised.children()
-    before, started = _cpu(programs), time.monotonic()
-    wait(service)
-    seconds = time.monotonic() - started
+    count, before, started = service.documents(), _cpu(programs), time.monotonic()
+    with service.indexing():
+        while _goes_on(service, count, time.monotonic() - started):
+            time.sleep(0.2)
+    seconds, messages = time.monotonic() - started, service.documents() - count
     index, reader, database = (b - a for a, b in zip(before, _cpu(programs), strict=True))
+    if not messages:
+        raise BenchError(f"Nothing was indexed in {seconds:.0f} s.")
     each = [f"{1e6 * used / messages:,.0f}" for used in (index - reader, reader, database)]
     row.note = (
         f"{messages / (index + database):,.0f} messages a second and core; CPU a message: indexer "
@@ -66,6 +61,12 @@ def _index(service: Service, row: Row) -> Sample:
     return Sample(
         seconds=seconds, messages=messages, cpu_seconds=index, database_cpu_seconds=database
     )
+
+
+def _goes_on(service: Service, count: int, seconds: float) -> bool:
+    if not service.unindexed() or seconds > _PATIENCE_SECONDS:
+        return False
+    return seconds < _SECONDS or service.documents() - count < _AT_LEAST
 
 
 def _cpu(programs: dict[str, int]) -> tuple[float, float, float]:
@@ -78,11 +79,3 @@ def _cpu(programs: dict[str, int]) -> tuple[float, float, float]:
         sum(map(processes.cpu_seconds, readers)),
         processes.cpu_seconds(programs["postgres"]),
     )
-
-
-def wait(service: Service) -> None:
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while service.unindexed():
-        if time.monotonic() > deadline:
-            raise BenchError(f"Not indexed after {_PATIENCE_SECONDS:.0f} s.")
-        time.sleep(0.2)

@@ -10,6 +10,8 @@ START = "<!-- results: `make bench` writes what follows -->"
 END = "<!-- end of results -->"
 SEARCH = "<!-- search: `make bench ONLY=search` writes what follows -->"
 SEARCH_END = "<!-- end of search -->"
+OBJECT_STORE = "<!-- counted: `make bench ONLY=s3` writes what follows -->"
+OBJECT_STORE_END = "<!-- end of counted -->"
 
 
 def update(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
@@ -32,6 +34,23 @@ def update_search(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> 
         reached = "<br>".join(f"{'✓' if c.reached else '**✗**'} {c.text}" for c in row.checks)
         lines.append(_line([row.scenario, row.contender, reached, row.note]))
     _replace(path, (SEARCH, SEARCH_END), "\n".join(lines) + "\n")
+
+
+def update_object_store(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
+    """Replace what the object store was asked for, as `object_store` counted it. Raises ValueError
+    where the marks are missing."""
+    lines = [
+        " · ".join(about.values()),
+        "",
+        _line(["of S3", "", "seconds", "asked for"]),
+        _line(["---", "---", "--:", "---"]),
+    ]
+    for row in rows:
+        seconds = row.median("seconds")
+        lines.append(
+            _line([row.scenario, row.contender, f"{seconds:.2f}" if seconds else "", row.note])
+        )
+    _replace(path, (OBJECT_STORE, OBJECT_STORE_END), "\n".join(lines) + "\n")
 
 
 def _replace(path: Path, marks: tuple[str, str], section: str) -> None:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 
 class BenchError(Exception):
@@ -20,6 +20,8 @@ class Sample:
     cpu_seconds: float | None = None
     server_cpu_seconds: float | None = None
     database_cpu_seconds: float | None = None
+    #: What each process of the service took, the database and the broker included.
+    cpu_by_process: Mapping[str, float] = dataclasses.field(default_factory=dict)
     rss_bytes: int | None = None
     commands: int | None = None
     database_milliseconds: float | None = None

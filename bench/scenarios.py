@@ -4,8 +4,9 @@ A scenario is a function of the stage that returns its rows. All contenders of a
 turns, so that what else the machine does falls on all of them.
 """
 
+import statistics
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from bench.results import BenchError, Row, Sample, alternate, at_least, at_most, ratio
 from bench.service import Account, Service
@@ -18,6 +19,8 @@ MEMORY_BYTES = 200 * _MB
 #: Bytes per second and connection: far below what one core handles, as over the internet.
 _PROVIDERS_PACE = 3 * _MB
 _MAILBOXES = 40
+#: Of CPU for a message, in all processes of the service, on any processor.
+_CPU_SECONDS = 180e-6
 
 
 def _megabytes(value: float) -> str:
@@ -28,6 +31,34 @@ def memory(row: Row, target: int = MEMORY_BYTES) -> None:
     """Check the peak memory of a worker: the highest of all samples, not the median."""
     peak = max((s.rss_bytes or 0 for s in row.samples), default=0)
     row.checks.append(at_most("peak RSS", peak, target, show=_megabytes))
+
+
+def _cpu(row: Row) -> None:
+    """Check what a message takes of CPU in all, and say by which process."""
+    each = cpu_of_a_message(row)
+    row.checks.append(
+        at_most("CPU a message", sum(each.values()), _CPU_SECONDS, show=_microseconds)
+    )
+    row.note = told(each)
+
+
+def cpu_of_a_message(row: Row) -> dict[str, float]:
+    """Return the CPU seconds that each process took for a message: medians of all samples."""
+    each: dict[str, list[float]] = {}
+    for sample in row.samples:
+        for name, seconds in sample.cpu_by_process.items():
+            each.setdefault(name, []).append(seconds / (sample.messages or 1))
+    return {name: statistics.median(seconds) for name, seconds in each.items()}
+
+
+def told(each: Mapping[str, float]) -> str:
+    """Say in words what took how much of CPU, without what took none."""
+    shown = ", ".join(f"{name} {s * 1e6:,.0f}" for name, s in each.items() if round(s * 1e6))
+    return f"CPU a message: {shown} us"
+
+
+def _microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:,.0f} us"
 
 
 def ours(
@@ -70,6 +101,7 @@ def imports(stage: Stage) -> Iterator[Row]:
         at_least("of the floor", ratio(us, floor), 0.25),
     ]
     memory(us)
+    _cpu(us)
     yield us
     yield from rows
     if not quick:

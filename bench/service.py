@@ -3,6 +3,7 @@
 Owns a VAR_DIR of its own, and knows how to import an account and what that took.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -11,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -22,7 +23,7 @@ import psycopg
 from bench import processes
 from bench.results import BenchError, Sample
 from ingestion_project.embedded import Local
-from tests.servers.stack import ROOT, Supervised, free_port
+from tests.servers.stack import ROOT, Supervised, free_port, packing_processes
 
 #: The user's own deployment must not be what is measured.
 _FOREIGN = (
@@ -58,12 +59,17 @@ class Source:
 
 
 class Service:
-    """`python -m ingestion_project.run` on a directory. A context manager."""
+    """`python -m ingestion_project.run` on a directory. A context manager.
+
+    Its index stage stands still but while `indexing`: what it owes of one import would be at work
+    beside the next, or beside a peer.
+    """
 
     def __init__(
         self, directory: Path, *, server_pid: int, env: Mapping[str, str] | None = None
     ) -> None:
         self.directory = directory
+        self._still = contextlib.ExitStack()
         self._server_pid = server_pid
         self._port = free_port()
         self.env = clean_environ(VAR_DIR=str(directory), PORT=str(self._port), **(env or {}))
@@ -87,6 +93,7 @@ class Service:
                 timeout=30,
             )
             self.database = self._connect()
+            self._still.enter_context(self.supervised.standing_still("index"))
         except BaseException:
             self.supervised.stop()
             raise
@@ -100,11 +107,21 @@ class Service:
     ) -> None:
         self.database.close()
         self._api.close()
+        self._still.close()
         self.supervised.stop()
 
     @property
     def _manage(self) -> list[str]:
         return [sys.executable, str(ROOT / "manage.py")]
+
+    @contextlib.contextmanager
+    def indexing(self) -> Iterator[None]:
+        """Let the index stage work meanwhile."""
+        self._still.close()
+        try:
+            yield
+        finally:
+            self._still.enter_context(self.supervised.standing_still("index"))
 
     def worker_pid(self) -> int:
         return self.supervised.children()["worker"]
@@ -152,22 +169,24 @@ class Service:
         worker = programs["worker"]
         children = processes.tree(worker)
         processes.forget_peaks(children)
-        cpu = self._cpu(programs)
         before = self._counters(sources)
+        server, cpu = processes.cpu_seconds(self._server_pid), self._cpu(programs)
         started = self._now()
         for source in sources:
             self._post(f"/ingestion/{source.id}/{verb}")
         finished = self._wait_for_runs(sources)
         used = {name: after - cpu[name] for name, after in self._cpu(programs).items()}
+        server = processes.cpu_seconds(self._server_pid) - server
         after = self._counters(sources)
         self._check(sources, after)
         return Sample(
             seconds=finished - started,
             messages=after[0] - before[0],
             size=after[1] - before[1],
-            cpu_seconds=used["worker"],
-            server_cpu_seconds=used["server"],
-            database_cpu_seconds=used["postgres"],
+            cpu_seconds=used["worker"] + used["packing process"],
+            server_cpu_seconds=server,
+            database_cpu_seconds=used["PostgreSQL"],
+            cpu_by_process=used,
             rss_bytes=processes.peak_rss_bytes(children),
         )
 
@@ -214,6 +233,10 @@ class Service:
             size=said["bytes"],
             cpu_seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         )
+
+    def documents(self) -> int:
+        """Return how many messages are indexed."""
+        return int(self.ask("SELECT count(*) FROM ingestion_document")[0][0])
 
     def unindexed(self) -> int:
         """Return how many messages are in packs that were never indexed in whole."""
@@ -264,9 +287,20 @@ class Service:
         found: dict[str, Any] = answer.json()
         return found
 
-    def _cpu(self, programs: Mapping[str, int]) -> dict[str, float]:
-        pids = {"server": self._server_pid, **{n: programs[n] for n in ("worker", "postgres")}}
-        return {name: processes.cpu_seconds(pid) for name, pid in pids.items()}
+    @staticmethod
+    def _cpu(programs: Mapping[str, int]) -> dict[str, float]:
+        """Return what each has used so far, all below it included: what packs is the worker's."""
+        used = {name: processes.cpu_seconds(pid) for name, pid in programs.items()}
+        tree = processes.tree(programs["worker"])
+        packing = sum(processes.cpu_seconds(p) for pid in tree for p in packing_processes(pid))
+        return {
+            "worker": used.pop("worker") - packing,
+            "packing process": packing,
+            "PostgreSQL": used.pop("postgres"),
+            "Redis": used.pop("redis"),
+            "index": used.pop("index"),
+            "others": sum(used.values()),
+        }
 
     def _now(self) -> float:
         return float(self.ask("SELECT extract(epoch FROM clock_timestamp())")[0][0])
