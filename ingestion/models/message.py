@@ -3,7 +3,8 @@ FailedMessage (what could not be had, and when it is tried again).
 
 Message and Placement are written a thousand at a time under the mailbox's row lock, so the database
 checks there what only it can know: identities, and that a placement's message and a message's pack
-exist. The mailbox needs no check, being locked, and no index of its own: others begin with it.
+exist. Triggers do the latter (migration 0031): a foreign key would be a query for each row. The
+mailbox needs no check, being locked, and no index of its own: others begin with it.
 """
 
 import uuid
@@ -68,7 +69,7 @@ class Message(models.Model):
     )
     sha256 = models.BinaryField(max_length=32)
     size_bytes = models.BigIntegerField()
-    pack = models.ForeignKey(Pack, models.PROTECT, related_name="messages")
+    pack = models.ForeignKey(Pack, models.PROTECT, related_name="messages", db_constraint=False)
     pack_offset = models.BigIntegerField(help_text="Of the zstd frame, in bytes.")
     pack_length = models.BigIntegerField(help_text="Of the zstd frame, in bytes.")
     received_at = models.DateTimeField(null=True)
@@ -113,7 +114,9 @@ class Placement(models.Model):
     folder = models.ForeignKey(
         Folder, models.CASCADE, related_name="placements", db_constraint=False, db_index=False
     )
-    message = models.ForeignKey(Message, models.CASCADE, related_name="placements")
+    message = models.ForeignKey(
+        Message, models.CASCADE, related_name="placements", db_constraint=False
+    )
     remote_id = models.TextField()
     stable_id = models.TextField(blank=True)
     thread_id = models.TextField(blank=True)
