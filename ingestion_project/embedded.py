@@ -29,8 +29,14 @@ _MAX_SOCKET_DIR_BYTES = 88
 
 DATABASE_NAME = "ingestion"
 
-#: For tests alone: a crash of the machine (not of the process) may lose what was committed.
-_WITHOUT_FSYNC = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+#: For tests alone: a crash of the machine (not of the process) may lose what was committed; and to
+#: empty tables, as each test does, looks through all buffers.
+_OF_TESTS = {
+    "fsync": "off",
+    "synchronous_commit": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "128MB",
+}
 
 
 class EmbeddedError(RuntimeError):
@@ -125,7 +131,7 @@ class Local:
             "log_min_messages": "fatal",  # an error is its client's to tell
             "log_checkpoints": "off",
             "timezone": "UTC",
-            **({} if durable else _WITHOUT_FSYNC),
+            **({} if durable else _OF_TESTS),
         }
         flags = [part for name, value in options.items() for part in ("-c", f"{name}={value}")]
         binary = str(_postgres_binaries() / "postgres")
