@@ -157,7 +157,7 @@ def _takes_one_at_a_time(config: ImapConfig) -> bool:
 def _encrypted(
     connection: socket.socket, config: ImapConfig, environment: Environment
 ) -> ssl.SSLSocket:
-    context = net.tls_context(
+    context = net.shared_tls_context(
         verify=not config.allowInsecureCert, extra_ca_file=environment.extra_ca_file
     )
     return net.start_tls(connection, config.host, context)

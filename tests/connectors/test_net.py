@@ -1,10 +1,13 @@
 """Connecting: addresses that don't answer, and HTTP answers that never end."""
 
 import contextlib
+import os
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,6 +16,7 @@ import pytest
 from connectors import net, web
 from connectors.config import Environment
 from connectors.errors import Fatal, Unavailable
+from tests.servers.graph import http
 
 
 @contextlib.contextmanager
@@ -127,3 +131,16 @@ def test_a_host_that_cannot_be_reached_is_a_failed_connection_with_its_reason() 
     ):
         client.get(f"http://127.0.0.1:{port}/")
     assert isinstance(web.problem(caught.value, "the server"), Unavailable)
+
+
+def test_authorities_are_read_again_once_their_file_changed(tmp_path: Path) -> None:
+    file = tmp_path / "ca.pem"
+
+    def context() -> ssl.SSLContext:
+        return net.shared_tls_context(verify=True, extra_ca_file=str(file))
+
+    file.write_bytes(Path(http.ca_file()).read_bytes())
+    before = context()
+    assert context() is before
+    os.utime(file, ns=(1, 1))
+    assert context() is not before
