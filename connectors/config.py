@@ -158,6 +158,10 @@ class Config:
     #: provider's page: the name of a field.
     owners_secret: ClassVar[str] = ""
 
+    #: The field that names the source's only mailbox, where a source is one account: its value is
+    #: the remote id that `Connector.mailboxes` yields. "": a source may have any number.
+    only_mailbox: ClassVar[str] = ""
+
     def check(self) -> None:
         """Check what concerns more than one field, or a field's form. Raises ConfigError."""
 

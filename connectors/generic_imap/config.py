@@ -88,6 +88,7 @@ class ImapConfig(Config):
     )
 
     owners_secret = "password"  # noqa: S105 - a field's name
+    only_mailbox = "username"
 
     def awaits_consent(self) -> bool:
         return self.passwordByOwner and not self._given()

@@ -11,7 +11,7 @@ import operator
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from django.conf import settings
@@ -24,7 +24,7 @@ from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.archive import indexing
 from ingestion.services.archive.exports import jobs as exports
-from ingestion.services.engine import claims, lease, runs, sync
+from ingestion.services.engine import claims, lease, looking, runs, sync
 from ingestion.services.engine.places import Places
 from ingestion.services.operations import webhooks
 from ingestion.services.operations.alerting import sending
@@ -109,6 +109,14 @@ KINDS = {
         places=_asking_providers,
         leads_to_more=True,
     ),
+    "look": Kind(
+        "ingestion_ingestionsource",
+        looking.DUE,
+        since="next_sync_at",
+        verb=looking.work,
+        at_a_time=1,
+        leads_to_more=True,
+    ),
     "mailbox": Kind(
         "ingestion_mailbox",
         lease.DUE,
@@ -189,7 +197,7 @@ def hand_out(*, limit: int = 1000) -> Iterator[Work]:
     _finish_settled_runs(limit)
     runs.follow_meanwhile(limit)
     parameters = {
-        **lease.parameters(),
+        **_parameters(),
         "again": dt.timedelta(seconds=HAND_OUT_AGAIN_SECONDS),
     }
     for name, kind in KINDS.items():
@@ -204,6 +212,11 @@ def hand_out(*, limit: int = 1000) -> Iterator[Work]:
             yield Work(name, pk)
 
 
+def _parameters() -> dict[str, Any]:
+    """Return what the kinds' `due` refer to."""
+    return {**lease.parameters(), "one_account": looking.one_account()}
+
+
 def backlog() -> Iterator[tuple[str, int, float]]:
     """Yield each kind of work with how many rows are due for it, and how many seconds the one has
     waited that waits longest."""
@@ -211,7 +224,7 @@ def backlog() -> Iterator[tuple[str, int, float]]:
         query = f"""SELECT count(*), extract(epoch FROM now() - min({kind.since}))
                     FROM {kind.table} WHERE {kind.due}"""
         with connection.cursor() as cursor:
-            cursor.execute(query, lease.parameters())
+            cursor.execute(query, _parameters())
             [(count, seconds)] = cursor.fetchall()
         yield name, count, float(seconds or 0)
 
@@ -234,6 +247,7 @@ def _start_scheduled_syncs(limit: int) -> None:
             IngestionSource.objects.filter(
                 status=SourceStatus.ACTIVE, deleted_at=None, next_sync_at__lte=Now()
             )
+            .exclude(provider__in=looking.one_account())  # those are looked at first
             .order_by("next_sync_at")
             .select_for_update(no_key=True, skip_locked=True)
             .values_list("pk", flat=True)
@@ -312,6 +326,6 @@ def _owner_if_due(work: Work) -> int | None:
     kind = KINDS[work.kind]
     query = f"SELECT {kind.owner} FROM {kind.table} WHERE id = %(id)s AND {kind.due}"
     with connection.cursor() as cursor:
-        cursor.execute(query, {**lease.parameters(), "id": work.pk})
+        cursor.execute(query, {**_parameters(), "id": work.pk})
         row = cursor.fetchone()
     return row[0] if row else None

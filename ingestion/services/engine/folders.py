@@ -104,6 +104,20 @@ def store_listing(
     return followed
 
 
+def is_as_stored(rows: Sequence[Folder], listed: Sequence[RemoteFolder], options: Options) -> bool:
+    """Tell whether a listing is what the mailbox's rows say, so that there is nothing to store."""
+    there = {row.remote_id: row for row in rows if row.removed_at is None}
+    wanted = [remote for remote in listed if options.wants_folder(remote)]
+    return (
+        bool(listed)
+        and there.keys() <= {remote.remote_id for remote in listed}
+        and all(
+            remote.remote_id in there and not _differs(there[remote.remote_id], remote)
+            for remote in wanted
+        )
+    )
+
+
 def _was_missing_before(row: Folder, run: Run) -> bool:
     return row.missing_since is not None and row.missing_since < run.started_at
 

@@ -55,17 +55,40 @@ def _retry_folders(source: IngestionSource) -> None:
         waiting.filter(mailbox__in=mailboxes).update(not_before=None)
 
 
-def start_syncs(source_ids: Collection[uuid.UUID], *, actor: str) -> None:
-    """Start a sync of each source that has no unfinished run: two statements for any number.
+#: Of runs that were just begun: lists the mailbox of each.
+_LISTED = """
+WITH run AS (
+    UPDATE ingestion_run r
+       SET discovered_at = now(), mailboxes_total = 1, not_before = now() +
+           (SELECT make_interval(secs => coalesce((s.options->>'syncIntervalSeconds')::int, 300))
+              FROM ingestion_ingestionsource s WHERE s.id = r.source_id)
+      FROM ingestion_mailbox m
+     WHERE r.id = ANY(%(runs)s) AND m.id = ANY(%(mailboxes)s) AND m.source_id = r.source_id
+       AND m.state = 'active'
+ RETURNING r.id, m.id AS mailbox_id)
+UPDATE ingestion_mailbox SET run_id = run.id, handed_out_at = NULL
+  FROM run WHERE ingestion_mailbox.id = run.mailbox_id"""
+
+
+def start_syncs(
+    source_ids: Collection[uuid.UUID],
+    *,
+    actor: str,
+    only_mailboxes: Collection[uuid.UUID] = (),
+) -> None:
+    """Start a sync of each source that has no unfinished run: a few statements for any number.
+    Those of which `only_mailboxes` has the only mailbox need not list theirs.
 
     Call inside a transaction that holds the sources' row locks.
     """
     if not source_ids:
         return
-    Run.objects.bulk_create(
-        [Run(source_id=pk, kind=RunKind.SYNC, actor=actor) for pk in source_ids],
-        ignore_conflicts=True,  # one_unfinished_run_per_source
-    )
+    begun = [Run(source_id=pk, kind=RunKind.SYNC, actor=actor) for pk in source_ids]
+    Run.objects.bulk_create(begun, ignore_conflicts=True)  # one_unfinished_run_per_source
+    if only_mailboxes:
+        given = {"runs": [run.pk for run in begun], "mailboxes": list(only_mailboxes)}
+        with connection.cursor() as cursor:
+            cursor.execute(_LISTED, given)
     IngestionSource.objects.filter(pk__in=source_ids).update(
         last_sync_started_at=Now(), next_sync_at=None
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import math
 from typing import Any
 
 import structlog
@@ -65,13 +66,16 @@ def deployment() -> Environment:
     )
 
 
-def connect(source: IngestionSource) -> Connector:
-    """Return a connector with the stored credentials; use it as a context manager.
+def connect(source: IngestionSource, *, patience_seconds: float = math.inf) -> Connector:
+    """Return a connector with the stored credentials; use it as a context manager. With less
+    patience it waits no longer for an answer.
 
     Opens no connection yet. Raises ConfigError, CredentialsUnreadable; Fatal where the provider's
     package is gone.
     """
-    return registry.build(source.provider, _config(source), environment(source))
+    own = environment(source)
+    quick = dataclasses.replace(own, timeout_seconds=min(own.timeout_seconds, patience_seconds))
+    return registry.build(source.provider, _config(source), quick)
 
 
 def _config(source: IngestionSource) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_what_waits_for_a_time_that_cannot_be_is_due(owner: User) -> None:
     waiting(owner, dt.timedelta(days=365))
     assert handed_out() == []
     assert clocks.bring_back() == 6
-    assert handed_out() == ["check", "discover", "discover", "mailbox"]
+    assert handed_out() == ["check", "discover", "look", "mailbox"]
     assert Folder.objects.get().not_before is None
     assert FailedMessage.objects.get().not_before <= timezone.now()
     assert clocks.bring_back() == 0

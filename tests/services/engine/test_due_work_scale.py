@@ -100,7 +100,7 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
         handed_out = list(due_work.hand_out())
     kinds = [work.kind for work in handed_out]
     assert {kind: kinds.count(kind) for kind in kinds} == {
-        "delete": 100, "check": 100, "discover": 200, "mailbox": 100, "index": 16,
+        "delete": 100, "check": 100, "discover": 100, "look": 1, "mailbox": 100, "index": 16,
     }  # fmt: skip
     statements = counted(queries)
     assert len(statements) <= len(due_work.KINDS) + 6, statements
@@ -110,5 +110,5 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
     for statement, plan in plans.items():
         assert not plan & {("Seq Scan", table) for table in _GROWING}, (plan, statement)
     with CaptureQueriesContext(connection) as queries:
-        assert {work.kind for work in due_work.hand_out()} == {"index"}
+        assert {work.kind for work in due_work.hand_out()} == {"index", "look"}
     assert len(counted(queries)) <= len(due_work.KINDS) + 3

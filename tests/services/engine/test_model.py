@@ -39,10 +39,18 @@ from connectors import parallel
 from connectors.generic_imap import download, listing
 from connectors.types import SpooledBody
 from ingestion import queries
-from ingestion.models import FailedMessage, Folder, Mailbox, Message, Placement, Run
+from ingestion.models import (
+    FailedMessage,
+    Folder,
+    IngestionSource,
+    Mailbox,
+    Message,
+    Placement,
+    Run,
+)
 from ingestion.services.archive import housekeeping, reading
 from ingestion.services.audit import Actor
-from ingestion.services.engine import capture, commit, failures, runs, sync
+from ingestion.services.engine import capture, commit, failures, looking, runs, sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
 from ingestion.states import RunStatus
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
@@ -200,6 +208,17 @@ class History(RuleBasedStateMachine):
         if self.quiet:
             assert len(self.server.asked(b"BODY")) == asked, "downloaded again"
         self.quiet = not self._refused()
+
+    @rule()
+    def look(self) -> None:
+        """Where a look finds that nothing is to be done, all is as the server has it."""
+        idle = IngestionSource.objects.filter(pk=self.source.pk, next_sync_at__isnull=False)
+        if idle.update(next_sync_at=timezone.now() - dt.timedelta(seconds=1)):
+            stale = self._not_looked_at()
+            looking.work(self.source.pk)
+            if not Run.objects.filter(source=self.source, finished_at=None).exists():
+                self._check_exact(stale)
+        self._check_always()
 
     @rule()
     def sync_one_slice(self) -> None:
