@@ -1,9 +1,9 @@
 """Up to when sources are archived, and which of them need somebody: one definition for all pages.
 
 Fresh is who was synced, not who was tried. A source is archived up to the oldest successful sync of
-the mailboxes it follows; it is late when that is longer ago than three of its intervals, and than
-15 minutes. What can't be had by itself (a suspended mailbox, a folder, a message) does not hold
-that back: it is told beside it.
+the mailboxes it follows. It is late when one of these is: its turn (`ingestion.pace`) two intervals
+ago, and its last success 15 minutes. What can't be had by itself (a suspended mailbox, a folder, a
+message) does not hold that back: it is told beside it.
 
 Each of them costs a constant number of queries.
 """
@@ -23,29 +23,22 @@ from django.db.models import (
     Exists,
     ExpressionWrapper,
     F,
-    FloatField,
-    IntegerField,
     Min,
     OuterRef,
     Prefetch,
     Q,
     QuerySet,
     Subquery,
-    Value,
     When,
 )
 from django.db.models.expressions import Combinable
-from django.db.models.fields.json import KeyTextTransform
-from django.db.models.functions import Cast, Coalesce, Greatest, Now
+from django.db.models.functions import Coalesce, Now
 from django.utils import timezone
 
+from ingestion import pace
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox
 from ingestion.states import MailboxState, SourceStatus
 
-#: A source is late after so many of its intervals without a success, and never before 15 minutes.
-LATE_INTERVALS = 3
-LATE_SECONDS = 15 * 60
-_USUAL_INTERVAL_SECONDS = 300
 #: Of what is left out, so much is told of each source and kind, one by one.
 MAX_LEFT_OUT = 20
 #: A check of credentials that is so far away waits for a person, not for time.
@@ -132,12 +125,11 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
                 When(~Exists(followed.filter(last_synced_at=None)), then=Subquery(oldest)),
                 output_field=DateTimeField(),
             ),
-            late_before=_late_before(),
             **{name: Exists(rows) for name, rows in lacks.items()},
         )
         .annotate(
             is_late=_holds(
-                Q(Exists(late.filter(at__lt=OuterRef("late_before"))), status=SourceStatus.ACTIVE)
+                Q(Exists(late.filter(at__lt=pace.late_before())), status=SourceStatus.ACTIVE)
             ),
             check_fails=_holds(pending & Q(check_attempts__gt=0)),
             awaits_sign_in=_holds(
@@ -161,14 +153,6 @@ def _troubled() -> QuerySet[Mailbox]:
 
 def _failing() -> QuerySet[Folder]:
     return Folder.objects.filter(_FAILING_FOLDER).order_by("failing_since", "pk")[:MAX_LEFT_OUT]
-
-
-def _late_before() -> Combinable:
-    """What was last synced before this moment is late."""
-    interval = Cast(KeyTextTransform("syncIntervalSeconds", "options"), IntegerField())
-    seconds = Greatest(LATE_INTERVALS * Coalesce(interval, _USUAL_INTERVAL_SECONDS), LATE_SECONDS)
-    span = Cast(seconds, FloatField()) * Value(dt.timedelta(seconds=1))
-    return ExpressionWrapper(Now() - span, output_field=DateTimeField())
 
 
 def _holds(condition: Q) -> Combinable:

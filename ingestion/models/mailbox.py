@@ -56,6 +56,11 @@ class Mailbox(models.Model):
     message_count = models.BigIntegerField(default=0)
     archived_bytes = models.BigIntegerField(default=0)
     last_synced_at = models.DateTimeField(null=True, blank=True)
+    last_mail_at = models.DateTimeField(
+        null=True,
+        editable=False,
+        help_text="When mail last came to the archive, or went: its pace follows from that.",
+    )
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:

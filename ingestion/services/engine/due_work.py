@@ -252,7 +252,7 @@ def _start_scheduled_syncs(limit: int) -> None:
             .select_for_update(no_key=True, skip_locked=True)
             .values_list("pk", flat=True)
         )
-        runs.start_syncs(list(ready[:limit]), actor="schedule")
+        runs.start_syncs(list(ready[:limit]))
 
 
 def _finish_settled_runs(limit: int) -> None:

@@ -1,6 +1,6 @@
 """Looks at accounts whose time has come, many at once, and begins a sync where one is needed.
 
-    due --> taken --> looked at, by many threads --> nothing changed: due again an interval later
+    due --> taken --> looked at, by many threads --> nothing changed: due again in its turn
                                                  '-> anything else: a sync begins (`engine.runs`)
 
 Most accounts have nothing new most of the time. To find that out, a sync is a run, a listing of
@@ -28,6 +28,7 @@ from django.db.models.functions import Now
 
 from connectors import registry
 from connectors.types import RemoteMailbox
+from ingestion import pace
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox
 from ingestion.services.engine import folders, lease, runs
 from ingestion.services.engine.places import Places
@@ -63,22 +64,20 @@ UPDATE ingestion_ingestionsource SET handed_out_at = now() WHERE id = ANY(ARRAY(
      ORDER BY next_sync_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
 RETURNING id, now()"""
 
-#: Whoever was overdue by an interval was so because of an outage, with all others: they come back
-#: spread over one.
+#: Whoever missed a whole turn did so in an outage, with all others: they come back spread over one.
 _NOTHING_NEW = """
-WITH looked AS (SELECT * FROM unnest(%(sources)s::uuid[], %(began)s::timestamptz[]) l(id, began)),
+WITH looked AS (
+    SELECT * FROM unnest(%(sources)s::uuid[], %(began)s::timestamptz[], %(paces)s::float[])
+               AS l(id, began, pace)),
 source AS (
     UPDATE ingestion_ingestionsource s
-       SET next_sync_at = now() + due.interval * CASE
-               WHEN s.next_sync_at < now() - due.interval THEN random()
-               ELSE 0.95 + 0.05 * random() END,
-           last_sync_started_at = due.began, last_sync_finished_at = now(),
+       SET next_sync_at = now() + make_interval(secs => looked.pace * CASE
+               WHEN s.next_sync_at < now() - make_interval(secs => looked.pace) THEN random()
+               ELSE 0.95 + 0.05 * random() END),
+           last_sync_started_at = looked.began, last_sync_finished_at = now(),
            last_sync_status_message = '0 archived.', handed_out_at = NULL
-      FROM (SELECT i.id, l.began, make_interval(secs =>
-                   coalesce((i.options->>'syncIntervalSeconds')::int, 300)) AS interval
-              FROM ingestion_ingestionsource i JOIN looked l ON l.id = i.id) due
-     WHERE s.id = due.id
- RETURNING s.id, due.began)
+      FROM looked WHERE s.id = looked.id
+ RETURNING s.id, looked.began)
 UPDATE ingestion_mailbox m SET last_synced_at = greatest(last_synced_at, source.began)
   FROM source WHERE m.source_id = source.id AND m.state = 'active' AND m.run_id IS NULL"""
 
@@ -184,7 +183,7 @@ def _take(limit: int) -> list[_Account]:
     sources = IngestionSource.objects.filter(pk__in=taken).prefetch_related(
         Prefetch(
             "mailboxes",
-            mailboxes.annotate(has_due_failures=Exists(due_failures)),
+            mailboxes.annotate(has_due_failures=Exists(due_failures), pace_seconds=pace.seconds()),
             to_attr="mailboxes_there",
         ),
         Prefetch("mailboxes_there__folders", there, to_attr="folders_there"),
@@ -212,6 +211,7 @@ def _nothing_new(accounts: Sequence[_Account]) -> None:
         parameters = {
             "sources": [account.source.pk for account in mine],
             "began": [account.began for account in mine],
+            "paces": [account.mailbox.pace_seconds for account in mine],
         }
         with connection.cursor() as cursor:
             cursor.execute(_NOTHING_NEW, parameters)
@@ -225,7 +225,7 @@ def _sync(accounts: Sequence[_Account]) -> None:
         mine = _still_due(accounts)
         known = [account.mailbox.pk for account in mine if account.mailbox is not None]
         pks = [account.source.pk for account in mine]
-        runs.start_syncs(pks, actor="schedule", only_mailboxes=known)
+        runs.start_syncs(pks, only_mailboxes=known)
 
 
 def _still_due(accounts: Sequence[_Account]) -> list[_Account]:

@@ -24,6 +24,9 @@ from ingestion.services.sources.status import locked, move
 from ingestion.services.transactions import in_transaction
 from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
 
+#: Who starts the syncs that nobody asked for.
+SCHEDULE = "schedule"
+
 #: So many of what could not be read are named in a run's message, and so much of each name.
 _NAMED = 3
 _NAME_CHARS = 100
@@ -73,17 +76,16 @@ UPDATE ingestion_mailbox SET run_id = run.id, handed_out_at = NULL
 def start_syncs(
     source_ids: Collection[uuid.UUID],
     *,
-    actor: str,
     only_mailboxes: Collection[uuid.UUID] = (),
 ) -> None:
-    """Start a sync of each source that has no unfinished run: a few statements for any number.
-    Those of which `only_mailboxes` has the only mailbox need not list theirs.
+    """Start a scheduled sync of each source that has no unfinished run, by a few statements. Those
+    of which `only_mailboxes` has the only mailbox need not list theirs.
 
     Call inside a transaction that holds the sources' row locks.
     """
     if not source_ids:
         return
-    begun = [Run(source_id=pk, kind=RunKind.SYNC, actor=actor) for pk in source_ids]
+    begun = [Run(source_id=pk, kind=RunKind.SYNC, actor=SCHEDULE) for pk in source_ids]
     Run.objects.bulk_create(begun, ignore_conflicts=True)  # one_unfinished_run_per_source
     if only_mailboxes:
         given = {"runs": [run.pk for run in begun], "mailboxes": list(only_mailboxes)}

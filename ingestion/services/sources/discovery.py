@@ -12,18 +12,20 @@ import uuid
 from collections.abc import Iterable, Iterator
 
 import structlog
+from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
 from connectors.types import RemoteMailbox
+from ingestion import pace
 from ingestion.errors import LostRace
-from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.services.engine import folders, runs, trouble
 from ingestion.services.engine.trouble import Action, Trouble
 from ingestion.services.sources import credentials, verbs
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked
 from ingestion.services.transactions import in_transaction
-from ingestion.states import MailboxState
+from ingestion.states import ListAnew, MailboxState
 
 log = structlog.get_logger(__name__)
 
@@ -55,10 +57,14 @@ def discover(run_id: uuid.UUID) -> None:
 def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailbox]) -> None:
     """Store the listing. Raises LostRace where it is of no use any more: see `_own`."""
     options = Options.of(source.options)
+    resting = _resting(source, run)
     seen: set[str] = set()
     for batch in _batched(mailboxes, _BATCH):
         seen.update(mailbox.remote_id for mailbox in batch)
-        rows = [_row(source, run, mailbox, options) for mailbox in batch]
+        rows = [
+            _row(source, None if mailbox.remote_id in resting else run, mailbox, options)
+            for mailbox in batch
+        ]
         _store(source, run, rows, alone=len(batch) == len(seen) == 1)
     _settle(source, run, seen)
 
@@ -105,7 +111,27 @@ def _own(source: IngestionSource, run: Run) -> None:
         raise LostRace("The run was ended or listed meanwhile.")
 
 
-def _row(source: IngestionSource, run: Run, remote: RemoteMailbox, options: Options) -> Mailbox:
+def _resting(source: IngestionSource, run: Run) -> set[str]:
+    """Return the mailboxes whose turn is not before the next scheduled sync (`ingestion.pace`), and
+    that owe nothing else. None where somebody asked: then all have their turn."""
+    if run.actor != runs.SCHEDULE or run.asked_at is not None:
+        return set()
+    next_sync = Now() + Options.of(source.options).sync_interval
+    owing = Folder.objects.filter(mailbox=OuterRef("pk"), removed_at=None).filter(
+        Q(failing_since__isnull=False) | Q(missing_since__isnull=False) | Q(cursor=None)
+        | ~Q(list_anew=ListAnew.NO)
+    )  # fmt: skip
+    failed = FailedMessage.objects.filter(mailbox=OuterRef("pk"), not_before__lte=Now())
+    quiet = Mailbox.objects.filter(
+        ~Exists(owing), ~Exists(failed), source=source, state=MailboxState.ACTIVE, run=None,
+        last_error_code="", last_synced_at__gt=next_sync - pace.as_span(pace.seconds()),
+    )  # fmt: skip
+    return set(quiet.values_list("remote_id", flat=True))
+
+
+def _row(
+    source: IngestionSource, run: Run | None, remote: RemoteMailbox, options: Options
+) -> Mailbox:
     state, reason = MailboxState.ACTIVE, ""
     if not options.wants_mailbox(remote.address):
         state, reason = MailboxState.EXCLUDED, "Excluded by the source's options."

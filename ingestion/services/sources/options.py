@@ -65,7 +65,7 @@ _FIELDS = (
         "Sync interval (seconds)",
         int,
         300,
-        "How often new mail is looked for.",
+        "How often new mail is looked for; of quiet mailboxes up to four times as long.",
         MIN_SYNC_INTERVAL_SECONDS,
         MAX_SYNC_INTERVAL_SECONDS,
     ),

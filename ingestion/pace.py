@@ -1,0 +1,49 @@
+"""How often a mailbox is looked for new mail: the longer none came, the more rarely.
+
+    at the most     at its source's interval
+    in between      after a QUIET_SHAREth of the time for which nothing came (or went)
+    at the least    every SLOWEST_INTERVALS intervals, and every hour, unless the interval is longer
+
+One definition for whoever makes mailboxes due and whoever judges that one is late. It is of what
+stands in the row, as the last success left it, so that it is no setting and nothing to keep.
+"""
+
+import datetime as dt
+from typing import Any
+
+from django.db.models import DurationField, ExpressionWrapper, F, FloatField, IntegerField, Value
+from django.db.models.fields.json import KeyTextTransform
+from django.db.models.functions import Cast, Coalesce, Extract, Greatest, Least, Now
+
+QUIET_SHARE = 24
+SLOWEST_INTERVALS, SLOWEST_SECONDS = 4, 3600
+_USUAL_INTERVAL_SECONDS = 300
+#: A mailbox is late once its turn is so many intervals ago, and never before 15 minutes.
+LATE_INTERVALS, LATE_SECONDS = 2, 15 * 60
+
+
+def interval_seconds() -> Any:
+    """Of a Mailbox: how often its source is to be followed, in seconds."""
+    told = Cast(KeyTextTransform("syncIntervalSeconds", "source__options"), IntegerField())
+    return Coalesce(told, _USUAL_INTERVAL_SECONDS)
+
+
+def seconds() -> Any:
+    """Of a Mailbox: how long after its last success its next turn is, in seconds."""
+    interval = interval_seconds()
+    quiet = ExpressionWrapper(F("last_synced_at") - F("last_mail_at"), DurationField())
+    quiet_seconds = Coalesce(Extract(quiet, "epoch"), 0)
+    slowest = Least(SLOWEST_INTERVALS * interval, SLOWEST_SECONDS)
+    return Greatest(interval, Least(quiet_seconds / QUIET_SHARE, slowest))
+
+
+def late_before() -> Any:
+    """Of a Mailbox: whatever last succeeded before this moment is late."""
+    patience = Greatest(seconds() + LATE_INTERVALS * interval_seconds(), LATE_SECONDS)
+    return Now() - as_span(patience)
+
+
+def as_span(of_seconds: Any) -> Any:
+    """Return a number of seconds as a duration."""
+    span = Cast(of_seconds, FloatField()) * Value(dt.timedelta(seconds=1))
+    return ExpressionWrapper(span, output_field=DurationField())
