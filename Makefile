@@ -14,6 +14,9 @@ BIN := $(VENV)/bin
 # Redis comes in a wheel for CPython up to 3.12.
 PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
 
+# Whatever the shell says: else each process of the service compiles all of it when it starts.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:
 	@sed -n 's/^# \{0,1\}//p' Makefile | sed -n '1,4p'
 
@@ -23,8 +26,10 @@ demo: $(VENV)/$(if $(S3),development,runtime)
 run: $(VENV)/runtime
 	@exec $(BIN)/python -m ingestion_project.run
 
-# The order is that of the quickest answer. pytest's summary line comes last.
-test: lint types check pytest
+# The order is that of the quickest answer. mypy would leave all cores but one idle: it runs beside
+# pytest, whose summary line comes last.
+test: lint check
+	@$(MAKE) --no-print-directory --jobs 2 types pytest
 
 lint: $(VENV)/development
 	$(BIN)/ruff format --check
@@ -46,9 +51,10 @@ check: $(VENV)/development
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
-# Two cores are busy with three processes: a test waits for others a third of its time.
+# Two cores are busy with three processes: a test waits for others a third of its time. Each takes
+# the next test of all (tests/conftest.py has put the long ones first), so that they end together.
 pytest: $(VENV)/development $(VENV)/msgraph system-packages node-packages
-	$(BIN)/python -m pytest --numprocesses 3 --dist worksteal --durations 10 --durations-min 1
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder --durations 10 --durations-min 1
 
 system-packages:
 	@sh tests/system-packages.sh

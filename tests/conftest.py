@@ -5,12 +5,11 @@ throwaway VAR_DIR. This is why pyproject.toml does not name the settings: pytest
 """
 
 import atexit
-import math
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,16 +103,28 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run what needs the service last: its workers live on, and do whatever is due. Among these and
-    among the others, what may take long comes first, so that no process ends alone with it."""
+    """Where several processes share the tests, have them end together: what is long comes first,
+    then what waits for the service beside what computes. What shares a module's fixture is one
+    process's."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    for item in items:
+        if any(f.scope == "module" for fs in _fixtures(item).values() for f in fs):
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    waiting = [item for item in items if "service" in _fixtures(item)]
+    computing = [item for item in items if "service" not in _fixtures(item)]
+    place = {item: at / len(each) for each in (waiting, computing) for at, item in enumerate(each)}
 
-    def order(item: pytest.Item) -> tuple[bool, float]:
-        limit = item.get_closest_marker("timeout")
-        return "service" in getattr(item, "fixturenames", ()), -(
-            limit.args[0] or math.inf
-        ) if limit else 0.0
+    def order(item: pytest.Item) -> tuple[float, float]:
+        long = item.get_closest_marker("long")
+        return -long.kwargs["seconds"] if long else 0, place[item]
 
     items.sort(key=order)
+
+
+def _fixtures(item: pytest.Item) -> Mapping[str, Sequence[pytest.FixtureDef[Any]]]:
+    assert isinstance(item, pytest.Function)
+    return item._fixtureinfo.name2fixturedefs
 
 
 @pytest.fixture(scope="session")
@@ -149,7 +160,7 @@ def django_db_setup(django_db_setup: None) -> None:
 
 @pytest.fixture
 def wait_for() -> Callable[..., Any]:
-    """`wait_for(predicate, timeout_seconds=30)` returns the first true answer, or fails."""
+    """`wait_for(predicate)` returns the first true answer, or fails."""
     from tests.servers import stack
 
     return stack.wait_for
@@ -188,14 +199,14 @@ def _processes(
         settings = {**running_google.settings, "EMAIL_URL": running_mail.url}
         service = Service.start(env={**os.environ, **settings}, log=log)
     yield service
-    service.supervised.stop()
+    service.stop()
 
 
 @pytest.fixture
 def service(_processes: "Service", transactional_db: None) -> Iterator["Service"]:
     """The service as real processes (web, worker, control, index, beat) on the test database."""
     _processes.wait_for_web()  # which the test before may have killed
-    with _processes.quiet_afterwards():
+    with _processes.at_work():
         yield _processes
 
 
@@ -253,12 +264,10 @@ def make_key() -> Callable[..., str]:
 @pytest.fixture
 def api(service: "Service", owner: "User", make_key: Callable[..., str]) -> Iterator[httpx.Client]:
     """An HTTP client of the API with a key of `owner` that may do everything."""
-    with httpx.Client(
-        base_url=f"{service.url}/api/v1",
-        headers={"Authorization": f"Bearer {make_key(owner)}"},
-        timeout=30,
-        trust_env=False,
-    ) as client:
+    from tests.servers import stack
+
+    headers = {"Authorization": f"Bearer {make_key(owner)}"}
+    with stack.client(f"{service.url}/api/v1", headers=headers) as client:
         yield client
 
 

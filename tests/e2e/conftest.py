@@ -18,6 +18,7 @@ from playwright.sync_api import (
     Page,
     Request,
     Response,
+    expect,
     sync_playwright,
 )
 
@@ -39,6 +40,7 @@ _ARGUMENTS = [
 ]
 _WIDTH, _HEIGHT = 1440, 900
 ADMIN_PASSWORD = "the-admin-of-the-tests"
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="session")
@@ -110,7 +112,7 @@ def visit(service: "Service", browser: Browser) -> Iterator[Callable[[], Visitor
 
     def open_browser() -> Visitor:
         context = browser.new_context(viewport={"width": _WIDTH, "height": _HEIGHT})
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         visitor = Visitor(service.url, context, context.new_page(), [])
         _watch(visitor)
         visitors.append(visitor)

@@ -37,7 +37,7 @@ def test_a_file_is_looked_at_tested_added_and_reported(
     assert not IngestionSource.objects.exists()
     operator.shoot("account-list", width=1280)
     page.get_by_role("button", name="Test 2 accounts").click()
-    expect(page.get_by_text("1 account passed, 1 failed.")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("1 account passed, 1 failed.")).to_be_visible()
     operator.shoot("account-list-tested", width=1280)
     operator.shoot("account-list-phone", width=400)
     assert not IngestionSource.objects.exists()

@@ -68,7 +68,7 @@ def test_an_operator_adds_a_source_imports_it_and_reads_a_message_without_a_relo
     assert IngestionSource.objects.get().owner.username == "admin"
 
     status = page.locator("[data-live=status]")
-    expect(status).to_have_text("Authenticated", timeout=30_000)  # by itself
+    expect(status).to_have_text("Authenticated")  # by itself
     page.get_by_role("link", name="History").click()
     expect(page.locator("[data-refresh=changes]")).to_contain_text("Credentials work.")
     expect(page.locator("[data-verbs] .is-primary")).to_contain_text("Import")
@@ -77,7 +77,7 @@ def test_an_operator_adds_a_source_imports_it_and_reads_a_message_without_a_relo
     page.wait_for_load_state()
     expect(page.get_by_text("The import is under way.")).to_be_visible()
     page.evaluate("window.sameDocument = true")
-    expect(status).to_have_text("Active", timeout=60_000)
+    expect(status).to_have_text("Active")
     expect(page.locator("[data-live=messages]")).to_have_text("402")
     expect(page.locator("[data-refresh=runs]")).to_contain_text("402 archived")
     assert page.evaluate("window.sameDocument") is True, "The page was loaded again."
@@ -218,7 +218,7 @@ def test_a_wrong_password_is_said_in_words_and_corrected_in_the_form(
     _connect(page, dovecot, name, "not the password")
     page.get_by_role("button", name="Save").click()
     status = page.locator("[data-live=status]")
-    expect(status).to_have_text("Error", timeout=30_000)
+    expect(status).to_have_text("Error")
     expect(page.locator("[data-live=message]")).to_contain_text("password", ignore_case=True)
     operator.shoot("source-error")
     page.get_by_role("button", name="Verify").click()
@@ -229,7 +229,7 @@ def test_a_wrong_password_is_said_in_words_and_corrected_in_the_form(
     page.fill("[name=generic_imap__password]", password)
     page.get_by_role("button", name="Save").click()
     page.wait_for_load_state()
-    expect(status).to_have_text("Authenticated", timeout=30_000)
+    expect(status).to_have_text("Authenticated")
 
 
 def test_bulk_actions_report_what_was_done_and_what_was_refused(

@@ -46,9 +46,9 @@ def test_a_webhook_is_made_tested_and_given_a_new_secret(
 
     page.get_by_role("button", name="Save and send a test").click()
     expect(page.get_by_text("A test is on its way")).to_be_visible()
-    wait_for(lambda: at.came, 30)
+    wait_for(lambda: at.came)
     assert at.came[0].verified(secret)["type"] == "webhook.test"
-    wait_for(lambda: WebhookEndpoint.objects.get().last_delivered_at, 30)
+    wait_for(lambda: WebhookEndpoint.objects.get().last_delivered_at)
     page.reload()
     expect(page.get_by_text("It answered 204.", exact=True)).to_be_visible()
     operator.shoot("webhook")

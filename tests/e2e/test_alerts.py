@@ -50,8 +50,8 @@ def test_a_control_process_that_is_killed_in_the_middle_tells_it_all_the_same(
 
     inbox.on_data = die
     rows.a_source(owner, "Alice", status="error", status_message="The password was refused.")
-    wait_for(lambda: rule.notices.update(created_at=F("created_at") - LONG_AGO), 60)
-    wait_for(lambda: inbox.came, 60)
+    wait_for(lambda: rule.notices.update(created_at=F("created_at") - LONG_AGO))
+    wait_for(lambda: inbox.came)
     AlertRule.objects.update(handed_out_at=None)
     wait_for(lambda: AlertRule.objects.get().last_sent_at, 120)
     assert service.pid("control") != control
@@ -66,7 +66,7 @@ def test_alerts_are_listed_for_who_may_see_their_source(
     wait_for: Callable[..., Any],
 ) -> None:  # fmt: skip
     source = rows.a_source(owner, "Alice", status="error", status_message="Refused.")
-    wait_for(Alert.objects.exists, 60)
+    wait_for(Alert.objects.exists)
     [alert] = api.get("/alerts", params={"open": True}).json()
     assert (alert["kind"], alert["sourceId"]) == ("source.attention", str(source.pk))
     assert (alert["sourceName"], alert["message"]) == ("Alice", "Refused.")
@@ -118,7 +118,7 @@ def test_a_rule_is_made_and_tested_and_what_came_of_it_is_said(
     expect(page.locator("#result_list")).to_contain_text("E-mail to ops@example.com")
     operator.shoot("alert-rules")
     operator.shoot("alert-rules-narrow", width=400)
-    wait_for(Alert.objects.exists, 60)
+    wait_for(Alert.objects.exists)
     operator.go("/admin/ingestion/alert/")
     expect(page.locator("#result_list")).to_contain_text("Refused.")
     operator.shoot("alerts")

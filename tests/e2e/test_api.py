@@ -377,7 +377,7 @@ def test_from_a_password_to_exact_bytes(
     )
     assert created.json()["status"] == "pending_auth"
     url = f"/ingestion/{created.json()['id']}"
-    done = wait_for(lambda: (s := api.get(url).json())["status"] == "active" and s, 60)
+    done = wait_for(lambda: (s := api.get(url).json())["status"] == "active" and s)
     assert (done["messageCount"], done["mailboxCount"], done["failedMessageCount"]) == (25, 1, 0)
     assert done["archivedBytes"] == sum(map(len, bodies))
     listed: list[dict[str, Any]] = []
@@ -404,15 +404,15 @@ def test_from_a_password_to_exact_bytes(
     assert api.get(url_of_last).json()["placements"][0]["folder"] == "INBOX"
     dovecot.append(account.name, "Later", b"Subject: later\r\n\r\n")
     first = api.post(f"{url}/sync").json()["run"]["id"]
-    wait_for(lambda: api.get(url).json()["messageCount"] == 26, 60)
-    wait_for(lambda: api.get(f"{url}/runs").json()[0]["finishedAt"], 30)
+    wait_for(lambda: api.get(url).json()["messageCount"] == 26)
+    wait_for(lambda: api.get(f"{url}/runs").json()[0]["finishedAt"])
     assert api.get(f"{url}/runs").json()[0]["id"] == first
     assert api.post(f"{url}/verify").json()["ok"] is True
     assert "event: end" in api.get(f"{url}/events").text
     assert api.delete(url).status_code == 204
     assert api.get(url).status_code == 404
     assert api.get("/emails").json()["results"] == []
-    wait_for(lambda: not IngestionSource.objects.exists(), 60)
+    wait_for(lambda: not IngestionSource.objects.exists())
 
 
 def test_the_document_and_its_page_are_served_without_other_hosts(service: "Service") -> None:

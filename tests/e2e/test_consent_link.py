@@ -107,7 +107,7 @@ def test_a_person_types_in_their_own_password(
     person.page.get_by_role("button", name="Try it, and connect").click()
     expect(person.page.get_by_role("heading")).to_have_text("Thank you: it is connected")
     operator.go(f"/admin/ingestion/ingestionsource/{source.pk}/change/")
-    expect(page.locator("[data-live=status]")).to_have_text("Authenticated", timeout=30_000)
+    expect(page.locator("[data-live=status]")).to_have_text("Authenticated")
     assert account.password not in page.content()
     person.page.goto(url)  # in the same tab, without loading the page anew
     expect(person.page.get_by_role("heading")).to_have_text("This link was used")

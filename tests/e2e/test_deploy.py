@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.servers.stack import Service
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.long(seconds=15)
 def test_a_worker_that_is_told_to_end_gives_its_mailbox_back(
     service: "Service", api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
 ) -> None:
@@ -34,21 +34,21 @@ def test_a_worker_that_is_told_to_end_gives_its_mailbox_back(
     fill(dovecot, account.name, random.Random(1))
     with SlowLink(dovecot.host, dovecot.port, bytes_per_second=300_000) as link:
         source = start_import(api, link, account)
-        wait_for(Message.objects.exists, 60)
+        wait_for(Message.objects.exists)
         old = service.pid("worker")
         os.kill(old, signal.SIGTERM)
-        wait_for(lambda: service.supervised.children().get("worker", old) != old, 20)
+        wait_for(lambda: service.supervised.children().get("worker", old) != old)
         had = Message.objects.count()
         assert had < MESSAGES, "there was nothing left to interrupt"
         assert Mailbox.objects.get().worker_deaths == 0
-        wait_for(lambda: Message.objects.count() > had, 40)
+        wait_for(lambda: Message.objects.count() > had)
         assert Mailbox.objects.get().worker_deaths == 0
         link.bytes_per_second = None
-        wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active", 60)
+        wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active")
     assert Message.objects.count() == MESSAGES
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.long(seconds=15)
 def test_tasks_by_names_that_are_no_more_are_passed_over(
     service: "Service", api: httpx.Client, dovecot: Dovecot, wait_for: Callable[..., Any]
 ) -> None:
@@ -62,7 +62,7 @@ def test_tasks_by_names_that_are_no_more_are_passed_over(
         current_app.send_task("ingestion.tasks.do", ("compact", str(uuid.uuid4())), queue=queue)
     with SlowLink(dovecot.host, dovecot.port, bytes_per_second=None) as link:
         source = start_import(api, link, account)
-        wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active", 60)
+        wait_for(lambda: IngestionSource.objects.get(pk=source).status == "active")
     assert (service.pid("control"), service.pid("worker")) == before
     assert Message.objects.count() == 1
 

@@ -128,11 +128,11 @@ def test_the_mirror_of_the_page_stays_exact_through_kills(
             change_something(chance, folders, number := number + 1 + 1000 * kill)
         program.kill()
         program.start()
-    wait_for(lambda: program.rows() == archived(), 60)
+    wait_for(lambda: program.rows() == archived())
     assert archived()
 
     verbs.delete(sources[0], actor=Actor.system("tests"))
-    wait_for(lambda: program.rows() == archived(), 60)
+    wait_for(lambda: program.rows() == archived())
 
 
 def test_the_mirror_begins_again_where_its_cursor_leads_nowhere(
@@ -140,10 +140,10 @@ def test_the_mirror_begins_again_where_its_cursor_leads_nowhere(
 ) -> None:
     folder = rows.a_folder(rows.a_mailbox(rows.a_source(owner)))
     rows.archived(folder, b"Subject: one\r\n\r\n", b"Subject: two\r\n\r\n")
-    wait_for(lambda: program.rows() == archived(), 60)
+    wait_for(lambda: program.rows() == archived())
     program.kill()
     with contextlib.closing(sqlite3.connect(program.database)) as db, db:
         db.execute("INSERT INTO mail (id, message) VALUES (1000000, 'of the database before')")
         db.execute("UPDATE place SET cursor = 'WyJhbm90aGVyIiwxLDFd'")  # ["another",1,1]
     program.start()
-    wait_for(lambda: program.rows() == archived(), 60)
+    wait_for(lambda: program.rows() == archived())

@@ -47,7 +47,7 @@ def test_a_large_message_is_archived_and_read_back_in_constant_memory(
         "autoImport": True,
     }
     url = f"/ingestion/{api.post('/ingestion', json=body).json()['id']}"
-    wait_for(lambda: api.get(url).json()["status"] == "active", 60)
+    wait_for(lambda: api.get(url).json()["status"] == "active")
     [small] = api.get("/emails").json()["results"]
     assert api.get(f"/emails/{small['id']}/raw").content == b"Subject: small\r\n\r\nsmall\r\n"
 
@@ -60,7 +60,7 @@ def test_a_large_message_is_archived_and_read_back_in_constant_memory(
     before = peaks(pids)
 
     api.post(f"{url}/sync")
-    wait_for(lambda: api.get(url).json()["messageCount"] == 2, 60)
+    wait_for(lambda: api.get(url).json()["messageCount"] == 2)
     [email] = [e for e in api.get("/emails").json()["results"] if e["subject"] == "large"]
     digest, size = hashlib.sha256(), 0
     with api.stream("GET", f"/emails/{email['id']}/raw") as answer:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.servers.stack import Service
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.long(seconds=45)
 def test_schemathesis_finds_nothing(
     service: "Service",
     api: httpx.Client,
@@ -38,7 +38,7 @@ def test_schemathesis_finds_nothing(
         "autoImport": True,
     }
     url = f"/ingestion/{api.post('/ingestion', json=body).json()['id']}"
-    wait_for(lambda: api.get(url).json()["status"] == "active", 60)
+    wait_for(lambda: api.get(url).json()["status"] == "active")
 
     program = Path(sys.executable).with_name("schemathesis")
     done = subprocess.run(

@@ -73,7 +73,7 @@ def test_the_api_by_example_works_as_written(
         "autoImport": True,
     }
     source = api.post("/ingestion", json=body).json()["id"]
-    wait_for(lambda: api.get(f"/ingestion/{source}").json()["status"] == "active", 60)
+    wait_for(lambda: api.get(f"/ingestion/{source}").json()["status"] == "active")
     email = api.get("/emails").json()["results"][0]["id"]
     key = api.headers["Authorization"].removeprefix("Bearer ")
     text = script("The API by example", service, ID=source, EMAIL=email)

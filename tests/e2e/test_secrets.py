@@ -28,7 +28,7 @@ from ingestion.models import IngestionSource, Mailbox
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
-from tests.servers import scripted_provider
+from tests.servers import scripted_provider, stack
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
 from tests.servers.imap_script import MODERN, Client, ImapScript
@@ -81,7 +81,7 @@ class Redis:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        assert self._ready.wait(10)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -168,9 +168,7 @@ def every_pack() -> str:
 def admin(service: "Service", admin_user: User) -> Iterator[httpx.Client]:
     """The superuser's browser, without one: cookies and the CSRF token."""
     headers = {"Referer": f"{service.url}/admin/"}
-    with httpx.Client(
-        base_url=service.url, follow_redirects=True, trust_env=False, timeout=30, headers=headers
-    ) as client:
+    with stack.client(service.url, follow_redirects=True, headers=headers) as client:
         token = _csrf(client.get("/admin/login/").text)
         form = {"username": "admin", "password": "the-admin-of-the-tests"}
         page = client.post("/admin/login/", data={**form, "csrfmiddlewaretoken": token})
@@ -188,7 +186,7 @@ def _csrf(page: str) -> str:
 # -- the tests -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.long(seconds=45)
 def test_a_password_is_seen_nowhere(
     service: "Service",
     api: httpx.Client,
@@ -301,7 +299,7 @@ def _imported(
         script.inbox.deliver(b"Subject: %d\r\n\r\n" % number)
     script.inbox.mails[3].refusal = b"NO can't read it, " + _RAW
     source_id = _create(api, keep, _config(script))
-    wait_for(lambda: api.get(f"/ingestion/{source_id}").json()["status"] == "active", 60)
+    wait_for(lambda: api.get(f"/ingestion/{source_id}").json()["status"] == "active")
     [failure] = api.get(f"/ingestion/{source_id}/failures").json()
     assert "***" in failure["reason"]
     return source_id

@@ -151,12 +151,12 @@ def test_the_service_tells_of_changes_by_itself(
     wait_for: Callable[..., Any],
 ) -> None:
     rows.archived(rows.a_folder(rows.a_mailbox(rows.a_source(owner))), b"Subject: one\r\n\r\n")
-    wait_for(lambda: [came for came in at.came if came.event == "archive.changed"], 60)
+    wait_for(lambda: [came for came in at.came if came.event == "archive.changed"])
     [came] = at.came
     cursor = came.verified(hook["secret"])["data"]["cursor"]
     assert api.get("/changes", params={"after": cursor}).json()["changes"] == []
-    wait_for(lambda: api.get(f"{PATH}/{hook['id']}").json()["lastDeliveredAt"], 30)
+    wait_for(lambda: api.get(f"{PATH}/{hook['id']}").json()["lastDeliveredAt"])
     at.status = 410
     Placement.objects.update(labels=["new"])
-    wait_for(lambda: not WebhookEndpoint.objects.get().enabled, 60)
+    wait_for(lambda: not WebhookEndpoint.objects.get().enabled)
     assert len(at.came) == 2

@@ -70,7 +70,7 @@ def process() -> Iterator[Process]:
         theirs.close()
         with ours, mmap.mmap(arena, 0) as shared:
             yield Process(running.pid, ours, shared)
-        assert running.wait(10) == 0, "it does not end with its worker"
+        assert running.wait(60) == 0, "it does not end with its worker"
     os.close(arena)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.servers.stack import ROOT, Service, Supervised, descendants, free_port, wait_for
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.long(seconds=60)
 NAMES = {"web", "worker", "control", "index", "beat", "postgres", "redis"}
 
 
@@ -74,8 +74,8 @@ def test_a_killed_process_is_started_again_and_leaves_no_child(service: Service,
     old = service.pid(name)
     children = descendants(old)
     service.kill(name)
-    wait_for(lambda: service.supervised.children().get(name, old) != old, 20)
-    assert wait_for(lambda: all_end([old, *children]), 10)
+    wait_for(lambda: service.supervised.children().get(name, old) != old)
+    assert wait_for(lambda: all_end([old, *children]))
     assert f"{name} was killed by SIGKILL; starting it again" in service.output()
 
 
@@ -88,7 +88,7 @@ def test_a_killed_web_server_answers_again(service: Service) -> None:
         except httpx.TransportError:
             return False
 
-    assert wait_for(answers, 30)
+    assert wait_for(answers)
 
 
 def test_the_database_and_the_broker_come_back_and_keep_what_they_had(
@@ -110,8 +110,8 @@ def test_the_database_and_the_broker_come_back_and_keep_what_they_had(
     for name in ("postgres", "redis"):
         old = running.children()[name]
         os.kill(old, signal.SIGKILL)
-        assert wait_for(lambda n=name, o=old: running.children().get(n, o) != o, 20)  # type: ignore[misc] # a lambda's defaults
-    assert wait_for(lambda: _finds_admin(count, env), 30)
+        assert wait_for(lambda n=name, o=old: running.children().get(n, o) != o)  # type: ignore[misc] # a lambda's defaults
+    assert wait_for(lambda: _finds_admin(count, env))
 
 
 def _finds_admin(command: tuple[str, ...], env: dict[str, str]) -> bool:
@@ -133,7 +133,7 @@ def test_everything_ends_with_the_supervisor(
     assert isinstance(pids, list)
     running.process.send_signal(number)
     assert running.process.wait(30) == (0 if number != signal.SIGKILL else -signal.SIGKILL)
-    assert wait_for(lambda: all_end(pids), 20)
+    assert wait_for(lambda: all_end(pids))
 
 
 def test_it_starts_on_what_a_killed_one_left(start: Callable[..., Supervised]) -> None:

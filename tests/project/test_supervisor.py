@@ -29,7 +29,7 @@ def step_until(supervisor: Supervisor, predicate: Callable[[], object]) -> None:
         supervisor._step(0.05)
         return predicate()
 
-    wait_for(stepped, 20)
+    wait_for(stepped)
 
 
 def gone(pid: int) -> bool:
@@ -59,7 +59,7 @@ def test_the_children_of_a_killed_program_go_with_it(tmp_path: Path) -> None:
         supervisor.start(shell("parent", script, tmp_path))
         step_until(supervisor, lambda: any(name == "system" for name, _ in lines))
         child = int(next(text for name, text in lines if name == "parent"))
-        assert wait_for(lambda: gone(child), 5)
+        assert wait_for(lambda: gone(child))
 
 
 def test_leaving_ends_what_others_stand_on_last(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_signal_ends_the_wait(tmp_path: Path) -> None:
         began = time.monotonic()
         with pytest.raises(StoppedError):
             supervisor.run_once(shell("once", f"kill -INT {os.getpid()}; sleep 1000", tmp_path))
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 60
 
 
 def test_a_busy_child_ends_with_its_parent() -> None:
@@ -116,7 +116,7 @@ def test_a_busy_child_ends_with_its_parent() -> None:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         parent.kill()
-    assert wait_for(lambda: gone(child), 5)
+    assert wait_for(lambda: gone(child))
 
 
 def test_an_exit_is_told_in_words() -> None:

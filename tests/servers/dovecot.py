@@ -277,7 +277,7 @@ class Dovecot:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PATH": _PATH},
         )
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError("Dovecot does not start:\n" + self._log())

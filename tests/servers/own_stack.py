@@ -23,7 +23,7 @@ from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import Extent
 from tests.servers.imap_script import Client, ImapScript
 from tests.servers.imap_source import Contents, config, content
-from tests.servers.stack import ROOT, Supervised, descendants, free_port, wait_for
+from tests.servers.stack import ROOT, Supervised, client, descendants, free_port, wait_for
 
 _DEADLY = """
 import codecs, os, signal
@@ -72,7 +72,7 @@ class OwnStack:
                 ).stdout.split()[-1]
                 url = f"http://127.0.0.1:{own['PORT']}/api/v1"
                 headers = {"Authorization": f"Bearer {key}"}
-                with httpx.Client(base_url=url, headers=headers, trust_env=False) as api:
+                with client(url, headers=headers) as api:
                     yield cls(root, running, api)
             finally:
                 running.stop()

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import redis
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
-def wait_for(predicate: Callable[[], T | None], timeout_seconds: float = 30) -> T:
+def wait_for(predicate: Callable[[], T | None], timeout_seconds: float = 120) -> T:
     """Return the predicate's first true answer. Raises AssertionError when none comes in time."""
     deadline = time.monotonic() + timeout_seconds
     while not (answer := predicate()):
@@ -36,6 +36,13 @@ def wait_for(predicate: Callable[[], T | None], timeout_seconds: float = 30) -> 
             raise AssertionError(f"Still {answer!r} after {timeout_seconds} s.")
         time.sleep(0.05)
     return answer
+
+
+def client(url: str, **options: Any) -> httpx.Client:
+    """Return a client of the service, which keeps no connection for as long as gunicorn does (5 s):
+    that may close it just as a request is sent."""
+    limits = httpx.Limits(keepalive_expiry=2)
+    return httpx.Client(base_url=url, trust_env=False, timeout=60, limits=limits, **options)
 
 
 def free_port() -> int:
@@ -194,7 +201,7 @@ class Service:
                 return httpx.get(f"{self.url}/healthz", trust_env=False, timeout=10).is_success
             return False
 
-        wait_for(answers, 60)
+        wait_for(answers)
 
     def pid(self, name: str) -> int:
         """Return the pid of a program of the Procfile."""
@@ -211,22 +218,41 @@ class Service:
         return self.supervised.output()
 
     @contextlib.contextmanager
-    def quiet_afterwards(self) -> Iterator[None]:
-        """Leave an empty database and workers that have nothing to do.
+    def at_work(self) -> Iterator[None]:
+        """Have the processes work, then leave an empty database and all of them standing still.
 
-        Beat is stopped meanwhile, so that nothing new starts; a worker in the middle of something
-        finds its source gone and gives up.
+        So no other test of this process meets workers that do what it only wrote down. One that is
+        in the middle of something finds its source gone once it goes on, and gives up.
         """
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid("beat"), signal.SIGCONT)
+        _flush_redis()  # of what others have rung for since
+        self._signal(signal.SIGCONT)
         try:
             yield
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid("beat"), signal.SIGSTOP)
+            self._signal(signal.SIGSTOP, "beat")  # nothing new starts
             _flush_redis()
             empty_database()
-            wait_for(_nobody_is_busy, 30)
+            wait_for(self._stands_still)
+
+    def _stands_still(self) -> bool:
+        """Stop all that works by itself, unless that keeps a transaction open."""
+        self._signal(signal.SIGSTOP)
+        if _nobody_is_busy():
+            return True
+        self._signal(signal.SIGCONT, "worker", "control", "index")
+        return False
+
+    def _signal(self, number: int, *names: str) -> None:
+        """Send it to these programs, or to all but web, and to all below them."""
+        for name in names or ("beat", "worker", "control", "index"):
+            pid = self.pid(name)
+            for each in (pid, *descendants(pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, number)
+
+    def stop(self) -> None:
+        self._signal(signal.SIGCONT)  # who stands still does not hear that it shall end
+        self.supervised.stop()
 
 
 def _flush_redis() -> None:
@@ -272,7 +298,7 @@ def empty_database() -> None:
             return False
         return True
 
-    wait_for(emptied, 30)
+    wait_for(emptied)
 
 
 def _nobody_is_busy() -> bool:

@@ -528,6 +528,7 @@ def test_a_mailbox_that_is_not_understood_does_not_stop_the_others(
     assert source.status == "active"
 
 
+@pytest.mark.long(seconds=40)
 def test_exactness_with_faults(google: Gmail, add: Callable[..., IngestionSource]) -> None:
     """5,000 messages of 20 users; 5 % 429, 1 % 500, cut connections, tokens that end halfway, a
     history that expires: nothing missing, nothing double, byte for byte."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 
+import pytest
+
 from ingestion.models import (
     FailedMessage,
     IngestionSource,
@@ -25,6 +27,7 @@ from tests.servers.graph.sources import (
 Make = Callable[..., IngestionSource]
 
 
+@pytest.mark.long(seconds=40)
 def test_five_thousand_messages_through_every_fault_are_archived_exactly_once(
     server: GraphServer, make: Make
 ) -> None:

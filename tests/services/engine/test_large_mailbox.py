@@ -12,7 +12,7 @@ from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 from tests.servers.imap_source import stray_files
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(170)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.long(seconds=65)]
 _FOLDERS = 30
 _MESSAGES = 20_000
 _MALFORMED = 200

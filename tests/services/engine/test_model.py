@@ -434,7 +434,7 @@ class History(RuleBasedStateMachine):
 
     def _until_done(self) -> Run:
         """Sync to the end. A worker that was killed just now may hold its lease for an instant."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         for left in Run.objects.filter(source=self.source, finished_at=None):
             runs.finish_if_done(left.pk)  # all done before what happened since: not this sync
         run = verbs.start_sync(self.source, actor=ACTOR)
@@ -507,6 +507,7 @@ def _profile() -> settings:
     )
 
 
+@pytest.mark.long(seconds=45)
 @pytest.mark.parametrize("offered", [MODERN, PLAIN, OBJECTID], ids=["modern", "plain", "objectid"])
 def test_any_history_is_archived_exactly(offered: tuple[str, ...]) -> None:
     class Machine(History):

@@ -15,7 +15,7 @@ from tests.servers.imap_source import held_by
 from tests.servers.own_stack import OwnStack
 from tests.servers.stack import packing_processes, wait_for
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.long(seconds=90)
 _SECOND = b"Second"
 
 

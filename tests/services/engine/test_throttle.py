@@ -48,6 +48,6 @@ def test_without_redis_a_worker_goes_on_by_itself(budget: Budget) -> None:
     began = time.monotonic()
     waits = [away.reserve([(budget, 10)]) for _ in range(4)]
     away.pause(budget, 30)
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 25
     assert [round(wait) for wait in waits] == [0, 0, 1, 2]
     assert away.reserve([(budget, 1)]) > 29
