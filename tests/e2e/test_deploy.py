@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from celery import current_app
+from django.db import connection
 
 from ingestion import tasks
 from ingestion.models import IngestionSource, Mailbox, Message
@@ -20,6 +21,7 @@ from tests.e2e.test_crash import MESSAGES, fill, start_import
 from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
 from tests.servers.slow_link import SlowLink
+from tests.servers.stack import wait_for
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
@@ -99,22 +101,38 @@ def test_a_lease_is_given_back_where_the_run_ended_at_the_same_time(due: Mailbox
     assert Mailbox.objects.get().lease_expires_at is None
 
 
+def _statements(text: str) -> int:
+    """Return how many sessions do this just now."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE query = %s AND state = 'active'", [text]
+        )
+        [(count,)] = cursor.fetchall()
+    connection.close()
+    return int(count)
+
+
 @pytest.mark.django_db(transaction=True)
 def test_ctrl_c_in_the_middle_of_a_statement_gives_the_lease_back(due: Mailbox) -> None:
     """The connection can't be used after it, so the lease is given back on another."""
-    from django.db import connection
-
     held = lease.acquire(due.pk)
     assert held is not None
     main = threading.get_ident()
-    timer = threading.Timer(0.5, lambda: signal.pthread_kill(main, signal.SIGINT))
+
+    def interrupt() -> None:
+        try:
+            wait_for(lambda: _statements("SELECT pg_sleep(600)"))
+        finally:
+            signal.pthread_kill(main, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # xdist ignores it
-    timer.start()
     try:
         with pytest.raises(KeyboardInterrupt), held, connection.cursor() as cursor:
-            cursor.execute("SELECT pg_sleep(5)")
+            thread.start()
+            cursor.execute("SELECT pg_sleep(600)")
     finally:
-        timer.join()
+        thread.join()
         signal.signal(signal.SIGINT, before)
     row = Mailbox.objects.get()
     assert (row.lease_expires_at, row.worker_deaths) == (None, 0)

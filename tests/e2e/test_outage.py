@@ -62,7 +62,7 @@ def test_a_server_that_is_gone_is_told_everywhere_until_it_is_back(
         return shown
 
     wait_for(lambda: source()["archivedUpTo"])
-    assert source()["attention"] == []
+    wait_for(lambda: source()["attention"] == [])
     assert "The source is archived up to" in first_page(admin_user)
     assert manage.here("source_status").code == 0
 
