@@ -100,7 +100,7 @@ def test_a_move_that_is_broken_off_goes_on(
 ) -> None:  # fmt: skip
     there, here = at(url), store()
     before = packs(here)
-    steps = {"copying": "_copied", "waiting": "_wait_for_writers", "the end": "audit"}
+    steps = {"copying": "_copy_all", "waiting": "_wait_for_writers", "the end": "audit"}
     with monkeypatch.context() as killed:
 
         def die(*_: object, **__: object) -> None:

@@ -3,11 +3,9 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import counted, size
+from ingestion.management.transfer import Transfer
 from ingestion.packs.store import at, store
 from ingestion.services.operations import moving
 
@@ -33,30 +31,18 @@ class Command(OperatorCommand):
             there = at(options["to"]).fresh()
         except ValueError as error:
             raise UsageError(f"URL: {error}.") from None
-        console = Console(stderr=True, highlight=False)
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TextColumn("{task.fields[about]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not console.is_terminal,
-        ) as bar:
-            task = bar.add_task("Copying and comparing", total=None, about="")
-
-            def show(moved: moving.Moved) -> None:
-                what = "Waiting for workers" if moved.waiting else "Copying and comparing"
-                about = counted(moved.packs, "pack")
-                bar.update(
-                    task,
-                    description=what,
-                    total=max(moved.total_bytes, moved.size_bytes),
-                    completed=moved.size_bytes,
-                    about=about,
-                )
-
-            moved = moving.move(here, there, actor=self.actor, on_progress=show)
+        with Transfer() as shown:
+            moved = moving.move(
+                here,
+                there,
+                actor=self.actor,
+                on_progress=lambda m: shown.show(
+                    "Waiting for workers" if m.waiting else "Copying and comparing",
+                    m.size_bytes,
+                    m.total_bytes,
+                    counted(m.packs, "pack"),
+                ),
+            )
         document = {
             "packs": moved.packs,
             "bytes": moved.size_bytes,

@@ -16,6 +16,7 @@ from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import PackStore, store
 
 _MOVED = "moved to "
+_RESTORED = "being restored: "
 
 
 def require() -> None:
@@ -39,6 +40,11 @@ def require() -> None:
             f"The archive was moved from {archive.name} to {to}: set ARCHIVE_URL to that, and"
             " restart every process. Where the move was broken off, run manage.py move_archive"
             f" again; or write {installation.archive_id} into {archive.mark_name}."
+        )
+    if mark.startswith(_RESTORED):
+        raise WrongArchive(
+            f"{archive.name} is being restored from a backup. Nothing is written until that is"
+            " done: run manage.py restore again where it was broken off."
         )
     if mark != str(installation.archive_id):
         raise WrongArchive(
@@ -82,6 +88,11 @@ def claim(directory: Path, setting: str) -> None:
 def moved_to(mark: str) -> str:
     """Return where an archive was moved to, as its mark tells; "" where it tells of no move."""
     return mark.removeprefix(_MOVED) if mark.startswith(_MOVED) else ""
+
+
+def being_restored(archive_id: str) -> str:
+    """Return the mark of an archive while it is put back: nobody writes to it."""
+    return f"{_RESTORED}{archive_id}"
 
 
 def retire(archive: PackStore, to: PackStore) -> None:

@@ -10,8 +10,6 @@ A kill between any two leaves an archive that is whole, and a move that goes on 
 again. Two are compared by the SHA-256 of all of their bytes, read from both. Removes nothing.
 """
 
-import collections
-import concurrent.futures
 import dataclasses
 import datetime as dt
 import time
@@ -27,9 +25,8 @@ from ingestion.models import Installation, Mailbox, Pack
 from ingestion.packs.store import PackFile, PackStore
 from ingestion.services.archive import storage
 from ingestion.services.audit import Actor, audit
+from ingestion.services.operations import copying
 
-#: Requests take their time, and a core compares 500 MB/s.
-_AT_ONCE = 4
 #: Clocks of stores and of this machine differ by less, and no pack takes longer to be committed.
 _MARGIN = dt.timedelta(hours=1)
 #: A process remembers for so long whose an object store is (`packs.s3`).
@@ -99,54 +96,17 @@ def _copy_all(
     moved: Moved,
     on_progress: Callable[[Moved], None],
 ) -> None:
-    waiting: collections.deque[tuple[PackFile, concurrent.futures.Future[bool]]]
-    waiting = collections.deque()
-
-    def settle(left: int) -> None:
-        while len(waiting) > left:
-            pack, future = waiting.popleft()
-            moved.copied += future.result()
-            moved.packs += 1
-            moved.size_bytes += pack.size_bytes
-            on_progress(moved)
-
-    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE, "move") as threads:
-        try:
-            for pack in packs:
-                if not pack.partial:
-                    waiting.append((pack, threads.submit(_copied, pack, here, there)))
-                    settle(2 * _AT_ONCE)
-            settle(0)
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            raise
-
-
-def _copied(pack: PackFile, here: PackStore, there: PackStore) -> bool:
-    """Have a pack be there as it is here; return whether it had to be copied."""
-    copied = False
-    try:
-        theirs = there.sha256(pack.source_id, pack.pack_id)
-    except FileNotFoundError:
-        try:
-            with there.copier(pack.source_id, pack.pack_id) as copy:
-                ours = copy.fill(here.chunks(pack.source_id, pack.pack_id))
-                copy.commit()
-        except FileNotFoundError:
-            return False  # deleted, or collected, meanwhile
-        copied, theirs = True, there.sha256(pack.source_id, pack.pack_id)
-    else:
-        try:
-            ours = here.sha256(pack.source_id, pack.pack_id)
-        except FileNotFoundError:
-            return False
-    if ours != theirs:
-        raise NotAllowedNow(
-            f"pack {pack.pack_id} of source {pack.source_id} has other bytes in {there.name} than"
-            f" in {here.name}. verify_archive tells whether the latter is good; remove the other,"
-            " and run this again."
-        )
-    return copied
+    for one in copying.copied(packs, here, there):
+        if one.outcome == "differs":
+            raise NotAllowedNow(
+                f"pack {one.pack.pack_id} of source {one.pack.source_id} has other bytes in"
+                f" {there.name} than in {here.name}. verify_archive tells whether the latter is"
+                " good; remove the other, and run this again."
+            )
+        moved.copied += one.outcome == "copied"
+        moved.packs += 1
+        moved.size_bytes += one.pack.size_bytes
+        on_progress(moved)
 
 
 def _wait_for_writers(here: PackStore) -> None:

@@ -1,0 +1,173 @@
+"""backup: the database and all packs into a directory; read backups back."""
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import Any
+
+from ingestion.management.base import Exit, OperatorCommand, UsageError
+from ingestion.management.presentation import counted, limit, size
+from ingestion.management.transfer import Transfer, place
+from ingestion.services.operations.backup import checking, making
+from ingestion.services.operations.backup.place import Manifest, Place
+
+_NO_KEYS = (
+    "The keys are not in it. Without them stored credentials are lost, mail is not: --keys FILE"
+    " writes them."
+)
+
+
+class Command(OperatorCommand):
+    help = (
+        "Back up the database and all packs into a directory, while the service works. Packs never "
+        "change: each is copied once, and read back. Killed half-way it is run again. Of databases "
+        "the newest --keep are kept, and packs as long as one of those lists them. The encryption "
+        "keys are not among it: --keys writes them elsewhere. --verify reads all backups of the "
+        "directory back, --list tells what there is. Ends with 3 where a pack could not be had."
+    )
+    example = (
+        "manage.py backup /media/backup --keys /safe/ingestion-keys.json\n"
+        "manage.py backup /media/backup --verify"
+    )
+
+    def add_own_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("directory", metavar="DIRECTORY", type=Path, help="where backups are")
+        parser.add_argument(
+            "--packs", metavar="URL", help="where their packs are, if elsewhere: as ARCHIVE_URL is"
+        )
+        parser.add_argument(
+            "--keep", type=limit, default=7, metavar="N", help="keep so many databases (default 7)"
+        )
+        parser.add_argument(
+            "--keys",
+            metavar="FILE",
+            type=Path,
+            help="write the keys into this file, which is apart",
+        )
+        what = parser.add_mutually_exclusive_group()
+        what.add_argument("--verify", action="store_true", help="read what is there back instead")
+        what.add_argument(
+            "--list", action="store_true", help="tell which backups there are instead"
+        )
+
+    def perform(self, options: dict[str, Any]) -> Exit:
+        backups = place(options["directory"], options["packs"])
+        if options["list"]:
+            return self._list(backups)
+        return self._verify(backups) if options["verify"] else self._make(backups, options)
+
+    def _make(self, backups: Place, options: dict[str, Any]) -> Exit:
+        keys: Path | None = options["keys"]
+        if keys and backups.root.resolve() in keys.resolve().parents:
+            raise UsageError("--keys: who has both has every credential. Name a place elsewhere.")
+        with Transfer() as shown:
+            done = making.make(
+                backups,
+                keep=options["keep"],
+                actor=self.actor,
+                on_progress=lambda m: shown.show(
+                    m.stage,
+                    m.size_bytes,
+                    m.total_bytes,
+                    f"{counted(m.packs, 'pack')}, database {size(m.dump_bytes)}",
+                ),
+            )
+        if keys:
+            making.write_keys(keys)
+        assert done.manifest
+        document = {
+            **_object(done.manifest),
+            "copied": done.copied,
+            "differing": done.differing,
+            "removedBackups": done.removed_backups,
+            "removedPacks": done.removed_packs,
+            "keys": str(keys) if keys else None,
+        }
+        made = done.manifest
+        lines = [
+            (
+                f"{made.name}: the database ({size(made.dump_bytes)}) and"
+                f" {counted(made.packs, 'pack')} ({size(made.pack_bytes)}) are in {backups.root};"
+                f" {counted(done.copied, 'pack')} copied now, and read back."
+            ),
+            *_wrong(done),
+            f"The keys are in {keys}." if keys else _NO_KEYS,
+        ]
+        if done.removed_backups or done.removed_packs:
+            lines.append(
+                f"Removed: {counted(done.removed_backups, 'older backup')}, and"
+                f" {counted(done.removed_packs, 'pack')} that none lists any more."
+            )
+        self.report(document, lines)
+        return Exit.PARTIAL if done.lost or done.differing else Exit.OK
+
+    def _verify(self, backups: Place) -> Exit:
+        with Transfer() as shown:
+            done = checking.check(
+                backups,
+                on_progress=lambda c: shown.show(
+                    c.stage, c.size_bytes, c.total_bytes, counted(c.packs, "pack")
+                ),
+            )
+        document = {
+            "ok": not done.problems,
+            "backups": done.backups,
+            "packs": done.packs,
+            "bytes": done.size_bytes,
+            "problems": done.problems,
+        }
+        what = (
+            f"{counted(done.backups, 'backup')} with {counted(done.packs, 'pack')}"
+            f" ({size(done.size_bytes)}) were read back:"
+        )
+        verdict = f"{counted(len(done.problems), 'problem')}." if done.problems else "all is well."
+        self.report(document, [*done.problems, f"{what} {verdict}"])
+        return Exit.PROBLEM if done.problems else Exit.OK
+
+    def _list(self, backups: Place) -> Exit:
+        found = backups.manifests()
+        rows = [
+            (
+                one.name,
+                f"{one.taken_at:%Y-%m-%d %H:%M:%S}",
+                size(one.dump_bytes),
+                f"{one.messages:,}",
+                f"{one.packs:,}",
+                size(one.pack_bytes),
+                f"{len(one.lost):,}",
+            )
+            for one in found
+        ]
+        self.report_rows(
+            [_object(one) for one in found],
+            ("Backup", "Taken (UTC)", "Database", "Messages", "Packs", "Size", "Missing"),
+            rows,
+            numbers={"Database", "Messages", "Packs", "Size", "Missing"},
+            nothing=f"There is no complete backup in {backups.root}.",
+        )
+        return Exit.OK
+
+
+def _wrong(done: making.Making) -> list[str]:
+    return [
+        *(
+            f"pack {pack} is missing in the archive, and in the backup: verify_archive --refetch."
+            for pack in done.lost
+        ),
+        *(
+            f"pack {pack} has other bytes in the backup than in the archive: verify_archive tells"
+            " whether the latter is good; then remove the former."
+            for pack in done.differing
+        ),
+    ]
+
+
+def _object(one: Manifest) -> dict[str, Any]:
+    return {
+        "backup": one.name,
+        "takenAt": one.taken_at,
+        "databaseBytes": one.dump_bytes,
+        "messages": one.messages,
+        "packs": one.packs,
+        "bytes": one.pack_bytes,
+        "missing": one.lost,
+    }

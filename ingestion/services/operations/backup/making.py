@@ -1,0 +1,220 @@
+"""Makes a backup, while the service works.
+
+    copy all packs of the archive that the backup does not have     long, the first time
+      -> dump the database, and read which packs that very snapshot names
+      -> copy those that came meanwhile; one is gone? -> dump again, which names it no more
+      -> the list of packs and the manifest: now there is a backup
+      -> backups beyond `keep` go, and packs that no backup lists any more
+
+Packs before the dump, so that what the dump names is copied within moments of it; a dump again
+where one of them went in between (compaction, a deleted source), so that a backup never lacks what
+the archive had. Killed anywhere, it goes on when it is run again, and what was there is whole.
+"""
+
+import dataclasses
+import json
+import uuid
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Sum
+from django.utils import timezone
+
+from ingestion.errors import NotAllowedNow
+from ingestion.models import Installation, Pack
+from ingestion.packs.store import PackFile, PackStore, store
+from ingestion.services.archive import storage
+from ingestion.services.audit import Actor, audit
+from ingestion.services.operations import copying
+from ingestion.services.operations.backup import dumps
+from ingestion.services.operations.backup.place import Listed, Manifest, Place, durable, hash_file
+
+#: A pack goes within moments of the dump only by chance: not so often in a row.
+_DUMPS = 5
+_THEN = "Make room, or mend it, and run this again: it goes on."
+
+
+@dataclasses.dataclass(slots=True)
+class Making:
+    """How far it is, and in the end what was made. `differing`: packs that have other
+    bytes in the backup than in the archive; `lost`: packs that neither has."""
+
+    stage: str = "Copying packs"
+    total_bytes: int = 0
+    packs: int = 0
+    size_bytes: int = 0
+    copied: int = 0
+    dump_bytes: int = 0
+    differing: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    manifest: Manifest | None = None
+    removed_backups: int = 0
+    removed_packs: int = 0
+
+    @property
+    def lost(self) -> tuple[str, ...]:
+        return self.manifest.lost if self.manifest else ()
+
+
+def make(
+    place: Place,
+    *,
+    keep: int,
+    actor: Actor,
+    on_progress: Callable[[Making], None] = lambda _: None,
+) -> Making:
+    """Make a backup. Raises ArchiveUnavailable (WrongArchive among it) and NotAllowedNow."""
+    here = store().fresh()
+    storage.require()
+    _require_apart(here, place)
+    archive_id = str(Installation.objects.get(pk=1))
+    with copying.told_in_words(str(place.root), _THEN), place.ours(archive_id):
+        with transaction.atomic():
+            audit(actor, "archive.backup", None, {"to": place.packs.name})
+        job = _Making(here, place, on_progress)
+        job.copy(here.packs())
+        manifest = job.take_database(archive_id)
+        place.keep(manifest)
+        job.done.manifest = manifest
+        job.remove_old(keep)
+    return job.done
+
+
+def write_keys(path: Path) -> None:
+    """Write the keys into a file of their own, as VAR_DIR/secrets.json has them."""
+    keys = {"SECRET_KEY": settings.SECRET_KEY, "ENCRYPTION_KEYS": settings.ENCRYPTION_KEYS}
+    with copying.told_in_words(str(path), "The keys were not written."), durable(path) as file:
+        file.write(json.dumps(keys, indent=2).encode())
+
+
+def _require_apart(here: PackStore, place: Place) -> None:
+    root, archive = place.root.resolve(), settings.ARCHIVE_DIR
+    inside = not settings.ARCHIVE_URL and (
+        root == archive or archive in root.parents or root in archive.parents
+    )
+    if inside or place.packs.name == here.name:
+        raise NotAllowedNow(
+            f"A backup belongs elsewhere than the archive ({here.name}), best on another machine:"
+            " what takes the one must not take the other."
+        )
+
+
+class _Making:
+    def __init__(
+        self, here: PackStore, place: Place, on_progress: Callable[[Making], None]
+    ) -> None:
+        self._here, self._place, self._tell = here, place, on_progress
+        self.done = Making(total_bytes=Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0)
+        self._held: dict[uuid.UUID, Listed] = {}
+        # What a backup lists was read back when it was copied. Of others nothing is known.
+        before = place.manifests()[:1]
+        self._listed = {one.pack_id: one for manifest in before for one in place.listed(manifest)}
+        self._there = {
+            pack.pack_id: pack.size_bytes for pack in place.packs.packs() if not pack.partial
+        }
+
+    def copy(self, packs: Iterable[PackFile]) -> set[uuid.UUID]:
+        """Have packs be in the backup; return those that nobody has any more."""
+        gone: set[uuid.UUID] = set()
+        for one in copying.copied(self._not_held(packs), self._here, self._place.packs):
+            if one.outcome in ("copied", "there"):
+                self.done.copied += one.outcome == "copied"
+                self._hold(one.pack, one.sha256)
+                continue
+            if one.outcome == "gone":
+                gone.add(one.pack.pack_id)
+            else:
+                self.done.differing.append(one.pack.pack_id)
+            if one.pack.pack_id in self._there:  # perhaps the only good one that there is
+                self._hold_as_it_is(one.pack)
+        return gone
+
+    def take_database(self, archive_id: str) -> Manifest:
+        """Dump the database, until the backup has all packs that the dump names."""
+        for _ in range(_DUMPS):
+            manifest, named = self._dump(archive_id)
+            self._stage("Copying what came meanwhile")
+            gone = self.copy(named) - self._held.keys()
+            lost = {
+                *Pack.objects.filter(pk__in=gone, source__deleted_at=None).values_list(
+                    "pk", flat=True
+                )
+            }
+            if gone == lost:
+                return self._listing(manifest, lost)
+        raise NotAllowedNow(
+            "Packs went faster than the database could be dumped. What was copied is kept: run"
+            " this again when there is less to do."
+        )
+
+    def _dump(self, archive_id: str) -> tuple[Manifest, list[PackFile]]:
+        self._stage("Dumping the database")
+        now = timezone.now()
+        name = f"{now:%Y%m%d-%H%M%S-}{now.microsecond // 1000:03}"
+        path = self._place.partial_dump(name)
+        with dumps.snapshot() as snapshot:
+            named = [PackFile(*row, now) for row in snapshot.packs()]
+            migrations, messages = snapshot.migrations(), snapshot.messages()
+            snapshot.dump(path, self._tell_dumped)
+        self._tell_dumped(path.stat().st_size)
+        manifest = Manifest(
+            name=name, taken_at=now, archive_id=archive_id, migrations=migrations,
+            postgres=dumps.server(), dump_bytes=path.stat().st_size, dump_sha256=hash_file(path),
+            packs=0, pack_bytes=0, packs_sha256="", messages=messages, lost=(),
+        )  # fmt: skip
+        return manifest, named
+
+    def _listing(self, manifest: Manifest, lost: set[uuid.UUID]) -> Manifest:
+        return dataclasses.replace(
+            manifest,
+            packs=len(self._held),
+            pack_bytes=sum(one.size_bytes for one in self._held.values()),
+            packs_sha256=self._place.write_list(manifest.name, self._held.values()),
+            lost=tuple(sorted(map(str, lost))),
+        )
+
+    def remove_old(self, keep: int) -> None:
+        """Remove backups but for the newest, and then packs that none of those lists."""
+        self._stage("Removing what no backup needs")
+        manifests = self._place.manifests()
+        for manifest in manifests[keep:]:
+            self._place.remove(manifest)
+            self.done.removed_backups += 1
+        kept = {one.pack_id for m in manifests[:keep] for one in self._place.listed(m)}
+        for pack in self._place.packs.packs():
+            if pack.partial or pack.pack_id not in kept:
+                self._place.packs.delete(pack)
+                self.done.removed_packs += not pack.partial
+
+    def _not_held(self, packs: Iterable[PackFile]) -> Iterable[PackFile]:
+        """Yield those that must be copied or compared; hold those that were proven before."""
+        for pack in packs:
+            before = self._listed.get(pack.pack_id)
+            if pack.partial or pack.pack_id in self._held:
+                continue
+            if before and self._there.get(pack.pack_id) == before.size_bytes == pack.size_bytes:
+                self._hold(pack, before.sha256)
+            else:
+                yield pack
+
+    def _hold(self, pack: PackFile, sha256: bytes) -> None:
+        self._held[pack.pack_id] = Listed(pack.source_id, pack.pack_id, pack.size_bytes, sha256)
+        self.done.packs += 1
+        self.done.size_bytes += pack.size_bytes
+        self._tell(self.done)
+
+    def _hold_as_it_is(self, pack: PackFile) -> None:
+        before = self._listed.get(pack.pack_id)
+        self._hold(
+            dataclasses.replace(pack, size_bytes=self._there[pack.pack_id]),
+            before.sha256 if before else self._place.packs.sha256(pack.source_id, pack.pack_id),
+        )
+
+    def _stage(self, stage: str) -> None:
+        self.done.stage = stage
+        self._tell(self.done)
+
+    def _tell_dumped(self, size_bytes: int) -> None:
+        self.done.dump_bytes = size_bytes
+        self._tell(self.done)

@@ -1,0 +1,101 @@
+"""Copies packs from one store to another, several at a time, each proven by its SHA-256.
+
+A pack that is copied is read back from where it went; one that lies there already is read and
+compared. What that means is for the caller: `moving`, and `backup`.
+"""
+
+import collections
+import concurrent.futures
+import contextlib
+import dataclasses
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Literal, TypeVar
+
+from ingestion.errors import ArchiveUnavailable
+from ingestion.packs.store import PackFile, PackStore
+
+#: Requests take their time, and a core compares 500 MB/s.
+_AT_ONCE = 4
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Copied:
+    """What came of a pack.
+
+    copied   it was not there, and is now, bit for bit
+    there    it was there already, bit for bit
+    gone     it is not here any more, and nothing was written
+    damaged  what is here is not what it is known to be, and nothing was written
+    differs  what is there has other bytes, and was left alone
+    """
+
+    pack: PackFile
+    outcome: Literal["copied", "there", "gone", "damaged", "differs"]
+    sha256: bytes = b""
+
+
+def copied(
+    packs: Iterable[PackFile],
+    here: PackStore,
+    there: PackStore,
+    *,
+    known: Mapping[uuid.UUID, bytes] | None = None,
+) -> Iterator[Copied]:
+    """Have packs be there as they are here; yield what came of each, in order. `known`: the
+    SHA-256 that some of them are known to have. Passes over what was never committed."""
+    whole = (pack for pack in packs if not pack.partial)
+    yield from at_once(
+        lambda pack: _copy(pack, here, there, (known or {}).get(pack.pack_id)), whole
+    )
+
+
+def at_once(act: Callable[[T], R], on: Iterable[T]) -> Iterator[R]:
+    """Yield what `act` returns for each, in order, a few ahead in threads."""
+    waiting: collections.deque[concurrent.futures.Future[R]] = collections.deque()
+    with concurrent.futures.ThreadPoolExecutor(_AT_ONCE, "copying") as threads:
+        try:
+            for each in on:
+                waiting.append(threads.submit(act, each))
+                if len(waiting) > 2 * _AT_ONCE:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BaseException:
+            threads.shutdown(cancel_futures=True)
+            raise
+
+
+def _copy(pack: PackFile, here: PackStore, there: PackStore, known: bytes | None) -> Copied:
+    name = pack.source_id, pack.pack_id
+    try:
+        theirs = there.sha256(*name)
+    except FileNotFoundError:
+        try:
+            with there.copier(*name) as copy:
+                ours = copy.fill(here.chunks(*name))
+                if known not in (None, ours):
+                    return Copied(pack, "damaged", ours)
+                copy.commit()
+        except FileNotFoundError:
+            return Copied(pack, "gone")  # deleted, or collected, meanwhile
+        return Copied(pack, "copied" if there.sha256(*name) == ours else "differs", ours)
+    try:
+        ours = known or here.sha256(*name)
+    except FileNotFoundError:
+        return Copied(pack, "gone")
+    return Copied(pack, "there" if theirs == ours else "differs", ours)
+
+
+@contextlib.contextmanager
+def told_in_words(there: str, then: str) -> Iterator[None]:
+    """Turn what a disk refuses into ArchiveUnavailable, with what to do then."""
+    try:
+        yield
+    except ArchiveUnavailable:
+        raise
+    except OSError as error:
+        where = error.filename or there
+        raise ArchiveUnavailable(f"{where}: {error.strerror or error}. {then}") from error
