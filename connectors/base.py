@@ -1,6 +1,6 @@
 """The interface that every provider implements.
 
-Public: Connector, MailboxSession, Consent, DeviceConsent, DevicePrompt.
+Public: Connector, MailboxSession, Watch, Consent, DeviceConsent, DevicePrompt.
 
 A connector reads, and only reads: it opens mailboxes read-only and sets no flag. It knows nothing
 of the database; it raises only `connectors.errors` (anything else is a bug); it puts a deadline on
@@ -69,6 +69,13 @@ class Connector(_Closing, ABC):
     def open(self, mailbox: RemoteMailbox) -> "MailboxSession":
         """Open one mailbox. Raises MailboxUnavailable where this one can't be had."""
 
+    def watch(
+        self,
+        mailbox: RemoteMailbox,  # noqa: ARG002 - for those that can tell
+    ) -> "Watch | None":
+        """Have the provider tell when something changed in a mailbox; None where it can't."""
+        return None
+
 
 class MailboxSession(_Closing, ABC):
     """One mailbox, opened. Owns its network connections."""
@@ -121,6 +128,15 @@ class MailboxSession(_Closing, ABC):
         had arrived whole was yielded; the caller keeps that and asks again for the rest. Raises
         FolderRefused where the folder turns out to hold no mail.
         """
+
+
+class Watch(_Closing, ABC):
+    """A connection on which a provider tells that a mailbox changed. A doorbell and no more: what
+    it tells may come late, twice or never, and nobody waits for it."""
+
+    @abstractmethod
+    def wait(self, seconds: float) -> bool:
+        """Wait until something changed (True), or for so long. Raises Retryable: open another."""
 
 
 class Consent(ABC):

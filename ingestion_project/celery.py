@@ -17,7 +17,13 @@ from typing import Any
 
 from celery import Celery
 from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # missing in its stubs
-from celery.signals import celeryd_init, setup_logging, worker_process_init, worker_shutting_down
+from celery.signals import (
+    celeryd_init,
+    setup_logging,
+    worker_process_init,
+    worker_ready,
+    worker_shutting_down,
+)
 from celery.worker.control import inspect_command
 
 from ingestion import memory
@@ -58,6 +64,15 @@ def end_with_the_worker(**_: Any) -> None:
 @worker_process_init.connect
 def keep_memory(**_: Any) -> None:
     memory.keep()
+
+
+@worker_ready.connect
+def listen(sender: Any, **_: Any) -> None:
+    """Be told of new mail beside the short work, not beside the imports."""
+    if sender.hostname.startswith("control@"):
+        from ingestion.services.engine import doorbells  # noqa: PLC0415 - it needs the settings
+
+        doorbells.start()
 
 
 @inspect_command()

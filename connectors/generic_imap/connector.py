@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from connectors.base import Connector, MailboxSession
+from connectors.base import Connector, MailboxSession, Watch
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, FolderGone, FolderRefused, Unavailable
 from connectors.generic_imap import client, commands, folders, listing, opening
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.download import Download
+from connectors.generic_imap.idling import Idling
 from connectors.generic_imap.uids import MAX_UID, Uids
 from connectors.generic_imap.wire import Wire
 from connectors.types import (
@@ -69,6 +70,18 @@ class ImapConnector(Connector):
 
     def open(self, mailbox: RemoteMailbox) -> MailboxSession:  # noqa: ARG002 - there is one
         return ImapSession(self._config, self._environment)
+
+    def watch(self, mailbox: RemoteMailbox) -> Watch | None:  # noqa: ARG002 - there is one
+        login = client.login(self._config, self._environment)
+        try:
+            if not login.can("IDLE"):
+                login.close()
+                return None
+            opening.examine(login, RemoteFolder("INBOX", "INBOX"))
+            return Idling(login)
+        except BaseException:
+            login.close()
+            raise
 
 
 class ImapSession(MailboxSession):

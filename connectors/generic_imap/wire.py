@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import math
 import re
+import select
 import socket
 import ssl
 import tempfile
@@ -378,6 +379,28 @@ class Wire:
                     raise self._lost("sent a reply without end")
             elif line.startswith(tag + b" "):
                 return line[len(tag) + 1 :].strip(), untagged
+
+    def idle(self) -> bytes:
+        """Begin IDLE (RFC 2177); return its tag. Raises Unavailable where the server refuses."""
+        tag = self.command(b"IDLE")
+        line = self._hear(b"+", tag + b" ")
+        if not line.startswith(b"+"):
+            raise Unavailable(f"The server {self.name} takes no IDLE: {self.words(line.strip())}")
+        return tag
+
+    def done(self, tag: bytes) -> list[list[bytes]]:
+        """End IDLE; return what the server said until then."""
+        self.renew()
+        self.send(b"DONE\r\n")
+        return self._reply(tag)[1]
+
+    def speaks_within(self, seconds: float) -> bool:
+        """Tell whether the server says something within so long."""
+        if self.has_buffered or (isinstance(self.sock, ssl.SSLSocket) and self.sock.pending()):
+            return True
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def bye(self, line: bytes) -> Unavailable:
         """The error for an untagged BYE."""

@@ -100,6 +100,8 @@ class ImapScript:
         #: Whether a UIDFETCH repeats the UID among its items.
         self.repeats_uids = False
         self.max_line = 8_192
+        #: Who idles (RFC 2177), in the order in which they began.
+        self.idling: list[Client] = []
         self.refuses_literals = False
         self.before_each_mail: Callable[[Client, int], None] = lambda _client, _uid: None
         #: In which order the items of a message are answered.
@@ -264,6 +266,15 @@ class Client:
 
     def _do_noop(self, _: bytes) -> None:
         pass
+
+    def _do_idle(self, _: bytes) -> bytes:
+        if not self.server.has("IDLE"):
+            return b"BAD Unknown command"
+        self.send(b"+ idling\r\n")
+        self.server.idling.append(self)
+        done = self.file.readline()
+        self.server.idling.remove(self)
+        return b"OK done" if done.upper() == b"DONE\r\n" else b"BAD DONE was due"
 
     def _do_logout(self, _: bytes) -> None:
         self.send(b"* BYE see you\r\n")

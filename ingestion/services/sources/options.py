@@ -70,6 +70,13 @@ _FIELDS = (
         MAX_SYNC_INTERVAL_SECONDS,
     ),
     OptionField(
+        "listen",
+        "Listen for new mail",
+        bool,
+        False,
+        "Keep a connection on which an IMAP server tells of new mail at once (IDLE).",
+    ),
+    OptionField(
         "credentialsExpireOn",
         "Credentials expire on",
         dt.date,
