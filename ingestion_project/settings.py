@@ -329,6 +329,11 @@ SPECTACULAR_SETTINGS = {
         "RunKindEnum": "ingestion.states.RunKind",
         "ExportStateEnum": "ingestion.states.ExportState",
         "MailboxStateEnum": "ingestion.states.MailboxState",
+        "FolderRoleEnum": "ingestion.states.FolderRole",
+        "ChangeKindEnum": "ingestion.api.changes.KINDS",
+        "ErrorTypeEnum": "ingestion.api.schema.ERROR_TYPES",
+        "TrialStepEnum": "ingestion.services.sources.trial.STEPS",
+        "ExportFormatEnum": "ingestion.services.archive.exports.formats.FORMATS",
     },
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",

@@ -10,6 +10,7 @@ from rest_framework.response import Response
 from ingestion import queries
 from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
+from ingestion.api.serializers import RowOut
 from ingestion.models import Alert, AlertKind
 
 
@@ -20,7 +21,7 @@ class AlertQuery(inputs.PageQuery):
     kind = inputs.Choice(choices=AlertKind.values, required=False)
 
 
-class AlertOut(serializers.ModelSerializer[Alert]):
+class AlertOut(RowOut[Alert]):
     """Something that needs somebody. `sourceId`: null where it is of the whole service."""
 
     sourceId = serializers.UUIDField(source="source_id", allow_null=True)

@@ -36,7 +36,10 @@ _TICK_SECONDS = 0.5
 
 _waiting = Places(total=MAX_WAITING, per_user=MAX_OF_A_USER, retry_seconds=5)
 
-_PLACEMENT_KINDS = ("message.placed", "placement.changed", "placement.removed")
+KINDS = (
+    *("message.placed", "placement.changed", "placement.removed"),
+    *ArchiveChange.Kind.values,
+)
 
 
 class Gone(APIException):
@@ -86,7 +89,7 @@ class ChangeOut(serializers.Serializer[Any]):
     not seen placed: store what is told by `placementId`. What a kind does not tell is null.
     """
 
-    kind = serializers.ChoiceField(choices=(*_PLACEMENT_KINDS, *ArchiveChange.Kind.values))
+    kind = serializers.ChoiceField(choices=KINDS)
     cursor = serializers.CharField(help_text="To go on behind this change.")
     sourceId = serializers.UUIDField(source="source_id")
     mailboxId = serializers.UUIDField(source="mailbox_id", allow_null=True)

@@ -26,6 +26,7 @@ from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
 from ingestion.api.schema import ErrorOut
+from ingestion.api.serializers import RowOut
 from ingestion.errors import NotAllowedNow
 from ingestion.models import Export
 from ingestion.services.archive import storage
@@ -66,7 +67,7 @@ class LinkQuery(inputs.Strict):
     token = serializers.CharField(required=False, max_length=200)
 
 
-class ExportOut(serializers.ModelSerializer[Export]):
+class ExportOut(RowOut[Export]):
     """`downloadUrl`: needs no key, and is good for an hour; each answer has a new one."""
 
     q = serializers.CharField(source="query")

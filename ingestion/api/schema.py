@@ -31,10 +31,13 @@ class ErrorItem(serializers.Serializer[Any]):
     attr = serializers.CharField(allow_null=True, help_text="The field's path, if one is wrong.")
 
 
+ERROR_TYPES = ("validation_error", "client_error", "server_error")
+
+
 class ErrorOut(serializers.Serializer[Any]):
     """Every answer that is not a 2xx or 304."""
 
-    type = serializers.ChoiceField(choices=["validation_error", "client_error", "server_error"])
+    type = serializers.ChoiceField(choices=ERROR_TYPES)
     errors = ErrorItem(many=True)  # type: ignore[assignment] # a field named as a property
 
 
@@ -235,10 +238,11 @@ def _config_properties(provider: Provider) -> dict[str, Any]:
 
 
 def _config_in(provider: Provider) -> dict[str, Any]:
+    required = [field.name for field in provider.config.fields() if field.required]
     return {
         "type": "object",
         "properties": _config_properties(provider),
-        "required": [field.name for field in provider.config.fields() if field.required],
+        **({"required": required} if required else {}),  # OpenAPI 3.0 has no empty one
         "additionalProperties": False,
     }
 

@@ -1,10 +1,10 @@
 """The shapes that come out. No cursor, token, key or password ever appears in one."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 from django.contrib.auth.models import User
-from django.db.models import QuerySet
+from django.db.models import Model, QuerySet
 from drf_spectacular.utils import extend_schema_field, extend_schema_serializer
 from rest_framework import serializers
 
@@ -24,8 +24,18 @@ from ingestion.services.archive.reading import Reading
 from ingestion.services.sources import configuration, same_account, trial
 from ingestion.services.sources.options import Options
 
+M = TypeVar("M", bound=Model)
 
-class RunOut(serializers.ModelSerializer[Run]):
+
+class RowOut(serializers.ModelSerializer[M]):
+    # A docstring would stand in the document. What comes out is always there, also where the model
+    # has a default for it: a generated client must not take it for optional.
+
+    def get_extra_kwargs(self) -> dict[str, dict[str, Any]]:
+        return {name: {"read_only": True} for name in self.Meta.fields}
+
+
+class RunOut(RowOut[Run]):
     mailboxesTotal = serializers.IntegerField(source="mailboxes_total")
     mailboxesDone = serializers.IntegerField(source="mailboxes_done")
     messagesTotal = serializers.IntegerField(source="messages_total")
@@ -68,7 +78,7 @@ class ReasonOut(serializers.Serializer[Any]):
     since = serializers.DateTimeField(allow_null=True)
 
 
-class SourceOut(serializers.ModelSerializer[IngestionSource]):
+class SourceOut(RowOut[IngestionSource]):
     """The source object. Made by `present_sources` of what came through `source_rows`.
 
     `archivedUpTo`: the oldest successful sync of the mailboxes it follows, null until each was
@@ -216,7 +226,7 @@ class RetriedOut(serializers.Serializer[Any]):
     retried = serializers.IntegerField()
 
 
-class MailboxOut(serializers.ModelSerializer[Mailbox]):
+class MailboxOut(RowOut[Mailbox]):
     stateReason = serializers.CharField(source="state_reason")
     messageCount = serializers.IntegerField(source="message_count")
     archivedBytes = serializers.IntegerField(source="archived_bytes")
@@ -232,7 +242,7 @@ class MailboxOut(serializers.ModelSerializer[Mailbox]):
         )
 
 
-class FailureOut(serializers.ModelSerializer[FailedMessage]):
+class FailureOut(RowOut[FailedMessage]):
     mailbox = serializers.CharField(source="mailbox.address")
     folder = serializers.CharField(source="folder.path")
     remoteId = serializers.CharField(source="remote_id")
@@ -249,7 +259,7 @@ class FailureOut(serializers.ModelSerializer[FailedMessage]):
         )
 
 
-class FolderOut(serializers.ModelSerializer[Folder]):
+class FolderOut(RowOut[Folder]):
     """A folder and how much of it is archived. `remoteCount` is the provider's own count.
 
     `failingSince`: the folder can't be read, for the reason in `lastError`, and is tried again at
@@ -297,7 +307,7 @@ class StatsOut(serializers.Serializer[Any]):
     byFolder = FolderOut(many=True)
 
 
-class PlacementOut(serializers.ModelSerializer[Placement]):
+class PlacementOut(RowOut[Placement]):
     folder = serializers.CharField(source="folder.path")
     folderId = serializers.IntegerField(source="folder_id")
     remoteId = serializers.CharField(source="remote_id")
@@ -309,7 +319,7 @@ class PlacementOut(serializers.ModelSerializer[Placement]):
         fields = ("folder", "folderId", "remoteId", "labels", "firstSeenAt", "removedAt")
 
 
-class EmailOut(serializers.ModelSerializer[Message]):
+class EmailOut(RowOut[Message]):
     sourceId = serializers.UUIDField(source="mailbox.source_id")
     mailboxId = serializers.UUIDField(source="mailbox_id")
     mailbox = serializers.CharField(source="mailbox.address")
@@ -512,7 +522,7 @@ class FoundPage(serializers.Serializer[Any]):
     facets = FacetsOut(required=False)
 
 
-class SavedSearchOut(serializers.ModelSerializer[SavedSearch]):
+class SavedSearchOut(RowOut[SavedSearch]):
     createdAt = serializers.DateTimeField(source="created_at")
 
     class Meta:

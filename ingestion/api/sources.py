@@ -3,6 +3,7 @@
 from typing import Any
 
 from django.http import HttpResponseBase, StreamingHttpResponse
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema
 from rest_framework import status
 from rest_framework.decorators import action
@@ -35,16 +36,6 @@ _PAGED = [
 
 #: A check may wait 15 s for a server, and holds one of the 32 threads of its process meanwhile.
 _checks = Places(total=8, per_user=2, retry_seconds=5)
-
-#: One server-sent event (events.py), as OpenAPI 3 describes the items of such a stream.
-_EVENT: dict[str, Any] = {
-    "type": "object",
-    "properties": {
-        "event": {"type": "string", "enum": ["progress", "end"]},
-        "data": {"type": "string", "description": "JSON: status, counts and currentRun."},
-        "retry": {"type": "integer", "description": "Milliseconds before connecting again."},
-    },
-}
 
 
 class SourceViewSet(ApiViewSet[IngestionSource]):
@@ -353,7 +344,9 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         operation_id="followProgress",
         responses={
             (200, "text/event-stream"): OpenApiResponse(
-                _EVENT, description="`progress` once a second, `end` when no run is under way."
+                OpenApiTypes.STR,
+                description="Events `progress` once a second, `end` when no run is under way; the"
+                " data is JSON: status, counts and currentRun.",
             ),
         },
     )

@@ -12,6 +12,7 @@ from ingestion import queries
 from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
+from ingestion.api.serializers import RowOut
 from ingestion.models import WebhookDelivery, WebhookEndpoint
 from ingestion.models.webhook import Event
 from ingestion.services.operations import webhooks
@@ -51,7 +52,7 @@ _SHOWN: tuple[str, ...] = (
 )
 
 
-class WebhookOut(serializers.ModelSerializer[WebhookEndpoint]):
+class WebhookOut(RowOut[WebhookEndpoint]):
     """`lastResult`: what came of the last try, in words. `lastDeliveredAt`: of the last success."""
 
     lastResult = serializers.CharField(source="last_result")
@@ -90,7 +91,7 @@ class WebhookAnswerOut(serializers.Serializer[Any]):
     message = serializers.CharField(source="text")
 
 
-class WebhookDeliveryOut(serializers.ModelSerializer[WebhookDelivery]):
+class WebhookDeliveryOut(RowOut[WebhookDelivery]):
     """An event for a webhook: `id` is the `webhook-id` that its server is sent."""
 
     id = serializers.CharField(source="pk.hex")
