@@ -105,7 +105,10 @@ def index_pack(pack_id: uuid.UUID, *, until: float = math.inf) -> int:
     then, by the monotonic clock; return how many messages were read."""
     with claims.claimed(KIND, pack_id) as mine:
         pack = _due().filter(pk=pack_id).first() if mine else None
-        return _Indexing(pack, until).run() if pack else 0
+        if pack is None:
+            return 0
+        with structlog.contextvars.bound_contextvars(source=str(pack.source_id), pack=str(pack_id)):
+            return _Indexing(pack, until).run()
 
 
 def index_now(
@@ -172,6 +175,7 @@ class _Indexing:
                 self._flush()
                 if whole:
                     sql.run(_DONE, {"pack": self._pack.pk, "version": INDEX_VERSION})
+                    log.info("pack_indexed", messages=self._count)
         return self._count
 
     def _read_all(self) -> bool:
@@ -258,7 +262,7 @@ class _Indexing:
 
     def _postpone(self, error: Exception) -> None:
         attempts = self._pack.index_attempts + 1
-        log.warning("pack_not_indexed", pack=str(self._pack.pk), error=type(error).__name__)
+        log.warning("pack_not_indexed", error=type(error).__name__)
         Pack.objects.filter(pk=self._pack.pk).update(
             index_attempts=attempts, index_not_before=Now() + backoff.failure_delay(attempts)
         )

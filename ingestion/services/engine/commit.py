@@ -15,6 +15,7 @@ import atexit
 import collections
 import concurrent.futures
 import contextlib
+import contextvars
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from collections.abc import Set as AbstractSet
 from types import TracebackType
 from typing import Self
 
+import structlog
 from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
@@ -41,6 +43,8 @@ from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.seen_hashes import SeenHashes
 from ingestion.services.sources.options import Options
+
+log = structlog.get_logger(__name__)
 
 #: A batch, and a group, ends at the latest after this much: it bounds memory and what a crash
 #: repeats, which is up to four groups and a batch.
@@ -209,7 +213,9 @@ class Committer:
                 self._ahead = concurrent.futures.ThreadPoolExecutor(_GROUPS_UNDER_WAY, "put")
         if self._ahead is not None:
             group.ahead = self._ahead.submit(group.make_durable)
-        self._under_way.append((self._thread.submit(self._commit_in_turn, group), group.ids))
+        ours = contextvars.copy_context()  # what is logged names source, mailbox and run
+        future = self._thread.submit(ours.run, self._commit_in_turn, group)
+        self._under_way.append((future, group.ids))
 
     def _settle(self, left: int) -> None:
         """Wait until at most so many groups are under way. Raises what became of the others."""
@@ -278,6 +284,9 @@ class Committer:
         # After any other error nobody knows whether the transaction came: housekeeping decides.
         if group.ids:
             counters.recount_source(self._mailbox.source_id)
+        if writer is not None:
+            pack = str(writer.pack_id)
+            log.info("pack_archived", pack=pack, messages=len(group.ids), bytes=pack_size)
 
     def _write(self, group: _Group, pack_size: int, rows: list[bytes]) -> None:
         self._lease.fence()

@@ -55,6 +55,8 @@ class Kind:
     due: str
     since: str
     verb: Callable[[uuid.UUID], object]
+    #: What a row is called in the logs.
+    name: str
     #: As SQL: whose place it takes.
     owner: str = "owner_id"
     #: None: `verb` claims its row itself, and tells whether there is more to do at once.
@@ -73,7 +75,7 @@ def _check(pk: uuid.UUID) -> None:
     try:
         credentials.check(IngestionSource.objects.get(pk=pk))
     except LostRace:  # it was deleted or changed meanwhile: nobody waits for the verdict
-        log.info("check_overtaken", source=str(pk))
+        log.info("check_overtaken")
 
 
 #: Of the twelve threads of `control` (Procfile): two are always left for dispatching.
@@ -90,6 +92,7 @@ KINDS = {
         "deleted_at IS NOT NULL",
         since="deleted_at",
         verb=deletion.delete_source,
+        name="source",
         places=cleaning_up,
     ),
     "check": Kind(
@@ -97,6 +100,7 @@ KINDS = {
         "status = 'pending_auth' AND deleted_at IS NULL AND check_not_before <= now()",
         since="check_not_before",
         verb=_check,
+        name="source",
         places=_asking_providers,
     ),
     "discover": Kind(
@@ -105,6 +109,7 @@ KINDS = {
             AND {lease.SOURCE_RUNNABLE}""",
         since="not_before",
         verb=discovery.discover,
+        name="run",
         owner=_OWNER_OF_SOURCE,
         places=_asking_providers,
         leads_to_more=True,
@@ -114,6 +119,7 @@ KINDS = {
         looking.DUE,
         since="next_sync_at",
         verb=looking.work,
+        name="source",
         at_a_time=1,
         leads_to_more=True,
     ),
@@ -122,6 +128,7 @@ KINDS = {
         lease.DUE,
         since="not_before",
         verb=sync.sync_mailbox,
+        name="mailbox",
         owner=_OWNER_OF_SOURCE,
         queue="sync",
     ),
@@ -131,6 +138,7 @@ KINDS = {
         since="index_not_before",
         first="index_version, index_not_before",
         verb=indexing.work,
+        name="pack",
         owner=_OWNER_OF_SOURCE,
         queue="index",
         at_a_time=16,
@@ -140,6 +148,7 @@ KINDS = {
         exports.DUE,
         since="not_before",
         verb=exports.work,
+        name="export",
         places=_exporting,
     ),
     "deliver": Kind(
@@ -147,6 +156,7 @@ KINDS = {
         "outcome = 'pending' AND not_before <= now()",
         since="not_before",
         verb=webhooks.deliver,
+        name="delivery",
         owner="(SELECT e.owner_id FROM ingestion_webhookendpoint e WHERE e.id = endpoint_id)",
         places=_telling,
     ),
@@ -155,6 +165,7 @@ KINDS = {
         sending.DUE,
         since="not_before",
         verb=sending.tell,
+        name="rule",
         places=_telling,
     ),
     "ring": Kind(
@@ -169,6 +180,7 @@ KINDS = {
                           WHERE (changed_xid, id) > (rung_xid, rung_id)))""",
         since="ring_not_before",
         verb=webhooks.ring,
+        name="webhook",
         places=_telling,
         leads_to_more=True,
     ),
@@ -318,7 +330,9 @@ def do_now(work: Work) -> bool:
     with claims.claimed(*work) as mine:
         if not mine or _owner_if_due(work) is None:  # somebody else did it meanwhile
             return False
-        KINDS[work.kind].verb(work.pk)
+        kind = KINDS[work.kind]
+        with structlog.contextvars.bound_contextvars(**{kind.name: str(work.pk)}):
+            kind.verb(work.pk)
         return True
 
 

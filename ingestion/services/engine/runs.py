@@ -8,6 +8,7 @@ import datetime as dt
 import uuid
 from collections.abc import Collection, Iterable
 
+import structlog
 from django.db import connection, transaction
 from django.db.models import F, Min, QuerySet, Value
 from django.db.models.expressions import CombinedExpression
@@ -23,6 +24,8 @@ from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked, move
 from ingestion.services.transactions import in_transaction
 from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
+
+log = structlog.get_logger(__name__)
 
 #: Who starts the syncs that nobody asked for.
 SCHEDULE = "schedule"
@@ -46,6 +49,8 @@ def start(source: IngestionSource, *, kind: RunKind, actor: str) -> tuple[Run, b
         last_sync_started_at=Now(), next_sync_at=None
     )
     run.refresh_from_db()
+    about = {"source": str(source.pk), "run": str(run.pk), "kind": run.kind}
+    transaction.on_commit(lambda: log.info("run_started", **about))
     return run, True
 
 
@@ -301,3 +306,7 @@ def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) 
     about = {"run": str(run.pk), "kind": run.kind, "status": str(status), "message": message}
     counts = {"messagesNew": run.messages_new, "messagesFailed": run.messages_failed}
     announce(Event.RUN_FINISHED, source, about | counts)
+    if run.messages_new or run.messages_failed or status != RunStatus.COMPLETED:
+        # A sync without news is no news: there is one of each source every few minutes.
+        said = {"source": str(source.pk), "run": str(run.pk), "status": str(status)}
+        transaction.on_commit(lambda: log.info("run_finished", **said, messages=run.messages_new))

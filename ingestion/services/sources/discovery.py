@@ -25,7 +25,7 @@ from ingestion.services.sources import credentials, verbs
 from ingestion.services.sources.options import Options
 from ingestion.services.sources.status import locked
 from ingestion.services.transactions import in_transaction
-from ingestion.states import ListAnew, MailboxState
+from ingestion.states import ListAnew, MailboxState, RunKind
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ def discover(run_id: uuid.UUID) -> None:
         with credentials.connect(source) as connector:
             _list_all(source, run, connector.mailboxes())
     except LostRace:
-        log.info("discovery_overtaken", run=str(run.pk))
+        log.info("discovery_overtaken")
         _list_again(run)
     except Exception as error:
         what = trouble.of(error)
@@ -51,6 +51,8 @@ def discover(run_id: uuid.UUID) -> None:
         with contextlib.suppress(LostRace):  # deleted: nobody waits for it
             _act_on(what, source, run)
     else:
+        if run.kind == RunKind.IMPORT:
+            log.info("mailboxes_listed", source=str(source.pk))
         runs.finish_if_done(run.pk)
 
 
