@@ -304,7 +304,9 @@ DRF_STANDARDIZED_ERRORS = {
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Ingestion Service API",
-    "DESCRIPTION": "Manages ingestion sources, which connect to email providers and import emails.",
+    "DESCRIPTION": "Manages ingestion sources, which connect to email providers and import emails."
+    "\n\n[How to use it](/api/docs/introduction): a key, examples for each provider, paging,"
+    " limits, a generated client. [Error codes](/api/docs/errors): what happened, and what to do.",
     "VERSION": "1.0.0",
     "TAGS": [
         {"name": "ingestion", "description": "Sources, and what is done with them."},

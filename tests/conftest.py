@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.servers.command_line import CommandLine
     from tests.servers.dovecot import Dovecot
     from tests.servers.gmail import Gmail
+    from tests.servers.graph import GraphServer
     from tests.servers.smtp import Mailbox
     from tests.servers.stack import Service, Supervised
 
@@ -176,6 +177,15 @@ def running_google() -> Iterator["Gmail"]:
 
 
 @pytest.fixture(scope="session")
+def running_microsoft() -> Iterator["GraphServer"]:
+    """The scripted Microsoft that `service` is pointed at; a test adds users of its own."""
+    from tests.servers.graph import GraphServer
+
+    with GraphServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def running_mail() -> Iterator["Mailbox"]:
     """The mail server that `service` sends alerts by."""
     from tests.servers import smtp
@@ -190,13 +200,18 @@ def _processes(
     django_db_blocker: Any,
     tmp_path_factory: pytest.TempPathFactory,
     running_google: "Gmail",
+    running_microsoft: "GraphServer",
     running_mail: "Mailbox",
 ) -> Iterator["Service"]:
     from tests.servers.stack import Service
 
     log = tmp_path_factory.mktemp("service") / "service.log"
     with django_db_blocker.unblock():
-        settings = {**running_google.settings, "EMAIL_URL": running_mail.url}
+        settings = {
+            **running_google.settings,
+            **running_microsoft.settings,
+            "EMAIL_URL": running_mail.url,
+        }
         service = Service.start(env={**os.environ, **settings}, log=log)
     yield service
     service.stop()

@@ -1,5 +1,5 @@
-"""The OpenAPI document, the page that shows it, and the page of error codes: our own assets, no
-inline script.
+"""The OpenAPI document, the page that shows it, and two pages of docs/: our own assets, no inline
+script.
 """
 
 import functools
@@ -9,6 +9,7 @@ from typing import Any
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.utils.safestring import mark_safe
 from django.views.decorators.http import require_safe
 from drf_spectacular.utils import extend_schema
@@ -56,15 +57,29 @@ def _rendered(renderer: Any) -> bytes:
 
 
 @require_safe
+def introduction(request: HttpRequest) -> HttpResponse:
+    """Show docs/api.md."""
+    page = {"title": "The API", "page": mark_safe(_shown("api.md"))}  # noqa: S308 - ours
+    return render(request, "api/page.html", page)
+
+
+@require_safe
 def errors(request: HttpRequest) -> HttpResponse:
     """Show docs/errors.md; each code is the fragment of its line."""
-    return render(request, "api/errors.html", {"page": _error_codes()})
+    return render(request, "api/page.html", {"title": "Error codes", "page": _error_codes()})
+
+
+@functools.cache
+def _shown(name: str) -> str:
+    text = (_PAGES / name).read_text(encoding="utf-8")
+    shown = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    shown = shown.replace("<pre>", '<pre tabindex="0">')  # who has no mouse scrolls it too
+    shown = shown.replace('<a href="errors.md">', f'<a href="{reverse("api-errors")}">')
+    return re.sub(r'<a href="\w+\.md[^"]*">(\w+\.md)</a>', r"docs/\1", shown)
 
 
 @functools.cache
 def _error_codes() -> str:
-    text = (_PAGES / "errors.md").read_text(encoding="utf-8")
-    shown = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     first = re.compile(r"(?<=<td>)(?:<code>[^<]*</code>(?:, )?)+(?=</td>)")
     codes = re.compile(r"<code>(\w+)</code>")
     seen: set[str] = set()
@@ -75,9 +90,7 @@ def _error_codes() -> str:
         seen.add(code[1])
         return f'<code id="{code[1]}">{code[1]}</code>'
 
-    shown = shown.replace("<pre>", '<pre tabindex="0">')  # who has no mouse scrolls it too
-    alone = re.sub(r'<a href="\w+\.md[^"]*">(\w+\.md)</a>', r"docs/\1", shown)
-    return mark_safe(first.sub(lambda cell: codes.sub(named, cell[0]), alone))  # noqa: S308 - ours
+    return mark_safe(first.sub(lambda cell: codes.sub(named, cell[0]), _shown("errors.md")))  # noqa: S308 - ours
 
 
 document = _Document.as_view()

@@ -32,5 +32,6 @@ urlpatterns = [
     ),
     re_path(r"^schema/?$", docs.document, name="schema"),
     re_path(r"^docs/?$", docs.page, name="docs"),
+    re_path(r"^docs/introduction/?$", docs.introduction, name="api-introduction"),
     re_path(r"^docs/errors/?$", docs.errors, name="api-errors"),
 ]

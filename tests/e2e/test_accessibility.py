@@ -39,6 +39,7 @@ _MORE = (
     "/admin/mail/?q=no-such-word",
     "/api/docs",
     "/api/docs/errors",
+    "/api/docs/introduction",
 )
 #: (width, dark)
 _LOOKS = ((1280, False), (400, True))

@@ -15,10 +15,7 @@ from tests.servers.graph.connectors import box
 @pytest.fixture
 def manage(transactional_db: None, tmp_path: Path, server: GraphServer) -> CommandLine:
     command = CommandLine(tmp_path / "archive")
-    command.env |= {
-        "MICROSOFT_LOGIN_URL": server.origin,
-        "MICROSOFT_GRAPH_URL": server.origin,
-        "EXTRA_CA_FILE": server.ca_file,
+    command.env |= server.settings | {
         "MICROSOFT_REQUESTS_PER_MAILBOX": "1200",  # two a second, twenty of them at once
         "MICROSOFT_CONNECTIONS_PER_MAILBOX": "2",
     }

@@ -107,6 +107,15 @@ class GraphServer:
         }
         return Environment(**given | changes)
 
+    @property
+    def settings(self) -> dict[str, str]:
+        """What points a service here, as environment."""
+        return {
+            "MICROSOFT_LOGIN_URL": self.origin,
+            "MICROSOFT_GRAPH_URL": self.origin,
+            "EXTRA_CA_FILE": self.ca_file,
+        }
+
     def count(self, text: str = "", *, status: int | None = None) -> int:
         """Return how many requests had `text` in their path (and this status)."""
         return sum(
