@@ -1,6 +1,7 @@
 """How commands show things: sizes, times, tables for people; camelCase objects for programs.
 
-The objects have the names of the HTTP API, so that a script can read either.
+The objects have the names of the HTTP API, so that a script can read either. Every command starts
+with this: what needs services is elsewhere (`management.source_objects`).
 """
 
 import datetime as dt
@@ -17,10 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ingestion import expiry, freshness, queries
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.services.sources import configuration
-from ingestion.services.sources.options import Options
+from ingestion.models import FailedMessage, Mailbox, Run
 
 #: Of a table that is read later: in a file, or in a log.
 _WIDTH = 200
@@ -147,59 +145,4 @@ def failure_object(failure: FailedMessage) -> dict[str, Any]:
         "attempts": failure.attempts,
         "notBefore": failure.not_before,
         "lastFailedAt": failure.last_failed_at,
-    }
-
-
-def source_objects(chosen: Iterable[IngestionSource]) -> list[dict[str, Any]]:
-    """Return sources as the API shows them, in the order given. A constant number of queries."""
-    order = [source.pk for source in chosen]
-    rows = queries.with_counts(IngestionSource.objects.filter(pk__in=order))
-    found = freshness.judged(rows).in_bulk()
-    runs = queries.current_runs(found.values())
-    return [_source_object(found[pk], runs.get(pk)) for pk in order if pk in found]
-
-
-def source_object(source: IngestionSource) -> dict[str, Any]:
-    """Return one source as the API shows it."""
-    return source_objects([source])[0]
-
-
-def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
-    return {
-        "id": source.pk,
-        "name": source.name,
-        "provider": source.provider,
-        "status": source.status,
-        "statusMessage": source.status_message,
-        "options": Options.of(source.options).as_json(),
-        "providerConfig": configuration.public_config(source),
-        "lastSyncStartedAt": source.last_sync_started_at,
-        "lastSyncFinishedAt": source.last_sync_finished_at,
-        "lastSyncStatusMessage": source.last_sync_status_message,
-        "nextSyncAt": source.next_sync_at,
-        "archivedUpTo": source.archived_up_to,
-        "incomplete": [_left_out_object(one) for one in freshness.left_out(source)],
-        "attention": [
-            {"code": reason.code, "message": reason.text, "since": reason.since}
-            for reason in freshness.reasons(source)
-        ],
-        "credentialsExpireOn": expiry.of(source),
-        "mailboxCount": source.mailbox_count,
-        "messageCount": source.message_count,
-        "archivedBytes": source.archived_bytes,
-        "failedMessageCount": source.failed_message_count,
-        "currentRun": run_object(run) if run else None,
-        "createdAt": source.created_at,
-        "updatedAt": source.updated_at,
-    }
-
-
-def _left_out_object(one: freshness.LeftOut) -> dict[str, Any]:
-    return {
-        "mailbox": one.mailbox,
-        "folder": one.folder,
-        "code": one.code,
-        "message": one.message,
-        "since": one.since,
-        "retryAt": one.retry_at,
     }

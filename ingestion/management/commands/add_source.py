@@ -10,7 +10,7 @@ from connectors.registry import PROVIDERS
 from ingestion import tasks
 from ingestion.management import asking, given
 from ingestion.management.base import Exit, OperatorCommand, UsageError
-from ingestion.management.presentation import source_object
+from ingestion.management.source_objects import source_object
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration, credentials, same_account, trial
 

@@ -20,10 +20,10 @@ from ingestion.management.presentation import (
     printable,
     run_object,
     size,
-    source_objects,
     table,
     when,
 )
+from ingestion.management.source_objects import source_objects
 from ingestion.models import FailedMessage, IngestionSource, Run, StatusChange
 from ingestion.services.archive import housekeeping
 

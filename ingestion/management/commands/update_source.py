@@ -6,7 +6,7 @@ from typing import Any
 from ingestion import tasks
 from ingestion.management import given
 from ingestion.management.base import Exit, SourceCommand, UsageError
-from ingestion.management.presentation import source_object
+from ingestion.management.source_objects import source_object
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration, credentials
 
