@@ -90,6 +90,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generat
 
 lock: $(VENV)/development
 	@$(LOCK) requirements.in -o requirements.txt
+	@$(LOCK) --constraints requirements.txt requirements-telemetry.in -o requirements-telemetry.txt
 	@$(LOCK) requirements-dev.in -o requirements-dev.txt
 	@$(LOCK) --no-deps requirements-msgraph.in -o requirements-msgraph.txt
 

@@ -17,8 +17,11 @@ from connectors import redaction
 _QUIET = ("botocore", "celery.app.trace", "celery.beat", "celery.worker.strategy", "httpx", "kombu")
 
 
-def configure(log_format: str) -> dict[str, Any]:
-    """Set up structlog and return Django's LOGGING. `log_format` is "json" or "console"."""
+def configure(
+    log_format: str, *, sentry_dsn: str = "", note: Processor | None = None
+) -> dict[str, Any]:
+    """Set up structlog and return Django's LOGGING. `log_format` is "json" or "console"; `note`
+    sees each line of our own."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
@@ -31,12 +34,16 @@ def configure(log_format: str) -> dict[str, Any]:
         processors=[
             structlog.stdlib.filter_by_level,
             *shared,
+            *([note] if note else []),
             structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
         ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
+    handlers: dict[str, Any] = {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}}
+    if sentry_dsn:
+        handlers["sentry"] = {"()": "ingestion_project.telemetry.sentry.Handler", "dsn": sentry_dsn}
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -51,8 +58,8 @@ def configure(log_format: str) -> dict[str, Any]:
                 ],
             }
         },
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
-        "root": {"handlers": ["stderr"], "level": "INFO"},
+        "handlers": handlers,
+        "root": {"handlers": list(handlers), "level": "INFO"},
         "loggers": {
             **{name: {"level": "WARNING"} for name in _QUIET},
             "django": {"handlers": [], "level": "WARNING", "propagate": True},

@@ -13,6 +13,7 @@ from typing import Any
 import environ
 from django.core.exceptions import ImproperlyConfigured
 from django.templatetags.static import static
+from structlog.typing import Processor
 
 from ingestion.packs import location
 from ingestion_project import assets, embedded, logs
@@ -449,7 +450,23 @@ ALERT_IDLE_HOURS = env.int("ALERT_IDLE_HOURS", default=72)
 
 # -- logs ----------------------------------------------------------------------------------------
 LOG_FORMAT = env.str("LOG_FORMAT", default="json")  # or "console"
-LOGGING = logs.configure(LOG_FORMAT)
+# Where both are empty, nothing of `telemetry` is imported, nor its packages.
+SENTRY_DSN = env.str("SENTRY_DSN", default="")
+OTEL_EXPORTER_OTLP_ENDPOINT = env.str("OTEL_EXPORTER_OTLP_ENDPOINT", default="")
+note: Processor | None = None
+try:
+    if SENTRY_DSN:
+        from ingestion_project.telemetry import sentry  # noqa: F401 - whether it is there
+    if OTEL_EXPORTER_OTLP_ENDPOINT:
+        from ingestion_project.telemetry.traces import note
+
+        MIDDLEWARE.insert(0, "ingestion_project.telemetry.traces.Requests")
+except ModuleNotFoundError as error:
+    raise ImproperlyConfigured(
+        f"SENTRY_DSN and OTEL_EXPORTER_OTLP_ENDPOINT need more packages ({error.name} is missing):"
+        " .venv/bin/pip install --require-hashes -r requirements-telemetry.txt"
+    ) from None
+LOGGING = logs.configure(LOG_FORMAT, sentry_dsn=SENTRY_DSN, note=note)
 DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # the line at the end says it all
 DJANGO_STRUCTLOG_TRUST_UPSTREAM_REQUEST_ID = True  # middleware.RequestLog looks at it first
 

@@ -36,7 +36,7 @@ def test_a_run_is_found_by_its_ids_in_the_logs_of_all_processes_and_nothing_of_i
     run = api.post(f"/ingestion/{source}/import", headers=asked).json()["run"]["id"]
     wait_for(lambda: api.get(f"/ingestion/{source}").json()["status"] == "active", 60)
     pack, mailbox = Pack.objects.get(source=source), Mailbox.objects.get(source=source)
-    wait_for(lambda: lines("pack_indexed", str(pack.pk)), 60)
+    wait_for(lambda: lines("pack_indexed", str(pack.pk)), 120)
     found = api.get("/emails", params={"q": "subject:canary-subject from:canary-sender"}).json()
     api.get(f"/emails/{found['results'][0]['id']}/raw").raise_for_status()
     wrong = {**body, "providerConfig": config | {"password": "canary-password"}}
