@@ -19,10 +19,10 @@ import httpx
 import psycopg
 import psycopg.rows
 
-from ingestion.packs.directory import DirectoryStore
-from ingestion.packs.store import Extent
-from tests.servers.imap_script import Client, ImapScript
-from tests.servers.imap_source import Contents, config, content
+from ingestion.packs.store import Extent, PackStore, at
+from ingestion_project.embedded import Local
+from tests.servers.imap_script import Client
+from tests.servers.imap_source import Account, Contents, config, content
 from tests.servers.stack import ROOT, Supervised, client, descendants, free_port, wait_for
 
 _DEADLY = """
@@ -45,6 +45,9 @@ class OwnStack:
     root: Path
     running: Supervised
     api: httpx.Client
+    archive: PackStore
+    #: What another machine needs to take part.
+    shared: dict[str, str]
 
     @classmethod
     @contextlib.contextmanager
@@ -73,13 +76,14 @@ class OwnStack:
                 url = f"http://127.0.0.1:{own['PORT']}/api/v1"
                 headers = {"Authorization": f"Bearer {key}"}
                 with client(url, headers=headers) as api:
-                    yield cls(root, running, api)
+                    archive = environ.get("ARCHIVE_URL", f"file://{root}/var/archive")
+                    yield cls(root, running, api, at(archive), _shared(root, environ))
             finally:
                 running.stop()
 
     # -- what is asked of it -----------------------------------------------------------------------
 
-    def import_from(self, server: ImapScript) -> str:
+    def import_from(self, server: Account) -> str:
         """Create a source that imports at once; return its id."""
         body = {
             "name": "Own", "provider": "generic_imap", "autoImport": True,
@@ -130,7 +134,6 @@ class OwnStack:
 
     def archived(self, source: str) -> Contents:
         """Read back what is placed: (folder, remote id) -> bytes, each checked by its SHA-256."""
-        archive = DirectoryStore(self.root / "var/archive")
         found = {}
         for row in self.rows(
             "SELECT f.remote_id AS folder, p.remote_id, m.*, k.source_id FROM ingestion_placement p"
@@ -139,7 +142,7 @@ class OwnStack:
             " WHERE p.removed_at IS NULL AND k.source_id = %s",
             source,
         ):
-            body = archive.open(
+            body = self.archive.open(
                 row["source_id"],
                 row["pack_id"],
                 Extent(row["pack_offset"], row["pack_length"]),
@@ -181,6 +184,18 @@ class OwnStack:
                     if inode in _open_files(pid):
                         return pid
         raise AssertionError(f"Nobody has port {port} open.")
+
+
+def _shared(root: Path, environ: Mapping[str, str]) -> dict[str, str]:
+    local = Local(root / "var")
+    keys = local.secrets()
+    return {
+        **environ,
+        "DATABASE_URL": f"postgres://postgres@/{local.socket_dir}/{local.database()['NAME']}",
+        "REDIS_URL": local.redis_url,
+        "SECRET_KEY": keys["SECRET_KEY"],
+        "ENCRYPTION_KEYS": ",".join(keys["ENCRYPTION_KEYS"]),
+    }
 
 
 def _open_files(pid: int) -> set[str]:
