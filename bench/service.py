@@ -75,7 +75,7 @@ class Service:
         self.env = clean_environ(VAR_DIR=str(directory), PORT=str(self._port), **(env or {}))
 
     def __enter__(self) -> Self:
-        self.directory.mkdir(parents=True)
+        self.directory.mkdir(parents=True, exist_ok=True)  # it may have an archive already
         self.supervised = Supervised.start(env=self.env, log=self.directory / "service.log")
         try:
             self.supervised.wait_for_line("Ready: ", 120)
@@ -279,6 +279,14 @@ class Service:
         return psycopg.connect(
             host=address["HOST"], user="postgres", dbname=address["NAME"], autocommit=True
         )
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Ask the API. Raises BenchError."""
+        answer = self._api.get(path)
+        if answer.is_error:
+            raise BenchError(f"GET {path}: {answer.status_code} {answer.text}")
+        found: dict[str, Any] = answer.json()
+        return found
 
     def _post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         answer = self._api.post(path, json=body or {})

@@ -23,12 +23,14 @@ from tests.servers.dovecot import Dovecot
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
     """How much of everything. `rounds`: how often the contenders take turns; `corpus`: how many
-    messages the archive has in which is searched; `accounts`: how many mailboxes are followed."""
+    messages the archive has in which is searched; `accounts`: how many mailboxes are followed;
+    `scale`: how many rows an archive of rows alone has."""
 
     messages: int = 20_000
     rounds: int = 3
     subset: int = 4_000
     corpus: int = 1_000_000
+    scale: int = 10_000_000
     accounts: int = 2_000
     quick: bool = False
 
