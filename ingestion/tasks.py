@@ -10,8 +10,8 @@ from django.db import transaction
 from kombu.exceptions import OperationalError
 
 from ingestion.models import IngestionSource
+from ingestion.services.archive import compaction, restored
 from ingestion.services.archive import housekeeping as housekeeper
-from ingestion.services.archive import restored
 from ingestion.services.archive.exports import jobs as exports
 from ingestion.services.engine import clocks, due_work
 from ingestion.services.operations import answered, webhooks
@@ -62,6 +62,11 @@ def housekeeping() -> None:
             exports.expire()
             housekeeper.collect_when_due()
             answered.forget()
+
+
+@shared_task(expires=EXPIRES_SECONDS)
+def compact() -> None:
+    compaction.work()
 
 
 def _hand_out(work: due_work.Work) -> None:

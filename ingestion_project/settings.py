@@ -483,6 +483,12 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout":
 CELERY_BEAT_SCHEDULE = {
     "dispatch": {"task": "ingestion.tasks.dispatch", "schedule": 3.0},
     "housekeeping": {"task": "ingestion.tasks.housekeeping", "schedule": 600.0},
+    # Reads and writes packs, for 20 s at most: in the time that is left, as indexing is done.
+    "compact": {
+        "task": "ingestion.tasks.compact",
+        "schedule": 60.0,
+        "options": {"queue": "index"},
+    },
     "look_at_sources": {"task": "ingestion.tasks.look_at_sources", "schedule": 10.0},
     "look_at_service": {"task": "ingestion.tasks.look_at_service", "schedule": 60.0},
 }

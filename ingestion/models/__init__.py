@@ -10,7 +10,13 @@ from ingestion.models.export import Export
 from ingestion.models.feed import ArchiveChange
 from ingestion.models.installation import Installation
 from ingestion.models.mailbox import Folder, Mailbox
-from ingestion.models.message import FailedMessage, Message, Pack, Placement
+from ingestion.models.message import (
+    SMALL_PACK_BYTES,
+    FailedMessage,
+    Message,
+    Pack,
+    Placement,
+)
 from ingestion.models.proof import Proof, ProofKind
 from ingestion.models.run import Run
 from ingestion.models.saved_search import SavedSearch
@@ -19,6 +25,7 @@ from ingestion.models.webhook import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
     "INDEX_VERSION",
+    "SMALL_PACK_BYTES",
     "AbsentMessage",
     "Alert",
     "AlertKind",

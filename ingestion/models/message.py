@@ -18,9 +18,12 @@ from ingestion.models.fields import CurrentTransaction, Xid8Field
 from ingestion.models.mailbox import Folder, Mailbox
 from ingestion.models.source import IngestionSource
 
+#: Below this a pack is merged with others (`archive.compaction`).
+SMALL_PACK_BYTES = 4_000_000
+
 
 class Pack(models.Model):
-    """One immutable file of many messages: `<source id>/<pack id>.pack`."""
+    """One immutable file of many messages (`ingestion.packs`)."""
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     source = models.ForeignKey(
@@ -28,7 +31,20 @@ class Pack(models.Model):
     )
     size_bytes = models.BigIntegerField()
     message_count = models.IntegerField()
-    created_at = models.DateTimeField(db_default=Now())
+    created_at = models.DateTimeField(
+        db_default=Now(), help_text="When the youngest of its messages was archived."
+    )
+
+    # Compaction.
+    replaced_at = models.DateTimeField(
+        null=True,
+        editable=False,
+        help_text="When another pack took its messages: its file goes, then this row.",
+    )
+    left_apart = models.BooleanField(
+        db_default=False,
+        help_text="Whether it is never merged: it is damaged, or other than its rows say.",
+    )
 
     # Indexing is owed by packs, not by messages: an import then writes nothing more for it.
     index_version = models.SmallIntegerField(
@@ -53,6 +69,18 @@ class Pack(models.Model):
             models.Index(fields=["index_version", "index_not_before"], name="pack_index_due"),
             models.Index(
                 fields=["source", "index_version", "index_not_before"], name="pack_of_source"
+            ),
+            models.Index(
+                fields=["source", "created_at"],
+                name="pack_small",
+                condition=models.Q(
+                    size_bytes__lt=SMALL_PACK_BYTES, replaced_at=None, left_apart=False
+                ),
+            ),
+            models.Index(
+                fields=["source"],
+                name="pack_replaced",
+                condition=models.Q(replaced_at__isnull=False),
             ),
         ]
 

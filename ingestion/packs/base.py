@@ -1,6 +1,6 @@
 """What a store of packs is: write once, verify on every read, never overwrite.
 
-    <source id>/<pack id>      immutable, durable
+    <source id>, <pack id>     immutable, durable
     a mark                     whose archive it is (`archive.storage`)
 
 `packs.directory` keeps them as files, `packs.s3` as objects; `packs.store` has the one of this
@@ -122,6 +122,8 @@ class PackStore(abc.ABC):
     mark_name: str
     #: Whether a pack takes long to be made durable, so that several should be on their way.
     slow = False
+    #: For so long after it was written nobody gets the room of a pack back, whoever deletes it.
+    locked_for = dt.timedelta(0)
 
     # -- writing -----------------------------------------------------------------------------------
 

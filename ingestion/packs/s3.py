@@ -76,6 +76,7 @@ class ObjectStore(PackStore):
 
     def __init__(self, bucket: Bucket, *, lock_days: int = 0, read_seconds: float = 30.0) -> None:
         self._bucket, self._lock_days, self._read_seconds = bucket, lock_days, read_seconds
+        self.locked_for = dt.timedelta(days=lock_days)
         self.name = f"{bucket} at {bucket.endpoint}" if bucket.endpoint else str(bucket)
         self.mark_name = f"{bucket}/{MARK}"
         self._blocks = Blocks(self._range)

@@ -57,6 +57,7 @@ class Command(OperatorCommand):
                     "packs": result.packs,
                     "messages": result.messages,
                     "messagesAdded": result.messages_added,
+                    "messagesMoved": result.messages_moved,
                     "placementsAdded": result.placements_added,
                     "damaged": result.damaged,
                 }

@@ -62,7 +62,7 @@ def write(pack_id: uuid.UUID, source_id: uuid.UUID, batch: Sequence[Indexed]) ->
     Returns False, having written nothing, where the source is deleted. Raises DataError where a
     text is nothing that the database takes.
     """
-    if not sql.run(_ALIVE, {"source": source_id}):
+    if not sql.hold_source(source_id):
         return False
     by_mailbox: dict[uuid.UUID, list[Indexed]] = {}
     for one in batch:
@@ -174,9 +174,6 @@ def _update_messages(batch: Iterable[Indexed]) -> None:
         sql.run(_UPDATE_MESSAGES, {"given": json.dumps(given, default=str)})
 
 
-#: While one holds it, the source can't be deleted; what was deleted before is gone (`deletion`).
-_ALIVE = """SELECT 1 FROM ingestion_ingestionsource
-    WHERE id = %(source)s AND deleted_at IS NULL FOR KEY SHARE"""
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('documents'), hashtext(%(mailbox)s::text))"
 _VERSIONS = """SELECT found.* FROM unnest(%(ids)s::uuid[]) AS key CROSS JOIN LATERAL
     (SELECT message_id, version FROM ingestion_document WHERE message_id = key OFFSET 0) AS found"""

@@ -17,7 +17,7 @@ from django.utils import timezone
 from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.models import Pack
 from ingestion.packs.store import PackFile, PackStore, store
-from ingestion.services.archive import orphans, storage
+from ingestion.services.archive import compaction, orphans, storage
 
 log = structlog.get_logger(__name__)
 
@@ -62,12 +62,22 @@ def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
     for source_id in archive.sources():
         old = (p for p in archive.packs(source_id) if p.modified_at < oldest_kept)
         while batch := list(itertools.islice(old, _BATCH)):
-            for orphan in _without_row(batch):
-                if orphan.partial or not _is_needed(archive, orphan):
-                    archive.delete(orphan)
-                    removed += 1
+            if _without_row(batch):
+                removed += _collected(archive, source_id, batch)
     if removed:
         log.info("orphans_collected", count=removed)
+    return removed
+
+
+def _collected(archive: PackStore, source_id: uuid.UUID, packs: Sequence[PackFile]) -> int:
+    """Remove those of some packs that have no row and are not needed; return how many. None while
+    packs of the source are merged: one of these may be about to have a row."""
+    removed = 0
+    with compaction.held_off(source_id, wait=False) as alone:
+        for orphan in _without_row(packs) if alone else ():
+            if orphan.partial or not _is_needed(archive, orphan):
+                archive.delete(orphan)
+                removed += 1
     return removed
 
 

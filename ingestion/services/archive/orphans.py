@@ -6,6 +6,7 @@ of packs that hold the only copy. The two can only be told apart by what is insi
 """
 
 import contextlib
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 
@@ -18,7 +19,7 @@ _BATCH_RECORDS = 1_000
 
 
 def is_needed(archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
-    """Tell whether a pack without a row holds a message that no row has. Reads no body.
+    """Tell whether a pack without a row holds a message that no other pack has. Reads no body.
 
     Raises Corrupt where the pack is damaged. A pack of a source that was deleted on purpose is
     not needed; one of a source that this database never heard of is.
@@ -35,33 +36,44 @@ def unknown_records(
     *,
     on_damage: Callable[[Corrupt], None] | None = None,
 ) -> Iterator[Record]:
-    """Yield the records of a pack whose bytes no message row of their mailbox has.
+    """Yield the records of a pack without a row whose bytes no message row of their mailbox has; or
+    one has them in a pack that is not there: a backup of the database may be older than the merging
+    of packs (`compaction`) that left all of it in this one.
 
     Leaves out records whose header is of no use to `archive.rebuild`. Damage is told as
     `PackStore.scan` tells it.
     """
+    holds = held(archive, source_id)
     batch: list[Record] = []
     for entry in archive.scan(source_id, pack_id, on_damage=on_damage):
         with contextlib.suppress(ValueError):
             batch.append(Record.of(entry))
         if len(batch) >= _BATCH_RECORDS:
-            yield from _unknown(source_id, batch)
+            yield from unknown(source_id, batch, holds)
             batch = []
-    yield from _unknown(source_id, batch)
+    yield from unknown(source_id, batch, holds)
 
 
-def _unknown(source_id: uuid.UUID, batch: Iterable[Record]) -> Iterator[Record]:
+def held(archive: PackStore, source_id: uuid.UUID) -> Callable[[uuid.UUID], bool]:
+    """Return what tells whether a pack of the source is there, and asks the store once for each."""
+    return functools.lru_cache(maxsize=1_000)(functools.partial(archive.holds, source_id))
+
+
+def unknown(
+    source_id: uuid.UUID, records: Iterable[Record], holds: Callable[[uuid.UUID], bool]
+) -> Iterator[Record]:
+    """Yield those of some records that no row of their mailbox has in a pack that is there."""
     by_mailbox: dict[str, list[Record]] = {}
-    for record in batch:
+    for record in records:
         by_mailbox.setdefault(record.header.origin.mailbox, []).append(record)
-    for remote_id, records in by_mailbox.items():
+    for remote_id, those in by_mailbox.items():
         rows = Message.objects.filter(
             mailbox__source_id=source_id,
             mailbox__remote_id=remote_id,
-            sha256__in=[record.sha256 for record in records],
-        ).values_list("sha256", flat=True)
-        known = {bytes(sha256) for sha256 in rows}
-        yield from (record for record in records if record.sha256 not in known)
+            sha256__in=[record.sha256 for record in those],
+        ).values_list("sha256", "pack_id")
+        known = {bytes(sha256) for sha256, pack_id in rows if holds(pack_id)}
+        yield from (record for record in those if record.sha256 not in known)
 
 
 def was_deleted(source_id: uuid.UUID) -> bool:

@@ -21,7 +21,7 @@ from ingestion.mail.child import Request
 from ingestion.mail.digest import Digest
 from ingestion.mail.headers import Headers, Named, head_of, parse_headers, parse_named
 from ingestion.mail.view import Html
-from ingestion.models import AlertKind, Message
+from ingestion.models import AlertKind, IngestionSource, Message
 from ingestion.models.webhook import Event
 from ingestion.packs.store import Extent, store
 from ingestion.services import alerts
@@ -70,21 +70,38 @@ class OpenedAttachment(NamedTuple):
 def opened(message: Message) -> Body:
     """Return the exact bytes of a message: close a SpooledBody. Raises Corrupt, which is announced
     too, once an hour of each source."""
-    try:
-        return store().open(
-            message.mailbox.source_id,
-            message.pack_id,
-            Extent(message.pack_offset, message.pack_length),
-            sha256=bytes(message.sha256),
-            size=message.size_bytes,
-        )
-    except Corrupt as error:
-        about = {"problems": {"corrupt_message": 1}, "message": str(error)}
-        with transaction.atomic():
-            announce(Event.ARCHIVE_CORRUPT, message.mailbox.source, about, once_in=_TOLD_AGAIN)
-            text = "A message that was asked for is not what was archived: run verify_archive."
-            alerts.begin([Trouble(AlertKind.ARCHIVE_CORRUPT, message.mailbox.source, text)])
-        raise
+    while True:
+        try:
+            return store().open(
+                message.mailbox.source_id,
+                message.pack_id,
+                Extent(message.pack_offset, message.pack_length),
+                sha256=bytes(message.sha256),
+                size=message.size_bytes,
+            )
+        except Corrupt as error:
+            if not _moved(message):
+                announce_damage(message.mailbox.source, error)
+                raise
+
+
+def _moved(message: Message) -> bool:
+    """Tell whether a message lies in another pack now (`compaction`), and look for it there."""
+    found = Message.objects.filter(pk=message.pk)
+    there = found.values_list("pack_id", "pack_offset", "pack_length").first()
+    if there in (None, (message.pack_id, message.pack_offset, message.pack_length)):
+        return False
+    message.pack_id, message.pack_offset, message.pack_length = there
+    return True
+
+
+def announce_damage(source: IngestionSource, error: Corrupt) -> None:
+    """Have it told that bytes are not what was archived, once an hour of each source."""
+    about = {"problems": {"corrupt_message": 1}, "message": str(error)}
+    with transaction.atomic():
+        announce(Event.ARCHIVE_CORRUPT, source, about, once_in=_TOLD_AGAIN)
+        text = "A message that was asked for is not what was archived: run verify_archive."
+        alerts.begin([Trouble(AlertKind.ARCHIVE_CORRUPT, source, text)])
 
 
 def whole(message: Message, *, html: bool = True, remote: bool = False) -> Reading:

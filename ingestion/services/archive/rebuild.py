@@ -1,9 +1,11 @@
 """Makes database rows again from packs alone: after a lost database, or one older than the archive.
 
-Adds what is missing and changes nothing that is there, so it can be killed and run again. A message
-comes back where and when it was first archived; the folder's cursor is forgotten, so that the next
-sync lists the folder anew and finds labels, removals and further copies. A copy in another folder
-is downloaded again where no stable id tells what it is; no bytes are stored again.
+Adds what is missing and changes nothing that is there, so it can be killed and run again; but a row
+whose pack is not there names one that has the same bytes: the database may be older than the
+merging of packs (`archive.compaction`). A message comes back where and when it was first archived;
+the folder's cursor is forgotten, so that the next sync lists the folder anew and finds labels,
+removals and further copies. A copy in another folder is downloaded again where no stable id tells
+what it is; no bytes are stored again.
 What the records of a pack mean is `archive.records`.
 """
 
@@ -11,6 +13,7 @@ import dataclasses
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -21,8 +24,8 @@ from django.utils import timezone
 from connectors import registry
 from ingestion.errors import ArchiveUnavailable, Corrupt, InvalidInput, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.packs.store import Entry, PackFile, PackStore, store
-from ingestion.services.archive import orphans, storage
+from ingestion.packs.store import Entry, Extent, PackFile, PackStore, store
+from ingestion.services.archive import compaction, orphans, storage
 from ingestion.services.archive.records import Record
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import counters
@@ -50,6 +53,7 @@ class Rebuilt:
     packs: int = 0
     messages: int = 0
     messages_added: int = 0
+    messages_moved: int = 0
     placements_added: int = 0
     damaged: int = 0
 
@@ -75,10 +79,11 @@ def rebuild(
         )
     storage.take_over()
     job = _Rebuild(source, on_damage)
-    for pack in job.archive.packs(source.pk):
-        if not pack.partial and pack.modified_at <= started:
-            job.take_in(pack)
-            on_progress(job.result)
+    with compaction.held_off(source.pk):
+        for pack in job.archive.packs(source.pk):
+            if not pack.partial and pack.modified_at <= started:
+                job.take_in(pack)
+                on_progress(job.result)
     _recount(source)
     with transaction.atomic():
         audit(actor, "source.rebuild", source, {"messages_added": job.result.messages_added})
@@ -126,6 +131,14 @@ def unknown_sources() -> list[uuid.UUID]:
     ]
 
 
+class _Archived(NamedTuple):
+    """A message that has a row: where that says it lies, and whether it is placed anywhere."""
+
+    pk: uuid.UUID
+    pack_id: uuid.UUID
+    placed: bool
+
+
 class _Rebuild:
     """The rebuilding of one source."""
 
@@ -133,6 +146,7 @@ class _Rebuild:
         self.source, self.on_damage = source, on_damage
         self.archive: PackStore = store().fresh()
         self.result = Rebuilt()
+        self._holds = orphans.held(self.archive, source.pk)
 
     def take_in(self, pack: PackFile) -> None:
         damaged = self.result.damaged
@@ -167,13 +181,16 @@ class _Rebuild:
         for remote_id, records in by_mailbox.items():
             archived = self._archived(remote_id, records)
             new = [self._read(pack, r) for r in records if r.sha256 not in archived]
-            unplaced = [r for r in records if archived.get(r.sha256) is False]
+            unplaced = [
+                r for r in records if r.sha256 in archived and not archived[r.sha256].placed
+            ]
             readable = [record for record in new if record is not None]
             if readable or unplaced:
                 self._add(pack, remote_id, readable, unplaced)
+            self._move(pack, records, archived)
 
-    def _archived(self, remote_id: str, records: Iterable[Record]) -> dict[bytes, bool]:
-        """Return the hashes that have a message row, and whether it is placed anywhere."""
+    def _archived(self, remote_id: str, records: Iterable[Record]) -> dict[bytes, "_Archived"]:
+        """Return the hashes that have a message row, and what of that is of interest."""
         rows = (
             Message.objects.filter(
                 mailbox__source=self.source,
@@ -181,9 +198,9 @@ class _Rebuild:
                 sha256__in=[record.sha256 for record in records],
             )
             .annotate(placed=Exists(Placement.objects.filter(message=OuterRef("pk"))))
-            .values_list("sha256", "placed")
+            .values_list("sha256", "pk", "pack_id", "placed")
         )
-        return {bytes(sha256): placed for sha256, placed in rows}
+        return {bytes(sha256): _Archived(pk, pack, placed) for sha256, pk, pack, placed in rows}
 
     def _read(self, pack: PackFile, record: Record) -> Record | None:
         """Return the record with its headers, having read and checked its bytes."""
@@ -206,21 +223,14 @@ class _Rebuild:
         with transaction.atomic():
             mailbox = self._mailbox(remote_id, everything[0].header.origin.address)
             if new:
-                row = Pack(
-                    pk=pack.pack_id, source=self.source, size_bytes=pack.size_bytes, message_count=0
-                )
-                Pack.objects.bulk_create([row], ignore_conflicts=True)
+                self._pack(pack)
                 # What a capture archived since: from here on the mailbox is this transaction's.
                 archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
                 added = {r.sha256: r for r in new if r.sha256 not in archived}
                 rows = [*zip(sql.new_message_ids(len(added)), added.values(), strict=True)]
                 sql.insert_messages(r.message(pk, mailbox, pack.pack_id).encode() for pk, r in rows)
                 sql.date_messages([(pk, r.archived_at) for pk, r in rows if r.archived_at])
-                counted = Message.objects.filter(pack=pack.pack_id).count()
-                Pack.objects.filter(pk=pack.pack_id).update(
-                    message_count=Greatest(F("message_count"), counted),
-                    index_version=0,  # for those that were added
-                )
+                self._count(pack)
                 self.result.messages_added += len(rows)
             ids = sql.known_hashes(mailbox.pk, {record.sha256 for record in everything})
             folders = self._folders(mailbox, everything)
@@ -230,6 +240,42 @@ class _Rebuild:
             ]
             Placement.objects.bulk_create(places, ignore_conflicts=True)
             self.result.placements_added += len(places)
+
+    def _move(
+        self, pack: PackFile, records: Iterable[Record], archived: Mapping[bytes, "_Archived"]
+    ) -> None:
+        """Have rows whose pack is not there name this one, which has their bytes."""
+        moved: dict[uuid.UUID, Extent] = {}
+        left: set[uuid.UUID] = set()
+        for record in records:
+            row = archived.get(record.sha256)
+            if row is None or row.pack_id == pack.pack_id or self._holds(row.pack_id):
+                continue
+            if self._read(pack, record) is not None:
+                moved[row.pk] = record.extent
+                left.add(row.pack_id)
+        if moved:
+            with transaction.atomic():
+                self._pack(pack)
+                sql.move_messages(pack.pack_id, moved)
+                self._count(pack)
+                empty = Pack.objects.filter(pk__in=left, message_count__lte=0)
+                empty.filter(~Exists(Message.objects.filter(pack=OuterRef("pk")))).delete()
+            self.result.messages_moved += len(moved)
+
+    def _pack(self, pack: PackFile) -> None:
+        """Have a row for the pack, which is to have messages."""
+        row = Pack(pk=pack.pack_id, source=self.source, size_bytes=pack.size_bytes, message_count=0)
+        Pack.objects.bulk_create([row], ignore_conflicts=True)
+
+    def _count(self, pack: PackFile) -> None:
+        """Have the row of the pack tell of messages that came to it."""
+        counted = Message.objects.filter(pack=pack.pack_id).count()
+        Pack.objects.filter(pk=pack.pack_id).update(
+            message_count=Greatest(F("message_count"), counted),
+            index_version=0,  # for those that were added
+            replaced_at=None,
+        )
 
     def _mailbox(self, remote_id: str, address: str) -> Mailbox:
         """Find or make the mailbox, and fence off a worker that began since: it knows less now."""

@@ -24,7 +24,7 @@ from ingestion.errors import ArchiveUnavailable, Corrupt, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import Extent, PackStore, PackWriter, store
-from ingestion.services.archive import storage
+from ingestion.services.archive import compaction, storage
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import placements
 from ingestion.services.engine import statements as sql
@@ -60,6 +60,7 @@ def refetch(
     storage.require()
     result = Refetched()
     with (
+        compaction.held_off(source.pk),
         credentials.connect(source) as connector,
         _Provider(connector) as provider,
     ):
@@ -168,10 +169,7 @@ def _commit(pack: Pack, new_id: uuid.UUID, size_bytes: int, moved: dict[uuid.UUI
         raise NotAllowedNow("The source was deleted meanwhile.")
     sql.insert_pack(new_id, pack.source_id, size_bytes, len(moved))
     sql.move_messages(new_id, moved)
-    Pack.objects.filter(pk=pack.pk).update(
-        message_count=F("message_count") - len(moved),
-        index_version=0,  # whose defects are counted anew
-    )
+    Pack.objects.filter(pk=pack.pk).update(index_version=0)  # whose defects are counted anew
     if not Message.objects.filter(pack=pack).exists():
         Pack.objects.filter(pk=pack.pk, message_count__lte=0).delete()
 

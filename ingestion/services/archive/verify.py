@@ -32,7 +32,7 @@ from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Extent, PackFile, PackStore, store
 from ingestion.services import alerts
 from ingestion.services.alerts import Trouble
-from ingestion.services.archive import orphans, proofs
+from ingestion.services.archive import compaction, orphans, proofs
 from ingestion.services.engine import placements
 from ingestion.services.events import announce
 
@@ -108,16 +108,18 @@ def verify_archive(
     checked: dict[uuid.UUID, int] = {}
     for source in chosen:
         before = result.messages
-        for pack in _packs(source):
-            for problem in _check_pack(archive, pack, result):
-                report(problem)
-            result.packs += 1
-            on_progress(result)
+        with compaction.held_off(source.pk):  # else mail moves to where this has looked already
+            for pack in _packs(source):
+                for problem in _check_pack(archive, pack, result):
+                    report(problem)
+                result.packs += 1
+                on_progress(result)
         checked[source.pk] = result.messages - before
     where = archive.sources() if sources is None else (source.pk for source in chosen)
     for source_id in where:
-        for problem in _orphans(archive, source_id):
-            report(problem)
+        with compaction.held_off(source_id):
+            for problem in _orphans(archive, source_id):
+                report(problem)
     for source_id, kinds in result.found_in.items():
         _announce(source_id, kinds)
     for source_id, messages in checked.items():
@@ -155,9 +157,8 @@ def _words(kinds: Counter[Kind]) -> str:
 
 def _packs(source: IngestionSource) -> Iterator[Pack]:
     after = uuid.UUID(int=0)
-    while batch := list(
-        Pack.objects.filter(source=source, pk__gt=after).order_by("pk")[:_BATCH_PACKS]
-    ):
+    packs = Pack.objects.filter(source=source, replaced_at=None).order_by("pk")
+    while batch := list(packs.filter(pk__gt=after)[:_BATCH_PACKS]):
         yield from batch
         after = batch[-1].pk
 

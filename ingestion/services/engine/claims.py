@@ -5,6 +5,7 @@ is claimed by its lease instead, which also says whose writes count.)
 """
 
 import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -15,9 +16,9 @@ FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
     SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = hashtext('due work')::oid
        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())))"""
 
-_CLAIM = (
-    "SELECT pg_try_advisory_xact_lock(hashtext('due work'), hashtext(%(kind)s || %(id)s::text))"
-)
+_CLAIM = """SELECT pg_try_advisory_xact_lock{shared}(
+    hashtext('due work'), hashtext(%(kind)s || %(id)s::text))"""
+_POLL_SECONDS = 0.2
 
 
 @contextlib.contextmanager
@@ -31,7 +32,27 @@ def claimed(kind: str, pk: uuid.UUID) -> Iterator[bool]:
     try:
         with own.cursor() as cursor:
             cursor.execute("BEGIN")
-            cursor.execute(_CLAIM, {"kind": kind, "id": pk})
+            cursor.execute(_CLAIM.format(shared=""), {"kind": kind, "id": pk})
             yield bool(cursor.fetchone()[0])
+    finally:
+        own.close()
+
+
+@contextlib.contextmanager
+def held_off(kind: str, pk: uuid.UUID, *, wait: bool = True) -> Iterator[bool]:
+    """Have nobody claim this work for the body; any number may hold it off. Who has a claim is
+    waited for, or, without `wait`, the body is told False."""
+    own = connection.copy()
+    try:
+        with own.cursor() as cursor:
+            cursor.execute("BEGIN")
+            mine = False
+            while not mine:
+                cursor.execute(_CLAIM.format(shared="_shared"), {"kind": kind, "id": pk})
+                mine = bool(cursor.fetchone()[0])
+                if mine or not wait:
+                    break
+                time.sleep(_POLL_SECONDS)
+            yield mine
     finally:
         own.close()

@@ -158,14 +158,34 @@ def date_messages(times: Sequence[tuple[str, dt.datetime]]) -> None:
     )
 
 
-def move_messages(pack_id: uuid.UUID, extents: Mapping[uuid.UUID, Extent]) -> None:
-    """Say where in another pack messages lie from now on."""
-    run(
-        """UPDATE ingestion_message m
+def hold_source(source_id: uuid.UUID) -> bool:
+    """Tell whether a source is there, and keep it from being removed while the transaction lasts.
+    What was deleted before is gone (`sources.deletion`)."""
+    return bool(
+        run(
+            """SELECT 1 FROM ingestion_ingestionsource
+                WHERE id = %(source)s AND deleted_at IS NULL FOR KEY SHARE""",
+            {"source": source_id},
+        )
+    )
+
+
+def move_messages(pack_id: uuid.UUID, extents: Mapping[uuid.UUID, Extent]) -> int:
+    """Say where in another pack messages lie from now on; those they leave have so many less.
+    Return how many there were."""
+    return run(
+        """WITH n AS (
+             SELECT * FROM unnest(%(ids)s::uuid[], %(starts)s::bigint[], %(lengths)s::bigint[])
+                        AS n(id, start, length)),
+           left_pack AS (
+             SELECT m.pack_id, count(*) AS number FROM ingestion_message m JOIN n USING (id)
+              GROUP BY m.pack_id),
+           counted AS (
+             UPDATE ingestion_pack p SET message_count = p.message_count - l.number
+               FROM left_pack l WHERE p.id = l.pack_id)
+           UPDATE ingestion_message m
               SET pack_id = %(pack)s, pack_offset = n.start, pack_length = n.length
-             FROM unnest(%(ids)s::uuid[], %(starts)s::bigint[], %(lengths)s::bigint[])
-                  AS n(id, start, length)
-            WHERE m.id = n.id""",
+             FROM n WHERE m.id = n.id""",
         {
             "pack": pack_id,
             "ids": list(extents),

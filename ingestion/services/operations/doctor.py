@@ -20,6 +20,7 @@ from django.contrib.auth.models import User
 from django.core import checks as system_checks
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
+from django.db.models import Sum
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
@@ -42,6 +43,8 @@ _HEARTBEAT_SECONDS = 30.0
 _MAX_SKEW_SECONDS = 5.0
 _SLOW_WRITE_SECONDS = 1.0
 _LATE_INDEX = dt.timedelta(hours=1)
+#: Of packs that were merged into others: seconds, unless it is refused.
+_REMOVED_WITHIN = dt.timedelta(hours=1)
 _NAMED = 5
 _QUEUES = {"sync": "worker", "control": "control", "index": "index"}
 
@@ -341,7 +344,22 @@ def _archive() -> Finding | None:
             "Was the database restored from an older backup? manage.py rebuild_archive_index"
             " takes in what it lacks.",
         )
+    if waiting := _not_removed():
+        return Finding(
+            "storage",
+            "warning",
+            f"{waiting:,} bytes of packs that were merged into others are not removed.",
+            f"Let the service's user remove files of {archive.name}: its log says what is refused"
+            " (compaction_put_off).",
+        )
     return None
+
+
+def _not_removed() -> int:
+    """Return how many bytes are taken twice for longer than it takes to remove them."""
+    since = timezone.now() - _REMOVED_WITHIN
+    waiting = Pack.objects.filter(replaced_at__lt=since)
+    return waiting.aggregate(size=Sum("size_bytes"))["size"] or 0
 
 
 def _disk() -> Finding:
@@ -381,7 +399,7 @@ def _lost_pack() -> uuid.UUID | None:
     """Return a pack that should be there and is not, of the newest and the oldest of some sources:
     a database older than the archive, or newer, has both kinds of age."""
     for source in IngestionSource.objects.filter(deleted_at=None).order_by("-updated_at")[:_NAMED]:
-        packs = Pack.objects.filter(source=source).order_by("created_at")
+        packs = Pack.objects.filter(source=source, replaced_at=None).order_by("created_at")
         for pack in (packs.last(), packs.first()):
             if pack is not None and not store().holds(source.pk, pack.pk):
                 return pack.pk

@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 from ingestion import expiry, freshness
 from ingestion.models import Alert, FailedMessage, IngestionSource, Mailbox, Pack, Run
 from ingestion.packs.store import store
+from ingestion.services.archive import compaction
 from ingestion.services.engine import due_work
 from ingestion.services.operations.alerting import sending
 
@@ -142,6 +143,17 @@ def _archive() -> Iterator[Metric]:
     yield GaugeMetricFamily("ingestion_packs", "Packs in the archive.", packs["n"])
     yield GaugeMetricFamily(
         "ingestion_stored_bytes", "Bytes that the packs take.", packs["size"] or 0
+    )
+    yield GaugeMetricFamily(
+        "ingestion_small_packs",
+        "Packs that are merged once there are enough.",
+        compaction.small_packs().count(),
+    )
+    replaced = Pack.objects.filter(replaced_at__isnull=False).aggregate(size=Sum("size_bytes"))
+    yield GaugeMetricFamily(
+        "ingestion_replaced_bytes",
+        "Bytes of packs that were merged into others and are to be removed.",
+        replaced["size"] or 0,
     )
     try:
         room = store().room()

@@ -2,7 +2,7 @@
 
     copy and compare all packs         (the service may be at work; begun again, it only compares)
       -> the mark here says "moved": nobody begins a pack here any more
-      -> wait for those who began one before
+      -> wait for those who began one before, and for who merges some
       -> copy and compare what came meanwhile
       -> the mark there: from now on that is the archive
 
@@ -23,8 +23,9 @@ from django.utils import timezone
 from ingestion.errors import NotAllowedNow
 from ingestion.models import Installation, Mailbox, Pack
 from ingestion.packs.store import PackFile, PackStore
-from ingestion.services.archive import storage
+from ingestion.services.archive import compaction, storage
 from ingestion.services.audit import Actor, audit
+from ingestion.services.engine import claims
 from ingestion.services.operations import copying
 
 #: Clocks of stores and of this machine differ by less, and no pack takes longer to be committed.
@@ -67,12 +68,13 @@ def move(
     on_progress(moved)
     _wait_for_writers(here)
     moved.waiting = False
-    young = (pack for pack in here.packs() if pack.modified_at >= began)
-    _copy_all(young, here, there, Moved(), lambda _: None)
-    _require_the_youngest(there, began)
-    with transaction.atomic():
-        audit(actor, "archive.move", None, {"from": here.name, "to": there.name})
-        there.write_mark(str(Installation.objects.get(pk=1)))
+    with claims.held_off(compaction.KIND, compaction.EVERYTHING):
+        young = (pack for pack in here.packs() if pack.modified_at >= began)
+        _copy_all(young, here, there, Moved(), lambda _: None)
+        _require_the_youngest(there, began)
+        with transaction.atomic():
+            audit(actor, "archive.move", None, {"from": here.name, "to": there.name})
+            there.write_mark(str(Installation.objects.get(pk=1)))
     return moved
 
 
@@ -135,7 +137,7 @@ def _holders() -> set[tuple[uuid.UUID, int]]:
 
 def _require_the_youngest(there: PackStore, began: dt.datetime) -> None:
     """What was committed while all was copied must be there: its packs are named by rows."""
-    young = Pack.objects.filter(created_at__gte=began, source__deleted_at=None)
+    young = Pack.objects.filter(created_at__gte=began, source__deleted_at=None, replaced_at=None)
     for pack in young.iterator():
         if not there.holds(pack.source_id, pack.pk):
             raise NotAllowedNow(

@@ -25,10 +25,12 @@ from ingestion.errors import NotAllowedNow
 
 _POLL_SECONDS = 0.1
 _BATCH_ROWS = 2_000
-#: Of sources that are not being deleted: of those, packs may go at any moment.
+#: Neither of sources that are being deleted nor such as others took the messages of: those may go
+#: at any moment.
 _PACKS = """
 SELECT p.source_id, p.id, p.size_bytes FROM ingestion_pack p
-  JOIN ingestion_ingestionsource s ON s.id = p.source_id WHERE s.deleted_at IS NULL
+  JOIN ingestion_ingestionsource s ON s.id = p.source_id
+ WHERE s.deleted_at IS NULL AND p.replaced_at IS NULL
 """
 
 

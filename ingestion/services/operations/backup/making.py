@@ -25,8 +25,9 @@ from django.utils import timezone
 from ingestion.errors import NotAllowedNow
 from ingestion.models import Installation, Pack
 from ingestion.packs.store import PackFile, PackStore, store
-from ingestion.services.archive import storage
+from ingestion.services.archive import compaction, storage
 from ingestion.services.audit import Actor, audit
+from ingestion.services.engine import claims
 from ingestion.services.operations import copying
 from ingestion.services.operations.backup import dumps
 from ingestion.services.operations.backup.place import Listed, Manifest, Place, durable, hash_file
@@ -74,7 +75,8 @@ def make(
             audit(actor, "archive.backup", None, {"to": place.packs.name})
         job = _Making(here, place, on_progress)
         job.copy(here.packs())
-        manifest = job.take_database(archive_id)
+        with claims.held_off(compaction.KIND, compaction.EVERYTHING):  # what a dump names stays
+            manifest = job.take_database(archive_id)
         place.keep(manifest)
         job.done.manifest = manifest
         job.remove_old(keep)
