@@ -11,8 +11,9 @@ import structlog
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponsePermanentRedirect
 from django.http.response import HttpResponseBase
+from django.middleware.common import CommonMiddleware
 from django.middleware.gzip import GZipMiddleware
 from django.utils import timezone
 from django_structlog.middlewares import RequestMiddleware
@@ -48,6 +49,16 @@ class SessionEnd:
         )
         if abs(end - session.get_expiry_date()) >= self._PRECISION:
             session.set_expiry(end)
+
+
+class Hosts(CommonMiddleware):
+    """Refuses hosts that are not ours as Django's does, but for what machines ask about us: they
+    know an address alone."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
+        if re.match(settings.PROBES, request.path):
+            return None
+        return super().process_request(request)
 
 
 class RequestLog(RequestMiddleware):

@@ -11,10 +11,11 @@ import sys
 import time
 
 import django
-from django.core.exceptions import ValidationError
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 
+from ingestion_project import secret_files
 from ingestion_project.embedded import Local
 
 _LOCK_ID = 7_153_092_441  # any number that nobody else takes as an advisory lock in this database
@@ -23,6 +24,11 @@ _PATIENCE_SECONDS = 60.0
 
 def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
+    try:
+        secret_files.read()
+    except ImproperlyConfigured as error:
+        print(error, file=sys.stderr)
+        return 1
     if "DATABASE_URL" not in os.environ:
         Local.of_environment().make_secrets()
     django.setup()

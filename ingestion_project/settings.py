@@ -16,7 +16,7 @@ from django.templatetags.static import static
 from structlog.typing import Processor
 
 from ingestion.packs import location
-from ingestion_project import assets, embedded, logs
+from ingestion_project import assets, embedded, logs, secret_files
 
 
 class _Env(environ.Env):  # type: ignore[misc] # untyped base
@@ -33,6 +33,7 @@ class _Env(environ.Env):  # type: ignore[misc] # untyped base
 os.umask(0o077)
 
 BASE_DIR = embedded.BASE_DIR
+secret_files.read()
 env = _Env()
 
 _local = embedded.Local.of_environment()
@@ -109,6 +110,8 @@ FERNET_USE_HKDF = True
 HOST = env.str("HOST", default="127.0.0.1")
 PORT = env.int("PORT", default=8000)
 DEBUG = env.bool("DEBUG", default=False)
+#: Asked from inside: without the proxy, by an address alone.
+PROBES = "^/?(healthz|readyz|metrics)$"
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
 HTTPS = env.bool("HTTPS", default=False)
@@ -123,7 +126,7 @@ except ValueError as _error:
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = SECURE_SSL_REDIRECT = HTTPS
 SECURE_HSTS_SECONDS = 31_536_000 if HTTPS else 0
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https") if HTTPS else None
-SECURE_REDIRECT_EXEMPT = ["^(healthz|readyz|metrics)$"]  # asked from inside, without the proxy
+SECURE_REDIRECT_EXEMPT = [PROBES]
 METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
 #: Other hosts of the domain are not ours to decide about.
 SILENCED_SYSTEM_CHECKS = ["security.W005", "security.W021"]
@@ -167,7 +170,7 @@ MIDDLEWARE = [
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "ingestion.middleware.SessionEnd",
-    "django.middleware.common.CommonMiddleware",
+    "ingestion.middleware.Hosts",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "ingestion.middleware.RequestLog",

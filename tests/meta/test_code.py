@@ -26,8 +26,9 @@ _ADDRESS = re.compile(r"https?://[^\s\"'<>)`]+")
 _REGISTRY = re.compile(
     r"pypi\.|pythonhosted|npmjs|deb\.debian|docker\.io|ghcr\.io|quay\.io|index-url|find-links"
 )
-#: A directory of somebody's machine. /tmp, /proc and /usr/sbin are everybody's.
-_MACHINE_PATH = re.compile(r"(?<![\w.:/])/(work|home|root|opt|Users|mnt|srv)/\w")
+#: A directory of somebody's machine. /tmp, /proc and /usr/sbin are everybody's; /opt/ingestion is where
+#: the image and the units have the service.
+_MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?!opt/ingestion\b)(work|home|root|opt|Users|mnt|srv)/\w")
 
 
 def files(pattern: str = "") -> list[Path]:

@@ -48,6 +48,18 @@ def value(found: list[Sample], metric: str, /, **labels: str) -> float | None:
 
 
 @pytest.mark.django_db
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics"])
+def test_who_asks_from_inside_knows_an_address_alone(
+    token: str, settings: Any, path: str, archive_dir: Path
+) -> None:
+    settings.ALLOWED_HOSTS = ["mail.example.com"]
+    settings.HTTPS = settings.SECURE_SSL_REDIRECT = True
+    headers = {"Host": "10.1.2.3:8000", "Authorization": f"Bearer {TOKEN}"}
+    assert Client().get(path, headers=headers).status_code == 200
+    assert Client().get("/api/docs", headers=headers).status_code == 400
+
+
+@pytest.mark.django_db
 def test_metrics_say_what_the_rows_say(token: str, archive_dir: Path) -> None:
     source = a_source(owner=User.objects.create_user("owner"), name='A "name"')
     folder = a_folder(mailbox := a_mailbox(source))

@@ -1,0 +1,133 @@
+"""The files of deploy/ say the same as the Procfile and the Makefile, and nothing is left open."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.files import (
+    DEPLOY,
+    IN_IMAGE,
+    UNITS,
+    compose,
+    containerfile,
+    image_command,
+    procfile,
+    program,
+    unit,
+)
+from tests.meta.test_documentation import settings_told
+from tests.servers.stack import ROOT
+
+PROCESSES = sorted(procfile())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "hadolint deploy/Containerfile",
+        "docker-compose --file deploy/compose.yaml config --quiet",
+        "compose-lint check --no-env --fail-on low deploy/compose.yaml",
+        "caddy validate --adapter caddyfile --config deploy/Caddyfile",
+        "caddy fmt --diff deploy/Caddyfile",
+    ],
+)
+def test_the_linters_have_nothing_to_say(command: str, tmp_path: Path) -> None:
+    name, *words = command.split()
+    done = subprocess.run(
+        [program(name), *words], cwd=ROOT, env={"PATH": os.defpath, "HOME": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_each_process_of_the_procfile_is_started_by_the_same_words_everywhere(name: str) -> None:
+    words = procfile()[name]
+    assert compose()["services"][name]["command"] == words
+    line = unit(UNITS / f"ingestion-{name}.service")["ExecStart"]
+    assert line.replace("%%", "%").removeprefix(IN_IMAGE).split() == words
+
+
+def test_nothing_is_started_that_is_not_in_the_procfile() -> None:
+    assert {p.stem.removeprefix("ingestion-") for p in UNITS.glob("*.service")} == {
+        *PROCESSES,
+        "setup",
+    }
+    services = compose()["services"]
+    assert services.keys() == {*PROCESSES, "setup", "database", "redis", "store", "bucket"}
+    assert image_command() == procfile()["web"]
+    setup = unit(UNITS / "ingestion-setup.service")["ExecStart"]
+    assert services["setup"]["command"] == setup.removeprefix(IN_IMAGE).split()
+
+
+def test_no_container_may_more_than_it_needs() -> None:
+    told = compose()
+    for name, service in told["services"].items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service.get("cap_add", []) == (["DAC_OVERRIDE"] if name == "store" else [])
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] in ("unless-stopped", "on-failure:5"), name
+        assert [port["host_ip"] for port in service.get("ports", [])] == (
+            ["127.0.0.1"] if name == "web" else []
+        )
+        if "ingestion:local" not in service["image"]:
+            assert service["networks"].keys() == {"inside"}, name
+    assert told["networks"]["inside"]["internal"]
+    assert ("USER", "10001:10001") in list(containerfile())
+
+
+def test_all_wait_for_what_is_done_once() -> None:
+    services = compose()["services"]
+    for name in PROCESSES:
+        [(before, how)] = services[name]["depends_on"].items()
+        assert (before, how["condition"]) == ("setup", "service_completed_successfully")
+        assert unit(UNITS / f"ingestion-{name}.service")["Requires"] == "ingestion-setup.service"
+        assert unit(UNITS / f"ingestion-{name}.service")["After"] == "ingestion-setup.service"
+    waits = {name: how["condition"] for name, how in services["setup"]["depends_on"].items()}
+    assert waits == {
+        "database": "service_healthy",
+        "redis": "service_healthy",
+        "store": "service_healthy",
+        "bucket": "service_completed_successfully",
+    }
+
+
+def test_the_image_is_made_of_what_is_there_and_by_the_makefile() -> None:
+    copied = {
+        word.rstrip("/")
+        for instruction, rest in containerfile()
+        if instruction == "COPY" and not rest.startswith("--from")
+        for word in rest.split()[:-1]
+    }
+    ignored = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied
+    assert [name for name in copied if not (ROOT / name).exists()] == []
+    runs = [rest for instruction, rest in containerfile() if instruction == "RUN"]
+    [made] = [re.search(r"make (\S+)$", line) for line in runs if "make " in line]
+    assert made
+    dry = subprocess.run(
+        ["make", "--dry-run", "--always-make", made[1]],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "--require-hashes -r requirements.txt" in dry.stdout
+
+
+def test_the_example_of_an_environment_names_settings_that_there_are() -> None:
+    assert unit(UNITS / "environment.example").keys() <= settings_told().keys()
+
+
+def test_secrets_are_made_once_and_closed(tmp_path: Path) -> None:
+    made = tmp_path / "secrets"
+    command = ["sh", str(DEPLOY / "make-secrets.sh"), str(made)]
+    subprocess.run(command, check=True, capture_output=True)
+    assert made.stat().st_mode & 0o777 == 0o700
+    before = {path.name: path.read_text() for path in made.iterdir()}
+    assert before.keys() == compose()["secrets"].keys()
+    assert len({before["secret_key"], before["encryption_keys"]}) == 2
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 1
+    assert {path.name: path.read_text() for path in made.iterdir()} == before
