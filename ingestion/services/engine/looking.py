@@ -16,6 +16,7 @@ import concurrent.futures
 import dataclasses
 import datetime as dt
 import functools
+import threading
 import time
 import uuid
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ DUE = """status = 'active' AND deleted_at IS NULL AND next_sync_at <= now()
 
 #: How many are looked at at once: most of a look is waiting for a server.
 _AT_ONCE = 32
+#: And how many at one server: some bear no more from one address, and who is refused syncs instead.
+_AT_ONE_SERVER = 16
 #: What is done within this time is written down together.
 _GATHER_SECONDS = 0.25
 #: For so long new ones are begun before the thread is given back.
@@ -91,6 +94,7 @@ class _Account:
     mailbox: Any
     options: Options
     began: dt.datetime
+    server: threading.Semaphore
 
     def is_settled(self) -> bool:
         """Tell whether nothing is owed of which the provider would not tell."""
@@ -117,6 +121,7 @@ class _Account:
         rows = {folder.remote_id: folder for folder in self.mailbox.folders_there}
         try:
             with (
+                self.server,
                 credentials.connect(self.source, patience_seconds=_PATIENCE_SECONDS) as connector,
                 connector.open(remote) as session,
             ):
@@ -140,6 +145,12 @@ class _Account:
 def one_account() -> list[str]:
     """Return the providers whose sources are one account each."""
     return [slug for slug, p in registry.PROVIDERS.items() if p.config.only_mailbox]
+
+
+@functools.cache
+def _room_at(host: str | None) -> threading.Semaphore:
+    _ = host
+    return threading.Semaphore(_AT_ONE_SERVER)
 
 
 def work(first: uuid.UUID) -> bool:
@@ -199,7 +210,7 @@ def _account(source: Any, began: dt.datetime) -> _Account:
         [one] = source.mailboxes_there
         is_listed = one.state == MailboxState.ACTIVE and one.remote_id == name
         mailbox = one if is_listed and options.wants_mailbox(one.address) else None
-    return _Account(source, mailbox, options, began)
+    return _Account(source, mailbox, options, began, _room_at(source.config.get("host")))
 
 
 def _nothing_new(accounts: Sequence[_Account]) -> None:

@@ -1,6 +1,7 @@
 """Looks at accounts: what they decide by themselves, and what they leave to a sync."""
 
 import datetime as dt
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -211,3 +212,31 @@ def test_after_an_outage_accounts_come_back_spread_over_their_interval(
         due_again.append(source.next_sync_at - timezone.now())
     assert max(due_again) - min(due_again) > INTERVAL / 4
     assert max(due_again) <= INTERVAL
+
+
+@pytest.mark.parametrize("server", [MODERN], indirect=True, ids=["modern"])
+def test_one_server_bears_no_more_than_some_looks_at_once(
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking._room_at.cache_clear()
+    monkeypatch.setattr(looking, "_AT_ONE_SERVER", 2)
+    for number in range(5):
+        other = imap_source.create(server, name=f"Other {number}")
+        imap_source.imported(other)
+        make_due(other)
+    listing: list[Client] = []
+    most: list[int] = []
+
+    def linger(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"LIST"):
+            listing.append(client)
+            time.sleep(0.1)  # so that others would come in between
+            most.append(len(listing))
+            listing.remove(client)
+        return False
+
+    server.hooks.append(linger)
+    assert look(source) is None
+    looking._room_at.cache_clear()
+    assert len(most) == 6
+    assert max(most) <= 2
