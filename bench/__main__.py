@@ -25,6 +25,7 @@ from bench import (
     scale,
     scenarios,
     searching,
+    starts,
 )
 from bench.results import BenchError, Row
 from bench.stage import QUICK, Plan, Stage
@@ -50,6 +51,7 @@ SCENARIOS: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "lists": lists.lists,
     "search": searching.search,
     "scale": scale.scale,
+    "starts": starts.starts,
 }
 #: What takes half an hour and 10 GB is done only where it is asked for.
 _ASKED_FOR = {"scale"}
