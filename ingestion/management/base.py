@@ -86,6 +86,7 @@ class OperatorCommand(BaseCommand):
         for action in parser._actions:  # noqa: SLF001 - argparse has no other way to them
             if action.option_strings and action.option_strings[-1] in _DJANGOS_OWN:
                 action.help = argparse.SUPPRESS
+        parser.usage = _usage(parser)
         return parser
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -261,6 +262,14 @@ def _log_level(level: int) -> Iterator[None]:
         yield
     finally:
         root.setLevel(before)
+
+
+def _usage(parser: ArgumentParser) -> str:
+    """Return what must be given: an error is to be seen, and not below thirty lines of options."""
+    needed = [a for a in parser._actions if a.required or not a.option_strings]  # noqa: SLF001 - as above
+    formatter = argparse.HelpFormatter(prog="")
+    formatter.add_usage(None, needed, [], prefix="")
+    return f"%(prog)s [options] {' '.join(formatter.format_help().split())}".rstrip()
 
 
 def _indented(text: str) -> str:

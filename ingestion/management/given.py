@@ -166,8 +166,10 @@ def _add_source_option(group: Any, option: source_options.OptionField) -> None:
 def _read(path: str) -> str:
     try:
         return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config-file {path} can't be read: {error}") from error
+    except OSError as error:
+        raise UsageError(f"--config-file {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config-file {path} can't be read: it is no UTF-8 text.") from error
 
 
 def _json_object(text: str, where: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from django.core.management import get_commands
+from django.core.management import get_commands, load_command_class
 
 from ingestion.models import Mailbox, Message
 from ingestion_project.command_line import OVERVIEW, overview
@@ -52,6 +52,16 @@ def test_a_command_explains_itself_by_the_name_it_was_called_by(manage: CommandL
     )  # fmt: skip
     assert "ingestion runs" in shown.stdout.split("example:")[1]
     assert "manage.py" not in shown.stdout
+
+
+def test_what_is_wrong_stands_below_one_line_of_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    command = load_command_class("ingestion", "add_source")
+    vars(command)["_called_from_command_line"] = True
+    with pytest.raises(SystemExit):
+        command.create_parser("ingestion", "add_source").parse_args(["--provider", "pigeon"])
+    usage, error = capsys.readouterr().err.splitlines()
+    assert usage == "usage: ingestion add_source [options] [NAME]"
+    assert "'pigeon'" in error
 
 
 # -- what only looks makes nothing -------------------------------------------------------------

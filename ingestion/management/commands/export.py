@@ -71,7 +71,10 @@ class Command(OperatorCommand):
         if options["to_imap"]:
             return self._restore(options)
         if not options["format"] or not options["to"]:
-            raise UsageError("Say in which --format, and --to which file (- for standard output).")
+            formats = ", ".join(FORMATS)
+            raise UsageError(
+                f"Say in which --format ({formats}), and --to which file, or - (stdout)."
+            )
         query = self._query(options)
         selection = Selection(self._user(options), query, until=timezone.now())
         storage.require()
