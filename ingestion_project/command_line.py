@@ -37,6 +37,8 @@ OVERVIEW = {
     },
     "The service": {
         "doctor": "tell whether the service and its sources are well",
+        "backup": "back up the database and the archive",
+        "restore": "put a backup back, on an empty machine",
         "verify_archive": "re-hash every archived message",
         "rebuild_archive_index": "make the database's rows again from the archive",
         "move_archive": "move the archive to another directory or bucket",
