@@ -72,9 +72,10 @@ $(VENV)/runtime: requirements.txt
 	@$(call install,requirements.txt)
 	@touch $@
 
+# pip would compile all of it, 20 s on one core: half of it is never imported.
 $(VENV)/development: requirements-dev.txt
 	@$(call environment)
-	@$(call install,requirements-dev.txt)
+	@$(call install,requirements-dev.txt,--no-compile)
 	@touch $@ $(VENV)/runtime
 
 # Microsoft's own client, for one test: its wheels, which are read and never installed.
@@ -111,7 +112,7 @@ PROGRESS = \
 
 define install
 	echo "Installing $(1)"; \
-	{ { $(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --require-hashes -r $(1) && \
+	{ { $(BIN)/python -m pip install --disable-pip-version-check --prefer-binary --require-hashes $(2) -r $(1) && \
 		$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index --no-build-isolation --editable .; \
 	} || echo "In vain."; } | awk -v all="$$(grep -c == $(1))" -v live="$$(test -t 2 && echo 1)" '$(PROGRESS)' || \
 		{ echo "The packages could not be installed: see above. Without a network there is nothing to install from;" \
