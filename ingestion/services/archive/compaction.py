@@ -7,8 +7,8 @@
       -> the files of the old ones go, then their rows
 
 Killed between any two, mail is where the rows say. A new pack without its transaction is an orphan,
-which housekeeping collects; an old one whose file is still there is removed the next time. So
-nothing takes more room than by one new pack, as none is begun before the old ones are gone.
+which housekeeping collects; an old one whose file is still there is removed the next time, before
+anything else. So nothing takes more room than by one new pack.
 
 What is damaged, or other than its rows say, is left as it is: it is evidence. Nothing of this is
 ever the only copy while it is changed. One process of the service does it at a time.
@@ -136,9 +136,7 @@ def _chosen(source_id: uuid.UUID) -> list[Pack]:
 def _merge_some(source_id: uuid.UUID) -> bool:
     """Merge some packs of a source; tell whether there may be more."""
     with claims.claimed(KIND, source_id) as mine:
-        if not mine or Pack.objects.filter(source=source_id, replaced_at__isnull=False).exists():
-            return False
-        packs = _chosen(source_id)
+        packs = _chosen(source_id) if mine else []
         if not packs:
             return False
         try:

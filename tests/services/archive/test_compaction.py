@@ -238,6 +238,20 @@ def test_what_is_not_as_its_rows_say_stays_as_evidence_and_the_others_are_merged
     assert problems() == found
 
 
+def test_of_a_pack_that_is_damaged_at_its_end_nothing_stays_in_the_new_one(folder: Folder) -> None:
+    small(folder, 5)
+    _, second = archived(a_folder(folder.mailbox, "two"), mail(60), mail(61))
+    bad = second.pack
+    at = second.pack_offset + second.pack_length // 2
+    change(bad, lambda data: data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
+    Pack.objects.update(index_version=INDEX_VERSION)
+    grown_old()
+    compaction.work()
+    assert Message.objects.filter(pack=bad).count() == 2
+    [merged] = Pack.objects.exclude(pk=bad.pk)
+    assert len(list(store().scan(merged.source_id, merged.pk))) == 5
+
+
 def test_a_pack_that_holds_mail_without_a_row_stays(folder: Folder) -> None:
     synced(folder)
     archived(a_folder(folder.mailbox, "more"), mail(50), mail(51))
