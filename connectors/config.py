@@ -7,9 +7,10 @@ and the command line are all derived from it, so that a new provider needs no co
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Self
 
@@ -105,18 +106,23 @@ class Config:
     """Base of every provider's configuration. Field names are the API's, in camelCase."""
 
     @classmethod
-    def fields(cls) -> Iterator[Field]:
-        """Yield the fields in the order in which a person fills them in."""
+    @functools.cache  # lists ask for each row
+    def fields(cls) -> tuple[Field, ...]:
+        """Return the fields in the order in which a person fills them in."""
+        found = []
         for f in dataclasses.fields(cls):
             missing = f.default is dataclasses.MISSING
             assert isinstance(f.type, type), "Config modules must not postpone annotations"
-            yield Field(
-                name=f.name,
-                type=f.type,
-                required=missing,
-                default=None if missing else f.default,
-                **f.metadata,
+            found.append(
+                Field(
+                    name=f.name,
+                    type=f.type,
+                    required=missing,
+                    default=None if missing else f.default,
+                    **f.metadata,
+                )
             )
+        return tuple(found)
 
     @classmethod
     def in_labels(cls, text: str) -> str:

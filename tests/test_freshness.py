@@ -27,7 +27,9 @@ def judge(source: IngestionSource) -> Any:
 def codes(source: IngestionSource) -> list[str]:
     judged = judge(source)
     found = freshness.reasons(judged)
-    assert judged.needs_attention is bool(found)
+    assert freshness.needs_somebody(judged) is bool(found)
+    needing = freshness.judged(IngestionSource.objects.all()).filter(needs_attention=True)
+    assert needing.filter(pk=source.pk).exists() is bool(found), "SQL and Python say the same"
     return [reason.code for reason in found]
 
 

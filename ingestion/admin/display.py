@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from ingestion import freshness
 from ingestion.models import StatusChange
 from ingestion.states import MailboxState, RunStatus, SourceStatus
 
@@ -164,7 +165,7 @@ def source_status(source: Any) -> str:
 def source_tone(source: Any) -> str:
     if source.is_late:
         return "danger"
-    if source.needs_attention and source.status == SourceStatus.ACTIVE:
+    if freshness.needs_somebody(source) and source.status == SourceStatus.ACTIVE:
         return "warning"
     return SOURCE_TONES[source.status]
 

@@ -10,6 +10,7 @@ from typing import Any
 from django.urls import reverse
 
 from connectors import registry
+from ingestion import freshness
 from ingestion.admin import display, verbs
 from ingestion.admin.source_form import field_name
 from ingestion.states import SourceStatus
@@ -28,7 +29,7 @@ class Mend:
 
 def of(source: Any) -> Mend | None:
     """Return what mends a source that came through `freshness.judged`; None: it needs nobody."""
-    if not source.needs_attention:
+    if not freshness.needs_somebody(source):
         return None
     return edit(source) or (_sign_in(source) if verbs.is_to_sign_in(source) else _verb(source))
 
