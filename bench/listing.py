@@ -2,7 +2,7 @@
 
 A process of its own, for it needs Django's settings. `python -m bench.listing` prints JSON: each
 list with its times, its queries and its bytes. To the archive's messages it adds a crowd of all
-else (`SOURCES` and so on), in a transaction that it does not keep.
+else (`crowd`), in a transaction that it does not keep.
 """
 
 import datetime as dt
@@ -20,8 +20,8 @@ from django.utils import timezone
 from bench.finding import Clock, turns
 from ingestion_project import bootstrap
 
-SOURCES, MAILBOXES, FOLDERS_EACH, RUNS_EACH = 1_000, 10_000, 4, 20
-OTHERS = 20_000
+SOURCES = 1_000
+_MAILBOXES_EACH, _FOLDERS_EACH, _RUNS_EACH, _OTHERS_EACH = 10, 4, 20, 20
 _BATCH = 5_000
 
 
@@ -30,7 +30,7 @@ def main() -> None:
         raise SystemExit(1)
     django.setup()
     with transaction.atomic():
-        addresses = list(_crowd())
+        addresses = list(crowd(SOURCES))
         with connection.cursor() as cursor:
             cursor.execute("ANALYZE")
         found = [_measured(address) for address in addresses]
@@ -59,8 +59,9 @@ def _measured(address: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _crowd() -> Iterator[str]:
-    """Make rows of all that is listed; yield the addresses of the lists."""
+def crowd(number: int) -> Iterator[str]:
+    """Make rows of all that is listed, until there are so many sources, for the user "admin"; yield
+    the addresses of the lists."""
     from django.contrib.auth.models import User  # noqa: PLC0415 - after django.setup()
 
     from ingestion import models  # noqa: PLC0415 - as above
@@ -80,7 +81,7 @@ def _crowd() -> Iterator[str]:
             imported_at=now,
             next_sync_at=later,
         )
-        for n in range(SOURCES - models.IngestionSource.objects.count())
+        for n in range(models.IngestionSource.objects.count(), number)
     )
     mailboxes = _made(
         models.Mailbox(
@@ -89,12 +90,12 @@ def _crowd() -> Iterator[str]:
             address=f"person{n}@archive.example",
             last_synced_at=now - (n % 1000) * minute,
         )
-        for n, source in zip(range(MAILBOXES), itertools.cycle(sources), strict=False)
+        for n, source in enumerate(sources * _MAILBOXES_EACH)
     )
     folders = _made(
         models.Folder(mailbox=mailbox, remote_id=f"Folder {n}", path=f"Folder {n}")
         for mailbox in mailboxes
-        for n in range(FOLDERS_EACH)
+        for n in range(_FOLDERS_EACH)
     )
     _made(
         models.Run(
@@ -108,9 +109,9 @@ def _crowd() -> Iterator[str]:
             messages_new=n % 3,
         )
         for source in sources
-        for n in range(RUNS_EACH)
+        for n in range(_RUNS_EACH)
     )
-    cycle = itertools.cycle
+    others = _OTHERS_EACH * len(sources)
     _made(
         models.FailedMessage(
             mailbox_id=folder.mailbox_id,
@@ -120,7 +121,7 @@ def _crowd() -> Iterator[str]:
             reason="The server answered NO.",
             not_before=later,
         )
-        for n, folder in zip(range(OTHERS), cycle(folders), strict=False)
+        for n, folder in zip(range(others), itertools.cycle(folders), strict=False)
     )
     _made(
         models.StatusChange(
@@ -130,25 +131,37 @@ def _crowd() -> Iterator[str]:
             actor="control",
             at=now - n * minute,
         )
-        for n, source in zip(range(OTHERS), cycle(sources), strict=False)
+        for n, source in enumerate(sources * _OTHERS_EACH)
     )
     _made(
         models.AuditEvent(
             actor="admin", action="mail_read", source_id=source.pk, at=now - n * minute, user=admin
         )
-        for n, source in zip(range(OTHERS), cycle(sources), strict=False)
+        for n, source in enumerate(sources * _OTHERS_EACH)
     )
-    _made(
-        models.Export(owner=admin, format="mbox", state="done", finished_at=now)
-        for _ in range(1_000)
-    )
+    _made(models.Export(owner=admin, format="mbox", state="done", finished_at=now) for _ in sources)
     _made(
         models.WebhookEndpoint(
             owner=admin, url=f"https://example.com/{n}", events=[], ring_not_before=later
         )
-        for n in range(1_000)
+        for n in range(len(sources))
     )
-    _made(models.SavedSearch(owner=admin, name=f"Search {n}", query="bill") for n in range(100))
+    _made(
+        models.SavedSearch(owner=admin, name=f"Search {source.pk}", query="bill")
+        for source in sources[:50]
+    )
+    _made(
+        models.Alert(
+            kind="source.attention", source=source, message="There is no such host.", ended_at=now
+        )
+        for source in sources
+    )
+    _made(
+        models.AlertRule(owner=admin, name=f"Rule {n}", recipients=["ops@archive.example"])
+        for n in range(len(sources))
+    )
+    for n in range(min(50, len(sources))):
+        models.ApiKey.objects.create(user=admin, name=f"Program {n}", scopes=["read"])
     yield from _addresses(sources[0].pk)
 
 

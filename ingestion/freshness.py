@@ -8,17 +8,18 @@ message) does not hold that back: it is told beside it.
 Each of them costs a constant number of queries.
 """
 
+import collections
 import dataclasses
 import datetime as dt
 import functools
 import operator
-from collections.abc import Sequence
-from typing import Any, Literal
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from django.db.models import (
     BooleanField,
     Case,
-    Count,
     DateTimeField,
     Exists,
     ExpressionWrapper,
@@ -83,6 +84,21 @@ class Summary:
 
     tone: Tone
     text: str
+
+
+class Verdict(NamedTuple):
+    """How a source is, in short."""
+
+    pk: uuid.UUID
+    name: str
+    status: str
+    archived_up_to: dt.datetime | None
+    is_late: bool
+    needs_attention: bool
+
+    def age(self) -> tuple[bool, dt.datetime | None, str]:
+        """Sorts what was never archived in whole first, then what was longest ago."""
+        return self.archived_up_to is not None, self.archived_up_to, self.name
 
 
 # -- the definition ----------------------------------------------------------------------------
@@ -165,10 +181,12 @@ def _holds(condition: Q) -> Combinable:
 
 def needs_somebody(source: Any) -> bool:
     """Tell whether a source that came through `judged` needs attention."""
-    if source.status == SourceStatus.PAUSED:
-        return False
-    holds = any(getattr(source, condition) for condition in _CONDITIONS)
-    return holds or source.status == SourceStatus.ERROR
+    return _needs(source.status, [getattr(source, condition) for condition in _CONDITIONS])
+
+
+def _needs(status: str, conditions: Sequence[bool]) -> bool:
+    """The same as _ATTENTION."""
+    return status != SourceStatus.PAUSED and (status == SourceStatus.ERROR or any(conditions))
 
 
 def left_out(source: Any) -> list[LeftOut]:
@@ -238,39 +256,55 @@ def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
     return f"{number} {noun} could not be read: {named}{more}."
 
 
-def summary(sources: QuerySet[IngestionSource]) -> Summary:
-    """Say up to when all sources are archived, or which is not, since when and why."""
-    shown = judged(sources)
-    followed = shown.filter(status=SourceStatus.ACTIVE)
-    numbers = followed.order_by().aggregate(
-        all=Count("pk"),
-        whole=Count("pk", filter=Q(archived_up_to__isnull=False)),
-        late=Count("pk", filter=Q(is_late=True)),
-        oldest=Min("archived_up_to"),
-    )
-    beside, in_error = _beside(sources)
-    if numbers["late"]:
-        worst = followed.filter(is_late=True).order_by(F("archived_up_to").asc(nulls_first=True))
-        return Summary("danger", f"{_late(numbers, worst[0])}{beside}")
-    tone: Tone = "danger" if in_error else "success" if numbers["all"] else "neutral"
-    if not numbers["all"]:
+def judged_in_order(ids: Sequence[uuid.UUID]) -> list[Any]:
+    """Return the sources of these ids, as `judged` does, in their order."""
+    found = {source.pk: source for source in judged(IngestionSource.objects.filter(pk__in=ids))}
+    return [found[pk] for pk in ids if pk in found]
+
+
+def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
+    """Return of each source the least that says how it is, in one query: for pages that ask more
+    than one question about all of them."""
+    rows = judged(sources).order_by("name", "pk")
+    return [
+        Verdict(pk, name, status, up_to, conditions[0], _needs(status, conditions))
+        for pk, name, status, up_to, *conditions in rows.values_list(
+            "pk", "name", "status", "archived_up_to", *_CONDITIONS
+        )
+    ]
+
+
+def summary(sources: QuerySet[IngestionSource], found: list[Verdict] | None = None) -> Summary:
+    """Say up to when all sources are archived, or which is not, since when and why. `found`: their
+    verdicts, where they are known."""
+    found = verdicts(sources) if found is None else found
+    followed = [one for one in found if one.status == SourceStatus.ACTIVE]
+    late = [one for one in followed if one.is_late]
+    counts = collections.Counter(one.status for one in found)
+    beside, in_error = _beside(counts), counts[SourceStatus.ERROR]
+    if late:
+        worst = judged(sources).get(pk=min(late, key=Verdict.age).pk)
+        return Summary("danger", f"{_late(len(late), len(followed), worst)}{beside}")
+    tone: Tone = "danger" if in_error else "success" if followed else "neutral"
+    if not followed:
         return Summary(tone, f"No source is followed yet.{beside}")
-    noun = "The source is" if numbers["all"] == 1 else f"All {numbers['all']:,} sources are"
-    if not numbers["whole"]:
+    noun = "The source is" if len(followed) == 1 else f"All {len(followed):,} sources are"
+    whole = [one.archived_up_to for one in followed if one.archived_up_to is not None]
+    if not whole:
         return Summary(tone, f"{noun} being copied for the first time.{beside}")
-    if numbers["whole"] < numbers["all"]:
-        noun = f"{numbers['whole']:,} of {numbers['all']:,} sources are"
+    if len(whole) < len(followed):
+        noun = f"{len(whole):,} of {len(followed):,} sources are"
         beside = f" Mailboxes of the others are copied for the first time.{beside}"
-    return Summary(tone, f"{noun} archived up to {moment(numbers['oldest'])}.{beside}")
+    return Summary(tone, f"{noun} archived up to {moment(min(whole))}.{beside}")
 
 
-def _late(numbers: dict[str, Any], worst: Any) -> str:
+def _late(late: int, followed: int, worst: Any) -> str:
     missing = left_out(worst)
     since = worst.archived_up_to or worst.created_at
     why = f": {missing[0].message}" if missing else "."
     text = f"{worst.name} has not been reached since {moment(since)}{why}"
-    if numbers["late"] > 1:
-        return f"{numbers['late']:,} of {numbers['all']:,} sources are not up to date. {text}"
+    if late > 1:
+        return f"{late:,} of {followed:,} sources are not up to date. {text}"
     return text
 
 
@@ -283,15 +317,13 @@ _OTHERS = (
 )
 
 
-def _beside(sources: QuerySet[IngestionSource]) -> tuple[str, int]:
-    counts = dict(sources.order_by().values_list("status").annotate(n=Count("pk")))
+def _beside(counts: Mapping[str, int]) -> str:
     parts = []
     for statuses, words in _OTHERS:
         number = sum(counts.get(status, 0) for status in statuses)
         if number:
             parts.append(f"{number:,} {'is' if number == 1 else 'are'} {words}")
-    text = f" {', '.join(parts)}." if parts else ""
-    return text, counts.get(SourceStatus.ERROR, 0)
+    return f" {', '.join(parts)}." if parts else ""
 
 
 def moment(at: dt.datetime) -> str:

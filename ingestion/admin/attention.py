@@ -1,18 +1,15 @@
-"""What needs somebody: the list on the first page, each line with the button that mends it.
-
-A new kind of line is a function in WATCHES.
-"""
+"""What needs somebody: the list on the first page, each line with the button that mends it."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from django.db.models import Case, When
 from django.http import HttpRequest
 
 from ingestion import freshness, queries
 from ingestion.admin import display, mending
 from ingestion.admin.mending import Mend
-from ingestion.models import AlertKind, IngestionSource
+from ingestion.freshness import Verdict
+from ingestion.models import AlertKind
 from ingestion.states import SourceStatus
 
 #: So many lines of each kind; lists have the others.
@@ -33,17 +30,15 @@ class Item:
     mend: Mend | None = None
 
 
-def items(request: HttpRequest) -> list[Item]:
-    """Return all that needs somebody, the worst first. Each watch costs a constant number of
-    queries."""
-    found = [item for watch in WATCHES for item in watch(request)]
-    return sorted(found, key=lambda item: item.tone != "danger")
+def items(request: HttpRequest, found: Sequence[Verdict]) -> list[Item]:
+    """Return all that needs somebody, the worst first. `found`: of all sources. Each watch costs a
+    constant number of queries."""
+    items = [*_sources(request, found), *_alerts(request)]
+    return sorted(items, key=lambda item: item.tone != "danger")
 
 
-def _sources(request: HttpRequest) -> list[Item]:
-    sources = IngestionSource.objects.filter(deleted_at=None)
-    worst = Case(When(status=SourceStatus.ERROR, then=0), When(is_late=True, then=1), default=2)
-    needing = freshness.judged(sources).filter(needs_attention=True).order_by(worst, "name")
+def _sources(request: HttpRequest, found: Sequence[Verdict]) -> list[Item]:
+    needing = sorted((one for one in found if one.needs_attention), key=_worst)[:MOST]
     may_change = request.user.has_perm("ingestion.change_ingestionsource")
     return [
         Item(
@@ -54,8 +49,13 @@ def _sources(request: HttpRequest) -> list[Item]:
             badge=display.source_status(source),
             mend=mending.of(source) if may_change else None,
         )
-        for source in needing[:MOST]
+        for source in freshness.judged_in_order([one.pk for one in needing])
     ]
+
+
+def _worst(one: Verdict) -> tuple[bool, bool, str]:
+    """Sorts errors first, then what is late, each by name."""
+    return one.status != SourceStatus.ERROR, not one.is_late, one.name
 
 
 def _alerts(request: HttpRequest) -> list[Item]:
@@ -84,6 +84,3 @@ _BADGES: dict[str, str] = {
     AlertKind.INDEX_STUCK: "Search",
 }
 _STANDS_STILL = frozenset({AlertKind.ARCHIVE_CORRUPT, AlertKind.ARCHIVE_STORAGE})
-
-#: Each gives the lines of one kind, for who may see them.
-WATCHES: tuple[Callable[[HttpRequest], list[Item]], ...] = (_sources, _alerts)

@@ -4,9 +4,10 @@ came, where is it, was it proven?
 It costs a constant number of queries, and counts no mail: sources, days, runs and packs have sums.
 """
 
+import collections
 from typing import Any
 
-from django.db.models import Count, F, Max, QuerySet, Sum
+from django.db.models import Count, Max, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -15,6 +16,7 @@ from redis.exceptions import RedisError
 from ingestion import freshness, index_health
 from ingestion.admin import attention, chart, display, latest_runs, overview
 from ingestion.admin.filters import overdue
+from ingestion.freshness import Verdict
 from ingestion.models import (
     ArchivedDay,
     FailedMessage,
@@ -48,11 +50,12 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
     sources = IngestionSource.objects.filter(deleted_at=None)
     days = chart.days(ArchivedDay.objects.filter(source__deleted_at=None))
     health = index_health.in_all(sources)
-    reasons, statuses = _failures_by_reason(), _statuses(sources)
+    found = freshness.verdicts(sources)
+    reasons, statuses = _failures_by_reason(), _statuses(found)
     return {
         "engine": _engine(sources),
-        "freshness": freshness.summary(sources),
-        "attention": attention.items(request),
+        "freshness": freshness.summary(sources, found),
+        "attention": attention.items(request, found),
         "running": _running(sources),
         "chart": chart.context(days),
         "tiles": [
@@ -63,7 +66,7 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
         ],
         "statuses": statuses,
         "any": any(status["number"] for status in statuses),
-        "behind": _furthest_behind(sources),
+        "behind": _furthest_behind(found),
         "reasons": reasons[:_ROWS],
         "failed": _may(request, "failedmessage"),
         "lines": latest_runs.lines(Run.objects.filter(finished_at__isnull=False), limit=_ROWS),
@@ -224,9 +227,9 @@ def _failures_by_reason() -> list[dict[str, Any]]:
     return [dict(row) for row in counted.order_by("-number", "code")]
 
 
-def _furthest_behind(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
+def _furthest_behind(found: list[Verdict]) -> list[dict[str, Any]]:
     """Return the sources whose last success is longest ago, with how long."""
-    followed = freshness.judged(sources).filter(status=SourceStatus.ACTIVE)
+    followed = sorted((one for one in found if one.status == SourceStatus.ACTIVE), key=Verdict.age)
     now = timezone.now()
     return [
         {
@@ -236,14 +239,12 @@ def _furthest_behind(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]
             if source.archived_up_to
             else "not yet",
         }
-        for source in followed.order_by(F("archived_up_to").asc(nulls_first=True), "name")[
-            :_FURTHEST_BEHIND
-        ]
+        for source in freshness.judged_in_order([one.pk for one in followed[:_FURTHEST_BEHIND]])
     ]
 
 
-def _statuses(sources: QuerySet[IngestionSource]) -> list[dict[str, Any]]:
-    numbers = dict(sources.order_by().values_list("status").annotate(n=Count("pk")))
+def _statuses(found: list[Verdict]) -> list[dict[str, Any]]:
+    numbers = collections.Counter(one.status for one in found)
     return [
         {
             "label": status.label,

@@ -103,7 +103,14 @@ def current_run(source: IngestionSource) -> Run | None:
 
 
 def texts(source: Any) -> dict[str, str]:
-    """Return the words of every cell that changes, by name."""
+    """Return the words of every cell that changes, by name. Made once of a row that was read."""
+    found: dict[str, str] | None = vars(source).get("live_texts")
+    if found is None:
+        found = vars(source)["live_texts"] = _texts(source)
+    return found
+
+
+def _texts(source: Any) -> dict[str, str]:
     return {
         "status": display.source_status(source),
         "message": _message(source),
