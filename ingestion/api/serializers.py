@@ -40,7 +40,7 @@ class Moment(serializers.DateTimeField):
 
 class Shape(serializers.Serializer[Any]):
     """A shape of rows of which a list may have a thousand. DRF finds out of each row anew how each
-    field is read; here that is found out once."""
+    field is read; here that is found out once. No field of it is ever left out."""
 
     def to_representation(self, instance: Any) -> dict[str, Any]:
         return {
@@ -363,7 +363,7 @@ class PlacementOut(Shape, RowOut[Placement]):
         fields = ("folder", "folderId", "remoteId", "labels", "firstSeenAt", "removedAt")
 
 
-class EmailOut(Shape, RowOut[Message]):
+class EmailOut(RowOut[Message]):
     sourceId = serializers.UUIDField(source="mailbox.source_id")
     mailboxId = serializers.UUIDField(source="mailbox_id")
     mailbox = serializers.CharField(source="mailbox.address")
