@@ -4,7 +4,7 @@ from django.contrib import admin
 from django.urls import include, path
 from django.views.generic import RedirectView
 
-from ingestion.admin import consent_page
+from ingestion.admin import consent_page, owners_page
 from ingestion.admin.find import find
 from ingestion.admin.mail import saving
 from ingestion.admin.mail.views import mail
@@ -38,6 +38,9 @@ urlpatterns = [
     path("admin/find/", admin.site.admin_view(find), name="find"),
     path("admin/", admin.site.urls),
     path("admin", RedirectView.as_view(url="/admin/")),
+    path("sources/<uuid:pk>/", owners_page.page, name="own_source"),
+    path("sources/<uuid:pk>/sync/", owners_page.sync, name="own_source_sync"),
+    path("sources/<uuid:pk>/grant/", owners_page.grant, name="own_source_grant"),
     path("connect/", consent_page.page, name="connect"),
     path("connect/open/", consent_page.opened, name="connect-open"),
     path("connect/go/", consent_page.go, name="connect-go"),

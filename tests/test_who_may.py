@@ -107,7 +107,7 @@ def a_world(owner: User) -> World:
         "failedmessage": failed, "run": run, "webhookendpoint": hook, "apikey": key,
         "statuschange": change, "export": export, "user": owner,
         "auditevent": AuditEvent.objects.latest("id"), "group": Group.objects.all()[0],
-        "ingestion": source, "emails": first, "exports": export, "webhooks": hook, "searches": 1,
+        "ingestion": source, "sources": source, "emails": first, "exports": export, "webhooks": hook, "searches": 1,
     }  # fmt: skip
     return World(owner, first, rows)
 
@@ -147,6 +147,7 @@ DOORS: dict[str, tuple[Any, Any, Any, Any]] = {
     "/admin/auth/group/": (200, 403, 200, 302),
     "/account/": (200, 200, 200, 200),
     "/account/second-step/": (200, 200, 200, 200),
+    "/sources/{pk}/": (404, 404, 404, 404),  # their owner's alone
     "/api/v1/ingestion": (200, 200, 200, "-"),
     "/api/v1/ingestion/{pk}": (200, 200, 200, 404),
     "/api/v1/ingestion/{pk}/failures": (200, 200, 200, 404),
@@ -203,6 +204,8 @@ DEEDS: dict[str, tuple[int, int, int, int]] = {
     "/admin/ingestion/ingestionsource/{pk}/do/": (404, 404, 404, 302),
     "/admin/ingestion/ingestionsource/try/": (200, 200, 403, 302),
     "/admin/mail/searches/": (302, 403, 302, 302),
+    "/sources/{pk}/sync/": (404, 404, 404, 404),
+    "/sources/{pk}/grant/": (404, 404, 404, 404),
     "/api/v1/ingestion": (400, 400, 403, 400),
     "/api/v1/ingestion/test": (400, 400, 403, 400),
     "/api/v1/ingestion/{pk}/pause": (200, 200, 403, 404),
