@@ -29,6 +29,7 @@ from ingestion.services.sources.options import Options
 
 M = TypeVar("M", bound=Model)
 
+
 class Moment(serializers.DateTimeField):
     """A moment as the database gives it, in UTC. DRF's own looks for the time zone each time, which
     is a tenth of a long list."""
@@ -39,8 +40,9 @@ class Moment(serializers.DateTimeField):
 
 
 class Shape(serializers.Serializer[Any]):
-    """A shape of rows of which a list may have a thousand. DRF finds out of each row anew how each
-    field is read; here that is found out once. No field of it is ever left out."""
+    # Of rows of which a list may have a thousand: DRF finds out of each row anew how each field is
+    # read, here that is found out once. No field of it is ever left out. A docstring would stand in
+    # the document.
 
     def to_representation(self, instance: Any) -> dict[str, Any]:
         return {
