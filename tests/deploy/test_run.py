@@ -25,7 +25,7 @@ from tests.servers.clean_machine import Machine, machine
 from tests.servers.stack import wait_for
 
 pytestmark = [
-    pytest.mark.timeout(300),
+    pytest.mark.long(seconds=30),
     pytest.mark.skipif(os.getuid() != 0, reason="only root can make name spaces"),
 ]
 #: Where programs are that another image has: PostgreSQL's, Redis's, SeaweedFS's.

@@ -37,7 +37,7 @@ _SMALL_BYTES = 4_000
 _AROUND_A_DEATH, _MEANWHILE = _BYTES / (6 * _KILLS), 30_000.0
 _PATIENCE_SECONDS = 200
 
-pytestmark = pytest.mark.timeout(300 + 60 * _KILLS)
+pytestmark = [pytest.mark.timeout(300 + 60 * _KILLS), pytest.mark.long(seconds=60)]
 
 
 @pytest.fixture(scope="module")
