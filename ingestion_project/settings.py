@@ -145,6 +145,7 @@ INSTALLED_APPS = [
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
+    "django.contrib.humanize",  # the page of security keys
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django.contrib.postgres",
