@@ -51,10 +51,10 @@ check: $(VENV)/development
 	$(DEPLOYED) $(BIN)/python manage.py check --deploy --fail-level WARNING
 	$(DEPLOYED) $(BIN)/python -W ignore::RuntimeWarning manage.py makemigrations --check --dry-run
 
-# Two cores are busy with three processes: a test waits for others a third of its time. Each takes
+# Two cores are busy with four processes: a test waits for others a third of its time. Each takes
 # the next test of all (tests/conftest.py has put the long ones first), so that they end together.
 pytest: $(VENV)/development $(VENV)/msgraph system-packages node-packages
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder --durations 10 --durations-min 1
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 10 --durations-min 1
 
 system-packages:
 	@sh tests/system-packages.sh
