@@ -343,8 +343,9 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="followProgress",
         responses={
+            # A schema here is each event's to some, the whole stream's to others (OpenAPI 3.2).
             (200, "text/event-stream"): OpenApiResponse(
-                OpenApiTypes.STR,
+                OpenApiTypes.ANY,
                 description="Events `progress` once a second, `end` when no run is under way; the"
                 " data is JSON: status, counts and currentRun.",
             ),
