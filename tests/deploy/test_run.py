@@ -65,7 +65,7 @@ class Containers:
 
     def wait(self, *names: str) -> None:
         for name in names:
-            wait_for(lambda n=name: self.healthy(n), 90)  # type: ignore[misc] # a lambda's default
+            wait_for(lambda n=name: self.healthy(n), 300)  # type: ignore[misc] # a lambda's default
 
     def start_database(self) -> None:
         """What the image's own entry point does before it starts `postgres`."""

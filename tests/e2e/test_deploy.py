@@ -73,7 +73,7 @@ def test_every_task_expires() -> None:
     """A queue that nobody serves holds what beat asked for in some minutes, and not in a month."""
     ours = [task for name, task in current_app.tasks.items() if name.startswith("ingestion.")]
     assert {task.name.rpartition(".")[2] for task in ours} == {
-        *("dispatch", "do", "housekeeping"),
+        *("compact", "dispatch", "do", "housekeeping"),
         *("look_at_service", "look_at_sources"),
     }
     for task in ours:

@@ -168,7 +168,7 @@ def test_a_worker_that_sleeps_through_its_lease_can_not_commit(
     assert stack.wait_until_active(source)["message"].startswith("120 archived.")
     assert_exactly_once(stack, server, source)
     packs = stack.rows("SELECT id FROM ingestion_pack WHERE source_id = %s", source)
-    files = {path.stem for path in stack.root.glob(f"var/archive/{source}/*")}
+    files = {path.stem for path in stack.root.glob(f"var/archive/{source}/*/*")}
     assert files == {str(pack["id"]) for pack in packs}
 
 
