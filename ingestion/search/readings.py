@@ -12,6 +12,7 @@ that is made once for all values takes an index of words for rare ones to search
 """
 
 import datetime as dt
+import functools
 import uuid
 from collections.abc import Iterator
 from time import monotonic
@@ -110,7 +111,6 @@ class Reading:
             self._range.append(Sql("d.date < %s", (asked.before,)))
         self._after = after
         self._conditions = both([*self._words(), asked.where])
-        self._wanted = " & ".join(filter(None, (f"({asked.words})", asked.scope.tags())))
         self._filters = bool(asked.words) or asked.where.text != "true"
         self._ends = monotonic() + TIMEOUT_SECONDS
 
@@ -284,6 +284,11 @@ class Reading:
         return _keys(
             Sql(f"SELECT * FROM ({each.text}) d {self._order.sql} LIMIT %s", (*each.params, limit))
         )
+
+    @functools.cached_property
+    def _wanted(self) -> str:
+        """The tsquery of the words and of whose mail it is: whose is counted, so once, if ever."""
+        return " & ".join(filter(None, (f"({self._asked.words})", self._asked.scope.tags())))
 
     def _with_words(self, window: _Window, *bounds: Sql) -> Sql:
         """Return the statement of the documents of a window with the words alone that are asked
