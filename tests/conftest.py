@@ -105,18 +105,21 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, have them end together: what is long comes first.
-    What needs the service comes last: while that runs, its workers would meet what other tests of
-    the same process write down. What shares a module's fixture is one process's."""
+    """Where several processes share the tests, have them end together: what is long comes first,
+    then what waits for the service beside what computes. What shares a module's fixture is one
+    process's."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return
     for item in items:
         if any(f.scope == "module" for fs in _fixtures(item).values() for f in fs):
             item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    waiting = [item for item in items if "service" in _fixtures(item)]
+    computing = [item for item in items if "service" not in _fixtures(item)]
+    place = {item: at / len(each) for each in (waiting, computing) for at, item in enumerate(each)}
 
-    def order(item: pytest.Item) -> tuple[bool, float]:
+    def order(item: pytest.Item) -> tuple[float, float]:
         long = item.get_closest_marker("long")
-        return "service" in _fixtures(item), -long.kwargs["seconds"] if long else 0
+        return -long.kwargs["seconds"] if long else 0, place[item]
 
     items.sort(key=order)
 

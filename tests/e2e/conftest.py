@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from django.db import connections
 from playwright.sync_api import (
     Browser,
     BrowserContext,
@@ -48,8 +49,11 @@ def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
         pytest.fail("These tests need a browser: apt-get install chromium", pytrace=False)
-    # Playwright's own loop runs in this thread, which Django takes for asynchronous code.
+    # Playwright's own loop runs in this thread, which Django takes for asynchronous code: from now
+    # on it keeps this thread's connections elsewhere. One that was left open here would be found
+    # again by a child (tests/servers/mortal.py), where no loop runs, and shared with its brothers.
     os.environ["DJANGO_ALLOW_ASYNC_UNSAFE"] = "true"
+    connections.close_all()
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=path, headless=True, args=_ARGUMENTS)
         yield chromium

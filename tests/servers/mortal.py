@@ -68,7 +68,9 @@ class MortalProcess:
     def _live(self) -> None:
         code = 1
         try:
-            connection_created.connect(self._watch)  # of every thread: none is open yet
+            inherited = connections.all(initialized_only=True)
+            assert all(one.connection is None for one in inherited), "it is the parent's session"
+            connection_created.connect(self._watch)  # of every thread
             sys.addaudithook(self._count_file)
             self._work()
             code = 0
