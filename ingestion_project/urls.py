@@ -20,19 +20,17 @@ handler500 = "ingestion.api.errors.server_error"
 
 urlpatterns = [
     path("", include("ingestion.signin.urls")),  # before the admin's own sign-in, with no brake
-    path("admin/mail/", admin.site.admin_view(mail), name="mail"),
-    path("admin/mail/<uuid:pk>/", admin.site.admin_view(mail), name="mail"),
-    path(
-        "admin/mail/searches/", admin.site.admin_view(saving.save_search), name="mail_search_save"
-    ),
+    path("admin/mail/", mail, name="mail"),
+    path("admin/mail/<uuid:pk>/", mail, name="mail"),
+    path("admin/mail/searches/", saving.save_search, name="mail_search_save"),
     path(
         "admin/mail/searches/<int:pk>/rename/",
-        admin.site.admin_view(saving.rename_search),
+        saving.rename_search,
         name="mail_search_rename",
     ),
     path(
         "admin/mail/searches/<int:pk>/forget/",
-        admin.site.admin_view(saving.forget_search),
+        saving.forget_search,
         name="mail_search_forget",
     ),
     path("admin/find/", admin.site.admin_view(find), name="find"),

@@ -9,10 +9,8 @@ element says the same once more, and the page's policy lets it go nowhere else.
 import contextlib
 import uuid
 from collections.abc import Callable
-from typing import Any
 
 from django.contrib import messages
-from django.core.exceptions import PermissionDenied
 from django.http import (
     Http404,
     HttpRequest,
@@ -21,13 +19,13 @@ from django.http import (
     HttpResponseRedirect,
 )
 from django.shortcuts import render
-from django.urls import URLPattern, path
-from django.views.decorators.cache import never_cache
+from django.urls import URLPattern, path, reverse
 from django.views.decorators.http import require_safe
 
 from connectors.types import SpooledBody
 from ingestion import downloads, queries
 from ingestion.admin import display
+from ingestion.admin.mail.readers import for_readers
 from ingestion.admin.reading import MAX_PICTURE_BYTES
 from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.mail import visible
@@ -50,8 +48,8 @@ _POLICY = (
 _REMOTE = " https:; upgrade-insecure-requests"
 
 
-def urls(admin_view: Callable[[Any], Any]) -> list[URLPattern]:
-    """Return the addresses below a message's. `admin_view` lets staff in alone."""
+def urls() -> list[URLPattern]:
+    """Return the addresses below a message's."""
     views: tuple[tuple[str, str, Callable[..., HttpResponseBase]], ...] = (
         ("raw", "raw/", raw),
         ("source", "source/", source),
@@ -62,7 +60,7 @@ def urls(admin_view: Callable[[Any], Any]) -> list[URLPattern]:
     return [
         path(
             f"<uuid:pk>/{below}",
-            admin_view(never_cache(require_safe(view))),
+            for_readers(require_safe(view)),
             name=f"ingestion_message_{name}",
         )
         for name, below, view in views
@@ -144,8 +142,6 @@ def preview(request: HttpRequest, pk: uuid.UUID, number: int) -> HttpResponseBas
 
 
 def _readable(request: HttpRequest, pk: uuid.UUID) -> Message:
-    if not request.user.has_perm("ingestion.view_message"):
-        raise PermissionDenied
     message = queries.message(request.user, pk)
     if message is None:
         raise Http404
@@ -162,7 +158,8 @@ def _opened(message: Message, number: int) -> OpenedAttachment | None:
 
 def _not_downloaded(request: HttpRequest, message: Message, why: str) -> HttpResponse:
     messages.error(request, f"Not downloaded. {why}")
-    return HttpResponseRedirect(display.page_of(message))
+    page = display.page_of(message) if request.user.is_staff else reverse("mail", args=[message.pk])
+    return HttpResponseRedirect(page)
 
 
 def _said(request: HttpRequest, text: str) -> HttpResponse:

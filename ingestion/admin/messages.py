@@ -103,7 +103,7 @@ class MessageAdmin(ReadOnlyAdmin):
         return display.time_tag(message.archived_at)
 
     def get_urls(self) -> list[URLPattern]:
-        return [*message_files.urls(self.admin_site.admin_view), *super().get_urls()]
+        return [*message_files.urls(), *super().get_urls()]
 
     def change_view(
         self,

@@ -55,7 +55,7 @@ def message(folder: Folder) -> Message:
 
 
 @pytest.mark.parametrize("below", BELOW)
-def test_only_staff_who_may_see_the_mail_get_any_of_it(
+def test_only_who_may_see_the_mail_gets_any_of_it(
     message: Message, other_user: User, admin_user: User, below: str
 ) -> None:
     def answered(user: User) -> int:
@@ -63,7 +63,7 @@ def test_only_staff_who_may_see_the_mail_get_any_of_it(
 
     refused = 302 if below == "change/" else 404  # Django's: it says that there is none
     assert _get(Client(), message, below).url.startswith("/admin/login/")
-    assert answered(other_user) == 302
+    assert answered(other_user) == refused
     assert answered(_allowed(other_user, "view_ingestionsource")) == 403
     assert answered(_allowed(other_user, "view_message")) == refused
     assert answered(_allowed(other_user, "view_ingestionsource", "view_message")) == 200

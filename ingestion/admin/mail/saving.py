@@ -8,16 +8,16 @@ from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
-from ingestion.admin.mail.views import may_read_mail
+from ingestion.admin.mail.readers import for_readers
 from ingestion.errors import InvalidInput
 from ingestion.services.audit import Actor
 from ingestion.services.operations import saved_searches
 
 
+@for_readers
 @require_POST
 def save_search(request: HttpRequest) -> HttpResponse:
     """Keep a search under a name."""
-    may_read_mail(request)
     assert isinstance(request.user, User)
     try:
         saved = saved_searches.save(
@@ -33,10 +33,10 @@ def save_search(request: HttpRequest) -> HttpResponse:
     return _back(request)
 
 
+@for_readers
 @require_POST
 def rename_search(request: HttpRequest, pk: int) -> HttpResponse:
     """Give one of one's own saved searches another name."""
-    may_read_mail(request)
     assert isinstance(request.user, User)
     saved = get_object_or_404(request.user.saved_searches, pk=pk)
     name, actor = request.POST.get("name", ""), Actor.of_request(request)
@@ -49,10 +49,10 @@ def rename_search(request: HttpRequest, pk: int) -> HttpResponse:
     return _back(request)
 
 
+@for_readers
 @require_POST
 def forget_search(request: HttpRequest, pk: int) -> HttpResponse:
     """Delete one of one's own saved searches."""
-    may_read_mail(request)
     assert isinstance(request.user, User)
     saved = get_object_or_404(request.user.saved_searches, pk=pk)
     saved_searches.delete(saved, actor=Actor.of_request(request))

@@ -6,17 +6,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 from django.contrib import admin
-from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.template.loader import render_to_string
 from django.urls import reverse
-from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from ingestion import index_health, queries
 from ingestion.admin.mail import places, rows
 from ingestion.admin.mail.asked import Asked
+from ingestion.admin.mail.readers import for_readers
 from ingestion.admin.reading import details
 from ingestion.errors import InvalidInput
 from ingestion.models import Folder, Mailbox
@@ -52,11 +51,10 @@ _ORDERS = (
 )
 
 
-@never_cache
+@for_readers
 @require_safe
 def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
     """Show places, the list that is asked for, and the message of `pk`."""
-    may_read_mail(request)
     asked = Asked.of(request.GET)
     showing = "places" if asked.show == "places" else "message" if pk else "list"
     if showing == "places":  # what links lead to is shown
@@ -84,14 +82,10 @@ def mail(request: HttpRequest, pk: uuid.UUID | None = None) -> HttpResponse:
     page |= {
         "title": context.get("message") or context["list_title"],
         "showing": showing,
+        "is_nav_sidebar_enabled": request.user.is_staff,
         "operators": [*_HELP, *((f"{name}:", wants) for name, (_, wants) in OPERATORS.items())],
     }
     return render(request, "admin/ingestion/mail/page.html", page)
-
-
-def may_read_mail(request: HttpRequest) -> None:
-    if not request.user.has_perm("ingestion.view_message"):
-        raise PermissionDenied
 
 
 def _names(request: HttpRequest, asked: Asked) -> dict[str, Any]:
