@@ -121,20 +121,43 @@ def main(arguments: list[str] | None = None) -> int:
             fsyncs.append(machine.fsync_milliseconds(directory))
     about = {**machine.describe(directory, fsyncs), "rounds": f"{plan.rounds} rounds"}
     _tell([*rows, *searched], about, console, directory / "results.json")
-    if searched and not options.quick:
-        page.update_search(ROOT / "docs" / "benchmarks.md", searched, about)
-        chart.save(searched, ROOT / "docs" / "search.svg")
-        console.print("Written: docs/benchmarks.md on search, docs/search.svg")
-    is_other_plan = options.messages or options.corpus or options.accounts
-    asked = [row for row in rows if row.scenario.startswith(object_store.ASKED)]
-    if asked and not (options.quick or options.messages or failed):
-        page.update_object_store(ROOT / "docs" / "object-store.md", asked, about)
-        console.print("Written: docs/object-store.md on requests")
-    if not (options.quick or options.only or is_other_plan or failed):
-        page.update(ROOT / "docs" / "benchmarks.md", rows, about)
-        chart.save(rows, ROOT / "docs" / "benchmarks.svg")
-        console.print("Written: docs/benchmarks.md, docs/benchmarks.svg")
+    if not options.quick:
+        _write(rows, searched, about, options, whole=not failed, console=console)
     return 2 if failed else 0
+
+
+def _write(
+    rows: list[Row],
+    searched: list[Row],
+    about: dict[str, str],
+    options: argparse.Namespace,
+    *,
+    whole: bool,
+    console: Console,
+) -> None:
+    """Write into docs/ what was measured as its pages say. `whole`: nothing failed."""
+    docs = ROOT / "docs"
+    written = []
+    if searched:
+        page.update_search(docs / "benchmarks.md", searched, about)
+        chart.save(searched, docs / "search.svg")
+        written += ["docs/benchmarks.md on search", "docs/search.svg"]
+    listed = [row for row in rows if row.scenario.startswith(lists.LISTED)]
+    if listed:
+        page.update_lists(docs / "benchmarks.md", listed, about)
+        written.append("docs/benchmarks.md on lists")
+    asked = [row for row in rows if row.scenario.startswith(object_store.ASKED)]
+    if asked and whole and not options.messages:
+        page.update_object_store(docs / "object-store.md", asked, about)
+        written.append("docs/object-store.md on requests")
+    is_other_plan = options.messages or options.corpus or options.accounts
+    if whole and not (options.only or is_other_plan):
+        others = [row for row in rows if row not in listed]
+        page.update(docs / "benchmarks.md", others, about)
+        chart.save(others, docs / "benchmarks.svg")
+        written += ["docs/benchmarks.md", "docs/benchmarks.svg"]
+    if written:
+        console.print(f"Written: {', '.join(written)}")
 
 
 def _tell(rows: list[Row], about: dict[str, str], console: Console, results: Path) -> None:

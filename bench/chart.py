@@ -10,7 +10,7 @@ from xml.sax.saxutils import escape
 
 from bench.results import Row
 
-_WIDTH, _LEFT, _RIGHT = 900, 290, 170
+_WIDTH, _LEFT, _RIGHT = 960, 350, 170
 _LINE = 30
 _STYLE = """
   text { font: 13px system-ui, sans-serif; fill: #1f2328; }

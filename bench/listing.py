@@ -6,12 +6,12 @@ else (`crowd`), in a transaction that it does not keep.
 """
 
 import datetime as dt
+import importlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import django
 from django.db import connection, transaction
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -28,7 +28,7 @@ _BATCH = 5_000
 def main() -> None:
     if bootstrap.main():
         raise SystemExit(1)
-    django.setup()
+    importlib.import_module("ingestion_project.wsgi")  # as the process that answers has it
     with transaction.atomic():
         addresses = list(crowd(SOURCES))
         with connection.cursor() as cursor:

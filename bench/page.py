@@ -10,6 +10,8 @@ START = "<!-- results: `make bench` writes what follows -->"
 END = "<!-- end of results -->"
 SEARCH = "<!-- search: `make bench ONLY=search` writes what follows -->"
 SEARCH_END = "<!-- end of search -->"
+LISTS = "<!-- lists: `make bench ONLY=lists` writes what follows -->"
+LISTS_END = "<!-- end of lists -->"
 OBJECT_STORE = "<!-- counted: `make bench ONLY=s3` writes what follows -->"
 OBJECT_STORE_END = "<!-- end of counted -->"
 
@@ -22,18 +24,17 @@ def update(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
 def update_search(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
     """Replace what `searching` found. Raises ValueError where the marks are missing."""
     picture = "![How far each page was below or above its target](search.svg)"
-    lines = [
-        " · ".join(about.values()),
-        "",
-        picture,
-        "",
-        _line(["asked for", "contender", "", "figures"]),
-    ]
-    lines.append(_line(["---", "---", "---", "---"]))
-    for row in rows:
-        reached = "<br>".join(f"{'✓' if c.reached else '**✗**'} {c.text}" for c in row.checks)
-        lines.append(_line([row.scenario, row.contender, reached, row.note]))
+    lines = [" · ".join(about.values()), "", picture, ""]
+    lines += [_line(["asked for", "contender", "", "figures"]), _line(["---"] * 4)]
+    lines += [_line([row.scenario, row.contender, _reached(row), row.note]) for row in rows]
     _replace(path, (SEARCH, SEARCH_END), "\n".join(lines) + "\n")
+
+
+def update_lists(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
+    """Replace what `lists` found. Raises ValueError where the marks are missing."""
+    lines = [" · ".join(about.values()), "", _line(["list", "", "figures"]), _line(["---"] * 3)]
+    lines += [_line([row.contender, _reached(row), row.note]) for row in rows]
+    _replace(path, (LISTS, LISTS_END), "\n".join(lines) + "\n")
 
 
 def update_object_store(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
@@ -74,10 +75,13 @@ def section(rows: Sequence[Row], about: Mapping[str, str]) -> str:
         _line(["---", "---", *("--:" for _ in COLUMNS), "---"]),
     ]
     for row in rows:
-        words = [f"{'✓' if c.reached else '**✗**'} {c.text}" for c in row.checks]
-        words += [row.note] * bool(row.note)
-        lines.append(_line([row.scenario, row.contender, *cells(row), "<br>".join(words)]))
+        words = "<br>".join(text for text in (_reached(row), row.note) if text)
+        lines.append(_line([row.scenario, row.contender, *cells(row), words]))
     return "\n".join(lines) + "\n"
+
+
+def _reached(row: Row) -> str:
+    return "<br>".join(f"{'✓' if c.reached else '**✗**'} {c.text}" for c in row.checks)
 
 
 def _line(cells: Sequence[str]) -> str:

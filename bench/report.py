@@ -31,19 +31,25 @@ def cells(row: Row) -> list[str]:
 
 
 def show(rows: Sequence[Row], console: Console) -> None:
-    """Print the table; what was not reached stands out."""
+    """Print the table, with the columns that any row fills; what was not reached stands out."""
     table = Table(header_style="bold", pad_edge=False)
     for name in ("scenario", "contender"):
         table.add_column(name, no_wrap=True)
-    for heading, _, _ in COLUMNS:
-        table.add_column(heading, justify="right", no_wrap=True)
+    figures = list(zip(*map(cells, rows), strict=True))
+    shown = [number for number, column in enumerate(figures) if any(column)]
+    for number in shown:
+        table.add_column(COLUMNS[number][0], justify="right", no_wrap=True)
     table.add_column("reached (to reach)", min_width=30, overflow="fold")
     before = ""
     for row in rows:
         if before and row.scenario != before:
             table.add_section()
+        found = cells(row)
         table.add_row(
-            row.scenario if row.scenario != before else "", row.contender, *cells(row), _words(row)
+            row.scenario if row.scenario != before else "",
+            row.contender,
+            *(found[number] for number in shown),
+            _words(row),
         )
         before = row.scenario
     console.print(table)

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_the_table_shows_every_figure_and_target(rows: list[Row]) -> None:
     for text in (" 9 ", " 2 ", "✓ of the other: 3.50 (≥ 3.25)", "✗ commands: not measured (≤ 5)"):
         assert text in shown
     assert "not measured" in shown.splitlines()[-2]
+    assert "peak MB" not in shown  # no row has it
 
 
 def test_the_page_changes_only_between_its_marks(rows: list[Row], tmp_path: Path) -> None:
@@ -74,14 +76,29 @@ def test_the_page_changes_only_between_its_marks(rows: list[Row], tmp_path: Path
         page.update(path, rows, {})
 
 
-def test_search_has_a_section_of_its_own(rows: list[Row], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("update", "start", "end", "line"),
+    [
+        (
+            *(page.update_search, page.SEARCH, page.SEARCH_END),
+            "| 2 × 8 kB | ours | ✓ of the other: 3.50 (≥ 3.25)<br>",
+        ),
+        (
+            *(page.update_lists, page.LISTS, page.LISTS_END),
+            "| ours | ✓ of the other: 3.50 (≥ 3.25)<br>",
+        ),
+    ],
+)
+def test_search_and_lists_have_sections_of_their_own(
+    rows: list[Row], tmp_path: Path, update: Callable[..., None], start: str, end: str, line: str
+) -> None:
     path = tmp_path / "page.md"
-    path.write_text(f"{page.START}\nold\n{page.END}\n{page.SEARCH}\nold\n{page.SEARCH_END}\n")
-    page.update_search(path, rows, {"cpu": "Some CPU"})
-    first, second = path.read_text().split(page.SEARCH)
+    path.write_text(f"{page.START}\nold\n{page.END}\n{start}\nold\n{end}\n")
+    update(path, rows, {"cpu": "Some CPU"})
+    first, second = path.read_text().split(start)
     assert "old" in first
     assert "old" not in second
-    assert "| 2 × 8 kB | ours | ✓ of the other: 3.50 (≥ 3.25)<br>" in second
+    assert line in second
 
 
 def test_what_is_asked_of_a_generated_archive_are_queries() -> None:
@@ -104,7 +121,11 @@ def test_one_of_twenty_is_above_the_95th_percentile() -> None:
 
 def test_the_page_in_the_repository_has_the_marks() -> None:
     text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text()
-    for mark in (page.START, page.END, page.SEARCH, page.SEARCH_END):
+    for mark in (
+        *(page.START, page.END),
+        *(page.SEARCH, page.SEARCH_END),
+        *(page.LISTS, page.LISTS_END),
+    ):
         assert mark in text
 
 
