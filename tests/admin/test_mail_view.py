@@ -8,6 +8,7 @@ import uuid
 import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import connection
+from django.http import QueryDict
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
@@ -111,6 +112,21 @@ def test_a_conversation_is_read_within_its_list(reader: User) -> None:
     asked = Asked(q="text", mailbox=folder.mailbox_id)
     page = _client(reader).get(asked.url(first.pk)).content.decode()
     assert f'href="{asked.url(other.pk)}" data-go="message"' in html.unescape(page)
+
+
+def test_the_own_page_of_a_message_goes_through_the_same_list(reader: User) -> None:
+    folder = a_folder(a_mailbox(a_source(reader)))
+    message = _mail(folder, 3)[1]
+    for asked, q in (
+        (Asked(), ""),
+        (Asked(q="text", mailbox=folder.mailbox_id), f"mailbox:{folder.mailbox_id} text"),
+        (Asked(q='"unclosed'), ""),
+    ):
+        page = _client(reader).get(asked.url(message.pk)).content.decode()
+        (href,) = re.findall(r'href="([^"]+)" aria-label="The message.s own page', page)
+        address, _, query = html.unescape(href).partition("?")
+        assert address == f"/admin/ingestion/message/{message.pk}/change/"
+        assert QueryDict(query).get("q", "") == q
 
 
 def test_the_mail_of_a_source_that_is_being_deleted_is_gone(reader: User) -> None:

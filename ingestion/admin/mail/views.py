@@ -18,7 +18,7 @@ from ingestion.admin.mail.asked import Asked
 from ingestion.admin.mail.readers import for_readers
 from ingestion.admin.reading import details
 from ingestion.errors import InvalidInput
-from ingestion.models import Folder, Mailbox
+from ingestion.models import Folder, Mailbox, Message
 from ingestion.search.facets import facets
 from ingestion.search.pages import Search
 from ingestion.search.query import OPERATORS, Node, QueryError
@@ -236,4 +236,20 @@ def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[s
     people.mail_read(message, how="page", actor=Actor.of_request(request), query=asked.q)
     mail = details(request.user, message)
     _, mark, query = asked.url().partition("?")
-    return {"message": message, "mail": mail, "to_list": asked.url(), "of_list": mark + query}
+    return {
+        "message": message,
+        "mail": mail,
+        "to_list": asked.url(),
+        "of_list": mark + query,
+        "own_page": _own_page(message, asked),
+    }
+
+
+def _own_page(message: Message, asked: Asked) -> str:
+    """Return the address of a message's own page, where newer and older are those of the list."""
+    try:
+        q = str(asked.query())
+    except QueryError:  # the list says what is wrong
+        q = ""
+    query = {"q": q} if q else None
+    return reverse("admin:ingestion_message_change", args=[message.pk], query=query)
