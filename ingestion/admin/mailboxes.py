@@ -9,10 +9,13 @@ from django.urls import reverse
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
 from ingestion.admin import display
-from ingestion.admin.base import MAX_COUNTED_ROWS, ReadOnlyAdmin, capped_count
+from ingestion.admin.base import ReadOnlyAdmin, capped_count
 from ingestion.admin.filters import Failing, RunningNow
 from ingestion.admin.mail.asked import Asked
 from ingestion.models import Folder, Mailbox, Placement
+
+#: So many messages of a folder are counted: a page has a hundred folders.
+_MAX_COUNTED = 1_000
 
 
 @admin.register(Mailbox)
@@ -137,7 +140,7 @@ class FolderAdmin(ReadOnlyAdmin):
         present = Placement.objects.filter(folder=OuterRef("pk"), removed_at=None)
         shown: QuerySet[Folder] = super().get_queryset(request)
         return shown.filter(mailbox__source__deleted_at=None).annotate(
-            present=capped_count(present, cap=MAX_COUNTED_ROWS)
+            present=capped_count(present, cap=_MAX_COUNTED)
         )
 
     @admin.display(description="Folder")
@@ -149,7 +152,7 @@ class FolderAdmin(ReadOnlyAdmin):
     @admin.display(description="Archived")
     def archived(self, folder: Any) -> Any:
         place = Asked(mailbox=folder.mailbox_id, folder=folder.pk)
-        return display.link(place.url(), display.count(folder.present, cap=MAX_COUNTED_ROWS))
+        return display.link(place.url(), display.count(folder.present, cap=_MAX_COUNTED))
 
     @admin.display(description="At the provider")
     def at_provider(self, folder: Folder) -> str:
