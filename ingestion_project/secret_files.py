@@ -14,6 +14,7 @@ NAMES = (
     "OIDC_CLIENT_SECRET",
     "REDIS_URL",
     "SECRET_KEY",
+    "SENTRY_DSN",
 )
 
 
