@@ -19,6 +19,11 @@ _COMMANDS = {
     "ingestion list_keys": ["ingestion", "list_keys"],
     "ingestion runs --help": ["ingestion", "runs", "--help"],
     "ingestion source_status": ["ingestion", "source_status"],
+    # Those that have most behind them.
+    **{
+        f"ingestion {name} --help": ["ingestion", name, "--help"]
+        for name in ("add_source", "import_source", "export", "verify_archive", "doctor")
+    },
 }
 
 

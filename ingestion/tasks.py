@@ -3,21 +3,15 @@
 import importlib
 import uuid
 
-import structlog
 from celery import shared_task
 from django.conf import settings
-from django.db import transaction
-from kombu.exceptions import OperationalError
 
-from ingestion.models import IngestionSource
 from ingestion.services.archive import compaction, restored
 from ingestion.services.archive import housekeeping as housekeeper
 from ingestion.services.archive.exports import jobs as exports
 from ingestion.services.engine import clocks, due_work
 from ingestion.services.operations import answered, webhooks
 from ingestion.services.operations.alerting import sending, watch
-
-log = structlog.get_logger(__name__)
 
 # Here, not in a package's __init__: a command that only looks sends none, and needs no Celery.
 importlib.import_module(settings.TASKS_APP)
@@ -72,15 +66,3 @@ def compact() -> None:
 def _hand_out(work: due_work.Work) -> None:
     queue = due_work.KINDS[work.kind].queue
     do.apply_async((work.kind, str(work.pk)), queue=queue, retry=False)
-
-
-def dispatch_on_commit(source: IngestionSource) -> None:
-    """Have what the source owes found now instead of at the next beat. Safe to lose."""
-
-    def send() -> None:
-        try:
-            dispatch.apply_async(retry=False)
-        except OperationalError:
-            log.warning("dispatch_not_sent", source=str(source.pk))  # beat does within seconds
-
-    transaction.on_commit(send)

@@ -158,8 +158,7 @@ INSTALLED_APPS = [
     "django_structlog",
     "allauth",
     "allauth.account",
-    "allauth.socialaccount",
-    "allauth.socialaccount.providers.openid_connect",
+    "allauth.socialaccount",  # its one provider registers with `ingestion.signin.single`
     "allauth.mfa",
     "ingestion",
 ]

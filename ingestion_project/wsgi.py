@@ -10,5 +10,7 @@ from ingestion import memory
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
 application = get_wsgi_application()
-importlib.import_module(settings.ROOT_URLCONF)  # all pages now: the first visitor waits for none
+# All pages now, and what they send: the first visitor waits for none.
+importlib.import_module(settings.ROOT_URLCONF)
+importlib.import_module("ingestion.tasks")
 memory.keep_objects()

@@ -18,7 +18,7 @@ from django.urls import URLPattern, path
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.admin import display
 from ingestion.errors import InvalidInput
 from ingestion.services.audit import Actor
@@ -127,7 +127,7 @@ def _save(request: HttpRequest, user: User, rows: list[Row]) -> Said:
         if isinstance(made, InvalidInput):
             yield {"line": row.line, "ok": False, "text": str(made)}
         else:
-            tasks.dispatch_on_commit(made)
+            dispatching.on_commit(made)
             yield {"line": row.line, "ok": True, "url": display.page_of(made)}
 
 

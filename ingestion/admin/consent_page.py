@@ -24,7 +24,7 @@ from django.views.decorators.debug import sensitive_post_parameters, sensitive_v
 from django.views.decorators.http import require_GET, require_POST
 
 from connectors import registry
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.addresses import client_address
 from ingestion.errors import ChangedMeanwhile, InvalidInput, NotAllowedNow
 from ingestion.models import ConsentLink
@@ -139,7 +139,7 @@ def back(request: HttpRequest) -> HttpResponse:
         )
     except (NotAllowedNow, InvalidInput) as problem:
         return _refused(request, link, problem)
-    tasks.dispatch_on_commit(source)
+    dispatching.on_commit(source)
     return _done(link, browser)
 
 
@@ -171,7 +171,7 @@ def give(request: HttpRequest) -> HttpResponse:
     if not steps[-1].ok:
         said = "It was not stored: your mail could not be read with it."
         return _consent(request, link, said=said, steps=steps, status=400)
-    tasks.dispatch_on_commit(link.source)
+    dispatching.on_commit(link.source)
     return _done(link, browser)
 
 

@@ -11,7 +11,6 @@ from django.db.models import Count, Max, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
-from redis.exceptions import RedisError
 
 from ingestion import freshness, index_health
 from ingestion.admin import attention, chart, display, latest_runs, overview
@@ -28,7 +27,7 @@ from ingestion.models import (
     Run,
 )
 from ingestion.packs.store import store
-from ingestion.services.engine import due_work
+from ingestion.services.engine import heartbeat
 from ingestion.states import MailboxState, SourceStatus
 
 _ROWS = 8
@@ -90,9 +89,8 @@ def _may(request: HttpRequest, model: str) -> str:
 def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
     """Say whether anybody does the work: without a worker every page would just look idle. The
     sentence on freshness says the rest, so nothing is said here while all is well."""
-    try:
-        silent = due_work.seconds_since_heartbeat()
-    except RedisError:
+    last = heartbeat.last()
+    if not last.cache_answers:
         return {
             "tone": "danger",
             "title": "Redis can't be reached",
@@ -100,19 +98,20 @@ def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
             " in the database.",
         }
     late = sources.filter(overdue())[: _ROWS + 1].count()
-    if silent is None:
+    if last.seconds is None:
         return {
             "tone": "warning",
             "title": "No sign of the workers yet",
             "text": "They report every few seconds. If this stays, start beat and a control worker:"
             " nothing is imported or synced until they run.",
         }
-    if silent > _SILENT_SECONDS:
+    if not last.younger_than(_SILENT_SECONDS):
         return {
             "tone": "danger",
             "title": "Nothing is being done",
-            "text": f"Beat or the control worker has been silent for {display.duration(silent)}."
-            " Start both: nothing is imported or synced until they run.",
+            "text": "Beat or the control worker has been silent for"
+            f" {display.duration(last.seconds)}. Start both: nothing is imported or synced until"
+            " they run.",
         }
     if late:
         noun = "source is" if late == 1 else "sources are"

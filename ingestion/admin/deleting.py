@@ -12,7 +12,7 @@ from django.db.models import Count
 from django.http import HttpRequest
 from django.template.response import TemplateResponse
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.admin import display
 from ingestion.admin.verbs import Outcome
 from ingestion.errors import ServiceError
@@ -88,7 +88,7 @@ def delete(source: IngestionSource, *, actor: Actor) -> Outcome:
         verbs.delete(source, actor=actor)
     except ServiceError as refusal:
         return Outcome(source, ok=False, text=str(refusal))
-    tasks.dispatch_on_commit(source)
+    dispatching.on_commit(source)
     return Outcome(source, ok=True, text="Deleted. Its mail is removed in the background.")
 
 

@@ -7,7 +7,7 @@ from django.db.models import QuerySet
 from django.http import HttpRequest
 from unfold.contrib.filters.admin import AutocompleteSelectFilter
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.admin import display
 from ingestion.admin.base import ReadOnlyAdmin
 from ingestion.errors import ServiceError
@@ -59,7 +59,7 @@ class FailedMessageAdmin(ReadOnlyAdmin):
             except ServiceError as refusal:
                 self.message_user(request, f"“{source.name}”: {refusal}", messages.ERROR)
                 continue
-            tasks.dispatch_on_commit(source)
+            dispatching.on_commit(source)
             noun = "message is" if number == 1 else "messages are"
             text = f"“{source.name}”: {number:,} failed {noun} tried again now."
             self.message_user(request, text, messages.SUCCESS)

@@ -16,7 +16,7 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
-from ingestion import freshness, queries, tasks
+from ingestion import dispatching, freshness, queries
 from ingestion.admin import live
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
@@ -57,7 +57,7 @@ def sync(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     except ServiceError as refusal:
         messages.error(request, str(refusal))
     else:
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         messages.success(request, "It is looked for new mail now. Open this page again to see it.")
     return HttpResponseRedirect(reverse("own_source", args=[pk]))
 

@@ -16,7 +16,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
 from connectors.registry import PROVIDERS
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.admin import (
     account_list,
     connecting,
@@ -353,7 +353,7 @@ class SourceAdmin(AuditedAdmin):
             )
             obj.pk = created.pk
         obj.refresh_from_db()
-        tasks.dispatch_on_commit(obj)
+        dispatching.on_commit(obj)
         for text in same_account.of_source(obj, user=request.user):  # type: ignore[arg-type] # staff
             self.message_user(request, text, messages.WARNING)
 

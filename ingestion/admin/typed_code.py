@@ -8,7 +8,7 @@ from django.template.response import TemplateResponse
 from django.utils.cache import add_never_cache_headers
 
 from connectors.base import DevicePrompt
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.admin import display
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
@@ -30,7 +30,7 @@ def answer(request: HttpRequest, source: IngestionSource, context: dict[str, Any
     except ServiceError as refusal:
         messages.error(request, f"Not signed in. {refusal}")
     else:
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         messages.success(
             request, f"Signed in. The credentials of “{source.name}” are being checked."
         )

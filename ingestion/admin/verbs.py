@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from django.db import connection
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.errors import NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource, Run
 from ingestion.services.audit import Actor
@@ -105,7 +105,7 @@ def perform(verb: Verb, source: IngestionSource, *, actor: Actor) -> Outcome:
         text = verb.call(source, actor)
     except ServiceError as refusal:
         return Outcome(source, ok=False, text=str(refusal))
-    tasks.dispatch_on_commit(source)
+    dispatching.on_commit(source)
     return Outcome(source, ok=True, text=text)
 
 

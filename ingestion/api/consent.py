@@ -13,7 +13,7 @@ from rest_framework.exceptions import NotAuthenticated
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.api import serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.errors import ServiceError
@@ -71,7 +71,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
         source = consent.finish(
             user=self.user, state=state, code=code, refusal=refusal, actor=self.actor
         )
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         if self._is_browser() and self._sees_admin():
             text = f"Signed in. The credentials of “{source.name}” are being checked."
             messages.success(self._django_request, text)

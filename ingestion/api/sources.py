@@ -12,7 +12,7 @@ from rest_framework.generics import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from ingestion import index_health, queries, tasks
+from ingestion import dispatching, index_health, queries
 from ingestion.api import events, inputs, serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
@@ -161,7 +161,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         """
         source = self.get_object()
         verbs.delete(source, actor=self.actor)
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         return Response(status=status.HTTP_204_NO_CONTENT)
 
     @extend_schema(
@@ -224,7 +224,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         source = self._named_by_a_verb()
         with _checks.place(self.user.pk):
             verdict = credentials.check(source, actor=self.actor)
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         return Response(serializers.VerdictOut(verdict).data)
 
     @extend_schema(
@@ -318,7 +318,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         source = self.get_object()
         ids = self.body(inputs.RetryFailures).get("ids")
         count = failures.retry(source, actor=self.actor, ids=ids)
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         return Response({"retried": count}, status=status.HTTP_202_ACCEPTED)
 
     @extend_schema(
@@ -373,13 +373,13 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
 
     def _after(self, source: IngestionSource, code: int = status.HTTP_200_OK) -> Response:
         """Ring for what a verb left due, and answer the source as it is now."""
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         now = serializers.source_rows(IngestionSource.objects.filter(deleted_at=None))
         found = get_object_or_404(now, pk=source.pk)
         return self._shown(found, status=code)
 
     def _started(self, source: IngestionSource, run: Run) -> Response:
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         body = {"message": f"The {run.kind} is under way.", "run": serializers.RunOut(run).data}
         return Response(body, status=status.HTTP_202_ACCEPTED)
 

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from typing import Self
 
 from django.db import InterfaceError, OperationalError, connection
-from redis.exceptions import RedisError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
 from ingestion.management.presentation import duration, printable, size
 from ingestion.models import IngestionSource, Run
-from ingestion.services.engine import due_work
+from ingestion.services.engine import heartbeat
 from ingestion.states import SourceStatus
 
 _POLL_SECONDS = 0.4
@@ -68,11 +67,7 @@ def shown_meanwhile(run_id: uuid.UUID) -> Iterator[None]:
 
 def nobody_works() -> bool:
     """Whether the dispatcher has been silent for so long that nothing will happen by itself."""
-    try:
-        age = due_work.seconds_since_heartbeat()
-    except (RedisError, OSError):
-        return True
-    return age is None or age > _SILENCE_SECONDS
+    return not heartbeat.last().younger_than(_SILENCE_SECONDS)
 
 
 def _raise_if_ended(source: IngestionSource) -> None:

@@ -3,12 +3,11 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.management import progress
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.presentation import run_object
 from ingestion.models import FailedMessage, IngestionSource, Run
-from ingestion.services.engine import due_work
 from ingestion.states import RunStatus
 
 
@@ -36,10 +35,13 @@ class RunCommand(SourceCommand):
         run = self.start(source, options)
         try:
             if options["now"]:
+                # All that the engine can do: only who works here needs it.
+                from ingestion.services.engine import due_work  # noqa: PLC0415 - see above
+
                 with progress.shown_meanwhile(run.pk):
                     run = due_work.work_until_done(source, on_progress=lambda _: None)
             else:
-                tasks.dispatch_on_commit(source)
+                dispatching.on_commit(source)
                 if not options["follow"]:
                     return self._started(source, run)
                 run = progress.follow(run.pk)

@@ -6,7 +6,9 @@ from urllib.parse import urlencode
 import structlog
 from allauth.core.exceptions import ImmediateHttpResponse
 from allauth.socialaccount.adapter import DefaultSocialAccountAdapter, _build_apps_from_settings
+from allauth.socialaccount.providers import registry
 from allauth.socialaccount.providers.openid_connect import views
+from allauth.socialaccount.providers.openid_connect.provider import OpenIDConnectProvider
 from allauth.socialaccount.providers.openid_connect.views import OpenIDConnectOAuth2Adapter
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -21,6 +23,10 @@ from ingestion.services.operations import people, single_sign_on
 from ingestion.signin import clothes
 
 log = structlog.get_logger(__name__)
+
+# Here, where its pages are served: as an installed app it would be loaded by every command, with
+# the HTTP client that it uses.
+registry.register(OpenIDConnectProvider)
 
 PROVIDER = "sso"
 #: What a provider that is no OpenID Connect provider, or not there, makes of the flow.

@@ -19,7 +19,7 @@ from django.db import connection
 from ingestion.errors import CredentialsUnreadable
 from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack, WebhookEndpoint
 from ingestion.services.audit import Actor
-from ingestion.services.engine import due_work, looking
+from ingestion.services.engine import due_work, heartbeat, looking
 from ingestion.services.operations import credential_keys, webhooks
 from ingestion.services.sources import configuration
 from tests.servers import people
@@ -108,7 +108,7 @@ def test_without_workers_and_beat_each_is_named_with_what_to_start(manage: Comma
 
 
 def test_a_beat_that_stopped_is_told_with_its_age(manage: CommandLine) -> None:
-    cache.set(due_work._HEARTBEAT_KEY, time.time() - 100)
+    cache.set(heartbeat._AT, time.time() - 100)
     assert re.search(r"last seen 1\d\d s ago", findings(manage, code=1)["beat"]["message"])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from connectors.config import Field
 from connectors.registry import PROVIDERS
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.management import asking, given
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.source_objects import source_object
@@ -75,10 +75,10 @@ class Command(OperatorCommand):
             actor=self.actor,
         )
         if not options["verify"]:
-            tasks.dispatch_on_commit(source)
+            dispatching.on_commit(source)
             return self._added(source, "Its credentials are being checked: see source_status.")
         verdict = credentials.check(source, actor=self.actor)
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         source.refresh_from_db()
         if verdict.ok:
             return self._added(source, f"The credentials work. {verdict.message}")
@@ -111,7 +111,7 @@ class Command(OperatorCommand):
             auto_import=told.auto_import,
             actor=self.actor,
         )
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         then = "Its credentials are being checked: see source_status."
         if told.awaits_consent:
             then = "Its owner grants access: sign_in_source with --link makes an address for them."

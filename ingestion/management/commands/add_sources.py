@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.errors import InvalidInput
 from ingestion.management import given
 from ingestion.management.base import Exit, OperatorCommand, UsageError
@@ -135,7 +135,7 @@ class Command(OperatorCommand):
             if isinstance(made, InvalidInput):
                 self._note(row, "refused", str(made))
             else:
-                tasks.dispatch_on_commit(made)
+                dispatching.on_commit(made)
                 tested = self._results[row.line]
                 result = "unproven" if tested["result"] == "failed" else "added"
                 self._note(row, result, tested["message"], source=made.pk)

@@ -5,11 +5,10 @@ import time
 from argparse import ArgumentParser
 from typing import Any
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.management.base import Exit, SourceCommand, UsageError
 from ingestion.management.presentation import size
 from ingestion.models import IngestionSource
-from ingestion.services.engine import due_work
 from ingestion.services.sources import verbs
 
 _POLL_SECONDS = 0.5
@@ -36,11 +35,14 @@ class Command(SourceCommand):
             return Exit.PROBLEM
         verbs.delete(source, actor=self.actor)
         if options["now"]:
+            # All that the engine can do: only who works here needs it.
+            from ingestion.services.engine import due_work  # noqa: PLC0415 - see above
+
             while IngestionSource.objects.filter(pk=source.pk).exists():
                 if not due_work.do_now(due_work.Work("delete", source.pk)):
                     time.sleep(_POLL_SECONDS)  # a worker is at it: wait until nothing is left
         else:
-            tasks.dispatch_on_commit(source)
+            dispatching.on_commit(source)
         rest = "is gone." if options["now"] else "is out of every answer. Workers remove the rest."
         self.report(
             {"sourceId": source.pk, "deleted": True, "removed": options["now"]},

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.source_objects import source_object
 from ingestion.models import IngestionSource
@@ -20,7 +20,7 @@ class Command(SourceCommand):
         del options
         before = source.status
         source = verbs.resume(source, actor=self.actor)
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         state = source.get_status_display().lower()
         text = f"{source.name} goes on: it is now {state}."
         if source.status == before:

@@ -6,7 +6,7 @@ from typing import Any
 
 from django.conf import settings
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.models import IngestionSource
 from ingestion.services.sources import consent, consent_links
@@ -62,7 +62,7 @@ class Command(SourceCommand):
                 self.say("Nobody typed it in. Run the command again for a new code.")
                 return Exit.PROBLEM
             time.sleep(prompt.interval_seconds)  # as the provider asks
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         self.report(
             {"sourceId": source.pk, "signedIn": True},
             f"Signed in. The credentials of {source.name} are being checked: see source_status.",

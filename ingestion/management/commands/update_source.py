@@ -3,7 +3,7 @@
 from argparse import ArgumentParser
 from typing import Any
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.management import given
 from ingestion.management.base import Exit, SourceCommand, UsageError
 from ingestion.management.source_objects import source_object
@@ -45,11 +45,11 @@ class Command(SourceCommand):
             verdict = credentials.check(source, actor=self.actor)
             source.refresh_from_db()
             if not verdict.ok:
-                tasks.dispatch_on_commit(source)
+                dispatching.on_commit(source)
                 self.say(f"The credentials don't work ({verdict.code}): {verdict.message}")
                 self.report(source_object(source), f"Changed {source.name}.")
                 return Exit.PROBLEM
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         state = source.get_status_display().lower()
         self.report(source_object(source), f"Changed {source.name}: it is {state}.")
         return Exit.OK

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ingestion import tasks
+from ingestion import dispatching
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.models import IngestionSource
 from ingestion.services.sources import credentials
@@ -19,7 +19,7 @@ class Command(SourceCommand):
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         del options
         verdict = credentials.check(source, actor=self.actor)
-        tasks.dispatch_on_commit(source)
+        dispatching.on_commit(source)
         source.refresh_from_db()
         document = {
             "sourceId": source.pk,

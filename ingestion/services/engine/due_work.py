@@ -14,17 +14,14 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import structlog
-from django.conf import settings
-from django.core.cache import cache
 from django.db import connection, transaction
 from django.db.models.functions import Now
 
-from ingestion.crypto import key_id
 from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.archive import indexing
 from ingestion.services.archive.exports import jobs as exports
-from ingestion.services.engine import claims, lease, looking, runs, sync
+from ingestion.services.engine import claims, heartbeat, lease, looking, runs, sync
 from ingestion.services.engine.places import Places
 from ingestion.services.operations import webhooks
 from ingestion.services.operations.alerting import sending
@@ -34,8 +31,6 @@ from ingestion.states import SourceStatus
 log = structlog.get_logger(__name__)
 
 HAND_OUT_AGAIN_SECONDS = 20
-_HEARTBEAT_KEY = "ingestion:dispatched_at"
-_KEYS_KEY = "ingestion:key_ids"
 _INLINE_POLL_SECONDS = 0.2
 
 
@@ -203,8 +198,7 @@ def hand_out(*, limit: int = 1000) -> Iterator[Work]:
 
     At most `limit` of each kind, and as many as it takes; each kind in a transaction of its own.
     """
-    cache.set(_HEARTBEAT_KEY, time.time(), timeout=None)
-    cache.set(_KEYS_KEY, [key_id(key) for key in settings.ENCRYPTION_KEYS], timeout=None)
+    heartbeat.beat()
     _start_scheduled_syncs(limit)
     _finish_settled_runs(limit)
     runs.follow_meanwhile(limit)
@@ -239,18 +233,6 @@ def backlog() -> Iterator[tuple[str, int, float]]:
             cursor.execute(query, _parameters())
             [(count, seconds)] = cursor.fetchall()
         yield name, count, float(seconds or 0)
-
-
-def seconds_since_heartbeat() -> float | None:
-    """How long ago `hand_out` ran anywhere, as the cache remembers it; None: it does not."""
-    at: float | None = cache.get(_HEARTBEAT_KEY)
-    return None if at is None else max(0.0, time.time() - at)
-
-
-def keys_at_heartbeat() -> list[str] | None:
-    """The ids of the ENCRYPTION_KEYS that `hand_out` last ran with, as the cache remembers."""
-    ids: list[str] | None = cache.get(_KEYS_KEY)
-    return ids
 
 
 def _start_scheduled_syncs(limit: int) -> None:

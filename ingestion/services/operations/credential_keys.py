@@ -19,12 +19,11 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 from django.conf import settings
 from django.db import connection, transaction
 from fernet_fields.hkdf import derive_fernet_key
-from redis.exceptions import RedisError
 
 from ingestion.crypto import key_id
 from ingestion.errors import NotAllowedNow
 from ingestion.services.audit import Actor, audit
-from ingestion.services.engine import due_work
+from ingestion.services.engine import heartbeat
 
 _BATCH_ROWS = 200
 #: The dispatcher writes its heartbeat every 3 s.
@@ -175,12 +174,9 @@ def _rotate_one(
 
 def unknown_to_the_service(key: str) -> bool:
     """Whether a service runs that was started without this key."""
-    try:
-        age, ids = due_work.seconds_since_heartbeat(), due_work.keys_at_heartbeat()
-    except (RedisError, OSError):
-        return False
-    alive = age is not None and age < _HEARTBEAT_SECONDS
-    return alive and ids is not None and key_id(key) not in ids
+    last = heartbeat.last()
+    known = last.keys if last.younger_than(_HEARTBEAT_SECONDS) else None
+    return known is not None and key_id(key) not in known
 
 
 def _fernets(keys: Sequence[str]) -> list[Fernet]:
@@ -242,13 +238,8 @@ def add_managed_key() -> list[str]:
 
 def service_runs() -> bool:
     """Whether processes of this service run that know only the keys they started with."""
-    try:
-        age = due_work.seconds_since_heartbeat()
-    except (RedisError, OSError):
-        age = None
-    return (age is not None and age < _HEARTBEAT_SECONDS) or _is_locked(
-        settings.VAR_DIR / "run.lock"
-    )
+    alive = heartbeat.last().younger_than(_HEARTBEAT_SECONDS)
+    return alive or _is_locked(settings.VAR_DIR / "run.lock")
 
 
 def _is_locked(path: Path) -> bool:

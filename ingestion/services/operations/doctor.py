@@ -10,11 +10,10 @@ import importlib
 import math
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import redis
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core import checks as system_checks
@@ -22,15 +21,13 @@ from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Sum
 from django.utils import timezone
-from kombu.exceptions import OperationalError
-from redis.exceptions import RedisError
 
 from ingestion import freshness, index_health
 from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import AlertRule, IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import PackStore, store
 from ingestion.services.archive import housekeeping, storage
-from ingestion.services.engine import due_work
+from ingestion.services.engine import heartbeat
 from ingestion.services.operations import capacity, credential_keys, webhooks
 from ingestion.services.operations.alerting import sending
 
@@ -227,8 +224,10 @@ def _index() -> Finding:
 
 
 def _broker() -> Finding:
+    from redis import Redis, RedisError  # noqa: PLC0415 - a --help does not ask it
+
     try:
-        with redis.Redis.from_url(
+        with Redis.from_url(
             settings.REDIS_URL,
             socket_timeout=_PING_SECONDS,
             socket_connect_timeout=_PING_SECONDS,
@@ -247,10 +246,7 @@ def _broker() -> Finding:
 
 
 def _workers() -> Iterator[Finding]:
-    try:
-        queues = _celery().control.inspect(timeout=_PING_SECONDS).active_queues() or {}
-    except (OperationalError, RedisError, OSError):
-        queues = {}  # it went away since it was asked
+    queues = _told(lambda workers: workers.inspect(timeout=_PING_SECONDS).active_queues()) or {}
     for queue, entry in _QUEUES.items():
         names = [name for name, taken in queues.items() if any(q["name"] == queue for q in taken)]
         if names:
@@ -267,10 +263,9 @@ def _workers() -> Iterator[Finding]:
 def _workers_clocks() -> Iterator[Finding]:
     """Tell of workers whose clock is off: Celery throws tasks away by it."""
     before = time.time()
-    try:
-        replies = _celery().control.broadcast("wall_clock", reply=True, timeout=_PING_SECONDS)
-    except (OperationalError, RedisError, OSError):
-        return
+    replies = _told(
+        lambda workers: workers.broadcast("wall_clock", reply=True, timeout=_PING_SECONDS)
+    )
     for name, told in sorted(item for reply in replies or [] for item in reply.items()):
         skew = told - before if isinstance(told, float) else 0.0
         if not -_MAX_SKEW_SECONDS <= skew <= _MAX_SKEW_SECONDS + _PING_SECONDS:
@@ -283,10 +278,7 @@ def _workers_clocks() -> Iterator[Finding]:
 
 
 def _beat() -> Finding:
-    try:
-        age = due_work.seconds_since_heartbeat()
-    except (RedisError, OSError):
-        age = None
+    age = heartbeat.last().seconds
     if age is None or age > _HEARTBEAT_SECONDS:
         last = "has not been seen" if age is None else f"was last seen {age:.0f} s ago"
         return Finding(
@@ -468,5 +460,13 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def _celery() -> Any:
-    return importlib.import_module(settings.TASKS_APP).app
+def _told(ask: Callable[[Any], Any]) -> Any:
+    """Ask the workers; None where the broker went away since it was asked."""
+    from kombu.exceptions import OperationalError  # noqa: PLC0415 - a --help needs no Celery
+    from redis import RedisError  # noqa: PLC0415 - as above
+
+    app = importlib.import_module(settings.TASKS_APP).app
+    try:
+        return ask(app.control)
+    except (OperationalError, RedisError, OSError):
+        return None

@@ -13,13 +13,12 @@ from django.db.models import Count, Sum
 from django.db.models.functions import Now
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-from redis.exceptions import RedisError
 
 from ingestion import expiry, freshness
 from ingestion.models import Alert, FailedMessage, IngestionSource, Mailbox, Pack, Run
 from ingestion.packs.store import store
 from ingestion.services.archive import compaction
-from ingestion.services.engine import due_work
+from ingestion.services.engine import due_work, heartbeat
 from ingestion.services.operations.alerting import sending
 
 _SOURCE = ("source", "name")
@@ -179,10 +178,7 @@ def _alerts() -> Iterator[Metric]:
 
 
 def _dispatcher() -> Iterator[Metric]:
-    try:
-        seconds = due_work.seconds_since_heartbeat()
-    except (RedisError, OSError):
-        seconds = None
+    seconds = heartbeat.last().seconds
     if seconds is not None:
         yield GaugeMetricFamily(
             "ingestion_dispatcher_age_seconds", "Since work was last handed out.", seconds

@@ -14,13 +14,14 @@ hash. The PKCE verifier is kept nowhere: it is derived from the state by the ser
 """
 
 import base64
+import contextlib
 import dataclasses
 import hashlib
 import hmac
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from cryptography.fernet import Fernet, InvalidToken
@@ -29,7 +30,6 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.http import HttpRequest
 from django.urls import reverse
-from redis.exceptions import RedisError
 
 from connectors import registry
 from connectors.base import Consent, DeviceConsent, DevicePrompt
@@ -81,10 +81,8 @@ def begin(source: IngestionSource, *, by: User | str, redirect_uri: str, seen: s
         raise NotAllowedNow("This source does not sign in: it has credentials of another kind.")
     state = ("" if isinstance(by, User) else _OF_LINK) + secrets.token_urlsafe(32)
     began = {"source": str(source.pk), "by": _named(by), "redirect_uri": redirect_uri, "seen": seen}
-    try:
+    with _asking_redis():
         cache.set(_key(state), began, timeout=STATE_SECONDS)
-    except RedisError:
-        raise NotAllowedNow(_NO_REDIS) from None
     challenge = hashlib.sha256(_verifier(state).encode("ascii")).digest()
     return consent.authorize_url(
         redirect_uri=redirect_uri, state=state, code_challenge=_base64url(challenge)
@@ -110,12 +108,10 @@ def redeem(*, by: User | str, state: str, code: str, refusal: str = "") -> Redee
     `refusal` is the provider's `error`, where it sent one instead of a code. Raises InvalidInput
     that says what went wrong, or NotAllowedNow where Redis is away.
     """
-    try:
+    with _asking_redis():
         began: dict[str, Any] | None = cache.get(_key(state))
         if began is None or began["by"] != _named(by) or not cache.delete(_key(state)):
             raise InvalidInput({"state": [_AGAIN]})
-    except RedisError:
-        raise NotAllowedNow(_NO_REDIS) from None
     source = IngestionSource.objects.filter(pk=began["source"], deleted_at=None).first()
     consent = _consent_of(source) if source else None
     if source is None or consent is None:
@@ -184,6 +180,16 @@ def unseal(sealed: str, *, source: IngestionSource, user: User) -> DevicePrompt:
 def types_in_code(source: IngestionSource) -> bool:
     """Tell whether people may sign in for this source by typing in a code. No network."""
     return isinstance(_consent_of(source), DeviceConsent)
+
+
+@contextlib.contextmanager
+def _asking_redis() -> Iterator[None]:
+    from redis import RedisError  # noqa: PLC0415 - a --help does not ask it
+
+    try:
+        yield
+    except RedisError:
+        raise NotAllowedNow(_NO_REDIS) from None
 
 
 def _sealer() -> Fernet:

@@ -52,8 +52,6 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 DUE = "state IN ('waiting', 'running') AND not_before <= now()"
 UNFINISHED = (ExportState.WAITING, ExportState.RUNNING)
 
-_signer = signing.TimestampSigner(salt="ingestion.export")
-
 
 class _Gone(Exception):
     """Its owner deleted it meanwhile."""
@@ -118,13 +116,17 @@ def file_name(export: Export) -> str:
 
 def link_token(export: Export) -> str:
     """Return what opens the file without signing in, for as long as LINK."""
-    return _signer.sign(export.pk.hex)
+    return _signer().sign(export.pk.hex)
+
+
+def _signer() -> signing.TimestampSigner:
+    return signing.TimestampSigner(salt="ingestion.export")
 
 
 def by_token(pk: uuid.UUID, token: str) -> Export:
     """Return the finished export that a link is for. Raises NotAllowedNow."""
     try:
-        named = _signer.unsign(token, max_age=LINK)
+        named = _signer().unsign(token, max_age=LINK)
     except signing.BadSignature:
         named = ""
     export = Export.objects.filter(pk=pk).select_related("owner").first()
