@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,9 +22,13 @@ from typing import IO, Any
 import structlog
 
 from connectors.types import Body, SpooledBody
+from ingestion.errors import ArchiveUnavailable
 from ingestion.mail import child
 from ingestion.mail.child import LENGTH, READY, Request
 
+#: So many read at once for one process, however many of its threads ask. They bound what hostile
+#: mail takes, together: each may have some hundred MB.
+MAX_AT_ONCE = 4
 #: So many stay when they have nothing to do; each takes some 40 MB.
 MAX_IDLE = 2
 #: A reader is replaced after so many messages, whatever they left in its memory.
@@ -50,9 +55,10 @@ def ask(
     """Return what a reader answers about a message; `taker` takes what is no JSON of it.
 
     Raises Unreadable. Only a new reader's end says that of a message: one that read others before
-    may have been ended by them, or by somebody.
+    may have been ended by them, or by somebody. Raises ArchiveUnavailable where none of the
+    MAX_AT_ONCE was free for so long.
     """
-    with _file_of(body) as message:
+    with _turn(deadline_seconds), _file_of(body) as message:
         files = [message, *([taker.fileno()] if taker is not None else [])]
         while True:
             reader = _taken()
@@ -144,6 +150,21 @@ class Reader:
 
 #: Those that nobody uses at the moment, the one that was used last at the end.
 _idle: list[Reader] = []
+_turns = threading.BoundedSemaphore(MAX_AT_ONCE)
+
+
+@contextlib.contextmanager
+def _turn(deadline_seconds: float) -> Iterator[None]:
+    turns = _turns
+    if not turns.acquire(timeout=deadline_seconds):
+        raise ArchiveUnavailable(
+            f"{MAX_AT_ONCE} messages are being read at this moment, and none of them ended in time"
+            " for this one. Nothing is wrong with it: try again in a minute."
+        )
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 def _taken() -> Reader:
@@ -184,9 +205,11 @@ def _file_of(body: Body) -> Iterator[int]:
 
 
 def _forget_all() -> None:
-    """In a child of this process: they are its parent's."""
+    """In a child of this process: they are its parent's, and so are those that read."""
+    global _turns  # noqa: PLW0603 - of this process
     while _idle:
         _idle.pop().forget()
+    _turns = threading.BoundedSemaphore(MAX_AT_ONCE)
 
 
 @atexit.register

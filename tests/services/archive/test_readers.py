@@ -1,5 +1,7 @@
 """The processes that read mail: one serves many messages, and none survives what it may not."""
 
+import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ingestion.errors import ArchiveUnavailable
 from ingestion.mail.child import Request
 from ingestion.mail.confinement import _libc
 from ingestion.services.archive import readers
@@ -165,6 +168,22 @@ def test_a_reader_ends_with_its_parent(wait_for: Callable[..., Any]) -> None:
 
 
 #: What a parser that a mail took over would try, each with what it prints if that is refused.
+def test_so_many_read_at_once_and_no_more() -> None:
+    with contextlib.ExitStack() as turns:
+        for _ in range(readers.MAX_AT_ONCE):
+            turns.enter_context(readers._turn(0))
+        with pytest.raises(ArchiveUnavailable, match="try again"):
+            ask(deadline_seconds=0.05)
+        child = multiprocessing.get_context("fork").Process(target=ask)
+        child.start()  # its readers are others
+        child.join()
+        assert child.exitcode == 0
+    assert text() == "hello"
+    for _ in range(readers.MAX_AT_ONCE + 1):  # each gives its turn back, also one that fails
+        with pytest.raises(readers.Unreadable):
+            ask(COSTLY, "html", memory_bytes=30_000_000)
+
+
 ATTEMPTS = """
 import os, socket, subprocess, sys
 sys.path[0] = os.getcwd()  # as a reader has it
