@@ -146,10 +146,10 @@ def _write(
     if listed:
         page.update_lists(docs / "benchmarks.md", listed, about)
         written.append("docs/benchmarks.md on lists")
-    asked = [row for row in rows if row.scenario.startswith(object_store.ASKED)]
-    if asked and whole and not options.messages:
-        page.update_object_store(docs / "object-store.md", asked, about)
-        written.append("docs/object-store.md on requests")
+    stored = [row for row in rows if row.scenario.startswith(object_store.SCENARIOS)]
+    if stored and whole and not options.messages:
+        page.update_object_store(docs / "object-store.md", stored, about)
+        written.append("docs/object-store.md on speed and requests")
     is_other_plan = options.messages or options.corpus or options.accounts
     if whole and not (options.only or is_other_plan):
         others = [row for row in rows if row not in listed]

@@ -16,6 +16,8 @@ from tests.servers.faulty_proxy import FaultyProxy
 
 _READ = 300
 _WAIT_SECONDS = 0.050
+#: How its scenarios begin: what both take, and what was asked for.
+_PACKS, _ASKED = SCENARIOS = ("packs of", "asked of S3 by")
 
 
 def object_store(stage: Stage) -> Iterator[Row]:
@@ -40,7 +42,7 @@ def _compared(
     stage: Stage, here: Service, there: Service, server: ObjectStoreServer
 ) -> Iterator[Row]:
     account, port = stage.main, stage.dovecot.port
-    name = f"packs of {account.messages:,} × {account.size / account.messages / 1000:.0f} kB"
+    name = f"{_PACKS} {account.messages:,} × {account.size / account.messages / 1000:.0f} kB"
     services = {"in a directory": here, "in S3": there}
     imported = {contender: Row(f"{name}: import", contender) for contender in services}
     stage.say("Importing into a directory and into a bucket, in turns")
@@ -83,7 +85,7 @@ def _counted(stage: Stage, server: ObjectStoreServer, stack: contextlib.ExitStac
     proxy = stack.enter_context(FaultyProxy(server.endpoint))
     url = f"s3://archive/counted?endpoint={proxy.endpoint}&region=us-east-1"
     service = stack.enter_context(_service(stage, server, url))
-    name = f"{ASKED} {account.messages:,} messages"
+    name = f"{_ASKED} {account.messages:,} messages"
     stage.say("Counting requests")
     source = service.connect(account, port=port)
     proxy.clear()
@@ -99,10 +101,6 @@ def _counted(stage: Stage, server: ObjectStoreServer, stack: contextlib.ExitStac
     if far.seconds and sample.seconds:
         row.note = f"{sample.seconds / far.seconds:.2f} of the rate without, by the same proxy"
     yield row
-
-
-#: Begins the scenarios whose notes say what was asked for.
-ASKED = "asked of S3 by"
 
 
 def _asked(name: str, proxy: FaultyProxy, sample: Sample) -> Row:

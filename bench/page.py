@@ -12,8 +12,8 @@ SEARCH = "<!-- search: `make bench ONLY=search` writes what follows -->"
 SEARCH_END = "<!-- end of search -->"
 LISTS = "<!-- lists: `make bench ONLY=lists` writes what follows -->"
 LISTS_END = "<!-- end of lists -->"
-OBJECT_STORE = "<!-- counted: `make bench ONLY=s3` writes what follows -->"
-OBJECT_STORE_END = "<!-- end of counted -->"
+OBJECT_STORE = "<!-- s3: `make bench ONLY=s3` writes what follows -->"
+OBJECT_STORE_END = "<!-- end of s3 -->"
 
 
 def update(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
@@ -38,19 +38,11 @@ def update_lists(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> N
 
 
 def update_object_store(path: Path, rows: Sequence[Row], about: Mapping[str, str]) -> None:
-    """Replace what the object store was asked for, as `object_store` counted it. Raises ValueError
-    where the marks are missing."""
-    lines = [
-        " · ".join(about.values()),
-        "",
-        _line(["of S3", "", "seconds", "asked for"]),
-        _line(["---", "---", "--:", "---"]),
-    ]
-    for row in rows:
-        seconds = row.median("seconds")
-        lines.append(
-            _line([row.scenario, row.contender, f"{seconds:.2f}" if seconds else "", row.note])
-        )
+    """Replace what `object_store` measured and counted. Raises ValueError where the marks are
+    missing."""
+    lines = [" · ".join(about.values()), "", _line(["", "", "seconds", "msg/s", ""])]
+    lines.append(_line(["---", "---", "--:", "--:", "---"]))
+    lines += [_line([row.scenario, row.contender, *cells(row)[:2], _words(row)]) for row in rows]
     _replace(path, (OBJECT_STORE, OBJECT_STORE_END), "\n".join(lines) + "\n")
 
 
@@ -74,10 +66,12 @@ def section(rows: Sequence[Row], about: Mapping[str, str]) -> str:
         _line(headings),
         _line(["---", "---", *("--:" for _ in COLUMNS), "---"]),
     ]
-    for row in rows:
-        words = "<br>".join(text for text in (_reached(row), row.note) if text)
-        lines.append(_line([row.scenario, row.contender, *cells(row), words]))
+    lines += [_line([row.scenario, row.contender, *cells(row), _words(row)]) for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _words(row: Row) -> str:
+    return "<br>".join(text for text in (_reached(row), row.note) if text)
 
 
 def _reached(row: Row) -> str:

@@ -87,9 +87,13 @@ def test_the_page_changes_only_between_its_marks(rows: list[Row], tmp_path: Path
             *(page.update_lists, page.LISTS, page.LISTS_END),
             "| ours | ✓ of the other: 3.50 (≥ 3.25)<br>",
         ),
+        (
+            *(page.update_object_store, page.OBJECT_STORE, page.OBJECT_STORE_END),
+            "| 2 × 8 kB | ours | 1.50 | 9 | ✓ of the other: 3.50 (≥ 3.25)<br>",
+        ),
     ],
 )
-def test_search_and_lists_have_sections_of_their_own(
+def test_search_lists_and_object_store_have_sections_of_their_own(
     rows: list[Row], tmp_path: Path, update: Callable[..., None], start: str, end: str, line: str
 ) -> None:
     path = tmp_path / "page.md"
