@@ -1,15 +1,18 @@
-"""What ten million rows cost where a hundred thousand are: importing, following, listing, proving.
+"""What ten million rows cost where a hundred thousand are: to import, follow, list, search, prove.
 
 The archives are of rows alone (`bench.many_rows`), and kept in `rows-<number>` beside the bench's
-work. Each round's import stays in both.
+work, until another `many_rows` would write others. Each round's import stays in both.
 """
 
 import contextlib
+import hashlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-from bench import scenarios
-from bench.results import Row, Sample, alternate, at_most, ratio
+from bench import many_rows, scenarios
+from bench.results import BenchError, Row, Sample, alternate, at_most, ratio
 from bench.searching import run
 from bench.service import Service, Source, clean_environ
 from bench.stage import Stage
@@ -18,6 +21,13 @@ from tests.servers.stack import Supervised
 FEW = 100_000
 _TIMES_WORSE = 1.5
 _ASKED = 100
+_WORDINGS = 10
+_SEARCHES = {
+    "rare word": many_rows.RARE.format,
+    "old word": lambda _: many_rows.OLD,
+    "word in every fourth mail": lambda n: many_rows.EVERY_FOURTH.format(n % 4),
+    "from: a person": lambda n: f"from:person{n}",
+}
 _SIZES = """
 SELECT c.relname, pg_relation_size(c.oid) / (SELECT count(*) FROM ingestion_message)::float
   FROM pg_class c LEFT JOIN pg_index i ON i.indexrelid = c.oid
@@ -44,6 +54,10 @@ def scale(stage: Stage) -> Iterator[Row]:
                 services[n], *[f"/emails?pageSize=50&source={sources[n].id}"] * _ASKED
             ),
             "the feed's first page": lambda n: _asked(services[n], *["/changes?limit=50"] * _ASKED),
+            **{
+                f"search: {name}": lambda n, text=text: _searched(services[n], text)  # type: ignore[misc] # bound now
+                for name, text in _SEARCHES.items()
+            },
             "a message": lambda n: _messages(services[n], sources[n]),
             "verify": lambda n: services[n].verify(sources[n]),
         }
@@ -70,9 +84,10 @@ def scale(stage: Stage) -> Iterator[Row]:
 def _archive(stage: Stage, messages: int) -> Iterator[Service]:
     """Run the service on an archive of so many rows, which is written where it is not there."""
     directory = stage.directory.parent / f"rows-{messages}"
-    written = directory / "written"
-    if not written.exists():
-        directory.mkdir(parents=True)  # what was begun is to be removed by hand: it is large
+    mark, made_of = directory / "made-of", _made_of()
+    if not mark.exists() or mark.read_text() != made_of:
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
         stage.say(f"Writing {messages:,} rows")
         env = clean_environ(VAR_DIR=str(directory))
         servers = Supervised.start("--only-services", env=env, log=directory / "services.log")
@@ -81,10 +96,15 @@ def _archive(stage: Stage, messages: int) -> Iterator[Service]:
             run(env, "bench.many_rows", "--messages", str(messages))
         finally:
             servers.stop()
-        written.touch()
+        mark.write_text(made_of)
     stage.say("Starting the service")
     with Service(directory, server_pid=stage.dovecot.pid) as service:
         yield service
+
+
+def _made_of() -> str:
+    """Say what an archive is made of. Migrations are run on it."""
+    return hashlib.sha256(Path(many_rows.__file__).read_bytes()).hexdigest()
 
 
 def _asked(service: Service, *paths: str) -> Sample:
@@ -93,6 +113,16 @@ def _asked(service: Service, *paths: str) -> Sample:
     for path in paths:
         service.get(path)
     return Sample(seconds=(time.monotonic() - started) / len(paths))
+
+
+def _searched(service: Service, text: Callable[[int], str]) -> Sample:
+    """Search in so many wordings, in turn; return what one page took. Raises BenchError where one
+    finds nothing."""
+    paths = [f"/emails?pageSize=50&q={text(number)}" for number in range(_WORDINGS)]
+    for path in paths:  # once for warmth
+        if not service.get(path)["results"]:
+            raise BenchError(f"GET {path} found nothing.")
+    return _asked(service, *paths * (_ASKED // _WORDINGS))
 
 
 def _messages(service: Service, source: Source) -> Sample:
