@@ -142,19 +142,20 @@ def _internal_date(value: Any) -> dt.datetime | None:
     if not isinstance(value, bytes):
         return None
     text = value.strip().rjust(26)
+    time = text[12:20].lstrip().rjust(8, b"0").decode("latin-1")
+    if time.endswith(":60"):  # a leap second
+        time = f"{time[:-2]}59"
     try:
-        local = dt.datetime(  # the zone is taken off below
-            int(text[7:11]),
-            _MONTHS[text[3:6].title()],
-            int(text[:2]),
-            int(text[12:14]),
-            int(text[15:17]),
-            min(int(text[18:20]), 59),
-            tzinfo=dt.UTC,
-        )
+        local = dt.datetime.fromisoformat(f"{_day(text[:11])}T{time}+00:00")
         return local if text[22:] == b"0000" else local - _offset(text[21:])
     except (ValueError, KeyError, OverflowError):
         return None
+
+
+@functools.lru_cache(maxsize=2_000)  # a folder's messages are of few days: all else is quicker
+def _day(text: bytes) -> str:
+    """Return " 1-Feb-2024" as ISO 8601 has it. Raises ValueError or KeyError."""
+    return f"{int(text[7:]):04}-{_MONTHS[text[3:6].title()]:02}-{int(text[:2]):02}"
 
 
 def _offset(zone: bytes) -> dt.timedelta:
