@@ -55,7 +55,9 @@ DATABASES = {
             "keepalives_interval": 10,
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,  # ms
-            "options": "-c statement_timeout=10min -c lock_timeout=1min -c tcp_keepalives_idle=30"
+            # Compiling a query of a few thousand index look-ups takes longer than they do.
+            "options": "-c jit=off"
+            " -c statement_timeout=10min -c lock_timeout=1min -c tcp_keepalives_idle=30"
             " -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
             **_database.get("OPTIONS", {}),
         },

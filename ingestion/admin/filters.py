@@ -1,6 +1,7 @@
 """Filters that are operators' questions: what needs me, what runs, what fails."""
 
 import datetime as dt
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -23,26 +24,35 @@ def overdue() -> Q:
     return Q(status=SourceStatus.ACTIVE, next_sync_at__lt=timezone.now() - OVERDUE)
 
 
-def _needing(sources: QuerySet[Any]) -> QuerySet[Any]:
-    needing = freshness.judged(IngestionSource.objects.all()).filter(needs_attention=True)
-    return sources.filter(pk__in=needing.values("pk"))
+def _ids_of_needing(request: HttpRequest) -> list[uuid.UUID]:
+    """A page counts them, and shows them; to find them takes longer than all the rest of it."""
+    if not hasattr(request, "needing"):
+        sources = freshness.judged(IngestionSource.objects.filter(deleted_at=None))
+        needing = sources.filter(needs_attention=True).order_by()
+        vars(request)["needing"] = list(needing.values_list("pk", flat=True))
+    found: list[uuid.UUID] = vars(request)["needing"]
+    return found
 
 
-def _running(sources: QuerySet[Any]) -> QuerySet[Any]:
+def _needing(request: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
+    return sources.filter(pk__in=_ids_of_needing(request))
+
+
+def _running(_: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
     return sources.filter(Exists(Run.objects.filter(source=OuterRef("pk"), finished_at=None)))
 
 
-def _failing(sources: QuerySet[Any]) -> QuerySet[Any]:
+def _failing(_: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
     return sources.filter(Exists(FailedMessage.objects.filter(mailbox__source=OuterRef("pk"))))
 
 
 #: Value in the address -> (label, tone of its count, what it selects).
-QUESTIONS: dict[str, tuple[str, str, Callable[[QuerySet[Any]], QuerySet[Any]]]] = {
+QUESTIONS: dict[str, tuple[str, str, Callable[[HttpRequest, QuerySet[Any]], QuerySet[Any]]]] = {
     "attention": ("Needs attention", "danger", _needing),
     "running": ("Running now", "primary", _running),
     "failing": ("Failed messages", "warning", _failing),
-    "paused": ("Paused", "neutral", lambda sources: sources.filter(status=SourceStatus.PAUSED)),
-    "new": ("Never imported", "info", lambda sources: sources.filter(imported_at=None)),
+    "paused": ("Paused", "neutral", lambda _, sources: sources.filter(status=SourceStatus.PAUSED)),
+    "new": ("Never imported", "info", lambda _, sources: sources.filter(imported_at=None)),
 }
 
 
@@ -55,7 +65,7 @@ class SourceQuestion(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         asked = QUESTIONS.get(self.value() or "")
-        return asked[2](queryset) if asked else queryset
+        return asked[2](request, queryset) if asked else queryset
 
     @classmethod
     def links(cls, request: HttpRequest) -> list[dict[str, Any]]:
@@ -65,7 +75,10 @@ class SourceQuestion(admin.SimpleListFilter):
         address = reverse("admin:ingestion_ingestionsource_changelist")
         links = [{"label": "All", "url": address, "active": not now, "tone": "", "count": ""}]
         for value, (label, tone, selects) in QUESTIONS.items():
-            number = selects(sources)[:_COUNTED].count()
+            if selects is _needing:
+                number = min(len(_ids_of_needing(request)), _COUNTED)
+            else:
+                number = selects(request, sources)[:_COUNTED].count()
             links.append(
                 {
                     "label": label,

@@ -13,8 +13,8 @@ from ingestion.services.sources.options import Options
 def source_objects(chosen: Iterable[IngestionSource]) -> list[dict[str, Any]]:
     """Return sources as the API shows them, in the order given. A constant number of queries."""
     order = [source.pk for source in chosen]
-    rows = queries.with_counts(IngestionSource.objects.filter(pk__in=order))
-    found = freshness.judged(rows).in_bulk()
+    rows = freshness.judged(IngestionSource.objects.filter(pk__in=order))
+    found = {source.pk: source for source in queries.with_counts(rows)}
     runs = queries.current_runs(found.values())
     return [_source_object(found[pk], runs.get(pk)) for pk in order if pk in found]
 

@@ -73,7 +73,7 @@ def test_two_thousand_users_of_whom_one_fails_for_ever(google: Gmail) -> None:
     slowest = sorted(durations)[-2:]  # the bad one, and another
 
     began = time.monotonic()
-    shown = queries.with_counts(queries.visible_sources(source.owner)).get()
+    [shown] = queries.with_counts(queries.visible_sources(source.owner))
     current = queries.current_runs([shown])[source.pk]
     assert (current.mailboxes_total, current.mailboxes_done) == (USERS, COPIED - 1)
     assert not runs.finish_if_done(run.pk)
