@@ -5,6 +5,7 @@ it is read: one that no key reads stops nobody who does not need it. A wrong key
 returns ciphertext.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -54,9 +55,11 @@ class Secrets(Mapping[str, str]):
         plain: Mapping[str, str] | None = None,
         *,
         decrypt: Callable[[], Mapping[str, str]] | None = None,
+        names: Callable[[], frozenset[str]] | None = None,
     ) -> None:
         self._plain = dict(plain or {}) if decrypt is None else None
         self._decrypt = decrypt
+        self._names = names
         redaction.remember((plain or {}).values())
 
     @property
@@ -67,6 +70,20 @@ class Secrets(Mapping[str, str]):
         except CredentialsUnreadable:
             return False
         return True
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Those that are set, for pages that say no more of them; none where no key decrypts them.
+
+        A list of all sources asks each: no value is kept for that, which would push out of
+        `redaction` those that are in use.
+        """
+        if self._names is None:
+            return _set(self._plain or {})
+        try:
+            return self._names()
+        except CredentialsUnreadable:
+            return frozenset()
 
     def __getitem__(self, name: str) -> str:
         return self._read()[name]
@@ -90,6 +107,10 @@ class Secrets(Mapping[str, str]):
         return self._plain
 
 
+def _set(plain: Mapping[str, str]) -> frozenset[str]:
+    return frozenset(name for name, value in plain.items() if value)
+
+
 class EncryptedJSONField(EncryptedField, models.TextField):  # type: ignore[misc, type-arg] # untyped base
     """A JSON object of strings, encrypted.
 
@@ -103,21 +124,28 @@ class EncryptedJSONField(EncryptedField, models.TextField):  # type: ignore[misc
         plain = json.dumps(dict(value), sort_keys=True)
         return super().get_db_prep_save(plain, connection)
 
-    def from_db_value(self, value: Any, expression: Any, connection: Any, *args: Any) -> Any:
+    def from_db_value(self, value: Any, *_: Any) -> Any:
         if value is None:
             return None
+        token = bytes(value)
+        return Secrets(
+            decrypt=functools.partial(self._decrypted, token),
+            names=functools.partial(self.names_in, token),
+        )
 
-        def decrypt() -> Mapping[str, str]:
-            if not settings.FERNET_KEYS:
-                raise CredentialsUnreadable
-            try:
-                plain = EncryptedField.from_db_value(self, value, expression, connection, *args)
-            except InvalidToken:
-                raise CredentialsUnreadable from None
-            found: dict[str, str] = json.loads(plain)
-            return found
+    def _decrypted(self, token: bytes) -> Mapping[str, str]:
+        if not settings.FERNET_KEYS:
+            raise CredentialsUnreadable
+        try:
+            found: dict[str, str] = json.loads(self.fernet.decrypt(token))
+        except InvalidToken:
+            raise CredentialsUnreadable from None
+        return found
 
-        return Secrets(decrypt=decrypt)
+    @functools.cached_property
+    def names_in(self) -> Callable[[bytes], frozenset[str]]:
+        """Tell what a ciphertext has: always the same, so it is decrypted for that once."""
+        return functools.lru_cache(maxsize=10_000)(lambda token: _set(self._decrypted(token)))
 
     def to_python(self, value: Any) -> Any:
         return value

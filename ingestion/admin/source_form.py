@@ -100,11 +100,7 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
     def _fill(self, slug: str, field: Field) -> None:
         shown = self.fields[field_name(slug, field.name)]
         stored = self.stored if self.initial.get("provider") == slug else None
-        is_set = (
-            stored is not None
-            and field.secret
-            and bool(configuration.stored_secrets(stored).get(field.name))
-        )
+        is_set = stored is not None and field.secret and field.name in stored.secrets.names
         shown.required = (
             field.required and not is_set and (not self.is_bound or slug == self._chosen)
         )

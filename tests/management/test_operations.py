@@ -62,7 +62,7 @@ def keys(settings: Any) -> Iterator[Callable[..., None]]:
 
     def forget() -> None:
         for field in fields:
-            for name in ("keys", "fernet_keys", "fernet"):
+            for name in ("keys", "fernet_keys", "fernet", "names_in"):
                 field.__dict__.pop(name, None)  # cached for the life of a process
 
     def use(*given: str) -> None:

@@ -120,9 +120,9 @@ def version(source: IngestionSource) -> str:
 def public_config(source: IngestionSource) -> dict[str, Any]:
     """Return providerConfig without secrets, plus "<secret>Set" for each that can be read."""
     fields = list(registry.get(source.provider).config.fields())
-    stored = stored_secrets(source)
+    stored = source.secrets.names
     shown = {f.name: source.config.get(f.name, f.default) for f in fields if not f.secret}
-    return shown | {f"{f.name}Set": bool(stored.get(f.name)) for f in fields if f.secret}
+    return shown | {f"{f.name}Set": f.name in stored for f in fields if f.secret}
 
 
 def stored_secrets(source: IngestionSource) -> Mapping[str, str]:
