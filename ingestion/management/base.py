@@ -28,6 +28,7 @@ from django.db import InterfaceError, OperationalError, ProgrammingError
 
 from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, ServiceError
+from ingestion.management import typed
 from ingestion.management.presentation import printable, table, tsv
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
@@ -87,6 +88,7 @@ class OperatorCommand(BaseCommand):
             if action.option_strings and action.option_strings[-1] in _DJANGOS_OWN:
                 action.help = argparse.SUPPRESS
         parser.usage = _usage(parser)
+        self._words = typed.Words(parser)
         return parser
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -130,8 +132,8 @@ class OperatorCommand(BaseCommand):
             self.say(str(error))
             return Exit.USAGE
         except InvalidInput as error:
-            for field, reasons in error.errors.items():
-                self.say(f"{field}: {' '.join(reasons)}")
+            for refusal in self._words.refusals(error.errors, options):
+                self.say(refusal)
             return Exit.USAGE
         except (ServiceError, ConnectorError) as error:
             self.say(str(error))

@@ -117,18 +117,19 @@ def test_a_secret_on_the_command_line_is_taken_with_a_warning(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--host", "h", "--username", "u"], "providerConfig.password"),
-        (["--username", "u", "--password-env", "P"], "providerConfig.host"),
-        (["--host", "http://h", "--username", "u", "--password-env", "P"], "providerConfig.host"),
+        (["--host", "h", "--username", "u"], "--password-env: "),
+        (["--username", "u", "--password-env", "P"], "--host: "),
+        (["--host", "http://h", "--username", "u", "--password-env", "P"], "--host: "),
         (["--host", "h", "--username", "u", "--password-env", "UNSET"], "UNSET is not set"),
         (["--host", "h", "--username", "u", "--password-stdin"], "standard input was empty"),
         (["--config", f'{{"password": "{SECRET}"'], "--config must be a JSON object"),
-        (["--config", '{"hots": "h"}'], "providerConfig.hots"),
+        (["--config", '{"hots": "h"}'], "hots in --config: "),
         (["--config-file", "/nonexistent.json"], "can't be read"),
         (["--port", "many"], "invalid int value"),
         (["--provider", "pigeon"], "invalid choice"),
         (["--owner", "nobody-here"], "no active user"),
-        (["--since", "yesterday", "--host", "h", "--username", "u"], "options.since"),
+        (["--since", "yesterday", "--host", "h", "--username", "u"], "--since: "),
+        (["--provider", "google"], "--service-account-key-json-env"),
     ],
 )
 def test_wrong_input_is_named_ends_with_2_and_adds_nothing(

@@ -24,7 +24,9 @@ class Command(SourceCommand):
     )
 
     def add_own_arguments(self, parser: ArgumentParser) -> None:
-        parser.add_argument("--rename", metavar="NAME", help="what it is called from now on")
+        parser.add_argument(
+            "--rename", dest="name", metavar="NAME", help="what it is called from now on"
+        )
         parser.add_argument(
             "--verify", action="store_true", help="check changed credentials now, within 15 s"
         )
@@ -32,8 +34,8 @@ class Command(SourceCommand):
 
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         changes: dict[str, Any] = {}
-        if options["rename"] is not None:
-            changes["name"] = options["rename"]
+        if options["name"] is not None:
+            changes["name"] = options["name"]
         if config := given.config(options, source.provider, self.say):
             changes["providerConfig"] = config
         if chosen := given.chosen_options(options):
