@@ -54,7 +54,7 @@ check: $(VENV)/development
 # Two cores are busy with four processes: a test waits for others a third of its time. Each takes
 # the next test of all (tests/conftest.py has put the long ones first), so that they end together.
 pytest: $(VENV)/development $(VENV)/msgraph system-packages node-packages
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup --no-loadscope-reorder --durations 10 --durations-min 1
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder --durations 10 --durations-min 1
 
 system-packages:
 	@sh tests/system-packages.sh

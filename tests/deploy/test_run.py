@@ -1,6 +1,7 @@
 """Every command line of compose.yaml, Containerfile and the units runs as it stands, as the image's
 user, on a machine that has nothing else and can't be written."""
 
+import functools
 import json
 import os
 import shutil
@@ -31,6 +32,8 @@ pytestmark = [
 #: Where programs are that another image has: PostgreSQL's, Redis's, SeaweedFS's.
 POSTGRES = Path("/opt/ingestion/.venv") / _postgres_binaries().relative_to(sys.prefix)
 OTHER_IMAGES = f"{POSTGRES}:/opt/ingestion/.venv/bin:/usr/bin:/bin"
+#: Between two health checks; each is a program that starts, as `doctor` is.
+_INTERVAL_SECONDS = 3.0
 _POSTGRES = 65534  # it refuses root; nobody
 
 
@@ -65,7 +68,8 @@ class Containers:
 
     def wait(self, *names: str) -> None:
         for name in names:
-            wait_for(lambda n=name: self.healthy(n), 300)  # type: ignore[misc] # a lambda's default
+            healthy = functools.partial(self.healthy, name)
+            wait_for(healthy, 300, every_seconds=_INTERVAL_SECONDS)
 
     def start_database(self) -> None:
         """What the image's own entry point does before it starts `postgres`."""
@@ -102,7 +106,11 @@ def test_the_whole_service_runs_as_compose_starts_it(containers: Containers) -> 
     for name in procfile():
         containers.start(name)
     containers.wait("web", "worker", "control")
-    wait_for(lambda: all(one["state"] != "problem" for one in findings(containers)), 150)
+
+    def nothing_is_wrong() -> bool:
+        return all(one["state"] != "problem" for one in findings(containers))
+
+    wait_for(nothing_is_wrong, 150, every_seconds=_INTERVAL_SECONDS)
     assert any("s3://archive" in one["message"] for one in findings(containers))
 
 

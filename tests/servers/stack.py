@@ -28,13 +28,18 @@ ROOT = Path(__file__).resolve().parents[2]
 T = TypeVar("T")
 
 
-def wait_for(predicate: Callable[[], T | None], timeout_seconds: float = 120) -> T:
-    """Return the predicate's first true answer. Raises AssertionError when none comes in time."""
+def wait_for(
+    predicate: Callable[[], T | None], timeout_seconds: float = 120, *, every_seconds: float = 0.05
+) -> T:
+    """Return the predicate's first true answer. Raises AssertionError when none comes in time.
+
+    Who asks by starting a program asks less often: it takes the time that what it waits for needs.
+    """
     deadline = time.monotonic() + timeout_seconds
     while not (answer := predicate()):
         if time.monotonic() > deadline:
             raise AssertionError(f"Still {answer!r} after {timeout_seconds} s.")
-        time.sleep(0.05)
+        time.sleep(every_seconds)
     return answer
 
 
