@@ -220,7 +220,9 @@ class EmailQuery(Strict):
         "1,000 newest of what is found.",
     )
     count = serializers.BooleanField(
-        required=False, default=False, help_text="Count what is found, up to 10,000."
+        required=False,
+        default=False,
+        help_text="Count what is found, up to 10,000; of a phrase, up to 1,000.",
     )
     facets = serializers.BooleanField(
         required=False, default=False, help_text="Tell how the newest 1,000 hits divide."

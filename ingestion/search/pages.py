@@ -19,8 +19,8 @@ from ingestion.search.conditions import Scope, Sql, asked
 from ingestion.search.query import Node
 from ingestion.search.readings import NEWEST, Key, Order, Reading, ask
 
-#: So many hits are counted.
-CAP = 10_000
+#: So many hits are counted; of a phrase fewer, for each mail that may have it is looked into.
+CAP, CAP_OF_PHRASE = 10_000, 1_000
 #: So many of the newest hits are ordered by relevance.
 RANKED = 1_000
 
@@ -37,7 +37,7 @@ class Page(NamedTuple):
 
 
 class Count(NamedTuple):
-    """How many are found; `more` where that is CAP and there are more."""
+    """How many are found; `more` where there are more than are counted."""
 
     number: int
     more: bool
@@ -116,12 +116,13 @@ class Search:
         return [key.message for key in self._hits(limit, NEWEST)]
 
     def count(self) -> Count:
-        """Count the hits, up to CAP."""
+        """Count the hits, up to CAP or CAP_OF_PHRASE."""
+        cap = CAP_OF_PHRASE if any("<->" in asked.words for asked in self._asked) else CAP
         if len(self._asked) == 1:
-            number = Reading(self._asked[0], NEWEST, None).count(CAP + 1)
+            number = Reading(self._asked[0], NEWEST, None).count(cap + 1)
         else:
-            number = len(self._hits(CAP + 1, NEWEST))
-        return Count(min(number, CAP), number > CAP)
+            number = len(self._hits(cap + 1, NEWEST))
+        return Count(min(number, cap), number > cap)
 
     def _hits(self, limit: int, order: Order, after: Key | None = None) -> list[Key]:
         """Return the first hits of all readings."""

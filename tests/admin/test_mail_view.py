@@ -354,9 +354,12 @@ def test_pages_go_on_and_back_in_each_order(reader: User) -> None:
 def test_what_is_found_is_counted_up_to_a_cap(
     reader: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search_pages, "CAP", 2)
-    _mail(a_folder(a_mailbox(a_source(reader))), 3)
-    assert "2+ messages" in _client(reader).get(MAIL).content.decode()
+    monkeypatch.setattr(search_pages, "CAP", 3)
+    monkeypatch.setattr(search_pages, "CAP_OF_PHRASE", 2)
+    _mail(a_folder(a_mailbox(a_source(reader))), 4)
+    client = _client(reader)
+    for q, said in (("", "3+"), ("text mail", "3+"), ('"the text of"', "2+"), ('"of mail 3"', "1")):
+        assert f"{said} message" in client.get(Asked(q=q).url()).content.decode()
 
 
 def test_a_list_says_what_it_does_not_have_yet(reader: User, admin_user: User) -> None:
