@@ -134,7 +134,7 @@ class Committer:
         self._failed = False
         self._process: PackingProcess | None = None  # until a message is new
         self._since = Options.of(mailbox.source.options).wanted.since
-        #: Of a mailbox that was empty all is known: what was packed since, under this lease.
+        #: Of a mailbox that was empty all is known: what was looked up since, under this lease.
         self._seen = None if sql.has_messages(mailbox.pk) else SeenHashes()
 
     def pack(self, batch: Batch, new: Sequence[tuple[NewMessage, Body]], *, parse: bool) -> None:
@@ -156,8 +156,6 @@ class Committer:
         batch.answers.append(answer)
         ids = {message.sha256: message.id for message in messages}
         batch.ids.update(ids)
-        if self._seen is not None:
-            self._seen.add(ids)
         batch.new_bytes += sum(message.size for message in messages)
 
     def _origin(self, folder: Folder) -> Origin:
@@ -171,9 +169,9 @@ class Committer:
 
     def known(self, batch: Batch, hashes: AbstractSet[bytes]) -> dict[bytes, str]:
         """Return the message ids of these hashes that are archived, or were packed for this batch
-        or one before."""
+        or one before. The others are to be packed next."""
         if self._seen is not None:
-            hashes = self._seen.holds(hashes)
+            hashes = self._seen.add(hashes)
         places = [*(ids for _, ids in self._under_way), self._group.ids, batch.ids]
         found = {sha256: ids[sha256] for ids in places for sha256 in hashes if sha256 in ids}
         return found | sql.known_hashes(self._mailbox.pk, hashes - found.keys())

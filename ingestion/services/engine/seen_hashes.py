@@ -13,19 +13,19 @@ class SeenHashes:
     def __init__(self) -> None:
         self._bits = bytearray(_BITS // 8)
 
-    def add(self, hashes: Iterable[bytes]) -> None:
-        bits, places = self._bits, _TWO_PLACES.unpack
-        for sha256 in hashes:
-            first, second = places(sha256)
-            bits[first >> 11] |= 1 << (first >> 8 & 7)
-            bits[second >> 11] |= 1 << (second >> 8 & 7)
-
-    def holds(self, hashes: Iterable[bytes]) -> set[bytes]:
-        """Return those that it holds."""
+    def add(self, hashes: Iterable[bytes]) -> set[bytes]:
+        """Add these; return those that it seemed to hold before. What becomes of one does not
+        matter: whoever meets it again is told so, and asks."""
         bits, places = self._bits, _TWO_PLACES.unpack
         found = set()
         for sha256 in hashes:
             first, second = places(sha256)
-            if bits[first >> 11] >> (first >> 8 & 7) & bits[second >> 11] >> (second >> 8 & 7) & 1:
+            one, other = 1 << (first >> 8 & 7), 1 << (second >> 8 & 7)
+            first, second = first >> 11, second >> 11
+            before, after = bits[first], bits[second]
+            if before & one and after & other:
                 found.add(sha256)
+            else:
+                bits[first] = before | one
+                bits[second] |= other
         return found
