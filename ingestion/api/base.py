@@ -46,13 +46,15 @@ class ApiViewSet(viewsets.GenericViewSet[M]):
     """Base of the API's viewsets.
 
     `scope`: what a key needs, where its method does not imply it. `idempotent`: whether a POST
-    obeys Idempotency-Key; it is a transaction then, so not where one waits for a server.
+    obeys Idempotency-Key; it is a transaction then, so not where one waits for a server. `sealed`:
+    whether what it answers holds a secret, and is kept encrypted for that.
     `staff_need`: the permission without which staff may not do an action, by its name.
     """
 
     scope: str | None = None
     staff_need: ClassVar[Mapping[str, str]] = {}
     idempotent = True
+    sealed = False
     parser_classes = [StrictJSONParser]
     content_negotiation_class = JSONWhateverIsAccepted
 
@@ -71,7 +73,7 @@ class ApiViewSet(viewsets.GenericViewSet[M]):
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         super().initial(request, *args, **kwargs)
         if self.idempotent and (handler := getattr(self, "post", None)):
-            self.post = idempotency.once(handler)
+            self.post = idempotency.once(handler, sealed=self.sealed)
 
     def finalize_response(
         self, request: Request, response: Any, *args: Any, **kwargs: Any

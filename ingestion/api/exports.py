@@ -103,7 +103,6 @@ class ExportViewSet(ApiViewSet[Export]):
     serializer_class = ExportOut
     scope = "export"
     staff_need = {"create": "ingestion.add_export"}
-    idempotent = False  # answers hold links
 
     def get_queryset(self) -> Any:
         return Export.objects.filter(owner=self.user.pk).select_related("owner")

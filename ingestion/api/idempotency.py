@@ -24,8 +24,9 @@ from ingestion.services.operations import answered
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
-def once(handler: Callable[..., Response]) -> Callable[..., Response]:
-    """Return a handler that answers a repeated request as it was answered before."""
+def once(handler: Callable[..., Response], *, sealed: bool) -> Callable[..., Response]:
+    """Return a handler that answers a repeated request as it was answered before. `sealed`: what it
+    answers holds a secret, and is kept encrypted."""
 
     @functools.wraps(handler)
     def done_once(request: Request, *args: Any, **kwargs: Any) -> Response:
@@ -43,12 +44,12 @@ def once(handler: Callable[..., Response]) -> Callable[..., Response]:
             if before is None:
                 response = handler(request, *args, **kwargs)
                 plain = json.loads(JSONRenderer().render(response.data)) if response.data else None
-                answered.remember(user_id, key, response.status_code, plain)
+                answered.remember(user_id, key, response.status_code, plain, sealed=sealed)
                 return response
         if before.fingerprint != _fingerprint(request):
             raise KeyUsedOtherwise
         headers = {"Idempotent-Replayed": "true"}
-        return Response(before.answer, status=before.status, headers=headers)
+        return Response(answered.answer_of(before), status=before.status, headers=headers)
 
     return done_once
 

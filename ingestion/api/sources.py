@@ -254,7 +254,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         methods=["post"],
         url_path="consent-link",
         url_name="consent-link",
-        idempotent=False,  # its answer is kept nowhere
+        sealed=True,
     )
     def consent_link(self, request: Request, pk: str) -> Response:
         """Make a link for the owner of the account, who needs no user here.

@@ -119,7 +119,7 @@ class WebhookViewSet(ApiViewSet[WebhookEndpoint]):
 
     serializer_class = WebhookOut
     staff_need = {"create": "ingestion.add_webhookendpoint"}
-    idempotent = False  # answers hold secrets, which nothing may remember
+    sealed = True
 
     def get_queryset(self) -> Any:
         return queries.visible_webhooks(self.user)
@@ -174,7 +174,7 @@ class WebhookViewSet(ApiViewSet[WebhookEndpoint]):
     @extend_schema(
         operation_id="testWebhook", request=inputs.Nothing, responses={200: WebhookAnswerOut}
     )
-    @action(detail=True, methods=["post"])
+    @action(detail=True, methods=["post"], idempotent=False)
     def test(self, request: Request, pk: str) -> Response:
         """Send a test now, and tell what the server answered.
 

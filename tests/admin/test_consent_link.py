@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.test import Client
 
-from ingestion.models import ApiKey, AuditEvent, ConsentLink, IngestionSource
+from ingestion.models import AnsweredRequest, ApiKey, AuditEvent, ConsentLink, IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration, consent_links
 from tests.servers import people
@@ -119,14 +119,17 @@ def test_a_person_signs_in_by_a_link_that_an_owner_made(
 ) -> None:
     IngestionSource.objects.update(owner=owner)  # no staff
     key = ApiKey.objects.create(user=owner, name="tests", scopes=["read", "write"])[1]
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "one"}
     address = f"/api/v1/ingestion/{gmail_source.pk}/consent-link"
     answer: Any = Client().post(address, content_type="application/json", headers=headers)
     assert answer.status_code == 201, answer.content
     url = answer.json()["url"]
+    again: Any = Client().post(address, content_type="application/json", headers=headers)
+    assert again.json() == answer.json()
     token = url.partition("#")[2]
     assert url == f"http://testserver/connect/#{token}"
-    assert token not in str(list(ConsentLink.objects.values()))
+    kept = [*ConsentLink.objects.values(), *AnsweredRequest.objects.values()]
+    assert token not in str(kept)
     person = Browser()
     assert "owner asks for your consent" in text(person.open(url))
     landed = person.comes_back(person.consents())

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from django.contrib.auth.models import User
 
-from ingestion.models import Placement, WebhookEndpoint
+from ingestion.models import AnsweredRequest, Placement, WebhookEndpoint
 from tests.e2e import rows
 from tests.servers import people, receiver
 from tests.servers.receiver import Receiver
@@ -98,12 +98,19 @@ def test_the_secret_is_shown_once(api: httpx.Client, hook: dict[str, Any]) -> No
     assert rotated not in everything
 
 
-def test_no_answer_with_a_secret_is_remembered(api: httpx.Client, at: Receiver) -> None:
-    """An Idempotency-Key would have it kept as it is."""
-    headers = {"Idempotency-Key": str(uuid.uuid4())}
+def test_an_answer_with_a_secret_is_repeated_and_kept_encrypted(
+    api: httpx.Client, at: Receiver
+) -> None:
+    key = {"Idempotency-Key": str(uuid.uuid4())}
     body = {"url": at.url, "events": EVENTS}
-    first, second = (api.post(PATH, json=body, headers=headers).json() for _ in range(2))
-    assert first["id"] != second["id"]
+    first, again = (api.post(PATH, json=body, headers=key) for _ in range(2))
+    assert (first.json(), again.headers["Idempotent-Replayed"]) == (again.json(), "true")
+    url, key = f"{PATH}/{first.json()['id']}/rotate-secret", {"Idempotency-Key": "rotate"}
+    rotated = [api.post(url, headers=key).json()["secret"] for _ in range(2)]
+    assert rotated[0] == rotated[1] != first.json()["secret"]
+    kept = str(list(AnsweredRequest.objects.values()))
+    assert first.json()["id"] not in kept
+    assert not [secret for secret in (first.json()["secret"], rotated[0]) if secret[6:] in kept]
 
 
 @pytest.mark.parametrize(

@@ -105,3 +105,15 @@ def test_the_body_types_have_the_fields_and_states_of_the_reference() -> None:
         *("pending_auth", "auth_success", "importing", "active", "paused", "error")
     ]
     assert "generic_imap" in schemas["ProviderEnum"]["enum"]
+
+
+def test_each_post_that_makes_something_may_be_repeated() -> None:
+    making = [
+        (path, operation["parameters"])
+        for path, verbs in document()["paths"].items()
+        for verb, operation in verbs.items()
+        if verb == "post" and "201" in operation["responses"]
+    ]
+    assert len(making) > 4
+    for path, parameters in making:
+        assert "Idempotency-Key" in [parameter["name"] for parameter in parameters], path

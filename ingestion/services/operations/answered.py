@@ -1,11 +1,13 @@
 """Requests that may be repeated: who claimed a key first, and what was answered then."""
 
 import datetime as dt
+import json
 from typing import Any
 
 from django.db import connection
 from django.db.models.functions import Now
 
+from ingestion import crypto
 from ingestion.models import AnsweredRequest
 
 #: A client that repeats a request does so within minutes.
@@ -29,9 +31,18 @@ def claim(user_id: int, key: str, fingerprint: bytes) -> AnsweredRequest | None:
     return AnsweredRequest.objects.get(user=user_id, key=key)
 
 
-def remember(user_id: int, key: str, status: int, answer: Any) -> None:
-    """Keep what was answered, as JSON. Call in the transaction of `claim`."""
-    AnsweredRequest.objects.filter(user=user_id, key=key).update(status=status, answer=answer)
+def remember(user_id: int, key: str, status: int, answer: Any, *, sealed: bool) -> None:
+    """Keep what was answered, as JSON; `sealed`: encrypted, for it holds a secret. Call in the
+    transaction of `claim`."""
+    kept = crypto.encrypted(json.dumps(answer)) if sealed else answer
+    AnsweredRequest.objects.filter(user=user_id, key=key).update(status=status, answer=kept)
+
+
+def answer_of(row: AnsweredRequest) -> Any:
+    """Return what was answered. Raises CredentialsUnreadable where that was sealed, and its key has
+    been taken away since."""
+    # An answer is an object, or nothing: a text is one that is sealed.
+    return json.loads(crypto.decrypted(row.answer)) if isinstance(row.answer, str) else row.answer
 
 
 def forget(**which: Any) -> int:

@@ -107,8 +107,17 @@ def test_standard_output_has_the_file_alone_and_ctrl_c_leaves_nothing(
 def test_a_job_is_asked_for_followed_downloaded_and_deleted(archived: IngestionSource) -> None:
     client = program(archived.owner)
 
-    answer = client.post("/api/v1/exports", {"q": "", "format": "eml"}, format="json")
+    answer, again = (
+        client.post(
+            "/api/v1/exports",
+            {"q": "", "format": "eml"},
+            format="json",
+            headers={"Idempotency-Key": "one"},
+        )
+        for _ in range(2)
+    )
     assert answer.status_code == 201, answer.json()
+    assert again.json() == answer.json()
     assert (answer.json()["state"], answer.json()["downloadUrl"]) == ("waiting", None)
     address = f"/api/v1/exports/{answer.json()['id']}"
     assert client.get(f"{address}/download").status_code == 409
