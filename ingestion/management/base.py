@@ -29,7 +29,7 @@ from django.db import InterfaceError, OperationalError, ProgrammingError
 from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, ServiceError
 from ingestion.management import typed
-from ingestion.management.presentation import printable, table, tsv
+from ingestion.management.presentation import fitted, printable, table, terminal_columns, tsv
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
 
@@ -161,6 +161,7 @@ class OperatorCommand(BaseCommand):
     def say(self, text: str) -> None:
         """Tell a person something, on stderr."""
         lines = "\n".join(printable(line) for line in text.splitlines())
+        lines = fitted(lines, terminal_columns(self.stderr))
         self.stderr.write(lines, style_func=str)  # not all in red: much of it is no error
 
     def report(self, document: Any, text: str | Iterable[str]) -> None:
@@ -169,7 +170,8 @@ class OperatorCommand(BaseCommand):
             self.stdout.write(json.dumps(document, indent=2, cls=DjangoJSONEncoder))
             return
         for lines in [text] if isinstance(text, str) else text:
-            self.stdout.write("\n".join(map(printable, lines.split("\n"))))
+            shown = "\n".join(map(printable, lines.split("\n")))
+            self.stdout.write(fitted(shown, terminal_columns(self.stdout)))
 
     def report_rows(
         self,
@@ -179,6 +181,7 @@ class OperatorCommand(BaseCommand):
         *,
         numbers: set[str],
         nothing: str,
+        spare: Sequence[str] = (),
     ) -> None:
         """Print a list: a table on a terminal, and into a pipe a line of each row, tabs between
         its cells and no head; where there is none, say `nothing` to the person."""
@@ -187,7 +190,7 @@ class OperatorCommand(BaseCommand):
         elif not rows:
             self.say(nothing)
         elif sys.stdout.isatty():
-            self.report(document, table(columns, rows, numbers=numbers))
+            self.report(document, table(columns, rows, numbers=numbers, spare=spare))
         else:
             self.stdout.write(tsv(rows))
 

@@ -6,14 +6,15 @@ with this: what needs services is elsewhere (`management.source_objects`).
 
 import datetime as dt
 import io
-import shutil
 import sys
+import textwrap
 from argparse import ArgumentTypeError
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from django.utils import timezone
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,11 @@ from ingestion.models import FailedMessage, Mailbox, Run
 
 #: Of a table that is read later: in a file, or in a log.
 _WIDTH = 200
+_NARROWEST = 40
+#: Between two columns.
+_GAP = 2
+#: An address or an id may be broken.
+_LONGEST_WORD = 12
 
 
 def limit(text: str) -> int:
@@ -73,21 +79,84 @@ def when(moment: dt.datetime | None) -> str:
     return f"{duration(seconds)} ago" if seconds >= 0 else f"in {duration(-seconds)}"
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, numbers: set[str]) -> str:
+def terminal_columns(stream: Any) -> int | None:
+    """Return how wide the terminal is that a stream leads to; None where it leads elsewhere."""
+    return max(_NARROWEST, Console(file=stream).width) if stream.isatty() else None
+
+
+def fitted(text: str, columns: int | None) -> str:
+    """Break lines that are wider than the terminal between words, as far in as they begin."""
+    if columns is None or max(map(len, text.split("\n"))) <= columns:
+        return text
+    lines = []
+    for line in text.split("\n"):
+        indent = " " * (len(line) - len(line.lstrip(" ")))
+        # An address, or a name of a file, stays whole to be copied.
+        lines += textwrap.wrap(
+            line,
+            columns,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        ) or [""]
+    return "\n".join(lines)
+
+
+def table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    numbers: set[str],
+    spare: Sequence[str] = (),
+) -> str:
     """Lay out a table as text, as wide as the terminal: what has no room goes on below, within its
-    column. The columns named in `numbers` are right-aligned and whole."""
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in columns:
-        if column in numbers:
-            shown.add_column(column, justify="right", no_wrap=True)
-        else:
-            shown.add_column(column, overflow="fold")
-    for row in rows:
-        shown.add_row(*(Text(printable(cell)) for cell in row))
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDTH
+    column. The columns named in `numbers` are right-aligned and whole. Where there is no room for
+    words, columns are left out: those that are empty, then those in `spare`, one after the other.
+    """
+    width = terminal_columns(sys.stdout) or _WIDTH
+    cells = [list(map(printable, row)) for row in rows]
+    by_name = {name: [row[n] for row in cells] for n, name in enumerate(columns)}
+    empty = [name for name, found in by_name.items() if not any(found)]
+    widths = _widths(by_name, width, numbers=numbers, spare=[*empty, *spare])
+    # The box has a blank between columns itself.
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
+    for name, wide in widths.items():
+        justify: Literal["left", "right"] = "right" if name in numbers else "left"
+        shown.add_column(name, justify=justify, overflow="fold", width=wide)
+    for row in zip(*(by_name[name] for name in widths), strict=True):
+        shown.add_row(*map(Text, row))
     page = io.StringIO()
     Console(file=page, width=width, color_system=None).print(shown)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
+
+
+def _widths(
+    columns: Mapping[str, Sequence[str]], width: int, *, numbers: set[str], spare: Sequence[str]
+) -> dict[str, int]:
+    """Return which columns there is room for, and how wide each is: as its longest word, and what
+    is left goes to those that are narrowest and would have more."""
+    full = {name: max(cell_len(text) for text in (name, *cells)) for name, cells in columns.items()}
+    widths = {
+        name: full[name] if name in numbers else _longest_word([name, *cells])
+        for name, cells in columns.items()
+    }
+
+    def room() -> int:
+        return width - sum(widths.values()) - _GAP * (len(widths) - 1)
+
+    for name in spare:
+        if room() < 0:
+            widths.pop(name, None)
+    while room() > 0 and (more := [name for name in widths if widths[name] < full[name]]):
+        widths[min(more, key=widths.__getitem__)] += 1
+    while room() < 0:
+        widths[max(widths, key=widths.__getitem__)] -= 1
+    return widths
+
+
+def _longest_word(cells: Iterable[str]) -> int:
+    longest = max((cell_len(word) for cell in cells for word in cell.split()), default=1)
+    return min(longest, _LONGEST_WORD)
 
 
 def tsv(rows: Iterable[Sequence[str]]) -> str:

@@ -108,6 +108,27 @@ def test_a_list_is_lines_with_tabs_in_a_pipe_and_a_table_as_wide_as_a_terminal(
     assert [one["messageCount"] for one in listed] == [1]
 
 
+def test_on_a_narrow_terminal_words_stay_whole_and_columns_give_way(
+    manage: CommandLine, source: IngestionSource
+) -> None:
+    why = "The server says no: nobody of this name may come in here, and nobody else."
+    IngestionSource.objects.update(
+        status="error",
+        status_message=why,
+        name="Alice and " * 9,
+        message_count=12_345_678,
+        archived_bytes=10**12,
+    )
+    for columns, gives_way in ((48, True), (140, False)):
+        shown = Terminal(manage, "source_status", columns=columns)
+        assert shown.end() == 1
+        lines = shown.text.splitlines()
+        assert max(map(len, lines)) <= columns
+        assert ("Size" not in shown.text) == gives_way
+        words = " ".join(lines).split()
+        assert {"Alice", "error", "Messages", *why.split()} <= set(words)
+
+
 def test_runs_and_failures_are_listed_newest_first_and_as_many_as_asked(
     manage: CommandLine, source: IngestionSource
 ) -> None:

@@ -39,6 +39,7 @@ class Command(SourceCommand):
                 for failure in found
             ],
             numbers={"Id", "Tries"},
+            spare=("Tries", "Code"),
             nothing=f"{source.name} has no failed message.",
         )
         return Exit.OK

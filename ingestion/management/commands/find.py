@@ -73,7 +73,8 @@ class Command(OperatorCommand):
                 )
                 for message in found
             ],
-            numbers={"Size"},
+            numbers={"Id", "Size"},  # whole
+            spare=("Size", "Mailbox", "Date", "From"),
             nothing="Nothing is found among what is indexed.",
         )
         return Exit.OK if found else Exit.PROBLEM

@@ -39,7 +39,8 @@ class Command(OperatorCommand):
                 )
                 for key in found
             ],
-            numbers=set(),
+            numbers={"Begins with"},  # whole
+            spare=("Made", "Expires"),
             nothing="There is no API key. create_api_key makes one.",
         )
         return Exit.OK

@@ -32,6 +32,7 @@ class Command(SourceCommand):
                 for mailbox in found
             ],
             numbers={"Messages", "Size"},
+            spare=("Size",),
             nothing=f"{source.name} has no mailbox yet: an import lists them.",
         )
         return Exit.OK

@@ -16,11 +16,13 @@ from ingestion.management.presentation import (
     counted,
     duration,
     failure_object,
+    fitted,
     mailbox_object,
     printable,
     run_object,
     size,
     table,
+    terminal_columns,
     when,
 )
 from ingestion.management.source_objects import source_objects
@@ -81,7 +83,8 @@ class Command(OperatorCommand):
                 while True:
                     chosen = list(sources.all())
                     shown = "\n".join(_overview(source_objects(chosen), chosen))
-                    live.update(Text(shown), refresh=True)
+                    text = fitted(shown, terminal_columns(sys.stdout))
+                    live.update(Text(text), refresh=True)
                     time.sleep(_WATCH_SECONDS)
         except KeyboardInterrupt:  # it has no other end
             return Exit.OK
@@ -139,7 +142,12 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
         )
         for shown, source in zip(objects, chosen, strict=True)
     ]
-    yield table(columns, rows, numbers={"Messages", "Size", "Failed"})
+    yield table(
+        columns,
+        rows,
+        numbers={"Messages", "Size", "Failed"},
+        spare=("Size", "Next", "Last try", "Failed"),
+    )
     ours = IngestionSource.objects.filter(pk__in=[s.pk for s in chosen])
     yield printable(freshness.summary(ours).text)
     yield f"For search: {index_health.in_all(ours)}."
