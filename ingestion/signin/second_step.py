@@ -23,8 +23,11 @@ from ingestion.signin import brake
 
 def has(user: User) -> bool:
     """Tell whether a user has a second step; recovery codes are none by themselves."""
-    found = Authenticator.objects.filter(user=user)
-    return bool(found.exclude(type=Authenticator.Type.RECOVERY_CODES).exists())
+    return bool(_all_of(user).exclude(type=Authenticator.Type.RECOVERY_CODES).exists())
+
+
+def _all_of(user: User) -> Any:
+    return Authenticator.objects.filter(user=user)
 
 
 class SecondSteps(DefaultMFAAdapter):  # type: ignore[misc] # untyped base
@@ -59,7 +62,16 @@ class _Braked:
 
 
 class Authenticate(_Braked, AuthenticateForm):  # type: ignore[misc] # untyped base
-    """After the password."""
+    """After the password. `label` is that of the code, "" for who has none to give."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        kinds, has = Authenticator.Type, {one.type for one in _all_of(self.user)}
+        self.has_key = kinds.WEBAUTHN in has
+        codes = {kinds.TOTP: "Code of your app", kinds.RECOVERY_CODES: "Recovery code"}
+        self.label = ", or ".join(
+            label for kind, label in codes.items() if kind in has
+        ).capitalize()
 
 
 class Reauthenticate(_Braked, ReauthenticateForm):  # type: ignore[misc] # untyped base

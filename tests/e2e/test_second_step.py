@@ -105,6 +105,8 @@ def test_a_security_key_is_added_asked_for_and_taken_away(page: Page, root: User
     sign_in(page)
     page.wait_for_url(re.compile("/account/second-step/authenticate/"))
     shoot(page, "security-key-ask")
+    assert page.locator("main button").first.inner_text() == "Use a security key"
+    assert page.locator("main .field label").inner_text() == "Recovery code", "there is no app"
     assert Client().get("/admin/").status_code == 302
     page.click("#mfa_webauthn_authenticate")
     page.wait_for_url(re.compile("/admin/$"))
@@ -133,6 +135,8 @@ def test_a_recovery_code_lets_in_once(page: Page, root: User) -> None:
     sign_in(page)
     page.wait_for_url(re.compile("authenticate/"))
     shoot(page, "second-step-ask")
+    assert page.locator("main .field label").inner_text() == "Code of your app, or recovery code"
+    assert page.locator("#webauthn_form").count() == 0
     page.fill("input[name=code]", code)
     page.click("main button[type=submit]")
     page.wait_for_url(re.compile("/admin/$"))
