@@ -28,7 +28,8 @@ class Mend:
 
 
 def of(source: Any) -> Mend | None:
-    """Return what mends a source that came through `freshness.judged`; None: it needs nobody."""
+    """Return what mends a source that came through `freshness.judged`; None: it needs nobody, or
+    nobody can do more than the import that goes on and tries it again."""
     if not freshness.needs_somebody(source):
         return None
     return edit(source) or (_sign_in(source) if verbs.is_to_sign_in(source) else _verb(source))
@@ -58,10 +59,12 @@ def _sign_in(source: Any) -> Mend:
     return Mend(label, url, "login", posts=True)
 
 
-def _verb(source: Any) -> Mend:
+def _verb(source: Any) -> Mend | None:
     slug = verbs.next_step(source)
     if source.status == SourceStatus.ACTIVE and source.lacks_messages and not source.is_late:
         slug = "retry"
+    if not slug:
+        return None
     verb = verbs.VERBS[slug]
     url = reverse("admin:ingestion_source_verb", args=(source.pk,))
     return Mend(verb.label, url, verb.icon, posts=True, verb=slug)

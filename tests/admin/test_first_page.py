@@ -49,6 +49,19 @@ def test_each_that_needs_somebody_has_the_button_that_mends_it(
     assert page.index("Other") < page.index("Typo") < page.index("Failing"), "The worst first."
 
 
+def test_an_import_that_lacks_mail_is_told_with_no_button(client: Client, admin_user: User) -> None:
+    """It goes on, and tries again by itself: nobody can do more."""
+    importing = a_source(admin_user, "Importing", status="importing", imported_at=None)
+    mailbox = a_mailbox(importing)
+    FailedMessage.objects.create(
+        mailbox=mailbox, folder=a_folder(mailbox), remote_id="1", not_before=timezone.now() + LATER
+    )
+    page = _page(client)
+    assert "Some messages could not be fetched" in page
+    assert f"{importing.pk}/do/" not in page
+    assert client.get(_page_of(importing)).status_code == 200
+
+
 def test_who_may_change_no_source_sees_what_is_wrong_and_no_button(
     admin_user: User, owner: User
 ) -> None:
