@@ -138,9 +138,10 @@ def _listed(
         raise Http404 from error
     number, more = search.count()
     noun = "message" if number == 1 else "messages"
+    unindexed = _unindexed(request, asked)
     return {
         "rows": rows.of(page.messages, asked, query),
-        "unindexed": _unindexed(request, asked),
+        "unindexed": unindexed,
         "count": f"{number:,}{'+' if more else ''} {noun}" if number else "",
         "previous": asked.url(page=page.previous) if page.previous else "",
         "next": asked.url(page=page.next) if page.next else "",
@@ -150,7 +151,7 @@ def _listed(
         "may_save": bool(str(query)),
         "export": _export(request, str(query)),
         "here": asked.url(),
-        "nothing": _nothing(asked),
+        "nothing": _nothing(asked, unindexed=bool(unindexed)),
         "narrow": asked.url(show="" if asked.show == "facets" else "facets"),
         "facets": _facets(search, asked) if asked.show == "facets" else [],
     }
@@ -193,8 +194,15 @@ def _facets(search: Search, asked: Asked) -> list[dict[str, Any]]:
     return shown
 
 
-def _nothing(asked: Asked) -> dict[str, Any]:
+def _nothing(asked: Asked, *, unindexed: bool) -> dict[str, Any]:
     """Return what an empty list says."""
+    if unindexed and not asked.q:
+        return {
+            "icon": "inbox",
+            "title": "Nothing to list yet",
+            "text": "What is archived appears here as it is indexed. Open the page again soon.",
+            "links": [],
+        }
     if asked.q:
         links = [("Clear the search", dataclasses.replace(asked, q="", page="").url())]
         if asked.mailbox:
