@@ -175,6 +175,7 @@ def account(request: HttpRequest) -> HttpResponse:
     context = {
         "groups": sorted(user.groups.values_list("name", flat=True)),
         "sources": own[:50],
+        "reads_mail": queries.reads_mail(user),
         "has_password": user.has_usable_password() and not settings.SSO_ONLY,
         "second_step": second_step.has(user),
     }
