@@ -75,7 +75,8 @@ def _collected(archive: PackStore, source_id: uuid.UUID, packs: Sequence[PackFil
     removed = 0
     with compaction.held_off(source_id, wait=False) as alone:
         for orphan in _without_row(packs) if alone else ():
-            if orphan.partial or not _is_needed(archive, orphan):
+            # Asked again: a rebuild may take it in meanwhile, and then its own rows have its mail.
+            if orphan.partial or (not _is_needed(archive, orphan) and _without_row([orphan])):
                 archive.delete(orphan)
                 removed += 1
     return removed
