@@ -49,6 +49,8 @@ SLICE_SECONDS = 20.0
 MERGED_BYTES = 16_000_000
 #: One transaction moves the rows of so many.
 MERGED_MESSAGES = 10_000
+#: So many are read and removed between two looks at the clock: in a bucket each takes some 0.1 s.
+MERGED_PACKS = 200
 #: What was merged until it is full is not small any more, and so is never copied again.
 SMALL_MESSAGES = MERGED_MESSAGES // 4
 #: What makes less than a full pack is merged once there are so many.
@@ -70,7 +72,7 @@ def work() -> None:
         until = time.monotonic() + SLICE_SECONDS
         try:
             storage.require()
-            _remove_replaced(Pack.objects.all())
+            _end_what_was_begun()
             for source_id in _sources():
                 while _merge_some(source_id):
                     if lease.leaving.is_set() or time.monotonic() >= until:
@@ -112,12 +114,13 @@ def _sources() -> list[uuid.UUID]:
 
 
 def _chosen(source_id: uuid.UUID) -> list[Pack]:
-    """Return what is to be one pack: neighbours in time, as many as fill it; else all that are
-    small, or all but the largest. Then it is at least twice the largest of them, so that no message
-    is copied more often than its pack can double. None where it is not worth it yet."""
+    """Return what is to be one pack: neighbours in time, as many as fill it; else the eldest
+    MERGED_PACKS that are small, or all but the largest of them. Then it is at least twice the
+    largest, so that no message is copied more often than its pack can double. None where it is not
+    worth it yet."""
     chosen: list[Pack] = []
     size = messages = 0
-    for pack in small_packs().filter(source=source_id).order_by("created_at").iterator():
+    for pack in small_packs().filter(source=source_id).order_by("created_at")[:MERGED_PACKS]:
         size += pack.size_bytes
         messages += pack.message_count
         if size > MERGED_BYTES or messages > MERGED_MESSAGES:
@@ -144,7 +147,7 @@ def _merge_some(source_id: uuid.UUID) -> bool:
         except LostRace:
             log.info("compaction_overtaken", source=str(source_id))
             return False
-        _remove_replaced(Pack.objects.filter(source=source_id))
+        _remove_replaced(source_id)
         return True
 
 
@@ -297,11 +300,23 @@ def _commit(
     old.update(replaced_at=timezone.now(), index_defects=0)
 
 
-def _remove_replaced(packs: QuerySet[Pack]) -> None:
-    """Remove the files of replaced packs, then their rows. Repeated where it was broken off."""
+def _end_what_was_begun() -> None:
+    """Remove what was replaced, and stayed where that was broken off. Not of a source of which
+    somebody reads all packs: what is found there may have rows name it again (`archive.rebuild`).
+    """
+    replaced = Pack.objects.filter(replaced_at__isnull=False).order_by()
+    for source_id in list(replaced.values_list("source", flat=True).distinct()):
+        with claims.claimed(KIND, source_id) as mine:
+            if mine:
+                _remove_replaced(source_id)
+
+
+def _remove_replaced(source_id: uuid.UUID) -> None:
+    """Remove the files of replaced packs, then their rows. Needs the claim on the source."""
     archive = store()
-    empty = packs.filter(~Exists(Message.objects.filter(pack=OuterRef("pk"))))
-    for pack in empty.filter(replaced_at__isnull=False).iterator():
+    replaced = Pack.objects.filter(source=source_id, replaced_at__isnull=False)
+    empty = replaced.filter(~Exists(Message.objects.filter(pack=OuterRef("pk"))))
+    for pack in empty.iterator():
         archive.delete(PackFile(pack.source_id, pack.pk, pack.size_bytes, pack.created_at))
         with transaction.atomic():
             Pack.objects.filter(pk=pack.pk).delete()

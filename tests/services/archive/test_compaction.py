@@ -166,6 +166,21 @@ def test_a_full_pack_is_made_of_neighbours_in_time_and_never_copied_again(
     assert len({Message.objects.get(pk=message.pk).pack_id for message in made[6:12]}) == 1
 
 
+def test_so_few_are_merged_at_a_time_that_it_ends_with_its_slice(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compaction, "MERGED_PACKS", 5)
+    synced(folder, 12)
+    before = contents()
+    with monkeypatch.context() as short:
+        short.setattr(compaction, "SLICE_SECONDS", 0.0)
+        compaction.work()
+    assert len(files()) == 12 - 5 + 1
+    compaction.work()
+    assert len(files()) == 1
+    assert contents() == before
+
+
 def test_a_pack_that_outweighs_the_others_is_not_copied_with_them(
     folder: Folder,
 ) -> None:
@@ -284,6 +299,25 @@ def test_nothing_is_merged_while_somebody_reads_all_of_a_source(folder: Folder) 
     assert housekeeping.collect_orphans(older_than=_AT_ONCE) == 1
     compaction.work()
     assert len(files()) == 1
+
+
+def test_what_was_replaced_stays_while_somebody_reads_all_of_a_source(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A rebuild has rows name it again where the pack that replaced it is not there."""
+    synced(folder)
+    before = contents()
+    with monkeypatch.context() as full:
+        full.setattr(type(store()), "delete", lambda *_: int("no"))
+        with pytest.raises(ValueError, match="no"):
+            compaction.work()
+    with compaction.held_off(folder.mailbox.source_id):
+        compaction.work()
+        assert len(files()) == 6
+        lose_all_of_it(Pack.objects.get(replaced_at=None))
+        rebuild.rebuild(IngestionSource.objects.get(), actor=ACTOR, on_damage=print)
+    compaction.work()
+    assert contents() == before
 
 
 def test_what_is_locked_is_merged_when_the_lock_is_over(
