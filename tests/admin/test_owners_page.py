@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import Permission, User
 from django.test import Client
 
 from ingestion.models import AuditEvent, Run
@@ -58,6 +58,7 @@ def test_an_owner_reads_and_searches_their_mail_and_nobody_elses(
     [theirs] = archived(
         a_folder(a_mailbox(a_source(other_user, "Theirs"), "bob@example.com")), HTML
     )
+    owner.user_permissions.add(Permission.objects.get(codename="add_export"))
     for message in (mine, theirs):
         indexed(message, "Hello zebrafish", attachments=(a_file("a.csv"),))
     found = shown(client.get("/admin/mail/?q=zebrafish&show=facets"))

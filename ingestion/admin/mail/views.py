@@ -158,8 +158,8 @@ def _listed(
 
 
 def _export(request: HttpRequest, query: str) -> str:
-    """Return the address of the form that exports a search, for those who may."""
-    may = request.user.has_perm("ingestion.add_export")
+    """Return the address of the form, of the admin, that exports a search, for those who may."""
+    may = request.user.is_staff and request.user.has_perm("ingestion.add_export")
     return f"{reverse('admin:ingestion_export_add')}?{urlencode({'query': query})}" if may else ""
 
 
