@@ -71,9 +71,9 @@ class Connector(_Closing, ABC):
 
     def watch(
         self,
-        mailbox: RemoteMailbox,  # noqa: ARG002 - for those that can tell
+        mailboxes: Sequence[RemoteMailbox],  # noqa: ARG002 - for those that can tell
     ) -> "Watch | None":
-        """Have the provider tell when something changed in a mailbox; None where it can't."""
+        """Have the provider tell when something changed in mailboxes; None where it can't."""
         return None
 
 
@@ -131,12 +131,15 @@ class MailboxSession(_Closing, ABC):
 
 
 class Watch(_Closing, ABC):
-    """A connection on which a provider tells that a mailbox changed. A doorbell and no more: what
-    it tells may come late, twice or never, and nobody waits for it."""
+    """A way by which a provider tells that mailboxes changed, for a day. A doorbell and no more:
+    what it tells may come late, twice or never, and nobody waits for it."""
 
     @abstractmethod
-    def wait(self, seconds: float) -> bool:
-        """Wait until something changed (True), or for so long. Raises Retryable: open another."""
+    def wait(self, seconds: float) -> Sequence[RemoteMailbox]:
+        """Wait until something changed, or for about so long; return where. Who calls again has
+        seen to what was returned before. What came before this was opened is told too, or told
+        as if it had come. Raises ConnectorError: open another.
+        """
 
 
 class Consent(ABC):

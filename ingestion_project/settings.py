@@ -399,6 +399,7 @@ EXTRA_CA_FILE = env.str("EXTRA_CA_FILE", default="")
 PROVIDER_ENDPOINTS = {
     "google.gmail": env.str("GOOGLE_GMAIL_URL", default="https://gmail.googleapis.com"),
     "google.directory": env.str("GOOGLE_DIRECTORY_URL", default="https://admin.googleapis.com"),
+    "google.pubsub": env.str("GOOGLE_PUBSUB_URL", default="https://pubsub.googleapis.com"),
     "google.auth": env.str(
         "GOOGLE_AUTH_URL", default="https://accounts.google.com/o/oauth2/v2/auth"
     ),
@@ -410,8 +411,8 @@ PROVIDER_ENDPOINTS = {
 #: developers.google.com/workspace/gmail/api/reference/quota: units, per minute. "new" is for Cloud
 #: projects that began to use the API in May 2026 or later, "old" for those before.
 _GOOGLE_QUOTAS = {
-    "new": {"user": 6_000, "project": 1_200_000, "get": 20, "list": 5, "history": 2},
-    "old": {"user": 15_000, "project": 1_200_000, "get": 5, "list": 5, "history": 2},
+    "new": {"user": 6_000, "project": 1_200_000, "get": 20, "list": 5, "history": 2, "watch": 100},
+    "old": {"user": 15_000, "project": 1_200_000, "get": 5, "list": 5, "history": 2, "watch": 100},
 }
 _quota = env.str("GOOGLE_QUOTA", default="new")
 if _quota not in _GOOGLE_QUOTAS:

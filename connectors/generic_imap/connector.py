@@ -71,14 +71,14 @@ class ImapConnector(Connector):
     def open(self, mailbox: RemoteMailbox) -> MailboxSession:  # noqa: ARG002 - there is one
         return ImapSession(self._config, self._environment)
 
-    def watch(self, mailbox: RemoteMailbox) -> Watch | None:  # noqa: ARG002 - there is one
+    def watch(self, mailboxes: Sequence[RemoteMailbox]) -> Watch | None:
         login = client.login(self._config, self._environment)
         try:
             if not login.can("IDLE"):
                 login.close()
                 return None
             opening.examine(login, RemoteFolder("INBOX", "INBOX"))
-            return Idling(login)
+            return Idling(login, mailboxes)
         except BaseException:
             login.close()
             raise

@@ -2,9 +2,11 @@
 
 import re
 import time
+from collections.abc import Sequence
 
 from connectors.base import Watch
 from connectors.generic_imap.client import Login
+from connectors.types import RemoteMailbox
 
 #: RFC 2177: begun anew at least every 29 minutes. Sooner, for the sake of routers that forget who
 #: is silent.
@@ -15,14 +17,21 @@ _CHANGE = re.compile(rb"(\* )?(\d+ (EXISTS|EXPUNGE|FETCH)|VANISHED)\b", re.IGNOR
 class Idling(Watch):
     """One connection that has the INBOX open and idles."""
 
-    def __init__(self, login: Login) -> None:
-        self._login = login
+    def __init__(self, login: Login, mailboxes: Sequence[RemoteMailbox]) -> None:
+        self._login, self._mailboxes = login, mailboxes
+        self._is_new = True
         self._tag, self._begun = login.wire.idle(), time.monotonic()
 
     def close(self) -> None:
         self._login.close()
 
-    def wait(self, seconds: float) -> bool:
+    def wait(self, seconds: float) -> Sequence[RemoteMailbox]:
+        if self._is_new:  # whatever came while nobody listened
+            self._is_new = False
+            return self._mailboxes
+        return self._mailboxes if self._has_changed(seconds) else ()
+
+    def _has_changed(self, seconds: float) -> bool:
         wire, until = self._login.wire, time.monotonic() + seconds
         while True:
             now = time.monotonic()

@@ -46,6 +46,9 @@ class Api:
         assert document is not None, "google-api-python-client comes with this document"
         options = {"api_endpoint": url}
         made = build_from_document(document, http=httplib2.Http(), client_options=options)
+        if name == "pubsub":
+            self.subscriptions: Any = made.projects().subscriptions()
+            return
         self.users: Any = made.users()
         if name == "gmail":
             self.messages: Any = self.users.messages()
@@ -61,6 +64,11 @@ def gmail(url: str) -> Api:
 @functools.lru_cache(maxsize=4)
 def directory(url: str) -> Api:
     return Api("admin", "directory_v1", url)
+
+
+@functools.lru_cache(maxsize=4)
+def pubsub(url: str) -> Api:
+    return Api("pubsub", "v1", url)
 
 
 class Pace:
@@ -98,7 +106,7 @@ class Pace:
 
 
 class Unpaced(Pace):
-    """For the directory, whose quota is its own and far away."""
+    """For the directory and Pub/Sub, whose quotas are their own and far away."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -123,7 +131,7 @@ class Caller:
     access: Access
     asker: Asker
     pace: Pace
-    api: str  # "gmail" or "admin"
+    api: str  # "gmail", "admin" or "pubsub"
     stop: threading.Event
 
     def call(

@@ -9,6 +9,8 @@ from typing import Any
 from connectors.config import Config, ConfigError, field
 
 _ADDRESS = re.compile(r"[^@\s]{1,64}@[^@\s]{1,255}")
+#: cloud.google.com/pubsub/docs/pubsub-basics#resource_names.
+_TOPIC = re.compile(r"projects/[a-z0-9.:-]{1,100}/topics/[A-Za-z][\w.~+%-]{2,250}", re.ASCII)
 #: What of a key is needed; where its tokens are issued is a setting, never the key's word.
 _KEY_PARTS = ("client_email", "private_key", "private_key_id", "client_id", "project_id")
 _DOMAIN_FIELDS = frozenset({"serviceAccountKeyJson", "impersonatedAdminEmail"})
@@ -61,6 +63,13 @@ class GoogleConfig(Config):
         max_length=320,
         help="For one account: its address. Signing in fills it.",
     )
+    notificationTopic: str = field(
+        "Notification topic",
+        default="",
+        max_length=400,
+        help="To listen for new mail: projects/PROJECT/topics/NAME, of Cloud Pub/Sub. Its"
+        " subscription is NAME-sub. See docs/google.md.",
+    )
 
     @property
     def is_domain(self) -> bool:
@@ -77,6 +86,11 @@ class GoogleConfig(Config):
     def project(self) -> str:
         """Whose quota it is: the Cloud project's id, or the client's id, which begins with it."""
         return self.key["project_id"] if self.is_domain else self.clientId
+
+    @property
+    def subscription(self) -> str:
+        """The subscription that Google's console makes with a topic."""
+        return self.notificationTopic.replace("/topics/", "/subscriptions/") + "-sub"
 
     def awaits_consent(self) -> bool:
         return not self.is_domain and not self.refreshToken
@@ -103,6 +117,8 @@ class GoogleConfig(Config):
 
     def check(self) -> None:
         errors = self._domain_errors() if self.is_domain else self._account_errors()
+        if self.notificationTopic and not _TOPIC.fullmatch(self.notificationTopic):
+            errors["notificationTopic"] = ["Must be as projects/PROJECT/topics/NAME."]
         if errors:
             raise ConfigError(errors)
 

@@ -9,9 +9,9 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 
-from connectors.base import Connector, MailboxSession
+from connectors.base import Connector, MailboxSession, Watch
 from connectors.config import Environment
-from connectors.errors import Fatal, FolderGone, MailboxUnavailable, NeedsReauth
+from connectors.errors import ConnectorError, Fatal, FolderGone, MailboxUnavailable, NeedsReauth
 from connectors.google import directory, refusals
 from connectors.google.client import Caller, Unpaced
 from connectors.google.config import GoogleConfig
@@ -19,6 +19,7 @@ from connectors.google.consent import GoogleConsent
 from connectors.google.download import Download
 from connectors.google.listing import Listing
 from connectors.google.mailbox import GmailMailbox
+from connectors.google.notifications import Notifications
 from connectors.google.refusals import (
     MAIL_SCOPE,
     USERS_SCOPE,
@@ -64,7 +65,9 @@ class GoogleConnector(Connector):
         timer = threading.Timer(_CHECK_STEPS * self._environment.timeout_seconds, self._stop.set)
         timer.start()
         try:
-            return self.check_domain() if self._config.is_domain else self.check_account()
+            found = self.check_domain() if self._config.is_domain else self.check_account()
+            told = self._check_notifications(found.account)
+            return dataclasses.replace(found, detail=". ".join(filter(None, (found.detail, told))))
         finally:
             timer.cancel()
 
@@ -117,6 +120,35 @@ class GoogleConnector(Connector):
                 problem = error
         raise Fatal(f"No mailbox could be read. {problem}", code="no_mailbox")
 
+    # -- notifications ---------------------------------------------------------------------------
+
+    def watch(self, mailboxes: Sequence[RemoteMailbox]) -> Watch | None:
+        if not self._config.notificationTopic:
+            return None
+        return Notifications(
+            self._config, self._environment, self._stop, mailboxes, tell=self._tell
+        )
+
+    def _tell(self, mailbox: RemoteMailbox) -> None:
+        with self.open(mailbox) as session:
+            session.tell(self._config.notificationTopic)
+
+    def _check_notifications(self, address: str) -> str:
+        """Say what is wrong with them, in words; mail is archived without."""
+        if not self._config.notificationTopic:
+            return ""
+        try:
+            with Notifications(
+                self._config, self._environment, self._stop, (), tell=self._tell
+            ) as notifications:
+                notifications.check()
+            self._tell(RemoteMailbox(address, address))
+        except MailboxUnavailable:  # the administrator may have no Gmail
+            return ""
+        except ConnectorError as error:
+            return f"New mail is not listened for: {error}"
+        return ""
+
     # -- mailboxes -------------------------------------------------------------------------------
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
@@ -168,6 +200,10 @@ class GmailSession(MailboxSession):
 
     def close(self) -> None:
         self.mailbox.close()
+
+    def tell(self, topic: str) -> None:
+        with self._alone():
+            self.mailbox.tell(topic)
 
     def prefer(self, wanted: Wanted) -> None:
         self._wanted = wanted

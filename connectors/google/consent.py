@@ -1,7 +1,8 @@
 """Signing in with Google: the consent page, and the tokens for its code.
 
 developers.google.com/identity/protocols/oauth2/web-server. The scope is gmail.readonly, the least
-that reads mail; the address comes from Gmail's own profile, so none is needed for that.
+that reads mail, and pubsub where there is a topic to listen to; the address comes from Gmail's own
+profile, so none is needed for that.
 """
 
 import json
@@ -20,7 +21,7 @@ from connectors.errors import ConnectorError, Fatal, Unavailable
 from connectors.google import refusals
 from connectors.google.config import GoogleConfig
 from connectors.google.mailbox import GmailMailbox
-from connectors.google.refusals import MAIL_SCOPE, Asker
+from connectors.google.refusals import MAIL_SCOPE, TOPIC_SCOPE, Asker
 from connectors.google.tokens import access
 from connectors.google.transport import Http
 
@@ -34,7 +35,9 @@ class GoogleConsent(Consent):
             "client_id": self._config.clientId,
             "redirect_uri": redirect_uri,
             "response_type": "code",
-            "scope": MAIL_SCOPE,
+            "scope": f"{MAIL_SCOPE} {TOPIC_SCOPE}"
+            if self._config.notificationTopic
+            else MAIL_SCOPE,
             "state": state,
             "code_challenge": code_challenge,
             "code_challenge_method": "S256",

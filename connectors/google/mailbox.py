@@ -164,6 +164,15 @@ class GmailMailbox:
             raise error.no_gmail from None
         return found
 
+    def tell(self, topic: str) -> None:
+        """Have Gmail tell a topic of what changes here, for the next seven days."""
+        request = self._api.users.watch(userId="me", body={"topicName": topic})
+        try:
+            self._main.call(request, kind="watch")
+        except PreconditionFailed:  # a project may have one topic told, and it was another
+            self._main.call(self._api.users.stop(userId="me"))
+            self._main.call(request, kind="watch")
+
     # -- labels ----------------------------------------------------------------------------------
 
     def label_names(self, label_ids: Sequence[str]) -> tuple[str, ...]:

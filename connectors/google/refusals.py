@@ -25,6 +25,7 @@ from connectors.errors import (
 from connectors.web import retry_after_seconds
 
 MAIL_SCOPE = "https://www.googleapis.com/auth/gmail.readonly"
+TOPIC_SCOPE = "https://www.googleapis.com/auth/pubsub"
 USERS_SCOPE = "https://www.googleapis.com/auth/admin.directory.user.readonly"
 DELEGATION_PAGE = "https://admin.google.com/ac/owl/domainwidedelegation"
 DENIED = "denied"  # 403 for a reason that Google's documentation does not have
@@ -40,6 +41,9 @@ _RATE_REASONS = frozenset(
     }
 )
 _LONGEST_WAIT_SECONDS = 3_600.0
+_NAMES = {"gmail": "Gmail API", "admin": "Admin SDK API", "pubsub": "Cloud Pub/Sub API"}
+#: What Gmail says of a topic, and of nothing else.
+_OF_TOPIC = re.compile("Cloud PubSub|topicName")
 _TOO_FEW_SCOPES = frozenset({"insufficientPermissions", "ACCESS_TOKEN_SCOPE_INSUFFICIENT"})
 
 
@@ -87,6 +91,10 @@ class PreconditionFailed(OutOfOrder):
         self.no_gmail = no_gmail
 
 
+class NoAnswer(Unavailable):
+    """Nothing came in time."""
+
+
 class Refused(RateLimited):
     """Too much was asked. `whose`: "user" or "project"."""
 
@@ -120,7 +128,8 @@ def delegation_line(client_id: str) -> str:
 def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
     """Return what a refusal means: a ConnectorError, Absent or BadRequest.
 
-    `api` is "gmail" or "admin". developers.google.com/workspace/gmail/api/guides/handle-errors.
+    `api` is "gmail", "admin" or "pubsub".
+    developers.google.com/workspace/gmail/api/guides/handle-errors.
     """
     status, reasons, text = int(error.resp.status), *_reasons(error)
     folded = {reason.lower() for reason in reasons}
@@ -130,9 +139,10 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
         return Refused(whose, retry_after_seconds=_told(text) if header is None else header)
     if status >= 500 or status == 408:
         return OutOfOrder(f"Google is out of order (HTTP {status}). It is tried again.")
+    if _OF_TOPIC.search(text):
+        return _of_topic(status, text)
     if status == 404:
-        setting = "GOOGLE_GMAIL_URL" if api == "gmail" else "GOOGLE_DIRECTORY_URL"
-        return Absent(f"Google does not have what was asked for (404). Check {setting}.")
+        return _missing(api)
     if status == 401:
         return _not_accepted(asker)
     if status == 403:
@@ -158,7 +168,7 @@ def _not_accepted(asker: Asker) -> ConnectorError:
 
 
 def _forbidden(reasons: set[str], text: str, asker: Asker, api: str) -> ConnectorError:
-    name = "Gmail API" if api == "gmail" else "Admin SDK API"
+    name = _NAMES[api]
     if reasons & {"accessNotConfigured", "SERVICE_DISABLED"}:
         page = f"{_LIBRARY}/{api}.googleapis.com?project={asker.project}"
         return Fatal(
@@ -166,6 +176,8 @@ def _forbidden(reasons: set[str], text: str, asker: Asker, api: str) -> Connecto
             " and wait a few minutes.",
             code="api_disabled",
         )
+    if api == "pubsub":
+        return subscription_denied(asker)
     if reasons & _TOO_FEW_SCOPES:
         return _scope_missing(asker)
     if "domainPolicy" in reasons:
@@ -200,8 +212,50 @@ def scope_not_granted() -> ConnectorError:
     )
 
 
+def _of_topic(status: int, text: str) -> ConnectorError:
+    """Return why Gmail tells a topic nothing: users.watch publishes a message on trial."""
+    if status == 403:
+        return Fatal(
+            "Gmail may not publish to the notification topic. Grant"
+            " gmail-api-push@system.gserviceaccount.com the role Pub/Sub Publisher on it.",
+            code="topic_not_granted",
+        )
+    if status == 404:
+        return Fatal(
+            "There is no such notification topic. Create it, or correct notificationTopic.",
+            code="topic_missing",
+        )
+    return Fatal(
+        "Gmail does not take the notification topic: it must lie in the Cloud project of the"
+        f" service account or of the OAuth client ({_shown(text)}).",
+        code="topic_elsewhere",
+    )
+
+
+def _missing(api: str) -> ConnectorError:
+    if api == "pubsub":
+        return Fatal(
+            "The notification topic has no subscription of its name with -sub behind it. Create it,"
+            " of type pull.",
+            code="subscription_missing",
+        )
+    setting = "GOOGLE_GMAIL_URL" if api == "gmail" else "GOOGLE_DIRECTORY_URL"
+    return Absent(f"Google does not have what was asked for (404). Check {setting}.")
+
+
+def subscription_denied(asker: Asker) -> ConnectorError:
+    again = "" if asker.is_domain else ", and sign in again if that was before there was a topic"
+    return Fatal(
+        f"{asker.person} may not read the topic's subscription. Grant it the role Pub/Sub"
+        f" Subscriber on the subscription{again}.",
+        code="subscription_denied",
+    )
+
+
 def of_connection(error: Exception) -> ConnectorError:
     """Return what a failure below HTTP means."""
+    if isinstance(error, TimeoutError):
+        return NoAnswer("Google did not answer in time.")
     if isinstance(error, ssl.SSLCertVerificationError):
         return Fatal(
             "The certificate of Google's server can't be verified. Where a proxy of yours stands"

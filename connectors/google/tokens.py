@@ -62,7 +62,8 @@ _kept_lock = threading.Lock()
 
 
 def access(config: GoogleConfig, environment: Environment, *, person: str, scope: str) -> Access:
-    """Return the access of a domain's user, or of the one account. No network."""
+    """Return the access of a domain's user, or of the one account; where `person` is "", that of
+    the service account itself. No network."""
     token_url = environment.endpoints["google.token"]
     secret = [config.serviceAccountKeyJson, config.clientId, config.clientSecret]
     whose = json.dumps([*secret, config.refreshToken, token_url, person, scope])
@@ -82,7 +83,7 @@ def _credentials(
 ) -> service_account.Credentials | user_credentials.Credentials:
     if config.is_domain:
         account = _service_account(config.serviceAccountKeyJson, token_url)
-        return account.with_scopes([scope]).with_subject(person)
+        return account.with_scopes([scope]).with_subject(person or None)
     return user_credentials.Credentials(
         token=None,
         refresh_token=config.refreshToken,

@@ -27,6 +27,7 @@ from tests.servers import gmail_discovery
 from tests.servers.gmail_http import HttpServer, Request, Response
 from tests.servers.gmail_oauth import OAuth, Token
 from tests.servers.gmail_store import Person, message
+from tests.servers.pubsub import GMAIL, PubSub
 
 MAIL_SCOPE = "https://www.googleapis.com/auth/gmail.readonly"
 USERS_SCOPE = "https://www.googleapis.com/auth/admin.directory.user.readonly"
@@ -75,6 +76,8 @@ class Gmail:
         self.gzip = True
         self.page_size = 500  # Google may answer with fewer than maxResults
         self.costs = dict(COSTS)
+        self.pubsub = PubSub()
+        self.watched: dict[str, str] = {}  # address -> the topic that is told
         self.calls: list[Call] = []
         self.requests: list[str] = []  # every HTTP request's path
         self.before_call: Callable[[str, str, str], None] = lambda *_: None
@@ -98,6 +101,7 @@ class Gmail:
         return {
             "google.gmail": self.url,
             "google.directory": self.url,
+            "google.pubsub": self.url,
             "google.auth": f"{self.url}/o/oauth2/v2/auth",
             "google.token": f"{self.url}/token",
         }
@@ -106,7 +110,7 @@ class Gmail:
     def settings(self) -> dict[str, str]:
         """The settings that point a service here."""
         names = {"google.gmail": "GMAIL", "google.directory": "DIRECTORY"}
-        names |= {"google.auth": "AUTH", "google.token": "TOKEN"}
+        names |= {"google.auth": "AUTH", "google.token": "TOKEN", "google.pubsub": "PUBSUB"}
         return {f"GOOGLE_{names[part]}_URL": url for part, url in self.endpoints.items()}
 
     def add(self, address: str) -> Person:
@@ -131,6 +135,9 @@ class Gmail:
             return self.oauth.token(request)
         if request.path == "/o/oauth2/v2/auth":
             return self.oauth.page(request)
+        if request.path.startswith("/v1/projects/"):
+            bearer = request.headers.get("authorization", "").removeprefix("Bearer ")
+            return self.pubsub.answer(request, self.oauth.holder(bearer))
         if request.path.startswith("/batch"):
             return self._batch(request)
         response = self._call(request)
@@ -200,6 +207,8 @@ class Gmail:
             return refusal
         one = {name: values[-1] for name, values in query.items()}
         person = self.people[token.subject]
+        if short in {"watch", "stop"}:
+            return self._told(short, json.loads(request.body or b"{}"), person)
         answer = self._done(short, path, one, query, person)
         if isinstance(answer, Response):
             return answer
@@ -309,6 +318,37 @@ class Gmail:
         if short == "history.list":
             return self._history(one, query, person)
         return _refusal(501, "notImplemented", f"The scripted Google has no {short}.")
+
+    def _told(self, short: str, asked: Any, person: Person) -> Response:
+        """users.watch and users.stop: what is published is as in workspace/gmail/api/guides/push.
+
+        What is refused is worded as people report it, of the message that is published on trial.
+        """
+        if short == "stop":
+            self.watched.pop(person.address, None)
+            return Response(204)
+        topic = asked["topicName"]
+        said = f"Error sending test message to Cloud PubSub {topic} : "
+        if not topic.startswith("projects/project-1/topics/"):
+            text = "Invalid topicName does not match projects/project-1/topics/*"
+            return _refusal(400, "invalidArgument", text)
+        if topic not in self.pubsub.topics:
+            return _refusal(404, "notFound", f"{said}Resource not found (resource=x).")
+        if GMAIL not in self.pubsub.topics[topic]:
+            return _refusal(403, "forbidden", f"{said}User not authorized to perform this action.")
+        if self.watched.get(person.address, topic) != topic:
+            text = "Only one user push notification client allowed per developer"
+            return _refusal(400, "failedPrecondition", text, status="FAILED_PRECONDITION")
+        self.watched[person.address] = topic
+        person.changed = lambda: self._publish(person)
+        person.changed()
+        week = int((time.time() + 7 * 86_400) * 1000)
+        return _json(200, {"historyId": str(person.history_id), "expiration": str(week)})
+
+    def _publish(self, person: Person) -> None:
+        if topic := self.watched.get(person.address):
+            told = {"emailAddress": person.address, "historyId": str(person.history_id)}
+            self.pubsub.publish(topic, json.dumps(told).encode())
 
     def _messages(self, one: dict[str, str], query: dict[str, list[str]], person: Person) -> Any:
         words = one.get("q", "").split()

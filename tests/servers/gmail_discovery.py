@@ -145,3 +145,8 @@ def gmail() -> Api:
 @functools.cache
 def directory() -> Api:
     return Api("admin", "directory_v1")
+
+
+@functools.cache
+def pubsub() -> Api:
+    return Api("pubsub", "v1")

@@ -111,7 +111,9 @@ class OAuth:
             )
         if claims["aud"] != AUDIENCE:
             return _refused("invalid_grant", "Invalid JWT: Failed audience check.")
-        subject = claims.get("sub", "")
+        if "sub" not in claims:  # the service account itself: what it may do is up to IAM
+            return self._issued(self.account, claims["scope"], project="project-1")
+        subject = claims["sub"]
         if subject not in self._addresses or self._addresses[subject].suspended:
             return _refused("invalid_grant", "Invalid email or User ID")
         scopes = claims["scope"].split()

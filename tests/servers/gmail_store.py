@@ -5,7 +5,7 @@ import bisect
 import dataclasses
 import itertools
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 SYSTEM_LABELS = (
@@ -56,6 +56,7 @@ class Person:
         self.history_id = 1_000
         self.history_starts_at = 1_000
         self._order: list[tuple[int, str]] = []
+        self.changed: Callable[[], None] = lambda: None  # after each change
         self._dates = itertools.count(_FIRST_DATE_MS, 1_000)
         self.lock = threading.RLock()
 
@@ -116,6 +117,7 @@ class Person:
             tuple(sorted(mail.labels)), tuple(sorted(changed)),
         )  # fmt: skip
         self.changes.append(change)
+        self.changed()
 
     # -- what the API answers --------------------------------------------------------------------
 

@@ -1,46 +1,59 @@
 """Listens to providers that tell of new mail at once, and lets whose bell rang have their turn now.
 
 For sources with the option "listen", of providers that can (`Connector.watch`): a thread and a
-connection each. Nothing depends on it. A ring only moves the time of the next look; who is not
-listened to, or whose ring is lost, is looked at in its turn as everybody else. Each process of
-`control` listens: where there are several, a mailbox rings several times, which costs nothing.
+connection each. Nothing depends on it. A ring only has a mailbox followed sooner; who is not
+listened to, or whose ring is lost, is looked at in its turn as everybody else. Where there are
+several processes of `control`, one listens.
 """
 
 import threading
 import time
 import uuid
+from collections.abc import Collection
 
 import structlog
 from django.db import DatabaseError, connection
 
 from connectors.types import RemoteMailbox
 from ingestion.models import IngestionSource, Mailbox
-from ingestion.services.engine import backoff, lease
+from ingestion.services.engine import backoff, claims, lease, looking, runs
 from ingestion.services.sources import credentials
 from ingestion.states import MailboxState, SourceStatus
 
 log = structlog.get_logger(__name__)
 
-#: So many mailboxes are listened to at most: each is a connection that the server must bear.
+#: So many sources are listened to at most: each is a connection that the server must bear.
 MOST = 200
 #: How soon a change of what is chosen is seen.
 _LOOK_SECONDS = 10.0
 #: How soon a thread sees that it is to end, and a ring is passed on that came while a sync ran.
 _WAIT_SECONDS = 2.0
+#: A watch is good for so long.
+_DAY_SECONDS = 86_400.0
+#: What failed after so long was well before.
+_STEADY_SECONDS = 60.0
+#: What the process that listens has a claim on.
+_ALL = uuid.UUID(int=0)
+#: And for how long: it is lost unnoticed with its connection, and then two listen until it ends.
+_CLAIM_SECONDS = 600.0
 
-#: Not more often than every ten seconds, however often it rings.
-_RING = """
+#: Of a source that is one account: a look is cheaper than a sync. Not more often than every ten
+#: seconds, however often it rings.
+_LOOK = """
 UPDATE ingestion_ingestionsource
    SET next_sync_at = least(
            next_sync_at, greatest(now(), last_sync_finished_at + interval '10 seconds'))
- WHERE id = %s AND status = 'active' AND next_sync_at IS NOT NULL"""
+ WHERE id = %s AND status = 'active' AND next_sync_at IS NOT NULL AND provider = ANY(%s)"""
 
 
-def ring(source_id: uuid.UUID) -> bool:
-    """Have a source looked at now; False where a sync is under way, or it is not followed."""
+def ring(source_id: uuid.UUID, mailboxes: Collection[uuid.UUID]) -> Collection[uuid.UUID]:
+    """Have mailboxes of a source followed now; return those of which that is so. Of the others work
+    is under way, which may be past what rang: they are to be rung again."""
     with connection.cursor() as cursor:
-        cursor.execute(_RING, [source_id])
-        return bool(cursor.rowcount)
+        cursor.execute(_LOOK, [source_id, looking.one_account()])
+        if cursor.rowcount:
+            return mailboxes
+    return runs.follow_now(source_id, mailboxes)
 
 
 class Listener:
@@ -54,13 +67,24 @@ class Listener:
         """Listen until the worker is told to end."""
         while not lease.leaving.is_set():
             try:
-                self.keep_up()
+                with claims.claimed("listen", _ALL) as mine:
+                    self._stay(time.monotonic() + (_CLAIM_SECONDS if mine else 0), mine=mine)
             except DatabaseError as error:
                 log.warning("database_unavailable", error=type(error).__name__)
-            finally:
-                connection.close()  # this thread's own
-            time.sleep(_LOOK_SECONDS)
+                connection.close()
+                time.sleep(_LOOK_SECONDS)
         self.end()
+
+    def _stay(self, until: float, *, mine: bool) -> None:
+        while True:
+            if mine:
+                self.keep_up()
+            else:
+                self.end()
+            connection.close()  # this thread's own
+            time.sleep(_LOOK_SECONDS)
+            if time.monotonic() >= until or lease.leaving.is_set():
+                return
 
     def keep_up(self) -> None:
         chosen = IngestionSource.objects.filter(
@@ -84,44 +108,49 @@ class Listener:
             ends.set()
         for thread, _ in self._threads.values():
             thread.join()
+        self._threads.clear()
 
 
 def _listen(source_id: uuid.UUID, ends: threading.Event) -> None:
     failures = 0
     while not ends.is_set():
+        began = time.monotonic()
         try:
             if not _hear(source_id, ends):
                 return
             failures = 0
         except Exception as error:  # noqa: BLE001 - the sync meets it too, and says what it is
-            failures += 1
-            log.info("not_listening", source=str(source_id), error=type(error).__name__)
+            failures = failures + 1 if time.monotonic() - began < _STEADY_SECONDS else 1
+            code = getattr(error, "code", type(error).__name__)
+            log.info("not_listening", source=str(source_id), code=code)
         finally:
             connection.close()  # this thread's own
         ends.wait(backoff.delay(failures).total_seconds() if failures else 0)
 
 
 def _hear(source_id: uuid.UUID, ends: threading.Event) -> bool:
-    """Listen on one connection until it is to end; False where there is nothing to listen to."""
-    mailbox = (
-        Mailbox.objects.select_related("source")
-        .filter(source=source_id, state=MailboxState.ACTIVE)
-        .first()
-    )
-    if mailbox is None:
+    """Listen for a day, or until it is to end; False where there is nothing to listen to."""
+    source = IngestionSource.objects.get(pk=source_id)
+    active = Mailbox.objects.filter(source=source, state=MailboxState.ACTIVE)
+    known = {
+        RemoteMailbox(remote_id, address): pk
+        for pk, remote_id, address in active.values_list("pk", "remote_id", "address")
+    }
+    if not known:
         return False
-    with credentials.connect(mailbox.source) as connector:
-        watch = connector.watch(RemoteMailbox(mailbox.remote_id, mailbox.address))
+    until = time.monotonic() + _DAY_SECONDS
+    with credentials.connect(source) as connector:
+        watch = connector.watch(list(known))
         if watch is None:
             log.info("no_doorbell", source=str(source_id))
             return False
         with watch:
-            rang = True  # whatever came while nobody listened
-            while not ends.is_set():
+            rang: set[uuid.UUID] = set()
+            while not ends.is_set() and time.monotonic() < until:
                 if rang:
-                    rang = not ring(source_id)
-                    connection.close()
-                rang = watch.wait(_WAIT_SECONDS) or rang
+                    rang -= set(ring(source_id, rang))
+                connection.close()
+                rang.update(known[mailbox] for mailbox in watch.wait(_WAIT_SECONDS))
     return True
 
 

@@ -12,7 +12,7 @@ import structlog
 from django.db import connection, transaction
 from django.db.models import F, Min, QuerySet, Value
 from django.db.models.expressions import CombinedExpression
-from django.db.models.functions import Greatest, Least, Now
+from django.db.models.functions import Coalesce, Greatest, Least, Now
 
 from ingestion.errors import LostRace
 from ingestion.models import AlertKind, FailedMessage, Folder, IngestionSource, Mailbox, Run
@@ -83,8 +83,8 @@ def start_syncs(
     *,
     only_mailboxes: Collection[uuid.UUID] = (),
 ) -> None:
-    """Start a scheduled sync of each source that has no unfinished run, by a few statements. Those
-    of which `only_mailboxes` has the only mailbox need not list theirs.
+    """Start a scheduled sync of each source, by a few statements; an unfinished run lists its
+    mailboxes anew. Those of which `only_mailboxes` has the only mailbox need not list theirs.
 
     Call inside a transaction that holds the sources' row locks.
     """
@@ -92,6 +92,9 @@ def start_syncs(
         return
     begun = [Run(source_id=pk, kind=RunKind.SYNC, actor=SCHEDULE) for pk in source_ids]
     Run.objects.bulk_create(begun, ignore_conflicts=True)  # one_unfinished_run_per_source
+    _list_again(  # of some mailboxes alone: it becomes one of all (follow_now)
+        Run.objects.filter(source__in=source_ids, finished_at=None, discovered_at__isnull=False)
+    )
     if only_mailboxes:
         given = {"runs": [run.pk for run in begun], "mailboxes": list(only_mailboxes)}
         with connection.cursor() as cursor:
@@ -99,6 +102,56 @@ def start_syncs(
     IngestionSource.objects.filter(pk__in=source_ids).update(
         last_sync_started_at=Now(), next_sync_at=None
     )
+
+
+#: A mailbox is not followed more often than this for the sake of rings.
+_RINGS_SECONDS = 10
+
+#: Of a run that mailboxes were added to: what is done is what is not owed any more.
+_OWES_MORE = """
+UPDATE ingestion_run r
+   SET mailboxes_total = greatest(mailboxes_total, owed.n),
+       mailboxes_done = greatest(0, mailboxes_done - %(more)s)
+  FROM (SELECT count(*) AS n FROM ingestion_mailbox WHERE run_id = %(run)s) owed
+ WHERE r.id = %(run)s"""
+
+
+@in_transaction
+def follow_now(source_id: uuid.UUID, mailboxes: Collection[uuid.UUID]) -> Collection[uuid.UUID]:
+    """Have some mailboxes of a source followed without the others, and return those: not those that
+    have work already, or were followed a moment ago. They become part of the run that is under way,
+    or of one of their own, which leaves the time of the next sync of all as it is.
+    """
+    active = IngestionSource.objects.filter(
+        pk=source_id, status=SourceStatus.ACTIVE, deleted_at=None
+    )
+    source = active.select_for_update(no_key=True).first()
+    if source is None:
+        return ()
+    resting = Mailbox.objects.filter(
+        pk__in=mailboxes,
+        source=source,
+        state=MailboxState.ACTIVE,
+        run=None,
+        last_synced_at__lt=Now() - dt.timedelta(seconds=_RINGS_SECONDS),
+    )
+    mine = list(resting.order_by("pk").select_for_update().values_list("pk", flat=True))
+    run = Run.objects.filter(source=source, finished_at=None).select_for_update().first()
+    if not mine or (run is not None and run.discovered_at is None):  # it is about to give work
+        return ()
+    if run is None:
+        run = Run.objects.create(
+            source=source,
+            kind=RunKind.SYNC,
+            actor=SCHEDULE,
+            discovered_at=Now(),
+            not_before=Now() + Options.of(source.options).sync_interval,
+        )
+        IngestionSource.objects.filter(pk=source.pk).update(last_sync_started_at=Now())
+    Mailbox.objects.filter(pk__in=mine).update(run=run, not_before=Now(), handed_out_at=None)
+    with connection.cursor() as cursor:
+        cursor.execute(_OWES_MORE, {"run": run.pk, "more": len(mine)})
+    return mine
 
 
 def make_due_now(source: IngestionSource) -> None:
@@ -293,7 +346,7 @@ def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) 
     changes: dict[str, object] = {
         "last_sync_finished_at": Now(),
         "last_sync_status_message": message,
-        "next_sync_at": _next_sync(source),
+        "next_sync_at": Coalesce("next_sync_at", _next_sync(source)),  # `follow_now` left it
     }
     ended = status in (RunStatus.COMPLETED, RunStatus.INCOMPLETE)
     if ended and run.kind == RunKind.IMPORT:

@@ -74,7 +74,8 @@ _FIELDS = (
         "Listen for new mail",
         bool,
         False,
-        "Keep a connection on which an IMAP server tells of new mail at once (IDLE).",
+        "Have new mail told at once: by an IMAP server that has IDLE, or by Google, where the"
+        " source has a notification topic.",
     ),
     OptionField(
         "credentialsExpireOn",

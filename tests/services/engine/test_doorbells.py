@@ -1,6 +1,7 @@
 """Doorbells: what a server tells at once is looked at at once, and nothing depends on it."""
 
 import datetime as dt
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,8 +9,8 @@ from django.utils import timezone
 
 from connectors.generic_imap import idling
 from connectors.types import RemoteMailbox
-from ingestion.models import IngestionSource
-from ingestion.services.engine import backoff, doorbells, looking
+from ingestion.models import IngestionSource, Mailbox
+from ingestion.services.engine import backoff, claims, doorbells, lease, looking
 from ingestion.services.sources import credentials, verbs
 from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
@@ -19,6 +20,7 @@ from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 LATER = dt.timedelta(minutes=20)
+ME = RemoteMailbox("x", "x")
 
 
 @pytest.fixture
@@ -80,15 +82,17 @@ def test_new_mail_makes_its_mailbox_due_at_once(
 def test_a_flood_of_rings_is_a_look_in_ten_seconds(source: IngestionSource) -> None:
     finished = timezone.now() - dt.timedelta(seconds=2)
     IngestionSource.objects.update(last_sync_finished_at=finished)
+    mailbox = Mailbox.objects.get(source=source)
     for _ in range(3):
-        assert doorbells.ring(source.pk)
+        assert doorbells.ring(source.pk, {mailbox.pk})
     source.refresh_from_db()
     assert source.next_sync_at == finished + dt.timedelta(seconds=10)
 
 
 def test_a_ring_while_a_sync_runs_is_kept_until_it_ended(source: IngestionSource) -> None:
     verbs.start_sync(source, actor=ACTOR)
-    assert doorbells.ring(source.pk) is False
+    mailbox = Mailbox.objects.get(source=source)
+    assert not doorbells.ring(source.pk, {mailbox.pk})
 
 
 def test_a_connection_that_was_lost_is_opened_again_and_what_came_meanwhile_rings(
@@ -126,6 +130,31 @@ def test_whoever_is_not_to_be_listened_to_any_more_is_not(
     wait_for(lambda: server.open_connections == 0)
 
 
+def test_one_process_listens_at_a_time(
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doorbells, "_LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(lease, "leaving", threading.Event())
+    idle = threading.Semaphore(0)
+
+    class Seen(doorbells.Listener):
+        def end(self) -> None:
+            super().end()
+            idle.release()
+
+    thread = threading.Thread(target=Seen().run, daemon=True)
+    with claims.claimed("listen", doorbells._ALL) as mine:
+        assert mine
+        thread.start()
+        for _ in range(2):
+            assert idle.acquire(timeout=30)
+        assert server.idling == []
+    wait_for(lambda: len(server.idling) == 1)
+    lease.leaving.set()
+    thread.join(30)
+    wait_for(lambda: server.open_connections == 0)
+
+
 def test_dead_doorbells_lose_nothing(
     server: ImapScript, source: IngestionSource, listener: doorbells.Listener
 ) -> None:
@@ -145,28 +174,30 @@ def test_idling_begins_anew_before_a_server_ends_it(
     monkeypatch.setattr(idling, "_BEGIN_ANEW_SECONDS", 0.1)
     with (
         credentials.connect(source) as connector,
-        connector.watch(RemoteMailbox("x", "x")) as watch,  # type: ignore[union-attr] # it has IDLE
+        connector.watch([ME]) as watch,  # type: ignore[union-attr] # it has IDLE
     ):
-        assert watch.wait(0.2) is False
-        assert watch.wait(0.2) is False
+        assert watch.wait(0) == [ME]  # for what came before
+        assert not watch.wait(0.2)
+        assert not watch.wait(0.2)
         assert len(server.asked(b"IDLE")) >= 2
         wait_for(lambda: bool(server.idling))
         server.idling[0].send(b"* 1 EXISTS\r\n")
-        assert watch.wait(5) is True
+        assert watch.wait(5) == [ME]
 
 
 def test_a_server_without_idle_is_not_listened_to(source: IngestionSource) -> None:
     with ImapScript() as plain, credentials.connect(imap_source.create(plain)) as connector:
-        assert connector.watch(RemoteMailbox("x", "x")) is None
+        assert connector.watch([ME]) is None
         wait_for(lambda: plain.open_connections == 0)
 
 
 def test_dovecot_rings(dovecot: Dovecot) -> None:
     account = dovecot.account(b"Subject: old\r\n\r\n")
     with credentials.connect(imap_source.create(account)) as connector:
-        watch = connector.watch(RemoteMailbox("x", "x"))
+        watch = connector.watch([ME])
         assert watch is not None
         with watch:
-            assert watch.wait(0.1) is False
+            assert watch.wait(0) == [ME]
+            assert not watch.wait(0.1)
             dovecot.append(account.name, "INBOX", b"Subject: new\r\n\r\n")
-            assert watch.wait(30) is True
+            assert watch.wait(30) == [ME]
