@@ -38,11 +38,14 @@ _ALL = uuid.UUID(int=0)
 _CLAIM_SECONDS = 600.0
 
 #: Of a source that is one account: a look is cheaper than a sync. Not more often than every ten
-#: seconds, however often it rings.
+#: seconds, however often it rings. A look that is under way may be past what rang: it sees that it
+#: is due since later than it began (`looking`).
 _LOOK = """
 UPDATE ingestion_ingestionsource
-   SET next_sync_at = least(
-           next_sync_at, greatest(now(), last_sync_finished_at + interval '10 seconds'))
+   SET next_sync_at = CASE
+           WHEN next_sync_at <= now() AND handed_out_at IS NOT NULL THEN now()
+           ELSE least(
+               next_sync_at, greatest(now(), last_sync_finished_at + interval '10 seconds')) END
  WHERE id = %s AND status = 'active' AND next_sync_at IS NOT NULL AND provider = ANY(%s)"""
 
 
@@ -129,15 +132,17 @@ def _listen(source_id: uuid.UUID, ends: threading.Event) -> None:
 
 
 def _hear(source_id: uuid.UUID, ends: threading.Event) -> bool:
-    """Listen for a day, or until it is to end; False where there is nothing to listen to."""
+    """Listen for a day, or until it is to end; False where the provider has no doorbell."""
     source = IngestionSource.objects.get(pk=source_id)
     active = Mailbox.objects.filter(source=source, state=MailboxState.ACTIVE)
     known = {
         RemoteMailbox(remote_id, address): pk
         for pk, remote_id, address in active.values_list("pk", "remote_id", "address")
     }
-    if not known:
-        return False
+    if not known:  # it is unavailable, or excluded, and may come back
+        connection.close()
+        ends.wait(_LOOK_SECONDS)
+        return True
     until = time.monotonic() + _DAY_SECONDS
     with credentials.connect(source) as connector:
         watch = connector.watch(list(known))

@@ -67,16 +67,19 @@ UPDATE ingestion_ingestionsource SET handed_out_at = now() WHERE id = ANY(ARRAY(
      ORDER BY next_sync_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
 RETURNING id, now()"""
 
-#: Whoever missed a whole turn did so in an outage, with all others: they come back spread over one.
+#: Whose bell rang meanwhile (`doorbells`) is looked at again soon. Whoever missed a whole turn did
+#: so in an outage, with all others: they come back spread over one.
 _NOTHING_NEW = """
 WITH looked AS (
     SELECT * FROM unnest(%(sources)s::uuid[], %(began)s::timestamptz[], %(paces)s::float[])
                AS l(id, began, pace)),
 source AS (
     UPDATE ingestion_ingestionsource s
-       SET next_sync_at = now() + make_interval(secs => looked.pace * CASE
-               WHEN s.next_sync_at < now() - make_interval(secs => looked.pace) THEN random()
-               ELSE 0.95 + 0.05 * random() END),
+       SET next_sync_at = now() + make_interval(secs => CASE
+               WHEN s.next_sync_at > looked.began THEN 10
+               WHEN s.next_sync_at < now() - make_interval(secs => looked.pace)
+               THEN looked.pace * random()
+               ELSE looked.pace * (0.95 + 0.05 * random()) END),
            last_sync_started_at = looked.began, last_sync_finished_at = now(),
            last_sync_status_message = '0 archived.', handed_out_at = NULL
       FROM looked WHERE s.id = looked.id

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from connectors.generic_imap import idling
@@ -12,9 +13,10 @@ from connectors.types import RemoteMailbox
 from ingestion.models import IngestionSource, Mailbox
 from ingestion.services.engine import backoff, claims, doorbells, lease, looking
 from ingestion.services.sources import credentials, verbs
+from ingestion.states import MailboxState
 from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
-from tests.servers.imap_script import MODERN, ImapScript
+from tests.servers.imap_script import MODERN, Client, ImapScript
 from tests.servers.imap_source import ACTOR
 from tests.servers.stack import wait_for
 
@@ -87,6 +89,42 @@ def test_a_flood_of_rings_is_a_look_in_ten_seconds(source: IngestionSource) -> N
         assert doorbells.ring(source.pk, {mailbox.pk})
     source.refresh_from_db()
     assert source.next_sync_at == finished + dt.timedelta(seconds=10)
+
+
+def test_a_ring_while_it_is_looked_at_has_it_looked_at_again(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    """What rang may have come when its folder was listed already."""
+    mailbox = Mailbox.objects.get(source=source)
+
+    def while_listing(_client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"LIST"):
+            assert doorbells.ring(source.pk, {mailbox.pk})
+            connection.close()  # this thread's own
+        return False
+
+    IngestionSource.objects.update(next_sync_at=timezone.now())
+    server.hooks.append(while_listing)
+    looking.work(source.pk)
+    source.refresh_from_db()
+    assert source.next_sync_at is not None
+    assert source.next_sync_at <= timezone.now() + dt.timedelta(seconds=10)
+
+
+def test_a_mailbox_that_comes_back_is_listened_to(
+    server: ImapScript,
+    source: IngestionSource,
+    listener: doorbells.Listener,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(doorbells, "_LOOK_SECONDS", 0.05)
+    Mailbox.objects.update(state=MailboxState.UNAVAILABLE)
+    listener.keep_up()
+    [(thread, _)] = listener._threads.values()
+    thread.join(1)  # it has looked, and does not end for that
+    Mailbox.objects.update(state=MailboxState.ACTIVE)
+    listener.keep_up()
+    wait_for(lambda: len(server.idling) == 1)
 
 
 def test_a_ring_while_a_sync_runs_is_kept_until_it_ended(source: IngestionSource) -> None:
