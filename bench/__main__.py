@@ -53,7 +53,7 @@ SCENARIOS: dict[str, Callable[[Stage], Iterator[Row]]] = {
     "scale": scale.scale,
     "starts": starts.starts,
 }
-#: What takes half an hour and 10 GB is done only where it is asked for.
+#: What takes an hour and 20 GB is done only where it is asked for.
 _ASKED_FOR = {"scale"}
 
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench import many_rows, scenarios
+from bench import many_rows, processes, scenarios
 from bench.results import BenchError, Row, Sample, alternate, at_most, ratio
 from bench.searching import run
 from bench.service import Service, Source, clean_environ
@@ -108,11 +108,18 @@ def _made_of() -> str:
 
 
 def _asked(service: Service, *paths: str) -> Sample:
-    """Ask for these, one after the other; return what one took."""
-    started = time.monotonic()
+    """Ask for these, one after the other; return what one took, and of whose CPU."""
+    programs = service.supervised.children()
+    pids = [programs["web"], programs["postgres"]]
+    before, started = [processes.cpu_seconds(pid) for pid in pids], time.monotonic()
     for path in paths:
         service.get(path)
-    return Sample(seconds=(time.monotonic() - started) / len(paths))
+    seconds = time.monotonic() - started
+    web, database = (
+        (processes.cpu_seconds(pid) - earlier) / len(paths)
+        for pid, earlier in zip(pids, before, strict=True)
+    )
+    return Sample(seconds=seconds / len(paths), cpu_seconds=web, database_cpu_seconds=database)
 
 
 def _searched(service: Service, text: Callable[[int], str]) -> Sample:
