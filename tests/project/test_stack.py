@@ -121,14 +121,27 @@ def _finds_admin(command: tuple[str, ...], env: dict[str, str]) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+SERVERS = {"postgres", "redis"}
+
+
+@pytest.mark.parametrize(
+    ("number", "arguments", "names"),
+    [
+        (signal.SIGINT, (), NAMES),
+        (signal.SIGKILL, (), NAMES),
+        (signal.SIGTERM, ("--only-services",), SERVERS),  # heard as SIGINT is
+    ],
+)
 def test_everything_ends_with_the_supervisor(
-    start: Callable[..., Supervised], number: signal.Signals
+    start: Callable[..., Supervised],
+    number: signal.Signals,
+    arguments: tuple[str, ...],
+    names: set[str],
 ) -> None:
-    running = start()
-    running.wait_for_line("Ready: ")
+    running = start(*arguments)
+    running.wait_for_line("are ready" if arguments else "Ready: ")
     pids = wait_for(
-        lambda: set(running.children()) == NAMES and descendants(running.process.pid), 20
+        lambda: set(running.children()) == names and descendants(running.process.pid), 20
     )
     assert isinstance(pids, list)
     running.process.send_signal(number)
