@@ -220,8 +220,11 @@ def test_a_password_is_seen_nowhere(
                 ids.append(source_id)
             ids.append(_imported(api, keep, servers.enter_context(ImapScript()), wait_for))
             _break_the_database(api, keep)
-            for source_id in ids:
-                for path in ("", "/runs", "/mailboxes", "/failures", "/stats"):
+            for number, source_id in enumerate(ids):
+                keep("source", api.get(f"/ingestion/{source_id}"))
+                if number > 3 and number % 4:  # 19 ways by 4 echoes: each way once, and each echo
+                    continue
+                for path in ("/runs", "/mailboxes", "/failures", "/stats"):
                     keep(path, api.get(f"/ingestion/{source_id}{path}"))
                 keep("PUT", api.put(f"/ingestion/{source_id}", json={"providerConfig": {
                     "port": "x", "password": CANARY}}))  # fmt: skip
