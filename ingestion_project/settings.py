@@ -489,7 +489,7 @@ CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout":
 CELERY_BEAT_SCHEDULE = {
     "dispatch": {"task": "ingestion.tasks.dispatch", "schedule": 3.0},
     "housekeeping": {"task": "ingestion.tasks.housekeeping", "schedule": 600.0},
-    # Reads and writes packs, for 20 s at most: in the time that is left, as indexing is done.
+    # Reads and writes packs, for some 20 s: in the time that is left, as indexing is done.
     "compact": {
         "task": "ingestion.tasks.compact",
         "schedule": 60.0,
