@@ -1,14 +1,17 @@
 """One format for every error under /api (drf-standardized-errors), with nothing internal in it."""
 
+import sys
 import uuid
 from typing import Any
 
 import structlog
 from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from drf_standardized_errors.formatter import ExceptionFormatter
 from drf_standardized_errors.handler import ExceptionHandler
 from drf_standardized_errors.types import Error
+from redis.exceptions import ConnectionError as RedisAway
 from rest_framework import exceptions, status
 
 from ingestion.errors import ArchiveUnavailable, ChangedMeanwhile, InvalidInput, NotAllowedNow
@@ -57,6 +60,14 @@ class ArchiveAway(exceptions.APIException):
     default_detail = "The archive can't be read at the moment. Try again in a minute."
 
 
+class ServiceAway(exceptions.APIException):
+    """PostgreSQL or Redis can't be reached."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_code = "service_unavailable"
+    default_detail = "The database can't be reached at the moment. Try again in a minute."
+
+
 class InternalError(exceptions.APIException):
     """What a client is told of a bug: an id that the log has too, and nothing else."""
 
@@ -98,10 +109,22 @@ class Handler(ExceptionHandler):
     def convert_unhandled_exceptions(self, exc: Exception) -> exceptions.APIException:
         if isinstance(exc, exceptions.APIException):
             return exc
+        if _is_away(exc):
+            log.warning("service_unavailable", error=str(exc))
+            return ServiceAway()
         return InternalError(_reported(exc))
 
     def report_exception(self, exc: Exception, response: Any) -> None:
         """Reported above, once, with the id."""
+
+
+def _is_away(error: BaseException | None) -> bool:
+    """Tell whether PostgreSQL or Redis can't be reached, which is no bug. What a database that is
+    there refuses has another SQLSTATE than those of connections and shutdowns, 08 and 57P."""
+    if isinstance(error, OperationalError | InterfaceError):
+        state = getattr(error.__cause__, "sqlstate", None)
+        return state is None or state.startswith(("08", "57P"))
+    return isinstance(error, RedisAway)
 
 
 def _reported(exc: BaseException | None) -> str:
@@ -164,6 +187,11 @@ def form_too_old(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """handler500: the id alone, under /api as elsewhere. Django has logged the exception."""
+    if _is_away(sys.exc_info()[1]):
+        if _is_api(request):
+            away = ServiceAway
+            return _plain(503, "server_error", away.default_code, away.default_detail)
+        return clothes.away()
     detail = _reported(None)
     if _is_api(request):
         return _plain(500, "server_error", "internal_error", detail)

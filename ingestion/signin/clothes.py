@@ -43,6 +43,15 @@ def not_found() -> HttpResponse:
     )
 
 
+def away() -> HttpResponse:
+    return said(
+        503,
+        "The database can't be reached",
+        "The service is there, and its database or Redis does not answer. Try again in a minute."
+        " Where it stays so, tell the operator, to whom manage.py doctor says more.",
+    )
+
+
 def failed(told: str) -> HttpResponse:
     return said(500, "Something went wrong", told)
 

@@ -1,0 +1,61 @@
+"""A database or Redis that can't be reached: said in words, as what it is and no bug."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def client(admin_user: User) -> Client:
+    client = Client(raise_request_exception=False)
+    client.force_login(admin_user)
+    return client
+
+
+@pytest.fixture
+def away() -> Iterator[Callable[[], None]]:
+    """`away()` has the next connection go to where no PostgreSQL is."""
+    host = connection.settings_dict["HOST"]
+
+    def leave() -> None:
+        connection.close()
+        connection.settings_dict["HOST"] = "/nowhere"
+
+    yield leave
+    connection.close()
+    connection.settings_dict["HOST"] = host
+
+
+def test_pages_and_the_api_say_that_the_database_is_away(
+    client: Client, make_key: Callable[..., str], admin_user: User, away: Callable[[], None]
+) -> None:
+    key = {"Authorization": f"Bearer {make_key(admin_user)}"}
+    away()
+    for path in ("/admin/", "/account/", "/sources/00000000-0000-0000-0000-000000000000/"):
+        page: Any = client.get(path)
+        assert (page.status_code, "database can&#x27;t be reached" in page.content.decode()) == (
+            *(503, True),
+        )
+        assert "/nowhere" not in page.content.decode()
+    answer: Any = Client(raise_request_exception=False).get("/api/v1/ingestion", headers=key)
+    assert answer.status_code == 503
+    assert answer.json()["errors"][0]["code"] == "service_unavailable"
+
+
+def test_what_a_database_that_is_there_refuses_stays_a_bug(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET statement_timeout = 1")
+            cursor.execute("SELECT pg_sleep(5)")
+
+    monkeypatch.setattr("ingestion.signin.own.second_step.has", stopped)
+    assert client.get("/account/").status_code == 500
+    connection.close()
