@@ -5,6 +5,7 @@ are, a test compares with it.
 """
 
 import gc
+import io
 import os
 import sys
 from pathlib import Path
@@ -59,6 +60,18 @@ OVERVIEW = {
 
 
 def main() -> None:
+    """Run the command that the arguments name. Ctrl-C at any time ends it without a word more."""
+    # A name, or a sign of ours, that the terminal's locale lacks is written by its number.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        _run()
+    except KeyboardInterrupt:  # of what is under way, a command says more itself
+        sys.exit(130)
+
+
+def _run() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
     if "_ARGCOMPLETE" in os.environ:  # a shell asks what may stand where the cursor is
         from ingestion_project import completion  # noqa: PLC0415 - only then

@@ -126,6 +126,25 @@ class OperatorCommand(BaseCommand):
         return True
 
     def _perform(self, options: dict[str, Any]) -> Exit:
+        """Tell of what happens to any program."""
+        try:
+            return self._perform_or_refuse(options)
+        except KeyboardInterrupt:
+            self.say("Interrupted.")
+            return Exit.INTERRUPTED
+        except BrokenPipeError:  # whoever read the output (head, less) has enough
+            _write_no_more()
+            return Exit.OK
+        except PermissionError:
+            raise  # `command_line` says whose files they are
+        except OSError as error:
+            if error.filename is None:  # the output's disk is full
+                _write_no_more()
+            where = "" if error.filename is None else f"{error.filename}: "
+            self.say(f"{where}{error.strerror or error}.")
+            return Exit.PROBLEM
+
+    def _perform_or_refuse(self, options: dict[str, Any]) -> Exit:
         try:
             return self.perform(options)
         except UsageError as error:
@@ -148,13 +167,6 @@ class OperatorCommand(BaseCommand):
                 f"The database is not up to date: {_first_line(error)}\nRun manage.py migrate."
             )
             return Exit.PROBLEM
-        except KeyboardInterrupt:
-            self.say("Interrupted.")
-            return Exit.INTERRUPTED
-        except BrokenPipeError:  # whoever read the output (head, less) has enough
-            with contextlib.suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return Exit.OK
 
     # -- output ------------------------------------------------------------------------------------
 
@@ -267,6 +279,12 @@ def _log_level(level: int) -> Iterator[None]:
         yield
     finally:
         root.setLevel(before)
+
+
+def _write_no_more() -> None:
+    """Let what is still to be written to stdout go nowhere, without a word at the end."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _usage(parser: ArgumentParser) -> str:

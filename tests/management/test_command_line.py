@@ -198,6 +198,39 @@ def test_each_shell_gets_its_own_completion(manage: CommandLine, shell: str) -> 
     ] in shown.stdout
 
 
+# -- where the output goes, and ends ------------------------------------------------------------
+
+
+def test_a_terminal_that_lacks_a_sign_and_a_disk_that_is_full_are_no_bug(
+    manage: CommandLine, server: ImapScript
+) -> None:
+    imap_source.create(server, name="Älice")
+    arrow = manage("source_status", "Älice", PYTHONIOENCODING="ascii")
+    assert (arrow.code, r"\xc4lice" in arrow.stdout) == (0, True)
+    assert r"pending_auth \u2192 auth_success" in arrow.stdout
+    with Path("/dev/full").open("w") as full:
+        refused = subprocess.run(
+            [sys.executable, "manage.py", "source_status"],
+            cwd=ROOT, env=manage.env, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert (refused.returncode, refused.stderr) == (1, "No space left on device.\n")
+
+
+def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(manage: CommandLine) -> None:
+    starting = subprocess.Popen(
+        [sys.executable, "-X", "importtime", "manage.py", "source_status"],
+        cwd=ROOT, env=manage.env, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - only sets a handler
+    )  # fmt: skip
+    assert starting.stderr is not None
+    for line in starting.stderr:
+        if line.endswith("django.conf\n"):
+            starting.send_signal(signal.SIGINT)
+            break
+    _, rest = starting.communicate(timeout=60)
+    assert (starting.returncode, "Traceback" in rest) == (130, False)
+
+
 # -- Ctrl-C ------------------------------------------------------------------------------------
 
 
