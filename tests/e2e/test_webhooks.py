@@ -1,7 +1,10 @@
 """/api/v1/webhooks over HTTP against the running service: who may, what is shown, what arrives."""
 
+import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -12,11 +15,13 @@ from ingestion.models import AnsweredRequest, Placement, WebhookEndpoint
 from tests.e2e import rows
 from tests.servers import people, receiver
 from tests.servers.receiver import Receiver
+from tests.servers.stack import ROOT
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
 
 PATH = "/webhooks"
+API_PAGE = (ROOT / "docs/api.md").read_text()
 EVENTS = ["source.error", "run.finished", "archive.changed", "archive.corrupt"]
 
 #: Method, path below the webhook's, body, and what owner and staff who may look are answered.
@@ -138,7 +143,16 @@ def test_a_test_says_what_the_server_answered(
         "status": 204,
         "message": "It answered 204.",
     }
-    assert at.came[0].verified(hook["secret"])["type"] == "webhook.test"
+    came = at.came[0]
+    assert came.verified(hook["secret"])["type"] == "webhook.test"
+    of_the_page: dict[str, Any] = {"time": time}
+    [check] = re.findall(r"^```python\n(import base64.*?)^```$", API_PAGE, re.MULTILINE | re.DOTALL)
+    exec(check, of_the_page)
+    is_ours = of_the_page["is_from_the_archive"]
+    assert is_ours(hook["secret"], came.headers, came.body)
+    assert not is_ours(hook["secret"], came.headers, came.body + b" ")
+    of_the_page["time"] = SimpleNamespace(time=lambda: time.time() + 301)
+    assert not is_ours(hook["secret"], came.headers, came.body)
     at.status = 500
     assert api.post(f"{url}/test").json()["ok"] is False
     told = api.get(f"{url}/deliveries").json()
