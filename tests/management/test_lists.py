@@ -129,6 +129,20 @@ def test_on_a_narrow_terminal_words_stay_whole_and_columns_give_way(
         assert {"Alice", "error", "Messages", *why.split()} <= set(words)
 
 
+def test_what_is_shown_meanwhile_takes_one_line(
+    manage: CommandLine, source: IngestionSource, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    manage.here("import_source", "Alice", "--now")
+    for command, said in (("verify_archive", "Verifying"), ("backup", "Dumping the")):
+        where = [str(tmp_path_factory.mktemp("elsewhere"))] if command == "backup" else []
+        shown = Terminal(manage, command, *where, columns=60)
+        assert shown.end() == 0, shown.text
+        lines = re.split(r"[\r\n]+", re.sub(r"\x1b\[\??[0-9;]*\w", "", shown.text))
+        live = [line for line in lines if line.lstrip("⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏ ").startswith(said)]
+        assert live, shown.text
+        assert max(map(len, live)) <= 60
+
+
 def test_runs_and_failures_are_listed_newest_first_and_as_many_as_asked(
     manage: CommandLine, source: IngestionSource
 ) -> None:

@@ -4,9 +4,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from ingestion.management.backups import place
 from ingestion.management.base import Exit, OperatorCommand, UsageError
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import counted, limit, size
-from ingestion.management.transfer import Transfer, place
 from ingestion.services.operations.backup import checking, making
 from ingestion.services.operations.backup.place import Manifest, Place
 
@@ -59,12 +60,12 @@ class Command(OperatorCommand):
         keys: Path | None = options["keys"]
         if keys and backups.root.resolve() in keys.resolve().parents:
             raise UsageError("--keys: who has both has every credential. Name a place elsewhere.")
-        with Transfer() as shown:
+        with Meanwhile("Beginning") as shown:
             done = making.make(
                 backups,
                 keep=options["keep"],
                 actor=self.actor,
-                on_progress=lambda m: shown.show(
+                on_progress=lambda m: shown.bytes(
                     m.stage,
                     m.size_bytes,
                     m.total_bytes,
@@ -101,10 +102,10 @@ class Command(OperatorCommand):
         return Exit.PARTIAL if done.lost or done.differing else Exit.OK
 
     def _verify(self, backups: Place) -> Exit:
-        with Transfer() as shown:
+        with Meanwhile("Beginning") as shown:
             done = checking.check(
                 backups,
-                on_progress=lambda c: shown.show(
+                on_progress=lambda c: shown.bytes(
                     c.stage, c.size_bytes, c.total_bytes, counted(c.packs, "pack")
                 ),
             )

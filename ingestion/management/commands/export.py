@@ -15,7 +15,7 @@ from django.utils import timezone
 from connectors.config import ConfigError
 from connectors.generic_imap.config import ImapConfig
 from ingestion.management.base import Exit, OperatorCommand, UsageError
-from ingestion.management.counter import Counting
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import size
 from ingestion.models import Message
 from ingestion.search import query as language
@@ -80,7 +80,7 @@ class Command(OperatorCommand):
         storage.require()
         seen: Writer | None = None
         written = 0
-        with Counting("Exporting") as counting, _new_file(options["to"], self.as_json) as file:
+        with Meanwhile("Exporting") as shown, _new_file(options["to"], self.as_json) as file:
             jobs.taken_by(self.actor, query=query, how=options["format"])
 
             def on_progress(writer: Writer, _: Message) -> None:
@@ -88,7 +88,7 @@ class Command(OperatorCommand):
                 seen = writer
                 if (writer.done + writer.unreadable) % 100 == 0:
                     done = outcome(writer.done, writer.unreadable)
-                    counting.show(f"{done}, {size(written)}")
+                    shown.count(f"{done}, {size(written)}")
 
             for chunk in streamed(selection, options["format"], on_progress=on_progress):
                 file.write(chunk)
@@ -106,14 +106,14 @@ class Command(OperatorCommand):
         query = self._query(options)
         selection = Selection(self._user(options), query, until=timezone.now())
         config = _config(options)
-        with Counting("Putting") as counting:
+        with Meanwhile("Putting") as shown:
             done = restore.restore(
                 selection,
                 config,
                 about=query,
                 actor=self.actor,
                 on_failed=lambda message, why: self.say(f"{message.pk}: {why}"),
-                on_progress=lambda d: counting.show(f"{d.put:,} put, {d.there:,} were there"),
+                on_progress=lambda d: shown.count(f"{d.put:,} put, {d.there:,} were there"),
             )
         document = {"put": done.put, "there": done.there, "failed": done.failed}
         text = f"{done.put:,} put, {done.there:,} were there, {done.failed:,} could not be put."

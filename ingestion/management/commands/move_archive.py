@@ -4,8 +4,8 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand, UsageError
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import counted, size
-from ingestion.management.transfer import Transfer
 from ingestion.packs.store import at, store
 from ingestion.services.operations import moving
 
@@ -31,12 +31,12 @@ class Command(OperatorCommand):
             there = at(options["to"]).fresh()
         except ValueError as error:
             raise UsageError(f"URL: {error}.") from None
-        with Transfer() as shown:
+        with Meanwhile("Beginning") as shown:
             moved = moving.move(
                 here,
                 there,
                 actor=self.actor,
-                on_progress=lambda m: shown.show(
+                on_progress=lambda m: shown.bytes(
                     "Waiting for workers" if m.waiting else "Copying and comparing",
                     m.size_bytes,
                     m.total_bytes,

@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand, UsageError
-from ingestion.management.counter import Counting
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.models import IngestionSource
 from ingestion.services.archive import rebuild
 
@@ -97,12 +97,12 @@ class Command(OperatorCommand):
         return [recovered]
 
     def _rebuild(self, source: IngestionSource) -> rebuild.Rebuilt:
-        with Counting(f"Rebuilding {source.name}") as counting:
+        with Meanwhile(f"Rebuilding {source.name}") as shown:
             return rebuild.rebuild(
                 source,
                 actor=self.actor,
                 on_damage=lambda damage: self.say(damage.text),
-                on_progress=lambda r: counting.show(
+                on_progress=lambda r: shown.count(
                     f"{r.packs:,} packs, {r.messages:,} messages, {r.messages_added:,} added"
                 ),
             )

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ingestion.management.base import Exit, SourceCommand
-from ingestion.management.counter import Counting
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import printable, table
 from ingestion.models import IngestionSource
 from ingestion.services.archive import reconcile
@@ -44,14 +44,12 @@ class Command(SourceCommand):
 
     def perform_on(self, source: IngestionSource, options: dict[str, Any]) -> Exit:
         reports = []
-        with Counting("Comparing") as counting:
+        with Meanwhile("Comparing") as shown:
             for report in reconcile.reconcile(
                 source, max_ids=max(0, options["max_ids"]), repair=options["repair"]
             ):
                 reports.append(report)
-                counting.show(
-                    f"{len(reports):,} folders, {sum(r.listed for r in reports):,} listed"
-                )
+                shown.count(f"{len(reports):,} folders, {sum(r.listed for r in reports):,} listed")
         totals = {
             name: sum(getattr(r, name) for r in reports if r.wanted)
             for name in ("listed", "present", "missing", "failed", "excluded")

@@ -5,7 +5,7 @@ from typing import Any
 
 from ingestion import index_health
 from ingestion.management.base import Exit, OperatorCommand
-from ingestion.management.counter import Counting
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import counted
 from ingestion.models import IngestionSource
 from ingestion.services.archive import indexing
@@ -35,9 +35,9 @@ class Command(OperatorCommand):
         chosen = [self.find_source(given).pk for given in options["sources"]] or None
         due = indexing.owe(chosen, everything=options["all"])
         if options["now"]:
-            with Counting("Indexing") as counting:
+            with Meanwhile("Indexing") as shown:
                 indexing.index_now(
-                    chosen, on_progress=lambda count: counting.show(counted(count, "message"))
+                    chosen, on_progress=lambda count: shown.count(counted(count, "message"))
                 )
         sources = IngestionSource.objects.filter(deleted_at=None)
         if chosen is not None:

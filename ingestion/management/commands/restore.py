@@ -4,9 +4,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from ingestion.management.backups import place
 from ingestion.management.base import Exit, OperatorCommand
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import counted, size
-from ingestion.management.transfer import Transfer, place
 from ingestion.services.operations.backup import restoring
 
 
@@ -43,13 +44,13 @@ class Command(OperatorCommand):
         )
 
     def perform(self, options: dict[str, Any]) -> Exit:
-        with Transfer() as shown:
+        with Meanwhile("Beginning") as shown:
             done = restoring.restore(
                 place(options["directory"], options["packs"]),
                 options["backup"],
                 only=options["only"],
                 actor=self.actor,
-                on_progress=lambda r: shown.show(
+                on_progress=lambda r: shown.bytes(
                     r.stage, r.size_bytes, r.total_bytes, counted(r.packs, "pack")
                 ),
             )

@@ -5,7 +5,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
-from ingestion.management.counter import Counting
+from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import counted, size
 from ingestion.models import IngestionSource
 from ingestion.services.archive import refetch, verify
@@ -49,11 +49,11 @@ class Command(OperatorCommand):
             if not self.as_json:
                 self.stdout.write(f"{problem.kind}: {problem.text}")
 
-        with Counting("Verifying") as counting:
+        with Meanwhile("Verifying") as shown:
             result = verify.verify_archive(
                 chosen,
                 on_problem=on_problem,
-                on_progress=lambda v: counting.show(
+                on_progress=lambda v: shown.count(
                     f"{v.messages:,} messages, {size(v.size_bytes)}, {v.found.total()} problems"
                 ),
             )
