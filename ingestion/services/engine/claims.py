@@ -18,6 +18,8 @@ FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
 
 _CLAIM = """SELECT pg_try_advisory_xact_lock{shared}(
     hashtext('due work'), hashtext(%(kind)s || %(id)s::text))"""
+#: It idles for as long as the work takes, whatever the server allows to others.
+_BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0"
 _POLL_SECONDS = 0.2
 
 
@@ -31,7 +33,7 @@ def claimed(kind: str, pk: uuid.UUID) -> Iterator[bool]:
     own = connection.copy()
     try:
         with own.cursor() as cursor:
-            cursor.execute("BEGIN")
+            cursor.execute(_BEGIN)
             cursor.execute(_CLAIM.format(shared=""), {"kind": kind, "id": pk})
             yield bool(cursor.fetchone()[0])
     finally:
@@ -45,7 +47,7 @@ def held_off(kind: str, pk: uuid.UUID, *, wait: bool = True) -> Iterator[bool]:
     own = connection.copy()
     try:
         with own.cursor() as cursor:
-            cursor.execute("BEGIN")
+            cursor.execute(_BEGIN)
             mine = False
             while not mine:
                 cursor.execute(_CLAIM.format(shared="_shared"), {"kind": kind, "id": pk})

@@ -1,0 +1,30 @@
+"""One at a time does a piece of work, for as long as it takes."""
+
+import time
+import uuid
+
+import pytest
+from django.db import connection
+
+from ingestion.services.engine import claims
+
+pytestmark = pytest.mark.django_db(transaction=True)
+WORK = ("a kind", uuid.uuid4())
+
+
+def test_a_claim_outlives_what_the_server_allows_to_idle_transactions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = connection.settings_dict["OPTIONS"]
+    brief = f"{options.get('options', '')} -c idle_in_transaction_session_timeout=50ms"
+    monkeypatch.setitem(options, "options", brief)
+    with claims.claimed(*WORK) as first:
+        time.sleep(0.3)
+        with claims.claimed(*WORK) as second:
+            assert (first, second) == (True, False)
+    with claims.held_off(*WORK) as held_off:
+        time.sleep(0.3)
+        with claims.claimed(*WORK) as third:
+            assert (held_off, third) == (True, False)
+    with claims.claimed(*WORK) as last:
+        assert last
