@@ -25,7 +25,7 @@ from ingestion.models import (
 from ingestion.services.archive import housekeeping, reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
-from ingestion.services.sources import configuration, verbs
+from ingestion.services.sources import configuration, deletion, verbs
 from ingestion.states import SourceStatus
 from tests.servers import imap_source, people
 from tests.servers.command_line import CommandLine
@@ -211,7 +211,21 @@ def test_an_orphan_is_reported_with_what_only_it_holds(
     Pack.objects.filter(pk=path.stem).delete()
     alone = manage.here("verify_archive", "--json").json()
     assert alone["problems"][0]["messages"] == count
-    assert "rebuild_archive_index" in alone["problems"][0]["text"]
+    assert "that the database does not know. rebuild_archive" in alone["problems"][0]["text"]
+
+
+def test_of_a_source_that_was_deleted_no_pack_is_reported_as_unknown(
+    manage: CommandLine, source: IngestionSource, archive_dir: Path
+) -> None:
+    """A worker was late with it; housekeeping removes it."""
+    path = one_pack(archive_dir)
+    kept = path.read_bytes()
+    verbs.delete(source, actor=Actor.system("test"))
+    deletion.delete_source(source.pk)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(kept)
+    assert manage.here("verify_archive").code == 0
+    assert housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5)) == 1
 
 
 def test_a_pack_that_a_busy_worker_is_about_to_commit_is_no_orphan(

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from ingestion.errors import Corrupt
 from ingestion.models import AuditEvent, IngestionSource, Message
@@ -16,6 +17,13 @@ from ingestion.packs.store import PackStore
 from ingestion.services.archive.records import Record
 
 _BATCH_RECORDS = 1_000
+
+
+class Unknown(NamedTuple):
+    """A record that no row has in a pack that is there. `row`: one has it in a pack that is not."""
+
+    record: Record
+    row: bool
 
 
 def is_needed(archive: PackStore, source_id: uuid.UUID, pack_id: uuid.UUID) -> bool:
@@ -35,7 +43,7 @@ def unknown_records(
     pack_id: uuid.UUID,
     *,
     on_damage: Callable[[Corrupt], None] | None = None,
-) -> Iterator[Record]:
+) -> Iterator[Unknown]:
     """Yield the records of a pack without a row whose bytes no message row of their mailbox has; or
     one has them in a pack that is not there: a backup of the database may be older than the merging
     of packs (`compaction`) that left all of it in this one.
@@ -61,7 +69,7 @@ def held(archive: PackStore, source_id: uuid.UUID) -> Callable[[uuid.UUID], bool
 
 def unknown(
     source_id: uuid.UUID, records: Iterable[Record], holds: Callable[[uuid.UUID], bool]
-) -> Iterator[Record]:
+) -> Iterator[Unknown]:
     """Yield those of some records that no row of their mailbox has in a pack that is there."""
     by_mailbox: dict[str, list[Record]] = {}
     for record in records:
@@ -72,8 +80,10 @@ def unknown(
             mailbox__remote_id=remote_id,
             sha256__in=[record.sha256 for record in those],
         ).values_list("sha256", "pack_id")
-        known = {bytes(sha256) for sha256, pack_id in rows if holds(pack_id)}
-        yield from (record for record in those if record.sha256 not in known)
+        known = {bytes(sha256): holds(pack_id) for sha256, pack_id in rows}
+        for record in those:
+            if not known.get(record.sha256):
+                yield Unknown(record, row=record.sha256 in known)
 
 
 def was_deleted(source_id: uuid.UUID) -> bool:

@@ -58,7 +58,8 @@ class Problem:
     corrupt_message                its bytes are not those that were archived
     corrupt_pack                   `messages` of it can be read, and a rebuild would not find them
     missing_rows                   `messages` that were archived in it have no row any more
-    orphan_pack                    a pack without a row; `messages` of it are known to no row
+    orphan_pack                    a pack without a row; `messages` of it no row has in another that
+                                   is there
     """
 
     kind: Kind
@@ -306,8 +307,11 @@ def _without_row(archive: PackStore, batch: list[PackFile]) -> Iterator[Problem]
             unknown = orphans.unknown_records(
                 archive, pack.source_id, pack.pack_id, on_damage=damage.append
             )
-            count = sum(1 for _ in unknown)
-            what = _what_an_orphan_holds(pack.source_id, count)
+            held = Counter(one.row for one in unknown)
+            count = held.total()
+            if count and _deleted(pack.source_id):
+                continue  # since this began, or a worker was late: it is removed by itself
+            what = _what_an_orphan_holds(pack.source_id, unknown=held[False], lost=held[True])
             if damage:
                 rest = f"The rest of it {what}" if count else _NOT_NEEDED
                 what = f"is damaged: {damage[0]} {rest}"
@@ -326,12 +330,22 @@ def _without_row(archive: PackStore, batch: list[PackFile]) -> Iterator[Problem]
 _NOT_NEEDED = "Where there is none, move the file away: no row needs it."
 
 
-def _what_an_orphan_holds(source_id: uuid.UUID, count: int) -> str:
-    if not count:
+def _deleted(source_id: uuid.UUID) -> bool:
+    there = IngestionSource.objects.filter(pk=source_id, deleted_at=None).exists()
+    return not there and orphans.was_deleted(source_id)
+
+
+def _what_an_orphan_holds(source_id: uuid.UUID, *, unknown: int, lost: int) -> str:
+    """`unknown`: messages without a row; `lost`: such as have one that names a pack which is not
+    there. Small packs are merged into new ones (`compaction`), and a dump may be of before that."""
+    if not unknown and not lost:
         return "holds only messages that are archived elsewhere too. It is removed by itself."
-    mail = f"holds {count:,} messages that the database does not know."
+    parts = [f"{unknown:,} messages that the database does not know"] if unknown else []
+    if lost:
+        parts.append(f"{lost:,} messages that the database looks for in packs that are gone")
+    mail = f"holds {' and '.join(parts)}."
     if IngestionSource.objects.filter(pk=source_id).exists():
-        return f"{mail} rebuild_archive_index takes them in."
+        return f"{mail} rebuild_archive_index has it know them here."
     return (
         f"{mail} Nor does it know their source: is this the right database? "
         f"rebuild_archive_index --recover {source_id} makes a source of them."
