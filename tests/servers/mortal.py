@@ -19,21 +19,33 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
 
-def dies(work: Callable[[], object], *, at_step: int | None, directory: Path) -> bool:
+def dies(
+    work: Callable[[], object], *, at_step: int | None, directory: Path, statements: bool = True
+) -> bool:
     """Do `work` in a child process; return whether it was killed before its end.
 
-    `at_step` counts from 1, over all threads; None: it does not die by itself, so somebody else may kill it. Raises
-    AssertionError where the work raised.
+    `at_step` counts from 1, over all threads; None: it does not die by itself, so somebody else may
+    kill it. Without `statements` files alone are counted. Raises AssertionError where the work
+    raised.
     """
-    with MortalProcess(work, at_step=at_step, directory=directory) as process:
+    process = MortalProcess(work, at_step=at_step, directory=directory, statements=statements)
+    with process:
         return process.wait()
 
 
 class MortalProcess:
     """The child process. Enter it to start; `pid` is then known, `wait` tells how it ended."""
 
-    def __init__(self, work: Callable[[], object], *, at_step: int | None, directory: Path) -> None:
+    def __init__(
+        self,
+        work: Callable[[], object],
+        *,
+        at_step: int | None,
+        directory: Path,
+        statements: bool = True,
+    ) -> None:
         self._work, self._at_step, self._directory = work, at_step, str(directory)
+        self._statements = statements
         self.pid = 0
         self._status: int | None = None
 
@@ -70,7 +82,8 @@ class MortalProcess:
         try:
             inherited = connections.all(initialized_only=True)
             assert all(one.connection is None for one in inherited), "it is the parent's session"
-            connection_created.connect(self._watch)  # of every thread
+            if self._statements:
+                connection_created.connect(self._watch)  # of every thread
             sys.addaudithook(self._count_file)
             self._work()
             code = 0

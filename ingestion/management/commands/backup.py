@@ -79,6 +79,7 @@ class Command(OperatorCommand):
             **_object(done.manifest),
             "copied": done.copied,
             "differing": done.differing,
+            "unreadable": done.unreadable,
             "removedBackups": done.removed_backups,
             "removedPacks": done.removed_packs,
             "keys": str(keys) if keys else None,
@@ -99,7 +100,8 @@ class Command(OperatorCommand):
                 f" {counted(done.removed_packs, 'pack')} that none lists any more."
             )
         self.report(document, lines)
-        return Exit.PARTIAL if done.lost or done.differing else Exit.OK
+        wrong = done.lost or done.differing or done.unreadable
+        return Exit.PARTIAL if wrong else Exit.OK
 
     def _verify(self, backups: Place) -> Exit:
         with Meanwhile("Beginning") as shown:
@@ -125,7 +127,8 @@ class Command(OperatorCommand):
         return Exit.PROBLEM if done.problems else Exit.OK
 
     def _list(self, backups: Place) -> Exit:
-        found = backups.manifests()
+        unreadable: list[str] = []
+        found = backups.manifests(on_damage=lambda error: unreadable.append(str(error)))
         rows = [
             (
                 one.name,
@@ -145,7 +148,9 @@ class Command(OperatorCommand):
             numbers={"Database", "Messages", "Packs", "Size", "Missing"},
             nothing=f"There is no complete backup in {backups.root}.",
         )
-        return Exit.OK
+        for problem in unreadable:
+            self.say(problem)
+        return Exit.PROBLEM if unreadable else Exit.OK
 
 
 def _wrong(done: making.Making) -> list[str]:
@@ -158,6 +163,10 @@ def _wrong(done: making.Making) -> list[str]:
             f"pack {pack} has other bytes in the backup than in the archive: verify_archive tells"
             " whether the latter is good; then remove the former."
             for pack in done.differing
+        ),
+        *(
+            f"{problem} As long as its files are there, no pack is removed from the backup."
+            for problem in done.unreadable
         ),
     ]
 

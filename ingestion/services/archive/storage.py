@@ -41,7 +41,7 @@ def require() -> None:
             " restart every process. Where the move was broken off, run manage.py move_archive"
             f" again; or write {installation.archive_id} into {archive.mark_name}."
         )
-    if mark.startswith(_RESTORED):
+    if is_being_restored(mark):
         raise WrongArchive(
             f"{archive.name} is being restored from a backup. Nothing is written until that is"
             " done: run manage.py restore again where it was broken off."
@@ -90,9 +90,13 @@ def moved_to(mark: str) -> str:
     return mark.removeprefix(_MOVED) if mark.startswith(_MOVED) else ""
 
 
-def being_restored(archive_id: str) -> str:
+def being_restored(what: str) -> str:
     """Return the mark of an archive while it is put back: nobody writes to it."""
-    return f"{_RESTORED}{archive_id}"
+    return f"{_RESTORED}{what}"
+
+
+def is_being_restored(mark: str) -> bool:
+    return mark.startswith(_RESTORED)
 
 
 def retire(archive: PackStore, to: PackStore) -> None:

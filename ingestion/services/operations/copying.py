@@ -8,8 +8,10 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import sqlite3
+import tempfile
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 from ingestion.errors import ArchiveUnavailable
@@ -42,14 +44,12 @@ def copied(
     here: PackStore,
     there: PackStore,
     *,
-    known: Mapping[uuid.UUID, bytes] | None = None,
+    known: Callable[[uuid.UUID], bytes | None] = lambda _: None,
 ) -> Iterator[Copied]:
-    """Have packs be there as they are here; yield what came of each, in order. `known`: the
-    SHA-256 that some of them are known to have. Passes over what was never committed."""
-    whole = (pack for pack in packs if not pack.partial)
-    yield from at_once(
-        lambda pack: _copy(pack, here, there, (known or {}).get(pack.pack_id)), whole
-    )
+    """Have packs be there as they are here; yield what came of each, in order. `known`, asked in
+    this thread: the SHA-256 that one is known to have. Passes over what was never committed."""
+    whole = ((pack, known(pack.pack_id)) for pack in packs if not pack.partial)
+    yield from at_once(lambda one: _copy(one[0], here, there, one[1]), whole)
 
 
 def at_once(act: Callable[[T], R], on: Iterable[T]) -> Iterator[R]:
@@ -99,3 +99,5 @@ def told_in_words(there: str, then: str) -> Iterator[None]:
     except OSError as error:
         where = error.filename or there
         raise ArchiveUnavailable(f"{where}: {error.strerror or error}. {then}") from error
+    except sqlite3.Error as error:  # of a list that is too long for memory
+        raise ArchiveUnavailable(f"TMPDIR ({tempfile.gettempdir()}): {error}. {then}") from error

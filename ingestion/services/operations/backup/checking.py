@@ -1,13 +1,13 @@
 """Reads backups back, without restoring anything: every byte of what they list."""
 
 import dataclasses
-import uuid
 from collections.abc import Callable
 
 from ingestion.errors import NotAllowedNow
 from ingestion.services.operations import copying
 from ingestion.services.operations.backup import dumps
-from ingestion.services.operations.backup.place import Listed, Place
+from ingestion.services.operations.backup.inventory import Inventory, Listed
+from ingestion.services.operations.backup.place import Place
 
 
 @dataclasses.dataclass(slots=True)
@@ -25,16 +25,17 @@ class Checking:
 def check(place: Place, *, on_progress: Callable[[Checking], None] = lambda _: None) -> Checking:
     """Read all backups of a directory. Raises NotAllowedNow where there is none, and
     ArchiveUnavailable where it can't be asked."""
-    place.chosen()
-    done = Checking()
-    listed: dict[uuid.UUID, Listed] = {}
+    done, listed = Checking(), Inventory()
     with copying.told_in_words(str(place.root), "Mend it, and run this again."):
-        for manifest in place.manifests():
+        found = place.manifests(on_damage=lambda error: done.problems.append(str(error)))
+        if not found:
+            place.chosen()  # which says so
+        for manifest in found:
             try:
                 dumps.read_through(
                     place.dump(manifest), manifest.postgres, lambda: on_progress(done)
                 )
-                listed |= {one.pack_id: one for one in place.listed(manifest)}
+                listed.add(place.listed(manifest))
             except NotAllowedNow as error:
                 done.problems.append(str(error))
             done.problems += [
@@ -43,8 +44,8 @@ def check(place: Place, *, on_progress: Callable[[Checking], None] = lambda _: N
             ]
             done.backups += 1
         done.stage = "Reading packs"
-        done.total_bytes = sum(one.size_bytes for one in listed.values())
-        for one, problem in copying.at_once(lambda one: (one, _wrong(place, one)), listed.values()):
+        _, done.total_bytes = listed.totals()
+        for one, problem in copying.at_once(lambda one: (one, _wrong(place, one)), listed):
             done.packs += 1
             done.size_bytes += one.size_bytes
             if problem:

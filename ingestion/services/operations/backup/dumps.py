@@ -128,7 +128,10 @@ def _wait(command: list[str], secret: dict[str, str], on_progress: Callable[[], 
 def _why(name: str, said: str) -> str:
     """Return the error, without DETAIL, CONTEXT and COMMAND: those quote rows."""
     line = re.search(rf"^{name}: (?:error|fatal): (.*)$", said, re.MULTILINE)
-    return f"{name} failed: {line[1] if line else 'it did not say why'}. Nothing was put in place."
+    return (
+        f"{name} failed: {line[1] if line else 'it did not say why'}. Nothing was put in place:"
+        " make room, or mend it, and run this again."
+    )
 
 
 def _program(name: str, wanted: int) -> str:

@@ -3,6 +3,7 @@
     copy all packs of the archive that the backup does not have     long, the first time
       -> dump the database, and read which packs that very snapshot names
       -> copy those that came meanwhile; one is gone? -> dump again, which names it no more
+      -> leave out what was copied, is gone, and the dump does not name: merged, or deleted
       -> the list of packs and the manifest: now there is a backup
       -> backups beyond `keep` go, and packs that no backup lists any more
 
@@ -14,7 +15,7 @@ the archive had. Killed anywhere, it goes on when it is run again, and what was 
 import dataclasses
 import json
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from django.conf import settings
@@ -30,7 +31,8 @@ from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import claims
 from ingestion.services.operations import copying
 from ingestion.services.operations.backup import dumps
-from ingestion.services.operations.backup.place import Listed, Manifest, Place, durable, hash_file
+from ingestion.services.operations.backup.inventory import Inventory, Listed
+from ingestion.services.operations.backup.place import Manifest, Place, durable, hash_file
 
 #: A pack goes within moments of the dump only by chance: not so often in a row.
 _DUMPS = 5
@@ -39,8 +41,9 @@ _THEN = "Make room, or mend it, and run this again: it goes on."
 
 @dataclasses.dataclass(slots=True)
 class Making:
-    """How far it is, and in the end what was made. `differing`: packs that have other
-    bytes in the backup than in the archive; `lost`: packs that neither has."""
+    """How far it is, and in the end what was made. `differing`: packs that have other bytes in the
+    backup than in the archive; `lost`: packs that neither has; `unreadable`: what is wrong with
+    backups of before, so that nobody knows which packs they need, and none is removed."""
 
     stage: str = "Copying packs"
     total_bytes: int = 0
@@ -49,6 +52,7 @@ class Making:
     copied: int = 0
     dump_bytes: int = 0
     differing: list[uuid.UUID] = dataclasses.field(default_factory=list)
+    unreadable: list[str] = dataclasses.field(default_factory=list)
     manifest: Manifest | None = None
     removed_backups: int = 0
     removed_packs: int = 0
@@ -74,6 +78,9 @@ def make(
         with transaction.atomic():
             audit(actor, "archive.backup", None, {"to": place.packs.name})
         job = _Making(here, place, on_progress)
+        if len(job.manifests()) > keep:  # else nothing could be done by it for want of room
+            job.remove_old(keep)
+        job.look_around()
         job.copy(here.packs())
         with claims.held_off(compaction.KIND, compaction.EVERYTHING):  # what a dump names stays
             manifest = job.take_database(archive_id)
@@ -108,13 +115,21 @@ class _Making:
     ) -> None:
         self._here, self._place, self._tell = here, place, on_progress
         self.done = Making(total_bytes=Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0)
-        self._held: dict[uuid.UUID, Listed] = {}
+        self._held, self._there, self._listed = Inventory(), Inventory(), Inventory()
+
+    def manifests(self) -> list[Manifest]:
+        """Return the backups before. Of one that can't be read, neither what it lists is known."""
+        return self._place.manifests(on_damage=self._note)
+
+    def look_around(self) -> None:
+        """Learn what the backup has."""
+        self._there.add(
+            Listed(pack.source_id, pack.pack_id, pack.size_bytes, b"")
+            for pack in self._place.packs.packs()
+            if not pack.partial
+        )
         # What a backup lists was read back when it was copied. Of others nothing is known.
-        before = place.manifests()[:1]
-        self._listed = {one.pack_id: one for manifest in before for one in place.listed(manifest)}
-        self._there = {
-            pack.pack_id: pack.size_bytes for pack in place.packs.packs() if not pack.partial
-        }
+        self._listed.add(self._all_listed(self.manifests()[:1]))
 
     def copy(self, packs: Iterable[PackFile]) -> set[uuid.UUID]:
         """Have packs be in the backup; return those that nobody has any more."""
@@ -128,8 +143,8 @@ class _Making:
                 gone.add(one.pack.pack_id)
             else:
                 self.done.differing.append(one.pack.pack_id)
-            if one.pack.pack_id in self._there:  # perhaps the only good one that there is
-                self._hold_as_it_is(one.pack)
+            if there := self._there.get(one.pack.pack_id):  # perhaps the only good one
+                self._hold_as_it_is(one.pack, there.size_bytes)
         return gone
 
     def take_database(self, archive_id: str) -> Manifest:
@@ -137,26 +152,29 @@ class _Making:
         for _ in range(_DUMPS):
             manifest, named = self._dump(archive_id)
             self._stage("Copying what came meanwhile")
-            gone = self.copy(named) - self._held.keys()
+            gone = self.copy(PackFile(*one[:3], manifest.taken_at) for one in named)
+            gone = {pack_id for pack_id in gone if pack_id not in self._held}
             lost = {
                 *Pack.objects.filter(pk__in=gone, source__deleted_at=None).values_list(
                     "pk", flat=True
                 )
             }
             if gone == lost:
+                self._let_go_of_what_is_gone(named)
                 return self._listing(manifest, lost)
+            self._place.partial_dump(manifest.name).unlink()
         raise NotAllowedNow(
             "Packs went faster than the database could be dumped. What was copied is kept: run"
             " this again when there is less to do."
         )
 
-    def _dump(self, archive_id: str) -> tuple[Manifest, list[PackFile]]:
+    def _dump(self, archive_id: str) -> tuple[Manifest, Inventory]:
         self._stage("Dumping the database")
         now = timezone.now()
         name = f"{now:%Y%m%d-%H%M%S-}{now.microsecond // 1000:03}"
         path = self._place.partial_dump(name)
         with dumps.snapshot() as snapshot:
-            named = [PackFile(*row, now) for row in snapshot.packs()]
+            named = Inventory(Listed(*row, b"") for row in snapshot.packs())
             migrations, messages = snapshot.migrations(), snapshot.messages()
             snapshot.dump(path, self._tell_dumped)
         self._tell_dumped(path.stat().st_size)
@@ -167,27 +185,46 @@ class _Making:
         )  # fmt: skip
         return manifest, named
 
+    def _let_go_of_what_is_gone(self, named: Inventory) -> None:
+        """Of packs that were merged or deleted since they were copied: their mail is in others, or
+        in none on purpose, and a restore need not bring them back."""
+        for one in self._held:
+            if one.pack_id not in named and not self._here.holds(one.source_id, one.pack_id):
+                self._held.remove(one.pack_id)
+
     def _listing(self, manifest: Manifest, lost: set[uuid.UUID]) -> Manifest:
+        packs, pack_bytes = self._held.totals()
         return dataclasses.replace(
             manifest,
-            packs=len(self._held),
-            pack_bytes=sum(one.size_bytes for one in self._held.values()),
-            packs_sha256=self._place.write_list(manifest.name, self._held.values()),
+            packs=packs,
+            pack_bytes=pack_bytes,
+            packs_sha256=self._place.write_list(manifest.name, self._held),
             lost=tuple(sorted(map(str, lost))),
         )
 
     def remove_old(self, keep: int) -> None:
         """Remove backups but for the newest, and then packs that none of those lists."""
         self._stage("Removing what no backup needs")
-        manifests = self._place.manifests()
+        manifests = self.manifests()
         for manifest in manifests[keep:]:
             self._place.remove(manifest)
             self.done.removed_backups += 1
-        kept = {one.pack_id for m in manifests[:keep] for one in self._place.listed(m)}
+        kept = Inventory(self._all_listed(manifests[:keep]))
         for pack in self._place.packs.packs():
-            if pack.partial or pack.pack_id not in kept:
+            if pack.partial or (pack.pack_id not in kept and not self.done.unreadable):
                 self._place.packs.delete(pack)
                 self.done.removed_packs += not pack.partial
+
+    def _all_listed(self, manifests: Iterable[Manifest]) -> Iterator[Listed]:
+        for manifest in manifests:
+            try:
+                yield from self._place.listed(manifest)
+            except NotAllowedNow as error:
+                self._note(error)
+
+    def _note(self, error: NotAllowedNow) -> None:
+        if str(error) not in self.done.unreadable:
+            self.done.unreadable.append(str(error))
 
     def _not_held(self, packs: Iterable[PackFile]) -> Iterable[PackFile]:
         """Yield those that must be copied or compared; hold those that were proven before."""
@@ -195,22 +232,23 @@ class _Making:
             before = self._listed.get(pack.pack_id)
             if pack.partial or pack.pack_id in self._held:
                 continue
-            if before and self._there.get(pack.pack_id) == before.size_bytes == pack.size_bytes:
+            there = self._there.get(pack.pack_id)
+            if before and there and there.size_bytes == before.size_bytes == pack.size_bytes:
                 self._hold(pack, before.sha256)
             else:
                 yield pack
 
     def _hold(self, pack: PackFile, sha256: bytes) -> None:
-        self._held[pack.pack_id] = Listed(pack.source_id, pack.pack_id, pack.size_bytes, sha256)
+        self._held.add([Listed(pack.source_id, pack.pack_id, pack.size_bytes, sha256)])
         self.done.packs += 1
         self.done.size_bytes += pack.size_bytes
         self._tell(self.done)
 
-    def _hold_as_it_is(self, pack: PackFile) -> None:
-        before = self._listed.get(pack.pack_id)
+    def _hold_as_it_is(self, pack: PackFile, size_bytes: int) -> None:
+        known = self._listed.sha256(pack.pack_id)
         self._hold(
-            dataclasses.replace(pack, size_bytes=self._there[pack.pack_id]),
-            before.sha256 if before else self._place.packs.sha256(pack.source_id, pack.pack_id),
+            dataclasses.replace(pack, size_bytes=size_bytes),
+            known or self._place.packs.sha256(pack.source_id, pack.pack_id),
         )
 
     def _stage(self, stage: str) -> None:

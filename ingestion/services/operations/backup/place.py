@@ -8,26 +8,18 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, Self
 
 from ingestion.errors import NotAllowedNow
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import PackStore
+from ingestion.services.operations.backup.inventory import Listed
 
 _FORMAT = 1
 _MARK = "backup of "
 _CHUNK_BYTES = 1 << 20
-
-
-class Listed(NamedTuple):
-    """A pack of a backup, as its list has it."""
-
-    source_id: uuid.UUID
-    pack_id: uuid.UUID
-    size_bytes: int
-    sha256: bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,11 +70,18 @@ class Place:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def manifests(self) -> list[Manifest]:
-        """Return the backups that are complete, the newest first. Raises NotAllowedNow."""
-        return [
-            Manifest.read(path) for path in sorted(self._databases.glob("*.json"), reverse=True)
-        ]
+    def manifests(self, on_damage: Callable[[NotAllowedNow], None] | None = None) -> list[Manifest]:
+        """Return the backups that are complete, the newest first. Raises NotAllowedNow where one
+        can't be read, unless `on_damage` takes it."""
+        found = []
+        for path in sorted(self._databases.glob("*.json"), reverse=True):
+            try:
+                found.append(Manifest.read(path))
+            except NotAllowedNow as error:
+                if on_damage is None:
+                    raise
+                on_damage(error)
+        return found
 
     def chosen(self, name: str | None = None) -> Manifest:
         """Return the backup of this name, or the newest. Raises NotAllowedNow."""
@@ -133,7 +132,8 @@ class Place:
 
     @contextlib.contextmanager
     def ours(self, archive_id: str) -> Iterator[None]:
-        """Hold it for this installation's backups. What killed ones left half-written goes.
+        """Hold it for this installation's backups. What broken ones left half-written goes, before
+        and behind: where the disk is full, its room is wanted.
 
         Raises NotAllowedNow where another installation's are in it, or a backup is under way.
         """
@@ -144,11 +144,17 @@ class Place:
             except BlockingIOError:
                 raise NotAllowedNow(f"A backup into {self.root} is under way already.") from None
             self._require_ours(archive_id)
-            complete = {path.stem for path in self._databases.glob("*.json")}
-            for path in self._databases.iterdir():
-                if path.suffix == ".partial" or path.stem not in complete:
-                    path.unlink()
-            yield
+            self._tidy()
+            try:
+                yield
+            finally:
+                self._tidy()
+
+    def _tidy(self) -> None:
+        complete = {path.stem for path in self._databases.glob("*.json")}
+        for path in self._databases.iterdir():
+            if path.suffix == ".partial" or path.stem not in complete:
+                path.unlink()
 
     def _require_ours(self, archive_id: str) -> None:
         mark = self.packs.mark()

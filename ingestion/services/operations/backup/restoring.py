@@ -1,9 +1,10 @@
 """Puts a backup back: the database into an empty one, the packs into an empty archive.
 
-    the dump is what was written, and this version knows its tables?
-      -> the archive's mark says "being restored": nobody writes to it
+    the dump and the list are what was written, and this version knows its tables?
+      -> the archive's mark says "being restored", and from what: nobody writes to it
       -> the database, in one transaction, then the migrations since
       -> all packs, each compared by its SHA-256
+      -> what is missing is counted, and audited
       -> the mark: from now on that is the archive
 
 Killed anywhere, it goes on when it is run again. Packs that an earlier backup lists and this one
@@ -11,9 +12,11 @@ does not were deleted before it was made, and stay so; those that none lists cam
 and hold mail that the database does not know: `archive.rebuild` takes it in.
 """
 
+import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Literal
 
 from django.core.management import call_command
@@ -22,14 +25,17 @@ from django.db.migrations.loader import MigrationLoader
 from django.utils import timezone
 
 from ingestion.errors import NotAllowedNow
-from ingestion.models import Installation, Message
-from ingestion.packs.store import PackFile, PackStore, store
+from ingestion.models import AuditEvent, Installation, Message
+from ingestion.packs.store import PackFile, store
 from ingestion.services.archive import storage
 from ingestion.services.audit import Actor, audit
 from ingestion.services.operations import copying, credential_keys
 from ingestion.services.operations.backup import dumps
-from ingestion.services.operations.backup.place import Listed, Manifest, Place
+from ingestion.services.operations.backup.inventory import Inventory, Listed
+from ingestion.services.operations.backup.place import Manifest, Place
 
+_AT_WORK = """SELECT 1 FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name = 'pg_restore' LIMIT 1"""
 _THEN = "Make room, or mend it, and run this again: it goes on."
 
 
@@ -71,40 +77,165 @@ def restore(
     Raises NotAllowedNow where they would not come into something empty, or the dump can't be used,
     and ArchiveUnavailable.
     """
-    archive = store().fresh()
-    packs_alone = only == "packs" and name is None and not place.manifests()
+    packs_alone = only == "packs" and name is None and not place.manifests(on_damage=_ignore)
     manifest = None if packs_alone else place.chosen(name)
-    archive_id = manifest.archive_id if manifest else place.archive_id()
-    done = Restoring(manifest.pack_bytes if manifest else 0, manifest.name if manifest else "")
-    on_progress(done)
-    with copying.told_in_words(archive.name, _THEN):
-        dump = None
-        if manifest and only != "packs":
-            _require_known(manifest)
-            dump = place.dump(manifest)
+    job = _Restoring(place, manifest, on_progress)
+    with copying.told_in_words(job.archive.name, _THEN):
+        if only == "database":
+            job.require_our_archive()
+        else:
+            job.require_packs()
+        if only != "packs":
+            job.require_database()
         if only != "database":
-            _require_empty_archive(archive, archive_id)
-        elif archive.mark() != archive_id:
+            job.begin_packs()
+        if only != "packs":
+            job.put_database_back()
+        if only != "database":
+            job.put_packs_back()
+        if _has_tables():
+            job.count_what_is_missing(actor, database=only != "packs")
+        if only != "database":
+            job.archive.write_mark(job.archive_id)
+    return job.done
+
+
+class _Restoring:
+    """The restoring of one backup; `manifest` is None for packs alone."""
+
+    def __init__(
+        self, place: Place, manifest: Manifest | None, on_progress: Callable[[Restoring], None]
+    ) -> None:
+        self.archive = store().fresh()
+        self.archive_id = manifest.archive_id if manifest else place.archive_id()
+        self.done = Restoring(*((manifest.pack_bytes, manifest.name) if manifest else (0, "")))
+        self._place, self._manifest = place, manifest
+        self._tell: Callable[[], None] = lambda: on_progress(self.done)
+        self._listed = Inventory()
+        # Which backup it is, too: the rest of another one's packs would not fit its database.
+        self._under_way = storage.being_restored(f"{self.archive_id} {self.done.backup}".strip())
+        self._begun = self.archive.mark() == self._under_way
+        self._dump: Path | None = None
+        self._tell()
+
+    # -- before anything is written ----------------------------------------------------------------
+
+    def require_our_archive(self) -> None:
+        if self.archive.mark() != self.archive_id:
             raise NotAllowedNow(
-                f"{archive.name} is not the archive of this backup ({archive_id}), whose database"
-                " alone would be of no use. Restore the packs as well."
+                f"{self.archive.name} is not the archive of this backup ({self.archive_id}), whose"
+                " database alone would be of no use. Restore the packs as well."
             )
-        there_already = dump and not _require_empty_database(archive, archive_id)
-        if only != "database":
-            archive.try_out()
-            archive.write_mark(storage.being_restored(archive_id))
-        if dump:
-            done.stage = "Restoring the database"
-            if not there_already:
-                dumps.put_back(dump, lambda: on_progress(done))
-            call_command("migrate", interactive=False, verbosity=0)
-        if only != "database":
-            done.stage = "Restoring packs"
-            _put_packs_back(place, manifest, archive, done, on_progress)
-            archive.write_mark(archive_id)
-    if _has_tables():
-        _finish(manifest, done, actor, database=bool(dump))
-    return done
+
+    def require_packs(self) -> None:
+        """Have the list of packs, and an empty archive."""
+        if self._manifest:
+            self._listed.add(self._place.listed(self._manifest))
+        mark, name = self.archive.mark() or "", self.archive.name
+        if self._begun:
+            return
+        if storage.is_being_restored(mark):
+            raise NotAllowedNow(
+                f'{name} is not empty: another restore was broken off there ("{mark}"). Name the'
+                " same backup (--backup), or have an empty archive and an empty database."
+            )
+        if mark or next(self.archive.packs(), None) is not None:
+            what = (mark == self.archive_id and _restored_already()) or mark or "it has packs"
+            raise NotAllowedNow(
+                f"{name} is not empty ({what}). restore fills an empty archive only: set"
+                f" {self.archive.setting} to another place. Where it is whole, and the database is"
+                " lost, restore --database-only."
+            )
+
+    def require_database(self) -> None:
+        """Have the dump, and an empty database; or the one that a killed restore filled."""
+        assert self._manifest
+        _require_known(self._manifest)
+        dump = self._place.dump(self._manifest)
+        _require_nobody_at_it()
+        if not _has_tables():
+            self._dump = dump
+            return
+        if self._begun and _is_database_of(self.archive_id):
+            return
+        name = connection.settings_dict["NAME"]
+        raise NotAllowedNow(
+            f"The database {name} is not empty. restore fills an empty one only: make another and"
+            " set DATABASE_URL to it, or move VAR_DIR/postgres away where it is the service's own."
+            " Starting the service makes its tables: run restore before that."
+        )
+
+    # -- writing -----------------------------------------------------------------------------------
+
+    def begin_packs(self) -> None:
+        self.archive.try_out()
+        self.archive.write_mark(self._under_way)
+
+    def put_database_back(self) -> None:
+        self.done.stage = "Restoring the database"
+        if self._dump:
+            dumps.put_back(self._dump, self._tell)
+        call_command("migrate", interactive=False, verbosity=0)
+
+    def put_packs_back(self) -> None:
+        self.done.stage = "Restoring packs"
+        for one in copying.copied(
+            self._wanted(), self._place.packs, self.archive, known=self._listed.sha256
+        ):
+            pack = one.pack
+            if one.outcome in ("copied", "there"):
+                self.done.packs += 1
+                self.done.size_bytes += pack.size_bytes
+                self.done.newer += pack.pack_id not in self._listed
+            else:
+                why = _WHY[one.outcome]
+                self.done.missing.append(Missing(pack.source_id, pack.pack_id, why))
+            self._tell()
+
+    def _wanted(self) -> Iterator[PackFile]:
+        for one in self._listed:
+            yield PackFile(one.source_id, one.pack_id, one.size_bytes, timezone.now())
+        before = Inventory(self._listed_before())
+        for pack in self._place.packs.packs():
+            if pack.pack_id not in self._listed and pack.pack_id not in before:
+                yield pack
+
+    def _listed_before(self) -> Iterator[Listed]:
+        """Yield what earlier backups list. Where one can't be read, what was deleted since comes
+        back, and is collected again."""
+        for earlier in self._place.manifests(on_damage=_ignore) if self._manifest else ():
+            if self._manifest and earlier.taken_at < self._manifest.taken_at:
+                with contextlib.suppress(NotAllowedNow):
+                    yield from self._place.listed(earlier)
+
+    def count_what_is_missing(self, actor: Actor, *, database: bool) -> None:
+        """Tell what is missing of what the database knows."""
+        self.done.missing = [
+            dataclasses.replace(one, messages=Message.objects.filter(pack=one.pack_id).count())
+            for one in self.done.missing
+        ]
+        for lost in self._manifest.lost if self._manifest else ():
+            rows = Message.objects.filter(pack=uuid.UUID(lost))
+            for source_id in rows.values_list("pack__source_id", flat=True)[:1]:
+                why = "was missing already when the backup was made"
+                self.done.missing.append(Missing(source_id, uuid.UUID(lost), why, rows.count()))
+        if database:
+            Installation.objects.filter(pk=1).update(archive_marked=True)
+            self.done.unreadable_credentials = len(credential_keys.survey().unreadable)
+        about = {"backup": self.done.backup, "packs": self.done.packs}
+        with transaction.atomic():
+            audit(actor, "archive.restore", None, about | {"missing": len(self.done.missing)})
+
+
+_WHY = {
+    "gone": "is not in the backup",
+    "damaged": "is damaged in the backup, and was left out",
+    "differs": "lies in the archive with other bytes, and was left as it is",
+}
+
+
+def _ignore(_: NotAllowedNow) -> None:
+    """What can't be read of other backups is in nobody's way."""
 
 
 def _require_known(manifest: Manifest) -> None:
@@ -117,93 +248,37 @@ def _require_known(manifest: Manifest) -> None:
         )
 
 
-def _require_empty_archive(archive: PackStore, archive_id: str) -> None:
-    mark = archive.mark()
-    if mark == storage.being_restored(archive_id):
-        return
-    if mark is not None or next(archive.packs(), None) is not None:
-        raise NotAllowedNow(
-            f"{archive.name} is not empty ({mark or 'it has packs'}). restore fills an empty"
-            f" archive only: set {archive.setting} to another place. Where it is whole, and the"
-            " database is lost, restore --database-only."
-        )
-
-
-def _require_empty_database(archive: PackStore, archive_id: str) -> bool:
-    """Return whether it is empty; it may also be the one that a killed restore filled."""
-    if not _has_tables():
-        return True
-    if (
-        archive.mark() == storage.being_restored(archive_id)
-        and "ingestion_installation" in connection.introspection.table_names()
-        and Installation.objects.filter(archive_id=archive_id).exists()
-    ):
-        return False
-    name = connection.settings_dict["NAME"]
-    raise NotAllowedNow(
-        f"The database {name} is not empty. restore fills an empty one only: make another and set"
-        " DATABASE_URL to it, or move VAR_DIR/postgres away where it is the service's own. Starting"
-        " the service makes its tables: run restore before that."
-    )
+def _require_nobody_at_it() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(_AT_WORK)
+        if cursor.fetchone():
+            raise NotAllowedNow(
+                "pg_restore is at work in this database, for another restore or for one that was"
+                " killed. Wait until it has ended, and run this again."
+            )
 
 
 def _has_tables() -> bool:
     return bool(connection.introspection.table_names())
 
 
-def _put_packs_back(
-    place: Place,
-    manifest: Manifest | None,
-    archive: PackStore,
-    done: Restoring,
-    on_progress: Callable[[Restoring], None],
-) -> None:
-    listed: dict[uuid.UUID, Listed] = {}
-    deleted: set[uuid.UUID] = set()
-    if manifest:
-        listed = {one.pack_id: one for one in place.listed(manifest)}
-        earlier = [m for m in place.manifests() if m.taken_at < manifest.taken_at]
-        deleted = {one.pack_id for m in earlier for one in place.listed(m)} - listed.keys()
-
-    def wanted() -> Iterator[PackFile]:
-        for one in listed.values():
-            yield PackFile(one.source_id, one.pack_id, one.size_bytes, timezone.now())
-        for pack in place.packs.packs():
-            if pack.pack_id not in listed and pack.pack_id not in deleted:
-                yield pack
-
-    known = {pack_id: one.sha256 for pack_id, one in listed.items()}
-    for one in copying.copied(wanted(), place.packs, archive, known=known):
-        pack = one.pack
-        if one.outcome in ("copied", "there"):
-            done.packs += 1
-            done.size_bytes += pack.size_bytes
-            done.newer += pack.pack_id not in listed
-        else:
-            done.missing.append(Missing(pack.source_id, pack.pack_id, _WHY[one.outcome]))
-        on_progress(done)
+def _is_database_of(archive_id: str) -> bool:
+    return (
+        "ingestion_installation" in connection.introspection.table_names()
+        and Installation.objects.filter(archive_id=archive_id).exists()
+    )
 
 
-_WHY = {
-    "gone": "is not in the backup",
-    "damaged": "is damaged in the backup, and was left out",
-    "differs": "lies in the archive with other bytes, and was left as it is",
-}
-
-
-def _finish(manifest: Manifest | None, done: Restoring, actor: Actor, *, database: bool) -> None:
-    """Tell what is missing of what the database knows."""
-    done.missing = [
-        dataclasses.replace(one, messages=Message.objects.filter(pack=one.pack_id).count())
-        for one in done.missing
-    ]
-    for lost in manifest.lost if manifest else ():
-        rows = Message.objects.filter(pack=uuid.UUID(lost))
-        for source_id in rows.values_list("pack__source_id", flat=True)[:1]:
-            why = "was missing already when the backup was made"
-            done.missing.append(Missing(source_id, uuid.UUID(lost), why, rows.count()))
-    if database:
-        Installation.objects.filter(pk=1).update(archive_marked=True)
-        done.unreadable_credentials = len(credential_keys.survey().unreadable)
-    with transaction.atomic():
-        audit(actor, "archive.restore", None, {"backup": done.backup})
+def _restored_already() -> str:
+    """Tell of the restore that ended here last, whose own words may be lost; "" of none."""
+    if "ingestion_auditevent" not in connection.introspection.table_names():
+        return ""
+    last = AuditEvent.objects.filter(action="archive.restore").order_by("pk").last()
+    if last is None:
+        return ""
+    missing = last.changes.get("missing", 0)
+    what = "nothing was missing"
+    if missing:
+        what = f"packs were missing ({missing:,}): manage.py verify_archive names them"
+    backup = last.changes["backup"] or "a backup without a database"
+    return f"{backup} was restored on {last.at:%Y-%m-%d %H:%M} UTC, and {what}"

@@ -6,121 +6,42 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 
 from ingestion.errors import NotAllowedNow, WrongArchive
-from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
-from ingestion.packs.base import PackFile, PackStore
-from ingestion.packs.directory import DirectoryStore
+from ingestion.models import AuditEvent, IngestionSource, Message, Pack
 from ingestion.packs.store import store
-from ingestion.services.archive import housekeeping, reading, storage
-from ingestion.services.operations.backup import making, restoring
+from ingestion.services.archive import housekeeping, storage
+from ingestion.services.operations.backup import making
 from ingestion.services.operations.backup.place import Place
 from ingestion.services.sources import verbs
 from ingestion_project.demo.object_store import ObjectStoreServer
+from tests.management.backup.world import (
+    Elsewhere,
+    beside,
+    broken_off_before_the_dump,
+    damage,
+    file_of,
+    mail,
+    make,
+    names,
+    one_pack,
+    packs,
+    restore,
+)
 from tests.servers import imap_source, people, stack
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Account, Dovecot
-from tests.servers.elsewhere import another_machine
 from tests.servers.imap_source import ACTOR
 from tests.servers.stack import ROOT
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-Elsewhere = Callable[[], None]
-
-
-def mail(name: str) -> bytes:
-    return f"Subject: {name}\r\nFrom: a@example.com\r\n\r\nbody of {name}\r\n".encode()
-
-
-@pytest.fixture
-def owner(transactional_db: None) -> User:
-    return people.superuser("root")
-
-
-@pytest.fixture
-def account(dovecot: Dovecot) -> Account:
-    return dovecot.account(mail("one"), mail("two"))
-
-
-@pytest.fixture
-def source(account: Account, archive_dir: Path) -> IngestionSource:
-    """A source with two messages in one pack."""
-    source = imap_source.create(account)
-    imap_source.imported(source)
-    return source
-
-
-@pytest.fixture
-def more(account: Account, dovecot: Dovecot) -> Callable[[IngestionSource, str], None]:
-    """`more(source, "three")`: a message comes, and is archived in a pack of its own."""
-
-    def come(source: IngestionSource, name: str) -> None:
-        dovecot.append(account.name, "INBOX", mail(name))
-        imap_source.synced(source)
-
-    return come
-
-
-@pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path / "backup")
-
-
-@pytest.fixture
-def elsewhere(settings: Any, tmp_path: Path, manage: CommandLine) -> Iterator[Elsewhere]:
-    """`elsewhere()`: from now on this is another machine, with nothing on it."""
-    machine = another_machine(settings, tmp_path)
-    began: list[None] = []
-
-    def go() -> None:
-        began.append(machine.__enter__())
-
-    yield go
-    if began:
-        machine.__exit__(None, None, None)
-
-
-def make(place: Place, keep: int = 7) -> making.Making:
-    return making.make(place, keep=keep, actor=ACTOR)
-
-
-def restore(place: Place) -> restoring.Restoring:
-    return restoring.restore(place, actor=ACTOR)
-
-
-def packs(archive: PackStore) -> dict[uuid.UUID, bytes]:
-    return {pack.pack_id: archive.sha256(pack.source_id, pack.pack_id) for pack in archive.packs()}
-
-
-def names() -> list[str]:
-    """Read back all that is archived and placed, and say which it is."""
-    placed = Placement.objects.filter(removed_at=None).select_related("message__pack")
-    bodies = [reading.opened(placement.message) for placement in placed]
-    assert Message.objects.count() == len(bodies)
-    found = [bytes(body) for body in bodies if isinstance(body, bytes)]
-    said = [body.split(b"\r\n")[0].removeprefix(b"Subject: ").decode() for body in found]
-    assert found == [mail(name) for name in said]
-    return sorted(said)
-
-
-def file_of(pack: Pack) -> PackFile:
-    return next(file for file in store().packs(pack.source_id) if file.pack_id == pack.pk)
-
-
-def one_pack(archive: PackStore) -> Path:
-    assert isinstance(archive, DirectoryStore)
-    return next(archive.root.rglob("*.pack"))
-
 
 # -- all is well -----------------------------------------------------------------------------------
 
@@ -307,20 +228,6 @@ def test_a_pack_that_goes_between_dump_and_copy_has_the_database_dumped_again(
     assert (done.lost, done.packs) == ((), 1 if by == "deletion" else 2)
 
 
-def beside(act: Callable[[], object]) -> None:
-    """Do it in a thread, whose connection is its own, and wait for its end."""
-
-    def run() -> None:
-        try:
-            act()
-        finally:
-            connection.close()
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-
-
 # -- disasters -------------------------------------------------------------------------------------
 
 
@@ -330,7 +237,7 @@ def test_a_database_older_than_the_packs_finds_its_mail_in_them(
 ) -> None:  # fmt: skip
     make(place)
     more(source, "three")
-    killed_at("take_database", place, monkeypatch)  # its packs are copied, and no dump is there
+    broken_off_before_the_dump(place, monkeypatch)
     elsewhere()
     back = manage.here("restore", str(place.root))
     assert (back.code, "1 pack came after the database was dumped" in back.stdout) == (0, True)
@@ -347,7 +254,7 @@ def test_a_database_older_than_the_packs_has_the_next_sync_fetch_what_it_lacks(
 ) -> None:  # fmt: skip
     make(place)
     more(source, "three")
-    killed_at("take_database", place, monkeypatch)
+    broken_off_before_the_dump(place, monkeypatch)
     elsewhere()
     assert restore(place).newer == 1
     imap_source.synced(source)
@@ -467,61 +374,6 @@ def test_a_pack_that_the_archive_lost_is_told_and_one_that_the_backup_has_stays(
     assert (str(missing.pack_id), missing.messages) == (lost, 1)
     assert manage.here("verify_archive", "--refetch").code == 1
     assert names() == ["one", "three", "two"]
-
-
-def damage(path: Path) -> None:
-    good = path.read_bytes()
-    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
-
-
-# -- broken off ------------------------------------------------------------------------------------
-
-
-def killed_at(step: str, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run a backup or a restore that dies at a step."""
-    module, act = (restoring, restore) if hasattr(restoring, step) else (making, make)
-    owner = module if hasattr(module, step) else making._Making
-
-    def die(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as killed:
-        killed.setattr(owner, step, die)
-        with pytest.raises(KeyboardInterrupt):
-            act(place)
-
-
-@pytest.mark.parametrize("step", ["copy", "take_database", "_listing", "remove_old"])
-def test_a_backup_that_is_broken_off_goes_on(
-    source: IngestionSource, place: Place, step: str, monkeypatch: pytest.MonkeyPatch,
-    manage: CommandLine,
-) -> None:  # fmt: skip
-    killed_at(step, place, monkeypatch)
-    assert len(place.manifests()) == (step == "remove_old")
-    done = make(place)
-    assert done.copied == (step == "copy")
-    assert packs(place.packs) == packs(store())
-    files = [path.suffix for path in (place.root / "databases").iterdir()]
-    assert sorted(files) == sorted([".dump", ".packs", ".json"] * len(place.manifests()))
-    assert manage.here("backup", str(place.root), "--verify").code == 0
-
-
-@pytest.mark.parametrize("step", ["call_command", "_put_packs_back", "_finish"])
-def test_a_restore_that_is_broken_off_goes_on(
-    source: IngestionSource, place: Place, elsewhere: Elsewhere, step: str,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    make(place)
-    elsewhere()
-    killed_at(step, place, monkeypatch)
-    if step == "_finish":
-        assert names() == ["one", "two"]
-        return
-    with pytest.raises(WrongArchive, match="being restored"):
-        storage.require()
-    assert restore(place).missing == []
-    storage.require()
-    assert names() == ["one", "two"]
 
 
 # -- refusals --------------------------------------------------------------------------------------

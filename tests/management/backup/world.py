@@ -1,0 +1,95 @@
+"""What the tests of backups do and read back."""
+
+import threading
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+from ingestion.models import Message, Pack, Placement
+from ingestion.packs.base import PackFile, PackStore
+from ingestion.packs.directory import DirectoryStore
+from ingestion.packs.store import store
+from ingestion.services.archive import reading
+from ingestion.services.operations.backup import checking, making, restoring
+from ingestion.services.operations.backup.place import Place
+from tests.servers.imap_source import ACTOR
+
+Elsewhere = Callable[[], None]
+
+
+def mail(name: str) -> bytes:
+    return f"Subject: {name}\r\nFrom: a@example.com\r\n\r\nbody of {name}\r\n".encode()
+
+
+def make(place: Place, keep: int = 7) -> making.Making:
+    return making.make(place, keep=keep, actor=ACTOR)
+
+
+def restore(place: Place) -> restoring.Restoring:
+    return restoring.restore(place, actor=ACTOR)
+
+
+def packs(archive: PackStore) -> dict[uuid.UUID, bytes]:
+    return {pack.pack_id: archive.sha256(pack.source_id, pack.pack_id) for pack in archive.packs()}
+
+
+def names() -> list[str]:
+    """Read back all that is archived and placed, and say which it is."""
+    placed = Placement.objects.filter(removed_at=None).select_related("message__pack")
+    bodies = [reading.opened(placement.message) for placement in placed]
+    assert Message.objects.count() == len(bodies)
+    found = [bytes(body) for body in bodies if isinstance(body, bytes)]
+    said = [body.split(b"\r\n")[0].removeprefix(b"Subject: ").decode() for body in found]
+    assert found == [mail(name) for name in said]
+    return sorted(said)
+
+
+def file_of(pack: Pack) -> PackFile:
+    return next(file for file in store().packs(pack.source_id) if file.pack_id == pack.pk)
+
+
+def one_pack(archive: PackStore) -> Path:
+    assert isinstance(archive, DirectoryStore)
+    return next(archive.root.rglob("*.pack"))
+
+
+def beside(act: Callable[[], object]) -> None:
+    """Do it in a thread, whose connection is its own, and wait for its end."""
+
+    def run() -> None:
+        try:
+            act()
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+
+
+def damage(path: Path) -> None:
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+
+
+def broken_off_before_the_dump(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run a backup whose packs are copied, and that then dies."""
+
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(making._Making, "take_database", die)
+        with pytest.raises(KeyboardInterrupt):
+            make(place)
+
+
+def problems_of(place: Place) -> list[str]:
+    return checking.check(place).problems
+
+
+def files_of(place: Place) -> list[str]:
+    return sorted(path.suffix for path in (place.root / "databases").iterdir())
