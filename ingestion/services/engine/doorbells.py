@@ -70,30 +70,32 @@ class Listener:
         """Listen until the worker is told to end."""
         while not lease.leaving.is_set():
             try:
-                with claims.claimed("listen", _ALL) as mine:
-                    self._stay(time.monotonic() + (_CLAIM_SECONDS if mine else 0), mine=mine)
+                if _wanted():
+                    with claims.claimed("listen", _ALL) as mine:
+                        self._stay(time.monotonic() + (_CLAIM_SECONDS if mine else 0), mine=mine)
+                    continue
+                self.end()
             except DatabaseError as error:
                 log.warning("database_unavailable", error=type(error).__name__)
-                connection.close()
-                time.sleep(_LOOK_SECONDS)
+            connection.close()  # this thread's own
+            time.sleep(_LOOK_SECONDS)
         self.end()
 
     def _stay(self, until: float, *, mine: bool) -> None:
+        """Listen while there is somebody to listen to, or leave that to who does."""
         while True:
-            if mine:
-                self.keep_up()
-            else:
+            if not mine:
                 self.end()
+            elif not self.keep_up():
+                return
             connection.close()  # this thread's own
             time.sleep(_LOOK_SECONDS)
             if time.monotonic() >= until or lease.leaving.is_set():
                 return
 
-    def keep_up(self) -> None:
-        chosen = IngestionSource.objects.filter(
-            status=SourceStatus.ACTIVE, deleted_at=None, options__listen=True
-        )
-        wanted = set(chosen.order_by("pk").values_list("pk", "credentials_version")[:MOST])
+    def keep_up(self) -> bool:
+        """Return whether there is anybody to listen to."""
+        wanted = _wanted()
         for key in self._threads.keys() - wanted:
             _, ends = self._threads.pop(key)
             ends.set()
@@ -104,6 +106,7 @@ class Listener:
             )
             self._threads[key] = thread, ends
             thread.start()
+        return bool(wanted)
 
     def end(self) -> None:
         """Listen to nobody any more, and wait until that is so."""
@@ -112,6 +115,14 @@ class Listener:
         for thread, _ in self._threads.values():
             thread.join()
         self._threads.clear()
+
+
+def _wanted() -> set[tuple[uuid.UUID, int]]:
+    """Return the sources to listen to, with the versions of their credentials."""
+    chosen = IngestionSource.objects.filter(
+        status=SourceStatus.ACTIVE, deleted_at=None, options__listen=True
+    )
+    return set(chosen.order_by("pk").values_list("pk", "credentials_version")[:MOST])
 
 
 def _listen(source_id: uuid.UUID, ends: threading.Event) -> None:
