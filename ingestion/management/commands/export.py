@@ -20,7 +20,7 @@ from ingestion.management.presentation import size
 from ingestion.models import Message
 from ingestion.search import query as language
 from ingestion.services.archive import storage
-from ingestion.services.archive.exports import jobs, restore
+from ingestion.services.archive.exports import jobs
 from ingestion.services.archive.exports.formats import FORMATS, Writer
 from ingestion.services.archive.exports.selection import Selection
 from ingestion.services.archive.exports.stream import outcome, streamed
@@ -101,6 +101,8 @@ class Command(OperatorCommand):
         return Exit.PROBLEM if unreadable else Exit.OK
 
     def _restore(self, options: dict[str, Any]) -> Exit:
+        from ingestion.services.archive.exports import restore  # noqa: PLC0415 - it takes 0.1 s
+
         if options["format"] or options["to"]:
             raise UsageError("--to-imap goes without --format and --to.")
         query = self._query(options)

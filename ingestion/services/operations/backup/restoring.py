@@ -7,9 +7,10 @@
       -> what is missing is counted, and audited
       -> the mark: from now on that is the archive
 
-Killed anywhere, it goes on when it is run again. Packs that an earlier backup lists and this one
-does not were deleted before it was made, and stay so; those that none lists came after the dump,
-and hold mail that the database does not know: `archive.rebuild` takes it in.
+Killed anywhere, it goes on when it is run again; of the database alone, it is run again into an
+empty one. Packs that an earlier backup lists and this one does not were deleted before it was made,
+and stay so; those that none lists came after the dump, and hold mail that the database does not
+know: `archive.rebuild` takes it in.
 """
 
 import contextlib
