@@ -37,6 +37,8 @@ mkdir -p opt/ingestion var/lib/ingestion data run tmp
 mount --bind "$ROOT" opt/ingestion
 mount --bind "$HOSTS" etc/hosts
 for place in data run tmp var/lib; do mount -t tmpfs -o mode=1777 none $place; done
+# The programs of its virtual environment name their interpreter by where it lies.
+[ -d ".$ROOT" ] || { mkdir -p ".$ROOT" && mount --bind "$ROOT" ".$ROOT"; }
 mkdir -m 755 run/secrets
 mkdir -m 700 var/lib/ingestion
 chown $USER:$USER var/lib/ingestion
