@@ -20,9 +20,11 @@ _MAX_OBJECT_BYTES = 4_900_000_000
 
 @register(Tags.security)
 def encryption_keys(app_configs: Any, **_: Any) -> list[CheckMessage]:
-    """E001 no key; E002 a key twice or empty."""
+    """E001 no key, as where there is no service; E002 a key twice or empty."""
     del app_configs
     keys: list[str] = settings.ENCRYPTION_KEYS
+    if settings.NO_SERVICE:
+        return [Error(settings.NO_SERVICE, id="ingestion.E001")]
     if not keys:
         return [
             Error(
