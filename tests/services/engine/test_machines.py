@@ -35,6 +35,7 @@ _SMALL_BYTES = 4_000
 #: Bytes a second around each death, so that something is left in the end; and while it is waited
 #: for whoever is to die, which takes its time on a busy machine.
 _AROUND_A_DEATH, _MEANWHILE = _BYTES / (6 * _KILLS), 30_000.0
+_LARGE_AFTER_SECONDS, _FOR_LARGE = 30.0, 200_000.0
 _PATIENCE_SECONDS = 200
 
 pytestmark = [pytest.mark.timeout(300 + 60 * _KILLS), pytest.mark.long(seconds=60)]
@@ -136,6 +137,19 @@ def packing(pids: Iterable[int]) -> list[int]:
     return [found for pid in pids for found in packing_processes(pid)]
 
 
+def until_some_pack(machines: Sequence[Machine], link: SlowLink) -> list[Machine]:
+    """Return the machines that are packing. One that has the large message next does so only once
+    that is there, which would take minutes."""
+    began = time.monotonic()
+
+    def busy() -> list[Machine]:
+        if time.monotonic() - began > _LARGE_AFTER_SECONDS:
+            link.bytes_per_second = _FOR_LARGE
+        return [machine for machine in machines if packing(machine.processes())]
+
+    return wait_for(busy, _PATIENCE_SECONDS)
+
+
 def kill_at_random(
     stack: OwnStack, machines: Sequence[Machine], link: SlowLink, chance: random.Random
 ) -> collections.Counter[str]:
@@ -143,7 +157,7 @@ def kill_at_random(
     turns, and see the import go on each time; return how often."""
     died = collections.Counter[str]()
     for number in range(_KILLS):
-        busy = wait_for(lambda: [m for m in machines if packing(m.processes())], _PATIENCE_SECONDS)
+        busy = until_some_pack(machines, link)
         link.bytes_per_second = _AROUND_A_DEATH
         time.sleep(chance.uniform(0, capture.COMMIT_SECONDS / 2))
         victim = _VICTIMS[(number + len(machines)) % len(_VICTIMS)]
