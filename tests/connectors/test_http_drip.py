@@ -37,6 +37,7 @@ def url(request: pytest.FixtureRequest) -> Iterator[str]:
         thread.start()
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         done.set()
+        socket.create_connection(listener.getsockname()).close()  # where the client never came
         thread.join()
 
 

@@ -160,10 +160,12 @@ def test_a_reader_ends_with_its_parent(wait_for: Callable[..., Any]) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as parent:
-        assert parent.stdout is not None
-        pid = int(parent.stdout.readline())
-        assert Path(f"/proc/{pid}").exists()
-        parent.kill()
+        try:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            assert Path(f"/proc/{pid}").exists()
+        finally:
+            parent.kill()
     wait_for(lambda: not Path(f"/proc/{pid}").exists())
 
 
