@@ -71,7 +71,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         others.
         """
         wanted = self.query(inputs.ListQuery)
-        found = self.get_queryset().order_by("name", "pk")
+        found = self.get_queryset().defer(*serializers.NOT_SHOWN).order_by("name", "pk")
         for field in ("provider", "status"):
             if field in wanted:
                 found = found.filter(**{field: wanted[field]})
