@@ -106,55 +106,56 @@ def main(arguments: list[str] | None = None) -> int:
             profile.run(stage, directory / "profile", console)
         return 0
     fsyncs = [machine.fsync_milliseconds(directory)]
-    rows: list[Row] = []
-    searched: list[Row] = []
+    found: dict[str, list[Row]] = {name: [] for name in names}
     failed = []
     with stage:
         for name in names:
             started = time.monotonic()
             try:
-                (searched if name == "search" else rows).extend(SCENARIOS[name](stage))
+                found[name].extend(SCENARIOS[name](stage))
             except BenchError as error:
                 failed.append(name)
-                rows.append(Row(name, "failed", note=str(error)))
+                found[name].append(Row(name, "failed", note=str(error)))
             stage.say(f"{name}: {time.monotonic() - started:.0f} s")
             fsyncs.append(machine.fsync_milliseconds(directory))
     about = {**machine.describe(directory, fsyncs), "rounds": f"{plan.rounds} rounds"}
-    _tell([*rows, *searched], about, console, directory / "results.json")
+    _tell(_all(found), about, console, directory / "results.json")
     if not options.quick:
-        _write(rows, searched, about, options, whole=not failed, console=console)
+        whole = {name: rows for name, rows in found.items() if name not in failed}
+        _write(whole, about, options, everything=not failed, console=console)
     return 2 if failed else 0
 
 
+def _all(found: dict[str, list[Row]]) -> list[Row]:
+    return [row for rows in found.values() for row in rows]
+
+
 def _write(
-    rows: list[Row],
-    searched: list[Row],
+    found: dict[str, list[Row]],
     about: dict[str, str],
     options: argparse.Namespace,
     *,
-    whole: bool,
+    everything: bool,
     console: Console,
 ) -> None:
-    """Write into docs/ what was measured as its pages say. `whole`: nothing failed."""
+    """Write into docs/ what was measured, by scenario, as its pages say. `everything`: nothing that
+    was asked for failed."""
     docs = ROOT / "docs"
     written = []
-    if searched:
+    if searched := found.pop("search", None):
         page.update_search(docs / "benchmarks.md", searched, about)
         chart.save(searched, docs / "search.svg")
         written += ["docs/benchmarks.md on search", "docs/search.svg"]
-    listed = [row for row in rows if row.scenario.startswith(lists.LISTED)]
-    if listed:
+    if listed := found.pop("lists", None):
         page.update_lists(docs / "benchmarks.md", listed, about)
         written.append("docs/benchmarks.md on lists")
-    stored = [row for row in rows if row.scenario.startswith(object_store.SCENARIOS)]
-    if stored and whole and not options.messages:
+    if (stored := found.get("s3")) and everything and not options.messages:
         page.update_object_store(docs / "object-store.md", stored, about)
         written.append("docs/object-store.md on speed and requests")
     is_other_plan = options.messages or options.corpus or options.accounts
-    if whole and not (options.only or is_other_plan):
-        others = [row for row in rows if row not in listed]
-        page.update(docs / "benchmarks.md", others, about)
-        chart.save(others, docs / "benchmarks.svg")
+    if everything and not (options.only or is_other_plan):
+        page.update(docs / "benchmarks.md", _all(found), about)
+        chart.save(_all(found), docs / "benchmarks.svg")
         written += ["docs/benchmarks.md", "docs/benchmarks.svg"]
     if written:
         console.print(f"Written: {', '.join(written)}")

@@ -9,8 +9,6 @@ from bench.searching import generated_archive, percentile, run
 from bench.stage import Stage
 
 TARGET_MILLISECONDS = 150.0
-#: How the scenario's rows begin.
-LISTED = "lists at"
 
 
 def lists(stage: Stage) -> Iterator[Row]:
@@ -21,7 +19,7 @@ def lists(stage: Stage) -> Iterator[Row]:
         stage.say("Making a crowd, and listing it")
         said = run(env, "bench.listing")
     for page in json.loads(said.splitlines()[-1]):
-        row = Row(f"{LISTED} {messages:,} messages", page["address"])
+        row = Row(f"lists at {messages:,} messages", page["address"])
         row.samples = [
             Sample(page_milliseconds=taken, page_cpu_milliseconds=used)
             for taken, used in zip(page["milliseconds"], page["cpu_milliseconds"], strict=True)

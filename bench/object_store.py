@@ -16,8 +16,6 @@ from tests.servers.faulty_proxy import FaultyProxy
 
 _READ = 300
 _WAIT_SECONDS = 0.050
-#: How its scenarios begin: what both take, and what was asked for.
-_PACKS, _ASKED = SCENARIOS = ("packs of", "asked of S3 by")
 
 
 def object_store(stage: Stage) -> Iterator[Row]:
@@ -42,7 +40,7 @@ def _compared(
     stage: Stage, here: Service, there: Service, server: ObjectStoreServer
 ) -> Iterator[Row]:
     account, port = stage.main, stage.dovecot.port
-    name = f"{_PACKS} {account.messages:,} × {account.size / account.messages / 1000:.0f} kB"
+    name = f"packs of {account.messages:,} × {account.size / account.messages / 1000:.0f} kB"
     services = {"in a directory": here, "in S3": there}
     imported = {contender: Row(f"{name}: import", contender) for contender in services}
     stage.say("Importing into a directory and into a bucket, in turns")
@@ -85,7 +83,7 @@ def _counted(stage: Stage, server: ObjectStoreServer, stack: contextlib.ExitStac
     proxy = stack.enter_context(FaultyProxy(server.endpoint))
     url = f"s3://archive/counted?endpoint={proxy.endpoint}&region=us-east-1"
     service = stack.enter_context(_service(stage, server, url))
-    name = f"{_ASKED} {account.messages:,} messages"
+    name = f"asked of S3 by {account.messages:,} messages"
     stage.say("Counting requests")
     source = service.connect(account, port=port)
     proxy.clear()
