@@ -99,16 +99,7 @@ def test_a_restore_that_is_broken_off_goes_on(
     lost = next(place.packs.packs())
     place.packs.delete(lost)
     elsewhere()
-    act = getattr(restoring._Restoring, step)
-
-    def die_behind(*given: Any, **more: Any) -> None:
-        act(*given, **more)
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as killed:
-        killed.setattr(restoring._Restoring, step, die_behind)
-        with pytest.raises(KeyboardInterrupt):
-            restore(place)
+    broken_off_behind(step, lambda: restore(place), monkeypatch)
     with pytest.raises(WrongArchive, match="being restored"):
         storage.require()
     [missing] = restore(place).missing
@@ -136,10 +127,50 @@ def test_what_one_restore_began_no_other_backup_ends(
         killed.setattr(restoring._Restoring, "put_packs_back", die)
         with pytest.raises(KeyboardInterrupt):
             restoring.restore(place, first.name, actor=ACTOR)
-    with pytest.raises(NotAllowedNow, match=f"another restore was broken off .*{first.name}"):
-        restore(place)
+    for other in (restore, restore_database):
+        with pytest.raises(NotAllowedNow, match=f"another restore was broken off .*{first.name}"):
+            other(place)
+    with pytest.raises(NotAllowedNow, match="another restore"):
+        restoring.restore(place, first.name, only="database", actor=ACTOR)
     restoring.restore(place, first.name, actor=ACTOR)
     assert names() == ["one", "two"]
+
+
+@pytest.mark.parametrize("step", ["begin", "put_database_back", "count_what_is_missing"])
+def test_a_restore_of_the_database_alone_that_is_broken_off_goes_on(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere, archive_dir: Path, settings: Any,
+    step: str, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Nobody writes to the archive meanwhile, and no other restore takes it for its own."""
+    make(place)
+    elsewhere()
+    settings.ARCHIVE_DIR = archive_dir
+    broken_off_behind(step, lambda: restore_database(place), monkeypatch)
+    assert storage.is_being_restored(store().mark() or "")
+    with pytest.raises(NotAllowedNow, match="another restore was broken off"):
+        restore(place)
+    assert restore_database(place).missing == []
+    storage.require()
+    assert names() == ["one", "two"]
+
+
+def restore_database(place: Place) -> restoring.Restoring:
+    return restoring.restore(place, only="database", actor=ACTOR)
+
+
+def broken_off_behind(
+    step: str, act: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = getattr(restoring._Restoring, step)
+
+    def die_behind(*given: Any, **more: Any) -> None:
+        done(*given, **more)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(restoring._Restoring, step, die_behind)
+        with pytest.raises(KeyboardInterrupt):
+            act()
 
 
 def test_a_restore_waits_for_what_a_killed_one_left_at_work_in_the_database(

@@ -7,10 +7,10 @@
       -> what is missing is counted, and audited
       -> the mark: from now on that is the archive
 
-Killed anywhere, it goes on when it is run again; of the database alone, it is run again into an
-empty one. Packs that an earlier backup lists and this one does not were deleted before it was made,
-and stay so; those that none lists came after the dump, and hold mail that the database does not
-know: `archive.rebuild` takes it in.
+Killed anywhere, it goes on when it is run again. Where the database alone is put back, or packs
+alone, the other steps are the same. Packs that an earlier backup lists and this one does not were
+deleted before it was made, and stay so; those that none lists came after the dump, and hold mail
+that the database does not know: `archive.rebuild` takes it in.
 """
 
 import contextlib
@@ -80,7 +80,7 @@ def restore(
     """
     packs_alone = only == "packs" and name is None and not place.manifests(on_damage=_ignore)
     manifest = None if packs_alone else place.chosen(name)
-    job = _Restoring(place, manifest, on_progress)
+    job = _Restoring(place, manifest, on_progress, without_packs=only == "database")
     with copying.told_in_words(job.archive.name, _THEN):
         if only == "database":
             job.require_our_archive()
@@ -88,16 +88,14 @@ def restore(
             job.require_packs()
         if only != "packs":
             job.require_database()
-        if only != "database":
-            job.begin_packs()
+        job.begin()
         if only != "packs":
             job.put_database_back()
         if only != "database":
             job.put_packs_back()
         if _has_tables():
             job.count_what_is_missing(actor, database=only != "packs")
-        if only != "database":
-            job.archive.write_mark(job.archive_id)
+        job.archive.write_mark(job.archive_id)
     return job.done
 
 
@@ -105,7 +103,12 @@ class _Restoring:
     """The restoring of one backup; `manifest` is None for packs alone."""
 
     def __init__(
-        self, place: Place, manifest: Manifest | None, on_progress: Callable[[Restoring], None]
+        self,
+        place: Place,
+        manifest: Manifest | None,
+        on_progress: Callable[[Restoring], None],
+        *,
+        without_packs: bool,
     ) -> None:
         self.archive = store().fresh()
         self.archive_id = manifest.archive_id if manifest else place.archive_id()
@@ -113,8 +116,10 @@ class _Restoring:
         self._place, self._manifest = place, manifest
         self._tell: Callable[[], None] = lambda: on_progress(self.done)
         self._listed = Inventory()
-        # Which backup it is, too: the rest of another one's packs would not fit its database.
-        self._under_way = storage.being_restored(f"{self.archive_id} {self.done.backup}".strip())
+        # Which backup it is, too: the rest of another one's packs would not fit its database. And
+        # whether packs come: a restore of the database alone does not end one that put back half.
+        what = (self.archive_id, self.done.backup, "without packs" if without_packs else "")
+        self._under_way = storage.being_restored(" ".join(word for word in what if word))
         self._begun = self.archive.mark() == self._under_way
         self._dump: Path | None = None
         self._tell()
@@ -122,7 +127,8 @@ class _Restoring:
     # -- before anything is written ----------------------------------------------------------------
 
     def require_our_archive(self) -> None:
-        if self.archive.mark() != self.archive_id:
+        self._refuse_what_another_began()
+        if not self._begun and self.archive.mark() != self.archive_id:
             raise NotAllowedNow(
                 f"{self.archive.name} is not the archive of this backup ({self.archive_id}), whose"
                 " database alone would be of no use. Restore the packs as well."
@@ -135,17 +141,23 @@ class _Restoring:
         mark, name = self.archive.mark() or "", self.archive.name
         if self._begun:
             return
-        if storage.is_being_restored(mark):
-            raise NotAllowedNow(
-                f'{name} is not empty: another restore was broken off there ("{mark}"). Name the'
-                " same backup (--backup), or have an empty archive and an empty database."
-            )
+        self._refuse_what_another_began()
         if mark or next(self.archive.packs(), None) is not None:
             what = (mark == self.archive_id and _restored_already()) or mark or "it has packs"
             raise NotAllowedNow(
                 f"{name} is not empty ({what}). restore fills an empty archive only: set"
                 f" {self.archive.setting} to another place. Where it is whole, and the database is"
                 " lost, restore --database-only."
+            )
+
+    def _refuse_what_another_began(self) -> None:
+        mark = self.archive.mark() or ""
+        if not self._begun and storage.is_being_restored(mark):
+            raise NotAllowedNow(
+                f'{self.archive.name}: another restore was broken off there ("{mark}"). Run that'
+                " one again, of the same backup (--backup); or have an empty archive and an empty"
+                f" database. Where it was --database-only: write {self.archive_id} into"
+                f" {self.archive.mark_name}, and have an empty database."
             )
 
     def require_database(self) -> None:
@@ -168,7 +180,7 @@ class _Restoring:
 
     # -- writing -----------------------------------------------------------------------------------
 
-    def begin_packs(self) -> None:
+    def begin(self) -> None:
         self.archive.try_out()
         self.archive.write_mark(self._under_way)
 
