@@ -177,9 +177,13 @@ def _update_messages(batch: Iterable[Indexed]) -> None:
 _LOCK = "SELECT pg_advisory_xact_lock(hashtext('documents'), hashtext(%(mailbox)s::text))"
 _VERSIONS = """SELECT found.* FROM unnest(%(ids)s::uuid[]) AS key CROSS JOIN LATERAL
     (SELECT message_id, version FROM ingestion_document WHERE message_id = key OFFSET 0) AS found"""
+#: OFFSET 0 as `statements.ONE_BY_ONE` says: in the order of ids all placements might be read for
+#: each message, and are where no message is in a thread of the provider's.
 _PROVIDERS_THREADS = """SELECT key, found.* FROM unnest(%(ids)s::uuid[]) AS key CROSS JOIN LATERAL
-    (SELECT thread_id FROM ingestion_placement
-      WHERE message_id = key AND thread_id <> '' ORDER BY id LIMIT 1) AS found"""
+    (SELECT thread_id FROM
+        (SELECT id, thread_id FROM ingestion_placement
+          WHERE message_id = key AND thread_id <> '' OFFSET 0) AS placement
+      ORDER BY id LIMIT 1) AS found"""
 _DROP = "DELETE FROM ingestion_document WHERE message_id = ANY(%(ids)s::uuid[])"
 _PLACES = """SELECT w.lexeme, w.positions FROM ingestion_document d, unnest(d.words) w
     WHERE d.message_id = %(id)s"""

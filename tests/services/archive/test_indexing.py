@@ -62,6 +62,29 @@ def test_each_message_gets_a_document_and_the_pack_is_done(pack: Pack) -> None:
     assert indexing.index_pack(pack.pk) == 0
 
 
+def test_a_first_imports_index_reads_no_other_messages_placements(pack: Pack) -> None:
+    """As long as nothing is known of the tables: they were filled a moment ago."""
+    with connection.cursor() as cursor:
+        cursor.execute("SET session_replication_role = replica")  # there are no such messages
+        cursor.execute(
+            """INSERT INTO ingestion_placement
+                 (mailbox_id, folder_id, message_id, remote_id, stable_id, thread_id, labels)
+               SELECT mailbox_id, folder_id, gen_random_uuid(), '0:' || n, '', '', '{}'
+                 FROM (SELECT mailbox_id, folder_id FROM ingestion_placement LIMIT 1) AS p,
+                      generate_series(1, 20000) AS n"""
+        )
+        cursor.execute("SET session_replication_role = origin")
+        cursor.execute("DELETE FROM pg_statistic WHERE starelid = 'ingestion_placement'::regclass")
+    with CaptureQueriesContext(connection) as queries:
+        indexing.index_pack(pack.pk)
+    [asked] = [q["sql"] for q in queries if "SELECT thread_id" in q["sql"]]
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN " + asked.replace("%", "%%"), [])
+        plan = str(cursor.fetchall())
+    assert "ingestion_placement_message_id" in plan
+    assert "ingestion_placement_pkey" not in plan
+
+
 def test_the_command_indexes_here_or_says_what_waits(
     manage: CommandLine, pack: Pack, source: IngestionSource
 ) -> None:
