@@ -10,6 +10,7 @@ import datetime as dt
 import json
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -89,8 +90,8 @@ def _fill(count: int) -> None:
         IngestionSource(
             owner=owner,
             name=f"Source {number}",
-            provider="generic_imap",
-            config={"host": "imap.example.com", "username": f"user{number}@example.com"},
+            provider="microsoft",  # one account alone is looked at first, and begins nothing
+            config={"tenantId": f"tenant{number}.example.com", "clientId": str(uuid.uuid4())},
             status="active",
             proven_at=now,
             imported_at=now,
