@@ -13,7 +13,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from ingestion import freshness, index_health
-from ingestion.admin import attention, chart, display, latest_runs, overview
+from ingestion.admin import attention, chart, display, failures, latest_runs, overview
 from ingestion.admin.filters import overdue
 from ingestion.freshness import Verdict
 from ingestion.models import (
@@ -162,7 +162,7 @@ def _free() -> str:
 
 
 def _trouble_tiles(request: HttpRequest, reasons: list[dict[str, Any]]) -> list[dict[str, str]]:
-    failures = sum(reason["number"] for reason in reasons)
+    failed = sum(reason["number"] for reason in reasons)
     unavailable = Mailbox.objects.filter(
         source__deleted_at=None, state=MailboxState.UNAVAILABLE
     ).count()
@@ -170,10 +170,10 @@ def _trouble_tiles(request: HttpRequest, reasons: list[dict[str, Any]]) -> list[
     return [
         _tile(
             "Failed messages",
-            display.count(failures, cap=_FAILURES_CAP),
-            "tried again by themselves" if failures else "",
+            display.count(failed, cap=_FAILURES_CAP),
+            "tried again by themselves" if failed else "",
             url=_may(request, "failedmessage"),
-            tone="danger" if failures else "",
+            tone="danger" if failed else "",
         ),
         _tile(
             "Unavailable mailboxes",
@@ -223,7 +223,9 @@ def _failures_by_reason() -> list[dict[str, Any]]:
     some = FailedMessage.objects.filter(mailbox__source__deleted_at=None).order_by()
     failed = FailedMessage.objects.filter(pk__in=some.values("pk")[:_FAILURES_CAP]).order_by()
     counted = failed.values("code").annotate(number=Count("pk"), example=Max("reason"))
-    return [dict(row) for row in counted.order_by("-number", "code")]
+    return [
+        {**row, "words": failures.words(row["code"])} for row in counted.order_by("-number", "code")
+    ]
 
 
 def _furthest_behind(found: list[Verdict]) -> list[dict[str, Any]]:

@@ -14,6 +14,27 @@ from ingestion.errors import ServiceError
 from ingestion.models import FailedMessage, IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.engine import failures
+from ingestion.services.engine.careful import BREAKS, POISON, WORKER_DIED
+
+#: What a code says in a list, before anybody reads the reason; docs/errors.md has them all.
+_WORDS = {
+    "message_refused": "The server does not hand it out",
+    "message_gone": "Gone before it was fetched",
+    "too_large": "Larger than MAX_MESSAGE_BYTES",
+    "wrong_size": "Not the size that was announced",
+    "empty": "The server sends no bytes",
+    "stand_in": "A notice in place of the message",
+    "no_mail": "Not mail",
+    "foreign_id": "Not an id of the provider's",
+    WORKER_DIED: "A worker died of it, tried again alone",
+    POISON: "Workers die of it, set aside",
+    BREAKS: "Breaks the connection",
+}
+
+
+def words(code: str) -> str:
+    """Say the code of a failure; one of a plug-in's own is spelled out."""
+    return _WORDS.get(code) or code.replace("_", " ").capitalize()
 
 
 @admin.register(FailedMessage)
@@ -36,10 +57,10 @@ class FailedMessageAdmin(ReadOnlyAdmin):
         ("Message", {"fields": ("folder", "mailbox", "remote_id", "size", "received", "labels")}),
         (
             "Failure",
-            {"fields": ("code", "reason", "attempts", "first_failed", "last_failed", "next_try")},
+            {"fields": ("kind", "reason", "attempts", "first_failed", "last_failed", "next_try")},
         ),
     )
-    readonly_fields = ("size", "received", "first_failed", "last_failed", "next_try")
+    readonly_fields = ("size", "received", "kind", "first_failed", "last_failed", "next_try")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedMessage]:
         return super().get_queryset(request).filter(mailbox__source__deleted_at=None)
@@ -78,7 +99,11 @@ class FailedMessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description="Reason")
     def why(self, failed: FailedMessage) -> Any:
-        return display.two_lines(display.clipped(failed.reason, characters=100), failed.code)
+        return display.two_lines(words(failed.code), display.clipped(failed.reason, characters=100))
+
+    @admin.display(description="Code")
+    def kind(self, failed: FailedMessage) -> Any:
+        return display.two_lines(words(failed.code), failed.code)
 
     @admin.display(description="Size")
     def size(self, failed: FailedMessage) -> str:

@@ -87,7 +87,8 @@ class WebhookAdmin(OwnersAdmin):
     @admin.display(description="Webhook")
     def title(self, row: WebhookEndpoint) -> Any:
         return display.two_lines(
-            display.clipped(row.url, characters=60), ", ".join(row.events) or display.NOTHING
+            display.clipped(row.url, characters=60),
+            ", ".join(row.events) or "told by alert rules alone",
         )
 
     @admin.display(description="State")
