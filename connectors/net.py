@@ -193,7 +193,8 @@ def start_tls(connection: socket.socket, host: str, context: ssl.SSLContext) -> 
         if reason not in _NO_TLS_THERE:
             raise Unavailable(f"TLS with {host} could not be set up ({reason}).") from error
         raise Fatal(
-            f"{host} does not speak TLS on this port ({reason}). Check secure, startTls and port.",
+            f"{host} does not speak TLS on this port ({reason}). Check the port, and TLS (secure,"
+            " startTls).",
             code="tls",
         ) from error
     except OSError as error:

@@ -123,7 +123,7 @@ def _refusal(said: str, advice: str) -> ConnectorError:
 
 def _no_password(config: ImapConfig, capabilities: frozenset[str]) -> Fatal:
     if not (config.secure or config.startTls):
-        advice = "takes no password on a connection in the clear. Turn on secure or startTls."
+        advice = "takes no password on a connection in the clear. Turn on TLS (secure or startTls)."
     elif any(name in capabilities for name in ("AUTH=XOAUTH2", "AUTH=OAUTHBEARER")):
         advice = (
             "takes no passwords any more, only OAuth. Give an accessToken or a refreshToken; for"

@@ -195,17 +195,17 @@ def _silence(opened: Wire, config: ImapConfig, error: Unavailable) -> ConnectorE
     if config.secure:
         return error
     return Unavailable(
-        f"{error} A port for TLS (993 mostly) is as silent when secure is off: check secure,"
-        " startTls and port."
+        f"{error} A port for TLS (993 mostly) is as silent when TLS is off: check the port, and"
+        " TLS (secure, startTls)."
     )
 
 
 def _not_imap(config: ImapConfig, heard: bytes) -> Fatal:
     where = f"{config.host}:{config.port}"
     if heard.startswith(_TLS_RECORDS):
-        return Fatal(f"{where} speaks TLS from the first byte. Turn on secure.", code="tls")
+        return Fatal(f"{where} speaks TLS from the first byte. Turn on TLS (secure).", code="tls")
     if heard.startswith(b"HTTP/"):
-        text = f"{where} is a web server's. Check host and port: IMAP has 993 (secure) or 143."
+        text = f"{where} is a web server's. Check host and port: IMAP has 993 (TLS) or 143."
         return Fatal(text, code="not_imap")
     return Fatal(f"{where} does not speak IMAP. Check host and port.", code="not_imap")
 

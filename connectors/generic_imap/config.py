@@ -143,10 +143,11 @@ class ImapConfig(Config):
         if not _HOST.fullmatch(self.host):
             errors["host"] = ["Must be a host name or an IP address, without a scheme or path."]
         if self.secure and self.startTls:
-            errors["startTls"] = ["Choose one: secure (TLS at once) or startTls."]
+            errors["startTls"] = ["Choose one: TLS at once (secure) or startTls."]
         given = self._given()
         if not given and not self.passwordByOwner:
-            errors["password"] = ["Give a password, an accessToken or a refreshToken."]
+            text = "Give a password, an accessToken or a refreshToken, or turn on passwordByOwner."
+            errors["password"] = [text]
         for name in given[1:]:
             errors[name] = ["Give a password, an accessToken or a refreshToken, not several."]
         if self.refreshToken:

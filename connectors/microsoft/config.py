@@ -103,7 +103,7 @@ class MicrosoftConfig(Config):
         "Only the mailbox of",
         default="",
         max_length=320,
-        help="One person's address: that person signs in. Empty: the whole tenant.",
+        help="The address of the one person who signs in; empty for a whole tenant.",
     )
     refreshToken: str = field(
         "Refresh token",

@@ -44,7 +44,7 @@ def _sources(request: HttpRequest, found: Sequence[Verdict]) -> list[Item]:
         Item(
             title=source.name,
             url=display.page_of(source),
-            why=[str(reason) for reason in freshness.reasons(source)],
+            why=[display.in_labels(source, str(one)) for one in freshness.reasons(source)],
             tone=display.source_tone(source),
             badge=display.source_status(source),
             mend=mending.of(source) if may_change else None,

@@ -38,6 +38,7 @@ def _lines(form: SourceForm, user: User) -> Iterator[str]:
 
 
 def _said(form: SourceForm, user: User) -> Iterator[dict[str, Any]]:
+    form.errors.pop("name", None)  # what it will be called is not tried
     if not form.is_valid():
         for name, reasons in form.errors.get_json_data().items():
             label = form.fields[name].label if name in form.fields else ""
@@ -58,6 +59,13 @@ def _said(form: SourceForm, user: User) -> Iterator[dict[str, Any]]:
             given["provider"], given["providerConfig"], is_proven=step.ok, stored=form.stored
         ):
             yield {"ok": True, "warns": True, "title": "The same account", "text": text}
+    except trial.AwaitsConsent as later:
+        yield {
+            "ok": True,
+            "warns": True,
+            "title": "Not yet",
+            "text": " ".join(*later.errors.values()),
+        }
     except InvalidInput as error:
         for reasons in error.errors.values():
             yield {"ok": False, "title": "Settings", "text": " ".join(reasons)}

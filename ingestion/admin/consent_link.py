@@ -7,9 +7,9 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.utils.cache import add_never_cache_headers
 
-from ingestion.admin import display
+from ingestion.admin import display, verbs
 from ingestion.errors import ServiceError
-from ingestion.models import ConsentLink, IngestionSource
+from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.sources import consent_links
 
@@ -37,9 +37,10 @@ def answer(request: HttpRequest, source: IngestionSource, context: dict[str, Any
     return page
 
 
-def offered(source: IngestionSource) -> dict[str, ConsentLink | None] | None:
+def offered(source: IngestionSource) -> dict[str, Any] | None:
     """Return what the source's page offers: a link, and the one that is open. None where nobody
     grants access to a source of this kind."""
     if consent_links.way(source) is None:
         return None
-    return {"open": consent_links.open_link(source)}
+    link = consent_links.open_link(source)
+    return {"open": link, "primary": link is None and verbs.is_to_make_link(source)}

@@ -10,6 +10,7 @@ from django.utils import timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from connectors import registry
 from ingestion import freshness
 from ingestion.models import StatusChange
 from ingestion.states import MailboxState, RunStatus, SourceStatus
@@ -38,6 +39,11 @@ MAILBOX_TONES: dict[str, str] = {
     MailboxState.UNAVAILABLE: "danger",
     MailboxState.GONE: "neutral",
 }
+
+
+def in_labels(source: Any, text: str) -> str:
+    """Return what is said of a source with the form's labels, where it has the API's names."""
+    return registry.get(source.provider).config.in_labels(text)
 
 
 def size(size_bytes: int | None) -> str:

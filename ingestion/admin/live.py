@@ -143,7 +143,7 @@ def _message(source: Any) -> str:
     """Say why it needs somebody; else what it did last, or why it stands where it does."""
     reasons = " ".join(map(str, freshness.reasons(source)))
     did = source.last_sync_status_message if source.status == SourceStatus.ACTIVE else ""
-    return reasons or str(did or source.status_message)
+    return display.in_labels(source, reasons or did or source.status_message)
 
 
 def _now(source: Any) -> str:

@@ -32,7 +32,11 @@ def of(source: Any) -> Mend | None:
     nobody can do more than the import that goes on and tries it again."""
     if not freshness.needs_somebody(source):
         return None
-    return edit(source) or (_sign_in(source) if verbs.is_to_sign_in(source) else _verb(source))
+    if mend := edit(source):
+        return mend
+    if verbs.is_to_sign_in(source):
+        return _sign_in(source)
+    return _link(source) if verbs.is_to_make_link(source) else _verb(source)
 
 
 def edit(source: Any) -> Mend | None:
@@ -57,6 +61,11 @@ def _sign_in(source: Any) -> Mend:
     label = f"Sign in with {registry.get(source.provider).label}"
     url = reverse("admin:ingestion_source_sign_in", args=(source.pk,))
     return Mend(label, url, "login", posts=True)
+
+
+def _link(source: Any) -> Mend:
+    url = reverse("admin:ingestion_source_consent_link", args=(source.pk,))
+    return Mend("Link for its owner", url, "link", posts=True)
 
 
 def _verb(source: Any) -> Mend | None:

@@ -101,9 +101,8 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
         shown = self.fields[field_name(slug, field.name)]
         stored = self.stored if self.initial.get("provider") == slug else None
         is_set = stored is not None and field.secret and field.name in stored.secrets.names
-        shown.required = (
-            field.required and not is_set and (not self.is_bound or slug == self._chosen)
-        )
+        needed = field.required or (self.way is not None and field.name in self.way.needs)
+        shown.required = needed and not is_set and (not self.is_bound or slug == self._chosen)
         if field.secret:
             if stored is not None:
                 state = "Stored: leave empty to keep it." if is_set else "Not set."
@@ -156,6 +155,8 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
             group = self.cleaned_data.get("provider", "") if group == "providerConfig" else group
             field = field_name(group, name) if name else group
             if field not in self.fields:
+                if set(self.errors) & set(self.fields):
+                    continue  # what is asked for comes first: it may mend this too
                 self.add_error(None, [f"{path}: {text}" for text in told])
             elif field not in self.errors:
                 self.add_error(field, told)

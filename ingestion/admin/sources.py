@@ -293,7 +293,7 @@ class SourceAdmin(AuditedAdmin):
             if not self.has_add_permission(request):
                 raise PermissionDenied
             return connecting.tiles(request, self.admin_site.each_context(request))
-        context: dict[str, Any] = {"title": f"Add: {way.title}" if way else "Add a source"}
+        context: dict[str, Any] = {"title": f"Add a source: {way.title}" if way else "Add a source"}
         if way is not None:
             back = consent.callback_url(request)
             context |= {"way": way, "steps": ways.steps(way, redirect_uri=back)}

@@ -14,7 +14,7 @@ from ingestion.errors import NotAllowedNow, ServiceError
 from ingestion.models import IngestionSource, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import failures as failed_messages
-from ingestion.services.sources import consent, credentials, verbs
+from ingestion.services.sources import consent, consent_links, credentials, verbs
 from ingestion.states import RunKind, SourceStatus
 
 #: A check waits up to 15 s for the provider, so many are made side by side, and not too many.
@@ -152,9 +152,14 @@ def is_to_sign_in(source: IngestionSource) -> bool:
     return source.status in _SIGN_IN_FIRST and consent.signs_in(source)
 
 
+def is_to_make_link(source: IngestionSource) -> bool:
+    """Tell whether the operator most likely came for a link for the owner of the account."""
+    return source.status in _SIGN_IN_FIRST and consent_links.is_awaited(source)
+
+
 def next_step(source: IngestionSource) -> str:
-    """Return the verb that an operator most likely came for, or "": where it is to sign in."""
-    if is_to_sign_in(source):
+    """Return the verb that an operator most likely came for; "" where it is none of them."""
+    if is_to_sign_in(source) or is_to_make_link(source):
         return ""
     steps: dict[str, str] = {
         SourceStatus.PENDING_AUTH: "verify",

@@ -114,6 +114,20 @@ def text(answer: Any) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", answer.content.decode()).split())
 
 
+def test_a_link_stands_out_where_the_owner_has_yet_to_give_the_password(
+    imap_source: IngestionSource, operator: User
+) -> None:
+    client = Client()
+    client.force_login(operator)
+    page = f"/admin/ingestion/ingestionsource/{imap_source.pk}/change/"
+    standing_out = '<button class="ing-button is-primary" title="Its owner'
+    shown = client.get(page).content.decode()
+    assert standing_out in shown
+    assert shown.count('<button class="ing-button is-primary') == 1, "not Verify too"
+    consent_links.make(imap_source, actor=ACTOR)
+    assert standing_out not in client.get(page).content.decode()
+
+
 def test_a_person_signs_in_by_a_link_that_an_owner_made(
     google: Gmail, gmail_source: IngestionSource, owner: User
 ) -> None:

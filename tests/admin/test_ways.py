@@ -42,6 +42,7 @@ def test_a_way_asks_for_fields_that_its_provider_has(way: ways.Way) -> None:
     assert set(way.preset) <= known
     required = {f.name for f in PROVIDERS[way.provider].config.fields() if f.required}
     assert required <= {*way.fields, *way.preset}
+    assert way.needs <= set(way.fields)
     assert all(step.url.startswith("https://") for step in way.steps if step.url)
     told = ways.steps(way, redirect_uri="https://mail.example.com/back")
     assert not any("{" in step.copy for step in told)
@@ -103,7 +104,7 @@ def test_what_is_typed_is_tried_and_not_stored(client: Client, dovecot: Dovecot)
     account: Account = dovecot.account(b"Subject: one\r\n\r\nbody\r\n")
     config = {k: v for k, v in imap_source.config(account).items() if v is not False}
     form = {field_name("generic_imap", name): value for name, value in config.items()}
-    form |= {"name": "x", "provider": "generic_imap", "options__syncIntervalSeconds": "300"}
+    form |= {"provider": "generic_imap", "options__syncIntervalSeconds": "300"}  # no name yet
     steps = tried(client, f"{TRY}?way=imap", form)
     assert [step["ok"] for step in steps] == [True] * 6
     wrong = tried(client, f"{TRY}?way=imap", form | {"generic_imap__port": "none"})
@@ -113,6 +114,23 @@ def test_what_is_typed_is_tried_and_not_stored(client: Client, dovecot: Dovecot)
     kept = form | {"generic_imap__password": ""}
     stored = tried(client, f"/admin/ingestion/ingestionsource/{source.pk}/try/", kept)
     assert stored[-1]["ok"], stored
+
+
+def test_what_its_owner_grants_later_can_not_be_tried_yet(client: Client) -> None:
+    typed = {"provider": "generic_imap", "options__syncIntervalSeconds": "300"}
+    form = typed | IMAP | {"generic_imap__password": "", "generic_imap__passwordByOwner": "on"}
+    [said] = tried(client, f"{TRY}?way=imap", form)
+    assert (said["warns"], said["title"]) == (True, "Not yet")
+    assert "make a link for its owner" in said["text"]
+
+
+def test_what_a_way_can_not_do_without_is_asked_for_at_its_field(client: Client) -> None:
+    typed = {"provider": "google", "options__syncIntervalSeconds": "300"}
+    said = tried(client, f"{TRY}?way=gmail", typed)
+    required = "This field is required."
+    assert [(line["title"], line["text"]) for line in said] == [
+        ("OAuth client id", required), ("OAuth client secret", required),
+    ]  # fmt: skip
 
 
 def test_only_who_may_add_or_change_sources_tries(client: Client, dovecot: Dovecot) -> None:

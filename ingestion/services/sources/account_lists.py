@@ -71,10 +71,9 @@ class Tried:
 
 def columns() -> dict[str, str]:
     """Return every column with what it is, in the order in which people fill them in."""
-    slugs = ", ".join(way.slug for way in ways.all_ways())
     about = {
         "name": "What the source is called; by default the account.",
-        "way": f"One of {slugs}; by default {_DEFAULT_WAY}.",
+        "way": f"One of {_slugs()}; by default {_DEFAULT_WAY}.",
     }
     for provider in PROVIDERS.values():
         for field in provider.config.fields():
@@ -229,7 +228,7 @@ def _row(
     name, way_name = (given.pop(column, "").strip() for column in _OWN_COLUMNS)
     way = _way(way_name.lower() or _DEFAULT_WAY)
     if way is None:
-        return Row(line, name, "", "", {}, faults=("way: there is none of this name.",))
+        return Row(line, name, "", "", {}, faults=(f"way: must be one of {_slugs()}.",))
     config, faults = _config(way, given)
     account = str(config.get("username") or config.get("email") or config.get("tenantId") or "")
     name = name or account or way.title
@@ -251,6 +250,10 @@ def _row(
         warnings=tuple(known.warnings(way.provider, public)),
         awaits_consent=checked.awaits_consent(),
     )
+
+
+def _slugs() -> str:
+    return ", ".join(way.slug for way in ways.all_ways())
 
 
 def _way(name: str) -> Way | None:

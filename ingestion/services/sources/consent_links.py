@@ -23,6 +23,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from connectors import registry
+from connectors.config import ConfigError
 from ingestion.errors import ChangedMeanwhile, InvalidInput, NotAllowedNow
 from ingestion.models import ConsentLink, IngestionSource
 from ingestion.services.audit import Actor, audit
@@ -62,6 +63,18 @@ def way(source: IngestionSource) -> Way | None:
     if consent.signs_in(source):
         return Way.SIGN_IN
     return Way.SECRET if registry.get(source.provider).config.owners_secret else None
+
+
+def is_awaited(source: IngestionSource) -> bool:
+    """Tell whether its owner has yet to give the password, by a link. No network."""
+    kind = registry.get(source.provider).config
+    if not kind.owners_secret:
+        return False
+    try:
+        config = kind.parse({**source.config, **configuration.stored_secrets(source)})
+    except ConfigError:
+        return False
+    return config.awaits_consent()
 
 
 @in_transaction

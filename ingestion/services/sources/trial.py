@@ -42,6 +42,10 @@ _MAX_MAILBOXES = 1_000
 _NAMED = 5
 
 
+class AwaitsConsent(InvalidInput):
+    """Nothing is wrong: somebody grants access once it is stored, and before there is no login."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
     """What came of a step. `code` is "ok", or the trouble's; `text` is for people."""
@@ -69,7 +73,8 @@ def steps(
     """Yield what comes of each step, as it is done; the last one failed, or mail can be read.
 
     `source`: whose stored secrets stand in for those that are not given. Raises InvalidInput,
-    before the first step, where the configuration can't be right. Each step takes up to some 15 s.
+    before the first step, where the configuration can't be right, or AwaitsConsent. Each step
+    takes up to some 15 s.
     """
     config = configuration.checked_config(provider, provider_config, source)
     chosen = Options.of(options or {})
@@ -80,7 +85,7 @@ def steps(
             if config.owners_secret
             else f"you sign in with {label} afterwards, once."
         )
-        raise InvalidInput({"providerConfig": [f"Save it first: {then}"]})
+        raise AwaitsConsent({"providerConfig": [f"Save it first: {then}"]})
     return _steps(registry.get(provider), config, chosen)
 
 

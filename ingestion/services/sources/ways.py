@@ -29,6 +29,7 @@ class Step:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Way:
     """`fields` are asked for; `preset` is given without asking, or filled in where it is asked.
+    `needs`: fields that it can't do without, though their provider can, connected otherwise.
     `options` of a source stand beside the fields, because they are about them."""
 
     slug: str
@@ -39,6 +40,7 @@ class Way:
     preset: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     steps: tuple[Step, ...] = ()
     options: tuple[str, ...] = ()
+    needs: frozenset[str] = frozenset()
 
 
 def _imap(slug: str, title: str, host: str, *steps: Step, **preset: Any) -> Way:
@@ -67,6 +69,7 @@ _BUILT_IN = (
         "Its owner signs in with Google",
         "google",
         ("clientId", "clientSecret", "email"),
+        needs=frozenset({"clientId", "clientSecret"}),
         steps=(
             _CLOUD_PROJECT,
             _GMAIL_API,
@@ -90,6 +93,7 @@ _BUILT_IN = (
         "All mailboxes of a domain",
         "google",
         ("serviceAccountKeyJson", "impersonatedAdminEmail"),
+        needs=frozenset({"serviceAccountKeyJson", "impersonatedAdminEmail"}),
         steps=(
             _CLOUD_PROJECT,
             _GMAIL_API,
@@ -119,6 +123,7 @@ _BUILT_IN = (
             *("certificatePrivateKeyPem", "cloud", "includeSharedMailboxes", "checkMailbox"),
         ),
         options=(expiry.OPTION,),
+        needs=frozenset({"tenantId"}),
         steps=(
             Step("Register an application in this directory, without a redirect URI.", _REGISTER),
             Step(
@@ -139,6 +144,7 @@ _BUILT_IN = (
         "microsoft",
         ("email", "tenantId", "clientId", "clientSecret"),
         options=(expiry.OPTION,),
+        needs=frozenset({"email"}),
         steps=(
             Step("Register an application; for outlook.com with personal accounts.", _REGISTER),
             Step(

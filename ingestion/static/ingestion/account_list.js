@@ -60,7 +60,8 @@ document.addEventListener("DOMContentLoaded", () => {
     addPassed.hidden = !passed().length;
     addPassed.textContent = `Add ${passed().length.toLocaleString("en")} that passed`;
     addAll.hidden = !good().length || good().length === passed().length;
-    addAll.textContent = `Add all ${good().length.toLocaleString("en")}`;
+    const all = [...rows.values()].some((row) => row.added) ? "the other" : "all";
+    addAll.textContent = `Add ${all} ${good().length.toLocaleString("en")}`;
     report.hidden = !rows.size;
   }
 

@@ -184,7 +184,7 @@ def test_what_asks_to_wait_is_not_asked_again_by_another_way() -> None:
 @pytest.mark.parametrize(
     ("config", "capabilities", "advice"),
     [
-        ({}, ("AUTH=XOAUTH2",), "Turn on secure or startTls"),
+        ({}, ("AUTH=XOAUTH2",), r"Turn on TLS \(secure or startTls"),
         ({"secure": True}, ("AUTH=XOAUTH2",), "only OAuth.*Microsoft"),
         ({"secure": True}, (), "no password in any way"),
     ],
@@ -269,7 +269,7 @@ _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\n"
     [
         (speaking(b"", _BAD_REQUEST), False, "web server", "not_imap"),
         (speaking(b"", _BAD_REQUEST, tls=True), True, "web server", "not_imap"),
-        (speaking(b"", b"\x15\x03\x01\x00\x02\x02\x46"), False, "Turn on secure", "tls"),
+        (speaking(b"", b"\x15\x03\x01\x00\x02\x02\x46"), False, r"Turn on TLS \(secure", "tls"),
         (speaking(b"220 mail.example.com ESMTP\r\n"), False, "does not speak IMAP", "not_imap"),
         (speaking(b"+OK POP3 ready\r\n"), False, "does not speak IMAP", "not_imap"),
         (speaking(b"\x00\x01\x02"), False, "does not speak IMAP", "not_imap"),
@@ -286,7 +286,7 @@ def test_what_is_no_imap_server_is_named_at_once(
 
 
 def test_a_silent_port_is_told_to_look_like_one_for_tls() -> None:
-    with speaking(b"") as silent, pytest.raises(Unavailable, match="secure is off") as caught:
+    with speaking(b"") as silent, pytest.raises(Unavailable, match="TLS is off") as caught:
         connector(silent, timeout_seconds=0.5).check()
     assert "tried again" not in str(caught.value).lower()  # whoever tries says so
 
