@@ -45,6 +45,7 @@ def shoot(visitor: Visitor, name: str) -> None:
 def link_of(operator: Visitor, source: IngestionSource) -> str:
     operator.go(f"/admin/ingestion/ingestionsource/{source.pk}/change/")
     operator.page.get_by_role("button", name="Link for its owner").click()
+    expect(operator.page.get_by_label("Link", exact=True)).to_be_visible()
     operator.shoot("consent-link")
     operator.shoot("consent-link-phone", width=400)
     return operator.page.get_by_label("Link", exact=True).input_value()
