@@ -9,7 +9,8 @@ import allauth.socialaccount.admin  # noqa: F401 - each registers pages, which g
 from django.contrib import admin
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
+from django.db.models import ManyToManyField
 from django.http import HttpRequest
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
@@ -24,6 +25,8 @@ for _model in list(admin.site._registry):  # noqa: SLF001 - its only list
     if _model._meta.app_label in {"account", "mfa", "socialaccount"}:  # noqa: SLF001 - Django documents it
         admin.site.unregister(_model)
 
+_APPS = ("auth", "ingestion")
+
 
 class Audited:
     """Rows that Django itself writes: each change goes to our audit, which knows the address."""
@@ -33,6 +36,15 @@ class Audited:
 
     class Media:
         js = ("ingestion/filter_boxes.js",)
+
+    def formfield_for_manytomany(
+        self, db_field: ManyToManyField[Any, Any], request: HttpRequest | None = None, **kwargs: Any
+    ) -> Any:
+        """Offer the permissions of what has a page."""
+        field: Any = super().formfield_for_manytomany(db_field, request, **kwargs)  # type: ignore[misc] # the admin's
+        if db_field.related_model is Permission:
+            field.queryset = field.queryset.filter(content_type__app_label__in=_APPS)
+        return field
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         people.rights_changed(obj, verb="create", actor=Actor.of_request(request))

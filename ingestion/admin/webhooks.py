@@ -130,7 +130,7 @@ class WebhookAdmin(OwnersAdmin):
     @action(description="Save and send a test", icon="send")  # type: ignore[untyped-decorator] # unfold's
     def send_test(self, request: HttpRequest, row: WebhookEndpoint) -> None:
         webhooks.test_soon(row, actor=Actor.of_request(request))
-        text = "A test is on its way. In a few seconds this page says what its server answered."
+        text = "A test is on its way. Load this page again in a few seconds: what came of it."
         self.message_user(request, text, messages.INFO)
 
     @action(description="Save and make a new secret", icon="key")  # type: ignore[untyped-decorator] # unfold's
