@@ -38,7 +38,10 @@ class Audited:
         js = ("ingestion/filter_boxes.js",)
 
     def formfield_for_manytomany(
-        self, db_field: ManyToManyField[Any, Any], request: HttpRequest | None = None, **kwargs: Any
+        self,
+        db_field: "ManyToManyField[Any, Any]",
+        request: HttpRequest | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Offer the permissions of what has a page."""
         field: Any = super().formfield_for_manytomany(db_field, request, **kwargs)  # type: ignore[misc] # the admin's

@@ -66,6 +66,11 @@ def test_every_page_works_with_nothing_to_show(operator: Visitor) -> None:
     ):
         operator.go(path)
         expect(page.locator("#content")).to_be_visible()
+    page.set_viewport_size({"width": 1280, "height": 900})
+    operator.go("/admin/auth/group/add/")
+    expect(page.locator(".selector")).to_contain_text("Can view message")
+    assert "email address" not in page.inner_text(".selector"), "it has no page"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_list_of_very_many_messages_opens_without_counting_them_all(
