@@ -53,10 +53,12 @@ class SessionEnd:
 
 class Hosts(CommonMiddleware):
     """Refuses hosts that are not ours as Django's does, but for what machines ask about us: they
-    know an address alone."""
+    know an address alone. They are nobody, whatever cookie they send: the database, which would
+    say whose it is, may be away."""
 
     def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
         if re.match(settings.PROBES, request.path):
+            request.COOKIES = {}
             return None
         return super().process_request(request)
 

@@ -48,6 +48,13 @@ def test_pages_and_the_api_say_that_the_database_is_away(
     assert answer.json()["errors"][0]["code"] == "service_unavailable"
 
 
+def test_probes_answer_whoever_is_signed_in(client: Client, away: Callable[[], None]) -> None:
+    away()
+    assert client.get("/healthz").status_code == 200
+    ready: Any = client.get("/readyz")
+    assert (ready.status_code, ready.content) == (503, b"database\n")
+
+
 def test_what_a_database_that_is_there_refuses_stays_a_bug(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
