@@ -80,6 +80,16 @@ def test_no_container_may_more_than_it_needs() -> None:
     assert ("USER", "10001:10001") in list(containerfile())
 
 
+def test_every_container_ends_when_it_is_told_to() -> None:
+    """Docker kills who has not ended after 10 s, or who is told before it listens for that."""
+    services = compose()["services"]
+    for name, service in services.items():
+        if service["image"] == "ingestion:local":
+            assert (service["init"], service["stop_grace_period"]) == (True, "30s"), name
+    assert services["store"]["stop_grace_period"] == "1m0s"
+    assert "-volume.preStopSeconds=0" in services["store"]["command"]
+
+
 def test_all_wait_for_what_is_done_once() -> None:
     services = compose()["services"]
     for name in PROCESSES:
