@@ -14,13 +14,13 @@ import datetime as dt
 import functools
 import operator
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from django.db.models import (
     BooleanField,
     Case,
-    DateTimeField,
+    Count,
     Exists,
     ExpressionWrapper,
     F,
@@ -34,6 +34,7 @@ from django.db.models import (
 )
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Now
+from django.db.models.lookups import Exact
 from django.utils import timezone
 
 from ingestion import pace
@@ -124,30 +125,31 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     Rows that are read bring along what `left_out` tells of, in two further queries.
     """
     followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
-    oldest = followed.order_by().values("source").annotate(at=Min("last_synced_at")).values("at")
+    oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
     # A first copy may take days: it is late only where it fails.
     copied_first = Q(last_synced_at=None, run__isnull=False, attempts=0)
     late = followed.exclude(copied_first).alias(at=Coalesce("last_synced_at", "created_at"))
+    late_before = pace.late_before(OuterRef("options"))
     pending = Q(status=SourceStatus.PENDING_AUTH)
     lacks = {
         "lacks_mailboxes": Mailbox.objects.filter(
             source=OuterRef("pk"), state=MailboxState.UNAVAILABLE
         ),
         "lacks_folders": Folder.objects.filter(_FAILING_FOLDER, mailbox__source=OuterRef("pk")),
-        "lacks_messages": FailedMessage.objects.filter(mailbox__source=OuterRef("pk")),
+        # Not by a join, which has a row for each message.
+        "lacks_messages": Mailbox.objects.filter(
+            Exists(FailedMessage.objects.filter(mailbox=OuterRef("pk"))), source=OuterRef("pk")
+        ),
     }
     return (
         sources.annotate(
-            archived_up_to=Case(
-                When(~Exists(followed.filter(last_synced_at=None)), then=Subquery(oldest)),
-                output_field=DateTimeField(),
+            archived_up_to=Subquery(
+                followed.order_by().values("source").annotate(at=oldest).values("at")
             ),
             **{name: Exists(rows) for name, rows in lacks.items()},
         )
         .annotate(
-            is_late=_holds(
-                Q(Exists(late.filter(at__lt=pace.late_before())), status=SourceStatus.ACTIVE)
-            ),
+            is_late=_holds(Q(Exists(late.filter(at__lt=late_before)), status=SourceStatus.ACTIVE)),
             check_fails=_holds(pending & Q(check_attempts__gt=0)),
             awaits_sign_in=_holds(
                 pending & Q(check_attempts=0, check_not_before__gt=Now() + _AWAITED)
@@ -256,10 +258,9 @@ def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
     return f"{number} {noun} could not be read: {named}{more}."
 
 
-def judged_in_order(ids: Sequence[uuid.UUID]) -> list[Any]:
-    """Return the sources of these ids, as `judged` does, in their order."""
-    found = {source.pk: source for source in judged(IngestionSource.objects.filter(pk__in=ids))}
-    return [found[pk] for pk in ids if pk in found]
+def judged_by_id(ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Any]:
+    """Return the sources of these ids as `judged` does: for a page, all that it names at once."""
+    return judged(IngestionSource.objects.all()).in_bulk(ids)
 
 
 def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
@@ -274,16 +275,26 @@ def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
     ]
 
 
-def summary(sources: QuerySet[IngestionSource], found: list[Verdict] | None = None) -> Summary:
-    """Say up to when all sources are archived, or which is not, since when and why. `found`: their
-    verdicts, where they are known."""
-    found = verdicts(sources) if found is None else found
+def summary(sources: QuerySet[IngestionSource]) -> Summary:
+    """Say up to when all sources are archived, or which is not, since when and why."""
+    found = verdicts(sources)
+    return summed_up(found, judged_by_id(named_by_summary(found)))
+
+
+def named_by_summary(found: Iterable[Verdict]) -> list[uuid.UUID]:
+    """Return the id of the source that a summary names: the latest of all, if any is late."""
+    late = sorted((one for one in found if one.is_late), key=Verdict.age)
+    return [one.pk for one in late[:1]]
+
+
+def summed_up(found: Sequence[Verdict], rows: Mapping[uuid.UUID, Any]) -> Summary:
+    """Say the summary of verdicts. `rows`: at least what `named_by_summary` asks for."""
     followed = [one for one in found if one.status == SourceStatus.ACTIVE]
     late = [one for one in followed if one.is_late]
     counts = collections.Counter(one.status for one in found)
     beside, in_error = _beside(counts), counts[SourceStatus.ERROR]
     if late:
-        worst = judged(sources).get(pk=min(late, key=Verdict.age).pk)
+        (worst,) = (rows[pk] for pk in named_by_summary(found))
         return Summary("danger", f"{_late(len(late), len(followed), worst)}{beside}")
     tone: Tone = "danger" if in_error else "success" if followed else "neutral"
     if not followed:

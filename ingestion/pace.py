@@ -22,24 +22,29 @@ _USUAL_INTERVAL_SECONDS = 300
 LATE_INTERVALS, LATE_SECONDS = 2, 15 * 60
 
 
-def interval_seconds() -> Any:
-    """Of a Mailbox: how often its source is to be followed, in seconds."""
-    told = Cast(KeyTextTransform("syncIntervalSeconds", "source__options"), IntegerField())
+_OPTIONS = F("source__options")
+
+
+def interval_seconds(options: Any = _OPTIONS) -> Any:
+    """Of a Mailbox: how often its source is to be followed, in seconds. `options`: the source's,
+    where a query has them without looking for them."""
+    told = Cast(KeyTextTransform("syncIntervalSeconds", options), IntegerField())
     return Coalesce(told, _USUAL_INTERVAL_SECONDS)
 
 
-def seconds() -> Any:
+def seconds(options: Any = _OPTIONS) -> Any:
     """Of a Mailbox: how long after its last success its next turn is, in seconds."""
-    interval = interval_seconds()
+    interval = interval_seconds(options)
     quiet = ExpressionWrapper(F("last_synced_at") - F("last_mail_at"), DurationField())
     quiet_seconds = Coalesce(Extract(quiet, "epoch"), 0)
     slowest = Least(SLOWEST_INTERVALS * interval, SLOWEST_SECONDS)
     return Greatest(interval, Least(quiet_seconds / QUIET_SHARE, slowest))
 
 
-def late_before() -> Any:
+def late_before(options: Any = _OPTIONS) -> Any:
     """Of a Mailbox: whatever last succeeded before this moment is late."""
-    patience = Greatest(seconds() + LATE_INTERVALS * interval_seconds(), LATE_SECONDS)
+    intervals = LATE_INTERVALS * interval_seconds(options)
+    patience = Greatest(seconds(options) + intervals, LATE_SECONDS)
     return Now() - as_span(patience)
 
 

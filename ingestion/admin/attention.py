@@ -1,7 +1,9 @@
 """What needs somebody: the list on the first page, each line with the button that mends it."""
 
 import dataclasses
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from django.http import HttpRequest
 
@@ -30,15 +32,20 @@ class Item:
     mend: Mend | None = None
 
 
-def items(request: HttpRequest, found: Sequence[Verdict]) -> list[Item]:
-    """Return all that needs somebody, the worst first. `found`: of all sources. Each watch costs a
-    constant number of queries."""
-    items = [*_sources(request, found), *_alerts(request)]
+def worst(found: Iterable[Verdict]) -> list[uuid.UUID]:
+    """Return the ids of the sources that need somebody most."""
+    needing = sorted((one for one in found if one.needs_attention), key=_worst)
+    return [one.pk for one in needing[:MOST]]
+
+
+def items(request: HttpRequest, needing: Iterable[Any]) -> list[Item]:
+    """Return all that needs somebody, the worst first. `needing`: sources, as `freshness.judged`
+    has them. Costs a constant number of queries."""
+    items = [*_sources(request, needing), *_alerts(request)]
     return sorted(items, key=lambda item: item.tone != "danger")
 
 
-def _sources(request: HttpRequest, found: Sequence[Verdict]) -> list[Item]:
-    needing = sorted((one for one in found if one.needs_attention), key=_worst)[:MOST]
+def _sources(request: HttpRequest, needing: Iterable[Any]) -> list[Item]:
     may_change = request.user.has_perm("ingestion.change_ingestionsource")
     return [
         Item(
@@ -49,7 +56,7 @@ def _sources(request: HttpRequest, found: Sequence[Verdict]) -> list[Item]:
             badge=display.source_status(source),
             mend=mending.of(source) if may_change else None,
         )
-        for source in freshness.judged_in_order([one.pk for one in needing])
+        for source in needing
     ]
 
 

@@ -5,6 +5,7 @@ It costs a constant number of queries, and counts no mail: sources, days, runs a
 """
 
 import collections
+import uuid
 from typing import Any
 
 from django.db.models import Count, Max, QuerySet, Sum
@@ -50,11 +51,13 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
     days = chart.days(ArchivedDay.objects.filter(source__deleted_at=None))
     health = index_health.in_all(sources)
     found = freshness.verdicts(sources)
+    needing, behind = attention.worst(found), _furthest_behind(found)
+    rows = freshness.judged_by_id({*freshness.named_by_summary(found), *needing, *behind})
     reasons, statuses = _failures_by_reason(), _statuses(found)
     return {
         "engine": _engine(sources),
-        "freshness": freshness.summary(sources, found),
-        "attention": attention.items(request, found),
+        "freshness": freshness.summed_up(found, rows),
+        "attention": attention.items(request, [rows[pk] for pk in needing]),
         "running": _running(sources),
         "chart": chart.context(days),
         "tiles": [
@@ -65,7 +68,7 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
         ],
         "statuses": statuses,
         "any": any(status["number"] for status in statuses),
-        "behind": _furthest_behind(found),
+        "behind": _lags([rows[pk] for pk in behind]),
         "reasons": reasons[:_ROWS],
         "failed": _may(request, "failedmessage"),
         "lines": latest_runs.lines(Run.objects.filter(finished_at__isnull=False), limit=_ROWS),
@@ -228,9 +231,14 @@ def _failures_by_reason() -> list[dict[str, Any]]:
     ]
 
 
-def _furthest_behind(found: list[Verdict]) -> list[dict[str, Any]]:
-    """Return the sources whose last success is longest ago, with how long."""
+def _furthest_behind(found: list[Verdict]) -> list[uuid.UUID]:
+    """Return the ids of the sources whose last success is longest ago."""
     followed = sorted((one for one in found if one.status == SourceStatus.ACTIVE), key=Verdict.age)
+    return [one.pk for one in followed[:_FURTHEST_BEHIND]]
+
+
+def _lags(sources: list[Any]) -> list[dict[str, Any]]:
+    """Say of each source how long ago its last success is."""
     now = timezone.now()
     return [
         {
@@ -240,7 +248,7 @@ def _furthest_behind(found: list[Verdict]) -> list[dict[str, Any]]:
             if source.archived_up_to
             else "not yet",
         }
-        for source in freshness.judged_in_order([one.pk for one in followed[:_FURTHEST_BEHIND]])
+        for source in sources
     ]
 
 

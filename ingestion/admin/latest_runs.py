@@ -12,6 +12,11 @@ from ingestion.states import RunKind, RunStatus
 
 #: So many runs are looked at; what is older is in the list of runs.
 _LOOKED_AT = 300
+#: To read moments takes as long as all the rest of a row.
+_NOT_SHOWN = (
+    *("discovered_at", "not_before", "handed_out_at", "asked_at", "progress_at"),
+    *("rate_since", "rate_next_at"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +32,8 @@ class Line:
 
 def lines(runs: QuerySet[Run], *, limit: int) -> list[Line]:
     """Return at most `limit` lines, the newest first. Two queries."""
-    found = runs.filter(source__deleted_at=None).order_by("-started_at", "-id")[:_LOOKED_AT]
+    found = runs.filter(source__deleted_at=None).order_by("-started_at", "-id")
+    found = found.defer(*_NOT_SHOWN)[:_LOOKED_AT]
     shown = list(itertools.islice(_folded(found), limit))
     # The names alone, and of those that are shown: a source's row has much else.
     ids = {line.run.source_id for line in shown if line.run}
