@@ -447,7 +447,7 @@ class History(RuleBasedStateMachine):
 
     def _placements(self) -> Iterator[Placement]:
         mine = Placement.objects.filter(mailbox__source=self.source)
-        return mine.select_related("message", "folder").iterator()
+        return mine.select_related("message__mailbox", "folder").iterator()
 
     def _folders(self) -> list[Folder]:
         return list(Folder.objects.filter(mailbox__source=self.source))
