@@ -5,7 +5,6 @@ throwaway VAR_DIR. This is why pyproject.toml does not name the settings: pytest
 """
 
 import atexit
-import functools
 import os
 import shutil
 import sys
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from xdist.scheduler import LoadScopeScheduling
 
+from tests.scheduling import Scheduling
 from tests.servers import plugins
 
 if TYPE_CHECKING:
@@ -107,22 +106,8 @@ def pytest_configure() -> None:
         os.environ.pop("DJANGO_SETTINGS_MODULE", None)
 
 
-class _Scheduling(LoadScopeScheduling):  # type: ignore[misc] # untyped
-    """Hands out one test after the other; but a file's all at once, where its fixtures are made once
-    for the module: a whole service, say. (What `xdist_group` is for, which pytest 9.2 passes over.)"""
-
-    @staticmethod
-    @functools.cache
-    def _in_one_process(path: str) -> bool:
-        return 'fixture(scope="module"' in Path(path).read_text()
-
-    def _split_scope(self, nodeid: str) -> str:
-        path = nodeid.partition("::")[0]
-        return path if self._in_one_process(path) else nodeid
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
-    return _Scheduling(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
