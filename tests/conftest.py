@@ -85,6 +85,8 @@ def _start_servers() -> None:
     from django.conf import settings  # after VAR_DIR
 
     assert var_dir == settings.VAR_DIR, "The settings were read too early."
+    # Each test's client has a WhiteNoise of its own, which would look at all files first.
+    settings.WHITENOISE_AUTOREFRESH = True
 
 
 def _stop_servers() -> None:
