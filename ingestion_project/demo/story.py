@@ -40,6 +40,7 @@ _START_SECONDS = 90.0
 #: Without any progress for so long, the demo gives up.
 _PATIENCE_SECONDS = 60.0
 _MEGABYTE = 1_000_000
+_NEXT = "Now your own mail: make run, then add a source in its admin."
 #: Requests under way at the same time, each on a connection that is kept: as many keep both of the
 #: web processes busy, whose CPU time is what the comparison takes.
 _DOWNLOADS = 8
@@ -72,6 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             demo = Demo(screen, stack, options.messages, options.directory.resolve())
             demo.play(s3=options.s3)
             if not options.exit:
+                demo.where_to_look()
                 screen.console.print("\nServing until Ctrl-C.")
                 signal.pause()
     except Interrupted:
@@ -83,7 +85,7 @@ def main(arguments: list[str] | None = None) -> int:
             f"What the service said: {options.directory / 'service.log'}", soft_wrap=True
         )
         return 1
-    screen.console.print("\n[bold green]Every check held.[/]")
+    screen.console.print(f"\n[bold green]Every check held.[/] {_NEXT}", soft_wrap=True)
     return 0
 
 
@@ -118,7 +120,6 @@ class Demo:
         self._import()
         self._verify()
         self._deliver_and_sync()
-        self._where_to_look()
 
     # -- coming up ---------------------------------------------------------------------------------
     def _prepare(self) -> None:
@@ -389,7 +390,7 @@ class Demo:
             imap.logout()
 
     # -- the end -----------------------------------------------------------------------------------
-    def _where_to_look(self) -> None:
+    def where_to_look(self) -> None:
         self.screen.console.print()
         self.screen.table(
             "Where to look",
@@ -407,7 +408,7 @@ class Demo:
         ]
         for line in lines:
             self.screen.console.print(f"  {line}", soft_wrap=True, markup=False)
-        self.screen.console.print("\nNow your own mail: make run, then add a source in its admin.")
+        self.screen.console.print(f"\n{_NEXT}")
 
 
 def _progress_text(run: dict[str, Any]) -> str:

@@ -49,9 +49,10 @@ def test_the_demo_checks_everything_and_ends_well(start: Start) -> None:
     demo = start("--exit")
     said, _ = demo.communicate(timeout=500)
     assert demo.returncode == 0, said
-    for part in ("Import", "every byte is the server's", "the sync picked them up", "curl -H"):
+    for part in ("Import", "every byte is the server's", "the sync picked them up", "make run"):
         assert part in said
     assert "Every check held." in said
+    assert "Where to look" not in said, "nothing is there any more"
 
 
 def test_nothing_outlives_the_demo_that_is_ended_its_object_store_either(start: Start) -> None:
@@ -63,6 +64,8 @@ def test_nothing_outlives_the_demo_that_is_ended_its_object_store_either(start: 
         assert line, said
         said += line
     assert "packs in s3://archive/demo" in said
+    assert "Where to look" in said
+    assert "curl -H" in said
     pids = descendants(demo.pid)
     assert len(pids) > 8
     demo.send_signal(signal.SIGINT)
