@@ -6,7 +6,7 @@ from typing import Any
 import allauth.account.admin
 import allauth.mfa.admin
 import allauth.socialaccount.admin  # noqa: F401 - each registers pages, which go again below
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission, User
@@ -16,7 +16,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from ingestion.admin.base import OperatorAdmin
 from ingestion.services.audit import Actor
-from ingestion.services.operations import people
+from ingestion.services.operations import groups, people
 
 admin.site.unregister(User)
 admin.site.unregister(Group)
@@ -67,6 +67,16 @@ class UserAdmin(Audited, DjangoUserAdmin, OperatorAdmin):  # type: ignore[type-a
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
+
+    def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
+        super().save_related(request, form, formsets, change)
+        user = form.instance
+        if not user.is_staff and user.groups.exclude(name=groups.OWNER.name).exists():
+            text = (
+                f"“{user}” is in a group whose members work in the admin, and is not let in there."
+                " Turn on “Staff status” too."
+            )
+            self.message_user(request, text, messages.WARNING)
 
 
 @admin.register(Group)

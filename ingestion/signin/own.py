@@ -138,7 +138,7 @@ def _home_of_no_staff(request: HttpRequest) -> HttpResponse:
             403,
             "This page is not for you",
             f"You are signed in as {request.user}, and the admin is for staff. An administrator may"
-            " add you to a group.",
+            " turn on “Staff status” for you, under Users.",
             [("Your account", reverse("account_home"))],
         )
     return HttpResponseRedirect(reverse("account_home"))

@@ -101,6 +101,26 @@ def test_users_groups_rights_and_passwords_are_recorded(client: Client, root: Us
     assert password not in str(list(AuditEvent.objects.values()))
 
 
+def test_who_works_in_the_admin_and_is_not_let_in_is_told_of(client: Client, root: User) -> None:
+    carol = User.objects.create_user("carol")
+    form = {"username": "carol", "is_active": "on"}
+    form |= {"date_joined_0": "2026-01-01", "date_joined_1": "00:00:00"}
+
+    def told(name: str, **more: str) -> bool:
+        group = Group.objects.get(name=name)
+        address = f"/admin/auth/user/{carol.pk}/change/"
+        answer = client.post(address, {**form, "groups": [group.pk], **more}, follow=True)
+        return "Turn on “Staff status”" in answer.content.decode()
+
+    assert told("Operator")
+    assert not told("Operator", is_staff="on")
+    assert not told("Owner")
+    client.force_login(carol)
+    User.objects.filter(pk=carol.pk).update(is_staff=False)
+    page = client.get("/admin/ingestion/run/", follow=True).content.decode()
+    assert "turn on “Staff status” for you" in page
+
+
 def test_users_and_passwords_of_the_command_line_are_recorded(
     manage: CommandLine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
