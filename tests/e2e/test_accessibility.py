@@ -13,7 +13,7 @@ from django.contrib.auth.models import Group, User
 from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils import timezone
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from ingestion.models import (
     AuditEvent,
@@ -37,9 +37,13 @@ _NO_PAGES = {"", "logout", "view_on_site"}
 #: Pages that no pattern alone tells.
 _MORE = (
     "/admin/ingestion/ingestionsource/add/?way=any",
+    *(f"/admin/ingestion/ingestionsource/add/?way={way}" for way in ("gmail", "tenant", "imap")),
     "/admin/mail/?q=no-such-word",
     "/account/",
     "/account/second-step/",
+    "/account/second-step/totp/activate/",
+    "/account/second-step/webauthn/add/",
+    "/connect/",
     "/api/docs",
     "/api/docs/errors",
     "/api/docs/introduction",
@@ -119,7 +123,9 @@ def _filled_in(pattern: str) -> str | None:
 def addresses(client: Client) -> list[str]:
     """Return the addresses of all pages that a superuser can open, which no form is sent to."""
     own = IngestionSource.objects.values_list("pk", flat=True)[0]
-    found = [*_MORE, f"/sources/{own}/"]
+    page = f"/admin/ingestion/ingestionsource/{own}/change/"
+    tabs = [f"{page}?tab={tab}" for tab in ("settings", "messages", "history")]
+    found = [*_MORE, f"/sources/{own}/", *tabs]
     for pattern, name in _patterns(get_resolver()):
         if not pattern.startswith("/admin/") or "(?P" in pattern or name in _MAIL | _NO_PAGES:
             continue
@@ -141,7 +147,7 @@ def look(page: Page, where: str) -> Iterator[str]:
             yield f"{where} at {width} px, {'dark' if dark else 'light'}: {found}"
 
 
-@pytest.mark.long(seconds=60)
+@pytest.mark.long(seconds=70)
 def test_nothing_serious_is_found_on_any_page(
     visit: Callable[[], Visitor], admin_user: User, rows: None
 ) -> None:
@@ -165,4 +171,12 @@ def test_nothing_serious_is_found_on_any_page(
     visitor.log_in("admin", ADMIN_PASSWORD)
     for path in pages:
         open_and_look(path)
+    visitor.go("/admin/")
+    visitor.page.evaluate(axe)
+    visitor.page.keyboard.press("/")
+    visitor.page.keyboard.type("sales")
+    expect(visitor.page.locator('.ing-found[aria-selected="true"]')).to_contain_text("Source")
+    found.extend(look(visitor.page, "the search of every page"))
+    open_and_look("/no-such-page/")
+    visitor.complaints.clear()  # the 404 that was meant
     assert found == [], f"{len(found)}:\n" + "\n".join(found)
