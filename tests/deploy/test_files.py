@@ -141,3 +141,37 @@ def test_secrets_are_made_once_and_closed(tmp_path: Path) -> None:
     assert len({before["secret_key"], before["encryption_keys"]}) == 2
     assert subprocess.run(command, check=False, capture_output=True).returncode == 1
     assert {path.name: path.read_text() for path in made.iterdir()} == before
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a user")
+def test_the_page_installs_all_units_as_they_are(tmp_path: Path) -> None:
+    """By the lines of docs/deployment.md, into a directory in place of a machine."""
+    text = (ROOT / "docs" / "deployment.md").read_text().partition("## With systemd")[2]
+    install, archive = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)[:2]
+    for path in ("etc/passwd", "etc/group", "usr/lib/systemd/system/multi-user.target"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    units = tmp_path / "etc/systemd/system"
+    units.mkdir(parents=True)
+    elsewhere = f"""
+useradd() {{ command useradd --prefix {tmp_path} "$@"; }}
+systemctl() {{ command systemctl --root={tmp_path} "${{@/--now/--quiet}}"; }}
+git() {{ :; }}
+make() {{ :; }}
+"""
+    subprocess.run(
+        ["bash", "-euc", elsewhere + install.replace(" /etc/", f" {tmp_path}/etc/")],
+        cwd=ROOT, env={"PATH": f"{os.defpath}:/usr/sbin:/sbin"}, check=True,
+    )  # fmt: skip
+    assert "ingestion:" in (tmp_path / "etc/passwd").read_text()
+    assert (tmp_path / "etc/ingestion/environment").stat().st_mode & 0o777 == 0o600
+    for unit_file in UNITS.rglob("*.*"):
+        if unit_file.is_file() and unit_file.name != "environment.example":
+            installed = units / unit_file.relative_to(UNITS)
+            assert installed.read_bytes() == unit_file.read_bytes()
+    wanted = {path.name for path in (units / "ingestion.target.wants").iterdir()}
+    assert wanted == {f"ingestion-{name}.service" for name in PROCESSES}
+    assert (units / "multi-user.target.wants/ingestion.target").is_symlink()
+    beside = re.search(r"^    # /etc/systemd/system/(\S+)/archive.conf$", archive, re.MULTILINE)
+    assert beside
+    assert (units / beside[1]).is_dir()
