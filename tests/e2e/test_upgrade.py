@@ -98,6 +98,21 @@ def account(dovecot: Dovecot) -> Account:
     return account
 
 
+def test_the_release_before_is_the_one_that_was_tagged_last() -> None:
+    """And it does not know of what the newest migrations made: else nothing would be tested."""
+
+    def git(*words: str) -> list[str]:
+        said = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, check=True, text=True)
+        return said.stdout.split()
+
+    if git("tag", "--merged", "HEAD^"):
+        tag = git("describe", "--tags", "--abbrev=0", "HEAD^")
+        assert git("rev-list", "-n1", *tag) == [PREVIOUS], f"It is {tag} now: set PREVIOUS."
+    else:
+        there = git("ls-tree", "--name-only", PREVIOUS, "ingestion/migrations/")
+        assert "ingestion/migrations/0029_documents_have_numbers.py" not in there
+
+
 def test_the_release_before_imports_indexes_and_syncs_on_the_new_tables(
     account: Account, dovecot: Dovecot, archive_dir: Path, tmp_path_factory: pytest.TempPathFactory,
     wait_for: Callable[..., Any],
