@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from django.contrib import admin
 from django.contrib.admin import helpers
 from django.contrib.postgres.expressions import ArraySubquery
-from django.core.paginator import Paginator
+from django.core.paginator import Page, Paginator
 from django.db.models import Func, IntegerField, Model, QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.utils.functional import cached_property
@@ -53,6 +53,17 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg] # the stubs' generic
     @cached_property
     def count(self) -> int:
         return min(self.counted, MAX_COUNTED_ROWS)
+
+    def page(self, number: int | str) -> Page[Any]:
+        """Read the rows by their ids: what a list annotates is made of these rows alone, which
+        PostgreSQL would prepare for all that there are."""
+        page = super().page(number)
+        rows, shown = self.object_list, page.object_list
+        if isinstance(rows, QuerySet) and isinstance(shown, QuerySet):
+            ids = list(shown.values_list("pk", flat=True))
+            found = {row.pk: row for row in rows.order_by().filter(pk__in=ids)}
+            page.object_list = [found[pk] for pk in ids if pk in found]
+        return page
 
     @property
     def count_text(self) -> str:
