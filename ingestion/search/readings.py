@@ -3,9 +3,9 @@
 An order by date with a limit alone is as slow as what is found is rare or old; the index of words
 alone is as slow as it is common. So words are asked for in *windows* of time, which the same index
 has: a month, then 8, then 64, then all others, until there is enough. Of a window that has
-more than FEW_HITS, its parts are asked; of a month that has, rows are looked through by date: what
-is that common comes soon. A folder or label with few placements is answered by those; where neither
-helps, rows are looked through by date.
+more than FEW_HITS, its parts are asked, in one statement; of a month that has, rows are looked
+through by date: what is that common comes soon. A folder or label with few placements is answered
+by those; where neither helps, rows are looked through by date.
 
 Statements are sent with their values in them (Django's cursors bind on the client's side): a plan
 that is made once for all values takes an index of words for rare ones to search for common ones.
@@ -26,8 +26,10 @@ from ingestion.search.conditions import Asked, Sql, both
 
 #: A row whose words are looked at costs 10 us: they are long, and lie apart from it.
 FAR = 20_000
-#: What the index has of a word costs 3 us where its row is looked at, of a folder 10 us.
-FEW_HITS = 4_000
+#: The same in a month: a page of what it has FEW_HITS of among 100,000 mails is in so many.
+NEAR = 5_000
+#: What the index has of a word costs 1 to 3 us where its row is looked at, of a folder 10 us.
+FEW_HITS = 1_000
 FEW_PLACEMENTS = 5_000
 #: A window of time has so many times the months of the one after it, and is parted into so many; of
 #: all in their order, the first has one month.
@@ -77,6 +79,14 @@ class _Window(NamedTuple):
         """Return the numbers of which what is dated in it has one."""
         return list(words.time_numbers(self.first, self.end))
 
+    def is_month(self) -> bool:
+        return self.end - self.first == 1
+
+    def condition(self) -> Sql:
+        if self == _ALL:
+            return Sql("true")
+        return Sql("d.numbers && %s::smallint[]", (self.numbers(),))
+
     def wider(self, *, newest: bool) -> "Iterator[_Window]":
         """Yield windows that make it up, in an order, each wider than the one before."""
         first, end = self
@@ -119,15 +129,15 @@ class Reading:
         if not self._filters:
             return self._by_date(limit)
         if self._asked.direct:
-            return self._of_all(limit)
+            return self._of_all(limit, _ALL)
         places = self._few_placements()
         if places is not None:
             return self._sorted(places, limit)
         if not self._asked.words:
-            return self._far(limit)
+            return self._far(_ALL, limit)
         found: list[Key] = []
         for window in self._windows():
-            found += self._within(window, limit - len(found))
+            found += self._within([window], limit - len(found))
             if len(found) == limit:
                 break
         return found
@@ -144,7 +154,7 @@ class Reading:
         number = 0
         for window in self._windows():
             self._require_time()
-            hits = self._with_words(window)
+            hits = self._with_words(window.condition())
             text, params = self._asked.where
             found = f"SELECT 1 FROM ({hits.text}) d WHERE {text} LIMIT %s"
             number += _number(Sql(found, (*hits.params, *params, limit - number)))
@@ -195,32 +205,52 @@ class Reading:
         span = _Window(words.month(first), words.month(last) + 1)
         yield from span.wider(newest=self._order.newest)
 
-    def _within(self, window: _Window, limit: int) -> list[Key]:
-        """Return the first hits of a window."""
-        self._require_time()
+    def _within(self, windows: list[_Window], limit: int) -> list[Key]:
+        """Return the first hits of windows, which are in their order.
+
+        One statement reads one after the other until there are too many hits: then those of all
+        but the last it came to are known.
+        """
+        found: list[Key] = []
+        while windows and len(found) < limit:
+            self._require_time()
+            some, too_many_at = self._first_of(windows, limit - len(found))
+            found += some
+            if too_many_at is None or len(found) == limit:
+                break
+            window, windows = windows[too_many_at], windows[too_many_at + 1 :]
+            if window == _ALL or window.is_month():
+                found += self._far(window, limit - len(found))
+            else:
+                parts = list(window.parts(newest=self._order.newest))
+                found += self._within(parts, limit - len(found))
+        return found
+
+    def _first_of(self, windows: list[_Window], limit: int) -> tuple[list[Key], int | None]:
+        """Return the first hits of windows, and the place of the one with which there are more than
+        a few in all: of that and those after it, nothing is returned."""
         few = max(FEW_HITS, limit)
-        hits = self._with_words(window)
+        numbers = [f"{{{','.join(map(str, window.numbers()))}}}" for window in windows]
+        numbered = windows != [_ALL]
+        hits = self._with_words(Sql("d.numbers && w.numbers::smallint[]" if numbered else "true"))
         where, values = self._asked.where
-        counted = ask(
+        columns = "d.date, d.message_id" if where == "true" else "d.*"  # words take their time
+        rows = ask(
             Sql(
-                f"WITH hits AS MATERIALIZED ({hits.text} LIMIT %s)"
-                " SELECT n.number, found.date, found.message_id"
-                " FROM (SELECT count(*) AS number FROM hits) n LEFT JOIN LATERAL"
-                f" (SELECT d.date, d.message_id FROM hits d WHERE {where}"
-                f" {self._order.sql} LIMIT %s) found ON n.number <= %s",
-                (*hits.params, few + 1, *values, limit, few),
+                f"WITH hits AS MATERIALIZED (SELECT w.place, {columns}"
+                " FROM unnest(%s::text[]) WITH ORDINALITY w(numbers, place)"
+                f" CROSS JOIN LATERAL ({hits.text}) d LIMIT %s)"
+                " SELECT n.number, n.last, found.date, found.message_id"
+                " FROM (SELECT count(*) AS number, max(place) AS last FROM hits) n"
+                " LEFT JOIN LATERAL (SELECT d.date, d.message_id FROM hits d"
+                f" WHERE (n.number <= %s OR d.place < n.last) AND {where}"
+                f" {self._order.sql} LIMIT %s) found ON true",
+                (numbers, *hits.params, few + 1, few, *values, limit),
             )
         )
-        if counted[0][0] <= few:
-            return [Key(date, message) for _, date, message in counted if message]
-        if window == _ALL or window.end - window.first == 1:
-            return self._far(limit, *self._bounds(window))
-        found: list[Key] = []
-        for part in window.parts(newest=self._order.newest):
-            found += self._within(part, limit - len(found))
-            if len(found) == limit:
-                break
-        return found
+        number, last = rows[0][:2]
+        found = [Key(date, message) for _, _, date, message in rows if message]
+        return found, last - 1 if number > few else None
 
     def _require_time(self) -> None:
         """Raise InvalidInput where the windows before took all of it: there may be hundreds."""
@@ -236,16 +266,18 @@ class Reading:
             found.append(Sql("d.date < %s", (words.begin_of_month(window.end),)))
         return found
 
-    def _far(self, limit: int, *bounds: Sql) -> list[Key]:
-        """Look through FAR rows in their order; where these are not all, sort what an index has."""
-        rows = max(FAR, 4 * limit)
+    def _far(self, window: _Window, limit: int) -> list[Key]:
+        """Look through FAR rows in their order, or NEAR of a month; where these are not all, sort
+        what an index has."""
+        bounds = self._bounds(window)
+        rows = max(FAR if window == _ALL else NEAR, 4 * limit)
         edge = self._edge(rows, *bounds)
         if edge is None:
             return self._by_date(limit, *bounds)
         found = self._by_date(limit, *bounds, self._order.up_to(edge))
         if len(found) == limit:
             return found
-        return found + self._of_all(limit - len(found), *bounds, self._order.beyond(edge))
+        return found + self._of_all(limit - len(found), window, *bounds, self._order.beyond(edge))
 
     def _edge(self, rows: int, *bounds: Sql) -> Key | None:
         """Return the key of the row so many rows on; None where there are not so many."""
@@ -290,14 +322,14 @@ class Reading:
         """The tsquery of the words and of whose mail it is: whose is counted, so once, if ever."""
         return " & ".join(filter(None, (f"({self._asked.words})", self._asked.scope.tags())))
 
-    def _with_words(self, window: _Window, *bounds: Sql) -> Sql:
-        """Return the statement of the documents of a window with the words alone that are asked
-        for. With the OFFSET, the planner takes no other index than theirs."""
+    def _with_words(self, given: Sql, *bounds: Sql) -> Sql:
+        """Return the statement of the documents with the words alone that are asked for, of a
+        window whose condition is given. With the OFFSET, the planner takes no other index than
+        theirs."""
         asked = [Sql("d.words @@ %s::tsquery", (self._wanted,))]
         if self._asked.pairs:
             asked.append(Sql("d.numbers @> %s::smallint[]", (sorted(self._asked.pairs),)))
-        if window != _ALL:
-            asked.append(Sql("d.numbers && %s::smallint[]", (window.numbers(),)))
+        asked.append(given)
         inner, values = both(asked)
         text, params = both([self._scope(), *self._range, *bounds])
         return Sql(
@@ -306,13 +338,13 @@ class Reading:
             (*values, *params),
         )
 
-    def _of_all(self, limit: int, *bounds: Sql) -> list[Key]:
-        """Sort all that an index has; where none helps, go on by date."""
+    def _of_all(self, limit: int, window: _Window, *bounds: Sql) -> list[Key]:
+        """Sort all that an index has of a window; where none helps, go on by date."""
         places = [placed for placed in self._asked.places if placed.is_indexed]
         if places and not self._asked.words:
             return self._sorted(places[0].candidates(), limit, *bounds)
         if self._asked.words:
-            hits = self._with_words(_ALL, *bounds)
+            hits = self._with_words(window.condition(), *bounds)
         elif self._asked.direct:
             text, params = both([self._scope(), *self._range, *bounds])
             hits = Sql(f"SELECT {_COLUMNS} FROM ingestion_document d WHERE {text}", params)

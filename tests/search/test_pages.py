@@ -23,6 +23,7 @@ def world(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, db: N
     """Where a step looks at few rows, each search needs all of them."""
     if "all steps" in request.param:
         monkeypatch.setattr(readings, "FAR", 8)
+        monkeypatch.setattr(readings, "NEAR", 4)
         monkeypatch.setattr(readings, "FEW_HITS", 3)
         monkeypatch.setattr(readings, "FEW_PLACEMENTS", 5)
         monkeypatch.setattr(conditions, "_MAX_SCOPE_TAGS", 0)  # as where somebody has many sources
