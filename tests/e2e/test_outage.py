@@ -1,5 +1,8 @@
-"""A mail server that is gone for a while: every place says so, and every place takes it back."""
+"""A mail server that is gone for a while, and a password that was changed there: every place says
+so, and every place takes it back.
+"""
 
+import dataclasses
 import datetime as dt
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,14 +10,15 @@ from typing import Any
 import httpx
 import pytest
 from django.contrib.auth.models import User
-from django.db.models import F
+from django.db.models import F, QuerySet
 from django.test import Client
 
-from ingestion.models import Mailbox
+from ingestion.models import Alert, Mailbox
+from ingestion.services.operations.alerting import watch
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
 
-pytestmark = pytest.mark.long(seconds=15)
+pytestmark = pytest.mark.long(seconds=30)
 
 
 @pytest.fixture
@@ -29,18 +33,81 @@ def manage(settings: Any) -> CommandLine:
     return CommandLine(settings.ARCHIVE_DIR)
 
 
-def first_page(admin_user: User) -> str:
-    client = Client()
-    client.force_login(admin_user)
-    return client.get("/admin/").content.decode()
+@dataclasses.dataclass
+class Places:
+    """All that tells how the source "Alice" is: its pages, the API, two commands, `/metrics` and
+    alerts."""
+
+    api: httpx.Client
+    page: Client
+    manage: CommandLine
+    wait_for: Callable[..., Any]
+    pk: str = ""
+
+    def source(self) -> dict[str, Any]:
+        shown: dict[str, Any] = self.api.get(f"/ingestion/{self.pk}").json()
+        return shown
+
+    def first_page(self) -> str:
+        return self.page.get("/admin/").content.decode()
+
+    def _doctor(self) -> tuple[str, str]:
+        found = self.manage.here("doctor", "--json").json()["findings"]
+        sources = next(one for one in found if one["name"] == "sources")
+        return sources["state"], sources["message"]
+
+    def _measured(self) -> list[str]:
+        text = self.page.get("/metrics", headers={"Authorization": "Bearer token"})
+        names = [sample for sample in text.content.decode().splitlines() if self.pk in sample]
+        return [sample for sample in names if "needs_attention{" in sample]
+
+    def _alerts(self) -> QuerySet[Alert]:
+        watch.look_at_sources()  # which beat has done every 10 s
+        return Alert.objects.filter(source__pk=self.pk, kind="source.attention")
+
+    def say(self, code: str, words: str, badge: str) -> None:
+        """Expect that each place says so: `words` are the server's own."""
+        (told,) = self.wait_for(lambda: self.source()["attention"])
+        assert (told["code"], words in told["message"]) == (code, True), told
+        page = self.first_page()
+        assert words in page
+        assert badge in page
+        status = self.manage.here("source_status", "Alice")
+        assert (status.code, words in status.stdout) == (1, True)
+        assert self._doctor()[0] == "problem"
+        assert "Alice" in self._doctor()[1]
+        (sample,) = self._measured()
+        assert f'code="{code}"' in sample
+        assert words in self._alerts().get(ended_at=None).message
+
+    def take_it_back(self) -> None:
+        """Expect that no place says so any more."""
+        self.wait_for(lambda: self.source()["attention"] == [])
+        assert "The source is archived up to" in self.first_page()
+        assert self.manage.here("source_status", "Alice").code == 0
+        assert self._doctor()[0] == "ok"
+        assert self._measured() == []
+        # An alert is over once that has been so for a while.
+        self._alerts().update(well_since=F("well_since") - dt.timedelta(hours=1))
+        assert not self._alerts().filter(ended_at=None).exists()
 
 
-def test_a_server_that_is_gone_is_told_everywhere_until_it_is_back(
+@pytest.fixture
+def places(
     api: httpx.Client,
-    server: Dovecot,
     admin_user: User,
     manage: CommandLine,
     wait_for: Callable[..., Any],
+    settings: Any,
+) -> Places:
+    settings.METRICS_TOKEN = "token"
+    page = Client()
+    page.force_login(admin_user)
+    return Places(api, page, manage, wait_for)
+
+
+def test_a_server_that_is_gone_and_a_changed_password_are_told_everywhere_until_all_is_well(
+    places: Places, api: httpx.Client, server: Dovecot, wait_for: Callable[..., Any]
 ) -> None:
     name, password = server.user()
     server.append(name, "INBOX", b"Subject: first\r\n\r\nbody\r\n")
@@ -55,47 +122,36 @@ def test_a_server_that_is_gone_is_told_everywhere_until_it_is_back(
             "options": {"syncIntervalSeconds": 30}, "autoImport": True,
         },
     ).json()  # fmt: skip
-    place = f"/ingestion/{made['id']}"
-
-    def source() -> dict[str, Any]:
-        shown: dict[str, Any] = api.get(place).json()
-        return shown
-
+    places.pk = made["id"]
+    sync, source = f"/ingestion/{places.pk}/sync", places.source
     wait_for(lambda: source()["archivedUpTo"])
-    wait_for(lambda: source()["attention"] == [])
-    assert "The source is archived up to" in first_page(admin_user)
-    assert manage.here("source_status").code == 0
+    places.take_it_back()
+
+    def fails_with(code: str, words: str) -> None:
+        before = source()["archivedUpTo"]
+        assert api.post(sync).status_code == 202
+        wait_for(lambda: source()["incomplete"])
+        (told,) = source()["incomplete"]
+        assert (told["mailbox"], told["folder"], told["code"]) == (name, None, code)
+        assert told["since"] == before == source()["archivedUpTo"]
+        # Twenty minutes pass.
+        span = dt.timedelta(minutes=20)
+        Mailbox.objects.update(last_synced_at=F("last_synced_at") - span)
+        places.say("late", words, "Active, late")
+        assert "Alice has not been reached since" in places.first_page()
 
     server.stop()
-    before = source()["archivedUpTo"]
-    assert api.post(f"{place}/sync").status_code == 202
-    wait_for(lambda: source()["incomplete"])
-    (told,) = source()["incomplete"]
-    assert (told["mailbox"], told["folder"], told["code"]) == (name, None, "unavailable")
-    assert told["since"] == before == source()["archivedUpTo"]
-    # Twenty minutes pass.
-    span = dt.timedelta(minutes=20)
-    Mailbox.objects.update(last_synced_at=F("last_synced_at") - span)
-    (reason,) = source()["attention"]
-    assert reason["code"] == "late"
-    assert "Connection refused" in reason["message"]
-    page = first_page(admin_user)
-    assert "Alice has not been reached since" in page
-    assert "Active, late" in page
-    status = manage.here("source_status", "Alice")
-    assert status.code == 1
-    assert "Connection refused" in status.stdout
-    found = {f["name"]: f for f in manage.here("doctor", "--json").json()["findings"]}
-    assert found["sources"]["state"] == "problem"
-    assert "Alice has not been reached since" in found["sources"]["message"]
-
+    fails_with("unavailable", "Connection refused")
     server.start()
     server.append(name, "INBOX", b"Subject: second\r\n\r\nbody\r\n")
-    assert api.post(f"{place}/sync").status_code == 202
-    wait_for(lambda: source()["attention"] == [])
+    assert api.post(sync).status_code == 202
     wait_for(lambda: source()["messageCount"] == 2)
     wait_for(lambda: source()["incomplete"] == [])
-    assert "The source is archived up to" in first_page(admin_user)
-    assert manage.here("source_status", "Alice").code == 0
-    found = {f["name"]: f for f in manage.here("doctor", "--json").json()["findings"]}
-    assert found["sources"]["state"] == "ok"
+    places.take_it_back()
+
+    server.set_password(name, "another")
+    fails_with("needs_reauth", "check user name and password")
+    changed = {"providerConfig": config | {"password": "another"}}
+    assert api.put(f"/ingestion/{places.pk}", json=changed).status_code == 200
+    wait_for(lambda: source()["incomplete"] == [])
+    places.take_it_back()
