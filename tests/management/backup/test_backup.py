@@ -15,7 +15,7 @@ import pytest
 from django.db import connection
 
 from ingestion.errors import NotAllowedNow, WrongArchive
-from ingestion.models import AuditEvent, IngestionSource, Message, Pack
+from ingestion.models import AuditEvent, IngestionSource, Installation, Message, Pack
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, storage
 from ingestion.services.operations.backup import making
@@ -392,6 +392,16 @@ def test_what_is_not_empty_or_not_ours_is_refused_in_words(
     other.packs.write_mark(f"backup of {uuid.uuid4()}")
     with pytest.raises(NotAllowedNow, match="not for backups of this installation"):
         make(other)
+    unmarked = Place(tmp_path / "unmarked")
+    with unmarked.packs.copier(uuid.uuid4(), uuid.uuid4()) as somebodys:
+        somebodys.commit()
+    with pytest.raises(NotAllowedNow, match="has packs, and is no backup"):
+        make(unmarked)
+    with (
+        place.ours(str(Installation.objects.get())),
+        pytest.raises(NotAllowedNow, match="under way already"),
+    ):
+        make(place)
     full = manage.here("restore", str(place.root))
     assert (full.code, "is not empty" in full.stderr) == (1, True)
     nothing = manage.here("restore", str(tmp_path / "nothing"))
