@@ -61,7 +61,8 @@ def test_what_a_sign_in_gives_is_no_other_secret(owner: User) -> None:
     assert expiry.of(signed_in) == DAY
 
 
-def test_a_certificate_says_it_itself(owner: User) -> None:
+def with_certificate(owner: User, **options: str) -> tuple[IngestionSource, dt.date]:
+    """A source whose certificate ends on a day."""
     made, public, private = certificate()
     source = configuration.create(
         owner=owner,
@@ -73,12 +74,28 @@ def test_a_certificate_says_it_itself(owner: User) -> None:
             "certificatePem": public,
             "certificatePrivateKeyPem": private,
         },
-        options={expiry.OPTION: str(DAY)},
+        options=options,
         actor=ACTOR,
     )
-    ends = made.not_valid_after_utc.date()
+    return source, made.not_valid_after_utc.date()
+
+
+def test_a_certificate_says_it_itself(owner: User) -> None:
+    source, ends = with_certificate(owner, **{expiry.OPTION: str(DAY)})
     assert expiry.of(source) == ends, "the earlier of both"
     assert expiry.days_left(ends) in (0, 1)
+
+
+def test_all_of_which_somebody_knows_are_found_in_one_question(
+    source: IngestionSource, owner: User, django_assert_num_queries: Any
+) -> None:
+    tenant, ends = with_certificate(owner)
+    silent = a_source(owner, "Silent")
+    forgot = changed(a_source(owner, "Forgot"), options={expiry.OPTION: None})
+    with django_assert_num_queries(1):
+        known = list(expiry.known(IngestionSource.objects.order_by("created_at")))
+    assert known == [(source, DAY), (tenant, ends)]
+    assert not {silent, forgot} & {one for one, _ in known}
 
 
 @pytest.mark.django_db(transaction=True)

@@ -89,10 +89,7 @@ def _needs() -> Iterator[Trouble]:
 
 
 def _expiring() -> Iterator[Trouble]:
-    for source in _sources().exclude(status=SourceStatus.PAUSED):
-        day = expiry.of(source)
-        if day is None:
-            continue
+    for source, day in expiry.known(_sources().exclude(status=SourceStatus.PAUSED)):
         left = expiry.days_left(day)
         stage = sum(left <= days for days in _EXPIRES_DAYS)
         if stage:
