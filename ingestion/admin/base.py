@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from django.contrib import admin
 from django.contrib.admin import helpers
 from django.contrib.postgres.expressions import ArraySubquery
-from django.core.paginator import Page, Paginator
+from django.core.paginator import Paginator
 from django.db.models import Func, IntegerField, Model, QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.utils.functional import cached_property
@@ -54,17 +54,6 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg] # the stubs' generic
     def count(self) -> int:
         return min(self.counted, MAX_COUNTED_ROWS)
 
-    def page(self, number: int | str) -> Page[Any]:
-        """Read the rows by their ids: what a list annotates is made of these rows alone, which
-        PostgreSQL would prepare for all that there are."""
-        page = super().page(number)
-        rows, shown = self.object_list, page.object_list
-        if isinstance(rows, QuerySet) and isinstance(shown, QuerySet):
-            ids = list(shown.values_list("pk", flat=True))
-            found = {row.pk: row for row in rows.order_by().filter(pk__in=ids)}
-            page.object_list = [found[pk] for pk in ids if pk in found]
-        return page
-
     @property
     def count_text(self) -> str:
         more = "+" if self.counted > MAX_COUNTED_ROWS else ""
@@ -79,7 +68,12 @@ class CappedChangeList(ChangeList):
         return list(_headers(self))
 
     def get_results(self, request: HttpRequest) -> None:
+        """Read the page's rows by their ids: what a list annotates is made of these alone, which
+        PostgreSQL would prepare for all that there are."""
         super().get_results(request)
+        ids = list(self.result_list.values_list("pk", flat=True))
+        found = {row.pk: row for row in self.queryset.order_by().filter(pk__in=ids)}
+        self.result_list = [found[pk] for pk in ids if pk in found]
         if not self.query and not self.has_active_filters:
             self.full_result_count = self.result_count  # "10 results (show all)" says nothing here
 
