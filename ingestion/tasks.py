@@ -46,6 +46,11 @@ def look_at_service() -> None:
 
 
 @shared_task(expires=EXPIRES_SECONDS)
+def look_at_workers() -> None:
+    watch.look_at_workers()
+
+
+@shared_task(expires=EXPIRES_SECONDS)
 def housekeeping() -> None:
     with due_work.cleaning_up.taken("housekeeping") as free:
         if free:

@@ -89,5 +89,8 @@ _BADGES: dict[str, str] = {
     AlertKind.ARCHIVE_STORAGE: "Storage",
     AlertKind.ARCHIVE_IDLE: "Idle",
     AlertKind.INDEX_STUCK: "Search",
+    AlertKind.WORKERS_SILENT: "Workers",
 }
-_STANDS_STILL = frozenset({AlertKind.ARCHIVE_CORRUPT, AlertKind.ARCHIVE_STORAGE})
+_STANDS_STILL = frozenset(
+    {AlertKind.ARCHIVE_CORRUPT, AlertKind.ARCHIVE_STORAGE, AlertKind.WORKERS_SILENT}
+)

@@ -26,6 +26,7 @@ class AlertKind(models.TextChoices):
     ARCHIVE_STORAGE = "archive.storage", "The archive's disk fills up"
     ARCHIVE_IDLE = "archive.idle", "Nothing is archived for long"
     INDEX_STUCK = "index.stuck", "Search lacks archived mail"
+    WORKERS_SILENT = "workers.silent", "Nobody does the work"
 
 
 class Alert(models.Model):

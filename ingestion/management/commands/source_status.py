@@ -3,7 +3,7 @@
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +26,7 @@ from ingestion.management.presentation import (
     when,
 )
 from ingestion.management.source_objects import source_objects
-from ingestion.models import FailedMessage, IngestionSource, Run, StatusChange
+from ingestion.models import Alert, FailedMessage, IngestionSource, Run, StatusChange
 from ingestion.services.archive import housekeeping
 
 _MAX_FAILURES = 1_000
@@ -42,7 +42,7 @@ class Command(OperatorCommand):
         "needs somebody: in error, its check failing, a sign-in awaited, not archived for longer "
         "than 3 of its intervals (at least 15 minutes), with mailboxes, folders or messages that "
         "could not be had; a named one also where its archive holds mail that the database does "
-        "not know."
+        "not know, and the list where the service does: no worker, no room."
     )
     example = (
         'manage.py source_status --watch\nmanage.py source_status "Alice"\n'
@@ -68,7 +68,11 @@ class Command(OperatorCommand):
         else:
             chosen = list(IngestionSource.objects.filter(deleted_at=None))
             objects = _objects(chosen)
-            self.report({"sources": objects}, _overview(objects, chosen))
+            alerts = _of_the_service()
+            text = [*_overview(objects, chosen), *_service_lines(alerts)]
+            self.report({"sources": objects, "service": alerts}, text)
+            if alerts:
+                return Exit.PROBLEM
         wrong = any(shown["attention"] or shown.get("unknownPack") for shown in objects)
         return Exit.PROBLEM if wrong else Exit.OK
 
@@ -82,7 +86,8 @@ class Command(OperatorCommand):
             with Live(console=Console(), auto_refresh=False, vertical_overflow="ellipsis") as live:
                 while True:
                     chosen = list(sources.all())
-                    shown = "\n".join(_overview(source_objects(chosen), chosen))
+                    lines = _overview(source_objects(chosen), chosen)
+                    shown = "\n".join([*lines, *_service_lines(_of_the_service())])
                     text = fitted(shown, terminal_columns(sys.stdout))
                     live.update(Text(text), refresh=True)
                     time.sleep(_WATCH_SECONDS)
@@ -155,6 +160,18 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
         if shown["attention"]:
             yield f"{printable(shown['name'])} needs attention:"
             yield from _attention(shown)
+
+
+def _of_the_service() -> list[str]:
+    """Return what needs somebody and is of no source: no worker, no room, no index."""
+    alerts = Alert.objects.filter(source=None, ended_at=None)
+    return list(alerts.values_list("message", flat=True))
+
+
+def _service_lines(messages: Sequence[str]) -> Iterator[str]:
+    if messages:
+        yield "The service needs attention:"
+        yield from (f"  {printable(message)}" for message in messages)
 
 
 def _attention(shown: dict[str, Any]) -> Iterator[str]:

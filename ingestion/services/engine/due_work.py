@@ -52,6 +52,8 @@ class Kind:
     verb: Callable[[uuid.UUID], object]
     #: What a row is called in the logs.
     name: str
+    #: As SQL: since when a row is due, where `since` may be of long before that.
+    due_since: str = ""
     #: As SQL: whose place it takes.
     owner: str = "owner_id"
     #: None: `verb` claims its row itself, and tells whether there is more to do at once.
@@ -122,6 +124,7 @@ KINDS = {
         "ingestion_mailbox",
         lease.DUE,
         since="not_before",
+        due_since="greatest(not_before, (SELECT started_at FROM ingestion_run WHERE id = run_id))",
         verb=sync.sync_mailbox,
         name="mailbox",
         owner=_OWNER_OF_SOURCE,
@@ -227,7 +230,8 @@ def backlog() -> Iterator[tuple[str, int, float]]:
     """Yield each kind of work with how many rows are due for it, and how many seconds the one has
     waited that waits longest."""
     for name, kind in KINDS.items():
-        query = f"""SELECT count(*), extract(epoch FROM now() - min({kind.since}))
+        since = kind.due_since or kind.since
+        query = f"""SELECT count(*), extract(epoch FROM now() - min({since}))
                     FROM {kind.table} WHERE {kind.due}"""
         with connection.cursor() as cursor:
             cursor.execute(query, _parameters())

@@ -6,13 +6,12 @@ into the archive and removes it again.
 
 import dataclasses
 import datetime as dt
-import importlib
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from django.conf import settings
 from django.contrib.auth.models import User
@@ -28,12 +27,11 @@ from ingestion.models import AlertRule, IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import PackStore, store
 from ingestion.services.archive import housekeeping, storage
 from ingestion.services.engine import heartbeat
-from ingestion.services.operations import capacity, credential_keys, webhooks
+from ingestion.services.operations import capacity, credential_keys, webhooks, workers
 from ingestion.services.operations.alerting import sending
 
 State = Literal["ok", "warning", "problem"]
 
-_PING_SECONDS = 2
 #: Work is handed out every 3 s (settings.CELERY_BEAT_SCHEDULE).
 _HEARTBEAT_SECONDS = 30.0
 #: Leases are 20 s by the database's clock; schedules are made by the application's.
@@ -43,7 +41,6 @@ _LATE_INDEX = dt.timedelta(hours=1)
 #: Of packs that were merged into others: seconds, unless it is refused.
 _REMOVED_WITHIN = dt.timedelta(hours=1)
 _NAMED = 5
-_QUEUES = {"sync": "worker", "control": "control", "index": "index"}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -229,8 +226,8 @@ def _broker() -> Finding:
     try:
         with Redis.from_url(
             settings.REDIS_URL,
-            socket_timeout=_PING_SECONDS,
-            socket_connect_timeout=_PING_SECONDS,
+            socket_timeout=workers.PING_SECONDS,
+            socket_connect_timeout=workers.PING_SECONDS,
             retry=None,
         ) as client:
             client.ping()
@@ -246,29 +243,27 @@ def _broker() -> Finding:
 
 
 def _workers() -> Iterator[Finding]:
-    queues = _told(lambda workers: workers.inspect(timeout=_PING_SECONDS).active_queues()) or {}
-    for queue, entry in _QUEUES.items():
-        names = [name for name, taken in queues.items() if any(q["name"] == queue for q in taken)]
+    for queue, names in workers.serving().items():
         if names:
-            yield Finding(f"queue {queue}", "ok", f"Served by {', '.join(sorted(names))}.")
+            yield Finding(f"queue {queue}", "ok", f"Served by {', '.join(names)}.")
         else:
             yield Finding(
                 f"queue {queue}",
                 "problem",
                 "No worker serves it, so its work waits.",
-                f"Start the Procfile's entry '{entry}'; see its log if it is meant to run.",
+                workers.advice(queue),
             )
 
 
 def _workers_clocks() -> Iterator[Finding]:
     """Tell of workers whose clock is off: Celery throws tasks away by it."""
     before = time.time()
-    replies = _told(
-        lambda workers: workers.broadcast("wall_clock", reply=True, timeout=_PING_SECONDS)
+    replies = workers.ask(
+        lambda asked: asked.broadcast("wall_clock", reply=True, timeout=workers.PING_SECONDS)
     )
     for name, told in sorted(item for reply in replies or [] for item in reply.items()):
         skew = told - before if isinstance(told, float) else 0.0
-        if not -_MAX_SKEW_SECONDS <= skew <= _MAX_SKEW_SECONDS + _PING_SECONDS:
+        if not -_MAX_SKEW_SECONDS <= skew <= _MAX_SKEW_SECONDS + workers.PING_SECONDS:
             yield Finding(
                 f"clock of {name}",
                 "problem",
@@ -458,15 +453,3 @@ def _settings() -> Finding:
 
 def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _told(ask: Callable[[Any], Any]) -> Any:
-    """Ask the workers; None where the broker went away since it was asked."""
-    from kombu.exceptions import OperationalError  # noqa: PLC0415 - a --help needs no Celery
-    from redis import RedisError  # noqa: PLC0415 - as above
-
-    app = importlib.import_module(settings.TASKS_APP).app
-    try:
-        return ask(app.control)
-    except (OperationalError, RedisError, OSError):
-        return None

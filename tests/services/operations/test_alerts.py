@@ -41,7 +41,8 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 ACTOR = Actor.system("tests")
 ALL = ["source.attention", "source.failures", "source.secret", "import.finished",
-       "archive.corrupt", "archive.storage", "archive.idle", "index.stuck"]  # fmt: skip
+       "archive.corrupt", "archive.storage", "archive.idle", "index.stuck",
+       "workers.silent"]  # fmt: skip
 LONG_AGO = dt.timedelta(seconds=11)
 
 

@@ -21,7 +21,7 @@ from ingestion.packs.store import store
 from ingestion.services import alerts
 from ingestion.services.alerts import Trouble
 from ingestion.services.archive import storage
-from ingestion.services.operations import capacity
+from ingestion.services.operations import capacity, workers
 from ingestion.states import SourceStatus
 
 Kind = AlertKind
@@ -35,6 +35,11 @@ _FILLS_SOON_DAYS = 1.0
 #: An index that makes no progress for so long, while packs wait, is stuck.
 _STUCK = dt.timedelta(hours=1)
 _PROGRESS_KEY = "ingestion:index_progress"
+#: A worker may be started anew, or miss the time for an answer on a busy machine.
+_SILENT_SECONDS = 30.0
+_SERVED_KEY = "ingestion:queues_served_at"
+#: By queue. Of `control` nobody else tells: it is who looks.
+_WAITING = {"sync": "nothing is imported or synced", "index": "search does not find new mail"}
 
 
 def look_at_sources() -> None:
@@ -59,6 +64,14 @@ def look_at_service() -> None:
         )
 
 
+def look_at_workers() -> None:
+    """Open and end the alert that a queue has no worker. Idempotent. Waits for workers to answer
+    outside, its own transaction inside."""
+    found = list(_silent())
+    with transaction.atomic():
+        alerts.settle(found, watched=(Kind.WORKERS_SILENT,), over=_over)
+
+
 def _over(alert: Alert) -> str:
     if alert.source is not None and alert.source.status == SourceStatus.PAUSED:
         return "It is paused."
@@ -67,6 +80,7 @@ def _over(alert: Alert) -> str:
         Kind.ARCHIVE_STORAGE: "There is room again.",
         Kind.ARCHIVE_IDLE: "Mail is archived again.",
         Kind.INDEX_STUCK: "Search catches up again.",
+        Kind.WORKERS_SILENT: "Workers are at work again.",
     }.get(Kind(alert.kind), "It is well again.")
 
 
@@ -158,6 +172,21 @@ def _index() -> Iterator[Trouble]:
     ):
         text = f"For search: {health}, and no more within an hour. See the log of index."
         yield Trouble(Kind.INDEX_STUCK, None, text)
+
+
+def _silent() -> Iterator[Trouble]:
+    """What is remembered is lost with the cache: then a queue was served a moment ago."""
+    now, served = time.time(), cache.get(_SERVED_KEY) or {}
+    for queue, names in workers.serving().items():
+        served[queue] = now if names else served.get(queue, now)
+    cache.set(_SERVED_KEY, served, timeout=None)
+    silent = [queue for queue in _WAITING if now - served[queue] > _SILENT_SECONDS]
+    if silent:
+        texts = [
+            f"No worker serves the queue {queue}: {_WAITING[queue]}. {workers.advice(queue)}"
+            for queue in silent
+        ]
+        yield Trouble(Kind.WORKERS_SILENT, None, " ".join(texts))
 
 
 def _without_progress_seconds(indexed: int) -> float:

@@ -37,6 +37,7 @@ _SAID: dict[str, tuple[str, str, str]] = {
     Kind.ARCHIVE_STORAGE: ("Storage", "the archive's disk needs somebody", ""),
     Kind.ARCHIVE_IDLE: ("Nothing archived", "nothing is archived any more", ""),
     Kind.INDEX_STUCK: ("Search", "archived mail can't be found", ""),
+    Kind.WORKERS_SILENT: ("Workers", "nobody does the work", ""),
 }
 _SERVICE = "the service"
 
