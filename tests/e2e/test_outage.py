@@ -1,15 +1,17 @@
-"""A mail server that is gone for a while, and a password that was changed there: every place says
-so, and every place takes it back.
+"""A mail server that is gone for a while, a password that was changed there, a worker that died:
+every place says so, and every place takes it back.
 """
 
 import dataclasses
 import datetime as dt
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
 import pytest
 from django.contrib.auth.models import User
+from django.core.cache import cache
 from django.db.models import F, QuerySet
 from django.test import Client
 
@@ -17,6 +19,7 @@ from ingestion.models import Alert, Mailbox
 from ingestion.services.operations.alerting import watch
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
+from tests.servers.stack import Service
 
 pytestmark = pytest.mark.long(seconds=30)
 
@@ -51,15 +54,17 @@ class Places:
     def first_page(self) -> str:
         return self.page.get("/admin/").content.decode()
 
-    def _doctor(self) -> tuple[str, str]:
+    def doctor(self, name: str = "sources") -> tuple[str, str]:
         found = self.manage.here("doctor", "--json").json()["findings"]
-        sources = next(one for one in found if one["name"] == "sources")
-        return sources["state"], sources["message"]
+        finding = next(one for one in found if one["name"] == name)
+        return finding["state"], finding["message"]
+
+    def metrics(self) -> list[str]:
+        text = self.page.get("/metrics", headers={"Authorization": "Bearer token"})
+        return text.content.decode().splitlines()
 
     def _measured(self) -> list[str]:
-        text = self.page.get("/metrics", headers={"Authorization": "Bearer token"})
-        names = [sample for sample in text.content.decode().splitlines() if self.pk in sample]
-        return [sample for sample in names if "needs_attention{" in sample]
+        return [s for s in self.metrics() if self.pk in s and "needs_attention{" in s]
 
     def _alerts(self) -> QuerySet[Alert]:
         watch.look_at_sources()  # which beat has done every 10 s
@@ -74,8 +79,8 @@ class Places:
         assert badge in page
         status = self.manage.here("source_status", "Alice")
         assert (status.code, words in status.stdout) == (1, True)
-        assert self._doctor()[0] == "problem"
-        assert "Alice" in self._doctor()[1]
+        assert self.doctor()[0] == "problem"
+        assert "Alice" in self.doctor()[1]
         (sample,) = self._measured()
         assert f'code="{code}"' in sample
         assert words in self._alerts().get(ended_at=None).message
@@ -85,7 +90,7 @@ class Places:
         self.wait_for(lambda: self.source()["attention"] == [])
         assert "The source is archived up to" in self.first_page()
         assert self.manage.here("source_status", "Alice").code == 0
-        assert self._doctor()[0] == "ok"
+        assert self.doctor()[0] == "ok"
         assert self._measured() == []
         # An alert is over once that has been so for a while.
         self._alerts().update(well_since=F("well_since") - dt.timedelta(hours=1))
@@ -155,3 +160,42 @@ def test_a_server_that_is_gone_and_a_changed_password_are_told_everywhere_until_
     assert api.put(f"/ingestion/{places.pk}", json=changed).status_code == 200
     wait_for(lambda: source()["incomplete"] == [])
     places.take_it_back()
+
+
+def test_a_worker_that_is_gone_is_told_everywhere_until_it_is_back(
+    places: Places,
+    service: Service,
+    admin_user: User,
+    make_key: Callable[..., str],
+    wait_for: Callable[..., Any],
+) -> None:
+    words, measured = (
+        "No worker serves the queue sync",
+        'ingestion_alerts{kind="workers.silent"} 1.0',
+    )
+
+    key = {"Authorization": f"Bearer {make_key(admin_user)}"}
+
+    def alerts() -> list[str]:
+        found = places.api.get("/alerts?open=true", headers=key).json()
+        return [alert["message"] for alert in found]
+
+    assert alerts() == []
+    with service.supervised.standing_still("worker"):
+        long_ago = time.time() - watch._SILENT_SECONDS
+        cache.set(watch._SERVED_KEY, {"sync": long_ago}, timeout=None)  # so long it is so
+        (told,) = wait_for(alerts)
+        assert told.startswith(words)
+        assert words in places.first_page()
+        status = places.manage.here("source_status")
+        assert (status.code, words in status.stdout) == (1, True)
+        assert places.doctor("queue sync")[0] == "problem"
+        assert measured in places.metrics()
+    wait_for(lambda: Alert.objects.exclude(well_since=None).exists())
+    # It is over once that has been so for a minute.
+    Alert.objects.update(well_since=F("well_since") - dt.timedelta(minutes=1))
+    wait_for(lambda: alerts() == [])
+    assert words not in places.first_page()
+    assert places.manage.here("source_status").code == 0
+    assert wait_for(lambda: places.doctor("queue sync")[0]) == "ok"
+    assert measured not in places.metrics()

@@ -36,7 +36,7 @@ _FILLS_SOON_DAYS = 1.0
 _STUCK = dt.timedelta(hours=1)
 _PROGRESS_KEY = "ingestion:index_progress"
 #: A worker may be started anew, or miss the time for an answer on a busy machine.
-_SILENT_SECONDS = 30.0
+_SILENT_SECONDS = 40.0
 _SERVED_KEY = "ingestion:queues_served_at"
 #: By queue. Of `control` nobody else tells: it is who looks.
 _WAITING = {"sync": "nothing is imported or synced", "index": "search does not find new mail"}
