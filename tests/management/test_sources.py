@@ -355,7 +355,7 @@ def test_an_installation_without_sources_says_how_to_make_one(manage: CommandLin
     empty = manage.here("source_status")
     assert empty.code == 0
     assert "add_source" in empty.stdout
-    assert manage.here("source_status", "--json").json() == {"sources": []}
+    assert manage.here("source_status", "--json").json() == {"sources": [], "service": []}
 
 
 @pytest.mark.parametrize("command", ["pause_source", "resume_source", "source_status"])

@@ -155,7 +155,7 @@ def test_a_process_that_forks_leaves_its_readers_to_its_parent() -> None:
 def test_a_reader_ends_with_its_parent(wait_for: Callable[..., Any]) -> None:
     code = (
         "from ingestion.services.archive import readers\nimport time\n"
-        "print(readers.Reader()._popen.pid, flush=True)\ntime.sleep(600)"
+        "reader = readers.Reader()\nprint(reader._popen.pid, flush=True)\ntime.sleep(600)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
