@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from bench import processes, scenarios
 from bench.results import BenchError, Row, Sample, alternate, at_least, ratio
@@ -12,7 +11,6 @@ from bench.stage import Stage
 #: How long indexing alone is watched, and for how many messages: it writes 200 together.
 _SECONDS, _AT_LEAST = 8.0, 2_000
 _PATIENCE_SECONDS = 200.0
-_READER = b"ingestion.mail.child"
 
 
 def index(stage: Stage) -> Iterator[Row]:
@@ -43,20 +41,20 @@ def index(stage: Stage) -> Iterator[Row]:
 
 
 def _index(service: Service, row: Row) -> Sample:
-    """Let it work for some seconds; measure the CPU of indexers, their readers and PostgreSQL."""
+    """Let it work for some seconds; measure the CPU of indexers and PostgreSQL."""
     programs = service.supervised.children()
     count, before, started = service.documents(), _cpu(programs), time.monotonic()
     with service.indexing():
         while _goes_on(service, count, time.monotonic() - started):
             time.sleep(0.2)
     seconds, messages = time.monotonic() - started, service.documents() - count
-    index, reader, database = (b - a for a, b in zip(before, _cpu(programs), strict=True))
+    index, database = (b - a for a, b in zip(before, _cpu(programs), strict=True))
     if not messages:
         raise BenchError(f"Nothing was indexed in {seconds:.0f} s.")
-    each = [f"{1e6 * used / messages:,.0f}" for used in (index - reader, reader, database)]
+    each = [f"{1e6 * used / messages:,.0f}" for used in (index, database)]
     row.note = (
-        f"{messages / (index + database):,.0f} messages a second and core; CPU a message: indexer "
-        f"{each[0]}, reader {each[1]}, PostgreSQL {each[2]} us"
+        f"{messages / (index + database):,.0f} messages a second and core; CPU a message: index, "
+        f"its readers too, {each[0]}, PostgreSQL {each[1]} us"
     )
     return Sample(
         seconds=seconds, messages=messages, cpu_seconds=index, database_cpu_seconds=database
@@ -69,13 +67,6 @@ def _goes_on(service: Service, count: int, seconds: float) -> bool:
     return seconds < _SECONDS or service.documents() - count < _AT_LEAST
 
 
-def _cpu(programs: dict[str, int]) -> tuple[float, float, float]:
-    index = programs["index"]
-    readers = [
-        pid for pid in processes.tree(index) if _READER in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    return (
-        processes.cpu_seconds(index),
-        sum(map(processes.cpu_seconds, readers)),
-        processes.cpu_seconds(programs["postgres"]),
-    )
+def _cpu(programs: dict[str, int]) -> tuple[float, float]:
+    index, postgres = (processes.cpu_seconds(programs[name]) for name in ("index", "postgres"))
+    return index, postgres
