@@ -2,8 +2,9 @@
 
 Fresh is who was synced, not who was tried. A source is archived up to the oldest successful sync of
 the mailboxes it follows. It is late when one of these is: its turn (`ingestion.pace`) two intervals
-ago, and its last success 15 minutes. What can't be had by itself (a suspended mailbox, a folder, a
-message) does not hold that back: it is told beside it.
+ago, and its last success 15 minutes. It fails, which is told sooner, when each try of half a minute
+did (`_fails`). What can't be had by itself (a suspended mailbox, a folder, a message) does not hold
+that back: it is told beside it.
 
 Each of them costs a constant number of queries.
 """
@@ -24,6 +25,7 @@ from django.db.models import (
     Exists,
     ExpressionWrapper,
     F,
+    Max,
     Min,
     OuterRef,
     Prefetch,
@@ -33,19 +35,27 @@ from django.db.models import (
     When,
 )
 from django.db.models.expressions import Combinable
-from django.db.models.functions import Coalesce, Now
-from django.db.models.lookups import Exact
+from django.db.models.functions import Coalesce, Greatest, Now
+from django.db.models.lookups import Exact, GreaterThan
 from django.utils import timezone
 
 from ingestion import pace
-from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.states import MailboxState, SourceStatus
 
 #: Of what is left out, so much is told of each source and kind, one by one.
 MAX_LEFT_OUT = 20
 #: A check of credentials that is so far away waits for a person, not for time.
 _AWAITED = dt.timedelta(hours=1)
+#: What fails for less may be a hiccup.
+_FAILS = dt.timedelta(seconds=30)
 _NAMED = 3
+#: What to do about what fails, by its code, where its own words don't say it.
+_ADVICE = {
+    "unavailable": "If that lasts, see whether the server and the network are up, and whether the"
+    " settings are right.",
+    "needs_reauth": "If the password was changed, store the new one.",
+}
 
 Tone = Literal["success", "warning", "danger", "neutral"]
 
@@ -74,9 +84,15 @@ class Reason:
     code: str
     text: str
     since: dt.datetime | None = None
+    retry_at: dt.datetime | None = None
 
     def __str__(self) -> str:
-        return f"{self.text} Since {moment(self.since)}." if self.since else self.text
+        said = [self.text]
+        if self.retry_at is not None and self.retry_at > timezone.now():
+            said.append(f"The next try is at {self.retry_at.astimezone(dt.UTC):%H:%M UTC}.")
+        if self.since is not None:
+            said.append(f"Since {moment(self.since)}.")
+        return " ".join(said)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,8 +110,13 @@ class Verdict(NamedTuple):
     name: str
     status: str
     archived_up_to: dt.datetime | None
+    fails: bool
     is_late: bool
     needs_attention: bool
+
+    @property
+    def is_unreached(self) -> bool:
+        return self.fails or self.is_late
 
     def age(self) -> tuple[bool, dt.datetime | None, str]:
         """Sorts what was never archived in whole first, then what was longest ago."""
@@ -107,9 +128,10 @@ class Verdict(NamedTuple):
 _FAILING_FOLDER = Q(
     failing_since__isnull=False, removed_at=None, mailbox__state=MailboxState.ACTIVE
 )
+_FAILING_LISTING = Q(finished_at=None, failing_since__lte=Now() - _FAILS)
 #: What `judged` annotates, worst first.
 _CONDITIONS = (
-    *("is_late", "check_fails", "awaits_sign_in"),
+    *("fails", "is_late", "check_fails", "awaits_sign_in"),
     *("lacks_mailboxes", "lacks_folders", "lacks_messages"),
 )
 _ATTENTION = functools.reduce(
@@ -149,6 +171,7 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
             **{name: Exists(rows) for name, rows in lacks.items()},
         )
         .annotate(
+            fails=_fails(followed),
             is_late=_holds(Q(Exists(late.filter(at__lt=late_before)), status=SourceStatus.ACTIVE)),
             check_fails=_holds(pending & Q(check_attempts__gt=0)),
             awaits_sign_in=_holds(
@@ -159,8 +182,27 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
         .prefetch_related(
             Prefetch("mailboxes", _troubled(), to_attr="troubled_mailboxes"),
             Prefetch("troubled_mailboxes__folders", _failing(), to_attr="failing_folders"),
+            Prefetch("runs", Run.objects.filter(_FAILING_LISTING), to_attr="failing_listings"),
         )
     )
+
+
+def _fails(followed: QuerySet[Mailbox]) -> Combinable:
+    """Of a source: whether its listing of mailboxes fails for a while, or two of its mailboxes do
+    (of which one alone is that one's trouble, unless there is no other), and none of its mailboxes
+    had a success since, or progress."""
+    failing = followed.filter(failing_since__lte=Now() - _FAILS)
+    listing = Run.objects.filter(_FAILING_LISTING, source=OuterRef("pk"))
+    newest = failing.order_by("-failing_since").values("failing_since")
+    alone = When(~Exists(followed.filter(failing_since=None)), then=Subquery(newest[:1]))
+    since = Coalesce(Subquery(listing.values("failing_since")), Subquery(newest[1:2]), Case(alone))
+    success = Max(Greatest("last_synced_at", "last_mail_at"))
+    last = followed.order_by().values("source").annotate(at=success).values("at")
+    # Most sources are well, and cost no more than two look-ups in an index.
+    asks = Q(status__in=(SourceStatus.ACTIVE, SourceStatus.IMPORTING))
+    asks &= Q(Exists(failing)) | Q(Exists(listing))
+    lasts = GreaterThan(since, Coalesce(Subquery(last), F("created_at")))
+    return Case(When(asks, then=Coalesce(lasts, False)), default=False)
 
 
 def _troubled() -> QuerySet[Mailbox]:
@@ -236,9 +278,12 @@ def reasons(source: Any) -> list[Reason]:
         told.append(Reason("check_failing", source.status_message))
     if source.awaits_sign_in:
         told.append(Reason("sign_in_awaited", source.status_message))
+    if source.fails:
+        told.append(_failure(source))
     if source.is_late:
-        why = mailboxes[0].message if mailboxes else "no sync has succeeded."
-        told.append(Reason("late", f"Not up to date: {why}", source.archived_up_to))
+        why = f": {mailboxes[0].message if mailboxes else 'no sync has succeeded.'}"
+        why = "." if source.fails else why  # which has said it
+        told.append(Reason("late", f"Not up to date{why}", source.archived_up_to))
     if source.lacks_mailboxes:
         told.append(Reason("mailboxes_unavailable", _listed(mailboxes, "mailbox", "mailboxes")))
     if source.lacks_folders:
@@ -247,6 +292,23 @@ def reasons(source: Any) -> list[Reason]:
         text = "Some messages could not be fetched; they are tried again."
         told.append(Reason("messages_failing", text))
     return told
+
+
+def failing_first(source: Any) -> Mailbox | Run | None:
+    """Return what tells why a source fails: the run that can't list its mailboxes, or the mailbox
+    that had most time to succeed. None where a success came meanwhile, or others are told of."""
+    found: list[Mailbox | Run] = [*source.failing_listings, *source.troubled_mailboxes]
+    return next((row for row in found if row.failing_since is not None), None)
+
+
+def _failure(source: Any) -> Reason:
+    row = failing_first(source)
+    if row is None:
+        return Reason("failing", "Nothing is archived now. It is tried again by itself.")
+    why = row.warning if isinstance(row, Run) else row.last_error
+    advice = _ADVICE.get(row.last_error_code, "")
+    text = f"Nothing is archived now: {why} It is tried again by itself. {advice}".rstrip()
+    return Reason("failing", text, row.failing_since, row.not_before)
 
 
 def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
@@ -268,7 +330,7 @@ def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
     than one question about all of them."""
     rows = judged(sources).order_by("name", "pk")
     return [
-        Verdict(pk, name, status, up_to, conditions[0], _needs(status, conditions))
+        Verdict(pk, name, status, up_to, conditions[0], conditions[1], _needs(status, conditions))
         for pk, name, status, up_to, *conditions in rows.values_list(
             "pk", "name", "status", "archived_up_to", *_CONDITIONS
         )
@@ -282,20 +344,21 @@ def summary(sources: QuerySet[IngestionSource]) -> Summary:
 
 
 def named_by_summary(found: Iterable[Verdict]) -> list[uuid.UUID]:
-    """Return the id of the source that a summary names: the latest of all, if any is late."""
-    late = sorted((one for one in found if one.is_late), key=Verdict.age)
+    """Return the id of the source that a summary names: the latest of all that are not reached."""
+    late = sorted((one for one in found if one.is_unreached), key=Verdict.age)
     return [one.pk for one in late[:1]]
 
 
 def summed_up(found: Sequence[Verdict], rows: Mapping[uuid.UUID, Any]) -> Summary:
     """Say the summary of verdicts. `rows`: at least what `named_by_summary` asks for."""
     followed = [one for one in found if one.status == SourceStatus.ACTIVE]
-    late = [one for one in followed if one.is_late]
+    late = [one for one in found if one.is_unreached]
     counts = collections.Counter(one.status for one in found)
     beside, in_error = _beside(counts), counts[SourceStatus.ERROR]
     if late:
         (worst,) = (rows[pk] for pk in named_by_summary(found))
-        return Summary("danger", f"{_late(len(late), len(followed), worst)}{beside}")
+        expected = sum(one.fails or one.status == SourceStatus.ACTIVE for one in found)
+        return Summary("danger", f"{_late(len(late), expected, worst)}{beside}")
     tone: Tone = "danger" if in_error else "success" if followed else "neutral"
     if not followed:
         return Summary(tone, f"No source is followed yet.{beside}")
@@ -309,14 +372,22 @@ def summed_up(found: Sequence[Verdict], rows: Mapping[uuid.UUID, Any]) -> Summar
     return Summary(tone, f"{noun} archived up to {moment(min(whole))}.{beside}")
 
 
-def _late(late: int, followed: int, worst: Any) -> str:
-    missing = left_out(worst)
-    since = worst.archived_up_to or worst.created_at
-    why = f": {missing[0].message}" if missing else "."
-    text = f"{worst.name} has not been reached since {moment(since)}{why}"
+def _late(late: int, expected: int, worst: Any) -> str:
+    text = f"{worst.name} {_unreached(worst)}"
     if late > 1:
-        return f"{late:,} of {followed:,} sources are not up to date. {text}"
+        return f"{late:,} of {expected:,} sources are not up to date. {text}"
     return text
+
+
+def _unreached(source: Any) -> str:
+    if source.fails:
+        failure = _failure(source)
+        since = failure.since or timezone.now()
+        return f"fails since {moment(since)}. {failure.text}"
+    missing = left_out(source)
+    since = source.archived_up_to or source.created_at
+    why = f": {missing[0].message}" if missing else "."
+    return f"has not been reached since {moment(since)}{why}"
 
 
 #: In this order beside those that are followed.

@@ -106,6 +106,68 @@ def test_a_first_copy_that_takes_days_is_not_late_and_one_that_fails_is(owner: U
     assert codes(source) == ["late"]
 
 
+REFUSED = "Can't connect to imap.example.com:993 (Connection refused)."
+
+
+def a_failing(source: IngestionSource, address: str, since: dt.datetime, **state: Any) -> Mailbox:
+    state = {"last_synced_at": ago(minutes=2), "last_error_code": "unavailable"} | state
+    return a_mailbox(source, address, failing_since=since, last_error=REFUSED, **state)
+
+
+@pytest.mark.parametrize("status", ["active", "importing"])
+def test_a_source_of_which_nothing_succeeds_any_more_fails_after_half_a_minute(
+    owner: User, status: str
+) -> None:
+    source = a_source(owner, "Alice", status=status)
+    mailbox = a_failing(source, "a@example.com", ago(seconds=25))
+    assert codes(source) == []  # a hiccup
+    Mailbox.objects.update(failing_since=ago(seconds=35), not_before=timezone.now() + LATER)
+    assert codes(source) == ["failing"]
+    assert f"Nothing is archived now: {REFUSED} It is tried again by itself." in said(source)
+    assert f"The next try is at {(timezone.now() + LATER):%H:%M} UTC. Since " in said(source)
+    assert summary().tone == "danger"
+    assert summary().text.startswith("Alice fails since ")
+    assert REFUSED in summary().text
+    for silent in ("paused", "error"):
+        IngestionSource.objects.update(status=silent)
+        assert "failing" not in codes(source)
+    IngestionSource.objects.update(status="active")
+    Mailbox.objects.filter(pk=mailbox.pk).update(last_mail_at=timezone.now())
+    assert codes(source) == []  # it makes progress; or a worker of an older version settled it
+
+
+def test_one_mailbox_of_several_that_fails_is_late_after_a_quarter_of_an_hour(owner: User) -> None:
+    source = a_source(owner)
+    others = [a_mailbox(source, f"{n}@example.com", last_synced_at=ago(minutes=2)) for n in "bc"]
+    a_failing(source, "a@example.com", ago(minutes=1), last_synced_at=ago(minutes=6))
+    assert codes(source) == []
+    Mailbox.objects.filter(pk=others[0].pk).update(failing_since=ago(seconds=40))
+    assert codes(source) == ["failing"]  # of two, nothing succeeded since
+    Mailbox.objects.filter(pk=others[1].pk).update(last_synced_at=timezone.now())
+    assert codes(source) == []
+    # An hour later a second one fails last: that one of them always does says nothing.
+    Mailbox.objects.filter(address="a@example.com").update(failing_since=ago(hours=1))
+    Mailbox.objects.filter(pk=others[1].pk).update(last_synced_at=ago(minutes=2))
+    assert codes(source) == []
+    Mailbox.objects.filter(pk__in=[one.pk for one in others]).update(failing_since=ago(minutes=1))
+    Mailbox.objects.filter(address="a@example.com").update(last_synced_at=ago(minutes=20))
+    assert codes(source) == ["failing", "late"]
+    assert said(source).count(REFUSED) == 1
+
+
+def test_a_source_whose_mailboxes_can_not_be_listed_fails(owner: User) -> None:
+    source = a_source(owner)
+    for n in "abc":
+        a_mailbox(source, f"{n}@example.com", last_synced_at=ago(minutes=2))
+    run = Run.objects.create(
+        source=source, kind="sync", failing_since=ago(seconds=35), warning=REFUSED, attempts=1
+    )
+    assert codes(source) == ["failing"]
+    assert REFUSED in said(source)
+    Run.objects.filter(pk=run.pk).update(finished_at=timezone.now())
+    assert codes(source) == []
+
+
 def test_what_waits_for_somebody_needs_attention(owner: User) -> None:
     failing = a_source(
         owner, "Failing", status="pending_auth", check_attempts=1,
@@ -173,7 +235,7 @@ def test_of_many_the_first_are_told_at_a_constant_number_of_queries(
             )
             for n in range(60)
         )  # fmt: skip
-    with django_assert_num_queries(3):
+    with django_assert_num_queries(4):
         judged = list(freshness.judged(IngestionSource.objects.all()))
     for source in judged:
         assert [one.mailbox for one in freshness.left_out(source)] == [

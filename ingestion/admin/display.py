@@ -163,13 +163,15 @@ def source_badge(source: Any, *, classes: str = "") -> SafeString:
 
 
 def source_status(source: Any) -> str:
-    """Say the status, and that it is late: an active source that is not reached looks well else."""
+    """Say the status, and that it fails or is late: what is not reached looks well else."""
     label = str(source.get_status_display())
+    if source.fails:
+        return f"{label}, failing"
     return f"{label}, late" if source.is_late else label
 
 
 def source_tone(source: Any) -> str:
-    if source.is_late:
+    if source.fails or source.is_late:
         return "danger"
     if freshness.needs_somebody(source) and source.status == SourceStatus.ACTIVE:
         return "warning"

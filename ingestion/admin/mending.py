@@ -10,6 +10,7 @@ from typing import Any
 from django.urls import reverse
 
 from connectors import registry
+from connectors.errors import NeedsReauth
 from ingestion import freshness
 from ingestion.admin import display, verbs
 from ingestion.admin.source_form import field_name
@@ -41,10 +42,15 @@ def of(source: Any) -> Mend | None:
 
 def edit(source: Any) -> Mend | None:
     """Return the link to the field that is wrong, where the status says of one that it is."""
+    code = source.status_code
     if source.status not in (SourceStatus.ERROR, SourceStatus.PENDING_AUTH):
-        return None
+        # What worked until now is right, but for a password that was changed.
+        row = freshness.failing_first(source) if source.fails else None
+        code = row.last_error_code if row else ""
+        if code != NeedsReauth.code:
+            return None
     config = registry.get(source.provider).config
-    wrong = config.mended_by(source.status_code)
+    wrong = config.mended_by(code)
     label = next((field.label for field in config.fields() if field.name == wrong), "")
     if not label:
         return None
@@ -70,7 +76,8 @@ def _link(source: Any) -> Mend:
 
 def _verb(source: Any) -> Mend | None:
     slug = verbs.next_step(source)
-    if source.status == SourceStatus.ACTIVE and source.lacks_messages and not source.is_late:
+    unreached = source.fails or source.is_late
+    if source.status == SourceStatus.ACTIVE and source.lacks_messages and not unreached:
         slug = "retry"
     if not slug:
         return None

@@ -112,7 +112,7 @@ class LeftOutOut(Shape):
 
 
 class ReasonOut(Shape):
-    """Why a source needs somebody. `code`: error, check_failing, sign_in_awaited, late,
+    """Why a source needs somebody. `code`: error, check_failing, sign_in_awaited, failing, late,
     mailboxes_unavailable, folders_failing or messages_failing."""
 
     code = serializers.CharField()

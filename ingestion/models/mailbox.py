@@ -36,6 +36,9 @@ class Mailbox(models.Model):
     attempts = models.PositiveIntegerField(
         default=0, help_text="Failures since the last progress: sets the backoff."
     )
+    failing_since = models.DateTimeField(
+        null=True, editable=False, help_text="Each try has failed since, but to be asked to wait."
+    )
     last_error_code = models.CharField(max_length=64, blank=True)
     last_error = models.TextField(blank=True)
     handed_out_at = models.DateTimeField(null=True, editable=False)
@@ -74,6 +77,11 @@ class Mailbox(models.Model):
                 fields=["not_before"],
                 name="mailbox_due",
                 condition=models.Q(run__isnull=False),
+            ),
+            models.Index(
+                fields=["source", "failing_since"],
+                name="mailbox_failing",
+                condition=models.Q(failing_since__isnull=False),
             ),
         ]
 

@@ -30,6 +30,7 @@ class Run(models.Model):
     discovered_at = models.DateTimeField(null=True)
     not_before = models.DateTimeField(db_default=Now())
     attempts = models.PositiveIntegerField(default=0)
+    failing_since = models.DateTimeField(null=True, editable=False)
     last_error_code = models.CharField(max_length=64, blank=True)
     handed_out_at = models.DateTimeField(null=True, editable=False)
 

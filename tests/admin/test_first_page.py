@@ -10,7 +10,7 @@ from django.utils import timezone
 
 from ingestion.admin import chart, latest_runs
 from ingestion.admin.mending import Mend, edit
-from ingestion.models import ArchivedDay, FailedMessage, IngestionSource, Proof, Run
+from ingestion.models import ArchivedDay, FailedMessage, IngestionSource, Mailbox, Proof, Run
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source
 
 
@@ -91,8 +91,22 @@ def test_an_error_that_no_field_mends_has_no_edit(admin_user: User) -> None:
     assert label("google", "wrong_client") == "Edit OAuth client secret"
     assert label("microsoft", "aadsts7000222") == "Edit client secret"
     assert of("generic_imap", "no_folders") is None
-    assert of("generic_imap", "tls", status="active") is None, "A server that is away comes back."
     assert of("of_no_package", "tls") is None
+
+
+def test_of_what_worked_until_now_only_the_password_is_to_be_mended(
+    client: Client, admin_user: User
+) -> None:
+    source = a_source(admin_user, "Alice")
+    now = timezone.now()
+    mailbox = a_mailbox(
+        source, last_synced_at=now - dt.timedelta(minutes=2), last_error="The server is away.",
+        last_error_code="unavailable", failing_since=now - dt.timedelta(minutes=1),
+    )  # fmt: skip
+    assert "The server is away." in _page(client)
+    assert "Edit password" not in _page(client), "A server that is away comes back."
+    Mailbox.objects.filter(pk=mailbox.pk).update(last_error_code="needs_reauth")
+    assert "Edit password" in _page(client)
 
 
 def test_what_came_is_drawn_by_day_and_told_in_words(client: Client, admin_user: User) -> None:

@@ -39,10 +39,11 @@ class Command(OperatorCommand):
     help = (
         "Show how the sources are: status, progress, counts, last and next sync. Named ones are "
         "shown in full, with what is left out, failed messages and history. Ends with 1 where one "
-        "needs somebody: in error, its check failing, a sign-in awaited, not archived for longer "
-        "than 3 of its intervals (at least 15 minutes), with mailboxes, folders or messages that "
-        "could not be had; a named one also where its archive holds mail that the database does "
-        "not know, and the list where the service does: no worker, no room."
+        "needs somebody: in error, its check failing, a sign-in awaited, nothing but failures for "
+        "half a minute, not archived for longer than 3 of its intervals (at least 15 minutes), "
+        "with mailboxes, folders or messages that could not be had; a named one also where its "
+        "archive holds mail that the database does not know, and the list where the service "
+        "does: no worker, no room."
     )
     example = (
         'manage.py source_status --watch\nmanage.py source_status "Alice"\n'

@@ -44,7 +44,8 @@ def count(run_id: uuid.UUID, mailbox_id: uuid.UUID, progress: Progress) -> None:
                   archived_bytes = archived_bytes + %(stored_bytes)s,
                   messages_expected = greatest(
                       0, messages_expected - %(placed)s - %(failed)s - %(gone)s),
-                  attempts = 0, last_error_code = '', last_error = '', last_mail_at = now()
+                  attempts = 0, failing_since = NULL, last_error_code = '', last_error = '',
+                  last_mail_at = now()
             WHERE id = %(mailbox)s""",
         given,
     )

@@ -84,7 +84,8 @@ source AS (
            last_sync_status_message = '0 archived.', handed_out_at = NULL
       FROM looked WHERE s.id = looked.id
  RETURNING s.id, looked.began)
-UPDATE ingestion_mailbox m SET last_synced_at = greatest(last_synced_at, source.began)
+UPDATE ingestion_mailbox m
+   SET last_synced_at = greatest(last_synced_at, source.began), failing_since = NULL
   FROM source WHERE m.source_id = source.id AND m.state = 'active' AND m.run_id IS NULL"""
 
 

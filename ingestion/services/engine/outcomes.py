@@ -46,6 +46,7 @@ def defer_before(held: Lease, mailbox: Mailbox, run: Run) -> None:
         held.fence()
         Mailbox.objects.filter(pk=mailbox.pk).update(
             attempts=attempts,
+            failing_since=trouble.FAILING_SINCE,
             last_error_code=error.code,
             last_error=str(error),
             not_before=Now() + backoff.delay(attempts),
@@ -89,6 +90,7 @@ def settle(held: Lease, mailbox: Mailbox, run: Run) -> bool:
         Mailbox.objects.filter(pk=mailbox.pk).update(
             run=None,
             attempts=0,
+            failing_since=None,
             last_error_code="",
             last_error="",
             last_synced_at=Now(),
@@ -127,6 +129,7 @@ def _retry_later(
         leaves = failures >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
         Mailbox.objects.filter(pk=mailbox.pk).update(
             attempts=0 if leaves else failures,
+            failing_since=None if what.asks_to_wait else trouble.FAILING_SINCE,
             last_error_code=what.code,
             last_error=what.text,
             not_before=Now() + wait,
@@ -152,6 +155,7 @@ def _set_aside(held: Lease, mailbox: Mailbox, run: Run, what: Trouble) -> None:
             state=MailboxState.UNAVAILABLE,
             state_reason=what.text,
             messages_expected=0,
+            failing_since=None,
             last_error_code=what.code,
             last_error=what.text,
         )
@@ -180,5 +184,7 @@ def _has_other_credentials(mailbox: Mailbox) -> bool:
     version = mailbox.source.credentials_version
     if IngestionSource.objects.filter(pk=mailbox.source_id, credentials_version=version).exists():
         return False
-    Mailbox.objects.filter(pk=mailbox.pk).update(attempts=0, not_before=Now(), handed_out_at=None)
+    Mailbox.objects.filter(pk=mailbox.pk).update(
+        attempts=0, failing_since=None, not_before=Now(), handed_out_at=None
+    )
     return True

@@ -173,7 +173,9 @@ def follow_again(source: IngestionSource) -> None:
 
 
 def _list_again(unfinished: QuerySet[Run]) -> None:
-    unfinished.update(discovered_at=None, not_before=Now(), handed_out_at=None, attempts=0)
+    unfinished.update(
+        discovered_at=None, not_before=Now(), handed_out_at=None, attempts=0, failing_since=None
+    )
 
 
 #: Of each run: its source's interval, and whether a mailbox is done with and none was followed to

@@ -11,6 +11,8 @@ import enum
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
+from django.db.models import Case, When
+from django.db.models.functions import Coalesce, Now
 
 from connectors import errors
 from connectors.config import ConfigError
@@ -37,18 +39,23 @@ _ACTIONS: dict[type[errors.ConnectorError], Action] = {
     errors.Skippable: Action.FOLDER,
     errors.Fatal: Action.STOP,
 }
+#: Of a mailbox, or of the run that lists them, that failed: since when it does. Where no error
+#: stood in the row, it was well until now, whatever a worker of an older version left there.
+FAILING_SINCE = Case(When(last_error_code="", then=Now()), default=Coalesce("failing_since", Now()))
 #: Waiting can help against these.
 _PASSING = frozenset({Action.RETRY, Action.FOLDER, Action.BUG})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trouble:
-    """`code` is for rows and clients, `text` for people."""
+    """`code` is for rows and clients, `text` for people. `asks_to_wait`: the provider answers, and
+    is only asked too much."""
 
     action: Action
     code: str
     text: str
     retry_after_seconds: float | None = None
+    asks_to_wait: bool = False
 
     def failures(self, attempts: int, last_code: str) -> int:
         """Return how many failures in a row this is, after `attempts` of which the last had
@@ -80,7 +87,8 @@ def of(error: Exception) -> Trouble:
         wish = error.retry_after_seconds if isinstance(error, errors.Retryable) else None
         for kind, action in _ACTIONS.items():
             if isinstance(error, kind):
-                return Trouble(action, error.code[:64], str(error), wish)
+                waits = isinstance(error, errors.RateLimited)
+                return Trouble(action, error.code[:64], str(error), wish, waits)
     # Not with the error's own text, which may quote anything.
     text = f"Internal error ({type(error).__name__}): a bug. The log has the details."
     return Trouble(Action.BUG, "internal_error", text)

@@ -171,6 +171,7 @@ def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
         mailboxes_total=wanted,
         mailboxes_done=wanted - due,
         attempts=0,
+        failing_since=None,
         last_error_code="",
         warning="",
     )
@@ -188,6 +189,7 @@ def _act_on(what: Trouble, source: IngestionSource, run: Run) -> None:
     if wait is not None:
         Run.objects.filter(pk=run.pk).update(
             attempts=failures,
+            failing_since=None if what.asks_to_wait else trouble.FAILING_SINCE,
             last_error_code=what.code,
             not_before=Now() + wait,
             handed_out_at=None,

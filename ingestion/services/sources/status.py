@@ -3,11 +3,11 @@
 from django.db.models.functions import Now
 
 from ingestion.errors import LostRace, NotAllowedNow
-from ingestion.models import IngestionSource, StatusChange
+from ingestion.models import IngestionSource, Mailbox, Run, StatusChange
 from ingestion.models.webhook import Event
 from ingestion.services.audit import Actor
 from ingestion.services.events import announce
-from ingestion.states import MOVES, SourceStatus
+from ingestion.states import MOVES, RUNNABLE, SourceStatus
 
 
 def move(
@@ -36,6 +36,9 @@ def move(
         actor=actor if isinstance(actor, str) else actor.name,
     )
     source.status, source.status_message, source.status_code = to, reason, code
+    if to in RUNNABLE and old not in RUNNABLE:  # what failed before is tried anew
+        for rows in (Mailbox.objects, Run.objects.filter(finished_at=None)):
+            rows.filter(source=source, failing_since__isnull=False).update(failing_since=None)
     if to == SourceStatus.ERROR:
         announce(Event.SOURCE_ERROR, source, {"message": reason})
 
