@@ -11,7 +11,7 @@ from ingestion.services.archive import housekeeping as housekeeper
 from ingestion.services.archive.exports import jobs as exports
 from ingestion.services.engine import clocks, due_work
 from ingestion.services.operations import answered, webhooks
-from ingestion.services.operations.alerting import sending, watch
+from ingestion.services.operations.alerting import outage, sending, watch
 
 # Here, not in a package's __init__: a command that only looks sends none, and needs no Celery.
 importlib.import_module(settings.TASKS_APP)
@@ -43,6 +43,11 @@ def look_at_sources() -> None:
 @shared_task(expires=EXPIRES_SECONDS)
 def look_at_service() -> None:
     watch.look_at_service()
+
+
+@shared_task(expires=EXPIRES_SECONDS)
+def look_at_database() -> None:
+    outage.look_at_database()
 
 
 @shared_task(expires=EXPIRES_SECONDS)

@@ -497,6 +497,7 @@ CELERY_BEAT_SCHEDULE = {
     },
     "look_at_sources": {"task": "ingestion.tasks.look_at_sources", "schedule": 10.0},
     "look_at_service": {"task": "ingestion.tasks.look_at_service", "schedule": 30.0},
+    "look_at_database": {"task": "ingestion.tasks.look_at_database", "schedule": 10.0},
     "look_at_workers": {"task": "ingestion.tasks.look_at_workers", "schedule": 10.0},
 }
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # in memory: no schedule file to lose or lock

@@ -268,6 +268,25 @@ def _flush_redis() -> None:
     client.close()
 
 
+@contextlib.contextmanager
+def database_gone() -> Iterator[None]:
+    """Have PostgreSQL be gone for this process and the service: nobody is connected any more, and
+    its socket is not there."""
+    database = connection.settings_dict
+    [socket_path] = Path(database["HOST"]).glob(".s.PGSQL.*[0-9]")
+    with connection.cursor() as cursor:
+        aside = socket_path.rename(socket_path.with_name("aside"))
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    connection.close()
+    try:
+        yield
+    finally:
+        aside.rename(socket_path)
+
+
 #: What migrations made, and no test changes.
 _KEPT = frozenset({"django_migrations", "django_content_type", "auth_permission"})
 #: Where the tables have grown beyond it, all of them are truncated.

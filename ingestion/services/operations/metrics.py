@@ -9,6 +9,7 @@ import datetime as dt
 from collections.abc import Iterator
 from typing import Any
 
+from django.db import InterfaceError, OperationalError
 from django.db.models import Count, Sum
 from django.db.models.functions import Now
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -28,14 +29,23 @@ class Rows(Collector):
     """Collects from the rows, all of them, whoever owns them."""
 
     def collect(self) -> Iterator[Metric]:
-        sources = list(freshness.judged(IngestionSource.objects.filter(deleted_at=None)))
-        yield from _sources(sources)
-        yield from _failures(sources)
-        yield from _mailboxes()
-        yield from _work()
-        yield from _archive()
-        yield from _alerts()
+        try:
+            found, answers = list(_rows()), 1
+        except (OperationalError, InterfaceError):
+            found, answers = [], 0
+        yield GaugeMetricFamily("ingestion_database_up", "1 where the database answers.", answers)
+        yield from found
         yield from _dispatcher()
+
+
+def _rows() -> Iterator[Metric]:
+    sources = list(freshness.judged(IngestionSource.objects.filter(deleted_at=None)))
+    yield from _sources(sources)
+    yield from _failures(sources)
+    yield from _mailboxes()
+    yield from _work()
+    yield from _archive()
+    yield from _alerts()
 
 
 def _sources(sources: list[Any]) -> Iterator[Metric]:

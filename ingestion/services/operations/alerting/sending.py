@@ -33,7 +33,7 @@ _APART = dt.timedelta(minutes=5)
 #: After each failure; the last one again and again, for nothing is given up.
 _WAITS_SECONDS = (15, 30, 60, 120, 300, 600)
 #: Of the service behind a ping, a period of one minute and a grace of a few is what to set.
-_PING_EVERY = dt.timedelta(minutes=1)
+PING_EVERY = dt.timedelta(minutes=1)
 #: So much is told in one mail; a list of more helps nobody, and the pages have it.
 _MOST_NOTICES = 2_000
 _KEPT = dt.timedelta(days=90)
@@ -55,7 +55,7 @@ def tell(pk: uuid.UUID) -> None:
         due = AlertRule.objects.filter(pk=pk, not_before__lte=Now())
         due.update(not_before=Now() + _APART)
     elif rule.way == AlertRule.Way.PING:
-        _done(rule, ping(rule), wait=_PING_EVERY)
+        _done(rule, ping(rule), wait=PING_EVERY)
     elif _tell_notices(rule):
         _send_digest(rule)
 
@@ -79,13 +79,17 @@ def ping(rule: AlertRule) -> mail.Sent:
     healthchecks.io/docs/http_api: a POST, whose body it keeps. What a URL has after "?" stays.
     """
     opened = open_alerts(rule)
-    address, mark, query = rule.url.partition("?")
-    address = f"{address.rstrip('/')}/fail" if opened else address
-    body = words.of_ping(opened) if opened else "All is well."
-    headers = {"Content-Type": "text/plain; charset=utf-8"}
-    answer = posting.post(f"{address}{mark}{query}", body, headers)
+    answer = post_ping(rule.url, wrong=words.of_ping(opened))
     told = f"Told that {'something needs somebody' if opened else 'all is well'}."
     return mail.Sent(answer.ok, f"{told if answer.ok else 'Not told.'} {answer.text}")
+
+
+def post_ping(url: str, *, wrong: str) -> posting.Answer:
+    """Post that all is well, or what is wrong. Network."""
+    address, mark, query = url.partition("?")
+    address = f"{address.rstrip('/')}/fail" if wrong else address
+    headers = {"Content-Type": "text/plain; charset=utf-8"}
+    return posting.post(f"{address}{mark}{query}", wrong or "All is well.", headers)
 
 
 def open_alerts(rule: AlertRule) -> list[Alert]:
