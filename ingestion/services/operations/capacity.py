@@ -12,6 +12,8 @@ from ingestion.packs.store import store
 
 MIN_FREE_BYTES = 1_000_000_000
 LOW_FREE_SHARE = 0.05
+#: A pack needs as much (engine.commit).
+_FULL_BYTES = 16_000_000
 _MEASURED_DAYS = 7
 _KEY = "ingestion:archive_growth"
 #: The sum reads all packs of a week, of which each sync with new mail makes one.
@@ -34,6 +36,10 @@ class Room:
     @property
     def is_low(self) -> bool:
         return self.free < MIN_FREE_BYTES or self.free < self.total * LOW_FREE_SHARE
+
+    @property
+    def is_full(self) -> bool:
+        return self.free < _FULL_BYTES
 
 
 def room() -> Room | None:

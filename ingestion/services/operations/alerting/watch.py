@@ -139,8 +139,9 @@ def _storage() -> Iterator[Trouble]:
     free = f"{room.free / 1e9:,.1f} GB are free of {room.total / 1e9:,.1f} GB"
     growth = f"the archive grows by {room.per_day / 1e9:,.2f} GB a day"
     if room.is_low or (days is not None and days <= _FILLS_SOON_DAYS):
-        text = f"The archive's disk is nearly full: {free}, {growth}. Make room now."
-        yield Trouble(Kind.ARCHIVE_STORAGE, None, text, stage=2)
+        state = "full, and no mail is archived" if room.is_full else "nearly full"
+        text = f"The archive's disk is {state}: {free}, {growth}. Make room now."
+        yield Trouble(Kind.ARCHIVE_STORAGE, None, text, stage=3 if room.is_full else 2)
     elif days is not None and days <= _FILLS_DAYS:
         text = f"The archive's disk is full in {days:.0f} days: {free}, {growth}. Make room."
         yield Trouble(Kind.ARCHIVE_STORAGE, None, text, stage=1)
