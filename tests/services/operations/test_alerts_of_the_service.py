@@ -1,7 +1,9 @@
-"""What is wrong with the service as a whole: its disk, its index, mail that stopped coming."""
+"""What is wrong with the service as a whole: its disk, its index, its database, mail that stopped
+coming."""
 
 import datetime as dt
 import shutil
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,11 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.utils import timezone
 
-from ingestion.models import Alert, IngestionSource, Message, Pack
+from ingestion.models import Alert, AlertKind, AlertRule, IngestionSource, Message, Pack
 from ingestion.services.operations import capacity
-from ingestion.services.operations.alerting import watch
+from ingestion.services.operations.alerting import outage, watch
 from tests.e2e import rows
+from tests.servers import receiver, stack
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -115,3 +118,30 @@ def test_a_pack_that_search_cannot_read_is_told(monkeypatch: pytest.MonkeyPatch)
     disk(monkeypatch, free=500 * GB)
     Pack.objects.update(index_attempts=1)
     assert "1 pack can't be read" in open_kinds()["index.stuck"]
+
+
+def test_a_database_that_is_gone_is_told_to_pings_after_half_a_minute_and_each_minute(
+    owner: User,
+) -> None:
+    given = {"way": "ping", "kinds": AlertKind.values}
+    with receiver.running() as check, receiver.running() as stopped:
+        AlertRule.objects.create(owner=owner, url=f"{check.url}?create=1", **given)
+        AlertRule.objects.create(owner=owner, url=stopped.url, enabled=False, **given)
+        outage.look_at_database()
+        with stack.database_gone():
+            outage.look_at_database()
+            assert check.came == [], "It may only be started anew."
+            cache.set(outage._GONE_SINCE_KEY, time.time() - 30)
+            for _ in range(3):
+                outage.look_at_database()
+            [came] = check.came
+            assert came.path == "/hook/fail?create=1"
+            assert came.body.startswith(b"The database has not answered since ")
+            cache.delete(outage._TOLD_KEY)  # a minute passes
+            outage.look_at_database()
+            assert len(check.came) == 2
+        outage.look_at_database()
+        with stack.database_gone():
+            outage.look_at_database()
+        assert len(check.came) == 2, "It was well in between."
+        assert stopped.came == []
