@@ -50,12 +50,6 @@ _AWAITED = dt.timedelta(hours=1)
 #: What fails for less may be a hiccup.
 _FAILS = dt.timedelta(seconds=30)
 _NAMED = 3
-#: What to do about what fails, by its code, where its own words don't say it.
-_ADVICE = {
-    "unavailable": "If that lasts, see whether the server and the network are up, and whether the"
-    " settings are right.",
-    "needs_reauth": "If the password was changed, store the new one.",
-}
 
 Tone = Literal["success", "warning", "danger", "neutral"]
 
@@ -301,14 +295,16 @@ def failing_first(source: Any) -> Mailbox | Run | None:
     return next((row for row in found if row.failing_since is not None), None)
 
 
+def _why(row: Mailbox | Run | None) -> str:
+    if row is None:
+        return "Each try fails."
+    return row.warning if isinstance(row, Run) else row.last_error
+
+
 def _failure(source: Any) -> Reason:
     row = failing_first(source)
-    if row is None:
-        return Reason("failing", "Nothing is archived now. It is tried again by itself.")
-    why = row.warning if isinstance(row, Run) else row.last_error
-    advice = _ADVICE.get(row.last_error_code, "")
-    text = f"Nothing is archived now: {why} It is tried again by itself. {advice}".rstrip()
-    return Reason("failing", text, row.failing_since, row.not_before)
+    text = f"Nothing is archived now: {_why(row)} It is tried again by itself."
+    return Reason("failing", text, *((row.failing_since, row.not_before) if row else ()))
 
 
 def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
@@ -381,9 +377,9 @@ def _late(late: int, expected: int, worst: Any) -> str:
 
 def _unreached(source: Any) -> str:
     if source.fails:
-        failure = _failure(source)
-        since = failure.since or timezone.now()
-        return f"fails since {moment(since)}. {failure.text}"
+        row = failing_first(source)
+        since = row and row.failing_since
+        return f"has been failing since {moment(since or timezone.now())}: {_why(row)}"
     missing = left_out(source)
     since = source.archived_up_to or source.created_at
     why = f": {missing[0].message}" if missing else "."

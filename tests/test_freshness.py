@@ -126,7 +126,7 @@ def test_a_source_of_which_nothing_succeeds_any_more_fails_after_half_a_minute(
     assert f"Nothing is archived now: {REFUSED} It is tried again by itself." in said(source)
     assert f"The next try is at {(timezone.now() + LATER):%H:%M} UTC. Since " in said(source)
     assert summary().tone == "danger"
-    assert summary().text.startswith("Alice fails since ")
+    assert summary().text.startswith("Alice has been failing since ")
     assert REFUSED in summary().text
     for silent in ("paused", "error"):
         IngestionSource.objects.update(status=silent)

@@ -192,7 +192,7 @@ def test_a_server_that_is_gone_and_a_changed_password_are_told_everywhere_until_
         assert told["since"] == before == places.source()["archivedUpTo"]
         half_a_minute_passes()
         places.say("failing", words, "Active, failing")
-        assert "Alice fails since" in places.first_page()
+        assert "Alice has been failing since" in places.first_page()
 
     alice.server.stop()
     fails_with("unavailable", "Connection refused")
