@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from ingestion import dispatching
-from ingestion.api import serializers
+from ingestion.api import source_serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
@@ -27,7 +27,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
     """Answers browsers by a redirect to the source's page, programs by the source."""
 
     scope = "write"  # a GET that changes something: the protocol wants it so
-    serializer_class = serializers.OneSourceOut
+    serializer_class = source_serializers.OneSourceOut
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Send on a browser that holds a consent link: it has no user, and pages of its own."""
@@ -56,7 +56,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
             OpenApiParameter("error", str, description="Why the provider gave no code."),
         ],
         responses={
-            200: serializers.OneSourceOut,
+            200: source_serializers.OneSourceOut,
             302: OpenApiResponse(description="For browsers."),
         },
     )
@@ -76,8 +76,8 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
             text = f"Signed in. The credentials of “{source.name}” are being checked."
             messages.success(self._django_request, text)
             return self._redirect("admin:ingestion_ingestionsource_change", source.pk)
-        found = serializers.source_rows(IngestionSource.objects.filter(pk=source.pk)).get()
-        return Response(serializers.present_source(found, user=self.user))
+        found = source_serializers.source_rows(IngestionSource.objects.filter(pk=source.pk)).get()
+        return Response(source_serializers.present_source(found, user=self.user))
 
     @property
     def _django_request(self) -> HttpRequest:

@@ -17,7 +17,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from ingestion import downloads, queries
-from ingestion.api import access, inputs, searching, serializers
+from ingestion.api import access, email_serializers, inputs, searching
 from ingestion.api import exports as exporting
 from ingestion.api.base import ApiViewSet
 from ingestion.api.schema import ErrorOut
@@ -106,7 +106,7 @@ class EmailViewSet(ApiViewSet[Message]):
     """Archived emails."""
 
     queryset = Message.objects.none()  # says in the schema what an id is; rows are of `queries`
-    serializer_class = serializers.EmailOut
+    serializer_class = email_serializers.EmailOut
     staff_need = {"export": "ingestion.add_export"}
 
     def get_object(self) -> Message:
@@ -121,7 +121,7 @@ class EmailViewSet(ApiViewSet[Message]):
     @extend_schema(
         operation_id="listEmails",
         parameters=[inputs.EmailQuery],
-        responses={200: serializers.FoundPage},
+        responses={200: email_serializers.FoundPage},
         examples=searching.EXAMPLES,
     )
     def list(self, request: Request) -> Response:
@@ -144,7 +144,7 @@ class EmailViewSet(ApiViewSet[Message]):
     @extend_schema(
         operation_id="getEmail",
         parameters=[inputs.ReadQuery],
-        responses={200: serializers.ReadEmailOut},
+        responses={200: email_serializers.ReadEmailOut},
         examples=[OpenApiExample("An email", _EXAMPLE, response_only=True)],
     )
     def retrieve(self, request: Request, pk: str) -> Response:
@@ -168,7 +168,7 @@ class EmailViewSet(ApiViewSet[Message]):
             people.mail_read(message, how="api", actor=self.actor)
         thread = queries.conversation(self.user, message, limit=MAX_IN_THREAD)
         about = {"read": read, "thread": thread}
-        return Response(serializers.ReadEmailOut(message, context=about).data)
+        return Response(email_serializers.ReadEmailOut(message, context=about).data)
 
     @extend_schema(
         operation_id="downloadAttachment",

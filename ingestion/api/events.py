@@ -15,7 +15,7 @@ from django.db import connection
 from rest_framework.renderers import JSONRenderer
 
 from ingestion import queries
-from ingestion.api import serializers
+from ingestion.api import source_serializers
 from ingestion.api.places import Places
 
 MAX_SECONDS = 300
@@ -78,7 +78,9 @@ def _look(source_id: uuid.UUID, user: User) -> dict[str, Any] | None:
     """Return the source object as it is now; None where it is gone."""
     try:
         visible = queries.visible_sources(user).filter(pk=source_id)
-        return next(iter(serializers.present_sources(serializers.source_rows(visible))), None)
+        return next(
+            iter(source_serializers.present_sources(source_serializers.source_rows(visible))), None
+        )
     finally:
         connection.close()  # between two looks the thread needs none
 

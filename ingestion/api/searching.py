@@ -8,7 +8,7 @@ from drf_spectacular.utils import OpenApiExample
 from rest_framework.exceptions import ValidationError
 
 from ingestion import queries
-from ingestion.api import serializers
+from ingestion.api import email_serializers
 from ingestion.search import facets, pages
 from ingestion.search import query as language
 from ingestion.services.archive import highlights
@@ -78,7 +78,7 @@ def listed(user: User, wanted: Mapping[str, Any], *, may_read: bool) -> dict[str
         page, following = queries.messages(user, narrowed, cursor=cursor, size=size)
     except ValueError:
         raise _no_cursor() from None
-    return dict(serializers.EmailPage({"results": page, "nextCursor": following}).data)
+    return dict(email_serializers.EmailPage({"results": page, "nextCursor": following}).data)
 
 
 def _is_search(wanted: Mapping[str, Any]) -> bool:
@@ -112,7 +112,7 @@ def _found(user: User, wanted: Mapping[str, Any], *, may_read: bool) -> dict[str
         shown = highlights.highlights(page.messages, node)
         for message in page.messages:
             message.highlight = shown.get(message.pk)  # type: ignore[attr-defined] # FoundEmailOut's
-    return dict(serializers.FoundPage(document, context={"may_read": may_read}).data)
+    return dict(email_serializers.FoundPage(document, context={"may_read": may_read}).data)
 
 
 def _no_cursor() -> ValidationError:

@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from ingestion import dispatching, index_health, queries
-from ingestion.api import events, inputs, serializers
+from ingestion.api import events, inputs, source_serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
 from ingestion.errors import LostRace
@@ -41,13 +41,13 @@ _checks = Places(total=8, per_user=2, retry_seconds=5)
 class SourceViewSet(ApiViewSet[IngestionSource]):
     """Ingestion sources: one is a configured connection to an email provider."""
 
-    serializer_class = serializers.SourceOut
+    serializer_class = source_serializers.SourceOut
     staff_need = dict.fromkeys(("create", "test"), "ingestion.add_ingestionsource")
 
     def get_queryset(self) -> Any:
         """Return what a verb is done with; what is shown of it takes ten times as long."""
         rows = queries.visible_sources(self.user)
-        return serializers.source_rows(rows) if self.action in {"list", "retrieve"} else rows
+        return source_serializers.source_rows(rows) if self.action in {"list", "retrieve"} else rows
 
     def handle_exception(self, exc: Exception) -> Response:
         if (
@@ -62,7 +62,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="listIngestionSources",
         parameters=[inputs.ListQuery, *_PAGED],
-        responses={200: serializers.SourceOut(many=True)},
+        responses={200: source_serializers.SourceOut(many=True)},
     )
     def list(self, request: Request) -> Response:
         """Retrieve all ingestion sources, ordered by name.
@@ -71,21 +71,21 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         others.
         """
         wanted = self.query(inputs.ListQuery)
-        found = self.get_queryset().defer(*serializers.NOT_SHOWN).order_by("name", "pk")
+        found = self.get_queryset().defer(*source_serializers.NOT_SHOWN).order_by("name", "pk")
         for field in ("provider", "status"):
             if field in wanted:
                 found = found.filter(**{field: wanted[field]})
         if "search" in wanted:
             found = found.filter(name__icontains=wanted["search"])
         if "page" not in wanted and "pageSize" not in wanted:
-            return Response(serializers.present_sources(list(found)))
+            return Response(source_serializers.present_sources(list(found)))
         rows, headers = self.page(found, wanted, size=50)
-        return Response(serializers.present_sources(rows), headers=headers)
+        return Response(source_serializers.present_sources(rows), headers=headers)
 
     @extend_schema(
         operation_id="createIngestionSource",
         request=inputs.CreateIngestionSource,
-        responses={201: serializers.OneSourceOut},
+        responses={201: source_serializers.OneSourceOut},
     )
     def create(self, request: Request) -> Response:
         """Create an ingestion source. Its credentials are checked in the background."""
@@ -104,7 +104,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="testConfiguration",
         request=inputs.TestConfiguration,
-        responses={200: serializers.TrialOut},
+        responses={200: source_serializers.TrialOut},
     )
     @action(detail=False, methods=["post"], idempotent=False)
     def test(self, request: Request) -> Response:
@@ -127,9 +127,11 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         known = same_account.Known(self.user)
         warnings = known.warnings(given["provider"], given["providerConfig"], is_proven=ok)
         shown = {"ok": ok, "steps": steps, "warnings": warnings}
-        return Response(serializers.TrialOut(shown).data)
+        return Response(source_serializers.TrialOut(shown).data)
 
-    @extend_schema(operation_id="getIngestionSource", responses={200: serializers.OneSourceOut})
+    @extend_schema(
+        operation_id="getIngestionSource", responses={200: source_serializers.OneSourceOut}
+    )
     def retrieve(self, request: Request, pk: str) -> Response:
         """Retrieve a single ingestion source by its ID."""
         return self._shown(self.get_object())
@@ -138,7 +140,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         operation_id="updateIngestionSource",
         parameters=[OpenApiParameter("If-Match", str, OpenApiParameter.HEADER)],
         request=inputs.UpdateIngestionSource,
-        responses={200: serializers.OneSourceOut},
+        responses={200: source_serializers.OneSourceOut},
     )
     def update(self, request: Request, pk: str) -> Response:
         """Update an ingestion source; fields that are left out keep their values.
@@ -167,7 +169,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="startImport",
         request=inputs.Nothing,
-        responses={202: serializers.StartedOut},
+        responses={202: source_serializers.StartedOut},
     )
     @action(detail=True, methods=["post"], url_path="import", url_name="import")
     def start_import(self, request: Request, pk: str) -> Response:
@@ -178,7 +180,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="startSync",
         request=inputs.Nothing,
-        responses={202: serializers.StartedOut},
+        responses={202: source_serializers.StartedOut},
     )
     @action(detail=True, methods=["post"])
     def sync(self, request: Request, pk: str) -> Response:
@@ -189,7 +191,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="pauseIngestionSource",
         request=inputs.Nothing,
-        responses={200: serializers.OneSourceOut},
+        responses={200: source_serializers.OneSourceOut},
     )
     @action(detail=True, methods=["post"])
     def pause(self, request: Request, pk: str) -> Response:
@@ -202,7 +204,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="resumeIngestionSource",
         request=inputs.Nothing,
-        responses={200: serializers.OneSourceOut},
+        responses={200: source_serializers.OneSourceOut},
     )
     @action(detail=True, methods=["post"])
     def resume(self, request: Request, pk: str) -> Response:
@@ -213,7 +215,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="verifyIngestionSource",
         request=inputs.Nothing,
-        responses={200: serializers.VerdictOut},
+        responses={200: source_serializers.VerdictOut},
     )
     @action(detail=True, methods=["post"], idempotent=False)
     def verify(self, request: Request, pk: str) -> Response:
@@ -225,12 +227,12 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         with _checks.place(self.user.pk):
             verdict = credentials.check(source, actor=self.actor)
         dispatching.on_commit(source)
-        return Response(serializers.VerdictOut(verdict).data)
+        return Response(source_serializers.VerdictOut(verdict).data)
 
     @extend_schema(
         operation_id="beginSignIn",
         request=inputs.Nothing,
-        responses={200: serializers.SignInOut},
+        responses={200: source_serializers.SignInOut},
     )
     @action(detail=True, methods=["post"], url_path="oauth/authorize", url_name="authorize")
     def authorize(self, request: Request, pk: str) -> Response:
@@ -242,12 +244,12 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         source = self._named_by_a_verb()
         back = consent.callback_url(request._request)  # noqa: SLF001 - DRF's own way to it
         url = consent.begin(source, by=self.user, redirect_uri=back)
-        return Response(serializers.SignInOut({"url": url, "redirect_uri": back}).data)
+        return Response(source_serializers.SignInOut({"url": url, "redirect_uri": back}).data)
 
     @extend_schema(
         operation_id="makeConsentLink",
         request=inputs.NewConsentLink,
-        responses={201: serializers.ConsentLinkOut},
+        responses={201: source_serializers.ConsentLinkOut},
     )
     @action(
         detail=True,
@@ -266,7 +268,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         hours = self.body(inputs.NewConsentLink)["hours"]
         link, token = consent_links.make(source, hours=hours, actor=self.actor)
         url = consent_links.address(token, here=request.build_absolute_uri("/"))
-        shown = serializers.ConsentLinkOut({"url": url, "expires_at": link.expires_at})
+        shown = source_serializers.ConsentLinkOut({"url": url, "expires_at": link.expires_at})
         return Response(shown.data, status=status.HTTP_201_CREATED)
 
     @extend_schema(operation_id="revokeConsentLink", request=None, responses={204: None})
@@ -279,38 +281,38 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="listRuns",
         parameters=[inputs.PageQuery, *_PAGED],
-        responses={200: serializers.RunOut(many=True)},
+        responses={200: source_serializers.RunOut(many=True)},
     )
     @action(detail=True, methods=["get"])
     def runs(self, request: Request, pk: str) -> Response:
         """List imports and syncs, newest first."""
-        return self.paged(Run.objects.filter(source=self.get_object()), serializers.RunOut)
+        return self.paged(Run.objects.filter(source=self.get_object()), source_serializers.RunOut)
 
     @extend_schema(
         operation_id="listMailboxes",
         parameters=[inputs.PageQuery, *_PAGED],
-        responses={200: serializers.MailboxOut(many=True)},
+        responses={200: source_serializers.MailboxOut(many=True)},
     )
     @action(detail=True, methods=["get"])
     def mailboxes(self, request: Request, pk: str) -> Response:
         """List the source's mailboxes by address."""
-        return self.paged(self.get_object().mailboxes.all(), serializers.MailboxOut)
+        return self.paged(self.get_object().mailboxes.all(), source_serializers.MailboxOut)
 
     @extend_schema(
         operation_id="listFailures",
         parameters=[inputs.PageQuery, *_PAGED],
-        responses={200: serializers.FailureOut(many=True)},
+        responses={200: source_serializers.FailureOut(many=True)},
     )
     @action(detail=True, methods=["get"])
     def failures(self, request: Request, pk: str) -> Response:
         """List the messages that could not be had, with the reason and the next try."""
         found = FailedMessage.objects.filter(mailbox__source=self.get_object())
-        return self.paged(found.select_related("mailbox", "folder"), serializers.FailureOut)
+        return self.paged(found.select_related("mailbox", "folder"), source_serializers.FailureOut)
 
     @extend_schema(
         operation_id="retryFailures",
         request=inputs.RetryFailures,
-        responses={202: serializers.RetriedOut},
+        responses={202: source_serializers.RetriedOut},
     )
     @action(detail=True, methods=["post"], url_path="failures/retry")
     def retry_failures(self, request: Request, pk: str) -> Response:
@@ -324,7 +326,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     @extend_schema(
         operation_id="getStats",
         parameters=[inputs.StatsQuery, *_PAGED],
-        responses={200: serializers.StatsOut},
+        responses={200: source_serializers.StatsOut},
     )
     @action(detail=True, methods=["get"])
     def stats(self, request: Request, pk: str) -> Response:
@@ -338,7 +340,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         rows, headers = self.page(folders, wanted, size=100)
         health = index_health.in_all(IngestionSource.objects.filter(pk=source.pk))
         shown = {**queries.stats(source), **index_health.as_object(health), "byFolder": rows}
-        return Response(serializers.StatsOut(shown).data, headers=headers)
+        return Response(source_serializers.StatsOut(shown).data, headers=headers)
 
     @extend_schema(
         operation_id="followProgress",
@@ -374,19 +376,22 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def _after(self, source: IngestionSource, code: int = status.HTTP_200_OK) -> Response:
         """Ring for what a verb left due, and answer the source as it is now."""
         dispatching.on_commit(source)
-        now = serializers.source_rows(IngestionSource.objects.filter(deleted_at=None))
+        now = source_serializers.source_rows(IngestionSource.objects.filter(deleted_at=None))
         found = get_object_or_404(now, pk=source.pk)
         return self._shown(found, status=code)
 
     def _started(self, source: IngestionSource, run: Run) -> Response:
         dispatching.on_commit(source)
-        body = {"message": f"The {run.kind} is under way.", "run": serializers.RunOut(run).data}
+        body = {
+            "message": f"The {run.kind} is under way.",
+            "run": source_serializers.RunOut(run).data,
+        }
         return Response(body, status=status.HTTP_202_ACCEPTED)
 
     def _shown(self, source: IngestionSource, status: int = status.HTTP_200_OK) -> Response:
         """Answer a source, with the version of what it is configured to be as ETag."""
         etag = f'"{configuration.version(source)}"'
-        shown = serializers.present_source(source, user=self.user)
+        shown = source_serializers.present_source(source, user=self.user)
         return Response(shown, status=status, headers={"ETag": etag})
 
 
