@@ -10,7 +10,7 @@ from django.contrib import admin, messages
 from django.contrib.auth.admin import GroupAdmin as DjangoGroupAdmin
 from django.contrib.auth.admin import UserAdmin as DjangoUserAdmin
 from django.contrib.auth.models import Group, Permission, User
-from django.db.models import ManyToManyField
+from django.db.models import ManyToManyField, Q
 from django.http import HttpRequest
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
@@ -43,10 +43,16 @@ class Audited:
         request: HttpRequest | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Offer the permissions of what has a page."""
+        """Offer the permissions of what has a page, and those that this row has: saving takes away
+        whatever is not shown."""
         field: Any = super().formfield_for_manytomany(db_field, request, **kwargs)  # type: ignore[misc] # the admin's
         if db_field.related_model is Permission:
-            field.queryset = field.queryset.filter(content_type__app_label__in=_APPS)
+            match = request.resolver_match if request else None
+            pk = match.kwargs.get("object_id") if match else None
+            row = db_field.model._default_manager.filter(pk=pk)  # noqa: SLF001 - Django documents it
+            field.queryset = field.queryset.filter(
+                Q(content_type__app_label__in=_APPS) | Q(pk__in=row.values(db_field.name))
+            )
         return field
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
