@@ -78,7 +78,7 @@ ROOMS = {
             " ingestion.downloads"
              " ingestion.expiry"),
         Room("models", "the tables; secrets are encrypted", (504, 740, 216, 60),
-             "ingestion.models ingestion.migrations ingestion.crypto"),
+             "ingestion.models ingestion.migrations ingestion.crypto ingestion.moments"),
         Room("states", "words: states and their moves, refusals", (24, 848, 696, 56),
              "ingestion.states ingestion.errors ingestion.addresses"),
         Room("connectors", "the interface,|and what all share:|types, errors,|configuration,|"

@@ -14,7 +14,7 @@ class IngestionConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        from ingestion import checks  # noqa: F401, PLC0415 - registers the system checks
+        from ingestion import checks, moments  # noqa: F401, PLC0415 - listen and are registered
         from ingestion.services.operations import people  # noqa: F401, PLC0415 - listens to sign-ins
 
         pre_migrate.connect(_take_the_time_it_takes, sender=self)

@@ -36,7 +36,7 @@ class Shape(serializers.Serializer[Any]):
     @functools.cached_property
     def _plan(self) -> list[tuple[str, Callable[[Any], Any], Callable[[Any], Any]]]:
         return [
-            (str(field.field_name), field.to_representation, _as_it_is)
+            (str(field.field_name), getattr(self, str(field.method_name)), _as_it_is)
             if isinstance(field, serializers.SerializerMethodField)
             else (str(field.field_name), operator.attrgetter(str(field.source)), _shower(field))
             for field in self._readable_fields
