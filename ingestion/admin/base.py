@@ -47,7 +47,7 @@ class CappedPaginator(Paginator):  # type: ignore[type-arg] # the stubs' generic
     def counted(self) -> int:
         rows = self.object_list
         if isinstance(rows, QuerySet):
-            return rows.order_by()[: MAX_COUNTED_ROWS + 1].count()
+            return rows.order_by().values("pk")[: MAX_COUNTED_ROWS + 1].count()
         return len(rows)
 
     @cached_property
@@ -69,10 +69,12 @@ class CappedChangeList(ChangeList):
 
     def get_results(self, request: HttpRequest) -> None:
         """Read the page's rows by their ids: what a list annotates is made of these alone, which
-        PostgreSQL would prepare for all that there are."""
+        PostgreSQL would prepare for all that there are. What they were found by isn't asked of
+        them again."""
         super().get_results(request)
         ids = list(self.result_list.values_list("pk", flat=True))
-        found = {row.pk: row for row in self.queryset.order_by().filter(pk__in=ids)}
+        rows = self.apply_select_related(self.root_queryset.order_by().filter(pk__in=ids))
+        found = {row.pk: row for row in rows}
         self.result_list = [found[pk] for pk in ids if pk in found]
         if not self.query and not self.has_active_filters:
             self.full_result_count = self.result_count  # "10 results (show all)" says nothing here
