@@ -11,6 +11,7 @@ Statements are sent with their values in them (Django's cursors bind on the clie
 that is made once for all values takes an index of words for rare ones to search for common ones.
 """
 
+import contextlib
 import datetime as dt
 import functools
 import uuid
@@ -18,7 +19,7 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import Any, NamedTuple
 
-from django.db import OperationalError, connection
+from django.db import OperationalError, connection, transaction
 
 from ingestion.errors import InvalidInput
 from ingestion.search import words
@@ -399,7 +400,9 @@ def ask(statement: Sql) -> list[Any]:
     saves here.
     """
     try:
-        with connection.cursor() as cursor:
+        # A transaction around it goes on where it is refused.
+        around = transaction.atomic() if connection.in_atomic_block else contextlib.nullcontext()
+        with around, connection.cursor() as cursor:
             cursor.execute(f"{_settings()}; {statement.text}", statement.params)
             while cursor.nextset():
                 pass
