@@ -29,9 +29,10 @@ def dispatch() -> None:
 
 @shared_task(expires=EXPIRES_SECONDS)
 def do(kind: str, pk: str) -> None:
-    if more := due_work.do(due_work.Work(kind, uuid.UUID(pk))):
-        _hand_out(more)
-    if due_work.KINDS[kind].leads_to_more:
+    following, led_to_more = due_work.do(due_work.Work(kind, uuid.UUID(pk)))
+    if following:
+        _hand_out(following)
+    if led_to_more:
         dispatch()
 
 

@@ -56,7 +56,8 @@ class Kind:
     due_since: str = ""
     #: As SQL: whose place it takes.
     owner: str = "owner_id"
-    #: None: `verb` claims its row itself, and tells whether there is more to do at once.
+    #: None: `verb` claims its row itself, and tells whether there is more to do at once; by None
+    #: that it did nothing, for want of a place of its own.
     places: Places[Work] | None = None
     queue: str = "control"
     #: As SQL: in which order they are handed out, where that is not by `since`.
@@ -295,18 +296,22 @@ def _work_once(run: Run) -> None:
     runs.finish_if_done(run.pk)
 
 
-def do(work: Work) -> Work | None:
-    """Do what was handed out, in its turn; return what is to be handed out next, now that this is
-    done: the same mailbox, where it has more to do, or what found no place before."""
+def do(work: Work) -> tuple[Work | None, bool]:
+    """Do what was handed out, in its turn.
+
+    Return what is to be handed out next, now that this is done (the same mailbox, where it has more
+    to do, or what found no place before), and whether it was done and made other work due. Who did
+    nothing must not have work looked for: that would find the like, and so on without a pause.
+    """
     kind = KINDS[work.kind]
     if kind.places is None:
-        return work if kind.verb(work.pk) else None
-    owner = _owner_if_due(work)
+        more = kind.verb(work.pk)
+        return work if more else None, kind.leads_to_more and more is not None
+    owner, done = _owner_if_due(work), False
     if owner is not None:
         with kind.places.taken(owner, work) as free:
-            if free:
-                do_now(work)
-    return kind.places.next()
+            done = free and do_now(work)
+    return kind.places.next(), kind.leads_to_more and done
 
 
 def do_now(work: Work) -> bool:

@@ -24,7 +24,7 @@ from typing import Any
 
 import structlog
 from django.db import connection, transaction
-from django.db.models import Exists, OuterRef, Prefetch
+from django.db.models import Exists, OuterRef, Prefetch, Q
 from django.db.models.functions import Now
 
 from connectors import registry
@@ -157,11 +157,14 @@ def _room_at(host: str | None) -> threading.Semaphore:
     return threading.Semaphore(_AT_ONE_SERVER)
 
 
-def work(first: uuid.UUID) -> bool:
-    """Look at what is due for a slice of time, `first` in its turn; tell whether there is more."""
+def work(first: uuid.UUID) -> bool | None:
+    """Look at what is due for a slice of time, `first` in its turn; tell whether there is more.
+
+    None: as many as may be are looking already, and take `first` as well.
+    """
     IngestionSource.objects.filter(pk=first).update(handed_out_at=None)
     with _looking.taken(None) as free:
-        return free and _look_around()
+        return _look_around() if free else None
 
 
 def _look_around() -> bool:
@@ -244,12 +247,17 @@ def _sync(accounts: Sequence[_Account]) -> None:
 
 
 def _still_due(accounts: Sequence[_Account]) -> list[_Account]:
-    """Lock the sources; return those of which nothing was changed since they were taken."""
-    due = IngestionSource.objects.filter(
-        pk__in=[account.source.pk for account in accounts],
-        status=SourceStatus.ACTIVE,
-        deleted_at=None,
-        next_sync_at__lte=Now(),
-    ).select_for_update(no_key=True, skip_locked=True)
-    versions = dict(due.values_list("pk", "credentials_version"))
+    """Lock the sources; return those of which nothing was changed since they were taken.
+
+    They are found by their ids alone: as a condition, `next_sync_at` would have all read that are
+    due, of which the planner expects none until the table is analyzed in the outage.
+    """
+    still_due = Q(status=SourceStatus.ACTIVE, deleted_at=None, next_sync_at__lte=Now())
+    locked = (
+        IngestionSource.objects.filter(pk__in=[account.source.pk for account in accounts])
+        .select_for_update(no_key=True, skip_locked=True)
+        .annotate(still_due=still_due)
+    )
+    rows = locked.values_list("pk", "credentials_version", "still_due")
+    versions = {pk: version for pk, version, is_due in rows if is_due}
     return [a for a in accounts if versions.get(a.source.pk) == a.source.credentials_version]

@@ -407,8 +407,8 @@ def test_what_is_handed_out_once_too_often_is_indexed_once(pack: Pack) -> None:
         assert mine
         assert indexing.index_pack(pack.pk) == 0
         assert indexing.next_due() is None
-    assert due_work.do(work) is None
-    assert due_work.do(work) is None
+    assert due_work.do(work) == (None, False)
+    assert due_work.do(work) == (None, False)
     assert Document.objects.count() == 9
 
 

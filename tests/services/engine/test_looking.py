@@ -240,3 +240,13 @@ def test_one_server_bears_no_more_than_some_looks_at_once(
     looking._room_at.cache_clear()
     assert len(most) == 6
     assert max(most) <= 2
+
+
+def test_a_look_without_a_place_has_no_work_looked_for(source: IngestionSource) -> None:
+    """It would be handed out the next, which finds no place either, for as long as any is due."""
+    work = due_work.Work("look", source.pk)
+    assert work in due_work.hand_out()
+    with looking._looking.taken(None), looking._looking.taken(None):
+        assert due_work.do(work) == (None, False)
+    assert work in due_work.hand_out()  # it need not wait for its turn
+    assert due_work.do(work) == (None, True)
