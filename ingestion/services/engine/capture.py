@@ -153,6 +153,13 @@ class OpenBatch:
         if self._waiting_bytes >= PART_BYTES or len(self._waiting) >= _LOOKUP_MESSAGES:
             self._pack_waiting()
 
+    def settle(self) -> None:
+        """Return when all that was added is parsed and in the pack, if not durable. Raises OSError
+        (a full disk)."""
+        self._pack_waiting()
+        for answer in self._batch.answers:
+            answer.rows()
+
     def commit(
         self,
         *,

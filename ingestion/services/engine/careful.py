@@ -1,11 +1,13 @@
 """Gets past a message that makes workers die, or connections break, and leaves the others alone.
 
 A worker that died left its lease behind, and the next one is told (`Lease.deaths`). Until a batch
-is committed, or its slice is over, it fetches each message alone, and writes down the worst before
-it touches one: a FailedMessage that only the message's own commit takes away, or a worker that
-lived to see an error. (The dead one may have had several batches in hand, most of them on their way
-to the disk. Then another death or two lead to the message.) So one that kills leaves a row that
-counts its victims:
+is committed, or its slice is over, it fetches message by message, and writes down the worst before
+it touches one: a FailedMessage that is taken away once the message is parsed and in its pack, or by
+a worker that lived to see an error. (The dead one may have had several batches in hand, most of
+them on their way to the disk. Then another death or two lead to the message.) Those that pass are
+committed together: one, then two, four, eight, so that workers which die soon after their start get
+on as well, and thousands of messages are no thousands of packs. A suspect is committed by itself.
+So one that kills leaves a row that counts its victims:
 
     0 or 1   fetched and archived as any other
     2        archived without parsing: exact bytes, empty header fields, a defect that says so
@@ -21,9 +23,10 @@ breaks again is a suspect: an outage in which logins work looks the same. It is 
 for once more when all others had their turn; if that breaks too, it is recorded as failed.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import structlog
 from django.db import transaction
@@ -31,11 +34,11 @@ from django.db.models import F
 from django.db.models.functions import Now
 
 from connectors.base import MailboxSession
-from connectors.errors import Unavailable
+from connectors.errors import ConnectorError, Unavailable
 from connectors.types import MessageRef, Missing, RawMessage, RemoteFolder
 from ingestion.models import FailedMessage, Folder, Mailbox, Run
 from ingestion.services.engine import backoff, commit, statements
-from ingestion.services.engine.capture import Capture
+from ingestion.services.engine.capture import Capture, OpenBatch
 from ingestion.services.engine.lease import Lease
 
 log = structlog.get_logger(__name__)
@@ -75,6 +78,10 @@ class CarefulFetch:
     stuck: bool
     #: Whether a message was found that may break the connection.
     blamed: bool = False
+    #: Of which message the worst is written down, and what was known of it before.
+    _expected: tuple[Folder, MessageRef, FailedMessage | None] | None = None
+    #: How many are committed together next.
+    _together: int = 1
     _messages: int = 0
     _bytes: int = 0
 
@@ -83,20 +90,68 @@ class CarefulFetch:
         """Whether what went wrong before may lie in a message that is not committed yet."""
         return self.stuck or self.held.deaths > 0
 
-    def fetch(
+    def fetch_while_needed(
+        self,
+        session: MailboxSession,
+        remote: RemoteFolder,
+        folder: Folder,
+        refs: Sequence[MessageRef],
+        *,
+        must_stop: Callable[[], bool],
+    ) -> Sequence[MessageRef] | None:
+        """Fetch message by message while that is needed; return the rest. None: it had to stop.
+
+        Opens its own transactions. Raises what a fetch or a commit raises; what came before an
+        error of the connection is kept.
+        """
+        done = 0
+        while done < len(refs) and self.needed:
+            if must_stop():
+                return None
+            with self._batch(folder) as batch:
+                for ref in refs[done : done + self._together]:
+                    self._fetch(batch, session, remote, folder, ref, row=_row(folder, ref))
+                    done += 1
+                    if batch.full or must_stop():
+                        break
+            self._together *= 2
+        return refs[done:]
+
+    def fetch_alone(
         self, session: MailboxSession, remote: RemoteFolder, folder: Folder, ref: MessageRef
     ) -> None:
-        """Fetch one message alone and commit it. Opens its own transactions.
+        """Fetch one message that is known for what went wrong at it, and commit it by itself.
 
-        Raises what a fetch or a commit raises. Then nothing of the message is changed, but where
-        it broke the connection as downloads did before: that is recorded.
+        Opens its own transactions. Raises what a fetch or a commit raises. Then nothing of the
+        message is changed, but where it broke the connection as downloads did before: that is
+        recorded.
         """
-        row = FailedMessage.objects.filter(folder=folder, remote_id=ref.remote_id).first()
+        row = _row(folder, ref)
         if row and row.code == WORKER_DIED and row.attempts >= _VICTIMS_BEFORE_SET_ASIDE:
             self._set_aside(row)
-        else:
-            self._try(session, remote, folder, ref, row)
-        self._messages += 1
+            return
+        with self._batch(folder, parse=_victims(row) < _VICTIMS_BEFORE_UNPARSED) as batch:
+            self._fetch(batch, session, remote, folder, ref, row=row)
+
+    @contextlib.contextmanager
+    def _batch(self, folder: Folder, *, parse: bool = True) -> Iterator[OpenBatch]:
+        """A batch that is visible in the end; then, or after an error, the worst is expected of
+        none of its messages."""
+        try:
+            with self.capture.batch(folder, parse=parse) as batch:
+                try:
+                    yield batch
+                except ConnectorError:
+                    if not batch.empty:
+                        batch.commit()
+                    raise
+                self._bytes += batch.fetched_bytes
+                batch.commit()
+            self.capture.wait()
+        except BaseException:
+            self._take_back()
+            raise
+        self._expected = None  # the commit took it away
         if self._messages >= commit.COMMIT_MESSAGES or self._bytes >= commit.COMMIT_BYTES:
             self._relax()
 
@@ -106,36 +161,36 @@ class CarefulFetch:
             Mailbox.objects.filter(pk=self.mailbox.pk).update(worker_deaths=0)
         self.held.deaths, self.stuck = 0, False
 
-    def _try(
+    def _fetch(
         self,
+        batch: OpenBatch,
         session: MailboxSession,
         remote: RemoteFolder,
         folder: Folder,
         ref: MessageRef,
+        *,
         row: FailedMessage | None,
     ) -> None:
-        victims = row.attempts if row and row.code in (WORKER_DIED, POISON) else 0
-        self._expect_the_worst(folder, ref, row, victims + 1)
+        """Fetch one message into a batch, and see it packed."""
+        self._expect_the_worst(folder, ref, row)
         try:
-            with self.capture.batch(folder, parse=victims < _VICTIMS_BEFORE_UNPARSED) as alone:
-                for answer in _answers(session, remote, ref):
-                    if isinstance(answer, Missing):
-                        self._take_back(folder, ref, row)
-                    alone.add(answer)
-                    self._bytes += alone.fetched_bytes
-                alone.commit()
-            self.capture.wait()
-        except BaseException as error:
-            self._take_back(folder, ref, row)
-            if isinstance(error, Unavailable) and (self.stuck or (row and row.code == BREAKS)):
+            for answer in _answers(session, remote, ref):
+                if isinstance(answer, Missing):
+                    self._take_back()
+                batch.add(answer)
+            batch.settle()
+        except Unavailable as error:
+            self._take_back()
+            if self.stuck or (row and row.code == BREAKS):
                 self._record_break(folder, ref, row, error)
             raise
+        self._messages += 1
 
-    def _expect_the_worst(
-        self, folder: Folder, ref: MessageRef, row: FailedMessage | None, victims: int
-    ) -> None:
+    def _expect_the_worst(self, folder: Folder, ref: MessageRef, row: FailedMessage | None) -> None:
+        """Write it down of this message, and no more of the one before."""
         poison = row is not None and row.code == POISON
         with transaction.atomic():
+            self._take_back()
             self.held.fence()
             statements.upsert_failure(
                 self.mailbox.pk,
@@ -143,12 +198,16 @@ class CarefulFetch:
                 ref,
                 code=POISON if poison else WORKER_DIED,
                 reason=_SET_ASIDE if poison else _DIED,
-                attempts=victims,
+                attempts=_victims(row) + 1,
                 wait=_POISON_WAIT if poison else dt.timedelta(),
             )
+        self._expected = folder, ref, row
 
-    def _take_back(self, folder: Folder, ref: MessageRef, row: FailedMessage | None) -> None:
+    def _take_back(self) -> None:
         """Nobody died: leave what was known of the message before. Idempotent."""
+        if self._expected is None:
+            return
+        folder, ref, row = self._expected
         with transaction.atomic():
             self.held.fence()
             mine = FailedMessage.objects.filter(folder=folder, remote_id=ref.remote_id)
@@ -161,6 +220,7 @@ class CarefulFetch:
                     attempts=row.attempts,
                     not_before=row.not_before,
                 )
+        self._expected = None
 
     def _record_break(
         self, folder: Folder, ref: MessageRef, row: FailedMessage | None, error: Unavailable
@@ -200,6 +260,14 @@ def is_suspect(row: FailedMessage) -> bool:
     All others have their turn first.
     """
     return row.code == WORKER_DIED or (row.code == BREAKS and row.attempts == 0)
+
+
+def _row(folder: Folder, ref: MessageRef) -> FailedMessage | None:
+    return FailedMessage.objects.filter(folder=folder, remote_id=ref.remote_id).first()
+
+
+def _victims(row: FailedMessage | None) -> int:
+    return row.attempts if row and row.code in (WORKER_DIED, POISON) else 0
 
 
 def _answers(

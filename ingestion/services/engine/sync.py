@@ -298,15 +298,15 @@ class _Mailbox:
         refs: Sequence[MessageRef],
     ) -> Sequence[MessageRef] | None:
         """Fetch message by message while that is needed; return the rest. None: it had to stop."""
-        for done, ref in enumerate(refs):
-            if not self.careful.needed:
-                return refs[done:]
-            if self._must_stop():
-                return None
-            self.fetching = True
-            self.careful.fetch(session, remote, folder, ref)
-            self.fetching, self.moved = False, True
-        return []
+        if not (refs and self.careful.needed):
+            return refs
+        self.fetching = True
+        rest = self.careful.fetch_while_needed(
+            session, remote, folder, refs, must_stop=self._must_stop
+        )
+        self.fetching = False
+        self.moved = self.moved or rest is None or len(rest) < len(refs)
+        return rest
 
     def _fetch_into(
         self,
@@ -448,7 +448,7 @@ class _Mailbox:
             if alone and ref.stable_id not in archived:
                 if self._must_stop():
                     return False
-                self.careful.fetch(session, remote, folder, ref)
+                self.careful.fetch_alone(session, remote, folder, ref)
         harmless = [ref for ref, alone in refs if not alone and ref.stable_id not in archived]
         rest = self._fetch_carefully(session, remote, folder, harmless)
         if rest is None:
