@@ -78,11 +78,12 @@ class CarefulFetch:
     stuck: bool
     #: Whether a message was found that may break the connection.
     blamed: bool = False
+    #: How many came, in all folders.
+    messages: int = 0
     #: Of which message the worst is written down, and what was known of it before.
     _expected: tuple[Folder, MessageRef, FailedMessage | None] | None = None
     #: How many are committed together next.
     _together: int = 1
-    _messages: int = 0
     _bytes: int = 0
 
     @property
@@ -152,7 +153,7 @@ class CarefulFetch:
             self._take_back()
             raise
         self._expected = None  # the commit took it away
-        if self._messages >= commit.COMMIT_MESSAGES or self._bytes >= commit.COMMIT_BYTES:
+        if self.messages >= commit.COMMIT_MESSAGES or self._bytes >= commit.COMMIT_BYTES:
             self._relax()
 
     def _relax(self) -> None:
@@ -184,7 +185,7 @@ class CarefulFetch:
             if self.stuck or (row and row.code == BREAKS):
                 self._record_break(folder, ref, row, error)
             raise
-        self._messages += 1
+        self.messages += 1
 
     def _expect_the_worst(self, folder: Folder, ref: MessageRef, row: FailedMessage | None) -> None:
         """Write it down of this message, and no more of the one before."""

@@ -300,12 +300,14 @@ class _Mailbox:
         """Fetch message by message while that is needed; return the rest. None: it had to stop."""
         if not (refs and self.careful.needed):
             return refs
-        self.fetching = True
-        rest = self.careful.fetch_while_needed(
-            session, remote, folder, refs, must_stop=self._must_stop
-        )
+        self.fetching, before = True, self.careful.messages
+        try:
+            rest = self.careful.fetch_while_needed(
+                session, remote, folder, refs, must_stop=self._must_stop
+            )
+        finally:
+            self.moved = self.moved or self.careful.messages > before
         self.fetching = False
-        self.moved = self.moved or rest is None or len(rest) < len(refs)
         return rest
 
     def _fetch_into(

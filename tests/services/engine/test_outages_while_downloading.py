@@ -3,7 +3,7 @@
 import pytest
 
 from connectors.errors import RateLimited, Unavailable
-from ingestion.models import FailedMessage, Folder, IngestionSource, Pack
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import assert_exact, fill, finish, start, work
 
@@ -32,6 +32,25 @@ def test_an_outage_in_which_logins_work_accuses_no_message(
     assert run.message.startswith("50 archived.")
     assert run.messages_failed == 0
     assert not FailedMessage.objects.exists()
+    assert_exact(server, source)
+
+
+def test_a_connection_that_breaks_after_some_messages_gets_on_after_a_death_too(
+    server: Server, source: IngestionSource
+) -> None:
+    """Where nothing came before it breaks, the folder would be stuck, and its next message a
+    suspect."""
+    server.page_size = 1000
+    fill(server, 20)
+    server.breaking.add("INBOX/1:10")
+    start(source)
+    Mailbox.objects.update(worker_deaths=1)
+    work()
+    assert Message.objects.count() == 9
+    assert Folder.objects.get().attempts == 0
+    assert not FailedMessage.objects.exists()
+    server.breaking.clear()
+    finish(source)
     assert_exact(server, source)
 
 
