@@ -20,6 +20,8 @@ from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # mis
 from celery.signals import (
     celeryd_init,
     setup_logging,
+    task_postrun,
+    task_prerun,
     worker_process_init,
     worker_ready,
     worker_shutting_down,
@@ -64,6 +66,17 @@ def end_with_the_worker(**_: Any) -> None:
 @worker_process_init.connect
 def keep_memory(**_: Any) -> None:
     memory.keep()
+
+
+@task_prerun.connect
+@task_postrun.connect
+def keep_connection(**_: Any) -> None:
+    """Let the next task have this thread's connection to the database, while it is good and not
+    old, as Django does from request to request. Celery closes it after each, and a poll's smallest
+    part is then the poll: a new session has to read the catalog, and plans all anew."""
+    from django.db import close_old_connections  # noqa: PLC0415 - it needs the settings
+
+    close_old_connections()
 
 
 @worker_ready.connect

@@ -7,6 +7,7 @@ Without DATABASE_URL and REDIS_URL the service uses the PostgreSQL and Redis tha
 import ipaddress
 import logging
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -484,6 +485,7 @@ CELERY_TASK_DEFAULT_QUEUE = "control"
 CELERY_TASK_TIME_LIMIT = 900  # a last resort: every network operation has its own deadline
 CELERY_WORKER_CONCURRENCY = env.int("WORKER_CONCURRENCY", default=os.cpu_count() or 1)
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_DB_REUSE_MAX = sys.maxsize  # tasks keep their connection as requests do (`celery.py`)
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout": 30}
 CELERY_BEAT_SCHEDULE = {
