@@ -185,16 +185,16 @@ def _fails(followed: QuerySet[Mailbox]) -> Combinable:
     """Of a source: whether its listing of mailboxes fails for a while, or two of its mailboxes do
     (of which one alone is that one's trouble, unless there is no other), and none of its mailboxes
     had a success since, or progress."""
-    failing = followed.filter(failing_since__lte=Now() - _FAILS)
+    failed = followed.filter(failing_since__lte=Now() - _FAILS)
     listing = Run.objects.filter(_FAILING_LISTING, source=OuterRef("pk"))
-    newest = failing.order_by("-failing_since").values("failing_since")
+    newest = failed.order_by("-failing_since").values("failing_since")
     alone = When(~Exists(followed.filter(failing_since=None)), then=Subquery(newest[:1]))
     since = Coalesce(Subquery(listing.values("failing_since")), Subquery(newest[1:2]), Case(alone))
     success = Max(Greatest("last_synced_at", "last_mail_at"))
     last = followed.order_by().values("source").annotate(at=success).values("at")
     # Most sources are well, and cost no more than two look-ups in an index.
     asks = Q(status__in=(SourceStatus.ACTIVE, SourceStatus.IMPORTING))
-    asks &= Q(Exists(failing)) | Q(Exists(listing))
+    asks &= Q(Exists(failed)) | Q(Exists(listing))
     lasts = GreaterThan(since, Coalesce(Subquery(last), F("created_at")))
     return Case(When(asks, then=Coalesce(lasts, False)), default=False)
 
@@ -288,11 +288,16 @@ def reasons(source: Any) -> list[Reason]:
     return told
 
 
-def failing_first(source: Any) -> Mailbox | Run | None:
+def failing(source: Any) -> Mailbox | Run | None:
     """Return what tells why a source fails: the run that can't list its mailboxes, or the mailbox
-    that had most time to succeed. None where a success came meanwhile, or others are told of."""
-    found: list[Mailbox | Run] = [*source.failing_listings, *source.troubled_mailboxes]
-    return next((row for row in found if row.failing_since is not None), None)
+    that began last, for one that always fails says nothing of the others. None where a success
+    came meanwhile, or others are told of."""
+    found: list[Mailbox | Run] = [
+        row
+        for row in (source.failing_listings or source.troubled_mailboxes)
+        if row.failing_since is not None
+    ]
+    return max(found, key=lambda row: row.failing_since or row.not_before, default=None)
 
 
 def _why(row: Mailbox | Run | None) -> str:
@@ -302,9 +307,11 @@ def _why(row: Mailbox | Run | None) -> str:
 
 
 def _failure(source: Any) -> Reason:
-    row = failing_first(source)
+    row = failing(source)
     text = f"Nothing is archived now: {_why(row)} It is tried again by itself."
-    return Reason("failing", text, *((row.failing_since, row.not_before) if row else ()))
+    if row is None:
+        return Reason("failing", text)
+    return Reason("failing", text, row.failing_since, row.not_before)
 
 
 def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
@@ -377,7 +384,7 @@ def _late(late: int, expected: int, worst: Any) -> str:
 
 def _unreached(source: Any) -> str:
     if source.fails:
-        row = failing_first(source)
+        row = failing(source)
         since = row and row.failing_since
         return f"has been failing since {moment(since or timezone.now())}: {_why(row)}"
     missing = left_out(source)

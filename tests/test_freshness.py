@@ -140,6 +140,7 @@ def test_one_mailbox_of_several_that_fails_is_late_after_a_quarter_of_an_hour(ow
     source = a_source(owner)
     others = [a_mailbox(source, f"{n}@example.com", last_synced_at=ago(minutes=2)) for n in "bc"]
     a_failing(source, "a@example.com", ago(minutes=1), last_synced_at=ago(minutes=6))
+    Mailbox.objects.filter(address="a@example.com").update(last_error="Its own trouble.")
     assert codes(source) == []
     Mailbox.objects.filter(pk=others[0].pk).update(failing_since=ago(seconds=40))
     assert codes(source) == ["failing"]  # of two, nothing succeeded since
@@ -149,10 +150,13 @@ def test_one_mailbox_of_several_that_fails_is_late_after_a_quarter_of_an_hour(ow
     Mailbox.objects.filter(address="a@example.com").update(failing_since=ago(hours=1))
     Mailbox.objects.filter(pk=others[1].pk).update(last_synced_at=ago(minutes=2))
     assert codes(source) == []
-    Mailbox.objects.filter(pk__in=[one.pk for one in others]).update(failing_since=ago(minutes=1))
+    Mailbox.objects.filter(pk__in=[one.pk for one in others]).update(
+        failing_since=ago(minutes=1), last_error=REFUSED
+    )
     Mailbox.objects.filter(address="a@example.com").update(last_synced_at=ago(minutes=20))
     assert codes(source) == ["failing", "late"]
     assert said(source).count(REFUSED) == 1
+    assert "Its own trouble" not in said(source)
 
 
 def test_a_source_whose_mailboxes_can_not_be_listed_fails(owner: User) -> None:

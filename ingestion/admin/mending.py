@@ -45,7 +45,7 @@ def edit(source: Any) -> Mend | None:
     code = source.status_code
     if source.status not in (SourceStatus.ERROR, SourceStatus.PENDING_AUTH):
         # What worked until now is right, but for a password that was changed.
-        row = freshness.failing_first(source) if source.fails else None
+        row = freshness.failing(source) if source.fails else None
         code = row.last_error_code if row else ""
         if code != NeedsReauth.code:
             return None
