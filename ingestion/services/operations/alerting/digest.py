@@ -71,7 +71,7 @@ def of(rule: AlertRule) -> Mail:
     number = len(needing)
     need = f"{number:,} {'source needs' if number == 1 else 'sources need'} somebody"
     return Mail(
-        subject=f"{messages:,} messages archived {span}; {need if needing else 'all is well'}",
+        subject=f"{_counted(messages)} archived {span}; {need if needing else 'all is well'}",
         template="digest",
         about={
             "rule": rule.name,
@@ -79,9 +79,10 @@ def of(rule: AlertRule) -> Mail:
             "freshness": sentence.text,
             "needing": needing[:_LISTED],
             "rows": rows[:_LISTED],
+            "needing_more": f"{number - _LISTED:,}" if number > _LISTED else "",
             "more": f"{len(rows) - _LISTED:,}" if len(rows) > _LISTED else "",
-            "messages": f"{messages:,}",
-            "failures": f"{sum(row.failures for row in rows):,}",
+            "messages": _counted(messages),
+            "failures": _counted(sum(row.failures for row in rows)),
             "storage": _storage(sources, rule),
         },
         key=f"{rule.pk} digest {rule.digest_at}",
@@ -137,6 +138,10 @@ def _storage(sources: QuerySet[IngestionSource], rule: AlertRule) -> str:
     days = room.days_left
     lasts = f", enough for {days:,.0f} days" if days is not None and days < 3_650 else ""
     return f"{text} Of its disk {_size(room.free)} are free{lasts}."
+
+
+def _counted(messages: int) -> str:
+    return f"{messages:,} {'message' if messages == 1 else 'messages'}"
 
 
 def _size(size_bytes: int) -> str:

@@ -64,10 +64,11 @@ def send(mail: Mail, recipients: Sequence[str]) -> Sent:
     """Send it to all recipients at once. Network, within seconds."""
     if not settings.EMAIL_URL:
         return Sent(ok=False, text=NOT_SET_UP)
-    about = {**mail.about, "public_url": settings.PUBLIC_URL}
+    subject = _PREFIX + one_line(mail.subject, _SUBJECT_CHARS)
+    about = {**mail.about, "subject": subject, "public_url": settings.PUBLIC_URL}
     domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2] or "localhost"
     message = EmailMultiAlternatives(
-        _PREFIX + one_line(mail.subject, _SUBJECT_CHARS),
+        subject,
         render_to_string(f"mail/{mail.template}.txt", about),
         to=list(recipients),
         headers={
