@@ -12,6 +12,11 @@ class ServiceError(Exception):
 
     code = "refused"
 
+    @property
+    def words(self) -> str:
+        """What to say on a page."""
+        return str(self)
+
 
 class InvalidInput(ServiceError):
     """The input is wrong: correct it. `errors`: dotted camelCase field path -> reasons."""
@@ -21,6 +26,11 @@ class InvalidInput(ServiceError):
     def __init__(self, errors: dict[str, list[str]]) -> None:
         self.errors = errors
         super().__init__("; ".join(f"{field}: {' '.join(why)}" for field, why in errors.items()))
+
+    @property
+    def words(self) -> str:
+        """The reasons alone: a page's reader has typed into none of the API's fields."""
+        return " ".join(reason for reasons in self.errors.values() for reason in reasons)
 
 
 class NotAllowedNow(ServiceError):

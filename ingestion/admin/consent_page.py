@@ -26,7 +26,7 @@ from django.views.decorators.http import require_GET, require_POST
 from connectors import registry
 from ingestion import dispatching
 from ingestion.addresses import client_address
-from ingestion.errors import ChangedMeanwhile, InvalidInput, NotAllowedNow
+from ingestion.errors import ChangedMeanwhile, InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import ConsentLink
 from ingestion.services.operations import signing_in
 from ingestion.services.sources import configuration, consent, consent_links
@@ -187,14 +187,12 @@ def _consent(
     return _answer(request, "consent", status=status, **_about(link), **said)
 
 
-def _refused(request: HttpRequest, link: ConsentLink, problem: Exception) -> HttpResponse:
+def _refused(request: HttpRequest, link: ConsentLink, problem: ServiceError) -> HttpResponse:
     """Show the page again, as things are now, with what was wrong."""
     if isinstance(problem, ChangedMeanwhile):
         said = "Something was changed meanwhile, so nothing was stored. This is how it is now."
-    elif isinstance(problem, InvalidInput):
-        said = " ".join(text for reasons in problem.errors.values() for text in reasons)
     else:
-        said = str(problem)
+        said = problem.words
     now = consent_links.by_id(link.pk)
     if now is None or isinstance(problem, NotOpen):
         return _consent(request, now, status=410) if now else _answer(request, "paste", status=404)
@@ -216,7 +214,7 @@ def _about(link: ConsentLink) -> dict[str, Any]:
     way = consent_links.way(source)
     return {
         "link": link,
-        "asks": (maker.get_full_name() or maker.username) if maker else "The operator",
+        "asks": (maker.get_full_name() or maker.username) if maker else "the operator",
         "provider": registry.get(source.provider).label,
         "account": account,
         "server": shown.get("host", "") if way is Way.SECRET else "",

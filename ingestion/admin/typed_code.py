@@ -28,7 +28,7 @@ def answer(request: HttpRequest, source: IngestionSource, context: dict[str, Any
             messages.warning(request, f"The code {prompt.user_code} has not been typed in yet.")
             return _page(request, source, prompt, context)
     except ServiceError as refusal:
-        messages.error(request, f"Not signed in. {refusal}")
+        messages.error(request, f"Not signed in. {refusal.words}")
     else:
         dispatching.on_commit(source)
         messages.success(

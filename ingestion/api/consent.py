@@ -28,6 +28,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
 
     scope = "write"  # a GET that changes something: the protocol wants it so
     serializer_class = source_serializers.OneSourceOut
+    _began_for: str | None = None
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         """Send on a browser that holds a consent link: it has no user, and pages of its own."""
@@ -44,7 +45,9 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
             here = urlencode({"next": self.request.get_full_path()})
             return cast("Response", HttpResponseRedirect(f"{reverse('admin:login')}?{here}"))
         if isinstance(exc, ServiceError) and self._is_browser() and self._sees_admin():
-            messages.error(self._django_request, f"Not signed in. {exc}")
+            messages.error(self._django_request, f"Not signed in. {exc.words}")
+            if self._began_for:
+                return self._redirect("admin:ingestion_ingestionsource_change", self._began_for)
             return self._redirect("admin:ingestion_ingestionsource_changelist")
         return super().handle_exception(exc)
 
@@ -68,6 +71,7 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
         state, code, refusal = (
             request.query_params.get(name, "")[:_MAX_CHARS] for name in ("state", "code", "error")
         )
+        self._began_for = consent.source_of(by=self.user, state=state)
         source = consent.finish(
             user=self.user, state=state, code=code, refusal=refusal, actor=self.actor
         )

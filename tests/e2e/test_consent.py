@@ -166,7 +166,11 @@ def test_an_operator_signs_in_with_one_button(operator: Visitor, google: Gmail) 
     expect(page.locator("[data-live=status]")).to_have_text("Authenticated")
     google.oauth.grants = ""
     page.get_by_role("button", name="Sign in with Google").click()
-    expect(page.get_by_text("access_denied")).to_be_visible()
+    expect(
+        page.get_by_text("Not signed in. Access was not granted (access_denied)")
+    ).to_be_visible()
+    assert page.url.endswith("/change/"), "where the button is"
+    operator.shoot("source-sign-in-refused")
 
 
 def test_a_browser_that_is_not_logged_in_logs_in_first(

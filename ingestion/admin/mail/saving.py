@@ -27,7 +27,7 @@ def save_search(request: HttpRequest) -> HttpResponse:
             actor=Actor.of_request(request),
         )
     except InvalidInput as error:
-        messages.error(request, f"Not saved. {_said(error)}")
+        messages.error(request, f"Not saved. {error.words}")
     else:
         messages.success(request, f"Saved as “{saved.name}”.")
     return _back(request)
@@ -43,7 +43,7 @@ def rename_search(request: HttpRequest, pk: int) -> HttpResponse:
     try:
         saved_searches.rename(saved, name=name, actor=actor)
     except InvalidInput as error:
-        messages.error(request, f"Not renamed. {_said(error)}")
+        messages.error(request, f"Not renamed. {error.words}")
     else:
         messages.success(request, f"It is called “{saved.name}” now.")
     return _back(request)
@@ -58,10 +58,6 @@ def forget_search(request: HttpRequest, pk: int) -> HttpResponse:
     saved_searches.delete(saved, actor=Actor.of_request(request))
     messages.success(request, f"“{saved.name}” is removed. The mail that it finds stays.")
     return _back(request)
-
-
-def _said(error: InvalidInput) -> str:
-    return " ".join(text for texts in error.errors.values() for text in texts)
 
 
 def _back(request: HttpRequest) -> HttpResponse:

@@ -123,8 +123,7 @@ def _list(request: HttpRequest, asked: Asked) -> dict[str, Any]:
     try:
         return context | _listed(request, asked, query, order)
     except InvalidInput as error:  # it took too long
-        said = " ".join(reason for reasons in error.errors.values() for reason in reasons)
-        return context | {"problem": {"text": said, "before": asked.q}}
+        return context | {"problem": {"text": error.words, "before": asked.q}}
 
 
 def _listed(

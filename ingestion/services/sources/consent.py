@@ -47,6 +47,7 @@ _DEVICE_SECONDS = 1_800
 _ERROR = re.compile(r"[a-z_]{1,40}")
 _OF_LINK = "link."  # no base64url has a dot
 _AGAIN = "This sign-in has expired, was used before or was begun by somebody else. Begin it again."
+_UNTOUCHED = "Nothing was changed. To grant it after all, sign in again."
 _NO_REDIS = (
     "Redis, which keeps the sign-ins that are under way, is away. Try again when it is back."
 )
@@ -89,6 +90,16 @@ def begin(source: IngestionSource, *, by: User | str, redirect_uri: str, seen: s
     )
 
 
+def source_of(*, by: User | str, state: str) -> str | None:
+    """Return the id of the source for which they began this sign-in; None where they didn't.
+
+    Raises NotAllowedNow where Redis is away.
+    """
+    with _asking_redis():
+        began: dict[str, Any] | None = cache.get(_key(state))
+    return began["source"] if began and began["by"] == _named(by) else None
+
+
 def finish(
     *, user: User, state: str, code: str, refusal: str = "", actor: Actor
 ) -> IngestionSource:
@@ -118,7 +129,7 @@ def redeem(*, by: User | str, state: str, code: str, refusal: str = "") -> Redee
         raise InvalidInput({"state": ["The source is gone, or no longer signs in."]})
     if refusal or not code:
         reason = refusal if _ERROR.fullmatch(refusal) else "no code"
-        raise InvalidInput({"error": [f"Access was not granted ({reason}). Begin again."]})
+        raise InvalidInput({"error": [f"Access was not granted ({reason}). {_UNTOUCHED}"]})
     try:
         fields = consent.redeem(
             code=code, code_verifier=_verifier(state), redirect_uri=began["redirect_uri"]
