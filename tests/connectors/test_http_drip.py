@@ -1,8 +1,8 @@
 """An HTTP answer that drips, each byte within the time of a read, is ended at both clouds."""
 
+import contextlib
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 
 import httpx
@@ -17,20 +17,24 @@ TIMEOUT_SECONDS = 0.5
 
 @pytest.fixture(params=["headers", "body"])
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A server that never ends its headers or a body of a hundred bytes: five come in a second."""
-    begun = {"headers": b"X-Long: ", "body": b"Content-Length: 100\r\n\r\n"}[request.param]
+    """A server whose headers or body of a hundred bytes take 20 s: five come in a second."""
+    begun, end = {
+        "headers": (b"X-Long: ", b"\r\nContent-Length: 0\r\n\r\n"),
+        "body": (b"Content-Length: 100\r\n\r\n", b""),
+    }[request.param]
     done = threading.Event()
 
     def serve() -> None:
         connection, _ = listener.accept()
-        with connection:
+        # The client hangs up: on a busy machine before it is read from, too.
+        with connection, contextlib.suppress(OSError):
             connection.recv(65_536)
             connection.sendall(b"HTTP/1.1 200 OK\r\n" + begun)
-            try:
-                while not done.wait(0.2):
-                    connection.sendall(b"x")
-            except OSError:
-                pass  # the client hung up
+            for _ in range(100):
+                if done.wait(0.2):
+                    return
+                connection.sendall(b"x")
+            connection.sendall(end)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=serve, daemon=True)
@@ -52,10 +56,8 @@ def _by_httplib2(url: str, environment: Environment) -> None:
 
 @pytest.mark.parametrize("ask", [_by_httpx, _by_httplib2])
 def test_an_answer_that_drips_is_ended(url: str, ask: Callable[[str, Environment], None]) -> None:
-    began = time.monotonic()
-    with pytest.raises((TimeoutError, httpx.TransportError)):
+    with pytest.raises((TimeoutError, httpx.TransportError)):  # and not the whole answer, late
         ask(url, Environment(timeout_seconds=TIMEOUT_SECONDS))
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(

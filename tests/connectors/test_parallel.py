@@ -339,6 +339,5 @@ def test_nobody_waits_for_one_that_is_not_needed_any_more() -> None:
                 assert hangs.wait(LONG_SECONDS)
             worker.add(small(ref))
 
-    since = time.monotonic()
     assert len(list(pool(100, work, workers=2, begin=1).answers())) == 100
-    assert time.monotonic() - since < LONG_SECONDS / 2
+    assert ended.is_set()

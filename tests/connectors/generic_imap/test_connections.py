@@ -118,15 +118,14 @@ def test_nobody_waits_for_a_further_login_that_hangs(server: ImapScript, abandon
     server.hooks.append(hang)
     server.before_each_mail = slow
     fill(server.inbox, 1_500, size=3_000)
-    with opened(server, timeout_seconds=30, connections_per_account=2) as session:
+    # Who waited for it would do so for longer than a test may take.
+    with opened(server, timeout_seconds=3_600, connections_per_account=2) as session:
         answers = fetched(session, refs_of(listed(session)))
         for _ in range(1_000 if abandoned else 1_500):
             next(answers)
-        since = time.monotonic()
         if abandoned:
             answers.close()  # type: ignore[attr-defined] # a generator
         assert next(answers, None) is None
-        assert time.monotonic() - since < 25
     assert len(server.asked(b"LOGIN")) == 2
     assert not [thread for thread in threading.enumerate() if thread.name == "imap"]
 
@@ -378,16 +377,17 @@ def test_a_check_of_a_dripping_server_ends_within_fifteen_seconds(
 ) -> None:
     assert imap._CHECK_SECONDS < 15
     monkeypatch.setattr(imap, "_CHECK_SECONDS", 1.0)
+    lines, sent = 1_000, list[int]()
 
     def drip(client: Client, _tag: bytes, command: bytes) -> bool:
         if command.startswith(b"LIST"):
-            for _ in range(300):
+            for _ in range(lines):
                 client.send(b"* OK wait\r\n")
+                sent.append(1)
                 time.sleep(0.1)
         return False
 
     server.hooks.append(drip)
-    started = time.monotonic()
     with pytest.raises(Retryable):
         connector(server, timeout_seconds=30).check()
-    assert time.monotonic() - started < 25
+    assert len(sent) < lines

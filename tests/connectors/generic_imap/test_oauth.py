@@ -1,7 +1,6 @@
 """IMAP accounts that log in with OAuth: how often tokens are asked for, and that none is lost."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -197,9 +196,8 @@ def test_what_an_authorization_server_refuses(
 def test_an_authorization_server_that_keeps_the_connection_open_has_answered() -> None:
     tokens = TokenServer()  # TlsServer keeps it open, whatever was asked for
     with serving(tokens) as server:
-        began = time.monotonic()
-        connector(server, tokens).check()
-    assert time.monotonic() - began < 5
+        # Who waited for its end would do so for longer than a test may take.
+        connector(server, tokens, timeout_seconds=3_600).check()
 
 
 def test_an_authorization_server_without_a_certificate_to_trust_is_named() -> None:

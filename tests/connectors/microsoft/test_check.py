@@ -1,6 +1,5 @@
 """What a check of the credentials proves, and what it says where they are no good."""
 
-import time
 from urllib.parse import quote
 
 import pytest
@@ -115,9 +114,8 @@ def test_a_tenant_without_any_mailbox_is_not_called_good(server: GraphServer) ->
 
 def test_a_check_takes_no_longer_than_it_may(server: GraphServer, alice: User) -> None:
     server.faults.intercept = lambda _request, _user: error(429, "TooMany", "x", Retry_After="60")
-    began = time.monotonic()
     assert isinstance(problem_of(server), RateLimited)
-    assert time.monotonic() - began < 50
+    assert server.count(status=429) == 1  # who waits that long, asks again
 
 
 def test_a_certificate_that_nobody_trusts_is_named(server: GraphServer) -> None:

@@ -43,7 +43,7 @@ def test_a_worker_whose_clock_is_an_hour_off(
     manage: CommandLine, server: ImapScript, faketime: str, off: str
 ) -> None:
     """What it has to wait for after a drop is as long as it should be. By its own clock that would
-    be an hour, or nothing."""
+    be nothing, or an hour: longer than a test may take."""
     source = imap_source.create(server)
     drops = [20]
 
@@ -56,7 +56,7 @@ def test_a_worker_whose_clock_is_an_hour_off(
     started = time.monotonic()
     done = manage("import_source", str(source.pk), "--now", LD_PRELOAD=faketime, FAKETIME=off)
     assert done.code == 0, done.stderr
-    assert 1.5 < time.monotonic() - started < 30
+    assert time.monotonic() - started > 1.5
     assert not drops
     assert archived(source) == held_by(server)
     assert Message.objects.count() == 40
