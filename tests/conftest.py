@@ -109,7 +109,15 @@ def pytest_configure() -> None:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
-    return Scheduling(config, log)
+    _started["scheduling"] = scheduling = Scheduling(config, log)
+    return scheduling
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if "scheduling" in _started:
+        terminalreporter.section("processes")
+        for line in _started["scheduling"].endings():
+            terminalreporter.write_line(line)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,9 +2,12 @@
 
 import functools
 import re
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 if TYPE_CHECKING:
@@ -21,6 +24,23 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # untyped
     Two processes take what asks for the service first, and the others what does not: as long as there
     is any, so that nobody waits.
     """
+
+    def __init__(self, config: pytest.Config, log: Any = None) -> None:
+        super().__init__(config, log)
+        self._ended: dict[str, tuple[float, str]] = {}
+
+    def mark_test_complete(
+        self, node: "WorkerController", item_index: int, duration: float = 0
+    ) -> None:
+        nodeid = self.registered_collections[node][item_index]
+        self._ended[node.gateway.id] = (time.monotonic(), nodeid)
+        super().mark_test_complete(node, item_index, duration)
+
+    def endings(self) -> Iterator[str]:
+        """Say of each process how long before the last one it ended, and with what."""
+        last = max((at for at, _ in self._ended.values()), default=0)
+        for name, (at, nodeid) in sorted(self._ended.items()):
+            yield f"{name} ended {last - at:.0f} s before the last, with {nodeid}"
 
     def _split_scope(self, nodeid: str) -> str:
         path = _path(nodeid)
