@@ -1,6 +1,7 @@
 """Parts of a running service that die or sleep in the middle of an import: it completes by itself,
 with every message exactly once. A whole service of this module's own, since all of it is killed."""
 
+import json
 import os
 import signal
 import threading
@@ -17,6 +18,7 @@ from tests.servers.stack import packing_processes, wait_for
 
 pytestmark = pytest.mark.long(seconds=90)
 _SECOND = b"Second"
+_HELD = "SELECT id FROM ingestion_mailbox WHERE lease_expires_at IS NOT NULL"
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,28 @@ class Halfway:
 def assert_exactly_once(stack: OwnStack, server: ImapScript, source: str) -> None:
     assert stack.archived(source) == held_by(server)
     assert stack.message_count(source) == sum(len(box.mails) for box in server.boxes.values())
+
+
+def test_a_mailbox_that_no_process_is_free_for_is_left_to_other_machines(
+    stack: OwnStack, server: ImapScript
+) -> None:
+    """What a worker had fetched ahead would wait for it, however long its mailboxes take."""
+    go_on = threading.Event()
+
+    def hold(_client: Client, _uid: int) -> None:
+        go_on.wait(60)
+
+    server.before_each_mail = hold
+    sources = [stack.import_from(server) for _ in range(2)]  # as many as it has processes
+    wait_for(lambda: len(stack.rows(_HELD)) == len(sources), 60)
+    sources.append(stack.import_from(server))
+    with redis.Redis(unix_socket_path=str(stack.root / "var/run/redis.sock")) as broker:
+        wait_for(lambda: broker.llen("sync"), 60)
+        fetched_ahead = [json.loads(message)[-1] for message in broker.hvals("unacked")]
+    go_on.set()
+    for source in sources:
+        stack.wait_until_active(source)
+    assert "sync" not in fetched_ahead
 
 
 def test_redis_emptied_and_killed_in_the_middle(stack: OwnStack, server: ImapScript) -> None:
