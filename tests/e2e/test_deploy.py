@@ -74,7 +74,7 @@ def test_every_task_expires() -> None:
     ours = [task for name, task in current_app.tasks.items() if name.startswith("ingestion.")]
     assert {task.name.rpartition(".")[2] for task in ours} == {
         *("compact", "dispatch", "do", "housekeeping"),
-        *("look_at_service", "look_at_sources", "look_at_workers"),
+        *("look_at_database", "look_at_service", "look_at_sources", "look_at_workers"),
     }
     for task in ours:
         assert task.expires == tasks.EXPIRES_SECONDS
