@@ -356,8 +356,8 @@ def test_a_thousand_sources_cost_a_constant_number_of_queries(
             answer = client.get(url)
         assert answer.status_code == 200
         counts.append(len(queries))
-    assert counts[0] <= 7, counts
-    assert counts[1] <= 9, counts  # and whether somebody else archives the same account
+    assert counts[0] <= 8, counts  # with the run that tells since when nothing succeeds
+    assert counts[1] <= 10, counts  # and whether somebody else archives the same account
     page = api.get("/ingestion?page=2&pageSize=100&search=source")
     assert page.json()[0]["name"] == "Source 0100"
     assert page.headers["X-Total-Count"] == "1000"
