@@ -176,8 +176,10 @@ class _Listing:
                     present = Present(opened.validity, uids, since["n"])
                     yield Page(dict(since), present=present)
         last = self._last_cursor(new, certain=certain)
-        yield from self._pages(new)
-        yield Page(last)
+        if new:
+            yield from self._pages(new, last)
+        else:
+            yield Page(last)
 
     def _new(self) -> Uids:
         """Return the UIDs from "n" on."""
@@ -193,13 +195,15 @@ class _Listing:
         for page in uids.pages(lambda: self._page_messages):
             yield Page(self._reached, added=self._references(page), again=True)
 
-    def _pages(self, uids: Uids) -> Iterator[Page]:
-        cursor = {**self._since, "c": None}
+    def _pages(self, uids: Uids, last: Cursor | None = None) -> Iterator[Page]:
+        """Tell of new messages. `last`: where the listing is once all of these are archived."""
+        cursor, left = {**self._since, "c": None}, len(uids)
         for page in uids.pages(lambda: self._page_messages):
             refs = self._references(page)
+            left -= len(page)
             cursor["n"] = page.last + 1
             self._reached = dict(cursor)
-            yield Page(self._reached, added=refs)
+            yield Page(self._reached if left or last is None else last, added=refs)
 
     def _references(self, uids: Uids) -> list[MessageRef]:
         validity = self._opened.validity

@@ -11,7 +11,6 @@ A million packs of a source are four thousand in each of its directories.
 import contextlib
 import datetime as dt
 import errno
-import functools
 import io
 import os
 import secrets
@@ -174,19 +173,24 @@ def _uuid(text: str) -> uuid.UUID | None:
         return None
 
 
+#: Directories that are there after a crash, as far as this process has seen to it.
+_durable: set[Path] = set()
+_MOST_KNOWN = 4096
+
+
 def _make_durable_directory(directory: Path) -> None:
-    """Have a directory of packs be there after a crash, whoever made it."""
-    if not directory.is_dir():
-        directory.mkdir(parents=True, exist_ok=True)
-        _sync_above.cache_clear()
-    _sync_above(directory)
-
-
-@functools.lru_cache(maxsize=4096)
-def _sync_above(directory: Path) -> None:
-    """Once for each in a process: another may have made it an instant ago."""
-    for parent in list(directory.parents)[:3]:  # the source's, the archive's, and what has that
-        _fsync_directory(parent)
+    """Have a directory of packs be there after a crash, whoever made it: once for each in a
+    process, for another may have made it an instant ago."""
+    source, archive = list(directory.parents)[:2]
+    for one in (archive, source, directory):
+        if not one.is_dir():
+            one.mkdir(parents=True, exist_ok=True)
+            _durable.discard(one)
+        if one not in _durable:
+            _fsync_directory(one.parent)
+            if len(_durable) >= _MOST_KNOWN:
+                _durable.clear()
+            _durable.add(one)
 
 
 def _fsync_directory(directory: Path) -> None:

@@ -97,7 +97,7 @@ def recount_source(source_id: uuid.UUID) -> None:
     Not in the transaction that changes a mailbox: there, the source's row would be a lock that all
     mailboxes of a tenant wait for.
     """
-    with transaction.atomic(), connection.cursor() as cursor:
+    with transaction.atomic(savepoint=False), connection.cursor() as cursor:
         # The lock first, in a statement of its own, so that the sums are of what is visible then.
         cursor.execute(
             "SELECT message_count, archived_bytes FROM ingestion_ingestionsource"

@@ -60,7 +60,7 @@ def store_listing(
     listed = [*listed, *_in_unlisted(listed, there)]
     wanted = [remote for remote in listed if options.wants_folder(remote)]
     _follow_renames(rows, listed)
-    new, changed = [], []
+    new, changed, counted = [], [], []
     for remote in wanted:
         row = rows.get(remote.remote_id)
         if row is None:
@@ -68,6 +68,8 @@ def store_listing(
             new.append(row)
         elif _differs(row, remote):
             changed.append(row)
+        elif row.remote_count != _storable(remote.message_count):
+            counted.append(row)
         _copy(row, remote)
     present = {remote.remote_id for remote in listed}
     missing = [row for row in there if row.remote_id not in present]
@@ -76,24 +78,11 @@ def store_listing(
     followed = [(remote, rows[remote.remote_id]) for remote in wanted]
     chosen = {id(row) for _, row in followed}
     dropped = [row for row in there if row.failing_since and id(row) not in chosen]
-    if new or changed or gone or unclear or dropped:
+    if new or changed or counted or gone or unclear or dropped:
         with transaction.atomic():
             held.fence()
-            Folder.objects.bulk_create(new)
-            Folder.objects.bulk_update(
-                changed,
-                [
-                    "remote_id",
-                    "stable_id",
-                    "path",
-                    "role",
-                    "remote_count",
-                    "removed_at",
-                    "missing_since",
-                    "cursor",
-                ],
-                batch_size=500,
-            )
+            _store(new, changed)
+            sql.store_counts({row.pk: row.remote_count for row in counted})
             _mark_gone(gone)
             Folder.objects.filter(pk__in=[row.pk for row in unclear]).update(missing_since=Now())
             # What nobody wants any more, or nobody lists, does not fail.
@@ -104,6 +93,24 @@ def store_listing(
     return followed
 
 
+def _store(new: Sequence[Folder], changed: Sequence[Folder]) -> None:
+    Folder.objects.bulk_create(new)
+    Folder.objects.bulk_update(
+        changed,
+        [
+            "remote_id",
+            "stable_id",
+            "path",
+            "role",
+            "remote_count",
+            "removed_at",
+            "missing_since",
+            "cursor",
+        ],
+        batch_size=500,
+    )
+
+
 def is_as_stored(rows: Sequence[Folder], listed: Sequence[RemoteFolder], options: Options) -> bool:
     """Tell whether a listing is what the mailbox's rows say, so that there is nothing to store."""
     there = {row.remote_id: row for row in rows if row.removed_at is None}
@@ -112,7 +119,9 @@ def is_as_stored(rows: Sequence[Folder], listed: Sequence[RemoteFolder], options
         bool(listed)
         and there.keys() <= {remote.remote_id for remote in listed}
         and all(
-            remote.remote_id in there and not _differs(there[remote.remote_id], remote)
+            (row := there.get(remote.remote_id)) is not None
+            and not _differs(row, remote)
+            and row.remote_count == _storable(remote.message_count)
             for remote in wanted
         )
     )
@@ -174,18 +183,10 @@ def _follow_renames(rows: dict[str, Folder], listed: Sequence[RemoteFolder]) -> 
 
 
 def _differs(row: Folder, remote: RemoteFolder) -> bool:
+    """Tell whether more than the count of its messages is not as stored."""
     return (row.removed_at or row.missing_since) is not None or (
-        row.remote_id,
-        row.path,
-        row.role,
-        row.stable_id,
-        row.remote_count,
-    ) != (
-        remote.remote_id,
-        remote.path,
-        remote.role,
-        remote.stable_id,
-        _storable(remote.message_count),
+        (row.remote_id, row.path, row.role, row.stable_id)
+        != (remote.remote_id, remote.path, remote.role, remote.stable_id)
     )
 
 

@@ -65,13 +65,14 @@ RETURNING lease_token, worker_deaths
 _RENEW = f"""
 UPDATE ingestion_mailbox
    SET lease_expires_at = now() + %(lease)s
- WHERE id = %(id)s AND lease_token = %(token)s
+ WHERE id = %(id)s AND lease_token = %(token)s AND lease_expires_at IS NOT NULL
 RETURNING run_id IS NOT NULL AND {SOURCE_RUNNABLE}
 """
 
 _FENCE = """
 UPDATE ingestion_mailbox SET lease_expires_at = now() + %(lease)s
  WHERE id = %(id)s AND lease_token = %(token)s
+RETURNING run_id
 """
 
 _RELEASE = """
@@ -83,27 +84,33 @@ UPDATE ingestion_mailbox SET lease_expires_at = NULL
 class Lease:
     """A lease that is held. `stopping` is set when the work must end: paused, deleted or lost.
 
-    `deaths`: how many holders before this one never gave it back, in a row.
+    `deaths`: how many holders before this one never gave it back, in a row. `given_back`: whether
+    what settled the mailbox gave it back, so that nothing is left to do.
     """
 
     def __init__(self, mailbox_id: uuid.UUID, token: int, deaths: int = 0) -> None:
         self.mailbox_id = mailbox_id
         self.token = token
         self.deaths = deaths
+        self.given_back = False
         self.stopping = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
-    def fence(self) -> None:
-        """Lock the mailbox's row and prove that it is still ours, inside a transaction.
+    def fence(self) -> uuid.UUID | None:
+        """Lock the mailbox's row and prove that it is still ours, inside a transaction. Returns the
+        run that it owes its work.
 
         Raises LeaseLost: let the transaction roll back, write nothing more.
         """
         with connection.cursor() as cursor:
             cursor.execute(_FENCE, self._parameters())
-            if cursor.rowcount != 1:
-                self.stopping.set()
-                raise LeaseLost("Another worker took over this mailbox.")
+            row = cursor.fetchone()
+        if row is None:
+            self.stopping.set()
+            raise LeaseLost("Another worker took over this mailbox.")
+        owed: uuid.UUID | None = row[0]
+        return owed
 
     def _renew(self) -> None:
         try:
@@ -145,7 +152,8 @@ class Lease:
     ) -> None:
         self._closing.set()
         self._thread.join()
-        self.give_back()
+        if not self.given_back:
+            self.give_back()
 
     def give_back(self) -> None:
         """Let the next one have the mailbox at once. Idempotent; never raises."""

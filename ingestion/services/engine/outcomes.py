@@ -15,6 +15,7 @@ from connectors import errors
 from ingestion.errors import LeaseLost, LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.engine import backoff, careful, trouble
+from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.trouble import Action, Trouble
 from ingestion.services.sources import verbs
@@ -71,38 +72,37 @@ def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> None:
         _stop_source(held, mailbox, what)
 
 
-def _owes(mailbox: Mailbox, run: Run) -> bool:
-    """Tell whether the mailbox still owes its work to this run. Another may have begun meanwhile,
-    and what came of this one says nothing about that. Call under the fence."""
-    return Mailbox.objects.filter(pk=mailbox.pk, run=run).exists()
+#: The lease is given back with it, by a statement less. Of the run is asked what it was when the
+#: slice began: whether somebody asked for more since, and whose warning it shows, which has passed.
+_SETTLE = """
+WITH run AS (
+    UPDATE ingestion_run
+       SET mailboxes_done = mailboxes_done + 1, progress_at = now(),
+           warning = CASE WHEN warning = %(error)s THEN '' ELSE warning END
+     WHERE id = %(run)s AND asked_at IS NOT DISTINCT FROM %(asked_at)s
+ RETURNING id)
+UPDATE ingestion_mailbox
+   SET run_id = NULL, attempts = 0, failing_since = NULL, last_error_code = '', last_error = '',
+       last_synced_at = statement_timestamp(), worker_deaths = 0, messages_expected = 0,
+       lease_expires_at = NULL
+  FROM run WHERE ingestion_mailbox.id = %(mailbox)s"""
 
 
 def settle(held: Lease, mailbox: Mailbox, run: Run) -> bool:
     """The mailbox is followed to the end: it owes the run nothing more, unless somebody asked for
-    what came since (False)."""
+    what came since (False). Gives the lease back."""
     with transaction.atomic():
-        held.fence()
-        if not _owes(mailbox, run):
+        if held.fence() != run.pk:
             return True
-        asked_at = Run.objects.values_list("asked_at", flat=True).get(pk=run.pk)
-        if asked_at != run.asked_at:  # as it was when this slice began
-            return False
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            run=None,
-            attempts=0,
-            failing_since=None,
-            last_error_code="",
-            last_error="",
-            last_synced_at=Now(),
-            worker_deaths=0,
-            messages_expected=0,
-        )
-        Run.objects.filter(pk=run.pk).update(
-            mailboxes_done=F("mailboxes_done") + 1, progress_at=Now()
-        )
-        if mailbox.last_error:  # as it was when this slice began: it has passed
-            Run.objects.filter(pk=run.pk, warning=mailbox.last_error).update(warning="")
-        return True
+        given = {
+            "run": run.pk,
+            "asked_at": run.asked_at,
+            "error": mailbox.last_error,
+            "mailbox": mailbox.pk,
+        }
+        settled = sql.run(_SETTLE, given) == 1
+    held.given_back = settled
+    return settled
 
 
 def yield_turn(held: Lease) -> None:
@@ -123,8 +123,7 @@ def _retry_later(
     wait: dt.timedelta,
 ) -> None:
     with transaction.atomic():
-        held.fence()
-        if not _owes(mailbox, run) or _has_other_credentials(mailbox):
+        if held.fence() != run.pk or _has_other_credentials(mailbox):  # another run began meanwhile
             return
         leaves = failures >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
         Mailbox.objects.filter(pk=mailbox.pk).update(
@@ -147,8 +146,7 @@ def _retry_later(
 def _set_aside(held: Lease, mailbox: Mailbox, run: Run, what: Trouble) -> None:
     """This one mailbox can't be had; the next run's listing tries it again."""
     with transaction.atomic():
-        held.fence()
-        if not _owes(mailbox, run) or _has_other_credentials(mailbox):
+        if held.fence() != run.pk or _has_other_credentials(mailbox):  # another run began meanwhile
             return
         Mailbox.objects.filter(pk=mailbox.pk).update(
             run=None,

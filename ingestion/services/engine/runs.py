@@ -21,7 +21,7 @@ from ingestion.services import alerts
 from ingestion.services.engine import counters
 from ingestion.services.events import announce
 from ingestion.services.sources.options import Options
-from ingestion.services.sources.status import locked, move
+from ingestion.services.sources.status import locked_by_id, move
 from ingestion.services.transactions import in_transaction
 from ingestion.states import MailboxState, RunKind, RunStatus, SourceStatus
 
@@ -100,7 +100,7 @@ def start_syncs(
         with connection.cursor() as cursor:
             cursor.execute(_LISTED, given)
     IngestionSource.objects.filter(pk__in=source_ids).update(
-        last_sync_started_at=Now(), next_sync_at=None
+        last_sync_started_at=Now(), next_sync_at=None, handed_out_at=None
     )
 
 
@@ -223,18 +223,18 @@ def finish_if_done(run_id: uuid.UUID) -> bool:
     Call after the commit that settled a mailbox: of two workers that settle the last two at the
     same time, neither sees the other's row before. Opens its own transaction.
     """
-    found = _settled(run_id).first()
-    if found is None:
+    source_id = _settled(run_id).values_list("source_id", flat=True).first()
+    if source_id is None:
         return False
     try:
-        return _lock_and_finish(found)
+        return _lock_and_finish(source_id, run_id)
     except LostRace:  # deleted; or others go first, and the dispatcher finds it settled
         return False
 
 
 @in_transaction
-def _lock_and_finish(settled: Run) -> bool:
-    return _finish_if_settled(locked(settled.source), settled.pk)
+def _lock_and_finish(source_id: uuid.UUID, run_id: uuid.UUID) -> bool:
+    return _finish_if_settled(locked_by_id(source_id), run_id)
 
 
 def _settled(run_id: uuid.UUID) -> QuerySet[Run]:
@@ -248,13 +248,32 @@ def _finish_if_settled(source: IngestionSource, run_id: uuid.UUID) -> bool:
     done = _settled(run_id).select_for_update(of=("self",)).first()
     if done is None:
         return False
-    _count_failed(done)
-    left_out = _left_out(source)
+    done.messages_failed, left_out = 0, []
+    if has_trouble := _has_trouble(source):
+        _count_failed(done)
+        left_out = _left_out(source)
     status = RunStatus.INCOMPLETE if left_out else RunStatus.COMPLETED
     words = "; ".join([summary(done).rstrip("."), *left_out])
     rest = "The next sync goes on there." if left_out else ""
-    _finish(source, done, status, " ".join(filter(None, (f"{words}.", rest, done.warning))))
+    message = " ".join(filter(None, (f"{words}.", rest, done.warning)))
+    _finish(source, done, status, message, folders_fail=has_trouble)
     return True
+
+
+def _has_trouble(source: IngestionSource) -> bool:
+    """Tell whether any message, folder or mailbox could not be read, now or before. Mostly none:
+    then nobody need ask which."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT EXISTS (SELECT 1 FROM ingestion_mailbox m WHERE m.source_id = %s AND (
+                 m.last_error_code <> ''
+                 OR EXISTS (SELECT 1 FROM ingestion_failedmessage WHERE mailbox_id = m.id)
+                 OR EXISTS (SELECT 1 FROM ingestion_folder
+                             WHERE mailbox_id = m.id AND failing_since IS NOT NULL)))""",
+            [source.pk],
+        )
+        [(has_any,)] = cursor.fetchall()
+    return bool(has_any)
 
 
 def finish_unfinished(source: IngestionSource, *, failed: bool, message: str) -> None:
@@ -329,14 +348,24 @@ def _shown(name: str) -> str:
     return printable if len(printable) <= _NAME_CHARS else printable[: _NAME_CHARS - 1] + "…"
 
 
-def _next_sync(source: IngestionSource) -> CombinedExpression | Least:
+def _next_sync(source: IngestionSource, *, folders_fail: bool) -> CombinedExpression | Least:
     """An interval from now, or sooner, when a folder that could not be read has its turn."""
     usual = Now() + Options.of(source.options).sync_interval
+    if not folders_fail:
+        return usual
     soonest = _failing_folders(source).aggregate(at=Min("not_before"))["at"]
     return usual if soonest is None else Least(usual, Greatest(Value(soonest), Now()))
 
 
-def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) -> None:
+def _finish(
+    source: IngestionSource,
+    run: Run,
+    status: RunStatus,
+    message: str,
+    *,
+    folders_fail: bool = True,
+) -> None:
+    """`folders_fail`: whether any may, and would have its turn before the next sync of all."""
     counters.recount_source(source.pk)  # a worker may have died before it did
     Run.objects.filter(pk=run.pk).update(
         status=status,
@@ -345,10 +374,11 @@ def _finish(source: IngestionSource, run: Run, status: RunStatus, message: str) 
         messages_failed=run.messages_failed,
         messages_total=F("messages_done") + run.messages_failed,
     )
+    next_sync = _next_sync(source, folders_fail=folders_fail)
     changes: dict[str, object] = {
         "last_sync_finished_at": Now(),
         "last_sync_status_message": message,
-        "next_sync_at": Coalesce("next_sync_at", _next_sync(source)),  # `follow_now` left it
+        "next_sync_at": Coalesce("next_sync_at", next_sync),  # `follow_now` left it
     }
     ended = status in (RunStatus.COMPLETED, RunStatus.INCOMPLETE)
     if ended and run.kind == RunKind.IMPORT:

@@ -209,6 +209,17 @@ def store_cursor(folder_id: int, cursor: Cursor, *, listed: bool, since: dt.date
     )
 
 
+def store_counts(counts: Mapping[int, int | None]) -> None:
+    """Store how many messages the provider tells of each folder."""
+    if counts:
+        run(
+            """UPDATE ingestion_folder f SET remote_count = n.count
+                 FROM unnest(%(ids)s::bigint[], %(counts)s::bigint[]) AS n(id, count)
+                WHERE f.id = n.id""",
+            {"ids": list(counts), "counts": list(counts.values())},
+        )
+
+
 def clear_failures(folder_id: int, remote_ids: Sequence[str]) -> None:
     if remote_ids:
         run(

@@ -55,6 +55,8 @@ SLICE_SECONDS = 120
 #: that gives 1 MB/s a page of 20,000 messages may take an hour.
 PAGE_SECONDS = 240
 _RETRY_ROWS = 2_000
+#: Fewer are there before anybody has read that they are awaited.
+_WORTH_EXPECTING = 100
 #: After so many failures of a folder without progress, one message may be what breaks it.
 _STUCK_ATTEMPTS = 2
 
@@ -146,6 +148,8 @@ class _Mailbox:
         self.moved = False
         #: Whether a download is under way.
         self.fetching = False
+        #: Whether some messages are to be tried again when all others had their turn.
+        self.suspected = False
         #: Folders of which nothing was known: what is there now came with this listing.
         self.fresh: set[int] = set()
         self.capture = Capture(held, store=store(), run=run, mailbox=mailbox)
@@ -180,7 +184,9 @@ class _Mailbox:
                 return (
                     self._retry_failures(session, followed)
                     and self._follow_all(session, turn)
-                    and self._retry_failures(session, followed, suspects=True)
+                    and (
+                        not self.suspected or self._retry_failures(session, followed, suspects=True)
+                    )
                 )
             except errors.ConnectorError:
                 self.capture.wait()  # what is done with is durable, or it is not done with
@@ -264,7 +270,7 @@ class _Mailbox:
         if any(ref.stable_id for ref in wanted):
             self.capture.wait()  # what it is about to show may be the same messages
         known, unknown = self._split(folder, wanted)
-        if self.run.kind == RunKind.SYNC and unknown:
+        if self.run.kind == RunKind.SYNC and len(unknown) >= _WORTH_EXPECTING:
             counters.expect(self.run.pk, self.mailbox.pk, len(unknown))
         placed = () if page.again else self._described(session, remote, known)
         rest = self._fetch_carefully(session, remote, folder, unknown)
@@ -400,6 +406,7 @@ class _Mailbox:
             by_folder: dict[int, list[tuple[MessageRef, bool]]] = {}
             for row in rows:
                 if careful.is_suspect(row) != suspects:
+                    self.suspected = True  # who becomes one in this slice ends it
                     continue
                 ref = MessageRef(
                     remote_id=row.remote_id,

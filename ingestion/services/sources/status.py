@@ -1,5 +1,7 @@
 """The only writer of a source's status. The table of moves is `ingestion.states`."""
 
+import uuid
+
 from django.db.models.functions import Now
 
 from ingestion.errors import LostRace, NotAllowedNow
@@ -48,8 +50,13 @@ def locked(source: IngestionSource) -> IngestionSource:
 
     Rows that refer to it can be inserted meanwhile: a capture must not wait for us.
     """
+    return locked_by_id(source.pk)
+
+
+def locked_by_id(pk: uuid.UUID) -> IngestionSource:
+    """As `locked`, where nobody has read it before."""
     rows = IngestionSource.objects.select_for_update(no_key=True)
-    found = rows.filter(pk=source.pk, deleted_at=None)
+    found = rows.filter(pk=pk, deleted_at=None)
     try:
         return found.get()
     except IngestionSource.DoesNotExist:

@@ -13,6 +13,7 @@ from connectors.generic_imap.syntax import ranges
 from connectors.generic_imap.uids import Uids
 from ingestion.models import Folder, IngestionSource, Run
 from tests.servers import imap_source
+from tests.servers.imap_connector import listed, opened
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
 
@@ -172,3 +173,16 @@ def test_a_page_is_what_a_slow_server_describes_in_time(
     assert archived(source) == held_by(server)
     assert pages[0] == 10
     assert max(pages[1:]) <= 5
+
+
+def test_new_mail_comes_with_the_cursor_behind_it_on_one_page(server: ImapScript) -> None:
+    """Two would be two transactions of each poll that finds mail."""
+    with opened(server) as session:
+        since = listed(session)[-1].cursor
+    fill(server.inbox, 2)
+    with opened(server) as session:
+        *of_others, page = listed(session, since)
+        assert not any(page.added for page in of_others)
+        assert [ref.remote_id.partition(":")[2] for ref in page.added] == ["4", "5"]
+    with opened(server) as session:
+        assert listed(session, page.cursor) == []

@@ -45,6 +45,19 @@ def test_a_worker_of_a_run_that_ended_settles_nothing_of_the_next_one(
     assert (second.mailboxes_done, second.warning) == (0, "")
 
 
+def test_who_settles_a_mailbox_gives_it_back_and_a_renewal_on_its_way_takes_it_no_more(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    with lease.acquire(due_now().pk) or pytest.fail("it is not due") as held:
+        assert outcomes.settle(held, Mailbox.objects.get(), Run.objects.get())
+        held._renew_once()
+        assert Mailbox.objects.get().lease_expires_at is None
+    second = lease.acquire(Mailbox.objects.get().pk)
+    assert second is None  # it owes nothing
+
+
 def test_repeated_authentication_failures_stop_the_source(
     server: Server, source: IngestionSource
 ) -> None:
