@@ -44,7 +44,7 @@ class CommandLine:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=300,  # what takes a second may take a minute and a half on a busy machine
             check=False,
         )
         assert "Traceback" not in done.stderr, done.stderr
