@@ -1,10 +1,11 @@
-"""The release before goes on while the database is the new one already: an import, and a sync.
+"""The release before goes on while the database is migrated under it, and on the new tables then.
 
-Its worker, index, control and beat run as processes, from the clone's own history, on the tables
-that this version's migrations made.
+Its worker, index, control and beat run as processes, from the clone's own history, on a database
+that its own migrations made. This version's come in the middle of an import.
 """
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -15,10 +16,12 @@ from typing import Any
 
 import pytest
 from django.conf import settings
+from django.core.management import call_command
+from django.db import connection
 from honcho.environ import parse_procfile
 
-from ingestion.models import Document, IngestionSource, Mailbox, Pack, Run
-from ingestion.services.engine import due_work
+from ingestion.models import Document, IngestionSource, Mailbox, Message, Pack, Run
+from ingestion.services.engine import commit, due_work
 from ingestion.services.sources import verbs
 from ingestion.states import RunStatus
 from ingestion_project.embedded import Local
@@ -26,23 +29,70 @@ from ingestion_project.supervisor import end_with_parent
 from tests.servers import imap_source
 from tests.servers.dovecot import Account, Dovecot
 from tests.servers.imap_source import ACTOR
+from tests.servers.slow_link import SlowLink
 from tests.servers.stack import ROOT
 
 #: The commit of the release before this one. With each release, it becomes that of the tag just
 #: made. (Before the first tag: the last commit before migration 0029.)
 PREVIOUS = "da728008e033e11641d14b08aa5b618f3cd0044a"
-_CODE = ("connectors", "ingestion", "ingestion_project", "templates", "static", "Procfile")
+_CODE = (
+    *("connectors", "ingestion", "ingestion_project", "templates", "static"),
+    *("Procfile", "manage.py"),
+)
+#: What its first source has, of 4 kB each, and how fast that comes until the database is migrated:
+#: more than a minute for what takes seconds.
+MESSAGES, BYTES_PER_SECOND = 200, 10_000
+_ADD_SOURCE = """
+import json, sys, django
+django.setup()
+from django.contrib.auth.models import User
+from ingestion.services.audit import Actor
+from ingestion.services.sources import configuration
+configuration.create(
+    owner=User.objects.create_user("before"), name="Before", provider="generic_imap",
+    provider_config=json.loads(sys.argv[1]), auto_import=True, actor=Actor.system("test"),
+)
+"""
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def mail(number: int) -> bytes:
-    return b"Subject: number %d\r\nFrom: a@example.com\r\n\r\nbody of %d\r\n" % (number, number)
+def mail(number: int, size_bytes: int = 0) -> bytes:
+    head = b"Subject: number %d\r\nFrom: a@example.com\r\n\r\nbody of %d\r\n" % (number, number)
+    return head + b"x" * size_bytes + b"\r\n"
+
+
+@pytest.fixture
+def empty_database(db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a database without a table be this test's: others need the one that is migrated."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE before")
+    connection.close()
+    with monkeypatch.context() as patch:
+        patch.setitem(connection.settings_dict, "NAME", "before")
+        yield
+        commit.close_idle()
+        connection.close()
+    with connection.cursor() as cursor:
+        cursor.execute("DROP DATABASE before WITH (FORCE)")
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End it as a process manager does: who does not hear SIGTERM gets SIGKILL after a while."""
+    process.terminate()
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 @contextlib.contextmanager
-def previous_release(directory: Path, archive_dir: Path) -> Iterator[Callable[[], str]]:
-    """Run its processes on this test's database and archive; yield what reads all that they said.
+def previous_release(
+    directory: Path, archive_dir: Path, config: dict[str, Any]
+) -> Iterator[Callable[[], str]]:
+    """Have it migrate this test's database and run its processes on that and the archive, with one
+    source; yield what reads all that they said.
 
     They have a Redis of their own: what this version's have in theirs is not for them.
     """
@@ -82,9 +132,13 @@ def previous_release(directory: Path, archive_dir: Path) -> Iterator[Callable[[]
                 words, cwd=where, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                 preexec_fn=lambda: end_with_parent(signal.SIGTERM),  # noqa: PLW1509 - only a prctl
             )  # fmt: skip
-            running.callback(process.wait)
-            running.callback(process.terminate)
+            running.callback(_end, process)
 
+        for words in (
+            ("manage.py", "migrate", "--verbosity=0"),
+            ("-c", _ADD_SOURCE, json.dumps(config)),
+        ):
+            subprocess.run([sys.executable, *words], cwd=code, env=env, stdout=out, check=True)
         start(local.redis().command, local.var_dir)
         for line in programs.values():
             start(("/bin/sh", "-c", f"exec {line}"), code)
@@ -93,7 +147,7 @@ def previous_release(directory: Path, archive_dir: Path) -> Iterator[Callable[[]
 
 @pytest.fixture
 def account(dovecot: Dovecot) -> Account:
-    account = dovecot.account(*(mail(n) for n in range(40)))
+    account = dovecot.account(*(mail(n, 4_000) for n in range(MESSAGES - 11)))
     dovecot.append(account.name, "Work/2024", *(mail(n) for n in range(100, 110)), mail(1))
     return account
 
@@ -113,38 +167,58 @@ def test_the_release_before_is_the_one_that_was_tagged_last() -> None:
         assert "ingestion/migrations/0029_documents_have_numbers.py" not in there
 
 
-def test_the_release_before_imports_indexes_and_syncs_on_the_new_tables(
+@pytest.mark.long(seconds=40)
+@pytest.mark.usefixtures("empty_database")
+def test_the_release_before_imports_indexes_and_syncs_while_and_after_the_database_is_migrated(
     account: Account, dovecot: Dovecot, archive_dir: Path, tmp_path_factory: pytest.TempPathFactory,
     wait_for: Callable[..., Any],
 ) -> None:  # fmt: skip
-    source = imap_source.create(account)
+    other = dovecot.account(*(mail(n) for n in range(400, 410)))
 
     def done(messages: int) -> bool:
+        counted = sum(IngestionSource.objects.values_list("message_count", flat=True))
         return (
             Run.objects.filter(finished_at=None).count() == 0
-            and Document.objects.count() == messages == source_now().message_count
+            and Document.objects.count() == messages == counted
         )
 
-    def source_now() -> IngestionSource:
-        return IngestionSource.objects.get(pk=source.pk)
+    def goes_on() -> bool:
+        return Message.objects.count() > had
 
-    with previous_release(tmp_path_factory.mktemp("before"), archive_dir) as said:
-        verbs.start_import(source, actor=ACTOR)
-        try:
-            wait_for(lambda: done(50), 240)
-            dovecot.append(account.name, "INBOX", *(mail(n) for n in range(200, 205)))
-            verbs.start_sync(source_now(), actor=ACTOR)
-            wait_for(lambda: done(55), 240)
-        except AssertionError as error:
-            raise AssertionError(f"{error}\n{said()}") from None
-    assert "rror" not in said(), said()
-    assert imap_source.archived(source) == dovecot.contents(account.name)
-    assert {*Run.objects.values_list("status", "messages_failed")} == {(RunStatus.COMPLETED, 0)}
-    assert not Mailbox.objects.exclude(last_error="").exists()
+    with SlowLink(dovecot.host, dovecot.port, bytes_per_second=BYTES_PER_SECOND) as link:
+        config = imap_source.config(account, host=link.host, port=link.port)
+        with previous_release(tmp_path_factory.mktemp("before"), archive_dir, config) as said:
+            try:
+                had = 11  # the other folder's, which is done with
+                wait_for(goes_on, 240)
+                call_command("migrate", interactive=False, verbosity=0)
+                had = Message.objects.count()
+                assert had < MESSAGES, "there was nothing left to import"
+                wait_for(goes_on, 240)
+                link.bytes_per_second = None
+                wait_for(lambda: done(MESSAGES), 240)
+                # What begins on the new tables: a sync, and an import.
+                source = IngestionSource.objects.get()
+                dovecot.append(account.name, "INBOX", *(mail(n) for n in range(200, 205)))
+                verbs.start_sync(source, actor=ACTOR)
+                another = imap_source.create(other)
+                verbs.start_import(another, actor=ACTOR)
+                wait_for(lambda: done(MESSAGES + 15), 240)
+            except AssertionError as error:
+                raise AssertionError(f"{error}\n{said()}") from None
+            assert "rror" not in said(), said()
+            assert imap_source.archived(source) == dovecot.contents(account.name)
+            assert imap_source.archived(another) == dovecot.contents(other.name)
+            assert {*Run.objects.values_list("status", "messages_failed")} == {
+                (RunStatus.COMPLETED, 0)
+            }
+            assert not Mailbox.objects.exclude(last_error="").exists()
 
-    # And this version goes on from there.
-    dovecot.append(account.name, "INBOX", mail(300))
-    verbs.start_sync(source_now(), actor=ACTOR)
-    due_work.work_until_done(source_now(), on_progress=lambda _: None)
-    assert imap_source.archived(source) == dovecot.contents(account.name)
-    assert Pack.objects.count() >= 3
+        # And this version goes on from there.
+        dovecot.append(account.name, "INBOX", mail(300))
+        verbs.start_sync(IngestionSource.objects.get(pk=source.pk), actor=ACTOR)
+        due_work.work_until_done(
+            IngestionSource.objects.get(pk=source.pk), on_progress=lambda _: None
+        )
+        assert imap_source.archived(source) == dovecot.contents(account.name)
+        assert Pack.objects.count() >= 3
