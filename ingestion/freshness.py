@@ -189,7 +189,7 @@ def _fails(followed: QuerySet[Mailbox]) -> Combinable:
     listing = Run.objects.filter(_FAILING_LISTING, source=OuterRef("pk"))
     newest = failed.order_by("-failing_since").values("failing_since")
     alone = When(~Exists(followed.filter(failing_since=None)), then=Subquery(newest[:1]))
-    since = Coalesce(Subquery(listing.values("failing_since")), Subquery(newest[1:2]), Case(alone))
+    since = Greatest(Subquery(listing.values("failing_since")), Subquery(newest[1:2]), Case(alone))
     success = Max(Greatest("last_synced_at", "last_mail_at"))
     last = followed.order_by().values("source").annotate(at=success).values("at")
     # Most sources are well, and cost no more than two look-ups in an index.

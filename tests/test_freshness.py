@@ -159,6 +159,21 @@ def test_one_mailbox_of_several_that_fails_is_late_after_a_quarter_of_an_hour(ow
     assert "Its own trouble" not in said(source)
 
 
+@pytest.mark.parametrize("status", ["active", "importing"])
+def test_a_source_of_which_all_fails_is_told_whatever_began_to_fail_before(
+    owner: User, status: str
+) -> None:
+    source = a_source(owner, status=status)
+    a_failing(source, "a@example.com", ago(hours=1), last_synced_at=ago(minutes=6))
+    a_failing(source, "b@example.com", ago(seconds=40))
+    assert codes(source) == ["failing"]  # the one always did, the other since its success
+    third = a_failing(source, "c@example.com", ago(seconds=35))
+    Run.objects.create(source=source, kind="sync", failing_since=ago(hours=2), attempts=9)
+    assert codes(source) == ["failing"]
+    Mailbox.objects.filter(pk=third.pk).update(failing_since=None, last_synced_at=timezone.now())
+    assert codes(source) == []
+
+
 def test_a_source_whose_mailboxes_can_not_be_listed_fails(owner: User) -> None:
     source = a_source(owner)
     for n in "abc":
