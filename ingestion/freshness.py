@@ -138,7 +138,7 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     that `reasons` puts into words. To be filtered by: `needs_attention`, whether any of them holds;
     of rows that are read, `needs_somebody` says it, without asking for each condition twice.
 
-    Rows that are read bring along what `left_out` tells of, in two further queries.
+    Rows that are read bring along what `left_out` and `failing` tell of, in three further queries.
     """
     followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
     oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
