@@ -80,7 +80,7 @@ ROOMS = {
         Room("models", "the tables; secrets are encrypted", (504, 740, 216, 60),
              "ingestion.models ingestion.migrations ingestion.crypto ingestion.moments"),
         Room("states", "words: states and their moves, refusals", (24, 848, 696, 56),
-             "ingestion.states ingestion.errors ingestion.addresses"),
+             "ingestion.states ingestion.errors ingestion.addresses ingestion.amounts"),
         Room("connectors", "the interface,|and what all share:|types, errors,|configuration,|"
              "registry, network,|tokens, throttle", (776, 340, 144, 564), "connectors", "mail"),
         Room("google", "Workspace, Gmail", (960, 340, 132, 72), "connectors.google", "mail"),

@@ -13,6 +13,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from ingestion.admin import display
+from ingestion.amounts import counted
 from ingestion.models import ArchivedDay
 
 DAYS = 30
@@ -28,7 +29,8 @@ class Day:
     size_bytes: int
 
     def __str__(self) -> str:
-        return f"{self.day:%a %d %b}: {_counted(self.messages)}, {display.size(self.size_bytes)}"
+        messages = counted(self.messages, "message")
+        return f"{self.day:%a %d %b}: {messages}, {display.size(self.size_bytes)}"
 
 
 def days(counted: QuerySet[ArchivedDay]) -> list[Day]:
@@ -54,14 +56,10 @@ def context(shown: list[Day]) -> dict[str, Any]:
         "top": f"{top:,}",
         "middle": f"{top // 2:,}" if top > 1 else "",
         "dates": [f"{shown[at].day:%d %b}" for at in (0, len(shown) // 2)],
-        "today": _counted(shown[-1].messages),
-        "said": f"{_counted(total)} in {len(shown)} days, {size}",
+        "today": counted(shown[-1].messages, "message"),
+        "said": f"{counted(total, 'message')} in {len(shown)} days, {size}",
         "days": [day for day in reversed(shown) if day.messages],
     }
-
-
-def _counted(messages: int) -> str:
-    return f"{messages:,} {'message' if messages == 1 else 'messages'}"
 
 
 def _round_above(number: int) -> int:

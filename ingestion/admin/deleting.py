@@ -15,6 +15,7 @@ from django.template.response import TemplateResponse
 from ingestion import dispatching
 from ingestion.admin import display
 from ingestion.admin.verbs import Outcome
+from ingestion.amounts import counted
 from ingestion.errors import ServiceError
 from ingestion.models import Export, IngestionSource, Mailbox
 from ingestion.services.audit import Actor
@@ -42,9 +43,9 @@ class Line:
     def what(self) -> str:
         """Say what goes with it."""
         parts = [
-            _counted(self.source.message_count, "archived message"),
+            counted(self.source.message_count, "archived message"),
             display.size(self.source.archived_bytes),
-            _counted(self.mailboxes, "mailbox", "mailboxes"),
+            counted(self.mailboxes, "mailbox"),
         ]
         return ", ".join(parts)
 
@@ -74,8 +75,8 @@ def page(
         **context,
         "title": f"Delete {lines[0].source.name if len(lines) == 1 else f'{len(lines)} sources'}",
         "lines": lines,
-        "total": f"{_counted(messages, 'archived message')}, {display.size(size)}",
-        "exports": _counted(ready, "export") if ready else "",
+        "total": f"{counted(messages, 'archived message')}, {display.size(size)}",
+        "exports": counted(ready, "export") if ready else "",
         "action": action,
         "checkbox": ACTION_CHECKBOX_NAME,
     }
@@ -90,7 +91,3 @@ def delete(source: IngestionSource, *, actor: Actor) -> Outcome:
         return Outcome(source, ok=False, text=str(refusal))
     dispatching.on_commit(source)
     return Outcome(source, ok=True, text="Deleted. Its mail is removed in the background.")
-
-
-def _counted(number: int, noun: str, plural: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

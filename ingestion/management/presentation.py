@@ -44,12 +44,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def counted(number: int, noun: str) -> str:
-    """Say "1 message", "2 messages", "1,000 mailboxes"."""
-    plural = f"{noun}es" if noun.endswith("x") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
 def size(size_bytes: float) -> str:
     """Say a number of bytes in decimal units: "1.5 MB"."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ingestion import dispatching
+from ingestion.amounts import counted
 from ingestion.errors import InvalidInput
 from ingestion.management import given
 from ingestion.management.base import Exit, OperatorCommand, UsageError
-from ingestion.management.presentation import counted, printable
+from ingestion.management.presentation import printable
 from ingestion.services.sources import account_lists
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.account_lists import Row, Tried

@@ -4,10 +4,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from ingestion.amounts import counted
 from ingestion.management.backups import place
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.meanwhile import Meanwhile
-from ingestion.management.presentation import counted, limit, size
+from ingestion.management.presentation import limit, size
 from ingestion.services.operations.backup import checking, making
 from ingestion.services.operations.backup.place import Manifest, Place
 

@@ -3,9 +3,10 @@
 from argparse import ArgumentParser
 from typing import Any
 
+from ingestion.amounts import counted
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.meanwhile import Meanwhile
-from ingestion.management.presentation import counted, size
+from ingestion.management.presentation import size
 from ingestion.packs.store import at, store
 from ingestion.services.operations import moving
 

@@ -4,9 +4,9 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion import index_health
+from ingestion.amounts import counted
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.meanwhile import Meanwhile
-from ingestion.management.presentation import counted
 from ingestion.models import IngestionSource
 from ingestion.services.archive import indexing
 

@@ -4,10 +4,11 @@ from argparse import ArgumentParser
 from pathlib import Path
 from typing import Any
 
+from ingestion.amounts import counted
 from ingestion.management.backups import place
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.meanwhile import Meanwhile
-from ingestion.management.presentation import counted, size
+from ingestion.management.presentation import size
 from ingestion.services.operations.backup import restoring
 
 

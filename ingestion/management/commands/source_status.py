@@ -11,9 +11,9 @@ from rich.live import Live
 from rich.text import Text
 
 from ingestion import freshness, index_health
+from ingestion.amounts import counted
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import (
-    counted,
     duration,
     failure_object,
     fitted,

@@ -4,9 +4,10 @@ import uuid
 from argparse import ArgumentParser
 from typing import Any
 
+from ingestion.amounts import counted
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.meanwhile import Meanwhile
-from ingestion.management.presentation import counted, size
+from ingestion.management.presentation import size
 from ingestion.models import IngestionSource
 from ingestion.services.archive import refetch, verify
 

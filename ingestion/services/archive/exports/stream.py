@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from django.utils import timezone
 
 from connectors.types import SpooledBody
+from ingestion.amounts import counted
 from ingestion.errors import Corrupt
 from ingestion.models import Message
 from ingestion.services.archive import reading
@@ -53,5 +54,5 @@ def outcome(done: int, unreadable: int) -> str:
     """Say how much was taken out: "49,999 of 50,000 messages; 1 could not be read"."""
     total = done + unreadable
     if not unreadable:
-        return f"{total:,} {'message' if total == 1 else 'messages'}"
+        return counted(total, "message")
     return f"{done:,} of {total:,} messages; {unreadable:,} could not be read"

@@ -9,6 +9,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from ingestion import expiry, freshness, queries
+from ingestion.amounts import counted
 from ingestion.models import AlertRule, ArchivedDay, IngestionSource, Pack
 from ingestion.services.operations import capacity
 from ingestion.services.operations.alerting.mail import Mail, one_line
@@ -70,8 +71,9 @@ def of(rule: AlertRule) -> Mail:
     sentence = freshness.summary(sources)
     number = len(needing)
     need = f"{number:,} {'source needs' if number == 1 else 'sources need'} somebody"
+    archived = counted(messages, "message")
     return Mail(
-        subject=f"{_counted(messages)} archived {span}; {need if needing else 'all is well'}",
+        subject=f"{archived} archived {span}; {need if needing else 'all is well'}",
         template="digest",
         about={
             "rule": rule.name,
@@ -81,8 +83,8 @@ def of(rule: AlertRule) -> Mail:
             "rows": rows[:_LISTED],
             "needing_more": f"{number - _LISTED:,}" if number > _LISTED else "",
             "more": f"{len(rows) - _LISTED:,}" if len(rows) > _LISTED else "",
-            "messages": _counted(messages),
-            "failures": _counted(sum(row.failures for row in rows)),
+            "messages": archived,
+            "failures": counted(sum(row.failures for row in rows), "message"),
             "storage": _storage(sources, rule),
         },
         key=f"{rule.pk} digest {rule.digest_at}",
@@ -138,10 +140,6 @@ def _storage(sources: QuerySet[IngestionSource], rule: AlertRule) -> str:
     days = room.days_left
     lasts = f", enough for {days:,.0f} days" if days is not None and days < 3_650 else ""
     return f"{text} Of its disk {_size(room.free)} are free{lasts}."
-
-
-def _counted(messages: int) -> str:
-    return f"{messages:,} {'message' if messages == 1 else 'messages'}"
 
 
 def _size(size_bytes: int) -> str:
