@@ -141,7 +141,9 @@ class Caller:
 
         Refusals for too much, errors of the server and expired tokens are tried again here; what
         remains is raised: ConnectorError, Absent, BadRequest. A broken connection is Unavailable at
-        once. `kind` names the cost in units.
+        once. What was refused for too much in between is no proof that the server fails at this
+        request (a message would be set aside for it): that is raised as RateLimited. `kind` names
+        the cost in units.
         """
         if reader is not None:
             request.postproc = _as_it_came
@@ -157,7 +159,7 @@ class Caller:
                 problem = refusal
                 self.pace.refused(refusal, attempt)
             except OutOfOrder as error:
-                problem = error
+                problem = problem if isinstance(problem, Refused) else error
                 if attempt < _TRIES - 1:
                     self.stop.wait(_backoff(attempt, _FIRST_WAIT_SECONDS))
             except _Unauthorized as refusal:

@@ -405,6 +405,24 @@ def test_a_message_that_google_fails_at_is_shown_and_the_others_go_on(
     assert archived(alice.address) == held_by(alice)
 
 
+def test_a_message_is_not_given_up_for_refusals_of_too_much_and_one_error(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    name = alice.deliver(body(1))
+    asked = [0]
+
+    def fail(method: str, _: str, which: str) -> None:
+        if method == "messages.get" and which == name:
+            asked[0] += 1
+            google.faults.too_many = float(asked[0] in {1, 3})
+            google.faults.broken = {name} if asked[0] in {2, 4} else set()
+
+    google.before_call = fail
+    assert imported(account).message == "1 archived."
+    assert asked[0] == 5
+    assert archived(alice.address) == held_by(alice)
+
+
 def test_a_revoked_consent_is_an_error_that_says_sign_in_again(
     account: IngestionSource, alice: Person, google: Gmail
 ) -> None:
