@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, transaction
 
 from ingestion.errors import LostRace
-from ingestion.models import AuditEvent, IngestionSource
+from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Mailbox
 from ingestion.services.engine import sync
 from ingestion.services.sources import verbs
 from ingestion.services.sources.status import locked
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 SOURCE = "SELECT 1 FROM ingestion_ingestionsource FOR NO KEY UPDATE"
 MAILBOX = "SELECT 1 FROM ingestion_mailbox FOR NO KEY UPDATE"
 RUN = "SELECT 1 FROM ingestion_run FOR NO KEY UPDATE"
+FAILURE = "SELECT 1 FROM ingestion_failedmessage FOR UPDATE"
 
 
 @contextlib.contextmanager
@@ -81,6 +82,28 @@ def test_a_slice_of_work_goes_on_at_once(server: Server, source: IngestionSource
     mailbox.refresh_from_db()
     assert (mailbox.attempts, mailbox.lease_expires_at) == (0, None)
     finish(source)
+    assert_exact(server, source)
+
+
+def test_a_message_is_not_blamed_for_a_transaction_that_was_broken_off(
+    server: Server, source: IngestionSource
+) -> None:
+    """The worst is expected of the third message, and no more of the second; then that is undone."""
+    fill(server, 4)
+    start(source)
+    Mailbox.objects.update(worker_deaths=1)
+    with contextlib.ExitStack() as stack:
+
+        def cross(fetched: int) -> None:
+            if fetched == 1:
+                assert FailedMessage.objects.get().attempts == 1
+                stack.enter_context(crossing(FAILURE, MAILBOX))
+
+        server.before_message = cross
+        assert sync.sync_mailbox(due_now().pk)
+    assert len(server.fetched) == 2
+    assert not FailedMessage.objects.exists()
+    assert finish(source).message == "4 archived."
     assert_exact(server, source)
 
 

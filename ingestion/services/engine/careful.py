@@ -191,8 +191,8 @@ class CarefulFetch:
         """Write it down of this message, and no more of the one before."""
         poison = row is not None and row.code == POISON
         with transaction.atomic():
-            self._take_back()
             self.held.fence()
+            self._restore()
             statements.upsert_failure(
                 self.mailbox.pk,
                 folder.pk,
@@ -208,20 +208,27 @@ class CarefulFetch:
         """Nobody died: leave what was known of the message before. Idempotent."""
         if self._expected is None:
             return
-        folder, ref, row = self._expected
         with transaction.atomic():
             self.held.fence()
-            mine = FailedMessage.objects.filter(folder=folder, remote_id=ref.remote_id)
-            if row is None:
-                mine.delete()
-            else:
-                mine.update(
-                    code=row.code,
-                    reason=row.reason,
-                    attempts=row.attempts,
-                    not_before=row.not_before,
-                )
+            self._restore()
         self._expected = None
+
+    def _restore(self) -> None:
+        """Call inside a transaction, under the fence. `_expected` is to follow once that came: one
+        that fails leaves the worst written down."""
+        if self._expected is None:
+            return
+        folder, ref, row = self._expected
+        mine = FailedMessage.objects.filter(folder=folder, remote_id=ref.remote_id)
+        if row is None:
+            mine.delete()
+        else:
+            mine.update(
+                code=row.code,
+                reason=row.reason,
+                attempts=row.attempts,
+                not_before=row.not_before,
+            )
 
     def _record_break(
         self, folder: Folder, ref: MessageRef, row: FailedMessage | None, error: Unavailable
