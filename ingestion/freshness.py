@@ -3,8 +3,8 @@
 Fresh is who was synced, not who was tried. A source is archived up to the oldest successful sync of
 the mailboxes it follows. It is late when one of these is: its turn (`ingestion.pace`) two intervals
 ago, and its last success 15 minutes. It fails, which is told sooner, when each try of half a minute
-did (`_fails`). What can't be had by itself (a suspended mailbox, a folder, a message) does not hold
-that back: it is told beside it.
+did, or each to list its mailboxes (`_fails`). What can't be had by itself (a suspended mailbox, a
+folder, a message) does not hold that back: it is told beside it.
 
 Each of them costs a constant number of queries.
 """
@@ -108,10 +108,6 @@ class Verdict(NamedTuple):
     is_late: bool
     needs_attention: bool
 
-    @property
-    def is_unreached(self) -> bool:
-        return self.fails or self.is_late
-
     def age(self) -> tuple[bool, dt.datetime | None, str]:
         """Sorts what was never archived in whole first, then what was longest ago."""
         return self.archived_up_to is not None, self.archived_up_to, self.name
@@ -122,7 +118,7 @@ class Verdict(NamedTuple):
 _FAILING_FOLDER = Q(
     failing_since__isnull=False, removed_at=None, mailbox__state=MailboxState.ACTIVE
 )
-_FAILING_LISTING = Q(finished_at=None, failing_since__lte=Now() - _FAILS)
+_FAILING_LISTING = Q(finished_at=None, discovered_at=None, failing_since__lte=Now() - _FAILS)
 #: What `judged` annotates, worst first.
 _CONDITIONS = (
     *("fails", "is_late", "check_fails", "awaits_sign_in"),
@@ -182,21 +178,24 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
 
 
 def _fails(followed: QuerySet[Mailbox]) -> Combinable:
-    """Of a source: whether its listing of mailboxes fails for a while, or two of its mailboxes do
-    (of which one alone is that one's trouble, unless there is no other), and none of its mailboxes
-    had a success since, or progress."""
+    """Of a source: whether its listing of mailboxes fails for a while, for those that it lacks get
+    no turn, whatever the others do. Or two of its mailboxes do (of which one alone is that one's
+    trouble, unless there is no other), and none of them had a success since, or progress."""
     failed = followed.filter(failing_since__lte=Now() - _FAILS)
     listing = Run.objects.filter(_FAILING_LISTING, source=OuterRef("pk"))
     newest = failed.order_by("-failing_since").values("failing_since")
     alone = When(~Exists(followed.filter(failing_since=None)), then=Subquery(newest[:1]))
-    since = Greatest(Subquery(listing.values("failing_since")), Subquery(newest[1:2]), Case(alone))
+    since = Greatest(Subquery(newest[1:2]), Case(alone))
     success = Max(Greatest("last_synced_at", "last_mail_at"))
     last = followed.order_by().values("source").annotate(at=success).values("at")
     # Most sources are well, and cost no more than two look-ups in an index.
     asks = Q(status__in=(SourceStatus.ACTIVE, SourceStatus.IMPORTING))
-    asks &= Q(Exists(failed)) | Q(Exists(listing))
     lasts = GreaterThan(since, Coalesce(Subquery(last), F("created_at")))
-    return Case(When(asks, then=Coalesce(lasts, False)), default=False)
+    return Case(
+        When(asks & Q(Exists(listing)), then=True),
+        When(asks & Q(Exists(failed)), then=Coalesce(lasts, False)),
+        default=False,
+    )
 
 
 def _troubled() -> QuerySet[Mailbox]:
@@ -215,6 +214,11 @@ def _holds(condition: Q) -> Combinable:
 
 
 # -- in words ----------------------------------------------------------------------------------
+
+
+def is_unreached(source: Any) -> bool:
+    """Tell whether a Verdict, or a source that came through `judged`, says that nothing comes."""
+    return bool(source.fails or source.is_late)
 
 
 def needs_somebody(source: Any) -> bool:
@@ -308,7 +312,10 @@ def _why(row: Mailbox | Run | None) -> str:
 
 def _failure(source: Any) -> Reason:
     row = failing(source)
-    text = f"Nothing is archived now: {_why(row)} It is tried again by itself."
+    what = "Nothing is archived now"
+    if isinstance(row, Run):
+        what = "Its mailboxes can't be listed to the end, and the rest is not archived now"
+    text = f"{what}: {_why(row)} It is tried again by itself."
     if row is None:
         return Reason("failing", text)
     return Reason("failing", text, row.failing_since, row.not_before)
@@ -348,14 +355,14 @@ def summary(sources: QuerySet[IngestionSource]) -> Summary:
 
 def named_by_summary(found: Iterable[Verdict]) -> list[uuid.UUID]:
     """Return the id of the source that a summary names: the latest of all that are not reached."""
-    late = sorted((one for one in found if one.is_unreached), key=Verdict.age)
+    late = sorted((one for one in found if is_unreached(one)), key=Verdict.age)
     return [one.pk for one in late[:1]]
 
 
 def summed_up(found: Sequence[Verdict], rows: Mapping[uuid.UUID, Any]) -> Summary:
     """Say the summary of verdicts. `rows`: at least what `named_by_summary` asks for."""
     followed = [one for one in found if one.status == SourceStatus.ACTIVE]
-    late = [one for one in found if one.is_unreached]
+    late = [one for one in found if is_unreached(one)]
     counts = collections.Counter(one.status for one in found)
     beside, in_error = _beside(counts), counts[SourceStatus.ERROR]
     if late:

@@ -168,23 +168,35 @@ def test_a_source_of_which_all_fails_is_told_whatever_began_to_fail_before(
     a_failing(source, "b@example.com", ago(seconds=40))
     assert codes(source) == ["failing"]  # the one always did, the other since its success
     third = a_failing(source, "c@example.com", ago(seconds=35))
-    Run.objects.create(source=source, kind="sync", failing_since=ago(hours=2), attempts=9)
     assert codes(source) == ["failing"]
     Mailbox.objects.filter(pk=third.pk).update(failing_since=None, last_synced_at=timezone.now())
     assert codes(source) == []
 
 
-def test_a_source_whose_mailboxes_can_not_be_listed_fails(owner: User) -> None:
-    source = a_source(owner)
-    for n in "abc":
-        a_mailbox(source, f"{n}@example.com", last_synced_at=ago(minutes=2))
+@pytest.mark.parametrize(("status", "kind"), [("active", "sync"), ("importing", "import")])
+def test_a_source_whose_mailboxes_can_not_be_listed_fails_whatever_those_do_that_were(
+    owner: User, status: str, kind: str
+) -> None:
+    source = a_source(owner, "Acme", status=status)
     run = Run.objects.create(
-        source=source, kind="sync", failing_since=ago(seconds=35), warning=REFUSED, attempts=1
+        source=source, kind=kind, failing_since=ago(seconds=25), warning=REFUSED, attempts=1
     )
+    for n in "abc":
+        a_mailbox(source, f"{n}@example.com", last_synced_at=timezone.now())
+    assert codes(source) == []  # a hiccup
+    Run.objects.update(failing_since=ago(seconds=35), not_before=timezone.now() + LATER)
     assert codes(source) == ["failing"]
-    assert REFUSED in said(source)
-    Run.objects.filter(pk=run.pk).update(finished_at=timezone.now())
-    assert codes(source) == []
+    assert f"can't be listed to the end, and the rest is not archived now: {REFUSED}" in said(
+        source
+    )
+    assert f"The next try is at {(timezone.now() + LATER):%H:%M} UTC. Since " in said(source)
+    assert summary().text.startswith("Acme has been failing since ")
+    assert REFUSED in summary().text
+    for ended in ("discovered_at", "finished_at"):
+        Run.objects.filter(pk=run.pk).update(**{ended: timezone.now()})
+        assert codes(source) == []
+        Run.objects.filter(pk=run.pk).update(**{ended: None})
+    assert codes(source) == ["failing"]
 
 
 def test_what_waits_for_somebody_needs_attention(owner: User) -> None:

@@ -62,7 +62,7 @@ def _sources(request: HttpRequest, needing: Iterable[Any]) -> list[Item]:
 
 def _worst(one: Verdict) -> tuple[bool, bool, str]:
     """Sorts errors first, then what is not reached, each by name."""
-    return one.status != SourceStatus.ERROR, not one.is_unreached, one.name
+    return one.status != SourceStatus.ERROR, not freshness.is_unreached(one), one.name
 
 
 def _alerts(request: HttpRequest) -> list[Item]:

@@ -171,7 +171,7 @@ def source_status(source: Any) -> str:
 
 
 def source_tone(source: Any) -> str:
-    if source.fails or source.is_late:
+    if freshness.is_unreached(source):
         return "danger"
     if freshness.needs_somebody(source) and source.status == SourceStatus.ACTIVE:
         return "warning"

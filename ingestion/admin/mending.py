@@ -76,8 +76,8 @@ def _link(source: Any) -> Mend:
 
 def _verb(source: Any) -> Mend | None:
     slug = verbs.next_step(source)
-    unreached = source.fails or source.is_late
-    if source.status == SourceStatus.ACTIVE and source.lacks_messages and not unreached:
+    is_reached = source.status == SourceStatus.ACTIVE and not freshness.is_unreached(source)
+    if source.lacks_messages and is_reached:
         slug = "retry"
     if not slug:
         return None

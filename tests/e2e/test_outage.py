@@ -19,11 +19,13 @@ from django.core.cache import cache
 from django.db.models import F, QuerySet
 from django.db.models.functions import Now
 from django.test import Client
+from django.utils import timezone
 
 from ingestion import tasks
-from ingestion.models import Alert, AlertKind, AlertRule, Mailbox
+from ingestion.models import Alert, AlertKind, AlertRule, IngestionSource, Mailbox, Run
 from ingestion.services.operations import workers
 from ingestion.services.operations.alerting import outage, watch
+from tests.e2e.rows import LATER, a_mailbox, a_source
 from tests.servers import receiver, stack
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Dovecot
@@ -207,6 +209,23 @@ def test_a_server_that_is_gone_and_a_changed_password_are_told_everywhere_until_
     changed = {"providerConfig": alice.config | {"password": "another"}}
     assert places.api.put(f"/ingestion/{places.pk}", json=changed).status_code == 200
     wait_for(lambda: alice.has(2))
+    places.take_it_back()
+
+
+def test_mailboxes_that_can_not_be_listed_are_told_everywhere_until_they_can(
+    places: Places, owner: User
+) -> None:
+    """In a first import, and though one that came before the trouble was copied since."""
+    source, now = a_source(owner, "Alice", status="importing"), timezone.now()
+    places.pk, words = str(source.pk), "The directory does not answer."
+    a_mailbox(source, last_synced_at=now)
+    run = Run.objects.create(
+        source=source, kind="import", warning=words, not_before=now + LATER,
+        failing_since=now - dt.timedelta(minutes=1),
+    )  # fmt: skip
+    places.say("failing", words, "Importing, failing")
+    Run.objects.filter(pk=run.pk).update(discovered_at=now, finished_at=now, status="completed")
+    IngestionSource.objects.filter(pk=source.pk).update(status="active")
     places.take_it_back()
 
 

@@ -4,12 +4,15 @@ What follows from that for a source is `ingestion.freshness`, and tests/test_fre
 """
 
 import datetime as dt
+import itertools
 
 import pytest
+from django.db.models import F
 
 from connectors.errors import MailboxUnavailable, NeedsReauth, RateLimited, Unavailable
+from ingestion import freshness
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services.engine import careful, counters, lease, outcomes
+from ingestion.services.engine import careful, counters, lease, outcomes, sync
 from ingestion.services.engine.counters import Progress
 from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers.scripted_provider import Server
@@ -147,3 +150,34 @@ def test_a_listing_fails_until_one_is_through(server: Server, source: IngestionS
     server.before_mailbox = lambda: None
     assert listed() is None
     assert synced(source).status == "completed"
+
+
+def test_a_listing_that_breaks_off_is_told_though_a_mailbox_that_came_before_is_copied(
+    server: Server, source: IngestionSource
+) -> None:
+    server.accounts = [str(number) for number in range(discovery._BATCH + 1)]
+    listed = itertools.count(1)
+
+    def break_off() -> None:
+        if next(listed) % len(server.accounts) == 0:
+            raise GONE
+
+    server.before_mailbox = break_off
+    run = start(source)
+    assert Mailbox.objects.count() == discovery._BATCH
+    Run.objects.update(failing_since=F("failing_since") - dt.timedelta(seconds=31))
+    first = Mailbox.objects.earliest("pk")
+    sync.sync_mailbox(first.pk)
+    first.refresh_from_db()
+    assert first.last_synced_at is not None
+
+    def told() -> list[str]:
+        judged = freshness.judged(IngestionSource.objects.all()).get()
+        return [f"{reason.code}: {reason.text}" for reason in freshness.reasons(judged)]
+
+    [words] = told()
+    assert words.startswith("failing: Its mailboxes can't be listed to the end")
+    assert str(GONE) in words
+    server.before_mailbox = lambda: None
+    discovery.discover(run.pk)
+    assert told() == []
