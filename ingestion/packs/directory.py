@@ -184,8 +184,8 @@ def _make_durable_directory(directory: Path) -> None:
     source, archive = list(directory.parents)[:2]
     for one in (archive, source, directory):
         if not one.is_dir():
-            one.mkdir(parents=True, exist_ok=True)
             _durable.discard(one)
+            one.mkdir(parents=True, exist_ok=True)
         if one not in _durable:
             _fsync_directory(one.parent)
             if len(_durable) >= _MOST_KNOWN:

@@ -48,3 +48,31 @@ def test_a_new_directory_is_on_disk_before_a_pack_is_in_it(
     monkeypatch.setattr(os, "fsync", note)
     with DirectoryStore(tmp_path / "archive").writer(uuid.uuid4()):
         assert {str(tmp_path / "archive"), str(tmp_path)} <= synced
+
+
+def test_a_directory_that_is_made_anew_is_not_taken_for_the_one_that_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, source_id = DirectoryStore(tmp_path / "archive"), uuid.uuid4()
+    with store.writer(source_id):
+        pass
+    store.delete_source(source_id)
+    made: list[Path] = []
+    synced: set[str] = set()
+    fsync, mkdir = os.fsync, os.mkdir
+
+    def note(fd: int) -> None:
+        fsync(fd)
+        synced.add(str(Path(f"/proc/self/fd/{fd}").readlink()))
+
+    def another_comes(path: Path, mode: int = 0o777) -> None:
+        mkdir(path, mode)
+        made.append(path)
+        if len(made) == 1:
+            with store.writer(source_id):  # as another thread may, in this very instant
+                assert str(store.root) in synced
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "mkdir", another_comes)
+    with store.writer(source_id):
+        assert made[0] == store.root / str(source_id)
