@@ -89,7 +89,8 @@ def store_listing(
             Folder.objects.filter(pk__in=[row.pk for row in dropped]).update(**READABLE)
     if missing:
         log.info("folders_not_listed", gone=len(gone), unclear=len(missing) - len(gone))
-    _expect(held, run, mailbox, [row for _, row in followed])
+    if run.kind == RunKind.IMPORT:  # a sync knows only what it lists
+        _expect(held, run, mailbox, [row for _, row in followed])
     return followed
 
 
@@ -154,12 +155,9 @@ def _as_listed(row: Folder) -> RemoteFolder:
 
 
 def _expect(held: Lease, run: Run, mailbox: Mailbox, followed: Sequence[Folder]) -> None:
-    """Count in the run's total what an import has yet to do here, and what was expected and is not
-    done no more: it is listed again. (A sync knows only what it lists.)"""
-    left = 0
-    if run.kind == RunKind.IMPORT:
-        counts = sql.known_counts([row.pk for row in followed])
-        left = sum(max(0, (row.remote_count or 0) - counts.get(row.pk, 0)) for row in followed)
+    """Count in an import's total what it has yet to do here, instead of what was expected."""
+    counts = sql.known_counts([row.pk for row in followed])
+    left = sum(max(0, (row.remote_count or 0) - counts.get(row.pk, 0)) for row in followed)
     if left != mailbox.messages_expected:
         with transaction.atomic():
             held.fence()

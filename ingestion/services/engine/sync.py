@@ -144,6 +144,8 @@ class _Mailbox:
     def __init__(self, held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> None:
         self.held, self.mailbox, self.run, self.until = held, mailbox, run, until
         self.options = Options.of(mailbox.source.options)
+        #: Of what slices before had listed, how much is not listed again yet.
+        self.expected = mailbox.messages_expected
         #: Whether anything came of the folder in hand, in this slice.
         self.moved = False
         #: Whether a download is under way.
@@ -270,8 +272,8 @@ class _Mailbox:
         if any(ref.stable_id for ref in wanted):
             self.capture.wait()  # what it is about to show may be the same messages
         known, unknown = self._split(folder, wanted)
-        if self.run.kind == RunKind.SYNC and len(unknown) >= _WORTH_EXPECTING:
-            counters.expect(self.run.pk, self.mailbox.pk, len(unknown))
+        if self.run.kind == RunKind.SYNC:
+            self._expect(len(unknown))
         placed = () if page.again else self._described(session, remote, known)
         rest = self._fetch_carefully(session, remote, folder, unknown)
         if rest is None:
@@ -295,6 +297,12 @@ class _Mailbox:
             with transaction.atomic():
                 self.held.fence()
                 placements.keep_first_seen(folder.pk)
+
+    def _expect(self, listed: int) -> None:
+        """Let the run's total count what a sync has listed, and a slice before had not."""
+        more, self.expected = max(0, listed - self.expected), max(0, self.expected - listed)
+        if more >= _WORTH_EXPECTING:
+            counters.expect(self.run.pk, self.mailbox.pk, more)
 
     def _fetch_carefully(
         self,
