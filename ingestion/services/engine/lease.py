@@ -10,7 +10,7 @@ a session that is gone can't come back. One that merely sleeps keeps its lease u
 """
 
 import datetime as dt
-import multiprocessing
+import mmap
 import threading
 import time
 import uuid
@@ -29,9 +29,27 @@ log = structlog.get_logger(__name__)
 LEASE_SECONDS = 20
 RENEW_SECONDS = 5
 
+
+class _Leaving:
+    """An event for this process and those that it forks. Not multiprocessing's, whose lock stays
+    with whoever is killed while it asks: then SIGTERM's handler waits for it, and all leases do."""
+
+    def __init__(self) -> None:
+        self._shared = mmap.mmap(-1, 1)
+
+    def is_set(self) -> bool:
+        return self._shared[0] != 0
+
+    def set(self) -> None:
+        self._shared[0] = 1
+
+    def clear(self) -> None:
+        self._shared[0] = 0
+
+
 #: Set when this worker is told to end, and heard by the processes that it forked: all leases are
 #: given back at the next message, so that a deploy looks to nobody like a death.
-leaving = multiprocessing.Event()
+leaving = _Leaving()
 _LISTEN_SECONDS = 0.5
 
 #: Whether the row's source is runnable. As a scalar: a join, or EXISTS, would read all sources

@@ -1,8 +1,10 @@
 """One worker has a mailbox: it may die, be told to stop, or take too long, and nothing is lost."""
 
 import datetime as dt
+import os
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from django.db import connection, transaction
@@ -24,6 +26,7 @@ from ingestion.models import (
 from ingestion.packs.store import store
 from ingestion.services.engine import commit, due_work, lease, sync
 from ingestion.services.sources import deletion, verbs
+from tests.servers.mortal import MortalProcess, dies
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
     ACTOR,
@@ -88,6 +91,33 @@ def die_at_work() -> None:
     dead = threading.Thread(target=die)
     dead.start()
     dead.join()
+
+
+def test_a_process_that_is_killed_while_it_asks_keeps_nobody_from_leaving() -> None:
+    begins, begun = os.pipe()
+
+    def ask() -> None:
+        os.write(begun, b".")
+        while True:
+            lease.leaving.is_set()
+
+    def hears() -> None:
+        assert lease.leaving.is_set()
+
+    for _ in range(20):  # of which any one may be in the midst of asking
+        with MortalProcess(ask, at_step=None, directory=Path("/nowhere")):
+            os.read(begins, 1)
+            time.sleep(0.005)
+    os.close(begins)
+    os.close(begun)
+    told = threading.Thread(target=lease.leaving.set, daemon=True)
+    told.start()
+    told.join(10)
+    assert not told.is_alive()
+    try:
+        assert not dies(hears, at_step=None, directory=Path("/nowhere")), "a fork hears it"
+    finally:
+        lease.leaving.clear()
 
 
 def test_care_leaves_no_trace_where_nobody_dies(server: Server, source: IngestionSource) -> None:
