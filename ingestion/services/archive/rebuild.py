@@ -304,7 +304,7 @@ def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
 
 
 def _recount(source: IngestionSource) -> None:
-    """Set the counters to what the rows say.
+    """Set the counters, and what was archived on each day, to what the rows say.
 
     Under the row lock that a capture takes too, so that what it adds meanwhile is counted once.
     """
@@ -316,4 +316,4 @@ def _recount(source: IngestionSource) -> None:
             Mailbox.objects.filter(pk=pk).update(
                 message_count=counted["count"], archived_bytes=counted["size"] or 0
             )
-    counters.recount_source(source.pk)
+    counters.count_anew(source.pk)

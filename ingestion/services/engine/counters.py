@@ -4,7 +4,7 @@ import dataclasses
 import operator
 import uuid
 
-from django.db import connection, transaction
+from django.db import transaction
 
 from ingestion.models.run import RATE_WINDOW
 from ingestion.services.engine.statements import run
@@ -90,40 +90,83 @@ def expect(run_id: uuid.UUID, mailbox_id: uuid.UUID, more: int) -> None:
     )
 
 
+#: What a source has now is what its mailboxes have; what that is more than before came today. (What
+#: is less, by the loss of rows, says nothing of a day.)
+_RECOUNT = """
+WITH before AS (
+    SELECT message_count, archived_bytes FROM ingestion_ingestionsource WHERE id = %(source)s),
+sums AS (
+    SELECT coalesce(sum(message_count), 0) AS messages, coalesce(sum(archived_bytes), 0) AS bytes
+      FROM ingestion_mailbox WHERE source_id = %(source)s),
+moved AS (
+    UPDATE ingestion_ingestionsource
+       SET message_count = sums.messages, archived_bytes = sums.bytes
+      FROM before, sums
+     WHERE id = %(source)s
+       AND (before.message_count, before.archived_bytes) <> (sums.messages, sums.bytes)
+ RETURNING greatest(0, sums.messages - before.message_count) AS messages,
+           greatest(0, sums.bytes - before.archived_bytes) AS bytes)
+INSERT INTO ingestion_archivedday AS d (source_id, day, messages, size_bytes)
+SELECT %(source)s, (now() AT TIME ZONE 'UTC')::date, messages, bytes
+  FROM moved WHERE messages > 0 OR bytes > 0
+    ON CONFLICT (source_id, day) DO UPDATE
+   SET messages = d.messages + excluded.messages,
+       size_bytes = d.size_bytes + excluded.size_bytes"""
+
+#: Counters and days by one statement, which sees no message in one of them alone.
+_COUNT_ANEW = """
+WITH counted AS (
+    SELECT (m.archived_at AT TIME ZONE 'UTC')::date AS day, count(*) AS messages,
+           sum(m.size_bytes) AS bytes
+      FROM ingestion_message m JOIN ingestion_mailbox b ON b.id = m.mailbox_id
+     WHERE b.source_id = %(source)s GROUP BY 1),
+gone AS (
+    DELETE FROM ingestion_archivedday
+     WHERE source_id = %(source)s AND day <> ALL (ARRAY(SELECT day FROM counted))),
+days AS (
+    INSERT INTO ingestion_archivedday (source_id, day, messages, size_bytes)
+    SELECT %(source)s, day, messages, bytes FROM counted
+        ON CONFLICT (source_id, day) DO UPDATE
+       SET messages = excluded.messages, size_bytes = excluded.size_bytes)
+UPDATE ingestion_ingestionsource
+   SET message_count = n.messages, archived_bytes = n.bytes
+  FROM (SELECT coalesce(sum(message_count), 0) AS messages,
+               coalesce(sum(archived_bytes), 0) AS bytes
+          FROM ingestion_mailbox WHERE source_id = %(source)s) n
+ WHERE id = %(source)s"""
+
+
 def recount_source(source_id: uuid.UUID) -> None:
     """Set the source's counters to the sums of its mailboxes', and let its day (ArchivedDay) have
-    what they grew by.
+    what they grew by. Of one that was deleted nothing is counted: its mailboxes go before it does.
 
     Not in the transaction that changes a mailbox: there, the source's row would be a lock that all
     mailboxes of a tenant wait for.
     """
-    with transaction.atomic(savepoint=False), connection.cursor() as cursor:
-        # The lock first, in a statement of its own, so that the sums are of what is visible then.
-        cursor.execute(
-            "SELECT message_count, archived_bytes FROM ingestion_ingestionsource"
-            " WHERE id = %s FOR NO KEY UPDATE",
-            (source_id,),
-        )
-        before = cursor.fetchone()
-        cursor.execute(
-            """UPDATE ingestion_ingestionsource s
-                  SET message_count = n.messages, archived_bytes = n.bytes
-                 FROM (SELECT coalesce(sum(message_count), 0) AS messages,
-                              coalesce(sum(archived_bytes), 0) AS bytes
-                         FROM ingestion_mailbox WHERE source_id = %(source)s) n
-                WHERE s.id = %(source)s
-                  AND (s.message_count, s.archived_bytes) <> (n.messages, n.bytes)
-            RETURNING s.message_count, s.archived_bytes""",
+    with transaction.atomic(savepoint=False):
+        if _lock(source_id):
+            recount_locked(source_id)
+
+
+def recount_locked(source_id: uuid.UUID) -> None:
+    """The same, under the source's row lock, which was taken before: the sums are of what is
+    visible since then."""
+    run(_RECOUNT, {"source": source_id})
+
+
+def count_anew(source_id: uuid.UUID) -> None:
+    """Set the source's counters to the sums of its mailboxes', and its days to what was archived
+    on each, as its messages tell. Reads all of their rows. Opens its own transaction."""
+    with transaction.atomic():
+        if _lock(source_id):
+            run(_COUNT_ANEW, {"source": source_id})
+
+
+def _lock(source_id: uuid.UUID) -> bool:
+    return bool(
+        run(
+            "SELECT 1 FROM ingestion_ingestionsource"
+            " WHERE id = %(source)s AND deleted_at IS NULL FOR NO KEY UPDATE",
             {"source": source_id},
         )
-        after = cursor.fetchone()
-        if before is None or after is None:
-            return
-        cursor.execute(
-            """INSERT INTO ingestion_archivedday AS d (source_id, day, messages, size_bytes)
-               VALUES (%s, (now() AT TIME ZONE 'UTC')::date, %s, %s)
-               ON CONFLICT (source_id, day) DO UPDATE
-                  SET messages = d.messages + excluded.messages,
-                      size_bytes = d.size_bytes + excluded.size_bytes""",
-            (source_id, *map(operator.sub, after, before)),
-        )
+    )

@@ -366,7 +366,8 @@ def _finish(
     folders_fail: bool = True,
 ) -> None:
     """`folders_fail`: whether any may, and would have its turn before the next sync of all."""
-    counters.recount_source(source.pk)  # a worker may have died before it did
+    if run.messages_new:
+        counters.recount_locked(source.pk)  # a worker may have died before it did
     Run.objects.filter(pk=run.pk).update(
         status=status,
         message=message,

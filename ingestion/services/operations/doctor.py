@@ -18,12 +18,12 @@ from django.contrib.auth.models import User
 from django.core import checks as system_checks
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
-from django.db.models import Sum
+from django.db.models import Q, Sum
 from django.utils import timezone
 
 from ingestion import freshness, index_health
 from ingestion.errors import ArchiveUnavailable, WrongArchive
-from ingestion.models import AlertRule, IngestionSource, Pack, WebhookEndpoint
+from ingestion.models import AlertRule, ArchivedDay, IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import PackStore, store
 from ingestion.services.archive import housekeeping, storage
 from ingestion.services.engine import heartbeat
@@ -40,6 +40,8 @@ _SLOW_WRITE_SECONDS = 1.0
 _LATE_INDEX = dt.timedelta(hours=1)
 #: Of packs that were merged into others: seconds, unless it is refused.
 _REMOVED_WITHIN = dt.timedelta(hours=1)
+#: What charts and reports tell of.
+_DAYS_SHOWN = dt.timedelta(days=30)
 _NAMED = 5
 
 
@@ -62,6 +64,7 @@ def examine() -> Iterator[Finding]:
         yield _keys()
         yield _sources()
         yield _index()
+        yield _days()
         yield _webhooks()
         yield _alerts()
     broker = _broker()
@@ -218,6 +221,24 @@ def _index() -> Finding:
             "see its log if none seems to work.",
         )
     return Finding("index", "ok", f"For search: {health}.")
+
+
+def _days() -> Finding:
+    """Whether what pages tell of each day's archiving can be so."""
+    since = timezone.now().date() - _DAYS_SHOWN
+    wrong = ArchivedDay.objects.filter(Q(messages__lt=0) | Q(size_bytes__lt=0), day__gte=since)
+    sources = IngestionSource.objects.filter(pk__in=wrong.values("source"), deleted_at=None)
+    names = list(sources.order_by("name").values_list("name", flat=True)[: _NAMED + 1])
+    if not names:
+        return Finding("days", "ok", "Of no day is less than nothing archived.")
+    more = " and others" if len(names) > _NAMED else ""
+    return Finding(
+        "days",
+        "warning",
+        "On some days less than nothing is told to be archived, so that charts and reports are "
+        f"wrong: {', '.join(names[:_NAMED])}{more}.",
+        "Run manage.py rebuild_archive_index for each: it counts anew what is archived.",
+    )
 
 
 def _broker() -> Finding:

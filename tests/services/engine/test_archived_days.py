@@ -39,6 +39,30 @@ def test_the_days_of_a_source_come_to_what_is_archived_of_it(owner: User) -> Non
     assert whole == {"n": source.message_count, "size": source.archived_bytes}
 
 
+def test_a_worker_that_counts_while_its_source_is_removed_takes_nothing_away(owner: User) -> None:
+    """It committed before the source was deleted, and counts after its mailboxes are gone."""
+    source = a_source(owner)
+    mailbox = a_mailbox(source, message_count=3, archived_bytes=300)
+    recount_source(source.pk)
+    ArchivedDay.objects.update(day=F("day") - dt.timedelta(days=1))
+    verbs.delete(source, actor=Actor.system("tests"))
+    mailbox.delete()
+    recount_source(source.pk)
+    assert list(ArchivedDay.objects.values_list("messages", "size_bytes")) == [(3, 300)]
+
+
+def test_rows_that_are_lost_take_nothing_away_from_a_day(owner: User) -> None:
+    source = a_source(owner)
+    mailbox = a_mailbox(source, message_count=3, archived_bytes=300)
+    recount_source(source.pk)
+    ArchivedDay.objects.update(day=F("day") - dt.timedelta(days=1))
+    mailbox.delete()
+    recount_source(source.pk)
+    assert list(ArchivedDay.objects.values_list("messages", "size_bytes")) == [(3, 300)]
+    source.refresh_from_db()
+    assert source.message_count == 0
+
+
 def test_they_go_with_the_source(owner: User) -> None:
     source = a_source(owner)
     ArchivedDay.objects.create(source=source, day=dt.date(2026, 1, 1), messages=1)
