@@ -4,8 +4,7 @@ import contextlib
 from typing import Any
 
 from django.apps import AppConfig, apps
-from django.db import connections
-from django.db.models.signals import post_migrate, pre_migrate
+from django.db.models.signals import post_migrate
 
 
 class IngestionConfig(AppConfig):
@@ -17,14 +16,7 @@ class IngestionConfig(AppConfig):
         from ingestion import checks, moments  # noqa: F401, PLC0415 - listen and are registered
         from ingestion.services.operations import people  # noqa: F401, PLC0415 - listens to sign-ins
 
-        pre_migrate.connect(_take_the_time_it_takes, sender=self)
         post_migrate.connect(_make_groups_ready, sender=self)
-
-
-def _take_the_time_it_takes(using: str, **_: Any) -> None:
-    """A migration may build an index of ten million rows: its connection has no time-outs."""
-    with connections[using].cursor() as cursor:
-        cursor.execute("SET statement_timeout = 0; SET lock_timeout = 0")
 
 
 def _make_groups_ready(apps: Any = apps, **_: Any) -> None:

@@ -18,7 +18,6 @@ from django.core.management.base import SystemCheckError
 from ingestion_project import secret_files
 from ingestion_project.embedded import Local
 
-_LOCK_ID = 7_153_092_441  # any number that nobody else takes as an advisory lock in this database
 _PATIENCE_SECONDS = 60.0
 
 
@@ -34,6 +33,8 @@ def main() -> int:
     django.setup()
     from django.db import connection  # noqa: PLC0415 - needs the settings
 
+    from ingestion.services.operations import migrating  # noqa: PLC0415 - likewise
+
     try:
         call_command("check")
     except SystemCheckError as error:  # else each process would say it with a traceback
@@ -46,9 +47,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
-    with connection.cursor() as cursor:
-        cursor.execute("SET lock_timeout = 0; SET statement_timeout = 0")  # another may migrate
-        cursor.execute("SELECT pg_advisory_lock(%s)", [_LOCK_ID])  # freed with the connection
+    with migrating.alone(connection, say=lambda text: print(text, file=sys.stderr)):
         call_command("migrate", interactive=False, verbosity=0)
         try:
             password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))

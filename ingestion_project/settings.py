@@ -30,6 +30,17 @@ class _Env(environ.Env):  # type: ignore[misc] # untyped base
             raise ImproperlyConfigured(f"{var} has no usable value: {error}") from None
 
 
+def _process_name(argv: list[str]) -> str:
+    """Return by what a process is known in pg_stat_activity: who has a lock is told by it. Without
+    what people typed, which may be words of mail."""
+    program, *words = [Path(argv[0]).name, *argv[1:]]
+    if "--queues" in words:
+        words = words[words.index("--queues") + 1 :]
+    elif program == "celery":
+        words = ["beat"] if "beat" in words else []
+    return " ".join([program, *(word for word in words[:1] if not word.startswith("-"))])
+
+
 # What any process of the service writes is mail, or secrets that lead to it: this user's alone.
 os.umask(0o077)
 
@@ -56,6 +67,7 @@ DATABASES = {
             "keepalives_interval": 10,
             "keepalives_count": 3,
             "tcp_user_timeout": 60_000,  # ms
+            "fallback_application_name": _process_name(sys.argv),
             # Compiling a query of a few thousand index look-ups takes longer than they do.
             "options": "-c jit=off"
             " -c statement_timeout=10min -c lock_timeout=1min -c tcp_keepalives_idle=30"

@@ -1,0 +1,200 @@
+"""Migrations beside those who use the database: who must wait, and who goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from django.conf import settings
+from django.core.management import call_command
+from django.db import connection
+from django.db.models.signals import post_migrate
+
+from tests.servers.stack import ROOT, wait_for
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+_LAST = "0035_mailboxes_and_runs_fail_since"
+_LET_GO = "It keeps nobody waiting, tries again in"
+
+
+class Bootstrap:
+    """A process that brings the database up to date."""
+
+    def __init__(self, directory: Path, env: dict[str, str]) -> None:
+        self._log = directory / f"bootstrap-{time.monotonic_ns()}"
+        with self._log.open("wb") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ingestion_project.bootstrap"],
+                cwd=ROOT, env=env, stdout=out, stderr=out,
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def wait_for(self, text: str, times: int = 1) -> None:
+        def is_said() -> bool:
+            assert self.process.poll() is None, self.said()
+            return self.said().count(text) >= times
+
+        wait_for(is_said)
+
+    def ends_well(self) -> str:
+        assert self.process.wait(120) == 0, self.said()
+        return self.said()
+
+
+def connect(name: str = "older", **options: Any) -> "psycopg.Connection[Any]":
+    host = settings.DATABASES["default"]["HOST"]
+    return psycopg.connect(host=host, user="postgres", dbname=name, **options)
+
+
+def environ(var_dir: Path, name: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "VAR_DIR": str(var_dir),
+        "DATABASE_URL": f"postgres://postgres@/{settings.DATABASES['default']['HOST']}/{name}",
+        "REDIS_URL": settings.REDIS_URL,
+        "SECRET_KEY": settings.SECRET_KEY,
+        "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
+    }
+
+
+@pytest.fixture(scope="module")
+def of_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database that knows nothing later than 0032."""
+    with connect("postgres", autocommit=True) as server:
+        server.execute("CREATE DATABASE of_before")
+        env = environ(tmp_path_factory.mktemp("before"), "of_before")
+        command = [sys.executable, "manage.py", "migrate", "-v0", "ingestion", "0032"]
+        subprocess.run(command, cwd=ROOT, env=env, check=True)
+        yield "of_before"
+        server.execute("DROP DATABASE of_before WITH (FORCE)")
+
+
+@pytest.fixture
+def older(of_before: str) -> Iterator[None]:
+    """A copy of that, `older`, for one test."""
+    with connect("postgres", autocommit=True) as server:
+        server.execute(f"CREATE DATABASE older TEMPLATE {of_before}")
+        yield
+        server.execute("DROP DATABASE older WITH (FORCE)")
+
+
+@pytest.fixture
+def begin(tmp_path: Path, older: None) -> Iterator[Callable[[], Bootstrap]]:
+    begun: list[Bootstrap] = []
+
+    def one() -> Bootstrap:
+        begun.append(Bootstrap(tmp_path, environ(tmp_path / "var", "older")))
+        return begun[-1]
+
+    yield one
+    for each in begun:
+        each.process.kill()
+        each.process.wait()
+
+
+def applied() -> set[str]:
+    with connect() as other:
+        rows = other.execute("SELECT name FROM django_migrations WHERE app = 'ingestion'")
+        return {name for (name,) in rows}
+
+
+def index_is_valid() -> bool | None:
+    with connect() as other:
+        row = other.execute(
+            "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('pack_small')"
+        ).fetchone()
+        return row[0] if row else None
+
+
+@pytest.mark.parametrize("table", ["ingestion_run", "ingestion_mailbox"])
+def test_a_migration_behind_a_long_transaction_keeps_nobody_and_ends_after_it(
+    begin: Callable[[], Bootstrap], table: str
+) -> None:
+    """0034, which has the runs for itself, is one transaction; 0035 is none."""
+    with connect(application_name="the nightly report") as long, connect(autocommit=True) as other:
+        long.execute(f"LOCK TABLE {table} IN ROW EXCLUSIVE MODE")
+        other.execute("SET statement_timeout = '20s'")  # behind one that waits, it would wait, too
+        bootstrap = begin()
+        took: list[float] = []
+        while bootstrap.said().count(_LET_GO) < 3:
+            assert bootstrap.process.poll() is None, bootstrap.said()
+            assert len(took) < 2_000, bootstrap.said()
+            began = time.monotonic()
+            other.execute(f"UPDATE {table} SET id = id WHERE false")
+            took.append(time.monotonic() - began)
+            time.sleep(0.05)
+        assert max(took) < 10
+        assert sum(each < 0.5 for each in took) > 20
+        said = bootstrap.said()
+        pid = long.info.backend_pid
+        assert (
+            f"have {table} for itself yet: process {pid} (the nightly report, user postgres, in a"
+            in said
+        )
+        assert " UTC, idle) has it." in said
+        assert f"SELECT pg_terminate_backend({pid})" in said
+        assert [f"in {n} s" in said for n in (1, 2, 4)] == [True] * 3
+    bootstrap.ends_well()
+    assert _LAST in applied()
+
+
+def test_an_index_waits_for_long_transactions_and_one_that_was_killed_is_built_again(
+    begin: Callable[[], Bootstrap],
+) -> None:
+    with connect(application_name="pg_dump") as long, connect(autocommit=True) as other:
+        long.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        long.execute("SELECT 1")
+        first = begin()
+        first.wait_for("An index is built beside who writes. It waits for process")
+        assert f"process {long.info.backend_pid} (pg_dump, user" in first.said()
+        other.execute("UPDATE ingestion_pack SET id = id WHERE false")
+        first.process.send_signal(signal.SIGKILL)
+        second = begin()
+        second.wait_for("An index is built beside who writes")  # once its session is gone
+        assert index_is_valid() is False
+        assert _LAST not in applied()
+    second.ends_well()
+    assert (index_is_valid(), _LAST in applied()) == (True, True)
+
+
+def test_of_two_that_begin_at_once_one_migrates(
+    begin: Callable[[], Bootstrap],
+) -> None:
+    """And who waits for the other is not what that one's index waits for."""
+    with connect() as long:
+        long.execute("LOCK TABLE ingestion_mailbox IN ROW EXCLUSIVE MODE")
+        both = [begin(), begin()]
+        wait_for(lambda: any("Another process migrates" in one.said() for one in both))
+        wait_for(lambda: any(_LET_GO in one.said() for one in both))
+    said = "".join(one.ends_well() for one in both)
+    assert said.count("Made the first admin user") == 1
+    assert _LAST in applied()
+
+
+def test_while_it_migrates_no_statement_has_an_end_and_afterwards_each_has() -> None:
+    def shown(name: str) -> str:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SHOW {name}")
+            return str(cursor.fetchone()[0])
+
+    seen = []
+
+    def look(**_: Any) -> None:
+        seen.append((shown("statement_timeout"), shown("lock_timeout")))
+
+    post_migrate.connect(look)
+    try:
+        call_command("migrate", verbosity=0)
+    finally:
+        post_migrate.disconnect(look)
+    assert set(seen) == {("0", "2s")}
+    assert (shown("statement_timeout"), shown("lock_timeout")) == ("10min", "1min")
