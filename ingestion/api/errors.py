@@ -2,6 +2,7 @@
 
 import sys
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -68,6 +69,17 @@ class ServiceAway(exceptions.APIException):
     default_detail = "The database can't be reached at the moment. Try again in a minute."
 
 
+class TookTooLong(exceptions.APIException):
+    """PostgreSQL stopped a statement of the request, which had all the time that a request has."""
+
+    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    default_code = "took_too_long"
+    default_detail = (
+        "The database took too long over this, and was stopped. Ask for less (a shorter time, one"
+        " source, a smaller page), or try again in a few minutes."
+    )
+
+
 class InternalError(exceptions.APIException):
     """What a client is told of a bug: an id that the log has too, and nothing else."""
 
@@ -112,6 +124,9 @@ class Handler(ExceptionHandler):
         if _is_away(exc):
             log.warning("service_unavailable", error=str(exc))
             return ServiceAway()
+        if _is_stopped(exc):
+            log.warning("took_too_long", exc_info=exc)
+            return TookTooLong()
         return InternalError(_reported(exc))
 
     def report_exception(self, exc: Exception, response: Any) -> None:
@@ -125,6 +140,12 @@ def _is_away(error: BaseException | None) -> bool:
         state = getattr(error.__cause__, "sqlstate", None)
         return state is None or state.startswith(("08", "57P"))
     return isinstance(error, RedisAway)
+
+
+def _is_stopped(error: BaseException | None) -> bool:
+    """Tell whether a statement had its time: query_canceled, lock_not_available."""
+    state = getattr(getattr(error, "__cause__", None), "sqlstate", None)
+    return isinstance(error, OperationalError) and state in ("57014", "55P03")
 
 
 def _reported(exc: BaseException | None) -> str:
@@ -187,12 +208,22 @@ def form_too_old(request: HttpRequest, reason: str = "") -> HttpResponse:
 
 def server_error(request: HttpRequest) -> HttpResponse:
     """handler500: the id alone, under /api as elsewhere. Django has logged the exception."""
-    if _is_away(sys.exc_info()[1]):
-        if _is_api(request):
-            away = ServiceAway
-            return _plain(503, "server_error", away.default_code, away.default_detail)
-        return clothes.away()
+    error = sys.exc_info()[1]
+    if _is_away(error):
+        return _unavailable(request, ServiceAway, clothes.away)
+    if _is_stopped(error):
+        return _unavailable(request, TookTooLong, clothes.took_too_long)
     detail = _reported(None)
     if _is_api(request):
         return _plain(500, "server_error", "internal_error", detail)
     return clothes.failed(detail)
+
+
+def _unavailable(
+    request: HttpRequest,
+    why: type[ServiceAway | TookTooLong],
+    page: Callable[[], HttpResponse],
+) -> HttpResponse:
+    if _is_api(request):
+        return _plain(503, "server_error", why.default_code, why.default_detail)
+    return page()

@@ -52,6 +52,16 @@ def away() -> HttpResponse:
     )
 
 
+def took_too_long() -> HttpResponse:
+    return said(
+        503,
+        "This takes too long",
+        "The database was at it for half a minute, and was stopped, so that others have their turn."
+        " Ask for less (a shorter time, one source), or try again in a few minutes. Where it stays"
+        " so, tell the operator: the log has the statement's place.",
+    )
+
+
 def failed(told: str) -> HttpResponse:
     return said(500, "Something went wrong", told)
 

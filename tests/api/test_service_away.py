@@ -55,14 +55,21 @@ def test_probes_answer_whoever_is_signed_in(client: Client, away: Callable[[], N
     assert (ready.status_code, ready.content) == (503, b"database\n")
 
 
-def test_what_a_database_that_is_there_refuses_stays_a_bug(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("statement", "status", "said"),
+    [
+        ("SET statement_timeout = 1; SELECT pg_sleep(5)", 503, "This takes too long"),
+        ("SELECT 1 / 0", 500, "Something went wrong"),
+    ],
+)
+def test_what_a_database_that_is_there_stops_is_told_and_what_it_refuses_stays_a_bug(
+    client: Client, monkeypatch: pytest.MonkeyPatch, statement: str, status: int, said: str
 ) -> None:
-    def stopped(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SET statement_timeout = 1")
-            cursor.execute("SELECT pg_sleep(5)")
+            cursor.execute(statement)
 
-    monkeypatch.setattr("ingestion.signin.own.second_step.has", stopped)
-    assert client.get("/account/").status_code == 500
+    monkeypatch.setattr("ingestion.signin.own.second_step.has", fail)
+    page: Any = client.get("/account/")
+    assert (page.status_code, said in page.content.decode()) == (status, True)
     connection.close()
