@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from psycopg.conninfo import conninfo_to_dict
 
 from ingestion.errors import NotAllowedNow, WrongArchive
 from ingestion.models import AuditEvent, IngestionSource, Installation, Message, Pack
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, storage
-from ingestion.services.operations.backup import making
+from ingestion.services.operations.backup import dumps, making, restoring
 from ingestion.services.operations.backup.place import Place
 from ingestion.services.sources import verbs
 from ingestion_project.demo.object_store import ObjectStoreServer
@@ -75,6 +76,40 @@ def test_a_backup_comes_back_on_another_machine_and_is_followed_there(
     storage.require()
     more(source, "four")  # with the stored password, from the stored cursor
     assert names() == ["four", "one", "three", "two"]
+
+
+def test_a_restored_database_has_the_statistics_that_no_dump_brings(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere
+) -> None:
+    make(place)
+    elsewhere()
+    told: list[str] = []
+    restoring.restore(place, actor=ACTOR, on_progress=lambda done: told.append(done.stage))
+    assert [stage for stage, _ in itertools.groupby(told)] == [
+        "Reading the dump",
+        "Restoring the database",
+        "Collecting the database's statistics",
+        "Restoring packs",
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND reltuples < 0"
+            " AND relnamespace = 'public'::regnamespace"
+        )
+        assert cursor.fetchall() == []
+
+
+def test_postgresqls_programs_are_told_nothing_that_one_of_an_older_version_refuses() -> None:
+    """libpq says of itself what it chose, with names of its own time (sslcertmode: 16)."""
+    connection.ensure_connection()
+    here = connection.connection.info
+    told = conninfo_to_dict(dumps._address())
+    assert set(told) <= {
+        *("dbname", "host", "port", "user", "options", "client_encoding", "connect_timeout"),
+        *("keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout"),
+    }
+    assert (told["host"], told["dbname"], told["user"]) == (here.host, here.dbname, here.user)
+    assert "sslcertmode" in here.dsn, "then this tells nothing any more"
 
 
 def test_the_list_is_a_line_for_each_backup_with_tabs(

@@ -2,7 +2,7 @@
 
     the dump and the list are what was written, and this version knows its tables?
       -> the archive's mark says "being restored", and from what: nobody writes to it
-      -> the database, in one transaction, then the migrations since
+      -> the database, in one transaction, then the migrations since, then its statistics
       -> all packs, each compared by its SHA-256
       -> what is missing is counted, and audited
       -> the mark: from now on that is the archive
@@ -189,6 +189,13 @@ class _Restoring:
         if self._dump:
             dumps.put_back(self._dump, self._tell)
         call_command("migrate", interactive=False, verbosity=0)
+        # A dump has none, and PostgreSQL plans badly without: a search would read whole tables.
+        self.done.stage = "Collecting the database's statistics"
+        self._tell()
+        with connection.cursor() as cursor:
+            cursor.execute("SET statement_timeout = 0")
+            cursor.execute("ANALYZE")
+            cursor.execute("RESET statement_timeout")
 
     def put_packs_back(self) -> None:
         self.done.stage = "Restoring packs"
