@@ -20,6 +20,7 @@ from pathlib import Path
 
 from django.db import connection, transaction
 from django.db.migrations.recorder import MigrationRecorder
+from psycopg.conninfo import make_conninfo
 
 from ingestion.errors import NotAllowedNow
 
@@ -98,10 +99,19 @@ def read_through(path: Path, postgres: int, on_progress: Callable[[], None]) -> 
 
 
 def _run(name: str, words: Sequence[str], on_progress: Callable[[], None]) -> None:
-    connection.ensure_connection()
-    info = connection.connection.info
-    password = {"PGPASSWORD": info.password} if info.password else {}
-    _wait([_program(name, server()), f"--dbname={info.dsn}", *words], password, on_progress)
+    program = _program(name, server())
+    password = connection.connection.info.password
+    secret = {"PGPASSWORD": password} if password else {}
+    _wait([program, f"--dbname={_address()}", *words], secret, on_progress)
+
+
+def _address() -> str:
+    """Return where the database is, as the settings say it: what our libpq adds to that by itself
+    (sslcertmode), an older one of PostgreSQL's programs refuses to know."""
+    given = connection.get_connection_params().keys() | {"dbname", "host", "port", "user"}
+    given -= {"fallback_application_name"}  # they have names
+    parameters = connection.connection.info.get_parameters()
+    return make_conninfo(**{name: parameters[name] for name in parameters.keys() & given})
 
 
 def _wait(command: list[str], secret: dict[str, str], on_progress: Callable[[], None]) -> None:
