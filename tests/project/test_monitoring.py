@@ -141,8 +141,11 @@ def test_what_the_documents_name_is_there_and_what_there_is_is_documented(
         assert bare <= known, page
         assert len(bare) > 5, page
     assert known == set(_METRIC.findall((ROOT / PAGES[0]).read_text()))
-    panels = json.loads((ROOT / "docs/monitoring/grafana.json").read_text())["panels"]
-    assert all(target["expr"] for panel in panels for target in panel["targets"])
+    panels = json.loads((ROOT / PAGES[2]).read_text())["panels"]
+    shown = [_METRIC.findall(target["expr"]) for panel in panels for target in panel["targets"]]
+    assert all(shown)
+    watched = set(_METRIC.findall((ROOT / PAGES[1]).read_text()))
+    assert watched <= {name for names in shown for name in names}, "rules look at what none shows"
     again = samples(scraped(service))  # a request is counted once it is answered
     routes = {s.labels["route"] for s in again if s.name.endswith("_seconds_count")}
     assert "metrics" in routes
