@@ -40,6 +40,10 @@ _ARGUMENTS = [
     "--disable-sync",
 ]
 _WIDTH, _HEIGHT = 1440, 900
+#: As ingestion/theme.js does.
+_DRESS = """dark => {
+    for (const name of ["dark", "dark-mode"]) document.documentElement.classList.toggle(name, dark);
+}"""
 ADMIN_PASSWORD = "the-admin-of-the-tests"
 expect.set_options(timeout=60_000)
 
@@ -58,6 +62,11 @@ def browser() -> Iterator[Browser]:
         chromium = playwright.chromium.launch(executable_path=path, headless=True, args=_ARGUMENTS)
         yield chromium
         chromium.close()
+
+
+def dress(page: Page, *, dark: bool) -> None:
+    """Have a page in the dark theme, or the light one."""
+    page.evaluate(_DRESS, dark)
 
 
 @dataclasses.dataclass
@@ -101,9 +110,7 @@ class Visitor:
         height = self.page.evaluate("document.documentElement.scrollHeight")
         self.page.set_viewport_size({"width": width, "height": min(height, 4_000)})
         for theme in ("dark", "light"):
-            self.page.evaluate(
-                "dark => document.documentElement.classList.toggle('dark', dark)", theme == "dark"
-            )
+            dress(self.page, dark=theme == "dark")
             path = RESULTS / f"admin-{name}-{theme}.png"
             self.page.screenshot(path=path, animations="disabled")
         self.page.set_viewport_size({"width": _WIDTH, "height": _HEIGHT})

@@ -26,7 +26,7 @@ from ingestion.models import (
     StatusChange,
     WebhookEndpoint,
 )
-from tests.e2e.conftest import ADMIN_PASSWORD, Visitor
+from tests.e2e.conftest import ADMIN_PASSWORD, Visitor, dress
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source, archived
 from tests.servers.stack import ROOT
 
@@ -51,10 +51,6 @@ _MORE = (
 #: (width, dark)
 _LOOKS = ((1280, False), (400, True))
 
-#: As ingestion/theme.js does.
-_DRESS = """dark => {
-    for (const name of ["dark", "dark-mode"]) document.documentElement.classList.toggle(name, dark);
-}"""
 _RUN = """async () => {
     // No preload: it fetches and parses the style sheets once more, for rules about sound alone.
     const looked = {iframes: false, preload: false, resultTypes: ["violations"]};
@@ -146,7 +142,7 @@ def look(page: Page, where: str) -> Iterator[str]:
     """Yield what axe-core finds serious, in each look."""
     for width, dark in _LOOKS:
         page.set_viewport_size({"width": width, "height": 900})
-        page.evaluate(_DRESS, dark)
+        dress(page, dark=dark)
         for found in page.evaluate(_RUN):
             yield f"{where} at {width} px, {'dark' if dark else 'light'}: {found}"
 

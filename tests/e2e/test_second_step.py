@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 from ingestion.models import AuditEvent
 from ingestion.services.operations import signing_in
-from tests.e2e.conftest import RESULTS
+from tests.e2e.conftest import RESULTS, dress
 
 pytestmark = pytest.mark.django_db(transaction=True)
 PASSWORD = "the-password-of-somebody"
@@ -62,9 +62,7 @@ def shoot(page: Page, name: str) -> None:
     for width in (1280, 400):
         page.set_viewport_size({"width": width, "height": 900})
         for theme in ("dark", "light"):
-            page.evaluate(
-                "dark => document.documentElement.classList.toggle('dark', dark)", theme == "dark"
-            )
+            dress(page, dark=theme == "dark")
             page.screenshot(path=RESULTS / f"{name}-{width}-{theme}.png", full_page=True)
     page.set_viewport_size({"width": 1280, "height": 900})
 

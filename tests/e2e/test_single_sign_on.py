@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page
 from ingestion.models import AuditEvent
 from ingestion.services.audit import SYSTEM
 from ingestion.services.operations import credential_keys, groups, signing_in
-from tests.e2e.conftest import RESULTS
+from tests.e2e.conftest import RESULTS, dress
 from tests.servers import oidc
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -90,9 +90,7 @@ def shoot(page: Page, name: str) -> None:
     for width in (1280, 400):
         page.set_viewport_size({"width": width, "height": 800})
         for theme in ("dark", "light"):
-            page.evaluate(
-                "d => document.documentElement.classList.toggle('dark', d)", theme == "dark"
-            )
+            dress(page, dark=theme == "dark")
             page.screenshot(path=RESULTS / f"account-{name}-{width}-{theme}.png", full_page=True)
 
 
