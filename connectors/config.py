@@ -97,6 +97,11 @@ class Environment:
     exchanging: Callable[[], AbstractContextManager[dict[str, str]]] = dataclasses.field(
         default=lambda: contextlib.nullcontext({}), compare=False
     )
+    #: Told what was found out on the way to the mail, for who tries a configuration: the step
+    #: ("server", "encryption", "login") and a sentence. The last one told holds.
+    found: Callable[[str, str], None] = dataclasses.field(
+        default=lambda _step, _said: None, compare=False
+    )
     #: Shared by all workers where the engine made it; of this process otherwise.
     throttle: Throttle = dataclasses.field(default_factory=Local, compare=False)
 

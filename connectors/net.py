@@ -4,12 +4,14 @@ The address that was checked is the one that is connected to: a name that resolv
 address when checked and to a private one a moment later (DNS rebinding) gains nothing.
 """
 
+import datetime as dt
 import functools
 import ipaddress
 import socket
 import ssl
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from connectors.errors import Fatal, Unavailable
@@ -74,9 +76,15 @@ _NO_TLS_THERE = frozenset(
 
 
 def connect(
-    host: str, port: int, *, timeout_seconds: float, forbid_private_addresses: bool
+    host: str,
+    port: int,
+    *,
+    timeout_seconds: float,
+    forbid_private_addresses: bool,
+    found: Callable[[str, str], None] = lambda _step, _said: None,
 ) -> socket.socket:
-    """Open a TCP connection within `timeout_seconds`, name resolution included.
+    """Open a TCP connection within `timeout_seconds`, name resolution included. `found` is told of
+    it, as of `connectors.config.Environment`.
 
     Link-local addresses and those of the clouds' metadata services are forbidden always. Raises
     Fatal where the host has only forbidden addresses, Unavailable where it has none (code
@@ -113,8 +121,25 @@ def connect(
             continue
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.settimeout(timeout_seconds)
+        found("server", _about_server(host, port, len(addresses)))
         return connection
     raise Unavailable(f"Can't connect to {host}:{port} ({problem}). Check host, port and firewall.")
+
+
+def _about_server(host: str, port: int, addresses: int) -> str:
+    """Say that a server is there. Not at which addresses: they may be a private network's."""
+    has = "1 address" if addresses == 1 else f"{addresses} addresses"
+    return f"{host} has {has}, and answers on port {port}."
+
+
+def about_tls(connection: ssl.SSLSocket) -> str:
+    """Say in a sentence what an encrypted connection is worth."""
+    version = (connection.version() or "TLS").replace("TLSv", "TLS ")
+    if connection.context.verify_mode is ssl.CERT_NONE:
+        return f"{version}, with whatever certificate the server shows."
+    ends = ssl.cert_time_to_seconds(str((connection.getpeercert() or {})["notAfter"]))
+    day = dt.datetime.fromtimestamp(ends, dt.UTC).date()
+    return f"{version}, with a certificate that is trusted, and valid until {day}."
 
 
 def is_public(address: str) -> bool:

@@ -13,7 +13,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import httpcore
@@ -42,7 +42,9 @@ def client(
                 ssl_context=_tls(environment.extra_ca_file),
                 max_connections=connections,
                 keepalive_expiry=5.0,
-                network_backend=_Network(forbid_private_addresses, patience_seconds=2 * seconds),
+                network_backend=_Network(
+                    forbid_private_addresses, patience_seconds=2 * seconds, found=environment.found
+                ),
             )
         ),
         timeout=httpx.Timeout(seconds, connect=min(_CONNECT_SECONDS, seconds)),
@@ -98,9 +100,16 @@ class _Transport(httpx.HTTPTransport):
 class _Network(httpcore.NetworkBackend):
     """Connects by the rules of `net.connect`: the address that was checked is connected to."""
 
-    def __init__(self, forbid_private_addresses: bool, *, patience_seconds: float) -> None:
+    def __init__(
+        self,
+        forbid_private_addresses: bool,
+        *,
+        patience_seconds: float,
+        found: Callable[[str, str], None],
+    ) -> None:
         self._forbid_private_addresses = forbid_private_addresses
         self._patience_seconds = patience_seconds
+        self._found = found
 
     def connect_tcp(
         self,
@@ -116,18 +125,24 @@ class _Network(httpcore.NetworkBackend):
                 port,
                 timeout_seconds=self._patience_seconds if timeout is None else timeout,
                 forbid_private_addresses=self._forbid_private_addresses,
+                found=self._found,
             )
         except Unavailable as error:
             raise httpcore.ConnectError(str(error)) from error
-        return _Stream(connection, self._patience_seconds)
+        return _Stream(connection, self._patience_seconds, self._found)
 
 
 class _Stream(httpcore.NetworkStream):
     """One connection. Each request that is sent begins with all the patience there is; reads use it
     up, and what comes gives some back: only waiting counts, not what the caller does between."""
 
-    def __init__(self, connection: socket.socket, patience_seconds: float) -> None:
-        self._connection = connection
+    def __init__(
+        self,
+        connection: socket.socket,
+        patience_seconds: float,
+        found: Callable[[str, str], None],
+    ) -> None:
+        self._connection, self._found = connection, found
         self._most_seconds = self._left_seconds = patience_seconds
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -162,7 +177,8 @@ class _Stream(httpcore.NetworkStream):
             except BaseException:
                 self.close()
                 raise
-        return _Stream(encrypted, self._most_seconds)
+        self._found("encryption", net.about_tls(encrypted))
+        return _Stream(encrypted, self._most_seconds, self._found)
 
     def close(self) -> None:
         self._connection.close()

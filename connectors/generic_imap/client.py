@@ -22,6 +22,7 @@ _TLS_RECORDS = (b"\x15\x03", b"\x16\x03")
 #: they are asked one thing at a time. Not for ever: it costs round trips, and may have been chance.
 _ONE_AT_A_TIME: dict[tuple[str, int], float] = {}
 _REMEMBERED_SECONDS = 3_600.0
+_IN_THE_CLEAR = "Not encrypted: turn on TLS wherever the server has it."
 
 
 @dataclasses.dataclass(slots=True)
@@ -107,11 +108,14 @@ def _login(
         config.port,
         timeout_seconds=max(0.1, min(environment.timeout_seconds, until - time.monotonic())),
         forbid_private_addresses=environment.forbid_private_addresses,
+        found=environment.found,
     )
     opened: Wire | None = None
     try:
         if config.secure:
             connection = _encrypted(connection, config, environment)
+        elif not config.startTls:
+            environment.found("encryption", _IN_THE_CLEAR)
         opened = Wire(
             connection,
             name=config.host,
@@ -131,6 +135,7 @@ def _login(
             _know(opened, capabilities)
             told = authentication.authenticate(opened, config, token, capabilities)
             capabilities = told or _capabilities(opened)
+            environment.found("login", f"Signed in as {config.username}.")
         _know(opened, capabilities)
         opened.one_at_a_time = _takes_one_at_a_time(config)
         if "ID" in capabilities:  # NetEase opens no folder for a client without a name
@@ -160,7 +165,9 @@ def _encrypted(
     context = net.shared_tls_context(
         verify=not config.allowInsecureCert, extra_ca_file=environment.extra_ca_file
     )
-    return net.start_tls(connection, config.host, context)
+    encrypted = net.start_tls(connection, config.host, context)
+    environment.found("encryption", net.about_tls(encrypted))
+    return encrypted
 
 
 def _require_starttls(status: bytes, config: ImapConfig) -> None:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httplib2
@@ -40,7 +40,10 @@ class Http(httplib2.Http):  # type: ignore[misc] # untyped base
         # A message is a third longer in base64.
         limit = environment.max_message_bytes * 4 // 3 + LARGE_BYTES
         self._bound = Bound(one_large, limit, patience_seconds=2 * environment.timeout_seconds)
-        self._kinds = {"http": _plain(self._bound), "https": _encrypted(self._bound, context)}
+        self._kinds = {
+            "http": _plain(self._bound),
+            "https": _encrypted(self._bound, context, environment.found),
+        }
 
     def request(self, uri: str, *args: Any, **kwargs: Any) -> Any:
         """As httplib2's; the content is a bytearray where it is large. Raises ResponseTooLarge."""
@@ -165,7 +168,7 @@ def _plain(bound: Bound) -> type:
     return Plain
 
 
-def _encrypted(bound: Bound, context: ssl.SSLContext) -> type:
+def _encrypted(bound: Bound, context: ssl.SSLContext, found: Callable[[str, str], None]) -> type:
     class Encrypted(http.client.HTTPSConnection):
         response_class = _response_class(bound)
 
@@ -177,5 +180,7 @@ def _encrypted(bound: Bound, context: ssl.SSLContext) -> type:
         def connect(self) -> None:
             super().connect()
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            found("server", f"{self.host} answers on port {self.port}.")
+            found("encryption", net.about_tls(self.sock))
 
     return Encrypted

@@ -105,12 +105,10 @@ class CreateIngestionSource(Strict):
     )
 
 
-class TestConfiguration(Strict):
-    """What a source would be made of."""
+class TestConfiguration(CreateIngestionSource):
+    """What a source would be made of: the body that creates it, whose name may be left out."""
 
-    provider = Choice(choices=provider_choices())
-    providerConfig = ProviderConfig()
-    options = SourceOptions(required=False)
+    name = Name(max_length=200, required=False, trim_whitespace=False)
 
 
 class UpdateIngestionSource(Strict):

@@ -191,8 +191,8 @@ class StepOut(serializers.Serializer[Any]):
 
 
 class TrialOut(serializers.Serializer[Any]):
-    """What came of a configuration that was tried: all steps, or up to the one that failed.
-    `warnings`: as of a source."""
+    """What came of a configuration that was tried: all steps, or up to the one that failed, but for
+    those that the provider tells nothing of. `warnings`: as of a source."""
 
     ok = serializers.BooleanField()
     steps = StepOut(many=True)

@@ -110,11 +110,14 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
     def test(self, request: Request) -> Response:
         """Try a configuration without storing anything: as far as one message that was read.
 
+        Takes the body that is to create the source; autoImport changes nothing here.
         Each step takes up to some 15 seconds. A configuration that can't be right: 400. Two at a
         time of one user, and eight of all in one process; others are answered 429. A refresh token
         that serves once is used up.
         """
         given = self.body(inputs.TestConfiguration)
+        if "name" in given:
+            configuration.check_name(given["name"])
         with _checks.place(self.user.pk):
             steps = list(
                 trial.steps(

@@ -5,6 +5,7 @@ It drives the connector as the engine does, and stores nothing: neither the conf
 
 import contextlib
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ import structlog
 from connectors import errors, registry
 from connectors.base import Connector, MailboxSession
 from connectors.config import Config
-from connectors.types import Missing, RemoteFolder, RemoteMailbox, SpooledBody
+from connectors.types import Identity, Missing, RemoteFolder, RemoteMailbox, SpooledBody
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
 from ingestion.services.engine import trouble
@@ -91,13 +92,13 @@ def steps(
 
 def _steps(provider: registry.Provider, config: Config, options: Options) -> Iterator[Step]:
     doing = "login"
-    environment = credentials.deployment()
+    found: dict[str, str] = {}
+    environment = dataclasses.replace(credentials.deployment(), found=found.__setitem__)
     try:
         with provider.connector(config, environment) as connector:
             identity = connector.check()
-            yield Step("server", "Reached.")
-            yield Step("encryption", _encryption(config))
-            yield Step("login", f"{identity.account}: {identity.detail}".rstrip(": "))
+            found["login"] = _login(identity)
+            yield from _done(found, before="mailboxes")
             doing = "mailboxes"
             mailbox, said = _mailbox(connector, options)
             yield Step("mailboxes", said)
@@ -112,25 +113,18 @@ def _steps(provider: registry.Provider, config: Config, options: Options) -> Ite
         if what.action is Action.BUG:
             log.exception("trial_bug", error=type(error).__name__)
         at = _FAILED_AT.get(what.code, doing) if doing == "login" else doing
-        yield from _before(at) if doing == "login" else ()
+        yield from _done(found, before=at) if doing == "login" else ()
         yield Step(at, what.text, what.code)
 
 
-def _before(failed: str) -> Iterator[Step]:
-    """What is known to have worked where a check failed at a later step."""
-    for name in ("server", "encryption", "login"):
-        if name == failed:
-            return
-        yield Step(name, "Done.")
+def _done(found: Mapping[str, str], *, before: str) -> Iterator[Step]:
+    """Yield what the connector told of the steps before one; of some it may know nothing."""
+    earlier = itertools.takewhile(lambda name: name != before, STEPS)
+    yield from (Step(name, found[name]) for name in earlier if name in found)
 
 
-def _encryption(config: Config) -> str:
-    plain = getattr(config, "secure", True) is False and not getattr(config, "startTls", False)
-    if plain:
-        return "Not encrypted: turn on TLS wherever the server has it."
-    if getattr(config, "allowInsecureCert", False):
-        return "TLS, with whatever certificate the server shows."
-    return "TLS, with a certificate that is trusted."
+def _login(identity: Identity) -> str:
+    return f"Signed in as {identity.account}: {identity.detail}".rstrip(":. ") + "."
 
 
 def _mailbox(connector: Connector, options: Options) -> tuple[RemoteMailbox, str]:

@@ -1,5 +1,7 @@
 """A configuration is tried before anything is stored, step by step as far as one message."""
 
+import re
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from tests.servers import google_sources, imap_source, people
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Account, Dovecot
 from tests.servers.gmail import Gmail
+from tests.servers.imap_script import ImapScript
+from tests.servers.maildir import Maildir
 from tests.servers.stack import free_port
 
 MAIL = b"Subject: %d\r\n\r\nbody %d\r\n"
@@ -69,6 +73,44 @@ def test_what_fails_is_the_last_step_and_says_what_to_change(
     assert [step.name for step in done] == list(trial.STEPS)[: len(done)]
     assert all(step.ok for step in done[:-1])
     assert done[-1].text.endswith(".")
+
+
+def test_steps_before_the_one_that_failed_say_what_they_found(
+    transactional_db: None, account: Account, dovecot: Dovecot, settings: Any
+) -> None:
+    settings.EXTRA_CA_FILE = str(dovecot.root / "cert.pem")
+    there = {"host": "localhost", "port": dovecot.tls_port, "secure": True}
+    config = {**imap_source.config(account), **there}
+    right = {step.name: step.text for step in tried(config)}
+    refused = {step.name: step.text for step in tried({**config, "password": "wrong"})}
+    assert list(refused) == ["server", "encryption", "login"]
+    addresses = {one[4][0] for one in socket.getaddrinfo("localhost", None)}
+    has = "1 address" if len(addresses) == 1 else f"{len(addresses)} addresses"
+    assert refused["server"] == f"localhost has {has}, and answers on port {dovecot.tls_port}."
+    assert re.fullmatch(
+        r"TLS 1\.3, with a certificate that is trusted, and valid until 20\d\d-\d\d-\d\d\.",
+        refused["encryption"],
+    )
+    assert (right["server"], right["encryption"]) == (refused["server"], refused["encryption"])
+    assert right["login"] == f"Signed in as {account.name}: 3 folders."
+    any_will_do = tried({**config, "password": "wrong", "allowInsecureCert": True})
+    assert any_will_do[1].text == "TLS 1.3, with whatever certificate the server shows."
+
+
+def test_an_account_without_folders_says_who_is_signed_in(transactional_db: None) -> None:
+    with ImapScript() as server:
+        server.boxes.clear()
+        done = {step.name: step.text for step in tried(imap_source.config(server))}
+    assert list(done) == ["server", "encryption", "login", "folders"]
+    assert done["login"] == "Signed in as me@example.com."
+
+
+def test_a_provider_says_nothing_of_what_it_does_not_do(transactional_db: None) -> None:
+    maildir = Maildir("tried", token="a token of the tests")
+    maildir.deliver(MAIL % (1, 1))
+    done = list(trial.steps(provider="maildir", provider_config=maildir.config))
+    assert [step.name for step in done] == ["login", "mailboxes", "folders", "message"]
+    assert done[-1].ok
 
 
 def test_options_that_leave_nothing_are_told(transactional_db: None, account: Account) -> None:
@@ -134,6 +176,11 @@ def test_the_api_tries_it(transactional_db: None, account: Account) -> None:
     answer = client.post("/api/v1/ingestion/test", body, format="json")
     assert (answer.status_code, answer.json()["ok"]) == (200, True)
     assert answer.json()["steps"][-1]["message"].startswith("Read: ")
+    whole = body | {"name": "Alice", "autoImport": True, "options": {}}
+    assert client.post("/api/v1/ingestion/test", whole, format="json").json()["ok"]
+    assert client.post("/api/v1/ingestion/test", whole | {"name": " "}, format="json").json() == (
+        client.post("/api/v1/ingestion", whole | {"name": " "}, format="json").json()
+    )
     config["password"] = "wr0ng-passw0rd"
     refused = client.post("/api/v1/ingestion/test", body, format="json")
     assert (refused.status_code, refused.json()["ok"]) == (200, False)
