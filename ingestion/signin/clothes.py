@@ -49,6 +49,7 @@ def away() -> HttpResponse:
         "The database can't be reached",
         "The service is there, and its database or Redis does not answer. Try again in a minute."
         " Where it stays so, tell the operator, to whom manage.py doctor says more.",
+        [("Try again", "")],  # the page itself
     )
 
 

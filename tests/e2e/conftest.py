@@ -65,7 +65,8 @@ def browser() -> Iterator[Browser]:
 
 
 def dress(page: Page, *, dark: bool) -> None:
-    """Have a page in the dark theme, or the light one."""
+    """Have a page in the dark theme, or the light one: that of the switch, and of the system."""
+    page.emulate_media(color_scheme="dark" if dark else "light")
     page.evaluate(_DRESS, dark)
 
 

@@ -6,6 +6,7 @@ looked at without a line here. axe-core comes by npm (tests/servers/node/package
 
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from django.apps import apps
@@ -16,7 +17,12 @@ from django.utils import timezone
 from playwright.sync_api import Page, expect
 
 from ingestion.models import (
+    Alert,
+    AlertKind,
+    AlertNotice,
+    AlertRule,
     AuditEvent,
+    ConsentLink,
     Export,
     FailedMessage,
     IngestionSource,
@@ -26,6 +32,10 @@ from ingestion.models import (
     StatusChange,
     WebhookEndpoint,
 )
+from ingestion.services.audit import Actor
+from ingestion.services.operations.alerting import digest, mail, watch, words
+from ingestion.services.sources import configuration, consent_links
+from ingestion.signin import clothes
 from tests.e2e.conftest import ADMIN_PASSWORD, Visitor, dress
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source, archived
 from tests.servers.stack import ROOT
@@ -49,7 +59,7 @@ _MORE = (
     "/api/docs/introduction",
 )
 #: (width, dark)
-_LOOKS = ((1280, False), (400, True))
+_LOOKS = ((1280, False), (390, True))
 
 _RUN = """async () => {
     // No preload: it fetches and parses the style sheets once more, for rules about sound alone.
@@ -179,4 +189,92 @@ def test_nothing_serious_is_found_on_any_page(
     found.extend(look(visitor.page, "the search of every page"))
     open_and_look("/no-such-page/")
     visitor.complaints.clear()  # the 404 that was meant
+    assert found == [], f"{len(found)}:\n" + "\n".join(found)
+
+
+def by_links(source: IngestionSource) -> Iterator[tuple[str, str]]:
+    """Yield the pages of a consent link: one that is open, and of no use any more; by what they
+    are called."""
+    now, before = timezone.now(), timezone.now() - LATER
+    yield "nothing", Client().post("/connect/open/", {"token": "cut"}).content.decode()
+    elsewhere = Client().get("/connect/back/", {"state": "x", "code": "y"})
+    yield "elsewhere", elsewhere.content.decode()
+    for name, state in {
+        "open": {},
+        "used": {"used_at": now},
+        "expired": {"expires_at": before},
+        "withdrawn": {"revoked_at": now},
+    }.items():
+        link, token = consent_links.make(source, actor=Actor.system("tests"))
+        ConsentLink.objects.filter(pk=link.pk).update(**state)
+        person = Client()
+        assert person.post("/connect/open/", {"token": token}).status_code == 302
+        yield name, person.get("/connect/").content.decode()
+        if name == "open":
+            given = {"secret": "wrong", "seen": consent_links.as_shown(link)}
+            tries = [person.post("/connect/give/", given) for _ in range(11)]
+            yield "refused", tries[0].content.decode()
+            yield "wait", tries[-1].content.decode()
+
+
+def mails(owner: User) -> Iterator[tuple[str, str]]:
+    """Yield the HTML of mails that the service sends."""
+    rule = AlertRule.objects.create(
+        owner=owner,
+        name="On call",
+        recipients=["ops@example.com"],
+        kinds=AlertKind.values,
+        digest="daily",
+    )
+    watch.look_at_sources()
+    opened = list(Alert.objects.filter(ended_at=None))
+    assert opened
+    owed = list(rule.notices.select_related("alert", "source"))
+    ended = AlertNotice(
+        pk=0, alert=opened[0], source=opened[0].source, kind=opened[0].kind, change="ended",
+        message="It is well again.", created_at=timezone.now(),
+    )  # fmt: skip
+    for name, told in {
+        "test": words.of_test(rule, opened),
+        "alerts": words.of_notices(rule, [*owed, ended]),
+        "digest": digest.of(rule),
+    }.items():
+        [(html, _)] = mail.written(told, rule.recipients).alternatives
+        yield name, str(html)
+
+
+@pytest.mark.long(seconds=30)
+def test_nothing_serious_is_found_in_what_went_wrong_at_links_and_in_mails(
+    visit: Callable[[], Visitor], admin_user: User, rows: None, settings: Any
+) -> None:
+    settings.PUBLIC_URL = "https://mail.example.com"
+    axe = AXE.read_text()
+    source = configuration.create(
+        owner=admin_user, name="Grace", provider="generic_imap", actor=Actor.system("tests"),
+        provider_config={
+            "host": "127.0.0.1", "port": 1, "username": "grace@example.com", "passwordByOwner": True,
+        },
+    )  # fmt: skip
+    went_wrong = {
+        "bad-request": clothes.bad_request(),
+        "not-allowed": clothes.not_allowed(),
+        "not-found": clothes.not_found(),
+        "away": clothes.away(),
+        "failed": clothes.failed("It is in the log."),
+        "form-too-old": clothes.form_too_old("/admin/"),
+    }
+    pages = {name: answer.content.decode() for name, answer in went_wrong.items()}
+    pages |= {f"link-{name}": html for name, html in by_links(source)}
+    pages |= {f"mail-{name}": html for name, html in mails(admin_user)}
+    visitor = visit()
+    page = visitor.page
+    shown = ""
+    page.route("**/shown", lambda route: route.fulfill(body=shown, content_type="text/html"))
+    found: list[str] = []
+    for name, shown in pages.items():  # noqa: B007 - the route's
+        visitor.go("/shown")
+        page.evaluate(axe)
+        found.extend(look(page, name))
+        visitor.shoot(name, width=1280)
+        visitor.shoot(f"{name}-phone", width=390)
     assert found == [], f"{len(found)}:\n" + "\n".join(found)

@@ -127,7 +127,7 @@ def _storage(sources: QuerySet[IngestionSource], rule: AlertRule) -> str:
     """Say what the packs take; who sees the whole service is told of the disk as well."""
     ours = Q(source__in=sources.values("pk"))
     packs = Pack.objects.filter(ours).aggregate(n=Count("pk"), size=Sum("size_bytes"))
-    text = f"{_size(packs['size'] or 0)} in {packs['n']:,} packs."
+    text = f"{_size(packs['size'] or 0)} in {counted(packs['n'], 'pack')}."
     if not queries.sees_service(rule.owner):
         return text
     text = f"{text} The archive grows by {_size(int(capacity.per_day()))} a day."

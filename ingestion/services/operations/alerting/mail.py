@@ -60,12 +60,11 @@ def one_line(text: str, characters: int = _NAME_CHARS) -> str:
     return shown if len(shown) <= characters else f"{shown[: characters - 1]}…"
 
 
-def send(mail: Mail, recipients: Sequence[str]) -> Sent:
-    """Send it to all recipients at once. Network, within seconds."""
-    if not settings.EMAIL_URL:
-        return Sent(ok=False, text=NOT_SET_UP)
-    subject = _PREFIX + one_line(mail.subject, _SUBJECT_CHARS)
-    about = {**mail.about, "subject": subject, "public_url": settings.PUBLIC_URL}
+def written(mail: Mail, recipients: Sequence[str]) -> EmailMultiAlternatives:
+    """Write it, as plain text and as HTML."""
+    title = one_line(mail.subject, _SUBJECT_CHARS)
+    subject = _PREFIX + title
+    about = {**mail.about, "title": title, "subject": subject, "public_url": settings.PUBLIC_URL}
     domain = parseaddr(settings.DEFAULT_FROM_EMAIL)[1].rpartition("@")[2] or "localhost"
     message = EmailMultiAlternatives(
         subject,
@@ -78,8 +77,15 @@ def send(mail: Mail, recipients: Sequence[str]) -> Sent:
         },
     )
     message.attach_alternative(render_to_string(f"mail/{mail.template}.html", about), "text/html")
+    return message
+
+
+def send(mail: Mail, recipients: Sequence[str]) -> Sent:
+    """Send it to all recipients at once. Network, within seconds."""
+    if not settings.EMAIL_URL:
+        return Sent(ok=False, text=NOT_SET_UP)
     try:
-        message.send()
+        written(mail, recipients).send()
     except (smtplib.SMTPException, OSError, ConnectorError) as error:
         return Sent(ok=False, text=_words(error))
     number = len(recipients)

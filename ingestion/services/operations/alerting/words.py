@@ -62,8 +62,11 @@ class Group:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Section:
+    """`is_good`: whether it is news to be glad of."""
+
     title: str
     groups: list[Group]
+    is_good: bool
 
 
 def of_notices(rule: AlertRule, owed: Sequence[AlertNotice]) -> Mail:
@@ -138,13 +141,14 @@ def _sections(came: Iterable[AlertNotice]) -> Iterator[Section]:
         if notices:
             title = _SAID[kind][0]
             number = f" ({len(notices):,})" if len(notices) > 1 else ""
-            yield Section(f"{title}{number}", _grouped(notices, _since))
+            is_good = kind == Kind.IMPORT_FINISHED
+            yield Section(f"{title}{number}", _grouped(notices, _since), is_good)
 
 
 def _closed(title: str, notices: Sequence[AlertNotice]) -> Iterator[Section]:
     if notices:
         number = f" ({len(notices):,})" if len(notices) > 1 else ""
-        yield Section(f"{title}{number}", _grouped(notices, _from_to))
+        yield Section(f"{title}{number}", _grouped(notices, _from_to), is_good=True)
 
 
 def _grouped(notices: Sequence[AlertNotice], when: Callable[[AlertNotice], str]) -> list[Group]:
