@@ -140,7 +140,7 @@ DOORS: dict[str, tuple[Any, Any, Any, Any]] = {
     "/admin/ingestion/export/add/": (200, 403, 200, 302),
     "/admin/ingestion/auditevent/": (200, 403, 200, 302),
     "/admin/ingestion/auditevent/csv/": (200, 403, 200, 302),
-    "/admin/ingestion/apikey/": (200, 403, 403, 302),
+    "/admin/ingestion/apikey/": (200, 403, 200, 302),
     "/admin/ingestion/apikey/add/": (200, 403, 403, 302),
     "/admin/auth/user/": (200, 403, 200, 302),
     "/admin/auth/user/add/": (200, 403, 403, 302),

@@ -46,7 +46,7 @@ TABLE: dict[str, tuple[str, str, str]] = {
     "ingestion.export": ("vad", "", "vad"),
     "ingestion.auditevent": ("v", "", "v"),
     # people
-    "ingestion.apikey": ("vad", "", ""),
+    "ingestion.apikey": ("vad", "", "v"),
     "auth.user": ("vacd", "", "v"),
     "auth.group": ("vacd", "", "v"),
 }
