@@ -52,6 +52,12 @@ def test_a_file_is_looked_at_tested_added_and_reported(
     told = list(csv.reader(io.StringIO(report)))
     assert [line[3] for line in told] == ["result", "Added", "Failed", "Faulty"]
     assert told[1][1] == f"'{FORMULA}"
+    page.locator("[data-part=file]").set_input_files(file)  # mended, say
+    expect(page.get_by_text("So it is left out, unless you add all.")).to_be_visible()
+    page.get_by_role("button", name="Test 2 accounts").click()
+    expect(page.get_by_text("1 account passed, 1 failed.")).to_be_visible()
+    expect(page.get_by_role("button", name="Add all 2")).to_be_visible()
+    expect(page.get_by_role("button", name="that passed")).to_have_count(0)
     everything = page.content() + report + str(list(AuditEvent.objects.values()))
     assert not any(secret in everything for secret in (good.password, "secret-of-"))
 

@@ -50,10 +50,15 @@ def test_what_passed_is_added_and_the_rest_told_by_line(
     source = IngestionSource.objects.get()
     assert (source.name, source.owner, source.auto_import) == ("Good", root, True)
     assert source.options["includeTrash"] is True
-    again = manage.here("add_sources", file, "--all", "--json")
-    assert [line["result"] for line in again.json()["lines"]] == ["added", "unproven", "faulty"]
-    assert "Line 2: The source “Good” archives this account too" in again.stderr
-    said = "".join(r.stdout + r.stderr for r in (checked, tested, done, again))
+    mended = manage.here("add_sources", file, "--json")
+    assert mended.json()["added"] == 0
+    assert [line["result"] for line in mended.json()["lines"]] == ["known", "failed", "faulty"]
+    assert "The source “Good” archives this account too" in mended.json()["lines"][0]["message"]
+    everything = manage.here("add_sources", file, "--all", "--json")
+    assert [line["result"] for line in everything.json()["lines"]] == [
+        *("added", "unproven", "faulty"),
+    ]
+    said = "".join(r.stdout + r.stderr for r in (checked, tested, done, mended, everything))
     assert not any(
         line.rpartition(",")[2] in said for line in accounts.read_text().split("\n")[1:4]
     )

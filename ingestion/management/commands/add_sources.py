@@ -27,6 +27,7 @@ _RESULTS = {
     "passed": "✓ test passed",
     "refused": "✗ refused",
     "added": "✓ added",
+    "known": "– left out",
     "unproven": "✗ added, test failed",
 }
 _BAD = frozenset({"faulty", "failed", "refused", "unproven"})
@@ -38,7 +39,8 @@ class Command(OperatorCommand):
         "an account. Columns are name, way (gmail, icloud, imap ...) and the fields of "
         "providerConfig; --template prints a file to begin with. Every line is "
         "looked at before anything is stored, then each account is tried, several at a time, and "
-        "what passed is added. Ends with 3 where that was some of them and not all. In UTF-8; "
+        "what passed is added. Accounts that are archived already are left out, so that a mended "
+        "file can be given again. Ends with 3 where some lines need you and not all. In UTF-8; "
         "separated by commas, semicolons or tabs. Delete the file afterwards: it has the passwords."
     )
     example = (
@@ -62,7 +64,11 @@ class Command(OperatorCommand):
         less.add_argument("--check", action="store_true", help="only look at the lines")
         less.add_argument("--test", action="store_true", help="only try them, and add nothing")
         less.add_argument("--no-test", action="store_true", help="add them without a test")
-        less.add_argument("--all", action="store_true", help="add also those whose test failed")
+        less.add_argument(
+            "--all",
+            action="store_true",
+            help="add also those whose test failed, and those that are archived already",
+        )
         given.add_options(parser)
 
     def perform(self, options: dict[str, Any]) -> Exit:
@@ -73,10 +79,15 @@ class Command(OperatorCommand):
         owner = None if options["check"] or options["test"] else self.owner(options["owner"])
         rows = account_lists.read(self._content(options["file"]), user=None)
         self._results: dict[int, dict[str, Any]] = {}
-        self._warn(rows)
-        good = [row for row in rows if not row.faults]
+        good = []
         for row in rows:
-            self._note(row, "faulty" if row.faults else "right", " ".join(row.faults))
+            if row.faults:
+                self._note(row, "faulty", " ".join(row.faults))
+            elif row.warnings and not options["all"]:
+                self._note(row, "known", f"{' '.join(row.warnings)} --all adds it too.")
+            else:
+                good.append(row)
+                self._note(row, "right", " ".join(row.warnings))
         if not options["check"] and not options["no_test"]:
             good = self._test(good, options)
         if owner is not None:
@@ -94,11 +105,6 @@ class Command(OperatorCommand):
                 return file.read(most)
         except OSError as error:
             raise UsageError(f"{path} can't be read: {error.strerror}.") from error
-
-    def _warn(self, rows: Sequence[Row]) -> None:
-        for row in rows:
-            for text in row.warnings:
-                self.say(f"Line {row.line}: {text}")
 
     def _test(self, rows: Sequence[Row], options: dict[str, Any]) -> list[Row]:
         """Try them, and return those that are to be added, in the order of the file."""
@@ -173,7 +179,8 @@ class Command(OperatorCommand):
             numbers={"Line"},
             nothing="",
         )
-        self.say(f"{counted(len(lines), 'account')}: {added:,} added, {bad:,} that need you.")
+        need = f"{bad:,} that {'needs' if bad == 1 else 'need'} you"
+        self.say(f"{counted(len(lines), 'account')}: {added:,} added, {need}.")
         if not bad:
             return Exit.OK
         return Exit.PARTIAL if bad < len(lines) else Exit.PROBLEM

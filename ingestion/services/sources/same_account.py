@@ -47,7 +47,8 @@ class Known:
         told = [f"The source “{source.name}” archives this account too" for source in seen]
         if is_proven and len(seen) < len(same):
             told.append("A source that you may not see archives this account too")
-        return [f"{text}: its mail is kept twice." for text in told]
+        is_or_would_be = "is" if stored else "would be"
+        return [f"{text}: its mail {is_or_would_be} kept twice." for text in told]
 
     def _read(self, provider: str) -> dict[str, list[IngestionSource]]:
         config = registry.get(provider).config

@@ -14,6 +14,7 @@ document.addEventListener("DOMContentLoaded", () => {
 
   const good = () => [...rows.values()].filter((row) => !row.faults.length && !row.added);
   const passed = () => good().filter((row) => row.tested && row.ok);
+  const fresh = () => passed().filter((row) => !row.warnings.length); // not archived already
   const accounts = (number) => `${number.toLocaleString("en")} account${number === 1 ? "" : "s"}`;
 
   function say(words, tone) {
@@ -43,12 +44,14 @@ document.addEventListener("DOMContentLoaded", () => {
     table.tBodies[0].append(line);
     if (row.faults.length) mark(row, "danger", "Faulty", row.faults.join(" "));
     else if (row.awaits) mark(row, "info", "Right", "Its owner grants access later.");
-    else mark(row, row.warnings.length ? "warning" : "neutral", "Right", "");
+    else if (row.warnings.length) mark(row, "warning", "Archived already", "");
+    else mark(row, "neutral", "Right", "");
   }
 
   function mark(row, tone, result, words) {
     row.result = result;
-    row.words = [words, ...row.warnings].filter(Boolean).join(" ");
+    const left = row.warnings.length && !row.added ? "So it is left out, unless you add all." : "";
+    row.words = [words, ...row.warnings, left].filter(Boolean).join(" ");
     row.badge.dataset.tone = tone;
     row.badge.textContent = result;
     row.cell.textContent = row.words;
@@ -57,9 +60,9 @@ document.addEventListener("DOMContentLoaded", () => {
   function offer() {
     testButton.hidden = !good().length || good().every((row) => row.tested);
     testButton.textContent = `Test ${accounts(good().filter((row) => !row.tested).length)}`;
-    addPassed.hidden = !passed().length;
-    addPassed.textContent = `Add ${passed().length.toLocaleString("en")} that passed`;
-    addAll.hidden = !good().length || good().length === passed().length;
+    addPassed.hidden = !fresh().length;
+    addPassed.textContent = `Add ${fresh().length.toLocaleString("en")} that passed`;
+    addAll.hidden = !good().length || good().length === fresh().length;
     const all = [...rows.values()].some((row) => row.added) ? "the other" : "all";
     addAll.textContent = `Add ${all} ${good().length.toLocaleString("en")}`;
     report.hidden = !rows.size;
@@ -156,7 +159,7 @@ document.addEventListener("DOMContentLoaded", () => {
     say(`${accounts(added)} added of ${rows.size.toLocaleString("en")}. Delete the file: it has the passwords.`, added === rows.size ? "success" : "warning");
   }
 
-  addPassed.addEventListener("click", () => add(passed()));
+  addPassed.addEventListener("click", () => add(fresh()));
   addAll.addEventListener("click", () => add(good()));
 
   /* A cell that no spreadsheet takes for a formula: names are whatever people chose. */
