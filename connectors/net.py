@@ -128,8 +128,8 @@ def connect(
 
 def _about_server(host: str, port: int, addresses: int) -> str:
     """Say that a server is there. Not at which addresses: they may be a private network's."""
-    has = "1 address" if addresses == 1 else f"{addresses} addresses"
-    return f"{host} has {has}, and answers on port {port}."
+    has = f"{host} has {addresses} addresses, and answers" if addresses > 1 else f"{host} answers"
+    return f"{has} on port {port}."
 
 
 def about_tls(connection: ssl.SSLSocket) -> str:

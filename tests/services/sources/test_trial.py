@@ -85,8 +85,8 @@ def test_steps_before_the_one_that_failed_say_what_they_found(
     refused = {step.name: step.text for step in tried({**config, "password": "wrong"})}
     assert list(refused) == ["server", "encryption", "login"]
     addresses = {one[4][0] for one in socket.getaddrinfo("localhost", None)}
-    has = "1 address" if len(addresses) == 1 else f"{len(addresses)} addresses"
-    assert refused["server"] == f"localhost has {has}, and answers on port {dovecot.tls_port}."
+    has = f" has {len(addresses)} addresses, and" if len(addresses) > 1 else ""
+    assert refused["server"] == f"localhost{has} answers on port {dovecot.tls_port}."
     assert re.fullmatch(
         r"TLS 1\.3, with a certificate that is trusted, and valid until 20\d\d-\d\d-\d\d\.",
         refused["encryption"],
