@@ -141,7 +141,9 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     # A first copy may take days: it is late only where it fails.
     copied_first = Q(last_synced_at=None, run__isnull=False, attempts=0)
     late = followed.exclude(copied_first).alias(at=Coalesce("last_synced_at", "created_at"))
-    late_before = pace.late_before(OuterRef("options"))
+    # By the source's options as a join has them, so that of all sources all are found at once;
+    # which most mailboxes need not be asked for.
+    late = late.filter(at__lt=Now() - pace.LATE).filter(at__lt=pace.late_before())
     pending = Q(status=SourceStatus.PENDING_AUTH)
     lacks = {
         "lacks_mailboxes": Mailbox.objects.filter(
@@ -162,7 +164,7 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
         )
         .annotate(
             fails=_fails(followed),
-            is_late=_holds(Q(Exists(late.filter(at__lt=late_before)), status=SourceStatus.ACTIVE)),
+            is_late=_holds(Q(Exists(late), status=SourceStatus.ACTIVE)),
             check_fails=_holds(pending & Q(check_attempts__gt=0)),
             awaits_sign_in=_holds(
                 pending & Q(check_attempts=0, check_not_before__gt=Now() + _AWAITED)

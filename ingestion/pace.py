@@ -19,7 +19,7 @@ QUIET_SHARE = 24
 SLOWEST_INTERVALS, SLOWEST_SECONDS = 4, 3600
 _USUAL_INTERVAL_SECONDS = 300
 #: A mailbox is late once its turn is so many intervals ago, and never before 15 minutes.
-LATE_INTERVALS, LATE_SECONDS = 2, 15 * 60
+LATE_INTERVALS, LATE = 2, dt.timedelta(minutes=15)
 
 
 _OPTIONS = F("source__options")
@@ -44,7 +44,7 @@ def seconds(options: Any = _OPTIONS) -> Any:
 def late_before(options: Any = _OPTIONS) -> Any:
     """Of a Mailbox: whatever last succeeded before this moment is late."""
     intervals = LATE_INTERVALS * interval_seconds(options)
-    patience = Greatest(seconds(options) + intervals, LATE_SECONDS)
+    patience = Greatest(seconds(options) + intervals, LATE.total_seconds())
     return Now() - as_span(patience)
 
 

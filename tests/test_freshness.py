@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.utils import timezone
 
 from ingestion import freshness
@@ -121,10 +122,11 @@ def test_a_source_of_which_nothing_succeeds_any_more_fails_after_half_a_minute(
     source = a_source(owner, "Alice", status=status)
     mailbox = a_failing(source, "a@example.com", ago(seconds=25))
     assert codes(source) == []  # a hiccup
-    Mailbox.objects.update(failing_since=ago(seconds=35), not_before=timezone.now() + LATER)
+    again_at = timezone.now() + LATER
+    Mailbox.objects.update(failing_since=ago(seconds=35), not_before=again_at)
     assert codes(source) == ["failing"]
     assert f"Nothing is archived now: {REFUSED} It is tried again by itself." in said(source)
-    assert f"The next try is at {(timezone.now() + LATER):%H:%M} UTC. Since " in said(source)
+    assert f"The next try is at {again_at:%H:%M} UTC. Since " in said(source)
     assert summary().tone == "danger"
     assert summary().text.startswith("Alice has been failing since ")
     assert REFUSED in summary().text
@@ -184,12 +186,13 @@ def test_a_source_whose_mailboxes_can_not_be_listed_fails_whatever_those_do_that
     for n in "abc":
         a_mailbox(source, f"{n}@example.com", last_synced_at=timezone.now())
     assert codes(source) == []  # a hiccup
-    Run.objects.update(failing_since=ago(seconds=35), not_before=timezone.now() + LATER)
+    again_at = timezone.now() + LATER
+    Run.objects.update(failing_since=ago(seconds=35), not_before=again_at)
     assert codes(source) == ["failing"]
     assert f"can't be listed to the end, and the rest is not archived now: {REFUSED}" in said(
         source
     )
-    assert f"The next try is at {(timezone.now() + LATER):%H:%M} UTC. Since " in said(source)
+    assert f"The next try is at {again_at:%H:%M} UTC. Since " in said(source)
     assert summary().text.startswith("Acme has been failing since ")
     assert REFUSED in summary().text
     for ended in ("discovered_at", "finished_at"):
@@ -276,6 +279,23 @@ def test_of_many_the_first_are_told_at_a_constant_number_of_queries(
         assert reason.text.startswith(
             "20+ mailboxes could not be read: 000@example.com: Suspended;"
         )
+
+
+def test_of_all_sources_no_table_is_asked_of_each(owner: User) -> None:
+    """Each ten seconds all are looked at (`alerting.watch`): no mailbox is looked up by itself."""
+    many = 1_000
+    usual = {"owner": owner, "provider": "generic_imap", "status": "active", "config": {}}
+    sources = [IngestionSource(name=str(number), **usual) for number in range(many)]
+    IngestionSource.objects.bulk_create(sources)
+    Mailbox.objects.bulk_create(
+        Mailbox(source=source, remote_id="a", address="a", last_synced_at=timezone.now())
+        for source in sources
+    )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE ingestion_ingestionsource, ingestion_mailbox")
+    needing = freshness.judged(IngestionSource.objects.all()).filter(needs_attention=True)
+    plan = needing.explain(analyze=True)
+    assert f"loops={many}" not in plan, plan
 
 
 def test_commands_end_with_1_and_say_why_until_it_is_mended(
