@@ -4,13 +4,17 @@ import datetime as dt
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.db.models import F, Sum
+from django.test.utils import CaptureQueriesContext
 
 from ingestion.models import ArchivedDay, IngestionSource, Mailbox
 from ingestion.services.audit import Actor
 from ingestion.services.engine.counters import recount_source
 from ingestion.services.sources import deletion, verbs
 from tests.e2e.rows import a_mailbox, a_source
+from tests.servers.scripted_provider import Server
+from tests.servers.scripted_source import fill, finish, start, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -61,6 +65,28 @@ def test_rows_that_are_lost_take_nothing_away_from_a_day(owner: User) -> None:
     assert list(ArchivedDay.objects.values_list("messages", "size_bytes")) == [(3, 300)]
     source.refresh_from_db()
     assert source.message_count == 0
+
+
+def test_a_run_that_archives_nothing_counts_nothing(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    finish(source)
+    source.refresh_from_db()
+    assert source.message_count == ArchivedDay.objects.get().messages == 3
+
+    def counted() -> int:
+        with CaptureQueriesContext(connection) as done:
+            synced(source)
+        source.refresh_from_db()
+        return sum("sum(message_count)" in query["sql"] for query in done)
+
+    assert counted() == 0
+    Mailbox.objects.update(message_count=4)  # as one that died left it, of this run
+    server.deliver("INBOX", b"Subject: more\r\n\r\n")
+    assert counted() == 1  # another thread's commit had its own
+    assert source.message_count == ArchivedDay.objects.get().messages == 5
 
 
 def test_they_go_with_the_source(owner: User) -> None:
