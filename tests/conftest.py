@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
+from tests import differences
 from tests.scheduling import Scheduling
 from tests.servers import plugins
 
@@ -134,6 +135,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return -long.kwargs["seconds"] if long else 0, place[item]
 
     items.sort(key=order)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Where `archived == held` does not hold, name the messages instead of showing all of them."""
+    if op == "==" and differences.are_contents(left, right):
+        return ["archived == held", *differences.differences(left, right)]
+    return None
 
 
 def _fixtures(item: pytest.Item) -> Mapping[str, Sequence[pytest.FixtureDef[Any]]]:

@@ -4,6 +4,7 @@ import concurrent.futures
 import datetime as dt
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -595,6 +596,8 @@ def test_exactness_with_faults(google: Gmail, add: Callable[..., IngestionSource
             assert set(labels) == person.mail[name].labels
     assert google.count("messages.get", status=429) > 100
     assert not FailedMessage.objects.exists()
-    assert Placement.objects.count() == Placement.objects.values("remote_id").distinct().count()
+    ids = Placement.objects.values_list("remote_id", flat=True)
+    assert not [name for name, times in Counter(ids).items() if times > 1], "placed twice"
+    assert not Message.objects.filter(placements=None).exists(), "archived twice, and placed once"
     source.refresh_from_db()
     assert source.message_count == Message.objects.count()

@@ -15,6 +15,7 @@ from ingestion.services.archive import reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import sync
 from ingestion.services.sources import credentials, discovery, verbs
+from tests.differences import differences
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph import Mailbox as Box
 from tests.servers.graph.words import error
@@ -117,9 +118,8 @@ def held_by(server: GraphServer) -> dict[tuple[str, str, str], bytes]:
 
 def assert_exact(server: GraphServer, source: IngestionSource) -> None:
     got, held = archived(source), held_by(server)
-    assert got.keys() == held.keys()
     generated = {key: content.partition(b"X-Generated:")[0] for key, content in got.items()}
-    assert generated == held
+    assert generated == held, differences(generated, held)
     ids = Placement.objects.values_list("stable_id", "message_id").distinct()
     assert not [key for key, count in Counter(stable for stable, _ in ids).items() if count > 1]
     assert Message.objects.count() == len({message for _, message in ids})
