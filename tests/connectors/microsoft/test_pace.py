@@ -92,7 +92,7 @@ def test_who_waits_for_a_turn_when_graph_says_to_wait_waits_for_both(server: Gra
     finally:
         graph.close()
     [request] = [entry for entry in server.log if entry.path == "/v1.0/users"]
-    assert until <= request.at < until + 30
+    assert request.at >= until
 
 
 def test_a_longer_wait_is_left_to_the_engine(server: GraphServer, alice: User) -> None:
