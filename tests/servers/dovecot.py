@@ -25,6 +25,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tests.servers.stack import free_port
+
 _TOKEN_KEY = b"dovecot-test-hs256-key"
 _ACCOUNTS = 300
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin"
@@ -110,12 +112,6 @@ service auth {{
 """
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @dataclasses.dataclass
 class Account:
     """An account, and how to get in."""
@@ -133,7 +129,7 @@ class Dovecot:
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="dovecot-", dir="/tmp"))  # short: socket paths
-        self.port, self.tls_port = _free_port(), _free_port()
+        self.port, self.tls_port = free_port(), free_port()
         root = os.getuid() == 0
         me = pwd.getpwnam("nobody") if root else pwd.getpwuid(os.getuid())
         group = grp.getgrgid(me.pw_gid).gr_name

@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 
-from tests.servers.stack import free_port
-
 _NODE = Path(__file__).parent / "node"
 CLIENT_ID, CLIENT_SECRET = "ingestion", "a-secret-that-the-provider-gave-out-1234"
 
@@ -27,19 +25,18 @@ def provider(people: Mapping[str, Mapping[str, Any]], *, redirect_uri: str) -> I
         pytest.fail("These tests need oidc-provider: make node-packages", pytrace=False)
     options = {
         "people": people, "clientId": CLIENT_ID, "clientSecret": CLIENT_SECRET,
-        "redirectUri": redirect_uri, "port": free_port(),
+        "redirectUri": redirect_uri,
     }  # fmt: skip
     process = subprocess.Popen(
         [node, "--no-warnings", "oidc.mjs", json.dumps(options)],
-        cwd=_NODE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True,
+        cwd=_NODE, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout is not None
     try:
         line = process.stdout.readline().strip()
         while line and not line.startswith("http://"):
             line = process.stdout.readline().strip()
-        assert line, "oidc-provider did not start"
+        assert line, "oidc-provider did not start: why stands on its standard error"
         yield line
     finally:
         process.communicate()  # closes its standard input, and it ends
