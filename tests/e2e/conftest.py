@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from tests.servers.stack import Service
 
-#: Screenshots for people; CI keeps this folder.
+#: Screenshots for people who ask for them: SCREENSHOTS=1. A large page takes as long as a test.
 RESULTS = Path(__file__).resolve().parents[2] / "test-results"
+_ARE_WANTED = bool(os.environ.get("SCREENSHOTS"))
 _ARGUMENTS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -46,6 +47,25 @@ _DRESS = """dark => {
 }"""
 ADMIN_PASSWORD = "the-admin-of-the-tests"
 expect.set_options(timeout=60_000)
+
+
+def shoot(page: Page, name: str, *widths: int, full_page: bool = False) -> None:
+    """Keep pictures of the page in both themes, if they are wanted; leave it as it was."""
+    if not _ARE_WANTED:
+        return
+    RESULTS.mkdir(exist_ok=True)
+    before = page.viewport_size
+    for width in widths:
+        page.set_viewport_size({"width": width, "height": _HEIGHT})
+        if full_page:
+            height = page.evaluate("document.documentElement.scrollHeight")
+            page.set_viewport_size({"width": width, "height": min(height, 4_000)})
+        for theme in ("dark", "light"):
+            dress(page, dark=theme == "dark")
+            path = RESULTS / f"{name}-{width}-{theme}.png"
+            page.screenshot(path=path, animations="disabled")
+    if before is not None:
+        page.set_viewport_size(before)
 
 
 @pytest.fixture(scope="session")
@@ -105,16 +125,8 @@ class Visitor:
         self.page.wait_for_url(re.compile(r"/admin/$"))
 
     def shoot(self, name: str, *, width: int = _WIDTH) -> None:
-        """Keep a picture of the page in both themes."""
-        RESULTS.mkdir(exist_ok=True)
-        self.page.set_viewport_size({"width": width, "height": _HEIGHT})
-        height = self.page.evaluate("document.documentElement.scrollHeight")
-        self.page.set_viewport_size({"width": width, "height": min(height, 4_000)})
-        for theme in ("dark", "light"):
-            dress(self.page, dark=theme == "dark")
-            path = RESULTS / f"admin-{name}-{theme}.png"
-            self.page.screenshot(path=path, animations="disabled")
-        self.page.set_viewport_size({"width": _WIDTH, "height": _HEIGHT})
+        """Keep pictures of the page, if they are wanted."""
+        shoot(self.page, f"admin-{name}", width, full_page=True)
 
 
 @pytest.fixture

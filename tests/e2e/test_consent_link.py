@@ -11,7 +11,8 @@ from playwright.sync_api import expect
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration
-from tests.e2e.conftest import RESULTS, Visitor
+from tests.e2e import conftest
+from tests.e2e.conftest import Visitor
 from tests.servers.dovecot import Dovecot
 from tests.servers.gmail import Gmail
 
@@ -32,14 +33,14 @@ def google(running_google: Gmail, service: "Service") -> Iterator[Gmail]:
 
 
 def shoot(visitor: Visitor, name: str) -> None:
-    """Keep a picture on a desk and on a phone, in both themes, which here the browser chooses."""
-    RESULTS.mkdir(exist_ok=True)
+    """See that it fits a desk and a phone, in both themes, which here the browser chooses; keep
+    pictures; go on on the phone."""
+    conftest.shoot(visitor.page, f"consent-{name}", 1280, 400)
     for width in (1280, 400):
         visitor.page.set_viewport_size({"width": width, "height": 900})
         for theme in ("dark", "light"):
             visitor.page.emulate_media(color_scheme=theme)
             assert visitor.page.evaluate("document.documentElement.scrollWidth") <= width
-            visitor.page.screenshot(path=RESULTS / f"consent-{name}-{width}-{theme}.png")
 
 
 def link_of(operator: Visitor, source: IngestionSource) -> str:

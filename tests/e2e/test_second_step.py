@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 
 from ingestion.models import AuditEvent
 from ingestion.services.operations import signing_in
-from tests.e2e.conftest import RESULTS, dress
+from tests.e2e import conftest
 
 pytestmark = pytest.mark.django_db(transaction=True)
 PASSWORD = "the-password-of-somebody"
@@ -58,13 +58,7 @@ def sign_in(page: Page) -> None:
 
 
 def shoot(page: Page, name: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    for width in (1280, 400):
-        page.set_viewport_size({"width": width, "height": 900})
-        for theme in ("dark", "light"):
-            dress(page, dark=theme == "dark")
-            page.screenshot(path=RESULTS / f"{name}-{width}-{theme}.png", full_page=True)
-    page.set_viewport_size({"width": 1280, "height": 900})
+    conftest.shoot(page, name, 1280, 400, full_page=True)
 
 
 def plug_in_a_key(page: Page) -> Any:

@@ -19,7 +19,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page
 from ingestion.models import AuditEvent
 from ingestion.services.audit import SYSTEM
 from ingestion.services.operations import credential_keys, groups, signing_in
-from tests.e2e.conftest import RESULTS, dress
+from tests.e2e import conftest
 from tests.servers import oidc
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -86,12 +86,7 @@ def come(page: Page, who: str) -> str:
 
 
 def shoot(page: Page, name: str) -> None:
-    RESULTS.mkdir(exist_ok=True)
-    for width in (1280, 400):
-        page.set_viewport_size({"width": width, "height": 800})
-        for theme in ("dark", "light"):
-            dress(page, dark=theme == "dark")
-            page.screenshot(path=RESULTS / f"account-{name}-{width}-{theme}.png", full_page=True)
+    conftest.shoot(page, f"account-{name}", 1280, 400, full_page=True)
 
 
 def test_who_the_provider_vouches_for_comes_in_and_nobody_else(
