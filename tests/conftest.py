@@ -5,6 +5,7 @@ throwaway VAR_DIR. This is why pyproject.toml does not name the settings: pytest
 """
 
 import atexit
+import contextlib
 import os
 import shutil
 import sys
@@ -69,12 +70,13 @@ _started: dict[str, Any] = {}
 
 
 def _start_servers() -> None:
-    for name in _OWN_SETTINGS:
-        os.environ.pop(name, None)
     var_dir = Path(tempfile.mkdtemp(prefix="ingestion-tests-"))
     os.environ["VAR_DIR"] = str(var_dir)
     plugins.install(var_dir / "site", maildir_root=var_dir / "maildirs")
-    from tests.servers.stack import Supervised  # after VAR_DIR
+    from tests.servers import migrated  # after VAR_DIR
+    from tests.servers.stack import Supervised
+
+    migrated.copy_to(var_dir)
 
     servers = Supervised.start(
         "--only-services", "--no-fsync", env=os.environ, log=var_dir / "services.log"
@@ -100,13 +102,21 @@ def _stop_servers() -> None:
 _HANDS_OUT = "PYTEST_XDIST_WORKER" not in os.environ and any(
     argument.startswith(("-n", "--numprocesses")) for argument in sys.argv
 )
+for _name in _OWN_SETTINGS:
+    os.environ.pop(_name, None)
 if not _HANDS_OUT:
     _start_servers()  # at import, so that test modules may import models
 
 
-def pytest_configure() -> None:
-    if _HANDS_OUT:  # which must not read the settings before their own VAR_DIR is set
+def pytest_configure(config: pytest.Config) -> None:
+    if _HANDS_OUT:  # to those who must not read the settings before their own VAR_DIR is set
         os.environ.pop("DJANGO_SETTINGS_MODULE", None)
+        if not config.option.collectonly:
+            from tests.servers import migrated
+
+            database = contextlib.ExitStack()
+            database.enter_context(migrated.made())
+            config.add_cleanup(database.close)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
@@ -162,12 +172,24 @@ def django_db_modify_db_settings() -> None:
     import psycopg
     from django.conf import settings
 
+    from tests.servers import migrated
+
     database = settings.DATABASES["default"]
     database["TEST"]["NAME"] = database["NAME"]
+    if migrated.is_there():
+        return
     with psycopg.connect(
         host=database["HOST"], user="postgres", dbname="postgres", autocommit=True
     ) as connection:
         connection.execute(f'DROP DATABASE "{database["NAME"]}"')  # Django makes its own
+
+
+@pytest.fixture(scope="session")
+def django_db_keepdb() -> bool:
+    """Whether the test database is there already, migrated."""
+    from tests.servers import migrated
+
+    return migrated.is_there()
 
 
 @pytest.fixture(scope="session")

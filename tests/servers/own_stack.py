@@ -21,6 +21,7 @@ import psycopg.rows
 
 from ingestion.packs.store import Extent, PackStore, at
 from ingestion_project.embedded import Local
+from tests.servers import migrated
 from tests.servers.imap_script import Client
 from tests.servers.imap_source import Account, Contents, config, content
 from tests.servers.stack import ROOT, Supervised, client, descendants, free_port, wait_for
@@ -62,6 +63,7 @@ class OwnStack:
                 "ADMIN_PASSWORD": "the-admin-of-the-tests", "PYTHONPATH": str(root / "python"),
                 "DEATHS": str(root / "deaths"),
             }  # fmt: skip
+            migrated.copy_to(root / "var")
             running = Supervised.start("--no-fsync", env={**environ, **own}, log=root / "log")
             try:
                 running.wait_for_line("Ready: ")
