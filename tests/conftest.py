@@ -149,7 +149,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
     """Where `archived == held` does not hold, name the messages instead of showing all of them."""
-    if op == "==" and differences.are_contents(left, right):
+    contents = differences.are_contents
+    if op == "==" and contents(left) and contents(right):
         return ["archived == held", *differences.differences(left, right)]
     return None
 

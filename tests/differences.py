@@ -5,18 +5,15 @@ Owns what a failed `assert archived == held` says (conftest.py): whole messages 
 
 from collections.abc import Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 #: Of each kind; the rest is counted.
 _TOLD = 5
 
 
-def are_contents(*sides: object) -> bool:
-    """Whether all of them are id -> bytes."""
-    return any(sides) and all(
-        isinstance(side, dict) and all(isinstance(body, bytes) for body in side.values())
-        for side in sides
-    )
+def are_contents(side: object) -> TypeGuard[dict[Any, bytes]]:
+    """Whether it is id -> bytes."""
+    return isinstance(side, dict) and all(isinstance(body, bytes) for body in side.values())
 
 
 def differences(archived: Mapping[Any, bytes], held: Mapping[Any, bytes]) -> list[str]:
