@@ -4,6 +4,7 @@ user, on a machine that has nothing else and can't be written."""
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from tests.deploy.files import (
     procfile,
 )
 from tests.servers.clean_machine import Machine, machine
-from tests.servers.stack import wait_for
+from tests.servers.stack import ROOT, wait_for
 
 pytestmark = [
     pytest.mark.long(seconds=30),
@@ -112,6 +113,15 @@ def test_the_whole_service_runs_as_compose_starts_it(containers: Containers) -> 
 
     wait_for(nothing_is_wrong, 150, every_seconds=_INTERVAL_SECONDS)
     assert any("s3://archive" in one["message"] for one in findings(containers))
+    # The image has what a backup needs, by the page's line.
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    [line] = re.findall(
+        r"run --rm --no-deps --volume \S+ web (.* backup /media/backup)$", page, re.MULTILINE
+    )
+    for more in ((), ("--verify",)):
+        words = line.replace("/media/backup", "/var/lib/ingestion/backup").split()
+        done = containers.run("web", *words, *more)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def findings(containers: Containers) -> list[dict[str, str]]:

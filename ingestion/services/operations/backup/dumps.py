@@ -21,6 +21,7 @@ from pathlib import Path
 from django.db import connection, transaction
 from django.db.migrations.recorder import MigrationRecorder
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import Conninfo
 
 from ingestion.errors import NotAllowedNow
 
@@ -108,10 +109,10 @@ def _run(name: str, words: Sequence[str], on_progress: Callable[[], None]) -> No
 def _address() -> str:
     """Return where the database is, as the settings say it: what our libpq adds to that by itself
     (sslcertmode), an older one of PostgreSQL's programs refuses to know."""
-    given = connection.get_connection_params().keys() | {"dbname", "host", "port", "user"}
-    given -= {"fallback_application_name"}  # they have names
-    parameters = connection.connection.info.get_parameters()
-    return make_conninfo(**{name: parameters[name] for name in parameters.keys() & given})
+    known = {option.keyword.decode() for option in Conninfo.get_defaults()}
+    known -= {"password", "fallback_application_name"}  # that is secret; they have names
+    given = connection.get_connection_params()
+    return make_conninfo(**{name: given[name] for name in given.keys() & known})
 
 
 def _wait(command: list[str], secret: dict[str, str], on_progress: Callable[[], None]) -> None:
