@@ -35,12 +35,20 @@ def check(place: Place, *, on_progress: Callable[[Checking], None] = lambda _: N
                 dumps.read_through(
                     place.dump(manifest), manifest.postgres, lambda: on_progress(done)
                 )
-                listed.add(place.listed(manifest))
+                listed.add(
+                    one
+                    for one in place.listed(manifest)
+                    if str(one.pack_id) not in manifest.differing  # it may have been mended since
+                )
             except NotAllowedNow as error:
                 done.problems.append(str(error))
             done.problems += [
                 f"pack {lost} was missing in the archive when {manifest.name} was made."
                 for lost in manifest.lost
+            ] + [
+                f"pack {differing} had other bytes in the backup than in the archive when"
+                f" {manifest.name} was made."
+                for differing in manifest.differing
             ]
             done.backups += 1
         done.stage = "Reading packs"

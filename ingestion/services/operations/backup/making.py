@@ -116,6 +116,7 @@ class _Making:
         self._here, self._place, self._tell = here, place, on_progress
         self.done = Making(total_bytes=Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0)
         self._held, self._there, self._listed = Inventory(), Inventory(), Inventory()
+        self._doubted: set[str] = set()
 
     def manifests(self) -> list[Manifest]:
         """Return the backups before. Of one that can't be read, neither what it lists is known."""
@@ -129,7 +130,9 @@ class _Making:
             if not pack.partial
         )
         # What a backup lists was read back when it was copied. Of others nothing is known.
-        self._listed.add(self._all_listed(self.manifests()[:1]))
+        newest = self.manifests()[:1]
+        self._listed.add(self._all_listed(newest))
+        self._doubted = {pack_id for manifest in newest for pack_id in manifest.differing}
 
     def copy(self, packs: Iterable[PackFile]) -> set[uuid.UUID]:
         """Have packs be in the backup; return those that nobody has any more."""
@@ -138,14 +141,24 @@ class _Making:
             if one.outcome in ("copied", "there"):
                 self.done.copied += one.outcome == "copied"
                 self._hold(one.pack, one.sha256)
+                if one.pack.pack_id in self.done.differing:
+                    self.done.differing.remove(one.pack.pack_id)
                 continue
+            there = self._there.get(one.pack.pack_id)
             if one.outcome == "gone":
                 gone.add(one.pack.pack_id)
             else:
-                self.done.differing.append(one.pack.pack_id)
-            if there := self._there.get(one.pack.pack_id):  # perhaps the only good one
+                self._differs(one.pack, is_copy=there is None)
+            if there:  # perhaps the only good one
                 self._hold_as_it_is(one.pack, there.size_bytes)
         return gone
+
+    def _differs(self, pack: PackFile, *, is_copy: bool) -> None:
+        """Tell of it, now and each time until it is mended. A copy made just now is a bad one."""
+        if is_copy:
+            self._place.packs.delete(pack)
+        if pack.pack_id not in self.done.differing:
+            self.done.differing.append(pack.pack_id)
 
     def take_database(self, archive_id: str) -> Manifest:
         """Dump the database, until the backup has all packs that the dump names."""
@@ -200,6 +213,7 @@ class _Making:
             pack_bytes=pack_bytes,
             packs_sha256=self._place.write_list(manifest.name, self._held),
             lost=tuple(sorted(map(str, lost))),
+            differing=tuple(sorted(map(str, self.done.differing))),
         )
 
     def remove_old(self, keep: int) -> None:
@@ -229,7 +243,8 @@ class _Making:
     def _not_held(self, packs: Iterable[PackFile]) -> Iterable[PackFile]:
         """Yield those that must be copied or compared; hold those that were proven before."""
         for pack in packs:
-            before = self._listed.get(pack.pack_id)
+            proven = str(pack.pack_id) not in self._doubted
+            before = self._listed.get(pack.pack_id) if proven else None
             if pack.partial or pack.pack_id in self._held:
                 continue
             there = self._there.get(pack.pack_id)

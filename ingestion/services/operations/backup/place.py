@@ -17,14 +17,15 @@ from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import PackStore
 from ingestion.services.operations.backup.inventory import Listed
 
-_FORMAT = 1
+_FORMAT = 2  # 1 knew of no `differing`
 _MARK = "backup of "
 _CHUNK_BYTES = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup is. `lost`: packs that the dump names and nobody had any more."""
+    """What a backup is. `lost`: packs that the dump names and nobody had any more. `differing`:
+    packs that had other bytes in it than in the archive, of which its list proves nothing."""
 
     name: str
     taken_at: dt.datetime
@@ -38,6 +39,7 @@ class Manifest:
     packs_sha256: str  # of the list
     messages: int
     lost: tuple[str, ...]
+    differing: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -47,8 +49,9 @@ class Manifest:
             if given.pop("format") > _FORMAT:
                 raise NotAllowedNow(f"{path} is of a newer version of this software: install that.")
             taken_at = dt.datetime.fromisoformat(given.pop("taken_at"))
-            migrations, lost = tuple(given.pop("migrations")), tuple(given.pop("lost"))
-            return cls(taken_at=taken_at, migrations=migrations, lost=lost, **given)
+            texts = ("migrations", "lost", "differing")
+            given |= {name: tuple(given.get(name, ())) for name in texts}
+            return cls(taken_at=taken_at, **given)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise NotAllowedNow(
                 f"{path} can't be read as what a backup is ({type(error).__name__}). Name another"

@@ -26,7 +26,7 @@ from django.db.migrations.loader import MigrationLoader
 from django.utils import timezone
 
 from ingestion.errors import NotAllowedNow
-from ingestion.models import AuditEvent, Installation, Message
+from ingestion.models import AuditEvent, Installation, Message, Pack
 from ingestion.packs.store import PackFile, store
 from ingestion.services.archive import storage
 from ingestion.services.audit import Actor, audit
@@ -113,7 +113,7 @@ class _Restoring:
         self.archive = store().fresh()
         self.archive_id = manifest.archive_id if manifest else place.archive_id()
         self.done = Restoring(*((manifest.pack_bytes, manifest.name) if manifest else (0, "")))
-        self._place, self._manifest = place, manifest
+        self._place, self._manifest, self._without_packs = place, manifest, without_packs
         self._tell: Callable[[], None] = lambda: on_progress(self.done)
         self._listed = Inventory()
         # Which backup it is, too: the rest of another one's packs would not fit its database. And
@@ -200,7 +200,7 @@ class _Restoring:
     def put_packs_back(self) -> None:
         self.done.stage = "Restoring packs"
         for one in copying.copied(
-            self._wanted(), self._place.packs, self.archive, known=self._listed.sha256
+            self._wanted(), self._place.packs, self.archive, known=self._known
         ):
             pack = one.pack
             if one.outcome in ("copied", "there"):
@@ -211,6 +211,10 @@ class _Restoring:
                 why = _WHY[one.outcome]
                 self.done.missing.append(Missing(pack.source_id, pack.pack_id, why))
             self._tell()
+
+    def _known(self, pack_id: uuid.UUID) -> bytes | None:
+        doubted = self._manifest.differing if self._manifest else ()
+        return None if str(pack_id) in doubted else self._listed.sha256(pack_id)
 
     def _wanted(self) -> Iterator[PackFile]:
         for one in self._listed:
@@ -234,11 +238,17 @@ class _Restoring:
             dataclasses.replace(one, messages=Message.objects.filter(pack=one.pack_id).count())
             for one in self.done.missing
         ]
-        for lost in self._manifest.lost if self._manifest else ():
-            rows = Message.objects.filter(pack=uuid.UUID(lost))
-            for source_id in rows.values_list("pack__source_id", flat=True)[:1]:
+        lost = self._manifest.lost if self._manifest else ()
+        bad = self._manifest.differing if self._manifest and not self._without_packs else ()
+        for pack in Pack.objects.filter(pk__in=[*lost, *bad]):
+            if str(pack.pk) in lost:
                 why = "was missing already when the backup was made"
-                self.done.missing.append(Missing(source_id, uuid.UUID(lost), why, rows.count()))
+            elif self.archive.holds(pack.source_id, pack.pk):
+                why = "had other bytes in the backup than in the archive: verify_archive tells more"
+            else:
+                why = "could not be copied into the backup"
+            count = Message.objects.filter(pack=pack).count()
+            self.done.missing.append(Missing(pack.source_id, pack.pk, why, count))
         if database:
             Installation.objects.filter(pk=1).update(archive_marked=True)
             self.done.unreadable_credentials = len(credential_keys.survey().unreadable)

@@ -1,0 +1,286 @@
+"""What a backup or a restore looks at before it trusts it: each look has a test that fails without."""
+
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from ingestion.errors import ArchiveUnavailable, NotAllowedNow, WrongArchive
+from ingestion.models import IngestionSource, Message, Pack
+from ingestion.packs.base import PackWriter
+from ingestion.packs.directory import DirectoryStore
+from ingestion.packs.store import store
+from ingestion.services.operations.backup import dumps, making, restoring
+from ingestion.services.operations.backup.place import Place
+from ingestion.services.sources import verbs
+from tests.management.backup.world import (
+    Elsewhere,
+    beside,
+    broken_off_before_the_dump,
+    damage,
+    file_of,
+    mail,
+    make,
+    names,
+    one_pack,
+    packs,
+    restore,
+)
+from tests.servers import imap_source
+from tests.servers.command_line import CommandLine
+from tests.servers.dovecot import Dovecot
+from tests.servers.imap_source import ACTOR
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+More = Callable[[IngestionSource, str], None]
+
+# -- making ----------------------------------------------------------------------------------------
+
+
+def test_of_an_archive_of_another_installation_no_backup_is_made(
+    source: IngestionSource, place: Place
+) -> None:
+    store().write_mark(str(uuid.uuid4()))
+    with pytest.raises(WrongArchive):
+        make(place)
+    assert not place.root.exists()
+
+
+@pytest.mark.parametrize("where", [".", "backup", ".."])
+def test_a_backup_is_not_made_in_the_archive_nor_around_it(
+    source: IngestionSource, archive_dir: Path, where: str
+) -> None:
+    with pytest.raises(NotAllowedNow, match="belongs elsewhere"):
+        make(Place(archive_dir / where))
+
+
+def test_packs_that_go_at_each_dump_end_it_and_the_backup_before_stays(
+    source: IngestionSource, place: Place, dovecot: Dovecot
+) -> None:
+    make(place)
+    account = dovecot.account(mail("doomed"))
+    told: list[str] = []
+    doomed: list[IngestionSource] = []
+    gone: list[IngestionSource] = []
+
+    def work(done: making.Making) -> None:
+        before, now = told[-1:], done.stage
+        told.append(now)
+        if now != "Dumping the database":
+            return
+        if before != [now]:  # before the snapshot, which is to know of it
+            doomed.append(imap_source.create(account, name=f"Doomed {len(told)}"))
+            beside(lambda: imap_source.imported(doomed[-1]))
+        elif len(gone) < len(doomed):
+            gone.append(doomed[-1])
+            beside(lambda: verbs.delete(doomed[-1], actor=ACTOR))
+            store().delete_source(doomed[-1].pk)
+
+    with pytest.raises(NotAllowedNow, match="Packs went faster"):
+        making.make(place, keep=7, actor=ACTOR, on_progress=work)
+    assert len(doomed) == 5
+    assert sorted(path.suffix for path in (place.root / "databases").iterdir()) == [
+        ".dump",
+        ".json",
+        ".packs",
+    ]
+
+
+def test_what_comes_between_the_list_of_packs_and_the_dump_is_in_neither(
+    source: IngestionSource, place: Place, more: More, elsewhere: Elsewhere,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The dump is of the very snapshot by which the packs were read."""
+    read = dumps.Snapshot.messages
+
+    def mail_comes(snapshot: dumps.Snapshot) -> int:
+        beside(lambda: more(source, "late"))
+        return read(snapshot)
+
+    monkeypatch.setattr(dumps.Snapshot, "messages", mail_comes)
+    make(place)
+    elsewhere()
+    assert restore(place).missing == []
+    assert names() == ["one", "two"]
+
+
+@pytest.mark.parametrize("how", ["never listed", "cut off"])
+def test_a_pack_of_the_backup_that_was_not_proven_is_compared_and_told(
+    source: IngestionSource, place: Place, manage: CommandLine, monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:  # fmt: skip
+    if how == "never listed":
+        broken_off_before_the_dump(place, monkeypatch)
+        damage(one_pack(place.packs))
+    else:
+        make(place)
+        one_pack(place.packs).write_bytes(one_pack(place.packs).read_bytes()[:-7])
+    pack = Pack.objects.get().pk
+    for _ in range(3):  # until somebody mends it
+        made = manage.here("backup", str(place.root), "--json")
+        assert (made.code, made.json()["differing"]) == (3, [str(pack)])
+    said = manage.here("backup", str(place.root))
+    assert "has other bytes in the backup than in the archive" in said.stdout
+    checked = manage.here("backup", str(place.root), "--verify")
+    assert (checked.code, f"pack {pack} had other bytes" in checked.stdout) == (1, True)
+    one_pack(place.packs).unlink()
+    assert manage.here("backup", str(place.root)).code == 0
+    checked = manage.here("backup", str(place.root), "--verify")  # of what was, and no more
+    assert "had other bytes" in checked.stdout
+    assert "is damaged" not in checked.stdout
+    assert manage.here("backup", str(place.root), "--keep=1").code == 0
+    assert manage.here("backup", str(place.root), "--verify").code == 0
+
+
+class Forgetful(DirectoryStore):
+    """A disk that has other bytes than it was given."""
+
+    def copier(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> PackWriter:
+        copy = super().copier(source_id, pack_id)
+        commit = copy.commit
+
+        def committed(*given: Any, **more: Any) -> Any:
+            done = commit(*given, **more)
+            damage(one_pack(self))
+            return done
+
+        copy.commit = committed  # type: ignore[method-assign] # what is tested meets it from outside
+        return copy
+
+
+def test_what_a_disk_did_not_keep_is_told_at_once_and_copied_again(
+    source: IngestionSource, tmp_path: Path, elsewhere: Elsewhere
+) -> None:
+    bad = Place(tmp_path / "backup", Forgetful(tmp_path / "packs"))
+    pack = Pack.objects.get().pk
+    first = make(bad)
+    assert (first.differing, packs(bad.packs)) == ([pack], {})
+    good = Place(bad.root, DirectoryStore(tmp_path / "packs"))
+    assert (make(good).differing, packs(good.packs)) == ([], packs(store()))
+    good.packs.delete(file_of(Pack.objects.get()))
+    elsewhere()
+    assert first.manifest
+    [missing] = restoring.restore(good, first.manifest.name, actor=ACTOR).missing
+    assert (missing.pack_id, missing.why) == (pack, "could not be copied into the backup")
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_what_a_backup_copied_that_was_broken_off_is_not_copied_again_nor_given_up(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere, lost: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """No list has it yet; where the archive has lost it since, it is the only one."""
+    broken_off_before_the_dump(place, monkeypatch)
+    if lost:
+        one_pack(store()).unlink()
+    done = make(place)
+    assert (done.copied, done.lost, done.packs) == (0, (), 1)
+    elsewhere()
+    assert restore(place).missing == []
+    assert names() == ["one", "two"]
+
+
+def test_a_pack_that_the_archive_lacked_is_told_by_each_look_at_the_backup(
+    source: IngestionSource, place: Place, manage: CommandLine
+) -> None:
+    one_pack(store()).unlink()
+    assert make(place).lost == (str(Pack.objects.get().pk),)
+    seen = manage.here("backup", str(place.root), "--verify")
+    assert (seen.code, "was missing in the archive when" in seen.stdout) == (1, True)
+
+
+def test_a_backup_of_a_newer_form_is_not_guessed_at(source: IngestionSource, place: Place) -> None:
+    made = make(place).manifest
+    assert made
+    path = place.root / "databases" / f"{made.name}.json"
+    path.write_bytes(path.read_bytes().replace(b'"format": 2', b'"format": 3'))
+    with pytest.raises(NotAllowedNow, match="newer version of this software: install that"):
+        place.chosen()
+
+
+# -- restoring -------------------------------------------------------------------------------------
+
+
+def test_a_database_that_can_not_be_restored_in_whole_stays_empty_and_no_row_is_quoted(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere
+) -> None:
+    """pg_restore fails near its end, where it makes indexes, and goes on when that is mended."""
+    make(place)
+    elsewhere()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "CREATE FUNCTION refuse() RETURNS event_trigger LANGUAGE plpgsql AS"
+            " $$BEGIN RAISE 'no room' USING DETAIL = 'Key (subject)=(secret)'; END$$;"
+            " CREATE EVENT TRIGGER refuse ON ddl_command_start WHEN TAG IN ('CREATE INDEX')"
+            " EXECUTE FUNCTION refuse()"
+        )
+    with pytest.raises(NotAllowedNow, match=r"pg_restore failed: .*no room") as refused:
+        restore(place)
+    assert "secret" not in str(refused.value)
+    assert connection.introspection.table_names() == []
+    with connection.cursor() as cursor:
+        cursor.execute("DROP EVENT TRIGGER refuse; DROP FUNCTION refuse")
+    assert restore(place).missing == []
+    assert names() == ["one", "two"]
+
+
+def test_an_archive_that_can_not_be_written_is_told_before_the_database_is_filled(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(place)
+    elsewhere()
+
+    def is_read_only(_: DirectoryStore) -> float:
+        raise OSError(30, "Read-only file system", "/archive")
+
+    monkeypatch.setattr(DirectoryStore, "try_out", is_read_only)
+    with pytest.raises(ArchiveUnavailable, match="Read-only file system"):
+        restore(place)
+    assert connection.introspection.table_names() == []
+    assert store().mark() is None
+
+
+def test_a_restore_that_was_begun_does_not_go_on_in_another_database(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(place)
+    elsewhere()
+
+    def die(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(restoring._Restoring, "put_database_back", die)
+        with pytest.raises(KeyboardInterrupt):
+            restore(place)
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE somebodys (id int)")
+    with pytest.raises(NotAllowedNow, match="is not empty"):
+        restore(place)
+
+
+def test_packs_that_were_deleted_before_the_backup_stay_away_and_later_ones_come(
+    source: IngestionSource, place: Place, more: More, elsewhere: Elsewhere
+) -> None:
+    make(place)
+    old = Pack.objects.get().pk
+    more(source, "three")
+    Message.objects.filter(pack=old).update(pack=Pack.objects.exclude(pk=old).get())
+    store().delete(file_of(Pack.objects.get(pk=old)))
+    Pack.objects.filter(pk=old).delete()
+    second = make(place).manifest
+    more(source, "four")
+    make(place)
+    assert second
+    later = Pack.objects.order_by("created_at").last()
+    assert later
+    assert {old, later.pk} <= packs(place.packs).keys()
+    elsewhere()
+    done = restoring.restore(place, second.name, actor=ACTOR)
+    assert (done.newer, done.missing) == (1, [])
+    assert old not in packs(store())
+    assert later.pk in packs(store())
