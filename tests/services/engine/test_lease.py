@@ -244,3 +244,22 @@ def test_deletion_leaves_nothing_and_stops_a_running_worker(
     for model in (IngestionSource, Mailbox, Folder, Message, Placement, Pack, Run, StatusChange):
         assert not model.objects.exists(), model
     assert list(store().packs()) == []
+
+
+def test_a_deletion_that_is_told_to_end_is_gone_on_with_by_the_next_worker(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    finish(source)
+    source.refresh_from_db()
+    verbs.delete(source, actor=ACTOR)
+    lease.leaving.set()
+    try:
+        deletion.delete_source(source.pk)
+    finally:
+        lease.leaving.clear()
+    assert (Message.objects.count(), IngestionSource.objects.count()) == (3, 1)
+    assert len(list(store().packs())) == 1
+    deletion.delete_source(source.pk)
+    assert not IngestionSource.objects.exists()
