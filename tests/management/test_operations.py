@@ -86,9 +86,10 @@ def findings(manage: CommandLine, *, code: int) -> dict[str, dict[str, str]]:
 
 def test_a_sound_deployment_is_told_so(service: "Service", settings: Any) -> None:
     manage = CommandLine(settings.ARCHIVE_DIR)  # the service's own: another has no mark
-    wait_for(lambda: manage.here("doctor").code == 0)  # the workers may still be starting
-    # A process of its own; a worker on a busy machine may miss the time for one answer.
-    done = wait_for(lambda: tried if (tried := manage("doctor")).code == 0 else None)
+    # The workers may still be starting, and on a busy machine miss the time for an answer.
+    wait_for(lambda: manage.here("doctor").code == 0, 240)
+    # And a process of its own.
+    done = wait_for(lambda: tried if (tried := manage("doctor")).code == 0 else None, 240)
     assert "All is well." in done.stdout
     for part in ("database", "clock", "keys", "broker", "queue sync", "queue control", "queue index",
                  "beat", "storage", "exposure", "settings"):  # fmt: skip
