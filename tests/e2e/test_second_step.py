@@ -58,7 +58,7 @@ def sign_in(page: Page) -> None:
 
 
 def shoot(page: Page, name: str) -> None:
-    conftest.shoot(page, name, 1280, 400, full_page=True)
+    conftest.shoot(page, name, 1280, 390, full_page=True)
 
 
 def plug_in_a_key(page: Page) -> Any:
@@ -110,6 +110,7 @@ def test_a_security_key_is_added_asked_for_and_taken_away(page: Page, root: User
     page.fill("input[name=password]", PASSWORD)
     page.click("main button")
     page.wait_for_url(re.compile("remove/$"))
+    page.get_by_role("heading", name="Remove “Blue key”?").wait_for()
     shoot(page, "security-key-remove")
     page.click("main button[type=submit]")
     page.wait_for_url(re.compile("second-step/(webauthn/)?$"))
@@ -123,7 +124,7 @@ def test_a_recovery_code_lets_in_once(page: Page, root: User) -> None:
     Authenticator.objects.create(
         user=root, type="totp", data={"secret": get_adapter().encrypt("JBSWY3DPEHPK3PXP")}
     )
-    code = RecoveryCodes.activate(root).get_unused_codes()[0]
+    code, *others = RecoveryCodes.activate(root).get_unused_codes()
     sign_in(page)
     page.wait_for_url(re.compile("authenticate/"))
     shoot(page, "second-step-ask")
@@ -135,6 +136,19 @@ def test_a_recovery_code_lets_in_once(page: Page, root: User) -> None:
     page.goto(STEPS)
     shoot(page, "second-step-codes")
     assert "9" in page.inner_text("main"), "how many are left"
+    page.goto(f"{STEPS}recovery-codes/")
+    page.get_by_role("heading", name="Is it you?").wait_for()
+    shoot(page, "is-it-you")
+    page.fill("input[name=password]", PASSWORD)
+    page.click("main button")
+    page.get_by_text("9 of 10 are left").wait_for()
+    assert page.get_by_label("Unused codes").locator("li").all_inner_texts() == others
+    shoot(page, "recovery-codes")
+    page.get_by_role("link", name="New codes").click()
+    page.get_by_text("The 9 that are left let nobody in any more.").wait_for()
+    shoot(page, "recovery-codes-new")
+    page.goto("/account/")
+    shoot(page, "account")
     page.context.clear_cookies()
     sign_in(page)
     page.wait_for_url(re.compile("authenticate/"))
