@@ -133,7 +133,11 @@ def disk(settings: Any) -> Iterator[Callable[[str], None]]:
     def mount(*options: str) -> None:
         subprocess.run(["mount", *options, str(root)], check=True)
 
+    mark = root / ".installation"  # of the archive, where a test before had one
+    kept = mark.read_bytes() if mark.exists() else None
     mount("-t", "tmpfs", "-o", "size=8g", "none")
+    if kept is not None:
+        mark.write_bytes(kept)
     yield lambda size: mount("-o", f"remount,size={size}")
     subprocess.run(["umount", "--lazy", str(root)], check=True)
 
