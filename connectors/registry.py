@@ -8,6 +8,7 @@ of another distribution is found by its entry point: docs/adding-a-provider.md.
 """
 
 import dataclasses
+import functools
 import importlib
 import importlib.metadata
 import re
@@ -52,7 +53,11 @@ class Provider:
         return cast("Consent", make(config, environment)) if make else None
 
     def _load(self, module: str, *name_and_default: Any) -> Any:
-        return getattr(importlib.import_module(f"{self.package}.{module}"), *name_and_default)
+        return getattr(_module(f"{self.package}.{module}"), *name_and_default)
+
+
+#: Lists ask for each row.
+_module = functools.cache(importlib.import_module)
 
 
 class _Absent(Provider):

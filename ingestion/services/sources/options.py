@@ -86,6 +86,7 @@ _FIELDS = (
         " certificate says itself needs no date.",
     ),
 )
+_SHOWN_DEFAULTS = [(f.name, list(f.default) if f.type is list else f.default) for f in _FIELDS]
 _ROLES = {
     FolderRole.JUNK: "includeJunk",
     FolderRole.TRASH: "includeTrash",
@@ -118,6 +119,14 @@ class Options:
             if isinstance(value, tuple)
             else value
             for name, value in self.values.items()
+        }
+
+    @staticmethod
+    def shown(stored: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what `as_json` does of the JSON of a source's row: lists ask for each."""
+        return {
+            name: default if (value := stored.get(name)) is None else value
+            for name, default in _SHOWN_DEFAULTS
         }
 
     @property
