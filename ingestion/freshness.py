@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from django.db import DEFAULT_DB_ALIAS
 from django.db.models import (
     BooleanField,
     Case,
@@ -33,9 +34,11 @@ from django.db.models import (
     QuerySet,
     Subquery,
     When,
+    Window,
+    prefetch_related_objects,
 )
-from django.db.models.expressions import Combinable
-from django.db.models.functions import Coalesce, Greatest, Now
+from django.db.models.expressions import Combinable, RawSQL
+from django.db.models.functions import Coalesce, Greatest, Now, RowNumber
 from django.db.models.lookups import Exact, GreaterThan
 from django.utils import timezone
 
@@ -50,6 +53,8 @@ _AWAITED = dt.timedelta(hours=1)
 #: What fails for less may be a hiccup.
 _FAILS = dt.timedelta(seconds=30)
 _NAMED = 3
+#: As many sources as a page has.
+_FEW = 100
 
 Tone = Literal["success", "warning", "danger", "neutral"]
 
@@ -134,8 +139,29 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     that `reasons` puts into words. To be filtered by: `needs_attention`, whether any of them holds;
     of rows that are read, `needs_somebody` says it, without asking for each condition twice.
 
-    Rows that are read bring along what `left_out` and `failing` tell of, in three further queries.
+    Rows that are read bring along their `unfinished_runs`, one at the most, and what `left_out`
+    tells of: in two further queries, and a third where there is any. `read` is for many.
     """
+    return (
+        sources.annotate(**_as_sql())
+        .alias(needs_attention=_holds(_ATTENTION))
+        .prefetch_related(*_brought_along())
+    )
+
+
+@functools.cache
+def _as_sql() -> Mapping[str, RawSQL]:
+    """Write what `judged` annotates once: each time it took Django as long as PostgreSQL takes to
+    answer it. It names the table as a query does that is no part of another one."""
+    query = _conditions(IngestionSource.objects.order_by()).query
+    compiler, written = query.get_compiler(DEFAULT_DB_ALIAS), {}
+    for name, condition in query.annotations.items():
+        sql, params = compiler.compile(condition)
+        written[name] = RawSQL(sql, params, condition.output_field)  # noqa: S611 - Django wrote it
+    return written
+
+
+def _conditions(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
     oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
     # A first copy may take days: it is late only where it fails.
@@ -155,27 +181,15 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
             Exists(FailedMessage.objects.filter(mailbox=OuterRef("pk"))), source=OuterRef("pk")
         ),
     }
-    return (
-        sources.annotate(
-            archived_up_to=Subquery(
-                followed.order_by().values("source").annotate(at=oldest).values("at")
-            ),
-            **{name: Exists(rows) for name, rows in lacks.items()},
-        )
-        .annotate(
-            fails=_fails(followed),
-            is_late=_holds(Q(Exists(late), status=SourceStatus.ACTIVE)),
-            check_fails=_holds(pending & Q(check_attempts__gt=0)),
-            awaits_sign_in=_holds(
-                pending & Q(check_attempts=0, check_not_before__gt=Now() + _AWAITED)
-            ),
-        )
-        .alias(needs_attention=_holds(_ATTENTION))
-        .prefetch_related(
-            Prefetch("mailboxes", _troubled(), to_attr="troubled_mailboxes"),
-            Prefetch("troubled_mailboxes__folders", _failing(), to_attr="failing_folders"),
-            Prefetch("runs", Run.objects.filter(_FAILING_LISTING), to_attr="failing_listings"),
-        )
+    return sources.annotate(
+        archived_up_to=Subquery(
+            followed.order_by().values("source").annotate(at=oldest).values("at")
+        ),
+        **{name: Exists(rows) for name, rows in lacks.items()},
+        fails=_fails(followed),
+        is_late=_holds(Q(Exists(late), status=SourceStatus.ACTIVE)),
+        check_fails=_holds(pending & Q(check_attempts__gt=0)),
+        awaits_sign_in=_holds(pending & Q(check_attempts=0, check_not_before__gt=Now() + _AWAITED)),
     )
 
 
@@ -200,15 +214,58 @@ def _fails(followed: QuerySet[Mailbox]) -> Combinable:
     )
 
 
+def _brought_along() -> "list[Prefetch[Any]]":
+    return [
+        Prefetch("runs", _unfinished(), to_attr="unfinished_runs"),
+        Prefetch("mailboxes", _troubled(), to_attr="troubled_mailboxes"),
+        Prefetch("troubled_mailboxes__folders", _failing(), to_attr="failing_folders"),
+    ]
+
+
+def read(rows: QuerySet[Any]) -> list[Any]:
+    """Read rows that came through `judged`. Where there are more than a page has, what they bring
+    along is read at once: to name each of them takes longer than to read what others have."""
+    found = list(rows.prefetch_related(None))
+    if len(found) <= _FEW:
+        prefetch_related_objects(found, *_brought_along())
+        return found
+    runs, mailboxes = _by("source_id", _unfinished()), _by("source_id", _troubled())
+    folders = _by("mailbox_id", _failing()) if mailboxes else {}
+    for source in found:
+        source.unfinished_runs = runs.get(source.pk, [])
+        source.troubled_mailboxes = mailboxes.get(source.pk, [])
+        for mailbox in source.troubled_mailboxes:
+            mailbox.failing_folders = folders.get(mailbox.pk, [])
+    return found
+
+
+def _by(name: str, rows: QuerySet[Any]) -> dict[Any, list[Any]]:
+    found = collections.defaultdict(list)
+    for row in rows:
+        found[getattr(row, name)].append(row)
+    return found
+
+
+def _unfinished() -> QuerySet[Run]:
+    return Run.objects.filter(finished_at=None).annotate(cannot_list=_holds(_FAILING_LISTING))
+
+
 def _troubled() -> QuerySet[Mailbox]:
     failing = Q(state=MailboxState.ACTIVE) & ~Q(last_error="")
     folders = Q(Exists(Folder.objects.filter(_FAILING_FOLDER, mailbox=OuterRef("pk"))))
     found = Mailbox.objects.filter(failing | Q(state=MailboxState.UNAVAILABLE) | folders)
-    return found.order_by(F("last_synced_at").asc(nulls_first=True), "pk")[:MAX_LEFT_OUT]
+    return _first(found, F("last_synced_at").asc(nulls_first=True), "pk", of_each="source")
 
 
 def _failing() -> QuerySet[Folder]:
-    return Folder.objects.filter(_FAILING_FOLDER).order_by("failing_since", "pk")[:MAX_LEFT_OUT]
+    found = Folder.objects.filter(_FAILING_FOLDER)
+    return _first(found, "failing_since", "pk", of_each="mailbox")
+
+
+def _first(rows: QuerySet[Any], *order: Any, of_each: str) -> QuerySet[Any]:
+    place = Window(RowNumber(), partition_by=of_each, order_by=order)
+    placed: QuerySet[Any] = rows.annotate(place=place).filter(place__lte=MAX_LEFT_OUT)
+    return placed.order_by(*order)
 
 
 def _holds(condition: Q) -> Combinable:
@@ -298,10 +355,9 @@ def failing(source: Any) -> Mailbox | Run | None:
     """Return what tells why a source fails: the run that can't list its mailboxes, or the mailbox
     that began last, for one that always fails says nothing of the others. None where a success
     came meanwhile, or others are told of."""
+    listings = [run for run in source.unfinished_runs if run.cannot_list]
     found: list[Mailbox | Run] = [
-        row
-        for row in (source.failing_listings or source.troubled_mailboxes)
-        if row.failing_since is not None
+        row for row in (listings or source.troubled_mailboxes) if row.failing_since is not None
     ]
     return max(found, key=lambda row: row.failing_since or row.not_before, default=None)
 

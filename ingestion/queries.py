@@ -23,7 +23,6 @@ from ingestion.models import (
     Message,
     Pack,
     Placement,
-    Run,
     WebhookEndpoint,
 )
 
@@ -63,15 +62,6 @@ def _number_by(
 
 def _count(grouped: QuerySet[Any, Any]) -> Coalesce:
     return Coalesce(Subquery(grouped.annotate(n=Count("*")).values("n")), 0)
-
-
-def current_runs(sources: Iterable[IngestionSource]) -> dict[uuid.UUID, Run]:
-    """Return the unfinished run of each source that has one, by source id."""
-    ids = {source.pk for source in sources}
-    unfinished = Run.objects.filter(finished_at=None)
-    if len(ids) <= _FEW:
-        unfinished = unfinished.filter(source__in=ids)
-    return {run.source_id: run for run in unfinished if run.source_id in ids}
 
 
 def stats(source: IngestionSource) -> dict[str, int]:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from ingestion import freshness
@@ -296,6 +297,36 @@ def test_of_all_sources_no_table_is_asked_of_each(owner: User) -> None:
     needing = freshness.judged(IngestionSource.objects.all()).filter(needs_attention=True)
     plan = needing.explain(analyze=True)
     assert f"loops={many}" not in plan, plan
+
+
+def test_more_than_a_page_has_are_read_as_a_page_is_and_none_is_named(owner: User) -> None:
+    sources = [a_source(owner, f"Source {number:03}") for number in range(101)]
+    for source in sources[:4]:
+        for n in range(freshness.MAX_LEFT_OUT + 1):
+            a_mailbox(source, f"{n:02}", last_synced_at=ago(days=100 - n), last_error="No.")
+    well = a_mailbox(sources[4], last_synced_at=ago(minutes=1))
+    a_folder(well, "Shared", failing_since=ago(hours=5), last_error="Permission denied.")
+    Run.objects.create(
+        source=sources[5], kind="sync", actor="beat", failing_since=ago(minutes=1), warning="Gone."
+    )
+    Run.objects.create(source=sources[6], kind="sync", actor="beat")
+    IngestionSource.objects.update(created_at=ago(days=200))
+    rows = freshness.judged(IngestionSource.objects.order_by("name"))
+    with CaptureQueriesContext(connection) as queries:
+        many = freshness.read(rows)
+    assert len(queries) == 4
+    assert max(len(query["sql"]) for query in queries) < 10_000
+
+    def told(source: Any) -> Any:
+        runs = [run.pk for run in source.unfinished_runs]
+        return freshness.left_out(source), freshness.reasons(source), runs
+
+    assert [told(source) for source in many] == [told(source) for source in rows]
+    assert [told(source) for source in many[:9]] == [
+        told(source) for source in freshness.read(rows.all()[:9])
+    ]
+    assert [len(freshness.left_out(source)) for source in many[:6]] == [20, 20, 20, 20, 1, 0]
+    assert "Gone." in str(freshness.reasons(many[5])[0])
 
 
 def test_commands_end_with_1_and_say_why_until_it_is_mended(

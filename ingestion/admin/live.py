@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
-from django.db.models import OuterRef, Prefetch, Q, QuerySet
+from django.db.models import OuterRef, Q, QuerySet
 
 from ingestion import freshness, index_health
 from ingestion.admin import display, mending, verbs
@@ -92,8 +92,7 @@ def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
         mailbox_total=capped_count(mailboxes, cap=MAILBOXES_CAP),
         failure_total=capped_count(failures, cap=FAILURES_CAP),
     )
-    unfinished = Run.objects.filter(finished_at=None)
-    return counted.prefetch_related(Prefetch("runs", unfinished, to_attr="unfinished_runs"))
+    return counted
 
 
 def current_run(source: IngestionSource) -> Run | None:

@@ -110,7 +110,7 @@ class SourceOut(Shape, RowOut[IngestionSource]):
 
     @extend_schema_field(SourceOptions(read_only=True))
     def get_options(self, source: IngestionSource) -> dict[str, Any]:
-        return Options.of(source.options).as_json()
+        return Options.shown(source.options)
 
     @extend_schema_field(serializers.DateField(allow_null=True))
     def get_credentialsExpireOn(self, source: IngestionSource) -> str | None:  # noqa: N802 - the API's name
@@ -126,9 +126,8 @@ class SourceOut(Shape, RowOut[IngestionSource]):
         return [_REASON.to_representation(reason) for reason in freshness.reasons(source)]
 
     @extend_schema_field(RunOut(allow_null=True))
-    def get_currentRun(self, source: IngestionSource) -> dict[str, Any] | None:  # noqa: N802 - the API's name
-        run = self.context["runs"].get(source.pk)
-        return _RUN.to_representation(run) if run else None
+    def get_currentRun(self, source: Any) -> dict[str, Any] | None:  # noqa: N802 - the API's name
+        return next(map(_RUN.to_representation, source.unfinished_runs), None)
 
 
 class OneSourceOut(SourceOut):
@@ -155,16 +154,13 @@ def source_rows(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]
 
 def present_sources(rows: Iterable[IngestionSource]) -> list[dict[str, Any]]:
     """Return the source objects of what came through `source_rows`."""
-    found = queries.with_counts(rows)
-    context = {"runs": queries.current_runs(found)}
-    return list(SourceOut(found, many=True, context=context).data)
+    return list(SourceOut(queries.with_counts(rows), many=True).data)
 
 
 def present_source(source: IngestionSource, *, user: User) -> dict[str, Any]:
     """Return the object of one source that came through `source_rows`."""
-    found = queries.with_counts([source])
-    context = {"runs": queries.current_runs(found), "user": user}
-    return dict(OneSourceOut(found[0], context=context).data)
+    [found] = queries.with_counts([source])
+    return dict(OneSourceOut(found, context={"user": user}).data)
 
 
 class StartedOut(serializers.Serializer[Any]):

@@ -12,7 +12,7 @@ from rest_framework.generics import get_object_or_404
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from ingestion import dispatching, index_health, queries
+from ingestion import dispatching, freshness, index_health, queries
 from ingestion.api import events, inputs, source_serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
@@ -78,7 +78,7 @@ class SourceViewSet(ApiViewSet[IngestionSource]):
         if "search" in wanted:
             found = found.filter(name__icontains=wanted["search"])
         if "page" not in wanted and "pageSize" not in wanted:
-            return Response(source_serializers.present_sources(list(found)))
+            return Response(source_serializers.present_sources(freshness.read(found)))
         rows, headers = self.page(found, wanted, size=50)
         return Response(source_serializers.present_sources(rows), headers=headers)
 

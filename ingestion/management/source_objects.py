@@ -5,7 +5,7 @@ from typing import Any
 
 from ingestion import expiry, freshness, queries
 from ingestion.management.presentation import run_object
-from ingestion.models import IngestionSource, Run
+from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration
 from ingestion.services.sources.options import Options
 
@@ -14,9 +14,8 @@ def source_objects(chosen: Iterable[IngestionSource]) -> list[dict[str, Any]]:
     """Return sources as the API shows them, in the order given. A constant number of queries."""
     order = [source.pk for source in chosen]
     rows = freshness.judged(IngestionSource.objects.filter(pk__in=order))
-    found = {source.pk: source for source in queries.with_counts(rows)}
-    runs = queries.current_runs(found.values())
-    return [_source_object(found[pk], runs.get(pk)) for pk in order if pk in found]
+    found = {source.pk: source for source in queries.with_counts(freshness.read(rows))}
+    return [_source_object(found[pk]) for pk in order if pk in found]
 
 
 def source_object(source: IngestionSource) -> dict[str, Any]:
@@ -24,14 +23,14 @@ def source_object(source: IngestionSource) -> dict[str, Any]:
     return source_objects([source])[0]
 
 
-def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
+def _source_object(source: Any) -> dict[str, Any]:
     return {
         "id": source.pk,
         "name": source.name,
         "provider": source.provider,
         "status": source.status,
         "statusMessage": source.status_message,
-        "options": Options.of(source.options).as_json(),
+        "options": Options.shown(source.options),
         "providerConfig": configuration.public_config(source),
         "lastSyncStartedAt": source.last_sync_started_at,
         "lastSyncFinishedAt": source.last_sync_finished_at,
@@ -48,7 +47,7 @@ def _source_object(source: Any, run: Run | None) -> dict[str, Any]:
         "messageCount": source.message_count,
         "archivedBytes": source.archived_bytes,
         "failedMessageCount": source.failed_message_count,
-        "currentRun": run_object(run) if run else None,
+        "currentRun": next(map(run_object, source.unfinished_runs), None),
         "createdAt": source.created_at,
         "updatedAt": source.updated_at,
     }

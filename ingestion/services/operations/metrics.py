@@ -39,7 +39,7 @@ class Rows(Collector):
 
 
 def _rows() -> Iterator[Metric]:
-    sources = list(freshness.judged(IngestionSource.objects.filter(deleted_at=None)))
+    sources = freshness.read(freshness.judged(IngestionSource.objects.filter(deleted_at=None)))
     yield from _sources(sources)
     yield from _failures(sources)
     yield from _mailboxes()

@@ -10,7 +10,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 
-from ingestion import queries
+from ingestion import freshness, queries
 from ingestion.models import IngestionSource, Mailbox, Message, Run
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work, runs, sync
@@ -71,8 +71,9 @@ def test_two_thousand_users_of_whom_one_fails_for_ever(google: Gmail) -> None:
     assert row.run_id == run.pk  # it is tried again, later
 
     with CaptureQueriesContext(connection) as asked:
-        [shown] = queries.with_counts(queries.visible_sources(source.owner))
-        current = queries.current_runs([shown])[source.pk]
+        judged = freshness.judged(queries.visible_sources(source.owner))
+        [shown] = queries.with_counts(freshness.read(judged))
+    [current] = shown.unfinished_runs
     assert (current.mailboxes_total, current.mailboxes_done) == (USERS, COPIED - 1)
     assert len(asked) < FEW
     assert not runs.finish_if_done(run.pk)

@@ -100,7 +100,7 @@ def _rows(sources: QuerySet[IngestionSource], days: tuple[dt.date, dt.date]) -> 
         .annotate(n=Sum("messages"), size=Sum("size_bytes"))
     }
     found = []
-    for source in queries.with_counts(freshness.judged(sources)):
+    for source in queries.with_counts(freshness.read(freshness.judged(sources))):
         messages, size = new.get(source.pk, (0, 0))
         row = Row(
             name=one_line(source.name),
