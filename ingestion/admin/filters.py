@@ -7,6 +7,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -35,7 +36,9 @@ def _ids_of_needing(request: HttpRequest) -> list[uuid.UUID]:
 
 
 def _needing(request: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
-    return sources.filter(pk__in=_ids_of_needing(request))
+    # As one value: to read the names of a thousand takes longer than to find them.
+    ids = RawSQL("SELECT unnest(%s::uuid[])", [_ids_of_needing(request)])
+    return sources.filter(pk__in=ids)
 
 
 def _running(_: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
