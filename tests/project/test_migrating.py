@@ -16,6 +16,7 @@ from django.core.management import call_command
 from django.db import connection
 from django.db.models.signals import post_migrate
 
+from ingestion.services.operations import migrating
 from tests.servers.stack import ROOT, wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -178,6 +179,42 @@ def test_of_two_that_begin_at_once_one_migrates(
     said = "".join(one.ends_well() for one in both)
     assert said.count("Made the first admin user") == 1
     assert _LAST in applied()
+
+
+def test_what_a_migration_puts_off_to_its_end_is_waited_for_without_its_other_locks(
+    older: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index or a foreign key: Django would keep the transaction open, in which that failed."""
+    tried: list[None] = []
+    said: list[tuple[str, str]] = []
+
+    with connect(application_name="report") as long:
+        long.execute("CREATE TABLE wanted (id int)")
+        long.commit()
+        long.execute("SELECT * FROM wanted")
+        connection.close()
+        monkeypatch.setitem(connection.settings_dict, "NAME", "older")
+
+        def migrate() -> None:
+            tried.append(None)
+            with connection.schema_editor() as editor:
+                editor.execute("CREATE TABLE made (id int)")
+                editor.deferred_sql.append("ALTER TABLE wanted ADD COLUMN name text")
+
+        def say(text: str) -> None:
+            said.append((text, connection.connection.info.transaction_status.name))
+            long.rollback()
+
+        try:
+            migrating.patiently(connection, migrate, say=say)
+        finally:
+            connection.close()
+            monkeypatch.undo()
+        assert len(tried) == 2
+        [(text, status)] = said
+        assert status == "IDLE"
+        assert "have wanted for itself yet" in text
+        long.execute("SELECT name FROM wanted, made")
 
 
 def test_while_it_migrates_no_statement_has_an_end_and_afterwards_each_has() -> None:

@@ -87,12 +87,17 @@ def alone(connection: BaseDatabaseWrapper, *, say: Say) -> Iterator[None]:
 def patiently(connection: BaseDatabaseWrapper, migrate: Callable[[], object], *, say: Say) -> None:
     """Call what migrates, alone, until no lock was in its way. No statement has a time-out."""
     patience = _Patience(connection, say)
+    depth = len(connection.atomic_blocks)
     with alone(connection, say=say), patience.held():
         while True:
             try:
                 migrate()
                 return
             except OperationalError as error:
+                # A schema editor whose deferred statements fail leaves its transaction open, and
+                # with it all locks that it has (Django 5.2, BaseDatabaseSchemaEditor.__exit__).
+                while len(connection.atomic_blocks) > depth:
+                    connection.atomic_blocks[-1].__exit__(type(error), error, None)
                 patience.pause(error)
 
 
