@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tests.servers.stack import Service
 
 #: Screenshots for people who ask for them: SCREENSHOTS=1. A large page takes as long as a test.
-RESULTS = Path(__file__).resolve().parents[2] / "test-results"
+RESULTS = Path(__file__).resolve().parents[2] / "var" / "screenshots"
 _ARE_WANTED = bool(os.environ.get("SCREENSHOTS"))
 _ARGUMENTS = [
     "--no-sandbox",
@@ -53,7 +53,7 @@ def shoot(page: Page, name: str, *widths: int, full_page: bool = False) -> None:
     """Keep pictures of the page in both themes, if they are wanted; leave it as it was."""
     if not _ARE_WANTED:
         return
-    RESULTS.mkdir(exist_ok=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     before = page.viewport_size
     for width in widths:
         page.set_viewport_size({"width": width, "height": _HEIGHT})
