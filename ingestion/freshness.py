@@ -430,7 +430,8 @@ def summed_up(found: Sequence[Verdict], rows: Mapping[uuid.UUID, Any]) -> Summar
     tone: Tone = "danger" if in_error else "success" if followed else "neutral"
     if not followed:
         return Summary(tone, f"No source is followed yet.{beside}")
-    noun = "The source is" if len(followed) == 1 else f"All {len(followed):,} sources are"
+    every = "" if beside else "All "  # in front of a number that is not that of all
+    noun = "The source is" if len(followed) == 1 else f"{every}{len(followed):,} sources are"
     whole = [one.archived_up_to for one in followed if one.archived_up_to is not None]
     if not whole:
         return Summary(tone, f"{noun} being copied for the first time.{beside}")
