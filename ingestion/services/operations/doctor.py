@@ -230,13 +230,13 @@ def _days() -> Finding:
     sources = IngestionSource.objects.filter(pk__in=wrong.values("source"), deleted_at=None)
     names = list(sources.order_by("name").values_list("name", flat=True)[: _NAMED + 1])
     if not names:
-        return Finding("days", "ok", "Of no day is less than nothing archived.")
+        return Finding("days", "ok", "What was archived on each day is plausible.")
     more = " and others" if len(names) > _NAMED else ""
     return Finding(
         "days",
         "warning",
-        "On some days less than nothing is told to be archived, so that charts and reports are "
-        f"wrong: {', '.join(names[:_NAMED])}{more}.",
+        "Some days count fewer than no messages, so that charts and reports are wrong: "
+        f"{', '.join(names[:_NAMED])}{more}.",
         "Run manage.py rebuild_archive_index for each: it counts anew what is archived.",
     )
 
