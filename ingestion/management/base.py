@@ -29,7 +29,7 @@ from django.db import InterfaceError, OperationalError, ProgrammingError
 from connectors.errors import ConnectorError
 from ingestion.errors import InvalidInput, ServiceError
 from ingestion.management import typed
-from ingestion.management.presentation import fitted, printable, table, terminal_columns, tsv
+from ingestion.management.presentation import Cell, fitted, printable, table, terminal_columns, tsv
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
 
@@ -189,14 +189,15 @@ class OperatorCommand(BaseCommand):
         self,
         document: Any,
         columns: Sequence[str],
-        rows: Sequence[Sequence[str]],
+        rows: Sequence[Sequence[Cell]],
         *,
         numbers: set[str],
         nothing: str,
         spare: Sequence[str] = (),
     ) -> None:
         """Print a list: a table on a terminal, and into a pipe a line of each row, tabs between
-        its cells and no head; where there is none, say `nothing` to the person."""
+        its cells (`presentation.plain`) and no head; where there is none, say `nothing` to the
+        person."""
         if self.as_json:
             self.report(document, "")
         elif not rows:

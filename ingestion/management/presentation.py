@@ -30,6 +30,30 @@ _GAP = 2
 _LONGEST_WORD = 12
 
 
+class Bytes(int):
+    """How large something is, in a cell of a list."""
+
+
+#: Of a list: a moment is a past or coming one, and None that there was none.
+Cell = str | int | dt.datetime | None
+
+
+def shown(cell: Cell) -> str:
+    """Say what a cell has to people."""
+    if isinstance(cell, Bytes):
+        return size(cell)
+    if isinstance(cell, int):
+        return f"{cell:,}"
+    return cell if isinstance(cell, str) else when(cell)
+
+
+def plain(cell: Cell) -> str:
+    """Say it to programs: a moment in UTC as ISO 8601 has it, or nothing; bytes as a number."""
+    if isinstance(cell, dt.datetime):
+        return cell.astimezone(dt.UTC).isoformat(timespec="seconds")
+    return "" if cell is None else str(cell)
+
+
 def limit(text: str) -> int:
     """Read a number of rows. Raises ArgumentTypeError, which argparse shows."""
     if not text.isascii() or not text.isdigit() or not 0 < int(text) <= 1_000_000:
@@ -98,7 +122,7 @@ def fitted(text: str, columns: int | None) -> str:
 
 def table(
     columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[Cell]],
     *,
     numbers: set[str],
     spare: Sequence[str] = (),
@@ -108,19 +132,19 @@ def table(
     words, columns are left out: those that are empty, then those in `spare`, one after the other.
     """
     width = terminal_columns(sys.stdout) or _WIDTH
-    cells = [list(map(printable, row)) for row in rows]
+    cells = [[printable(shown(cell)) for cell in row] for row in rows]
     by_name = {name: [row[n] for row in cells] for n, name in enumerate(columns)}
     empty = [name for name, found in by_name.items() if not any(found)]
     widths = _widths(by_name, width, numbers=numbers, spare=[*empty, *spare])
     # The box has a blank between columns itself.
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
+    laid_out = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, _GAP - 1, 0, 0))
     for name, wide in widths.items():
         justify: Literal["left", "right"] = "right" if name in numbers else "left"
-        shown.add_column(name, justify=justify, overflow="fold", width=wide)
+        laid_out.add_column(name, justify=justify, overflow="fold", width=wide)
     for row in zip(*(by_name[name] for name in widths), strict=True):
-        shown.add_row(*map(Text, row))
+        laid_out.add_row(*map(Text, row))
     page = io.StringIO()
-    Console(file=page, width=width, color_system=None).print(shown)
+    Console(file=page, width=width, color_system=None).print(laid_out)
     return "\n".join(line.rstrip() for line in page.getvalue().splitlines())
 
 
@@ -153,9 +177,9 @@ def _longest_word(cells: Iterable[str]) -> int:
     return min(longest, _LONGEST_WORD)
 
 
-def tsv(rows: Iterable[Sequence[str]]) -> str:
+def tsv(rows: Iterable[Sequence[Cell]]) -> str:
     """Write rows for `cut` and `awk`: a line each, a tab between the cells, which hold none."""
-    return "\n".join("\t".join(map(printable, row)) for row in rows)
+    return "\n".join("\t".join(printable(plain(cell)) for cell in row) for row in rows)
 
 
 def run_object(run: Run) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Commands that list and change: tables on a terminal, tabs into a pipe, JSON for programs."""
 
+import datetime as dt
 import os
 import pty
 import re
@@ -94,14 +95,21 @@ def test_a_list_is_lines_with_tabs_in_a_pipe_and_a_table_as_wide_as_a_terminal(
 ) -> None:
     manage.here("import_source", "Alice", "--now")
     mailbox = Mailbox.objects.get()
+    synced = mailbox.last_synced_at
+    assert synced is not None
     Mailbox.objects.update(last_error="The server says \tno, and explains why. " * 3)
+    Mailbox.objects.update(archived_bytes=12_345)
     rows = manage.here("mailboxes", "Alice").stdout.splitlines()
-    assert [row.split("\t")[:3] for row in rows] == [[mailbox.address, "active", "1"]]
+    [cells] = [row.split("\t") for row in rows]
+    assert cells[:4] == [mailbox.address, "active", "1", "12345"]
+    assert dt.datetime.fromisoformat(cells[4]) == synced.replace(microsecond=0)
     assert r"\tno" in rows[0]
     shown = Terminal(manage, "mailboxes", "Alice", columns=80)
     assert shown.end() == 0
     lines = shown.text.splitlines()
     assert "Last synced" in lines[0]
+    assert "12.3 kB" in lines[2]
+    assert " ago" in shown.text
     assert max(map(len, lines)) <= 80
     assert "explains" in shown.text
     listed = manage.here("mailboxes", "Alice", "--json").json()["mailboxes"]

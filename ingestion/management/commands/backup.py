@@ -8,7 +8,7 @@ from ingestion.amounts import counted
 from ingestion.management.backups import place
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.meanwhile import Meanwhile
-from ingestion.management.presentation import limit, size
+from ingestion.management.presentation import Bytes, limit, size
 from ingestion.services.operations.backup import checking, making
 from ingestion.services.operations.backup.place import Manifest, Place
 
@@ -134,11 +134,11 @@ class Command(OperatorCommand):
             (
                 one.name,
                 f"{one.taken_at:%Y-%m-%d %H:%M:%S}",
-                size(one.dump_bytes),
-                f"{one.messages:,}",
-                f"{one.packs:,}",
-                size(one.pack_bytes),
-                f"{len(one.lost):,}",
+                Bytes(one.dump_bytes),
+                one.messages,
+                one.packs,
+                Bytes(one.pack_bytes),
+                len(one.lost),
             )
             for one in found
         ]

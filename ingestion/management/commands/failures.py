@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, SourceCommand
-from ingestion.management.presentation import failure_object, limit, when
+from ingestion.management.presentation import failure_object, limit
 from ingestion.models import FailedMessage, IngestionSource
 
 
@@ -33,8 +33,8 @@ class Command(SourceCommand):
                     failure.folder.path,
                     failure.code,
                     failure.reason,
-                    str(failure.attempts),
-                    when(failure.not_before),
+                    failure.attempts,
+                    failure.not_before,
                 )
                 for failure in found
             ],

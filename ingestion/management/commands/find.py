@@ -8,7 +8,7 @@ from typing import Any
 from django.contrib.auth.models import User
 
 from ingestion.management.base import Exit, OperatorCommand, UsageError
-from ingestion.management.presentation import size
+from ingestion.management.presentation import Bytes
 from ingestion.models import Message
 from ingestion.search import pages
 from ingestion.search import query as language
@@ -69,7 +69,7 @@ class Command(OperatorCommand):
                     message.mailbox.address,
                     message.sender[:_SHOWN_CHARS],
                     message.subject[:_SHOWN_CHARS],
-                    size(message.size_bytes),
+                    Bytes(message.size_bytes),
                 )
                 for message in found
             ],

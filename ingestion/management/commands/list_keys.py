@@ -4,7 +4,6 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, OperatorCommand
-from ingestion.management.presentation import when
 from ingestion.models import ApiKey
 
 
@@ -33,9 +32,9 @@ class Command(OperatorCommand):
                     key.name,
                     key.user.get_username(),
                     ", ".join(key.scopes),
-                    when(key.created),
-                    when(key.last_used_at),
-                    when(key.expiry),
+                    key.created,
+                    key.last_used_at,
+                    key.expiry,
                 )
                 for key in found
             ],

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ingestion.management.base import Exit, SourceCommand
-from ingestion.management.presentation import mailbox_object, size, when
+from ingestion.management.presentation import Bytes, mailbox_object
 from ingestion.models import IngestionSource
 
 
@@ -24,9 +24,9 @@ class Command(SourceCommand):
                 (
                     mailbox.address,
                     mailbox.state,
-                    f"{mailbox.message_count:,}",
-                    size(mailbox.archived_bytes),
-                    when(mailbox.last_synced_at),
+                    mailbox.message_count,
+                    Bytes(mailbox.archived_bytes),
+                    mailbox.last_synced_at,
                     mailbox.last_error or mailbox.state_reason,
                 )
                 for mailbox in found

@@ -4,7 +4,7 @@ from argparse import ArgumentParser
 from typing import Any
 
 from ingestion.management.base import Exit, SourceCommand
-from ingestion.management.presentation import limit, run_object, when
+from ingestion.management.presentation import limit, run_object
 from ingestion.models import IngestionSource, Run
 
 
@@ -24,11 +24,11 @@ class Command(SourceCommand):
             ("Started", "Kind", "Status", "New", "Failed", "Message"),
             [
                 (
-                    when(run.started_at),
+                    run.started_at,
                     run.kind,
                     run.status,
-                    f"{run.messages_new:,}",
-                    f"{run.messages_failed:,}",
+                    run.messages_new,
+                    run.messages_failed,
                     run.message or run.warning,
                 )
                 for run in found
