@@ -163,6 +163,7 @@ def _as_sql() -> Mapping[str, RawSQL]:
 
 def _conditions(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
+    oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
     # A first copy may take days: it is late only where it fails.
     copied_first = Q(last_synced_at=None, run__isnull=False, attempts=0)
     late = followed.exclude(copied_first).alias(at=Coalesce("last_synced_at", "created_at"))
@@ -181,20 +182,15 @@ def _conditions(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
         ),
     }
     return sources.annotate(
-        archived_up_to=Subquery(_oldest_of_each(followed).values("at")),
+        archived_up_to=Subquery(
+            followed.order_by().values("source").annotate(at=oldest).values("at")
+        ),
         **{name: Exists(rows) for name, rows in lacks.items()},
         fails=_fails(followed),
         is_late=_holds(Q(Exists(late), status=SourceStatus.ACTIVE)),
         check_fails=_holds(pending & Q(check_attempts__gt=0)),
         awaits_sign_in=_holds(pending & Q(check_attempts=0, check_not_before__gt=Now() + _AWAITED)),
     )
-
-
-def _oldest_of_each(followed: QuerySet[Mailbox]) -> QuerySet[Any]:
-    """Group mailboxes by their source, with the oldest success of each: `at`, null where one had
-    none yet."""
-    oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
-    return followed.order_by().values("source").annotate(at=oldest)
 
 
 def _fails(followed: QuerySet[Mailbox]) -> Combinable:
@@ -398,23 +394,14 @@ def judged_by_id(ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Any]:
 
 
 def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
-    """Return of each source the least that says how it is, in two queries: for pages that ask more
-    than one question about all of them. (To go through all mailboxes once takes a third of what it
-    takes to look up those of each source.)"""
-    followed = Mailbox.objects.filter(state=MailboxState.ACTIVE, source__in=sources.order_by())
-    up_to = dict(_oldest_of_each(followed).values_list("source", "at"))
-    rows = judged(sources).order_by("name", "pk").values_list("pk", "name", "status", *_CONDITIONS)
+    """Return of each source the least that says how it is, in one query: for pages that ask more
+    than one question about all of them."""
+    rows = judged(sources).order_by("name", "pk")
     return [
-        Verdict(
-            pk,
-            name,
-            status,
-            up_to.get(pk),
-            conditions[0],
-            conditions[1],
-            _needs(status, conditions),
+        Verdict(pk, name, status, up_to, conditions[0], conditions[1], _needs(status, conditions))
+        for pk, name, status, up_to, *conditions in rows.values_list(
+            "pk", "name", "status", "archived_up_to", *_CONDITIONS
         )
-        for pk, name, status, *conditions in rows
     ]
 
 
