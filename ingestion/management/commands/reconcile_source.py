@@ -6,7 +6,7 @@ from typing import Any
 
 from ingestion.management.base import Exit, SourceCommand
 from ingestion.management.meanwhile import Meanwhile
-from ingestion.management.presentation import printable, table
+from ingestion.management.presentation import Cell, printable, table
 from ingestion.models import IngestionSource
 from ingestion.services.archive import reconcile
 from ingestion.services.sources import verbs
@@ -100,16 +100,16 @@ class Command(SourceCommand):
             yield "source_status says why messages failed; retry_failed tries them again."
 
 
-def _row(report: reconcile.FolderReport) -> tuple[str, ...]:
+def _row(report: reconcile.FolderReport) -> tuple[Cell, ...]:
     note = report.error
     if not report.wanted:
-        return (report.mailbox, report.path, f"{report.listed:,}", *[""] * 4, "left out by options")
+        return (report.mailbox, report.path, report.listed, *[""] * 4, "left out by options")
     if report.unlisted:
         note = f"{report.unlisted:,} more in the server's own count than in its listing"
     elif report.kept and not note:
         note = f"{report.kept:,} archived, no longer there"
     numbers = (report.listed, report.present, report.missing, report.failed, report.excluded)
-    return (report.mailbox, report.path, *(f"{number:,}" for number in numbers), note)
+    return (report.mailbox, report.path, *numbers, note)
 
 
 def _object(report: reconcile.FolderReport) -> dict[str, Any]:

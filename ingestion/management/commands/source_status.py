@@ -14,6 +14,7 @@ from ingestion import freshness, index_health
 from ingestion.amounts import counted
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import (
+    Bytes,
     duration,
     failure_object,
     fitted,
@@ -138,12 +139,12 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
         (
             source.name,
             source.status,
-            f"{source.message_count:,}",
-            size(source.archived_bytes),
-            f"{shown['failedMessageCount']:,}",
-            when(shown["archivedUpTo"]),
-            when(source.last_sync_finished_at),
-            when(source.next_sync_at) if source.next_sync_at else "",
+            source.message_count,
+            Bytes(source.archived_bytes),
+            shown["failedMessageCount"],
+            shown["archivedUpTo"],
+            source.last_sync_finished_at,
+            source.next_sync_at or "",
             _now(shown),
         )
         for shown, source in zip(objects, chosen, strict=True)
@@ -235,8 +236,8 @@ def _left_out(shown: dict[str, Any]) -> Iterator[str]:
             one["folder"] or "",
             one["code"],
             one["message"],
-            when(one["since"]),
-            when(one["retryAt"]) if one["retryAt"] else "at the next sync",
+            one["since"],
+            one["retryAt"] or "at the next sync",
         )
         for one in shown["incomplete"]
     ]
@@ -258,8 +259,8 @@ def _failure_lines(source: IngestionSource) -> Iterator[str]:
             f.remote_id,
             f.code,
             f.reason,
-            str(f.attempts),
-            when(f.not_before),
+            f.attempts,
+            f.not_before,
         )
         for f in failures[:_SHOWN_FAILURES]
     ]
@@ -271,11 +272,11 @@ def _failure_lines(source: IngestionSource) -> Iterator[str]:
 
 def _history(source: IngestionSource) -> Iterator[str]:
     yield "\nRuns:"
-    rows = [(when(r.started_at), r.kind, r.status, r.message or r.warning) for r in _runs(source)]
+    rows = [(r.started_at, r.kind, r.status, r.message or r.warning) for r in _runs(source)]
     yield table(("Started", "Kind", "Status", "Message"), rows, numbers=set())
     yield "\nStatus changes:"
     changes = StatusChange.objects.filter(source=source)[:_SHOWN_HISTORY]
-    moved = [(when(c.at), f"{c.from_status} → {c.to_status}", c.actor, c.reason) for c in changes]
+    moved = [(c.at, f"{c.from_status} → {c.to_status}", c.actor, c.reason) for c in changes]
     yield table(("When", "Change", "By", "Reason"), moved, numbers=set())
 
 
