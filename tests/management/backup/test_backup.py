@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ingestion.services.sources import verbs
 from ingestion_project.demo.object_store import ObjectStoreServer
 from tests.management.backup.world import (
     Elsewhere,
+    More,
     beside,
     broken_off_before_the_dump,
     damage,
@@ -49,7 +50,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 def test_a_backup_comes_back_on_another_machine_and_is_followed_there(
     source: IngestionSource, manage: CommandLine, place: Place, tmp_path: Path,
-    elsewhere: Elsewhere, more: Callable[[IngestionSource, str], None],
+    elsewhere: Elsewhere, more: More,
 ) -> None:  # fmt: skip
     keys = tmp_path / "keys.json"
     where = str(place.root)
@@ -128,7 +129,7 @@ def test_the_list_is_a_line_for_each_backup_with_tabs(
 
 
 def test_a_backup_keeps_so_many_databases_and_the_packs_that_one_of_them_lists(
-    source: IngestionSource, place: Place, more: Callable[[IngestionSource, str], None]
+    source: IngestionSource, place: Place, more: More
 ) -> None:
     make(place)
     [old] = packs(place.packs)
@@ -212,7 +213,7 @@ def shell(text: str, env: Mapping[str, str]) -> str:
 
 def test_mail_that_comes_while_it_is_made_harms_nothing(
     source: IngestionSource, place: Place, elsewhere: Elsewhere,
-    more: Callable[[IngestionSource, str], None],
+    more: More,
 ) -> None:  # fmt: skip
     """Before the dump it is in the backup, with its pack; later it is in the next one."""
     came: list[str] = []
@@ -268,7 +269,7 @@ def test_a_pack_that_goes_between_dump_and_copy_has_the_database_dumped_again(
 
 def test_a_database_older_than_the_packs_finds_its_mail_in_them(
     source: IngestionSource, place: Place, elsewhere: Elsewhere, manage: CommandLine,
-    more: Callable[[IngestionSource, str], None], monkeypatch: pytest.MonkeyPatch,
+    more: More, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     make(place)
     more(source, "three")
@@ -285,7 +286,7 @@ def test_a_database_older_than_the_packs_finds_its_mail_in_them(
 
 def test_a_database_older_than_the_packs_has_the_next_sync_fetch_what_it_lacks(
     source: IngestionSource, place: Place, elsewhere: Elsewhere, manage: CommandLine,
-    more: Callable[[IngestionSource, str], None], monkeypatch: pytest.MonkeyPatch,
+    more: More, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     make(place)
     more(source, "three")
@@ -302,7 +303,7 @@ def test_a_database_older_than_the_packs_has_the_next_sync_fetch_what_it_lacks(
 
 def test_packs_older_than_the_database_are_named_and_fetched_again(
     source: IngestionSource, place: Place, elsewhere: Elsewhere, manage: CommandLine,
-    more: Callable[[IngestionSource, str], None],
+    more: More,
 ) -> None:  # fmt: skip
     more(source, "three")
     make(place)
@@ -395,7 +396,7 @@ def test_a_damaged_pack_is_not_put_into_an_archive(
 
 def test_a_pack_that_the_archive_lost_is_told_and_one_that_the_backup_has_stays(
     source: IngestionSource, place: Place, manage: CommandLine, elsewhere: Elsewhere,
-    more: Callable[[IngestionSource, str], None],
+    more: More,
 ) -> None:  # fmt: skip
     make(place)
     more(source, "three")

@@ -24,6 +24,7 @@ from ingestion.services.operations.backup.place import Place
 from ingestion.services.sources import deletion, verbs
 from tests.management.backup.world import (
     Elsewhere,
+    More,
     beside,
     mail,
     make,
@@ -40,8 +41,6 @@ from tests.servers.mortal import MortalProcess
 from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-More = Callable[[IngestionSource, str], None]
 
 
 @pytest.fixture(autouse=True)

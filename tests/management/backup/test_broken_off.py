@@ -20,6 +20,7 @@ from ingestion.services.operations.backup import making, restoring
 from ingestion.services.operations.backup.place import Place
 from tests.management.backup.world import (
     Elsewhere,
+    More,
     damage,
     files_of,
     make,
@@ -34,7 +35,6 @@ from tests.servers.mortal import dies
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-More = Callable[[IngestionSource, str], None]
 _COMPLETE = [".dump", ".json", ".packs"]
 
 

@@ -1,7 +1,6 @@
 """What a backup or a restore looks at before it trusts it: each look has a test that fails without."""
 
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from ingestion.services.operations.backup.place import Place
 from ingestion.services.sources import verbs
 from tests.management.backup.world import (
     Elsewhere,
+    More,
     beside,
     broken_off_before_the_dump,
     damage,
@@ -36,7 +36,6 @@ from tests.servers.imap_source import ACTOR
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-More = Callable[[IngestionSource, str], None]
 
 # -- making ----------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from django.db import connection
 
-from ingestion.models import Message, Pack, Placement
+from ingestion.models import IngestionSource, Message, Pack, Placement
 from ingestion.packs.base import PackFile, PackStore
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import store
@@ -18,6 +18,7 @@ from ingestion.services.operations.backup.place import Place
 from tests.servers.imap_source import ACTOR
 
 Elsewhere = Callable[[], None]
+More = Callable[[IngestionSource, str], None]
 
 
 def mail(name: str) -> bytes:
