@@ -9,7 +9,8 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from django.db import connection
+from django.db import Error, connection
+from django.db.backends.utils import CursorWrapper
 
 #: Nobody has a claim on the row for the work of %(kind)s.
 FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
@@ -25,36 +26,38 @@ _POLL_SECONDS = 0.2
 
 @contextlib.contextmanager
 def claimed(kind: str, pk: uuid.UUID) -> Iterator[bool]:
-    """Have the only claim on this work for the body; False where another has it.
-
-    By a connection of its own, that the work can't lose it with a connection that broke; and by a
-    transaction, for a lock of the session would stay behind in a pooler. It locks no row.
-    """
-    own = connection.copy()
-    try:
-        with own.cursor() as cursor:
-            cursor.execute(_BEGIN)
-            cursor.execute(_CLAIM.format(shared=""), {"kind": kind, "id": pk})
-            yield bool(cursor.fetchone()[0])
-    finally:
-        own.close()
+    """Have the only claim on this work for the body; False where another has it."""
+    with _transaction() as cursor:
+        cursor.execute(_CLAIM.format(shared=""), {"kind": kind, "id": pk})
+        yield bool(cursor.fetchone()[0])
 
 
 @contextlib.contextmanager
 def held_off(kind: str, pk: uuid.UUID, *, wait: bool = True) -> Iterator[bool]:
     """Have nobody claim this work for the body; any number may hold it off. Who has a claim is
     waited for, or, without `wait`, the body is told False."""
+    with _transaction() as cursor:
+        mine = False
+        while not mine:
+            cursor.execute(_CLAIM.format(shared="_shared"), {"kind": kind, "id": pk})
+            mine = bool(cursor.fetchone()[0])
+            if mine or not wait:
+                break
+            time.sleep(_POLL_SECONDS)
+        yield mine
+
+
+@contextlib.contextmanager
+def _transaction() -> Iterator[CursorWrapper]:
+    """A transaction on a connection of its own, so that the work can't lose its claim with one that
+    broke; a lock of the session would stay behind in a pooler. It locks no row."""
     own = connection.copy()
     try:
         with own.cursor() as cursor:
             cursor.execute(_BEGIN)
-            mine = False
-            while not mine:
-                cursor.execute(_CLAIM.format(shared="_shared"), {"kind": kind, "id": pk})
-                mine = bool(cursor.fetchone()[0])
-                if mine or not wait:
-                    break
-                time.sleep(_POLL_SECONDS)
-            yield mine
+            yield cursor
     finally:
+        # By itself the server would let go only once it sees that the connection is closed.
+        with contextlib.suppress(Error):  # it is broken
+            own.rollback()
         own.close()

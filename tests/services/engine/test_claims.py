@@ -4,7 +4,8 @@ import time
 import uuid
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from ingestion.services.engine import claims
 
@@ -28,3 +29,25 @@ def test_a_claim_outlives_what_the_server_allows_to_idle_transactions(
             assert (held_off, third) == (True, False)
     with claims.claimed(*WORK) as last:
         assert last
+
+
+def test_a_claim_is_let_go_before_its_connection_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server sees a closed connection only some time later."""
+    wrapper = type(connections["default"])
+    close, others = wrapper.close, []
+
+    def closing(self: BaseDatabaseWrapper) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+            others.append(cursor.fetchone()[0])
+        close(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(wrapper, "close", closing)
+        with claims.claimed(*WORK):
+            pass
+        with claims.held_off(*WORK):
+            pass
+        with pytest.raises(ZeroDivisionError), claims.claimed(*WORK):
+            raise ZeroDivisionError
+    assert others == [0, 0, 0]
