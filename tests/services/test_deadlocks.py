@@ -107,6 +107,46 @@ def test_a_message_is_not_blamed_for_a_transaction_that_was_broken_off(
     assert_exact(server, source)
 
 
+@contextlib.contextmanager
+def broken_off(table: str, *, deletions: int) -> Iterator[None]:
+    """Have PostgreSQL break off the next deletions from a table, as it does in a deadlock."""
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE SEQUENCE broken_off")
+        cursor.execute(
+            f"""CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                  IF nextval('broken_off') <= {deletions} THEN
+                    RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01';
+                  END IF;
+                  RETURN OLD;
+                END $$"""
+        )
+        cursor.execute(
+            f"""CREATE TRIGGER break_off BEFORE DELETE ON {table}
+                FOR EACH ROW EXECUTE FUNCTION break_off()"""
+        )
+        try:
+            yield
+            cursor.execute("SELECT last_value FROM broken_off")
+            assert cursor.fetchone()[0] > deletions
+        finally:
+            cursor.execute(f"DROP TRIGGER break_off ON {table}")
+            cursor.execute("DROP FUNCTION break_off; DROP SEQUENCE broken_off")
+
+
+def test_a_message_is_not_blamed_where_taking_that_back_is_broken_off_too(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 4)
+    start(source)
+    Mailbox.objects.update(worker_deaths=1)
+    # Of the step to the next message, and of the first try to undo it.
+    with broken_off("ingestion_failedmessage", deletions=2):
+        assert sync.sync_mailbox(due_now().pk)
+    assert not FailedMessage.objects.exists()
+    assert finish(source).message == "4 archived."
+    assert_exact(server, source)
+
+
 def test_who_is_broken_off_again_and_again_is_told_to_try_again(source: IngestionSource) -> None:
     tries = []
 

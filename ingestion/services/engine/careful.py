@@ -40,6 +40,7 @@ from ingestion.models import FailedMessage, Folder, Mailbox, Run
 from ingestion.services.engine import backoff, commit, statements
 from ingestion.services.engine.capture import Capture, OpenBatch
 from ingestion.services.engine.lease import Lease
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -208,10 +209,13 @@ class CarefulFetch:
         """Nobody died: leave what was known of the message before. Idempotent."""
         if self._expected is None:
             return
-        with transaction.atomic():
-            self.held.fence()
-            self._restore()
+        self._restore_now()
         self._expected = None
+
+    @in_transaction
+    def _restore_now(self) -> None:
+        self.held.fence()
+        self._restore()
 
     def _restore(self) -> None:
         """Call inside a transaction, under the fence. `_expected` is to follow once that came: one

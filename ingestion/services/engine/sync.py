@@ -24,7 +24,7 @@ from django.db.models.functions import Now
 from connectors import errors
 from connectors.base import MailboxSession
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
-from ingestion.errors import LeaseLost
+from ingestion.errors import LeaseLost, LostRace
 from ingestion.models import FailedMessage, Folder, Mailbox, Run
 from ingestion.packs.store import store
 from ingestion.services.engine import (
@@ -103,8 +103,8 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: _Until) ->
         except LeaseLost:
             log.warning("lease_lost")
             return False
-        except (OperationalError, InterfaceError) as error:
-            if not is_deadlock(error):
+        except (OperationalError, InterfaceError, LostRace) as error:
+            if not (isinstance(error, LostRace) or is_deadlock(error)):
                 # Nobody can be told in rows: the dispatcher finds the mailbox again.
                 log.warning("database_unavailable", error=type(error).__name__)
                 connection.close()
