@@ -80,12 +80,14 @@ def keep_connection(**_: Any) -> None:
 
 
 @worker_ready.connect
-def listen(sender: Any, **_: Any) -> None:
-    """Be told of new mail beside the short work, not beside the imports."""
+def begin_control(sender: Any, **_: Any) -> None:
+    """Be told of new mail beside the short work, not beside the imports; and await the others."""
     if sender.hostname.startswith("control@"):
         from ingestion.services.engine import doorbells  # noqa: PLC0415 - it needs the settings
+        from ingestion.services.operations import workers  # noqa: PLC0415 - likewise
 
         doorbells.start()
+        workers.starting()
 
 
 @inspect_command()

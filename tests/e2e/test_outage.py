@@ -328,6 +328,21 @@ def control_looks(*, gone_seconds: int) -> None:
     tasks.look_at_database.apply_async()
 
 
+def test_a_worker_that_starts_slowly_is_awaited_everywhere(
+    places: Places, service: Service, wait_for: Callable[..., Any]
+) -> None:
+    supervised = service.supervised
+    with supervised.standing_still("beat"), supervised.standing_still("worker"):
+        service.kill("control")
+        long_ago = time.time() - 3_600  # after a night in which all were stopped
+        cache.set(workers._ANSWERED_KEY, {"sync": long_ago, "index": long_ago}, timeout=None)
+        wait_for(lambda: places.doctor("queue control")[0] == "ok")
+        watch.look_at_workers()  # which control does
+        assert not Alert.objects.exists()
+        state, message = places.doctor("queue sync")
+        assert (state, "may be starting" in message) == ("warning", True)
+
+
 def test_a_worker_that_is_gone_is_told_everywhere_until_it_is_back(
     places: Places,
     service: Service,
@@ -348,8 +363,8 @@ def test_a_worker_that_is_gone_is_told_everywhere_until_it_is_back(
 
     assert alerts() == []
     with service.supervised.standing_still("worker"):
-        long_ago = time.time() - watch._SILENT_SECONDS
-        cache.set(watch._SERVED_KEY, {"sync": long_ago}, timeout=None)  # so long it is so
+        long_ago = time.time() - workers.SILENT_SECONDS
+        cache.set(workers._ANSWERED_KEY, {"sync": long_ago}, timeout=None)  # so long it is so
         tasks.look_at_workers.apply_async()  # as beat does every ten seconds
         (told,) = wait_for(alerts)
         assert told.startswith(words)

@@ -264,9 +264,18 @@ def _broker() -> Finding:
 
 
 def _workers() -> Iterator[Finding]:
-    for queue, names in workers.serving().items():
+    served = workers.serving()
+    states = workers.states(served)
+    for queue, names in served.items():
         if names:
             yield Finding(f"queue {queue}", "ok", f"Served by {', '.join(names)}.")
+        elif states[queue] != "gone":
+            yield Finding(
+                f"queue {queue}",
+                "warning",
+                "No worker answers for it just now: it may be starting, or the machine is busy.",
+                f"Ask again in {workers.STARTING_SECONDS / 60:.0f} minutes.",
+            )
         else:
             yield Finding(
                 f"queue {queue}",

@@ -1,14 +1,29 @@
-"""Who serves the queues, as the workers themselves say when they are asked."""
+"""Who serves the queues, as the workers themselves say when they are asked.
+
+Who does not answer may be about to start, or be busy. So who looks again and again remembers in the
+cache when each queue had an answer, and a queue is told to have no worker by that, everywhere.
+"""
 
 import importlib
-from collections.abc import Callable
-from typing import Any
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from django.conf import settings
+from django.core.cache import cache
 
 #: By which entry of the Procfile.
 QUEUES = {"sync": "worker", "control": "control", "index": "index"}
 PING_SECONDS = 2
+
+#: For so long nobody answers where a worker is started anew, or on a busy machine misses the time.
+SILENT_SECONDS = 40.0
+#: And where all of them start at once: minutes, on a slow machine.
+STARTING_SECONDS = 180.0
+_STARTED_KEY, _ANSWERED_KEY = "ingestion:control_started_at", "ingestion:queues_answered_at"
+
+#: `starting`: nobody has answered since `control` started, and that is not long ago.
+State = Literal["served", "starting", "gone"]
 
 
 def ask(question: Callable[[Any], Any]) -> Any:
@@ -32,6 +47,36 @@ def serving() -> dict[str, list[str]]:
         )
         for queue in QUEUES
     }
+
+
+def starting() -> None:
+    """Give the workers of all queues the time to start: `control` does, and mostly they with it.
+    Raises RedisError where the cache is away."""
+    cache.set_many({_STARTED_KEY: time.time(), _ANSWERED_KEY: {}}, timeout=None)
+
+
+def remember(served: Mapping[str, Sequence[str]]) -> None:
+    """Remember which queues have an answer, by `serving`. Where the cache was lost, all start now.
+    Raises RedisError where it is away."""
+    now = time.time()
+    cache.add(_STARTED_KEY, now, timeout=None)
+    answered = {queue: now for queue, names in served.items() if names}
+    cache.set(_ANSWERED_KEY, (cache.get(_ANSWERED_KEY) or {}) | answered, timeout=None)
+
+
+def states(served: Mapping[str, Sequence[str]]) -> dict[str, State]:
+    """Return how each queue is, by `serving` and what is remembered: who looks only once, where
+    nobody does, finds those gone that don't answer. Raises RedisError where the cache is away."""
+    now, started = time.time(), cache.get(_STARTED_KEY) or 0.0
+    answered = cache.get(_ANSWERED_KEY) or {}
+
+    def state(queue: str) -> State:
+        if served[queue] or now - answered.get(queue, 0.0) < SILENT_SECONDS:
+            return "served"
+        starts = queue not in answered and now - started < STARTING_SECONDS
+        return "starting" if starts else "gone"
+
+    return {queue: state(queue) for queue in served}
 
 
 def advice(queue: str) -> str:

@@ -14,7 +14,7 @@ from django.core.cache import cache
 from django.utils import timezone
 
 from ingestion.models import Alert, AlertKind, AlertRule, IngestionSource, Message, Pack
-from ingestion.services.operations import capacity
+from ingestion.services.operations import capacity, workers
 from ingestion.services.operations.alerting import outage, watch
 from tests.e2e import rows
 from tests.servers import receiver, stack
@@ -118,6 +118,47 @@ def test_a_pack_that_search_cannot_read_is_told(monkeypatch: pytest.MonkeyPatch)
     disk(monkeypatch, free=500 * GB)
     Pack.objects.update(index_attempts=1)
     assert "1 pack can't be read" in open_kinds()["index.stuck"]
+
+
+def test_workers_that_never_start_are_told_and_nothing_changes_while_they_are_awaited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody runs here: who is asked never answers."""
+    monkeypatch.setattr(workers, "PING_SECONDS", 0.1)
+
+    def told() -> list[str]:
+        watch.look_at_workers()
+        return list(Alert.objects.filter(ended_at=None).values_list("message", flat=True))
+
+    def seconds_pass(seconds: float) -> None:
+        cache.set(workers._STARTED_KEY, cache.get(workers._STARTED_KEY) - seconds)
+
+    cache.clear()  # Redis was started too, or anew
+    assert told() == []
+    seconds_pass(workers.STARTING_SECONDS - 5)
+    assert told() == []
+    seconds_pass(5)
+    [message] = told()
+    assert message.startswith("No worker serves the queue sync: nothing is imported")
+    assert "No worker serves the queue index: search does not find" in message
+    workers.starting()  # `control` is started anew
+    assert told() == [message]
+    assert Alert.objects.get().well_since is None
+
+
+def test_a_worker_that_misses_the_time_for_an_answer_is_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "PING_SECONDS", 0.1)
+
+    def gone_after(seconds: float) -> set[str]:
+        cache.set(workers._ANSWERED_KEY, {"sync": time.time() - seconds, "index": time.time()})
+        states = workers.states(workers.serving())
+        return {queue for queue, state in states.items() if state == "gone"}
+
+    workers.starting()
+    assert gone_after(workers.SILENT_SECONDS - 5) == set()
+    assert gone_after(workers.SILENT_SECONDS) == {"sync"}
 
 
 def test_a_database_that_is_gone_is_told_to_pings_after_half_a_minute_and_each_minute(

@@ -35,9 +35,6 @@ _FILLS_SOON_DAYS = 1.0
 #: An index that makes no progress for so long, while packs wait, is stuck.
 _STUCK = dt.timedelta(hours=1)
 _PROGRESS_KEY = "ingestion:index_progress"
-#: A worker may be started anew, or miss the time for an answer on a busy machine.
-_SILENT_SECONDS = 40.0
-_SERVED_KEY = "ingestion:queues_served_at"
 #: By queue. Of `control` nobody else tells: it is who looks.
 _WAITING = {"sync": "nothing is imported or synced", "index": "search does not find new mail"}
 
@@ -66,10 +63,15 @@ def look_at_service() -> None:
 
 def look_at_workers() -> None:
     """Open and end the alert that a queue has no worker. Idempotent. Waits for workers to answer
-    outside, its own transaction inside."""
-    found = list(_silent())
-    with transaction.atomic():
-        alerts.settle(found, watched=(Kind.WORKERS_SILENT,), over=_over)
+    outside, its own transaction inside. While one may be starting, nothing is over."""
+    served = workers.serving()
+    workers.remember(served)
+    states = {queue: state for queue, state in workers.states(served).items() if queue in _WAITING}
+    gone = [queue for queue, state in states.items() if state == "gone"]
+    if gone or "starting" not in states.values():
+        found = [Trouble(Kind.WORKERS_SILENT, None, _without_workers(gone))] if gone else []
+        with transaction.atomic():
+            alerts.settle(found, watched=(Kind.WORKERS_SILENT,), over=_over)
 
 
 def _over(alert: Alert) -> str:
@@ -175,19 +177,11 @@ def _index() -> Iterator[Trouble]:
         yield Trouble(Kind.INDEX_STUCK, None, text)
 
 
-def _silent() -> Iterator[Trouble]:
-    """What is remembered is lost with the cache: then a queue was served a moment ago."""
-    now, served = time.time(), cache.get(_SERVED_KEY) or {}
-    for queue, names in workers.serving().items():
-        served[queue] = now if names else served.get(queue, now)
-    cache.set(_SERVED_KEY, served, timeout=None)
-    silent = [queue for queue in _WAITING if now - served[queue] > _SILENT_SECONDS]
-    if silent:
-        texts = [
-            f"No worker serves the queue {queue}: {_WAITING[queue]}. {workers.advice(queue)}"
-            for queue in silent
-        ]
-        yield Trouble(Kind.WORKERS_SILENT, None, " ".join(texts))
+def _without_workers(queues: list[str]) -> str:
+    return " ".join(
+        f"No worker serves the queue {queue}: {_WAITING[queue]}. {workers.advice(queue)}"
+        for queue in queues
+    )
 
 
 def _without_progress_seconds(indexed: int) -> float:
