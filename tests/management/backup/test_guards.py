@@ -192,12 +192,15 @@ def test_a_pack_that_the_archive_lacked_is_told_by_each_look_at_the_backup(
     assert (seen.code, "was missing in the archive when" in seen.stdout) == (1, True)
 
 
-def test_a_backup_of_a_newer_form_is_not_guessed_at(source: IngestionSource, place: Place) -> None:
+@pytest.mark.parametrize("form", [1, 3])
+def test_a_backup_of_another_form_is_not_guessed_at(
+    source: IngestionSource, place: Place, form: int
+) -> None:
     made = make(place).manifest
     assert made
     path = place.root / "databases" / f"{made.name}.json"
-    path.write_bytes(path.read_bytes().replace(b'"format": 2', b'"format": 3'))
-    with pytest.raises(NotAllowedNow, match="newer version of this software: install that"):
+    path.write_bytes(path.read_bytes().replace(b'"format": 2', f'"format": {form}'.encode()))
+    with pytest.raises(NotAllowedNow, match="another version of this software: use that one"):
         place.chosen()
 
 

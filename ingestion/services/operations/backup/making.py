@@ -194,7 +194,7 @@ class _Making:
         manifest = Manifest(
             name=name, taken_at=now, archive_id=archive_id, migrations=migrations,
             postgres=dumps.server(), dump_bytes=path.stat().st_size, dump_sha256=hash_file(path),
-            packs=0, pack_bytes=0, packs_sha256="", messages=messages, lost=(),
+            packs=0, pack_bytes=0, packs_sha256="", messages=messages, lost=(), differing=(),
         )  # fmt: skip
         return manifest, named
 

@@ -17,7 +17,7 @@ from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import PackStore
 from ingestion.services.operations.backup.inventory import Listed
 
-_FORMAT = 2  # 1 knew of no `differing`
+_FORMAT = 2
 _MARK = "backup of "
 _CHUNK_BYTES = 1 << 20
 
@@ -39,19 +39,18 @@ class Manifest:
     packs_sha256: str  # of the list
     messages: int
     lost: tuple[str, ...]
-    differing: tuple[str, ...] = ()
+    differing: tuple[str, ...]
 
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read it. Raises NotAllowedNow where it can't be."""
         try:
             given: dict[str, Any] = json.loads(path.read_bytes())
-            if given.pop("format") > _FORMAT:
-                raise NotAllowedNow(f"{path} is of a newer version of this software: install that.")
-            taken_at = dt.datetime.fromisoformat(given.pop("taken_at"))
-            texts = ("migrations", "lost", "differing")
-            given |= {name: tuple(given.get(name, ())) for name in texts}
-            return cls(taken_at=taken_at, **given)
+            if given.pop("format") != _FORMAT:
+                raise NotAllowedNow(f"{path} is of another version of this software: use that one.")
+            given["taken_at"] = dt.datetime.fromisoformat(given["taken_at"])
+            given |= {name: tuple(given[name]) for name in ("migrations", "lost", "differing")}
+            return cls(**given)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise NotAllowedNow(
                 f"{path} can't be read as what a backup is ({type(error).__name__}). Name another"
