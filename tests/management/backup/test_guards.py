@@ -9,9 +9,10 @@ from django.db import connection
 
 from ingestion.errors import ArchiveUnavailable, NotAllowedNow, WrongArchive
 from ingestion.models import IngestionSource, Message, Pack
-from ingestion.packs.base import PackWriter
+from ingestion.packs.base import PackFile, PackStore, PackWriter
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import store
+from ingestion.services.archive import storage
 from ingestion.services.operations.backup import dumps, making, restoring
 from ingestion.services.operations.backup.place import Place
 from ingestion.services.sources import verbs
@@ -204,6 +205,24 @@ def test_a_backup_of_another_form_is_not_guessed_at(
         place.chosen()
 
 
+def half_written(archive: PackStore, beside: Path, pack_id: uuid.UUID) -> PackFile:
+    """Have a pack be there that was never committed: somebody is at it, or was killed."""
+    beside.with_name(f".{pack_id}.partial").write_bytes(b"half of it")
+    [half] = [pack for pack in archive.packs() if pack.partial]
+    return half
+
+
+def test_half_a_copy_is_none(source: IngestionSource, place: Place) -> None:
+    """Killed copies of before were named by the pack's id."""
+    make(place)
+    pack, copy = Pack.objects.get().pk, one_pack(place.packs)
+    half_written(place.packs, copy, pack)
+    copy.unlink()
+    one_pack(store()).unlink()
+    assert make(place).lost == (str(pack),)
+    assert list(place.packs.packs()) == []  # it went, too
+
+
 # -- restoring -------------------------------------------------------------------------------------
 
 
@@ -244,6 +263,48 @@ def test_an_archive_that_can_not_be_written_is_told_before_the_database_is_fille
         restore(place)
     assert connection.introspection.table_names() == []
     assert store().mark() is None
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+def test_an_archive_that_is_marked_and_empty_is_somebodys(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere, whose: str
+) -> None:
+    """It may be beneath a mount point, or wait for its first mail."""
+    made = make(place).manifest
+    assert made
+    elsewhere()
+    mark = made.archive_id if whose == "ours" else str(uuid.uuid4())
+    store().write_mark(mark)
+    with pytest.raises(NotAllowedNow, match=rf"is not empty \({mark}\)"):
+        restore(place)
+    assert connection.introspection.table_names() == []
+    assert (store().mark(), packs(store())) == (mark, {})
+
+
+def test_an_archive_that_was_restored_is_marked_and_known_to_be(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere
+) -> None:
+    """Until then nobody writes to it; from then on where the mark is away, so is the archive."""
+    made = make(place).manifest
+    assert made
+    elsewhere()
+    restore(place)
+    assert store().mark() == made.archive_id
+    storage.require()
+    Path(store().mark_name).unlink()
+    with pytest.raises(WrongArchive):
+        storage.require()
+
+
+def test_half_a_copy_is_not_put_back_nor_missed(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere
+) -> None:
+    make(place)
+    half_written(place.packs, one_pack(place.packs), uuid.uuid4())
+    elsewhere()
+    done = restore(place)
+    assert (done.missing, done.newer, done.packs) == ([], 0, 1)
+    assert [pack for pack in store().packs() if pack.partial] == []
 
 
 def test_a_restore_that_was_begun_does_not_go_on_in_another_database(

@@ -245,7 +245,7 @@ class _Making:
         for pack in packs:
             proven = str(pack.pack_id) not in self._doubted
             before = self._listed.get(pack.pack_id) if proven else None
-            if pack.partial or pack.pack_id in self._held:
+            if pack.pack_id in self._held:
                 continue
             there = self._there.get(pack.pack_id)
             if before and there and there.size_bytes == before.size_bytes == pack.size_bytes:

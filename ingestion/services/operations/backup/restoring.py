@@ -250,7 +250,6 @@ class _Restoring:
             count = Message.objects.filter(pack=pack).count()
             self.done.missing.append(Missing(pack.source_id, pack.pk, why, count))
         if database:
-            Installation.objects.filter(pk=1).update(archive_marked=True)
             self.done.unreadable_credentials = len(credential_keys.survey().unreadable)
         about = {"backup": self.done.backup, "packs": self.done.packs}
         with transaction.atomic():
