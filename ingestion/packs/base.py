@@ -252,8 +252,11 @@ class PackStore(abc.ABC):
         listed. Idempotent."""
 
     @abc.abstractmethod
-    def delete_source(self, source_id: uuid.UUID) -> None:
-        """Remove every pack of a source. Idempotent."""
+    def delete_source(
+        self, source_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Remove every pack of a source, and return whether all are gone: `may_go_on` is asked
+        before each batch. Idempotent."""
 
     # -- whose it is, and how it does --------------------------------------------------------------
 

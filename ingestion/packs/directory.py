@@ -17,7 +17,7 @@ import secrets
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ingestion.packs.base import PackFile, PackStore, PackWriter
@@ -60,13 +60,18 @@ class DirectoryStore(PackStore):
         for path in self.paths(pack.source_id, name):
             path.unlink(missing_ok=True)
 
-    def delete_source(self, source_id: uuid.UUID) -> None:
+    def delete_source(
+        self, source_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True
+    ) -> bool:
         directory = self._directory(source_id)
         for pack in self.packs(source_id):
+            if not may_go_on():
+                return False
             self.delete(pack)
         shutil.rmtree(directory, ignore_errors=True)  # what is left is no pack
         if directory.exists():
             raise OSError(errno.ENOTEMPTY, "A source's directory can't be removed", str(directory))
+        return True
 
     def mark(self) -> str | None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):

@@ -22,7 +22,7 @@ import secrets
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import botocore.config
@@ -118,14 +118,19 @@ class ObjectStore(PackStore):
     def delete(self, pack: PackFile) -> None:
         self._ask("delete_object", Key=self._key(pack.source_id, pack.pack_id))
 
-    def delete_source(self, source_id: uuid.UUID) -> None:
+    def delete_source(
+        self, source_id: uuid.UUID, *, may_go_on: Callable[[], bool] = lambda: True
+    ) -> bool:
         # A page of the listing is a batch: what stands before the next one may go meanwhile.
         for page in self._pages(self._prefix(source_id)):
+            if not may_go_on():
+                return False
             keys = [{"Key": found["Key"]} for found in page.get("Contents", ())]
             if keys:
                 done = self._ask("delete_objects", Delete={"Objects": keys, "Quiet": True})
                 for refused in done.get("Errors", ()):
                     raise s3_errors.refused(self.name, str(refused.get("Code")))
+        return True
 
     def mark(self) -> str | None:
         if self._marked is not None and time.monotonic() < self._marked[1]:

@@ -215,6 +215,19 @@ def test_a_listing_has_as_many_pages_as_there_are_packs_and_a_source_goes_as_a_w
     assert store.holds(OTHER, theirs)
 
 
+def test_a_source_whose_deletion_is_to_end_goes_batch_by_batch(
+    store: PackStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "_PAGE", 3)
+    for number in range(7):
+        write(store, b"%d" % number)
+    batches = iter([True, False])
+    assert not store.delete_source(SOURCE, may_go_on=lambda: next(batches))
+    assert 4 <= len(list(store.packs(SOURCE))) < 7
+    assert store.delete_source(SOURCE)
+    assert list(store.packs()) == []
+
+
 def test_a_mark_is_read_by_others_and_replaced(again: Callable[[], PackStore]) -> None:
     store = again()
     assert store.mark() is None

@@ -55,14 +55,20 @@ def delete_source(source_id: uuid.UUID) -> None:
             tombstone.select_for_update().get()
         for table, condition in _STEPS:
             while _has_any(table, condition, source_id):
-                if lease.leaving.is_set():  # millions of rows take longer than a deploy waits
+                if not _may_go_on():
                     return
                 _delete_batch(table, condition, source_id)
         storage.require()  # beneath a mount point there is nothing to remove
-        store().delete_source(source_id)
+        if not store().delete_source(source_id, may_go_on=_may_go_on):
+            return
         with transaction.atomic():
             tombstone.delete()
         log.info("source_deleted", source=str(source_id))
+
+
+def _may_go_on() -> bool:
+    """Millions of rows and packs take longer than a deploy waits."""
+    return not lease.leaving.is_set()
 
 
 def _has_any(table: str, condition: str, source_id: uuid.UUID) -> bool:

@@ -2,16 +2,19 @@
 
 import threading
 import time
+import uuid
 from typing import Any
 
 import pytest
 from django.db import connection
 
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
+from ingestion.packs import s3
 from ingestion.packs.store import store
 from ingestion.services.audit import Actor
-from ingestion.services.engine import claims, due_work
+from ingestion.services.engine import claims, due_work, lease
 from ingestion.services.sources import deletion, verbs
+from ingestion_project.demo.object_store import ObjectStoreServer
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers import people
 from tests.servers.command_line import CommandLine
@@ -132,6 +135,37 @@ def test_children_that_come_late_go_before_their_parents(
     monkeypatch.setattr(deletion, "_delete_batch", sometimes)
     assert removed(source)
     assert left() == {}
+
+
+class ToldToEnd:
+    """SIGTERM comes when the first packs are gone."""
+
+    def is_set(self) -> bool:
+        return 0 < len(list(store().packs())) < 12
+
+
+@pytest.mark.parametrize("where", ["directory", "bucket"])
+def test_a_worker_that_is_told_to_end_while_packs_go_leaves_the_rest_to_another(
+    where: str, settings: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if where == "bucket":
+        server: ObjectStoreServer = request.getfixturevalue("object_store")
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        at = f"s3://archive/{uuid.uuid4()}?endpoint={server.endpoint}&region=us-east-1"
+        settings.ARCHIVE_URL = at
+        monkeypatch.setattr(s3, "_PAGE", 5)
+    source: IngestionSource = request.getfixturevalue("source")
+    assert len(list(store().packs())) == 12
+    verbs.delete(source, actor=ACTOR)
+    with monkeypatch.context() as leaving:
+        leaving.setattr(lease, "leaving", ToldToEnd())
+        assert not removed(source)
+    assert left() == {"IngestionSource": 1}
+    assert 0 < len(list(store().packs())) < 12
+    assert [work.kind for work in due_work.hand_out()] == ["delete"]
+    assert removed(source)
+    assert list(store().packs()) == []
 
 
 def test_the_command_waits_for_a_worker_that_is_at_it(
