@@ -93,6 +93,11 @@ class IngestionSource(models.Model):
                 condition=models.Q(status=SourceStatus.ACTIVE, deleted_at=None),
             ),
             models.Index(
+                fields=["provider", "next_sync_at"],
+                name="source_due_by_provider",
+                condition=models.Q(status=SourceStatus.ACTIVE, deleted_at=None),
+            ),
+            models.Index(
                 fields=["check_not_before"],
                 name="source_due_check",
                 condition=models.Q(status=SourceStatus.PENDING_AUTH, deleted_at=None),

@@ -74,20 +74,28 @@ def multiply(model: type[Model], rows: str, **columns: str) -> None:
         )
 
 
-def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield (kind of node, table) of a plan."""
-    if "Relation Name" in plan:
-        yield plan["Node Type"], plan["Relation Name"]
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
     for part in plan.get("Plans", ()):
-        yield from scans(part)
+        yield from nodes(part)
 
 
-def explained(statement: str) -> set[tuple[str, str]]:
+def planned(statement: str) -> list[dict[str, Any]]:
+    """Return the nodes of a statement's plan."""
     with connection.cursor() as cursor:
         cursor.execute("EXPLAIN (FORMAT JSON) " + statement.replace("%", "%%"), [])
         (answer,) = cursor.fetchone() or ("[]",)
     [whole] = json.loads(answer) if isinstance(answer, str) else answer
-    return set(scans(whole["Plan"]))
+    return list(nodes(whole["Plan"]))
+
+
+def explained(statement: str) -> set[tuple[str, str]]:
+    """Return (kind of node, table) of a statement's plan."""
+    return {
+        (node["Node Type"], node["Relation Name"])
+        for node in planned(statement)
+        if "Relation Name" in node
+    }
 
 
 def counted(queries: CaptureQueriesContext) -> list[str]:
@@ -112,6 +120,28 @@ def test_a_beat_reads_what_is_due_and_nothing_else(sources: None) -> None:
     with CaptureQueriesContext(connection) as queries:
         assert {work.kind for work in due_work.hand_out()} == {"index", "look"}
     assert len(counted(queries)) <= len(due_work.KINDS) + 3
+
+
+def test_the_few_to_be_synced_are_found_beside_all_that_wait_for_a_look(sources: None) -> None:
+    """Of a provider that is not installed, too: its sync says so."""
+    long_ago = timezone.now() - dt.timedelta(hours=1)
+    due = IngestionSource.objects.filter(next_sync_at__isnull=False)
+    due.update(next_sync_at=long_ago)
+    for name, provider in (("11", "google"), ("12", "google"), ("13", "microsoft"), ("14", "gone")):
+        due.filter(name=name).update(provider=provider)
+    due.filter(name="12").update(next_sync_at=timezone.now() + dt.timedelta(days=1))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE ingestion_ingestionsource")
+    with CaptureQueriesContext(connection) as queries:
+        due_work._start_scheduled_syncs(1_000)
+    started = Run.objects.filter(finished_at=None, source__next_sync_at=None)
+    assert set(started.values_list("source__name", flat=True)) >= {"11", "13", "14"}
+    assert started.filter(source__name="12").count() == 0
+    read = [found for found in counted(queries) if "RECURSIVE" in found or "SKIP LOCKED" in found]
+    assert len(read) == 1 + 3
+    for statement in read:
+        tables = [node for node in planned(statement) if "Relation Name" in node]
+        assert {node.get("Index Name") for node in tables} == {"source_due_by_provider"}, statement
 
 
 def test_what_was_looked_at_is_found_by_its_id_while_all_are_due(sources: None) -> None:
