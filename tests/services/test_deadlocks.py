@@ -15,7 +15,6 @@ from ingestion.services.sources.status import locked
 from ingestion.services.transactions import in_transaction
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, due_now, fill, finish, start
-from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -23,6 +22,14 @@ SOURCE = "SELECT 1 FROM ingestion_ingestionsource FOR NO KEY UPDATE"
 MAILBOX = "SELECT 1 FROM ingestion_mailbox FOR NO KEY UPDATE"
 RUN = "SELECT 1 FROM ingestion_run FOR NO KEY UPDATE"
 FAILURE = "SELECT 1 FROM ingestion_failedmessage FOR UPDATE"
+#: Within the server: who waits looks for a circle once, after a second, and never again.
+_ONCE_SOMEBODY_WAITS = """DO $$ BEGIN
+    WHILE NOT EXISTS (SELECT FROM pg_locks
+                       WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))) LOOP
+        PERFORM pg_sleep(0.01);
+    END LOOP;
+    EXECUTE '{}';
+END $$"""
 
 
 @contextlib.contextmanager
@@ -33,21 +40,13 @@ def crossing(first: str, second: str) -> Iterator[None]:
     """
     locks, failed = threading.Event(), []
 
-    def someone_waits() -> bool:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT count(*) FROM pg_locks WHERE pg_backend_pid() = ANY(pg_blocking_pids(pid))"
-            )
-            return bool(cursor.fetchone()[0])
-
     def cross() -> None:
         try:
             with transaction.atomic(), connection.cursor() as cursor:
-                cursor.execute("SET LOCAL deadlock_timeout = '1h'")
+                cursor.execute("SET LOCAL deadlock_timeout = '1h'; SET LOCAL statement_timeout = 0")
                 cursor.execute(first)
                 locks.set()
-                wait_for(someone_waits)
-                cursor.execute(second)
+                cursor.execute(_ONCE_SOMEBODY_WAITS.format(second))
         except Exception as error:
             failed.append(error)
             raise
@@ -56,7 +55,7 @@ def crossing(first: str, second: str) -> Iterator[None]:
 
     thread = threading.Thread(target=cross)
     thread.start()
-    assert locks.wait(30)
+    assert locks.wait(120)
     try:
         yield
     finally:
