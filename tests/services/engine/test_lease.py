@@ -184,13 +184,20 @@ def test_pause_stops_within_a_page_and_keeps_all_it_has(
     server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "RENEW_SECONDS", 0.01)
+    held: list[lease.Lease] = []
+    renew = lease.Lease._renew
+
+    def renewed(self: lease.Lease) -> None:
+        held.append(self)
+        renew(self)
+
+    monkeypatch.setattr(lease.Lease, "_renew", renewed)
     fill(server, 40)
 
     def pause(handed_out: int) -> None:
         if handed_out == 15:
             verbs.pause(source, actor=ACTOR)
-        if handed_out >= 15:
-            time.sleep(0.05)  # a slow server: the lease's thread looks at the row meanwhile
+            wait_for(held[0].stopping.is_set)  # the lease's thread looks at the row meanwhile
 
     server.before_message = pause
     start(source)
