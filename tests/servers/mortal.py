@@ -4,8 +4,12 @@ A step is the beginning or the end of an SQL statement, or a file opened or rena
 directory: whatever two steps enclose (a COMMIT, an fsync) is then either done or not, as in a crash.
 The work's code knows nothing of it: SQL is watched by Django's execute_wrapper, files by an audit
 hook. Nothing is cleaned up in the process that dies: no `finally`, no rollback, no release.
+
+PostgreSQL misses a process some time after its end: what that had asked for last may come until
+then, and its locks stay. Who waited for the end finds all of that over.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -14,9 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 
-from django.db import connections
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
+from django.db.backends.utils import CursorWrapper
+
+from tests.servers.stack import wait_for
 
 
 def dies(
@@ -75,13 +82,25 @@ class MortalProcess:
     def _reap(self) -> int:
         if self._status is None:
             self._status = os.waitpid(self.pid, 0)[1]
+            with contextlib.closing(connection.copy()) as own, own.cursor() as cursor:
+                wait_for(lambda: self._is_missed(cursor))
         return self._status
+
+    def _is_missed(self, cursor: CursorWrapper) -> bool:
+        """Whether PostgreSQL has ended all that the process had there."""
+        cursor.execute(
+            "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE application_name = %s)",
+            [_name(self.pid)],
+        )
+        return bool(cursor.fetchone()[0])
 
     def _live(self) -> None:
         code = 1
         try:
             inherited = connections.all(initialized_only=True)
             assert all(one.connection is None for one in inherited), "it is the parent's session"
+            options = connections.settings[DEFAULT_DB_ALIAS]["OPTIONS"]
+            options["fallback_application_name"] = _name(os.getpid())
             if self._statements:
                 connection_created.connect(self._watch)  # of every thread
             sys.addaudithook(self._count_file)
@@ -113,3 +132,8 @@ class MortalProcess:
         self._at_step -= 1
         if self._at_step <= 0:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _name(pid: int) -> str:
+    """What such a process is called in PostgreSQL."""
+    return f"mortal process {pid}"

@@ -1,7 +1,10 @@
 """Archived mail gets documents, each once, whatever happens meanwhile."""
 
 import concurrent.futures
-import subprocess
+import functools
+import itertools
+import os
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -22,9 +25,10 @@ from ingestion.services.archive import indexing, readers, reading, rebuild, refe
 from ingestion.services.engine import claims, due_work, lease
 from ingestion.services.sources import deletion, verbs
 from tests.servers.command_line import CommandLine
+from tests.servers.mortal import dies
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, fill, finish, start
-from tests.servers.stack import ROOT, wait_for
+from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -361,21 +365,27 @@ def somebody_waits_for_a_lock() -> bool:
 
 
 def test_a_killed_process_loses_and_repeats_nothing_that_was_written(
-    manage: CommandLine, server: Server, source: IngestionSource
+    server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.page_size = 800
     fill(server, 800)
     start(source)
     finish(source)
-    reindexing = subprocess.Popen(
-        [sys.executable, "manage.py", "reindex", "--now"], cwd=ROOT, env=manage.env
-    )
-    wait_for(Document.objects.exists)
-    reindexing.kill()
-    reindexing.wait()
+    digest, read = reading.digest, itertools.count(1)
+
+    def read_or_die(body: Body) -> Digest:
+        if next(read) == 300:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return digest(body)
+
+    with monkeypatch.context() as deadly:
+        deadly.setattr(reading, "digest", read_or_die)
+        index = functools.partial(indexing.index_now, on_progress=lambda _: None)
+        assert dies(index, at_step=None, directory=settings.ARCHIVE_DIR)
     written = Document.objects.count()
-    assert written < 800, "there was nothing left to interrupt"
-    pack = wait_for(indexing.next_due)  # once PostgreSQL has missed the one that was killed
+    assert 0 < written < 300, "nothing was written, or nothing was left to be lost"
+    pack = indexing.next_due()
+    assert pack is not None
     assert indexing.index_pack(pack) == 800 - written
     assert Document.objects.filter(version=INDEX_VERSION).count() == 800
     assert indexing.next_due() is None
