@@ -65,11 +65,11 @@ def test_a_message_beyond_a_limit_comes_to_nothing_and_the_next_is_read(limit: s
 
 
 def test_the_time_of_a_message_is_its_own_however_long_its_reader_worked() -> None:
-    spent = MAIL + b"<p " + b" ".join(b"x%d" % number for number in range(40_000)) + b">"
-    for _ in range(5):
-        ask(spent, "html", cpu_seconds=1)  # each needs half of it
+    spent = MAIL + b"<p " + b" ".join(b"x%d" % number for number in range(20_000)) + b">"
+    for _ in range(25):
+        ask(spent, "html", cpu_seconds=2)  # each needs a fifteenth of it, or a fifth
     (reader,) = readers._idle
-    assert reader.served == 5
+    assert reader.served == 25
 
 
 def test_a_reader_that_somebody_ended_says_nothing_of_the_message() -> None:

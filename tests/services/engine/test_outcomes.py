@@ -1,5 +1,7 @@
 """What an error, or an end, does to mailbox, run and source."""
 
+import datetime as dt
+
 import pytest
 from django.db import transaction
 from django.utils import timezone
@@ -167,11 +169,12 @@ def test_credentials_are_checked_in_the_background_and_failures_say_why(
     server: Server, source: IngestionSource
 ) -> None:
     server.check_error = Unavailable("The server does not answer.")
+    began = timezone.now()
     credentials.check(source, actor=ACTOR)
     source.refresh_from_db()
     assert source.status == "pending_auth"
     assert "does not answer" in source.status_message
-    assert source.check_not_before > timezone.now()
+    assert source.check_not_before > began + dt.timedelta(seconds=1)
     server.check_error = NeedsReauth("The password was refused.")
     assert not credentials.check(source, actor=ACTOR).ok
     source.refresh_from_db()

@@ -18,7 +18,7 @@ from django.conf import settings
 from ingestion.models import FailedMessage, IngestionSource, Message, Pack, Placement, Run
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping
-from ingestion.services.engine import failures
+from ingestion.services.engine import failures, lease
 from ingestion.services.sources import discovery
 from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
@@ -230,9 +230,10 @@ def test_the_archive_failing_between_body_and_row(
 
 
 def test_the_database_failing_between_body_and_row(
-    server: ImapScript, source: IngestionSource
+    server: ImapScript, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pack is durable when its transaction's session is killed: no row, and then one of each."""
+    monkeypatch.setattr(lease, "RENEW_SECONDS", 3_600)  # it would wait for the row, too
     fill(server.inbox, 40)
     imap_source.start(source)
     packs_then: list[int] = []
