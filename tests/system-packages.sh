@@ -5,7 +5,7 @@ set -u
 PATH="$PATH:/usr/sbin:/sbin"
 missing=""
 command -v dovecot >/dev/null || missing="$missing dovecot-imapd"
-command -v chromium >/dev/null || missing="$missing chromium"
+command -v chromium-headless-shell >/dev/null || missing="$missing chromium-headless-shell"
 command -v openssl >/dev/null || missing="$missing openssl"
 command -v curl >/dev/null || missing="$missing curl"
 command -v jq >/dev/null || missing="$missing jq"

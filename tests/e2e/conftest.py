@@ -70,9 +70,11 @@ def shoot(page: Page, name: str, *widths: int, full_page: bool = False) -> None:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
+    # The same Chromium: without windows, menus and extensions, a page costs it half.
+    path = shutil.which("chromium-headless-shell") or shutil.which("chromium")
     if path is None:
-        pytest.fail("These tests need a browser: apt-get install chromium", pytrace=False)
+        needed = "apt-get install chromium-headless-shell"
+        pytest.fail(f"These tests need a browser: {needed}", pytrace=False)
     # Playwright's own loop runs in this thread, which Django takes for asynchronous code: from now
     # on it keeps this thread's connections elsewhere. One that was left open here would be found
     # again by a child (tests/servers/mortal.py), where no loop runs, and shared with its brothers.
