@@ -51,6 +51,11 @@ env = _Env()
 _local = embedded.Local.of_environment()
 VAR_DIR = _local.var_dir
 
+# Whoever waits for a page waits no longer, nor does their proxy; a plan that is bad holds a thread
+# and a core no longer either. Each statement has the time, so that what is streamed may take hours.
+_serves_pages = any(word.startswith("ingestion_project.wsgi") for word in sys.argv)
+_statement_timeout = "30s" if _serves_pages else "10min"
+
 # -- data ----------------------------------------------------------------------------------------
 _database = env.db_url("DATABASE_URL") if "DATABASE_URL" in env else _local.database()
 DATABASES = {
@@ -76,7 +81,8 @@ DATABASES = {
             "fallback_application_name": _process_name(sys.argv),
             # Compiling a query of a few thousand index look-ups takes longer than they do.
             "options": "-c jit=off"
-            " -c statement_timeout=10min -c lock_timeout=1min -c tcp_keepalives_idle=30"
+            f" -c statement_timeout={_statement_timeout}"
+            " -c lock_timeout=1min -c tcp_keepalives_idle=30"
             " -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
             **_database.get("OPTIONS", {}),
         },
