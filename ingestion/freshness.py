@@ -43,7 +43,7 @@ from django.db.models.lookups import Exact, GreaterThan
 from django.utils import timezone
 
 from ingestion import pace
-from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
+from ingestion.models import FEW_SOURCES, FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.states import MailboxState, SourceStatus
 
 #: Of what is left out, so much is told of each source and kind, one by one.
@@ -53,8 +53,6 @@ _AWAITED = dt.timedelta(hours=1)
 #: What fails for less may be a hiccup.
 _FAILS = dt.timedelta(seconds=30)
 _NAMED = 3
-#: As many sources as a page has.
-_FEW = 100
 
 Tone = Literal["success", "warning", "danger", "neutral"]
 
@@ -223,10 +221,10 @@ def _brought_along() -> "list[Prefetch[Any]]":
 
 
 def read(rows: QuerySet[Any]) -> list[Any]:
-    """Read rows that came through `judged`. Where there are more than a page has, what they bring
-    along is read at once: to name each of them takes longer than to read what others have."""
+    """Read rows that came through `judged`. Of more than FEW_SOURCES, what they bring along is read
+    of all at once."""
     found = list(rows.prefetch_related(None))
-    if len(found) <= _FEW:
+    if len(found) <= FEW_SOURCES:
         prefetch_related_objects(found, *_brought_along())
         return found
     runs, mailboxes = _by("source_id", _unfinished()), _by("source_id", _troubled())

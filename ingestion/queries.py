@@ -15,6 +15,7 @@ from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 
 from ingestion.models import (
+    FEW_SOURCES,
     Alert,
     FailedMessage,
     Folder,
@@ -35,11 +36,6 @@ def visible_sources(user: User | AnonymousUser) -> QuerySet[IngestionSource]:
     return sources.filter(owner_id=user.pk)
 
 
-#: As many sources as a page has. To name more of them in a query takes longer than to read also
-#: what others have.
-_FEW = 100
-
-
 def with_counts(sources: Iterable[IngestionSource]) -> list[Any]:
     """Return sources with a `mailbox_count` and a `failed_message_count`."""
     found = list(sources)
@@ -55,7 +51,7 @@ def _number_by(
     path: str, rows: QuerySet[Any], sources: list[IngestionSource]
 ) -> dict[uuid.UUID, int]:
     """Count the rows of each source, which stands at `path` of a row."""
-    if len(sources) <= _FEW:
+    if len(sources) <= FEW_SOURCES:
         rows = rows.filter(**{f"{path}__in": [source.pk for source in sources]})
     return dict(rows.order_by().values_list(path).annotate(n=Count("*")))
 

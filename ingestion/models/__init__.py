@@ -20,10 +20,11 @@ from ingestion.models.message import (
 from ingestion.models.proof import Proof, ProofKind
 from ingestion.models.run import Run
 from ingestion.models.saved_search import SavedSearch
-from ingestion.models.source import IngestionSource, StatusChange
+from ingestion.models.source import FEW_SOURCES, IngestionSource, StatusChange
 from ingestion.models.webhook import WebhookDelivery, WebhookEndpoint
 
 __all__ = [
+    "FEW_SOURCES",
     "INDEX_VERSION",
     "SMALL_PACK_BYTES",
     "AbsentMessage",

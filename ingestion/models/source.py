@@ -18,6 +18,11 @@ def provider_choices() -> list[tuple[str, str]]:
     return [(p.slug, p.label) for p in PROVIDERS.values()]
 
 
+#: As many sources as a page has. To name more of them in a query takes longer than to read also
+#: what others have.
+FEW_SOURCES = 100
+
+
 class IngestionSource(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
     owner = models.ForeignKey(
