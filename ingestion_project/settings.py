@@ -281,7 +281,10 @@ SOCIALACCOUNT_EMAIL_VERIFICATION = "none"
 SOCIALACCOUNT_STORE_TOKENS = False
 CSRF_FAILURE_VIEW = "ingestion.api.errors.form_too_old"
 ACCOUNT_ADAPTER = "ingestion.signin.own.Accounts"
-ACCOUNT_FORMS = {"login": "ingestion.signin.own.SignIn"}
+ACCOUNT_FORMS = {
+    "login": "ingestion.signin.own.SignIn",
+    "reauthenticate": "ingestion.signin.own.IsItYou",
+}
 ACCOUNT_LOGIN_METHODS = {"username"}
 ACCOUNT_SIGNUP_FIELDS = ["username*", "password1*"]
 ACCOUNT_EMAIL_VERIFICATION = "none"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from allauth.account.adapter import DefaultAccountAdapter
-from allauth.account.forms import LoginForm
+from allauth.account.forms import LoginForm, ReauthenticateForm
 from allauth.account.views import LoginView, LogoutView
 from django import forms
 from django.conf import settings
@@ -60,6 +60,11 @@ class Accounts(DefaultAccountAdapter):  # type: ignore[misc] # untyped base
             super().is_reauthentication_required(app=app, **kwargs)
         )
 
+    def get_reauthentication_methods(self, user: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = super().get_reauthentication_methods(user)
+        words = {"mfa_reauthenticate": "Use a code"}
+        return [way | {"description": words.get(way["id"], way["description"])} for way in found]
+
     def add_message(self, *args: Any, **kwargs: Any) -> None:
         """Say what a page does not show itself: not that one has just signed in or out."""
         if kwargs.get("message_template", args[2] if len(args) > 2 else "") not in {
@@ -87,6 +92,15 @@ class SignIn(LoginForm):  # type: ignore[misc] # untyped base
     def clean(self) -> Any:
         self.cleaned_data["login"] = self.cleaned_data.get("username")
         return super().clean()
+
+
+class IsItYou(ReauthenticateForm):  # type: ignore[misc] # untyped base
+    """allauth's, asking for the password once more, in the clothes of the others."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["password"].widget.attrs.pop("placeholder", None)
+        self.fields["password"].help_text = ""
 
 
 class SignInView(LoginView):  # type: ignore[misc] # untyped base

@@ -44,14 +44,35 @@ class SecondSteps(DefaultMFAAdapter):  # type: ignore[misc] # untyped base
     def decrypt(self, encrypted_text: str) -> str:
         return crypto.decrypted(encrypted_text)
 
+    def generate_authenticator_name(self, user: User, type: str) -> str:  # noqa: A002 - allauth's
+        return f"Key {_all_of(user).filter(type=type).count() + 1}"
+
     def _get_site_name(self) -> str:
         return "Email ingestion"
+
+
+_CODES = {
+    Authenticator.Type.TOTP: "Code of your app",
+    Authenticator.Type.RECOVERY_CODES: "Recovery code",
+}
 
 
 class _Braked:
     """A form with a code of six digits or a recovery code, which could be guessed by trying."""
 
     user: User
+    fields: dict[str, Any]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["code"].label = self._label()
+        self.fields["code"].widget.attrs.pop("placeholder", None)
+
+    def _label(self) -> str:
+        """Return what the code is that this user may have; "" for who has none to give."""
+        has = {one.type for one in _all_of(self.user)}
+        codes = [label for kind, label in _CODES.items() if kind in has]
+        return ", or ".join(codes).capitalize()
 
     def clean_code(self) -> str:
         request, name = context.request, self.user.get_username()
@@ -62,16 +83,10 @@ class _Braked:
 
 
 class Authenticate(_Braked, AuthenticateForm):  # type: ignore[misc] # untyped base
-    """After the password. `label` is that of the code, "" for who has none to give."""
+    """After the password."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        kinds, has = Authenticator.Type, {one.type for one in _all_of(self.user)}
-        self.has_key = kinds.WEBAUTHN in has
-        codes = {kinds.TOTP: "Code of your app", kinds.RECOVERY_CODES: "Recovery code"}
-        self.label = ", or ".join(
-            label for kind, label in codes.items() if kind in has
-        ).capitalize()
+    def has_key(self) -> bool:
+        return bool(_all_of(self.user).filter(type=Authenticator.Type.WEBAUTHN).exists())
 
 
 class Reauthenticate(_Braked, ReauthenticateForm):  # type: ignore[misc] # untyped base
@@ -80,6 +95,9 @@ class Reauthenticate(_Braked, ReauthenticateForm):  # type: ignore[misc] # untyp
 
 class ActivateTotp(_Braked, ActivateTOTPForm):  # type: ignore[misc] # untyped base
     """The first code of a new app."""
+
+    def _label(self) -> str:
+        return _CODES[Authenticator.Type.TOTP]
 
 
 class Required:

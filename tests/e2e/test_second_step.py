@@ -2,6 +2,7 @@
 that say that something did not work."""
 
 import re
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from allauth.mfa.adapter import get_adapter
 from allauth.mfa.models import Authenticator
 from allauth.mfa.recovery_codes.internal.auth import RecoveryCodes
+from allauth.mfa.totp.internal import auth as totp
 from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.test import Client
@@ -82,6 +84,8 @@ def test_a_security_key_is_added_asked_for_and_taken_away(page: Page, root: User
     page.goto(f"{STEPS}webauthn/add/")
     page.fill("input[name=password]", PASSWORD)  # asked again: the screen may be left unlocked
     page.click("main button")
+    page.get_by_role("heading", name="Add a security key").wait_for()
+    assert page.input_value("input[name=name]") == "Key 1"
     page.fill("input[name=name]", "Blue key")
     shoot(page, "security-key-add")
     page.click("#mfa_webauthn_add")
@@ -90,6 +94,11 @@ def test_a_security_key_is_added_asked_for_and_taken_away(page: Page, root: User
     assert key.wrap().name == "Blue key"
     page.goto(f"{STEPS}webauthn/")
     shoot(page, "security-keys")
+    page.click("main a[href*=edit]")
+    page.get_by_role("heading", name="Rename “Blue key”").wait_for()
+    shoot(page, "security-key-rename")
+    page.click("main button[type=submit]")
+    page.wait_for_url(re.compile("webauthn/$"))
     page.goto(STEPS)
     shoot(page, "second-step-key")
 
@@ -118,6 +127,49 @@ def test_a_security_key_is_added_asked_for_and_taken_away(page: Page, root: User
     page.context.clear_cookies()
     sign_in(page)
     page.wait_for_url(re.compile("/admin/$"))
+
+
+def test_an_app_is_set_up_asked_for_and_taken_away(page: Page, root: User) -> None:
+    sign_in(page)
+    page.wait_for_url(re.compile("/admin/$"))
+    page.goto(f"{STEPS}totp/activate/")
+    page.get_by_role("heading", name="Is it you?").wait_for()
+    page.fill("input[name=password]", PASSWORD)
+    page.click("main button")
+    page.get_by_role("heading", name="Set up codes of an app").wait_for()
+    shoot(page, "app-set-up")
+    secret = page.get_by_label("Secret").input_value()
+    page.get_by_label("Code of your app").fill("12")
+    page.click("main button[type=submit]")
+    page.get_by_text("wrong, used already or too old").wait_for()
+    page.get_by_label("Code of your app").fill(code_of_app(secret))
+    page.click("main button[type=submit]")
+    page.get_by_text("Codes of your app are asked for from now on.").wait_for()
+    shoot(page, "app-is-set-up")
+
+    cache.clear()  # which codes were used
+    page.context.clear_cookies()
+    sign_in(page)
+    page.wait_for_url(re.compile("authenticate/"))
+    page.get_by_label("Code of your app, or recovery code").fill(code_of_app(secret))
+    page.click("main button[type=submit]")
+    page.wait_for_url(re.compile("/admin/$"))
+    page.goto(f"{STEPS}totp/deactivate/")
+    page.get_by_role("link", name="Use a code").click()
+    shoot(page, "is-it-you-code")
+    cache.clear()
+    page.get_by_label("Code of your app, or recovery code").fill(code_of_app(secret))
+    page.click("main button")
+    page.get_by_role("heading", name="Remove codes of an app?").wait_for()
+    shoot(page, "app-remove")
+    page.click("main button[type=submit]")
+    page.get_by_text("Codes of an app are removed.").wait_for()
+    assert not Authenticator.objects.exists()
+
+
+def code_of_app(secret: str) -> str:
+    """Return the code that an app shows now (RFC 6238)."""
+    return str(totp.format_hotp_value(totp.hotp_value(secret, int(time.time()) // 30)))
 
 
 def test_a_recovery_code_lets_in_once(page: Page, root: User) -> None:
