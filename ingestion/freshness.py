@@ -101,7 +101,7 @@ class Summary:
 
 
 class Verdict(NamedTuple):
-    """How a source is, in short."""
+    """How a source is, in short: the conditions are those that `judged` annotates."""
 
     pk: uuid.UUID
     name: str
@@ -109,7 +109,11 @@ class Verdict(NamedTuple):
     archived_up_to: dt.datetime | None
     fails: bool
     is_late: bool
-    needs_attention: bool
+    check_fails: bool
+    awaits_sign_in: bool
+    lacks_mailboxes: bool
+    lacks_folders: bool
+    lacks_messages: bool
 
     def age(self) -> tuple[bool, dt.datetime | None, str]:
         """Sorts what was never archived in whole first, then what was longest ago."""
@@ -132,26 +136,29 @@ _ATTENTION = functools.reduce(
 ) & ~Q(status=SourceStatus.PAUSED)
 
 
-def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
+def judged(sources: QuerySet[IngestionSource], *, of_page: bool = False) -> QuerySet[Any]:
     """Annotate `archived_up_to` (null until all mailboxes were synced once), and the conditions
     that `reasons` puts into words. To be filtered by: `needs_attention`, whether any of them holds;
     of rows that are read, `needs_somebody` says it, without asking for each condition twice.
 
     Rows that are read bring along their `unfinished_runs`, one at the most, and what `left_out`
     tells of: in two further queries, and a third where there is any. `read` is for many.
+
+    `of_page`: of some sources, by their ids, each is asked for alone. Else what is asked for is found
+    of all that there are, at once, however few are wanted.
     """
     return (
-        sources.annotate(**_as_sql())
+        sources.annotate(**_as_sql(of_page=of_page))
         .alias(needs_attention=_holds(_ATTENTION))
         .prefetch_related(*_brought_along())
     )
 
 
 @functools.cache
-def _as_sql() -> Mapping[str, RawSQL]:
+def _as_sql(*, of_page: bool) -> Mapping[str, RawSQL]:
     """Write what `judged` annotates once: each time it took Django as long as PostgreSQL takes to
     answer it. It names the table as a query does that is no part of another one."""
-    query = _conditions(IngestionSource.objects.order_by()).query
+    query = _conditions(IngestionSource.objects.order_by(), of_page=of_page).query
     compiler, written = query.get_compiler(DEFAULT_DB_ALIAS), {}
     for name, condition in query.annotations.items():
         sql, params = compiler.compile(condition)
@@ -159,7 +166,7 @@ def _as_sql() -> Mapping[str, RawSQL]:
     return written
 
 
-def _conditions(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
+def _conditions(sources: QuerySet[IngestionSource], *, of_page: bool) -> QuerySet[Any]:
     followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
     oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
     # A first copy may take days: it is late only where it fails.
@@ -167,7 +174,8 @@ def _conditions(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     late = followed.exclude(copied_first).alias(at=Coalesce("last_synced_at", "created_at"))
     # By the source's options as a join has them, so that of all sources all are found at once;
     # which most mailboxes need not be asked for.
-    late = late.filter(at__lt=Now() - pace.LATE).filter(at__lt=pace.late_before())
+    before = pace.late_before(OuterRef("options")) if of_page else pace.late_before()
+    late = late.filter(at__lt=Now() - pace.LATE).filter(at__lt=before)
     pending = Q(status=SourceStatus.PENDING_AUTH)
     lacks = {
         "lacks_mailboxes": Mailbox.objects.filter(
@@ -279,13 +287,11 @@ def is_unreached(source: Any) -> bool:
 
 
 def needs_somebody(source: Any) -> bool:
-    """Tell whether a source that came through `judged` needs attention."""
-    return _needs(source.status, [getattr(source, condition) for condition in _CONDITIONS])
-
-
-def _needs(status: str, conditions: Sequence[bool]) -> bool:
-    """The same as _ATTENTION."""
-    return status != SourceStatus.PAUSED and (status == SourceStatus.ERROR or any(conditions))
+    """Tell whether a Verdict, or a source that came through `judged`, says that it needs attention:
+    the same as _ATTENTION."""
+    if source.status in {SourceStatus.PAUSED, SourceStatus.ERROR}:
+        return bool(source.status == SourceStatus.ERROR)
+    return any(getattr(source, condition) for condition in _CONDITIONS)
 
 
 def left_out(source: Any) -> list[LeftOut]:
@@ -386,27 +392,31 @@ def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
     return f"{number} {noun} could not be read: {named}{more}."
 
 
-def judged_by_id(ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Any]:
-    """Return the sources of these ids as `judged` does: for a page, all that it names at once."""
-    return judged(IngestionSource.objects.all()).in_bulk(ids)
-
-
 def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
     """Return of each source the least that says how it is, in one query: for pages that ask more
     than one question about all of them."""
-    rows = judged(sources).order_by("name", "pk")
-    return [
-        Verdict(pk, name, status, up_to, conditions[0], conditions[1], _needs(status, conditions))
-        for pk, name, status, up_to, *conditions in rows.values_list(
-            "pk", "name", "status", "archived_up_to", *_CONDITIONS
-        )
-    ]
+    rows = judged(sources).order_by("name", "pk").values_list(*Verdict._fields)
+    return list(map(Verdict._make, rows))
+
+
+def judged_before(found: Iterable[Verdict], ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Any]:
+    """Return the sources of these ids as `judged` does, for a page that has the verdicts of all:
+    all that it names at once, and none is judged twice."""
+    wanted = set(ids)
+    rows: dict[uuid.UUID, Any] = IngestionSource.objects.in_bulk(wanted)
+    for verdict in found:
+        if verdict.pk in rows:
+            vars(rows[verdict.pk]).update(
+                {name: getattr(verdict, name) for name in ("archived_up_to", *_CONDITIONS)}
+            )
+    prefetch_related_objects(list(rows.values()), *_brought_along())
+    return rows
 
 
 def summary(sources: QuerySet[IngestionSource]) -> Summary:
     """Say up to when all sources are archived, or which is not, since when and why."""
     found = verdicts(sources)
-    return summed_up(found, judged_by_id(named_by_summary(found)))
+    return summed_up(found, judged_before(found, named_by_summary(found)))
 
 
 def named_by_summary(found: Iterable[Verdict]) -> list[uuid.UUID]:

@@ -32,6 +32,11 @@ def codes(source: IngestionSource) -> list[str]:
     assert freshness.needs_somebody(judged) is bool(found)
     needing = freshness.judged(IngestionSource.objects.all()).filter(needs_attention=True)
     assert needing.filter(pk=source.pk).exists() is bool(found), "SQL and Python say the same"
+    everybody = IngestionSource.objects.all()
+    for_page = freshness.judged(everybody, of_page=True).get(pk=source.pk)
+    by_verdict = freshness.judged_before(freshness.verdicts(everybody), [source.pk])[source.pk]
+    assert freshness.reasons(for_page) == freshness.reasons(by_verdict) == found
+    assert for_page.archived_up_to == by_verdict.archived_up_to == judged.archived_up_to
     return [reason.code for reason in found]
 
 

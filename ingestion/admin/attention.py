@@ -34,7 +34,7 @@ class Item:
 
 def worst(found: Iterable[Verdict]) -> list[uuid.UUID]:
     """Return the ids of the sources that need somebody most."""
-    needing = sorted((one for one in found if one.needs_attention), key=_worst)
+    needing = sorted(filter(freshness.needs_somebody, found), key=_worst)
     return [one.pk for one in needing[:MOST]]
 
 

@@ -52,7 +52,8 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
     health = index_health.in_all(sources)
     found = freshness.verdicts(sources)
     needing, behind = attention.worst(found), _furthest_behind(found)
-    rows = freshness.judged_by_id({*freshness.named_by_summary(found), *needing, *behind})
+    named = {*freshness.named_by_summary(found), *needing, *behind}
+    rows = freshness.judged_before(found, named)
     reasons, statuses = _failures_by_reason(), _statuses(found)
     return {
         "engine": _engine(sources),

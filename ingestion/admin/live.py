@@ -88,7 +88,8 @@ def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     """Add what `state` needs, in a constant number of queries."""
     mailboxes = Mailbox.objects.filter(source=OuterRef("pk"))
     failures = FailedMessage.objects.filter(mailbox__source=OuterRef("pk"))
-    counted: QuerySet[Any] = freshness.judged(index_health.with_health(sources)).annotate(
+    judged = freshness.judged(index_health.with_health(sources), of_page=True)
+    counted: QuerySet[Any] = judged.annotate(
         mailbox_total=capped_count(mailboxes, cap=MAILBOXES_CAP),
         failure_total=capped_count(failures, cap=FAILURES_CAP),
     )
