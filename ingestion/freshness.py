@@ -144,7 +144,7 @@ def judged(sources: QuerySet[IngestionSource], *, of_page: bool = False) -> Quer
     Rows that are read bring along their `unfinished_runs`, one at the most, and what `left_out`
     tells of: in two further queries, and a third where there is any. `read` is for many.
 
-    `of_page`: of some sources, by their ids, each is asked for alone. Else what is asked for is found
+    `of_page`: of some sources, by their ids, each is asked for alone. Else what is asked is found
     of all that there are, at once, however few are wanted.
     """
     return (
