@@ -108,6 +108,23 @@ def labels_with_counts(folders: Iterable[Folder], *, rows: int) -> list[tuple[st
         return list(cursor.fetchall())
 
 
+def failures_by_code(*, rows: int) -> list[tuple[str, int, str]]:
+    """Return (code, how many, a reason of one of them) of failed messages, the most first.
+
+    Looks at `rows` of them at most: where there are more, counts are of these.
+    """
+    with connection.cursor() as cursor:
+        # Not by a join: few mailboxes are of deleted sources.
+        cursor.execute(
+            "SELECT code, count(*), max(reason) FROM (SELECT code, reason"
+            " FROM ingestion_failedmessage WHERE mailbox_id NOT IN (SELECT m.id FROM"
+            " ingestion_mailbox m JOIN ingestion_ingestionsource s ON s.id = m.source_id"
+            " WHERE s.deleted_at IS NOT NULL) LIMIT %s) AS found GROUP BY code ORDER BY 2 DESC, 1",
+            [rows],
+        )
+        return list(cursor.fetchall())
+
+
 _PLACEMENT_ROWS = 5_000
 
 

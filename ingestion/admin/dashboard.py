@@ -8,18 +8,17 @@ import collections
 import uuid
 from typing import Any
 
-from django.db.models import Count, Max, QuerySet, Sum
+from django.db.models import QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 
-from ingestion import freshness, index_health
+from ingestion import freshness, index_health, queries
 from ingestion.admin import attention, chart, display, failures, latest_runs, overview
 from ingestion.admin.filters import overdue
 from ingestion.freshness import Verdict
 from ingestion.models import (
     ArchivedDay,
-    FailedMessage,
     IngestionSource,
     Mailbox,
     Pack,
@@ -224,11 +223,9 @@ def _proof_tile(label: str, proof: Proof | None, never: str, *, before: str = ""
 
 def _failures_by_reason() -> list[dict[str, Any]]:
     """Count failed messages by their code, each with what a provider said of one of them."""
-    some = FailedMessage.objects.filter(mailbox__source__deleted_at=None).order_by()
-    failed = FailedMessage.objects.filter(pk__in=some.values("pk")[:_FAILURES_CAP]).order_by()
-    counted = failed.values("code").annotate(number=Count("pk"), example=Max("reason"))
     return [
-        {**row, "words": failures.words(row["code"])} for row in counted.order_by("-number", "code")
+        {"code": code, "number": number, "example": example, "words": failures.words(code)}
+        for code, number, example in queries.failures_by_code(rows=_FAILURES_CAP)
     ]
 
 

@@ -8,6 +8,7 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
 
+from ingestion import queries
 from ingestion.admin import chart, latest_runs
 from ingestion.admin.mending import Mend, edit
 from ingestion.models import ArchivedDay, FailedMessage, IngestionSource, Mailbox, Proof, Run
@@ -107,6 +108,23 @@ def test_of_what_worked_until_now_only_the_password_is_to_be_mended(
     assert "Edit password" not in _page(client), "A server that is away comes back."
     Mailbox.objects.filter(pk=mailbox.pk).update(last_error_code="needs_reauth")
     assert "Edit password" in _page(client)
+
+
+def test_failed_messages_are_counted_by_their_reason(admin_user: User) -> None:
+    alive, deleted = a_source(admin_user, "A"), a_source(admin_user, "B", deleted_at=timezone.now())
+    folders = {source.pk: a_folder(a_mailbox(source)) for source in (alive, deleted)}
+    for n, (source, code) in enumerate(
+        [(alive, "too_large"), (alive, "refused"), (alive, "refused"), (deleted, "refused")]
+    ):
+        folder = folders[source.pk]
+        FailedMessage.objects.create(
+            mailbox=folder.mailbox, folder=folder, remote_id=str(n), code=code, reason=f"No {n}.",
+            not_before=timezone.now() + LATER,
+        )  # fmt: skip
+    assert queries.failures_by_code(rows=10) == [
+        ("refused", 2, "No 2."), ("too_large", 1, "No 0.")
+    ]  # fmt: skip
+    assert sum(number for _, number, _ in queries.failures_by_code(rows=2)) == 2
 
 
 def test_what_came_is_drawn_by_day_and_told_in_words(client: Client, admin_user: User) -> None:
