@@ -54,7 +54,7 @@ def client(url: str, **options: Any) -> httpx.Client:
     """
     limits = httpx.Limits(keepalive_expiry=2)
     return httpx.Client(
-        base_url=url, trust_env=False, verify=False, timeout=60, limits=limits, **options
+        base_url=url, trust_env=False, verify=False, timeout=240, limits=limits, **options
     )
 
 
@@ -132,7 +132,7 @@ class Supervised:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGCONT)
 
-    def stop(self, timeout_seconds: float = 30) -> int:
+    def stop(self, timeout_seconds: float = 240) -> int:
         self.process.terminate()
         try:
             return self.process.wait(timeout_seconds)
@@ -293,7 +293,7 @@ def database_gone() -> Iterator[None]:
     with connection.cursor() as cursor:
         aside = socket_path.rename(socket_path.with_name("aside"))
         cursor.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 60000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
     connection.close()
