@@ -284,14 +284,14 @@ def test_what_is_under_way_is_waited_for(folder: Folder, owner: User) -> None:
             with transaction.atomic():
                 Placement.objects.filter(message=first).update(labels=["slow"])
                 began.set()
-                assert may_end.wait(30)
+                assert may_end.wait(240)
         finally:
             connection.close()
 
     thread = threading.Thread(target=slow)
     thread.start()
     try:
-        assert began.wait(30)
+        assert began.wait(120)
         Placement.objects.filter(message=second).update(labels=["quick"])
         assert mirror.read() == []
     finally:

@@ -98,7 +98,7 @@ def test_a_slow_reader_of_a_steady_answer_is_not_cut_off() -> None:
 
     with (
         _http(steady) as url,
-        web.client(Environment(timeout_seconds=0.2)) as client,
+        web.client(Environment(timeout_seconds=1)) as client,
         client.stream("GET", url) as response,
     ):
         came = 0
@@ -106,7 +106,7 @@ def test_a_slow_reader_of_a_steady_answer_is_not_cut_off() -> None:
             came += len(part)
             if index == 0:
                 # What the reader does with a part is not the server's time.
-                threading.Event().wait(1)
+                threading.Event().wait(2)
     assert came == size
 
 

@@ -22,7 +22,7 @@ from tests.servers import imap_source
 from tests.servers.imap_script import ImapScript
 from tests.servers.stack import ROOT, free_port, wait_for
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.django_db(transaction=True)]
+pytestmark = pytest.mark.django_db(transaction=True)
 NAME = "mail.example.com"
 #: As many threads as `web` has, and some.
 SLOW_CLIENTS = 70
@@ -64,7 +64,7 @@ def web(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     }
     [first, *rest] = procfile()["web"]
     with running([program(first), *rest], root / "log", **environ):
-        wait_for(lambda: listens(port), 60)
+        wait_for(lambda: listens(port))
         yield port
 
 
@@ -171,7 +171,7 @@ def port(
     root, port = tmp_path_factory.mktemp("proxy"), free_port()
     with request.param(root, port, web):
         try:
-            wait_for(lambda: answers(port), 60)
+            wait_for(lambda: answers(port))
         except AssertionError:
             pytest.fail((root / "log").read_text())
         yield port

@@ -70,7 +70,7 @@ class Containers:
     def wait(self, *names: str) -> None:
         for name in names:
             healthy = functools.partial(self.healthy, name)
-            wait_for(healthy, 300, every_seconds=_INTERVAL_SECONDS)
+            wait_for(healthy, 400, every_seconds=_INTERVAL_SECONDS)
 
     def start_database(self) -> None:
         """What the image's own entry point does before it starts `postgres`."""
@@ -111,7 +111,7 @@ def test_the_whole_service_runs_as_compose_starts_it(containers: Containers) -> 
     def nothing_is_wrong() -> bool:
         return all(one["state"] != "problem" for one in findings(containers))
 
-    wait_for(nothing_is_wrong, 150, every_seconds=_INTERVAL_SECONDS)
+    wait_for(nothing_is_wrong, 400, every_seconds=_INTERVAL_SECONDS)
     assert any("s3://archive" in one["message"] for one in findings(containers))
     # The image has what a backup needs, by the page's line.
     page = (ROOT / "docs" / "deployment.md").read_text()

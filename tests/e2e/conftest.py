@@ -46,7 +46,7 @@ _DRESS = """dark => {
     for (const name of ["dark", "dark-mode"]) document.documentElement.classList.toggle(name, dark);
 }"""
 ADMIN_PASSWORD = "the-admin-of-the-tests"
-expect.set_options(timeout=60_000)
+expect.set_options(timeout=180_000)
 
 
 def shoot(page: Page, name: str, *widths: int, full_page: bool = False) -> None:
@@ -138,7 +138,7 @@ def visit(service: "Service", browser: Browser) -> Iterator[Callable[[], Visitor
 
     def open_browser() -> Visitor:
         context = browser.new_context(viewport={"width": _WIDTH, "height": _HEIGHT})
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(180_000)
         visitor = Visitor(service.url, context, context.new_page(), [])
         _watch(visitor)
         visitors.append(visitor)

@@ -156,7 +156,7 @@ def test_an_operator_signs_in_with_one_button(operator: Visitor, google: Gmail) 
     page.fill("[name=google__clientSecret]", google.oauth.client_secret)
     page.get_by_role("button", name="Save").click()
     expect(page.locator("[data-live=message]")).to_contain_text(
-        "Sign in with Google to grant access.", timeout=30_000
+        "Sign in with Google to grant access.", timeout=180_000
     )
     expect(page.locator("button.is-primary")).to_have_text(re.compile("Sign in with Google"))
     operator.shoot("source-sign-in")

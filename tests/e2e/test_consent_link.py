@@ -80,7 +80,7 @@ def test_a_person_signs_in_at_google(
     assert not any("/api/" in referrer or "/back/" in referrer for referrer in sent)
     operator.go(f"/admin/ingestion/ingestionsource/{source.pk}/change/")
     expect(operator.page.locator("[data-live=status]")).to_have_text(
-        "Authenticated", timeout=30_000
+        "Authenticated", timeout=180_000
     )
 
 
@@ -98,7 +98,7 @@ def test_a_person_types_in_their_own_password(
     page.check("[name=generic_imap__passwordByOwner]")
     page.get_by_role("button", name="Save").click()
     expect(page.locator("[data-live=message]")).to_contain_text(
-        "Its owner is to give the password", timeout=30_000
+        "Its owner is to give the password", timeout=180_000
     )
     source = IngestionSource.objects.get()
     person = visit()

@@ -69,7 +69,7 @@ def test_nothing_outlives_the_demo_that_is_ended_its_object_store_either(start: 
     pids = descendants(demo.pid)
     assert len(pids) > 8
     demo.send_signal(signal.SIGINT)
-    assert demo.wait(30) == 0
+    assert demo.wait(240) == 0
     gone(pids)
 
 
@@ -77,7 +77,7 @@ def test_nothing_outlives_the_demo_that_is_killed_while_it_starts(start: Start) 
     demo = start()
     pids = wait_for(lambda: found if len(found := descendants(demo.pid)) > 12 else None)
     demo.kill()
-    demo.wait(30)
+    demo.wait(240)
     gone(pids)
 
 

@@ -29,7 +29,7 @@ STEPS = "/account/second-step/"
 def context(browser: Browser, live_server: Any) -> Iterator[BrowserContext]:
     cache.clear()
     made = browser.new_context(base_url=live_server.url, viewport={"width": 1280, "height": 900})
-    made.set_default_timeout(60_000)
+    made.set_default_timeout(180_000)
     complaints: list[str] = []
 
     def said(message: ConsoleMessage) -> None:

@@ -59,7 +59,7 @@ def page(browser: Browser, live_server: Any) -> Iterator[Page]:
     cache.clear()
     groups.make_ready()
     context = browser.new_context(base_url=live_server.url)
-    context.set_default_timeout(60_000)
+    context.set_default_timeout(180_000)
     found, complaints = context.new_page(), []
 
     def said(message: ConsoleMessage) -> None:

@@ -40,8 +40,8 @@ _CODE = (
     *("Procfile", "manage.py"),
 )
 #: What its first source has, of 4 kB each, and how fast that comes until the database is migrated:
-#: more than a minute for what takes seconds.
-MESSAGES, BYTES_PER_SECOND = 200, 10_000
+#: some minutes for what takes seconds, or a minute on a busy machine.
+MESSAGES, BYTES_PER_SECOND = 200, 5_000
 _ADD_SOURCE = """
 import json, sys, django
 django.setup()

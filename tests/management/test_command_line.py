@@ -165,7 +165,7 @@ class Shell:
         self.pid = pid
         self.says(f'{loading}; echo lo""aded\n', "loaded")
 
-    def says(self, typed: str, wanted: str, timeout_seconds: float = 60) -> str:
+    def says(self, typed: str, wanted: str, timeout_seconds: float = 240) -> str:
         """Type it; return what the terminal shows once that holds `wanted`."""
         os.write(self._terminal, typed.encode())
         shown = ""
@@ -235,7 +235,7 @@ def test_ctrl_c_while_it_starts_ends_it_without_a_traceback(manage: CommandLine)
         if line.endswith("django.conf\n"):
             starting.send_signal(signal.SIGINT)
             break
-    _, rest = starting.communicate(timeout=60)
+    _, rest = starting.communicate(timeout=300)
     assert (starting.returncode, "Traceback" in rest) == (130, False)
 
 
@@ -260,14 +260,14 @@ def test_an_interrupted_import_gives_its_mailbox_back_so_that_nobody_takes_it_fo
     def hang(_client: Client, uid: int) -> None:
         if uid == 300:
             there.set()
-            go_on.wait(60)
+            go_on.wait(400)
 
     server.before_each_mail = hang
     process = manage.start("import_source", "Alice", "--now")
-    assert there.wait(60), process.communicate()
+    assert there.wait(240), process.communicate()
     assert Mailbox.objects.get(source=source).lease_expires_at is not None
     process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=300)
     go_on.set()
     assert process.returncode == 130, stderr
     assert "What is archived is kept" in stderr

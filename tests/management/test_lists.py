@@ -64,14 +64,14 @@ class Terminal:
         os.close(slave)
         self.text = ""
 
-    def read_until(self, pattern: str, *, seconds: float = 60) -> None:
+    def read_until(self, pattern: str, *, seconds: float = 300) -> None:
         until = time.monotonic() + seconds
         while not re.search(pattern, self.text):
             assert time.monotonic() < until, self.text
             self._read(0.5)
 
     def end(self) -> int:
-        code = self.process.wait(timeout=60)
+        code = self.process.wait(timeout=300)
         while self._read(0.2):
             pass
         os.close(self._master)

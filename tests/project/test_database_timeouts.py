@@ -66,13 +66,13 @@ def test_who_waits_for_a_lock_is_told_and_goes_on(owner: Any) -> None:
             with transaction.atomic(), connection.cursor() as cursor:
                 cursor.execute("SELECT 1 FROM auth_user FOR UPDATE")
                 taken.set()
-                end.wait(20)
+                end.wait(240)
         finally:
             connection.close()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    assert taken.wait(20)
+    assert taken.wait(120)
     try:
         with connection.cursor() as cursor:
             cursor.execute("SET lock_timeout = '200ms'")

@@ -16,7 +16,7 @@ from tests.servers.imap_script import MODERN, Box, ImapScript
 CONDSTORE_ONLY = tuple(word for word in MODERN if word != "QRESYNC")
 
 
-def connector(server: ImapScript, *, timeout_seconds: float = 5, **changes: Any) -> Connector:
+def connector(server: ImapScript, *, timeout_seconds: float = 30, **changes: Any) -> Connector:
     given = {
         "host": server.host, "port": server.port, "secure": False,
         "username": server.name, "password": server.password,

@@ -95,7 +95,7 @@ class OwnStack:
         assert answer.status_code == 201, answer.text
         return str(answer.json()["id"])
 
-    def wait_until_active(self, source: str, timeout_seconds: float = 60) -> dict[str, Any]:
+    def wait_until_active(self, source: str, timeout_seconds: float = 300) -> dict[str, Any]:
         """Wait for the end of the import; return its run's row."""
 
         def ended() -> list[dict[str, Any]]:

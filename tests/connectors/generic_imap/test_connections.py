@@ -39,6 +39,7 @@ def test_what_arrived_whole_is_kept_and_the_rest_is_tried_again(
 ) -> None:
     server.capabilities.append("AUTH=PLAIN")  # by IMAPClient, which takes the time limit off
     fill(server.inbox, 20)
+    over = threading.Event()
 
     def fail(client: Client, uid: int) -> None:
         if uid == 10:
@@ -49,16 +50,17 @@ def test_what_arrived_whole_is_kept_and_the_rest_is_tried_again(
                 client.send(b"* BYE [UNAVAILABLE] restarting\r\n")
                 client.hang_up()
             else:
-                time.sleep(3)
+                over.wait(60)
 
     server.before_each_mail = fail
     got: list[int] = []
-    with opened(server, timeout_seconds=0.6) as session:
+    with opened(server, timeout_seconds=2 if end == "silence" else 30) as session:
         refs = refs_of(listed(session))
         with pytest.raises(Retryable):
             for answer in session.fetch(RemoteFolder("INBOX", "INBOX"), refs):
                 assert isinstance(answer, RawMessage)
                 got.append(int(answer.ref.remote_id.partition(":")[2]))
+        over.set()
     assert got == list(range(1, 10))
 
 

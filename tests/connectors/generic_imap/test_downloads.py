@@ -33,7 +33,7 @@ def fill(box: Box, count: int) -> None:
 def opened(server: ImapScript) -> Iterator[MailboxSession]:
     config = imap_source.config(server)
     with (
-        registry.build("generic_imap", config, Environment(timeout_seconds=5)) as connector,
+        registry.build("generic_imap", config, Environment(timeout_seconds=30)) as connector,
         connector.open(next(iter(connector.mailboxes()))) as session,
     ):
         yield session

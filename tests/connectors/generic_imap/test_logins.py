@@ -405,14 +405,14 @@ def _session(server: ImapScript) -> Any:
 
 
 def test_a_slow_and_steady_reply_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire.Wire.renew, "__defaults__", (1.0,))
-    monkeypatch.setattr(wire, "_COMMAND_SECONDS", 1.0)
+    monkeypatch.setattr(wire.Wire.renew, "__defaults__", (2.0,))
+    monkeypatch.setattr(wire, "_COMMAND_SECONDS", 2.0)
 
     def search_slowly(client: Client, _tag: bytes, command: bytes) -> bool:
         if command.startswith(b"UID SEARCH"):
             for tenth in range(10):
                 client.send(b"* OK Searched %d0%% of the mailbox, ETA 0:01\r\n" % tenth)
-                time.sleep(0.2)
+                time.sleep(0.3)
         return False
 
     with ImapScript(capabilities=MODERN) as server:

@@ -297,7 +297,7 @@ def test_what_passes_is_tried_again(
 def test_silence_is_no_failure(google: Gmail, subscription: Subscription) -> None:  # noqa: F811 - a fixture
     google.add(ALICE)
     google.pubsub.pull_seconds = 5.0
-    environment = google_sources.environment(google, timeout_seconds=0.3)
+    environment = google_sources.environment(google, timeout_seconds=2)
     connector = registry.build("google", domain(google), environment)
     watch = connector.watch([RemoteMailbox(ALICE, ALICE)])
     assert watch is not None

@@ -58,7 +58,7 @@ def test_retry_after_is_honoured_to_the_second_by_all_workers(
         server.faults.intercept = refuse_once
         worker = threading.Thread(target=lambda: list(downloading.fetch(folder, refs)))
         worker.start()
-        assert throttle.asked.wait(10)
+        assert throttle.asked.wait(60)
         listing_folders.folders()
         worker.join()
     [(paused_at, seconds)] = throttle.pauses
@@ -85,7 +85,7 @@ def test_who_waits_for_a_turn_when_graph_says_to_wait_waits_for_both(server: Gra
         pace = Pace(graph, graph.budgets("somebody"))
         waiting = threading.Thread(target=lambda: pace.get("/users"))
         waiting.start()
-        assert asked.wait(10)
+        assert asked.wait(60)
         until = time.monotonic() + 1.5
         pace.pause(1.5)
         waiting.join()

@@ -171,7 +171,7 @@ def meanwhile(
     with monkeypatch.context() as paused:
         paused.setattr(compaction._Copying, "read_back", pause)
         yield
-        other.join(60)
+        other.join(240)
     assert not other.is_alive()
     assert errors == []
 

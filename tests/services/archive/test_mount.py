@@ -239,7 +239,7 @@ def test_many_workers_may_be_the_first_at_once(archive_dir: Path, db: None) -> N
 
     def work() -> None:
         try:
-            start.wait(20)
+            start.wait(120)
             storage.require()
             with store().writer(uuid.uuid4()) as writer:
                 storage.require()

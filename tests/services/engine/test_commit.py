@@ -29,7 +29,7 @@ def hold_the_row(mailbox: Mailbox, locked: threading.Event, release: threading.E
     with transaction.atomic():
         Mailbox.objects.select_for_update().get(pk=mailbox.pk)
         locked.set()
-        release.wait(20)
+        release.wait(50)  # less than a lock is waited for
     connection.close()
 
 
@@ -48,7 +48,7 @@ def test_the_same_bytes_are_one_message_also_while_the_first_is_being_committed(
     def hold_back(handed_out: int) -> None:
         if handed_out == 290:
             holder.start()
-            locked.wait(20)
+            assert locked.wait(120)
         elif handed_out == 590:  # by now it has looked for the first copies among what is archived
             release.set()
 
@@ -103,7 +103,7 @@ def test_a_pack_is_complete_before_it_is_committed(source: IngestionSource) -> N
     holder = threading.Thread(target=hold_the_row, args=(mailbox, locked, release))
     with held, Capture(held, store=store(), run=run, mailbox=mailbox) as capture:
         holder.start()
-        locked.wait(20)
+        assert locked.wait(120)
         commit_nothing(capture, folder)  # its thread waits for the row: what follows is one group
         with capture.batch(folder) as kept:
             kept.add(RawMessage(MessageRef("1:1"), b"first"))
@@ -127,7 +127,7 @@ def test_nothing_is_committed_after_a_group_that_failed(source: IngestionSource)
     capture = Capture(held, store=store(), run=run, mailbox=mailbox)
     with held, pytest.raises(FileNotFoundError), capture:
         holder.start()
-        locked.wait(20)
+        assert locked.wait(120)
         commit_nothing(capture, folder)  # its thread waits for the row, and what follows for it
         for number in (1, 2):
             with capture.batch(folder) as one:

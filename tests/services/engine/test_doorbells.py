@@ -185,11 +185,11 @@ def test_one_process_listens_at_a_time(
         assert mine
         thread.start()
         for _ in range(2):
-            assert idle.acquire(timeout=30)
+            assert idle.acquire(timeout=120)
         assert server.idling == []
     wait_for(lambda: len(server.idling) == 1)
     lease.leaving.set()
-    thread.join(30)
+    thread.join(120)
     wait_for(lambda: server.open_connections == 0)
 
 
@@ -220,7 +220,7 @@ def test_idling_begins_anew_before_a_server_ends_it(
         assert len(server.asked(b"IDLE")) >= 2
         wait_for(lambda: bool(server.idling))
         server.idling[0].send(b"* 1 EXISTS\r\n")
-        assert watch.wait(5) == [ME]
+        assert watch.wait(60) == [ME]
 
 
 def test_a_server_without_idle_is_not_listened_to(source: IngestionSource) -> None:
@@ -238,4 +238,4 @@ def test_dovecot_rings(dovecot: Dovecot) -> None:
             assert watch.wait(0) == [ME]
             assert not watch.wait(0.1)
             dovecot.append(account.name, "INBOX", b"Subject: new\r\n\r\n")
-            assert watch.wait(30) == [ME]
+            assert watch.wait(120) == [ME]

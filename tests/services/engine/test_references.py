@@ -120,6 +120,6 @@ def test_who_names_and_who_deletes_at_once_wait_for_each_other(
         thread.start()
         thread.join(0.3)
         assert thread.is_alive()  # it waits
-    thread.join(20)
+    thread.join(120)
     [error] = told
     assert isinstance(error, IntegrityError)

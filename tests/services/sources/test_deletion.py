@@ -81,13 +81,13 @@ def test_only_one_session_is_at_it_and_a_session_that_ends_gives_way(
             with claims.claimed("delete", source.pk) as mine:
                 assert mine
                 began.set()
-                end.wait(20)
+                end.wait(240)
         finally:
             connection.close()
 
     thread = threading.Thread(target=hold)
     thread.start()
-    began.wait(20)
+    assert began.wait(120)
     assert not removed(source)
     assert left()["Message"] == 240
     with connection.cursor() as cursor:  # as when its process dies
@@ -178,7 +178,7 @@ def test_the_command_waits_for_a_worker_that_is_at_it(
             time.sleep(0.1)
         time.sleep(1)
         assert process.poll() is None
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "is gone." in stdout
     assert left() == {}
