@@ -164,7 +164,7 @@ class Dovecot:
 
     def connect(self, name: str) -> imaplib.IMAP4:
         """Log in with the standard library, independent of the code under test."""
-        client = imaplib.IMAP4(self.host, self.port, timeout=30)
+        client = imaplib.IMAP4(self.host, self.port, timeout=120)
         client.login(name, self._passwords[name])
         return client
 
@@ -273,7 +273,7 @@ class Dovecot:
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PATH": _PATH},
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while not self._answers():
             if time.monotonic() > deadline or self._process.poll() is not None:
                 raise AssertionError("Dovecot does not start:\n" + self._log())
@@ -284,7 +284,7 @@ class Dovecot:
         assert self._process is not None
         self._process.terminate()
         try:
-            self._process.wait(10)
+            self._process.wait(120)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
