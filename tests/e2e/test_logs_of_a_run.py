@@ -10,6 +10,7 @@ import httpx
 from ingestion.models import Mailbox, Pack
 from tests.servers import imap_source
 from tests.servers.dovecot import Dovecot
+from tests.servers.stack import let_nobody_give_way
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
@@ -40,7 +41,12 @@ def test_a_run_is_found_by_its_ids_in_the_logs_of_all_processes_and_nothing_of_i
     run = api.post(f"/ingestion/{source}/import", headers=asked).json()["run"]["id"]
     wait_for(lambda: api.get(f"/ingestion/{source}").json()["status"] == "active")
     pack, mailbox = Pack.objects.get(source=source), Mailbox.objects.get(source=source)
-    wait_for(lambda: lines("pack_indexed", str(pack.pk)), 120)
+
+    def is_indexed() -> bool:
+        let_nobody_give_way(service.supervised.process.pid)
+        return bool(lines("pack_indexed", str(pack.pk)))
+
+    wait_for(is_indexed, 500)
     found = api.get("/emails", params={"q": "subject:canary-subject from:canary-sender"}).json()
     api.get(f"/emails/{found['results'][0]['id']}/raw").raise_for_status()
     wrong = {**body, "providerConfig": config | {"password": "canary-password"}}

@@ -30,7 +30,7 @@ from tests.servers import imap_source
 from tests.servers.dovecot import Account, Dovecot
 from tests.servers.imap_source import ACTOR
 from tests.servers.slow_link import SlowLink
-from tests.servers.stack import ROOT
+from tests.servers.stack import ROOT, let_nobody_give_way
 
 #: The commit of the release before this one. With each release, it becomes that of the tag just
 #: made. (Before the first tag: the last commit before migration 0029.)
@@ -176,6 +176,7 @@ def test_the_release_before_imports_indexes_and_syncs_while_and_after_the_databa
     other = dovecot.account(*(mail(n) for n in range(400, 410)))
 
     def done(messages: int) -> bool:
+        let_nobody_give_way(os.getpid())
         counted = sum(IngestionSource.objects.values_list("message_count", flat=True))
         return (
             Run.objects.filter(finished_at=None).count() == 0
