@@ -1,5 +1,6 @@
 """Migrations beside those who use the database: who must wait, and who goes on."""
 
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from django.db.models.signals import post_migrate
 
 from ingestion.services.operations import migrating
 from tests.servers.stack import ROOT, wait_for
+from tests.services.test_deadlocks import ONCE_SOMEBODY_WAITS
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -215,6 +217,39 @@ def test_what_a_migration_puts_off_to_its_end_is_waited_for_without_its_other_lo
         assert status == "IDLE"
         assert "have wanted for itself yet" in text
         long.execute("SELECT name FROM wanted, made")
+
+
+def test_a_migration_that_deadlocks_with_others_work_is_tried_again(
+    older: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[None] = []
+
+    with connect() as other, concurrent.futures.ThreadPoolExecutor(1) as thread:
+        other.execute("CREATE TABLE one (id int); CREATE TABLE two (id int)")
+        other.commit()
+        other.execute("SET LOCAL deadlock_timeout = '1h'")  # so that it is not the one
+        other.execute("SELECT * FROM two")
+        crossing = thread.submit(other.execute, ONCE_SOMEBODY_WAITS.format("SELECT FROM one"))
+        connection.close()
+        monkeypatch.setitem(connection.settings_dict, "NAME", "older")
+
+        def migrate() -> None:
+            tried.append(None)
+            with connection.schema_editor() as editor:
+                editor.execute("ALTER TABLE one ADD COLUMN name text")
+                editor.execute("ALTER TABLE two ADD COLUMN name text")
+
+        def say(_: str) -> None:
+            crossing.result()
+            other.rollback()
+
+        try:
+            migrating.patiently(connection, migrate, say=say)
+        finally:
+            connection.close()
+            monkeypatch.undo()
+        assert len(tried) == 2
+        other.execute("SELECT one.name, two.name FROM one, two")
 
 
 def test_while_it_migrates_no_statement_has_an_end_and_afterwards_each_has() -> None:

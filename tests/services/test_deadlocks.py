@@ -23,7 +23,7 @@ MAILBOX = "SELECT 1 FROM ingestion_mailbox FOR NO KEY UPDATE"
 RUN = "SELECT 1 FROM ingestion_run FOR NO KEY UPDATE"
 FAILURE = "SELECT 1 FROM ingestion_failedmessage FOR UPDATE"
 #: Within the server: who waits looks for a circle once, after a second, and never again.
-_ONCE_SOMEBODY_WAITS = """DO $$ BEGIN
+ONCE_SOMEBODY_WAITS = """DO $$ BEGIN
     WHILE NOT EXISTS (SELECT FROM pg_locks
                        WHERE NOT granted AND pg_backend_pid() = ANY(pg_blocking_pids(pid))) LOOP
         PERFORM pg_sleep(0.01);
@@ -46,7 +46,7 @@ def crossing(first: str, second: str) -> Iterator[None]:
                 cursor.execute("SET LOCAL deadlock_timeout = '1h'; SET LOCAL statement_timeout = 0")
                 cursor.execute(first)
                 locks.set()
-                cursor.execute(_ONCE_SOMEBODY_WAITS.format(second))
+                cursor.execute(ONCE_SOMEBODY_WAITS.format(second))
         except Exception as error:
             failed.append(error)
             raise

@@ -36,7 +36,8 @@ _OURS = {
 _LOOK_SECONDS = 1.0
 _PAUSES_SECONDS = (1, 2, 4, 8, 16, 30)
 
-_LOCK_NOT_AVAILABLE = "55P03"
+#: lock_not_available, and deadlock_detected: that is looked for sooner than a lock is given up.
+_OTHERS_FIRST = frozenset({"55P03", "40P01"})
 #: duplicate_column, duplicate_object, duplicate_table (which an index is too)
 _THERE_ALREADY = frozenset({"42701", "42710", "42P07"})
 _INDEX = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?("[^"]+")')
@@ -122,7 +123,7 @@ class _Patience:
 
     def pause(self, error: OperationalError) -> None:
         """Say who has the lock, and wait. Raises what is another error."""
-        if getattr(error.__cause__, "sqlstate", "") != _LOCK_NOT_AVAILABLE:
+        if getattr(error.__cause__, "sqlstate", "") not in _OTHERS_FIRST:
             raise error
         seconds = _PAUSES_SECONDS[min(self._pauses, len(_PAUSES_SECONDS) - 1)]
         self._pauses += 1
