@@ -36,7 +36,7 @@ BASE_DIR = Path(__file__).resolve().parents[2]
 VAR_DIR = BASE_DIR / "var" / "demo"
 MESSAGES = 3_000
 ARRIVING = 10
-_START_SECONDS = 90.0
+_START_SECONDS = 300.0
 #: Without any progress for so long, the demo gives up.
 _PATIENCE_SECONDS = 60.0
 _MEGABYTE = 1_000_000

@@ -167,6 +167,7 @@ def test_the_release_before_is_the_one_that_was_tagged_last() -> None:
         assert "ingestion/migrations/0029_documents_have_numbers.py" not in there
 
 
+@pytest.mark.timeout(1_800)
 @pytest.mark.long(seconds=40)
 @pytest.mark.usefixtures("empty_database")
 def test_the_release_before_imports_indexes_and_syncs_while_and_after_the_database_is_migrated(
@@ -191,20 +192,20 @@ def test_the_release_before_imports_indexes_and_syncs_while_and_after_the_databa
         with previous_release(tmp_path_factory.mktemp("before"), archive_dir, config) as said:
             try:
                 had = 11  # the other folder's, which is done with
-                wait_for(goes_on, 240)
+                wait_for(goes_on, 500)
                 call_command("migrate", interactive=False, verbosity=0)
                 had = Message.objects.count()
                 assert had < MESSAGES, "there was nothing left to import"
-                wait_for(goes_on, 240)
+                wait_for(goes_on, 500)
                 link.bytes_per_second = None
-                wait_for(lambda: done(MESSAGES), 240)
+                wait_for(lambda: done(MESSAGES), 500)
                 # What begins on the new tables: a sync, and an import.
                 source = IngestionSource.objects.get()
                 dovecot.append(account.name, "INBOX", *(mail(n) for n in range(200, 205)))
                 verbs.start_sync(source, actor=ACTOR)
                 another = imap_source.create(other)
                 verbs.start_import(another, actor=ACTOR)
-                wait_for(lambda: done(MESSAGES + 15), 240)
+                wait_for(lambda: done(MESSAGES + 15), 500)
             except AssertionError as error:
                 raise AssertionError(f"{error}\n{said()}") from None
             assert "rror" not in said(), said()
