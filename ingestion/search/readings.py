@@ -2,10 +2,10 @@
 
 An order by date with a limit alone is as slow as what is found is rare or old; the index of words
 alone is as slow as it is common. So words are asked for in *windows* of time, which the same index
-has: a month, then 8, then 64, then all others, until there is enough. Of a window that has more
-than FEW_HITS, its parts are asked, in one statement (its months, unless they are too many); of a
-month that has, rows are looked through by date: what is that common comes soon. A folder or label
-with few placements is answered by those; where neither helps, rows are looked through by date.
+has: month by month, and by the year where that seems to have few, all in one statement that ends
+where there is enough. Of a month with more than FEW_HITS, rows are looked through by date: what is
+that common comes soon. A folder or label with few placements is answered by those; where neither
+helps, rows are looked through by date.
 
 Statements are sent with their values in them (Django's cursors bind on the client's side): a plan
 that is made once for all values takes an index of words for rare ones to search for common ones.
@@ -31,12 +31,14 @@ FAR = 20_000
 NEAR = 5_000
 #: What the index has of a word costs 1 to 3 us where its row is looked at, of a folder 10 us.
 FEW_HITS = 1_000
+#: The same in a year, whose months can be asked for: each without any costs 0.1 ms.
+FEW_OF_YEAR = 250
+#: The same in the first and the last month of a year that is not asked for month by month.
+FEW_OF_FAR = 20
 FEW_PLACEMENTS = 5_000
-#: A window of time has so many times the months of the one after it; of all in their order, the
-#: first has one month.
+#: To count, a window of time has so many times the months of the one after it; of all in their
+#: order, the first has one month.
 _WIDER = 8
-#: Into so many a window is parted. One without any hit costs 0.1 ms, as little as to ask again.
-_PARTS = 64
 #: Of each statement, and of all windows together but the last. What takes longer is refused:
 #: nobody waits for it.
 TIMEOUT_SECONDS = 20
@@ -82,33 +84,22 @@ class _Window(NamedTuple):
         """Return the numbers of which what is dated in it has one."""
         return list(words.time_numbers(self.first, self.end))
 
-    def is_month(self) -> bool:
-        return self.end - self.first == 1
-
     def condition(self) -> Sql:
         if self == _ALL:
             return Sql("true")
         return Sql("d.numbers && %s::smallint[]", (self.numbers(),))
 
-    def wider(self, *, newest: bool) -> "Iterator[_Window]":
-        """Yield windows that make it up, in an order, each wider than the one before."""
-        first, end = self
-        width = 1
-        while first < end:
-            width = min(width, end - first)
-            yield _Window(end - width, end) if newest else _Window(first, first + width)
-            first, end = (first, end - width) if newest else (first + width, end)
-            width *= _WIDER
+    def wider(self) -> "Iterator[_Window]":
+        """Yield windows that make it up, newest first, each wider than the one before."""
+        end, width = self.end, 1
+        while self.first < end:
+            yield _Window(max(self.first, end - width), end)
+            end, width = end - width, width * _WIDER
 
-    def parts(self, *, newest: bool) -> "Iterator[_Window]":
-        """Yield windows that make it up, in an order, all as wide but the last."""
-        width = -(-(self.end - self.first) // _PARTS)
-        if newest:
-            for end in range(self.end, self.first, -width):
-                yield _Window(max(self.first, end - width), end)
-        else:
-            for first in range(self.first, self.end, width):
-                yield _Window(first, min(self.end, first + width))
+    def beyond(self, window: "_Window", *, newest: bool) -> "_Window | None":
+        """Return what comes after a window within this one, in an order."""
+        rest = _Window(self.first, window.first) if newest else _Window(window.end, self.end)
+        return rest if rest.first < rest.end else None
 
 
 class Reading:
@@ -139,10 +130,14 @@ class Reading:
         if not self._asked.words:
             return self._far(_ALL, limit)
         found: list[Key] = []
-        for window in self._windows():
-            found += self._within([window], limit - len(found))
-            if len(found) == limit:
-                break
+        rest = self._span()
+        while rest and len(found) < limit:
+            self._require_time()
+            some, crowded = self._first_of(rest, limit - len(found))
+            found += some
+            if crowded:
+                found += self._far(crowded, limit - len(found))
+            rest = crowded and rest.beyond(crowded, newest=self._order.newest)
         return found
 
     def count(self, limit: int) -> int:
@@ -192,13 +187,20 @@ class Reading:
         return [Sql("d.words @@ %s::tsquery", (wanted,))] if wanted else []
 
     def _windows(self) -> Iterator[_Window]:
-        """Yield the windows of time that are looked through, in their order."""
+        """Yield the windows of time that are counted in."""
+        span = self._span()
+        if span and self._asked.numbered:
+            yield from span.wider()
+        elif span:
+            yield span
+
+    def _span(self) -> _Window | None:
+        """Return the window of time to look through: all, where not all documents have numbers."""
         if not self._asked.numbered:
-            yield _ALL
-            return
+            return _ALL
         [(eldest, newest)] = ask(Sql("SELECT min(date), max(date) FROM ingestion_document"))
         if eldest is None:
-            return
+            return None
         first = max(filter(None, (eldest, self._asked.since)))
         last = min(filter(None, (newest, self._asked.before)))
         if self._after and self._order.newest:
@@ -206,54 +208,74 @@ class Reading:
         elif self._after:
             first = max(first, self._after.date)
         span = _Window(words.month(first), words.month(last) + 1)
-        yield from span.wider(newest=self._order.newest)
+        return span if span.first < span.end else None
 
-    def _within(self, windows: list[_Window], limit: int) -> list[Key]:
-        """Return the first hits of windows, which are in their order.
+    def _first_of(self, span: _Window, limit: int) -> tuple[list[Key], _Window | None]:
+        """Return the first hits of a span of time, in their order, and the month before which they
+        end, where that has more than FEW_HITS; all time, where not all documents have numbers.
 
-        One statement reads one after the other until there are too many hits: then those of all
-        but the last it came to are known.
+        Each step of the one statement asks for one number. `month`: for the next month. Where a
+        year has a few at most in the month it begins with, `far` looks at the month it ends with:
+        a word that came in or went out of use meanwhile may have very many. Else `year` asks for
+        the others of the year at once, and where these are many, `month` goes on.
         """
-        found: list[Key] = []
-        while windows and len(found) < limit:
-            self._require_time()
-            some, too_many_at = self._first_of(windows, limit - len(found))
-            found += some
-            if too_many_at is None or len(found) == limit:
-                break
-            window, windows = windows[too_many_at], windows[too_many_at + 1 :]
-            if window == _ALL or window.is_month():
-                found += self._far(window, limit - len(found))
-            else:
-                parts = list(window.parts(newest=self._order.newest))
-                found += self._within(parts, limit - len(found))
-        return found
-
-    def _first_of(self, windows: list[_Window], limit: int) -> tuple[list[Key], int | None]:
-        """Return the first hits of windows, and the place of the one with which there are more than
-        a few in all: of that and those after it, nothing is returned."""
-        few = max(FEW_HITS, limit)
-        numbers = [f"{{{','.join(map(str, window.numbers()))}}}" for window in windows]
-        numbered = windows != [_ALL]
-        hits = self._with_words(Sql("d.numbers && w.numbers::smallint[]" if numbered else "true"))
+        first, last, given = span.first, span.end - 1, "d.numbers @> ARRAY[w.number]"
+        if not self._asked.numbered:
+            first, last, given = 0, 0, "true"
+        if self._order.newest:
+            begins, near, far, way, following = last, 11, 0, "- 1", "w.january - 1"
+            is_other = f"d.date < {_begin('w.month + 1')}"
+        else:
+            begins, near, far, way, following = first, 0, 11, "+ 1", "w.january + 12"
+            is_other = f"d.date >= {_begin('w.month')}"
+        inner = self._with_words(Sql(given))
         where, values = self._asked.where
         columns = "d.date, d.message_id" if where == "true" else "d.*"  # words take their time
         rows = ask(
             Sql(
-                f"WITH hits AS MATERIALIZED (SELECT w.place, {columns}"
-                " FROM unnest(%s::text[]) WITH ORDINALITY w(numbers, place)"
-                f" CROSS JOIN LATERAL ({hits.text}) d LIMIT %s)"
-                " SELECT n.number, n.last, found.date, found.message_id"
-                " FROM (SELECT count(*) AS number, max(place) AS last FROM hits) n"
-                " LEFT JOIN LATERAL (SELECT d.date, d.message_id FROM hits d"
-                f" WHERE (n.number <= %s OR d.place < n.last) AND {where}"
-                f" {self._order.sql} LIMIT %s) found ON true",
-                (numbers, *hits.params, few + 1, few, *values, limit),
+                f"""WITH RECURSIVE step AS (
+                SELECT {begins} AS month, 'month'::text AS asks, {limit} AS lacking,
+                       false AS ends, NULL::record[] AS hits
+                 UNION ALL
+                SELECT CASE WHEN f.crowded OR w.asks = 'far' THEN w.month
+                            WHEN w.asks = 'month' THEN w.month {way} ELSE {following} END,
+                       CASE WHEN w.asks = 'month' AND w.month = w.january + {near}
+                                 AND w.january >= {first} AND w.january + 11 <= {last}
+                                 AND f.number <= {FEW_OF_FAR} THEN 'far'
+                            WHEN w.asks = 'far' AND NOT f.crowded THEN 'year' ELSE 'month' END,
+                       w.lacking - cardinality(f.hits), f.crowded AND w.asks = 'month', f.hits
+                  FROM (SELECT *, CASE asks WHEN 'month' THEN {words.of_month(0)} + month
+                                            WHEN 'far' THEN {words.of_month(far)} + january
+                                            ELSE {words.of_year(0)} + january / 12
+                                  END::smallint AS number,
+                               CASE asks WHEN 'month' THEN {max(FEW_HITS, limit)}
+                                         WHEN 'far' THEN {FEW_OF_FAR}
+                                         ELSE {max(FEW_OF_YEAR, limit)} END AS few
+                          FROM (SELECT *, month / 12 * 12 AS january FROM step) s
+                         WHERE month BETWEEN {first} AND {last} AND lacking > 0 AND NOT ends) w
+                 CROSS JOIN LATERAL (
+                       WITH few AS MATERIALIZED (
+                           SELECT {columns} FROM ({inner.text}) d
+                            WHERE w.asks <> 'year' OR ({is_other}) LIMIT w.few + 1)
+                       SELECT n.number, n.number > w.few AS crowded,
+                              array(SELECT (d.date, d.message_id) FROM few d
+                                     WHERE n.number <= w.few AND w.asks <> 'far'
+                                       AND ({where})) AS hits
+                         FROM (SELECT count(*) AS number FROM few) n) f)
+                SELECT n.month, found.date, found.message_id
+                  FROM (SELECT max(month) FILTER (WHERE ends) AS month FROM step) n
+                  LEFT JOIN LATERAL (
+                       SELECT d.date, d.message_id
+                         FROM step, unnest(hits) d(date timestamptz, message_id uuid)
+                        {self._order.sql} LIMIT {limit}) found ON true""",
+                (*inner.params, *values),
             )
         )
-        number, last = rows[0][:2]
-        found = [Key(date, message) for _, _, date, message in rows if message]
-        return found, last - 1 if number > few else None
+        found = [Key(date, message) for _, date, message in rows if message]
+        month = rows[0][0]
+        if month is None:
+            return found, None
+        return found, _Window(month, month + 1) if self._asked.numbered else _ALL
 
     def _require_time(self) -> None:
         """Raise InvalidInput where the windows before took all of it: there may be hundreds."""
@@ -386,6 +408,11 @@ class Reading:
                 (*candidates.params, *params, limit),
             )
         )
+
+
+def _begin(month: str) -> str:
+    """Return as SQL when a month begins."""
+    return f"make_timestamptz(1970 + ({month}) / 12, ({month}) %% 12 + 1, 1, 0, 0, 0, 'UTC')"
 
 
 _ALL = _Window(0, words.MONTHS)

@@ -230,7 +230,7 @@ def begin_of_month(month: int) -> dt.datetime:
 
 def date_numbers(date: dt.datetime) -> tuple[int, int]:
     """Return the numbers of a date."""
-    return _of_month(month(date)), _of_year(month(date))
+    return of_month(month(date)), of_year(month(date))
 
 
 def time_numbers(first: int, end: int) -> Iterator[int]:
@@ -238,15 +238,17 @@ def time_numbers(first: int, end: int) -> Iterator[int]:
     of years, where they are whole."""
     while first < end:
         whole = first % 12 == 0 and first + 12 <= end
-        yield _of_year(first) if whole else _of_month(first)
+        yield of_year(first) if whole else of_month(first)
         first += 12 if whole else 1
 
 
-def _of_month(month: int) -> int:
+def of_month(month: int) -> int:
+    """Return the number of a month: each month's is the next one."""
     return _PAIRS + month
 
 
-def _of_year(month: int) -> int:
+def of_year(month: int) -> int:
+    """Return the number of the year that a month is in: each year's is the next one."""
     return _PAIRS + MONTHS + month // 12
 
 

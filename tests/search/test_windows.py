@@ -10,6 +10,7 @@ import uuid
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from ingestion.errors import InvalidInput
 from ingestion.models import Document, IngestionSource, Mailbox, Message, Pack
@@ -70,6 +71,8 @@ def test_finds_what_a_plain_reading_finds(seed: int, monkeypatch: pytest.MonkeyP
     draw = random.Random(seed)
     few = draw.choice([1, 3, 10])
     monkeypatch.setattr(readings, "FEW_HITS", few)
+    monkeypatch.setattr(readings, "FEW_OF_YEAR", draw.choice([1, few]))
+    monkeypatch.setattr(readings, "FEW_OF_FAR", draw.choice([0, 1, few]))
     monkeypatch.setattr(readings, "FAR", draw.choice([2, 8]))
     monkeypatch.setattr(readings, "NEAR", draw.choice([1, 4]))
     owner, mails = an_archive(draw)
@@ -122,11 +125,8 @@ def test_parts_of_a_window_are_the_window_once_and_in_order() -> None:
     for _ in range(500):
         first = draw.randrange(words.MONTHS - 1)
         window = readings._Window(first, draw.randrange(first, words.MONTHS) + 1)
-        for newest in (True, False):
-            for parts in (list(window.wider(newest=newest)), list(window.parts(newest=newest))):
-                months = [m for part in parts for m in range(*part)[:: -1 if newest else 1]]
-                assert months == list(range(*window))[:: -1 if newest else 1]
-        assert len(list(window.parts(newest=True))) <= readings._PARTS
+        months = [month for part in window.wider() for month in range(*part)[::-1]]
+        assert months == list(range(*window))[::-1]
 
 
 def test_the_index_of_words_and_numbers_answers_a_phrase() -> None:
@@ -144,12 +144,27 @@ def test_the_index_of_words_and_numbers_answers_a_phrase() -> None:
     assert condition.count("numbers") == 2
 
 
+def test_a_page_asks_for_words_of_many_years_in_one_statement() -> None:
+    """Where it finds less than a page, too: another asks how far back mail goes."""
+    owner, mails = an_archive(random.Random(1))
+    search = pages.Search(owner, query.parse('"ada bob"'))
+    with CaptureQueriesContext(connection) as captured:
+        found = search.page(size=100).messages
+    assert len(found) == sum(mail.says("ada", "bob") for mail in mails) > 0
+    assert sum("ingestion_document d" in one["sql"] for one in captured) == 1
+
+
 def test_windows_that_take_too_long_together_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     owner, _ = an_archive(random.Random(1))
+    for document, month in zip(Document.objects.all(), itertools.cycle([1, 2]), strict=False):
+        document.date = dt.datetime(2024, month, 1, tzinfo=dt.UTC)
+        document.numbers = [*words.date_numbers(document.date), *document.numbers[2:]]
+        document.save()
+    monkeypatch.setattr(readings, "FEW_HITS", 1)
     clock = itertools.count(step=readings.TIMEOUT_SECONDS)
     monkeypatch.setattr(readings, "monotonic", lambda: next(clock))
-    search = pages.Search(owner, query.parse("ada"))
-    for ask in (search.page, search.count):
+    search = pages.Search(owner, query.parse("ada -ada"))
+    for ask in (lambda: search.page(size=1), search.count):
         with pytest.raises(InvalidInput, match="longer than 20 s"):
             ask()
 
