@@ -33,8 +33,6 @@ NEAR = 5_000
 FEW_HITS = 1_000
 #: The same in a year, whose months can be asked for: each without any costs 0.1 ms.
 FEW_OF_YEAR = 250
-#: The same in the first and the last month of a year that is not asked for month by month.
-FEW_OF_FAR = 20
 FEW_PLACEMENTS = 5_000
 #: To count, a window of time has so many times the months of the one after it; of all in their
 #: order, the first has one month.
@@ -215,9 +213,10 @@ class Reading:
         end, where that has more than FEW_HITS; all time, where not all documents have numbers.
 
         Each step of the one statement asks for one number. `month`: for the next month. Where a
-        year has a few at most in the month it begins with, `far` looks at the month it ends with:
-        a word that came in or went out of use meanwhile may have very many. Else `year` asks for
-        the others of the year at once, and where these are many, `month` goes on.
+        year, by the month it begins with, has no more than is lacking, `far` looks at the month it
+        ends with: a word that came in or went out of use meanwhile may have very many. Where that
+        has no more either, `year` asks for the others of the year at once; where these are many
+        after all, `month` goes on.
         """
         first, last, given = span.first, span.end - 1, "d.numbers @> ARRAY[w.number]"
         if not self._asked.numbered:
@@ -241,7 +240,7 @@ class Reading:
                             WHEN w.asks = 'month' THEN w.month {way} ELSE {following} END,
                        CASE WHEN w.asks = 'month' AND w.month = w.january + {near}
                                  AND w.january >= {first} AND w.january + 11 <= {last}
-                                 AND f.number <= {FEW_OF_FAR} THEN 'far'
+                                 AND f.number * 11 <= w.lacking - cardinality(f.hits) THEN 'far'
                             WHEN w.asks = 'far' AND NOT f.crowded THEN 'year' ELSE 'month' END,
                        w.lacking - cardinality(f.hits), f.crowded AND w.asks = 'month', f.hits
                   FROM (SELECT *, CASE asks WHEN 'month' THEN {words.of_month(0)} + month
@@ -249,7 +248,7 @@ class Reading:
                                             ELSE {words.of_year(0)} + january / 12
                                   END::smallint AS number,
                                CASE asks WHEN 'month' THEN {max(FEW_HITS, limit)}
-                                         WHEN 'far' THEN {FEW_OF_FAR}
+                                         WHEN 'far' THEN lacking / 11
                                          ELSE {max(FEW_OF_YEAR, limit)} END AS few
                           FROM (SELECT *, month / 12 * 12 AS january FROM step) s
                          WHERE month BETWEEN {first} AND {last} AND lacking > 0 AND NOT ends) w

@@ -72,7 +72,6 @@ def test_finds_what_a_plain_reading_finds(seed: int, monkeypatch: pytest.MonkeyP
     few = draw.choice([1, 3, 10])
     monkeypatch.setattr(readings, "FEW_HITS", few)
     monkeypatch.setattr(readings, "FEW_OF_YEAR", draw.choice([1, few]))
-    monkeypatch.setattr(readings, "FEW_OF_FAR", draw.choice([0, 1, few]))
     monkeypatch.setattr(readings, "FAR", draw.choice([2, 8]))
     monkeypatch.setattr(readings, "NEAR", draw.choice([1, 4]))
     owner, mails = an_archive(draw)
@@ -96,7 +95,7 @@ def test_finds_what_a_plain_reading_finds(seed: int, monkeypatch: pytest.MonkeyP
         )
         search = pages.Search(owner, query.parse(text), **bounds)
         assert search.count() == (len(right), False), text
-        size = draw.choice([2, 7])
+        size = draw.choice([2, 7, 40])
         for sort, ordered in (("date", right), ("-date", right[::-1])):
             found: list[uuid.UUID] = []
             page = search.page(sort=sort, size=size)
