@@ -183,8 +183,19 @@ def test_of_two_that_begin_at_once_one_migrates(
     assert _LAST in applied()
 
 
+def migrate_older(migrate: Callable[[], None], *, say: Callable[[str], None]) -> None:
+    """Migrate the database that `older` makes, here."""
+    connection.close()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(connection.settings_dict, "NAME", "older")
+        try:
+            migrating.patiently(connection, migrate, say=say)
+        finally:
+            connection.close()
+
+
 def test_what_a_migration_puts_off_to_its_end_is_waited_for_without_its_other_locks(
-    older: None, monkeypatch: pytest.MonkeyPatch
+    older: None,
 ) -> None:
     """An index or a foreign key: Django would keep the transaction open, in which that failed."""
     tried: list[None] = []
@@ -194,8 +205,6 @@ def test_what_a_migration_puts_off_to_its_end_is_waited_for_without_its_other_lo
         long.execute("CREATE TABLE wanted (id int)")
         long.commit()
         long.execute("SELECT * FROM wanted")
-        connection.close()
-        monkeypatch.setitem(connection.settings_dict, "NAME", "older")
 
         def migrate() -> None:
             tried.append(None)
@@ -207,11 +216,7 @@ def test_what_a_migration_puts_off_to_its_end_is_waited_for_without_its_other_lo
             said.append((text, connection.connection.info.transaction_status.name))
             long.rollback()
 
-        try:
-            migrating.patiently(connection, migrate, say=say)
-        finally:
-            connection.close()
-            monkeypatch.undo()
+        migrate_older(migrate, say=say)
         assert len(tried) == 2
         [(text, status)] = said
         assert status == "IDLE"
@@ -219,9 +224,7 @@ def test_what_a_migration_puts_off_to_its_end_is_waited_for_without_its_other_lo
         long.execute("SELECT name FROM wanted, made")
 
 
-def test_a_migration_that_deadlocks_with_others_work_is_tried_again(
-    older: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_migration_that_deadlocks_with_others_work_is_tried_again(older: None) -> None:
     tried: list[None] = []
 
     with connect() as other, concurrent.futures.ThreadPoolExecutor(1) as thread:
@@ -230,8 +233,6 @@ def test_a_migration_that_deadlocks_with_others_work_is_tried_again(
         other.execute("SET LOCAL deadlock_timeout = '1h'")  # so that it is not the one
         other.execute("SELECT * FROM two")
         crossing = thread.submit(other.execute, ONCE_SOMEBODY_WAITS.format("SELECT FROM one"))
-        connection.close()
-        monkeypatch.setitem(connection.settings_dict, "NAME", "older")
 
         def migrate() -> None:
             tried.append(None)
@@ -243,11 +244,7 @@ def test_a_migration_that_deadlocks_with_others_work_is_tried_again(
             crossing.result()
             other.rollback()
 
-        try:
-            migrating.patiently(connection, migrate, say=say)
-        finally:
-            connection.close()
-            monkeypatch.undo()
+        migrate_older(migrate, say=say)
         assert len(tried) == 2
         other.execute("SELECT one.name, two.name FROM one, two")
 
