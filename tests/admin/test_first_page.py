@@ -1,11 +1,15 @@
 """The first page without a browser: what needs somebody, with the button that mends it."""
 
 import datetime as dt
+import re
 from typing import Any
 
 import pytest
 from django.contrib.auth.models import Permission, User
+from django.db import connection
+from django.template.loader import render_to_string
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from ingestion import queries
@@ -200,6 +204,20 @@ def test_syncs_without_news_are_one_line(admin_user: User) -> None:
         "One import 0 completed",
     ]
     assert len(latest_runs.lines(Run.objects.all(), limit=2)) == 2
+
+
+def test_of_the_latest_runs_no_more_is_read_than_is_shown(admin_user: User) -> None:
+    source = a_source(admin_user, "One")
+    Run.objects.create(source=source, kind="sync", status="failed", message="No.", actor="beat")
+    with CaptureQueriesContext(connection) as asked:
+        lines = latest_runs.lines(Run.objects.all(), limit=8)
+        page = render_to_string(
+            "admin/ingestion/runs_table.html", {"lines": lines, "with_source": True}
+        )
+    assert source.name in page
+    assert len(asked) == 2
+    read = " ".join(query["sql"] for query in asked)
+    assert not {"secrets", "config", "options"} & set(re.findall(r"\w+", read))
 
 
 def _page_of(source: IngestionSource) -> str:
