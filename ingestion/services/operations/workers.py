@@ -20,9 +20,10 @@ PING_SECONDS = 2
 SILENT_SECONDS = 40.0
 #: And where all of them start at once: minutes, on a slow machine.
 STARTING_SECONDS = 180.0
-_STARTED_KEY, _ANSWERED_KEY = "ingestion:control_started_at", "ingestion:queues_answered_at"
+_STARTED_KEY = "ingestion:control_started_at"  # last
+_AWAITED_KEY, _ANSWERED_KEY = "ingestion:queues_awaited_since", "ingestion:queues_answered_at"
 
-#: `starting`: nobody has answered since `control` started, and that is not long ago.
+#: `starting`: nobody has answered since it is awaited, and that is not long ago.
 State = Literal["served", "starting", "gone"]
 
 
@@ -51,15 +52,23 @@ def serving() -> dict[str, list[str]]:
 
 def starting() -> None:
     """Give the workers of all queues the time to start: `control` does, and mostly they with it.
-    Raises RedisError where the cache is away."""
-    cache.set_many({_STARTED_KEY: time.time(), _ANSWERED_KEY: {}}, timeout=None)
+    Where it dies again and again before that time is over, a queue that never had an answer is
+    given no more: it would be starting for ever. Raises RedisError where the cache is away."""
+    now = time.time()
+    awaited = dict.fromkeys(QUEUES, now)
+    if now - (cache.get(_STARTED_KEY) or 0.0) < STARTING_SECONDS:
+        answered = cache.get(_ANSWERED_KEY) or {}
+        before = cache.get(_AWAITED_KEY) or {}
+        awaited |= {queue: since for queue, since in before.items() if queue not in answered}
+    kept = {_STARTED_KEY: now, _AWAITED_KEY: awaited, _ANSWERED_KEY: {}}
+    cache.set_many(kept, timeout=None)
 
 
 def remember(served: Mapping[str, Sequence[str]]) -> None:
     """Remember which queues have an answer, by `serving`. Where the cache was lost, all start now.
     Raises RedisError where it is away."""
     now = time.time()
-    cache.add(_STARTED_KEY, now, timeout=None)
+    cache.add(_AWAITED_KEY, dict.fromkeys(QUEUES, now), timeout=None)
     answered = {queue: now for queue, names in served.items() if names}
     cache.set(_ANSWERED_KEY, (cache.get(_ANSWERED_KEY) or {}) | answered, timeout=None)
 
@@ -67,13 +76,13 @@ def remember(served: Mapping[str, Sequence[str]]) -> None:
 def states(served: Mapping[str, Sequence[str]]) -> dict[str, State]:
     """Return how each queue is, by `serving` and what is remembered: who looks only once, where
     nobody does, finds those gone that don't answer. Raises RedisError where the cache is away."""
-    now, started = time.time(), cache.get(_STARTED_KEY) or 0.0
+    now, awaited = time.time(), cache.get(_AWAITED_KEY) or {}
     answered = cache.get(_ANSWERED_KEY) or {}
 
     def state(queue: str) -> State:
         if served[queue] or now - answered.get(queue, 0.0) < SILENT_SECONDS:
             return "served"
-        starts = queue not in answered and now - started < STARTING_SECONDS
+        starts = queue not in answered and now - awaited.get(queue, 0.0) < STARTING_SECONDS
         return "starting" if starts else "gone"
 
     return {queue: state(queue) for queue in served}

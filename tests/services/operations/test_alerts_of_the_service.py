@@ -131,7 +131,8 @@ def test_workers_that_never_start_are_told_and_nothing_changes_while_they_are_aw
         return list(Alert.objects.filter(ended_at=None).values_list("message", flat=True))
 
     def seconds_pass(seconds: float) -> None:
-        cache.set(workers._STARTED_KEY, cache.get(workers._STARTED_KEY) - seconds)
+        awaited = cache.get(workers._AWAITED_KEY)
+        cache.set(workers._AWAITED_KEY, {queue: at - seconds for queue, at in awaited.items()})
 
     cache.clear()  # Redis was started too, or anew
     assert told() == []
@@ -144,6 +145,44 @@ def test_workers_that_never_start_are_told_and_nothing_changes_while_they_are_aw
     workers.starting()  # `control` is started anew
     assert told() == [message]
     assert Alert.objects.get().well_since is None
+
+
+def test_a_queue_is_told_though_who_looks_is_started_again_and_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`control` lives for a minute each time; `index` answers, `sync` never does."""
+    monkeypatch.setattr(workers, "PING_SECONDS", 0.1)
+    clock = [time.time()]
+    monkeypatch.setattr(workers, "time", types.SimpleNamespace(time=lambda: clock[0]))
+
+    def states(*, after: float) -> tuple[str, str]:
+        clock[0] += after
+        workers.remember({"sync": [], "control": ["control@here"], "index": ["index@here"]})
+        found = workers.states({"sync": [], "control": ["control@here"], "index": []})
+        return found["sync"], found["index"]
+
+    def told_of() -> bool:
+        watch.look_at_workers()
+        return Alert.objects.filter(kind="workers.silent", ended_at=None).exists()
+
+    cache.clear()
+    for _ in range(3):
+        workers.starting()
+        assert states(after=58) == ("starting", "served")
+        clock[0] += 1
+    workers.starting()
+    assert not told_of()
+    assert states(after=3) == ("gone", "served")
+    assert told_of()
+    for _ in range(5):
+        clock[0] += 60
+        workers.starting()
+        silent = workers.states({"sync": [], "index": []})
+        assert silent == {"sync": "gone", "index": "starting"}  # that one was there until now
+        assert states(after=0) == ("gone", "served")
+    clock[0] += workers.STARTING_SECONDS  # it stays: when it is started next, all may start
+    workers.starting()
+    assert states(after=workers.STARTING_SECONDS - 1) == ("starting", "served")
 
 
 def test_a_worker_that_misses_the_time_for_an_answer_is_not_told(
