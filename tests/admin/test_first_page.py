@@ -208,7 +208,8 @@ def test_syncs_without_news_are_one_line(admin_user: User) -> None:
 
 def test_of_the_latest_runs_no_more_is_read_than_is_shown(admin_user: User) -> None:
     source = a_source(admin_user, "One")
-    Run.objects.create(source=source, kind="sync", status="failed", message="No.", actor="beat")
+    about = {"kind": "sync", "status": "failed", "message": "No.", "finished_at": timezone.now()}
+    Run.objects.create(source=source, actor="beat", **about)
     with CaptureQueriesContext(connection) as asked:
         lines = latest_runs.lines(Run.objects.all(), limit=8)
         page = render_to_string(
