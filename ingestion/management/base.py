@@ -32,6 +32,7 @@ from ingestion.management import typed
 from ingestion.management.presentation import Cell, fitted, printable, table, terminal_columns, tsv
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
+from ingestion.services.transactions import others_are_in_the_way
 
 EXIT_CODES = """exit codes:
   0  done, all is well
@@ -301,8 +302,7 @@ def _indented(text: str) -> str:
 
 
 def _database_trouble(error: Exception) -> str:
-    state = getattr(error.__cause__, "sqlstate", None) or ""
-    if state.startswith("40") or state == "55P03":  # it answers: a deadlock, a lock held by others
+    if others_are_in_the_way(error):  # it answers
         return "Other work on the same rows was in the way. Run the command again."
     return (
         f"The database does not answer: {_first_line(error)}\n"

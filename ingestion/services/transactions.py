@@ -17,12 +17,23 @@ R = TypeVar("R")
 _TRIES = 4
 #: serialization_failure and deadlock_detected: the same transaction may succeed if it is begun
 #: again (PostgreSQL's manual, "Serialization Failure Handling").
-_IN_THE_WAY = frozenset({"40001", "40P01"})
+_BROKEN_OFF = frozenset({"40001", "40P01"})
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
-def is_deadlock(error: Exception) -> bool:
-    """Tell whether the database is there, and only had others go first."""
-    return getattr(error.__cause__, "sqlstate", "") in _IN_THE_WAY
+def others_went_first(error: Exception) -> bool:
+    """Tell whether the database is there, and only had others go first: what was to be done may be
+    begun again at once. So it is, too, where the verb that met it has tried that in vain."""
+    return isinstance(error, LostRace) or _sqlstate(error) in _BROKEN_OFF
+
+
+def others_are_in_the_way(error: Exception) -> bool:
+    """The same, or others have a lock for longer than was waited for: to be tried again later."""
+    return others_went_first(error) or _sqlstate(error) == _LOCK_NOT_AVAILABLE
+
+
+def _sqlstate(error: Exception) -> str:
+    return getattr(error.__cause__, "sqlstate", None) or ""
 
 
 def in_transaction(verb: Callable[P, R]) -> Callable[P, R]:
@@ -40,7 +51,7 @@ def in_transaction(verb: Callable[P, R]) -> Callable[P, R]:
                 with transaction.atomic():
                     return verb(*args, **kwargs)
             except OperationalError as error:
-                if connection.in_atomic_block or not is_deadlock(error):
+                if connection.in_atomic_block or not others_went_first(error):
                     raise
                 log.info("deadlock", verb=verb.__qualname__)
         raise LostRace("Other work on the same rows was in the way. Try again.")

@@ -5,14 +5,18 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from ingestion.errors import LostRace
 from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Mailbox
 from ingestion.services.engine import sync
 from ingestion.services.sources import verbs
 from ingestion.services.sources.status import locked
-from ingestion.services.transactions import in_transaction
+from ingestion.services.transactions import (
+    in_transaction,
+    others_are_in_the_way,
+    others_went_first,
+)
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, due_now, fill, finish, start
 
@@ -159,3 +163,22 @@ def test_who_is_broken_off_again_and_again_is_told_to_try_again(source: Ingestio
     with pytest.raises(LostRace, match="Try again"):
         verb()
     assert len(tries) == 4
+
+
+@pytest.mark.parametrize(
+    ("sqlstate", "went_first", "in_the_way"),
+    [
+        ("40P01", True, True),
+        ("40001", True, True),
+        ("55P03", False, True),  # lock_timeout
+        ("57014", False, False),  # statement_timeout
+        ("57P01", False, False),  # the server ends
+    ],
+)
+def test_what_others_did_is_told_from_what_the_database_lacks(
+    sqlstate: str, went_first: bool, in_the_way: bool
+) -> None:
+    with pytest.raises(OperationalError) as raised, connection.cursor() as cursor:
+        cursor.execute(f"DO $$ BEGIN RAISE EXCEPTION 'x' USING ERRCODE = '{sqlstate}'; END $$")
+    found = others_went_first(raised.value), others_are_in_the_way(raised.value)
+    assert found == (went_first, in_the_way)

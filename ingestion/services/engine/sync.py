@@ -44,7 +44,7 @@ from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.trouble import Action
 from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
-from ingestion.services.transactions import is_deadlock
+from ingestion.services.transactions import others_went_first
 from ingestion.states import ListAnew, RunKind
 
 log = structlog.get_logger(__name__)
@@ -104,12 +104,12 @@ def _sync_under_lease(held: Lease, mailbox: Mailbox, run: Run, until: _Until) ->
             log.warning("lease_lost")
             return False
         except (OperationalError, InterfaceError, LostRace) as error:
-            if not (isinstance(error, LostRace) or is_deadlock(error)):
+            if not others_went_first(error):
                 # Nobody can be told in rows: the dispatcher finds the mailbox again.
                 log.warning("database_unavailable", error=type(error).__name__)
                 connection.close()
                 return False
-            log.info("deadlock")  # others went first; the mailbox is due as it was
+            log.info("others_went_first")  # the mailbox is due as it was
     if finished or Mailbox.objects.filter(pk=mailbox.pk, run=None).exists():
         runs.finish_if_done(run.pk)
         return False

@@ -24,8 +24,11 @@ import psycopg
 from django.db import DatabaseError, InterfaceError, OperationalError, ProgrammingError
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from ingestion.services.transactions import others_are_in_the_way
+
 _LOCK_ID = 7_153_092_441  # any number that nobody else takes as an advisory lock in this database
-#: More than deadlock_timeout, 1 s, after which autovacuum gives way to who waits for it.
+#: More than deadlock_timeout, 1 s, after which autovacuum gives way to who waits for it (and who
+#: waits in a circle is broken off, before any lock is given up).
 _WAIT = "2s"
 _OURS = {
     "statement_timeout": "0",
@@ -36,8 +39,6 @@ _OURS = {
 _LOOK_SECONDS = 1.0
 _PAUSES_SECONDS = (1, 2, 4, 8, 16, 30)
 
-#: lock_not_available, and deadlock_detected: that is looked for sooner than a lock is given up.
-_OTHERS_FIRST = frozenset({"55P03", "40P01"})
 #: duplicate_column, duplicate_object, duplicate_table (which an index is too)
 _THERE_ALREADY = frozenset({"42701", "42710", "42P07"})
 _INDEX = re.compile(r'CREATE (?:UNIQUE )?INDEX CONCURRENTLY (?:IF NOT EXISTS )?("[^"]+")')
@@ -123,7 +124,7 @@ class _Patience:
 
     def pause(self, error: OperationalError) -> None:
         """Say who has the lock, and wait. Raises what is another error."""
-        if getattr(error.__cause__, "sqlstate", "") not in _OTHERS_FIRST:
+        if not others_are_in_the_way(error):
             raise error
         seconds = _PAUSES_SECONDS[min(self._pauses, len(_PAUSES_SECONDS) - 1)]
         self._pauses += 1
