@@ -1,16 +1,19 @@
 """Two that wait for each other: PostgreSQL breaks one off, which begins again by itself."""
 
 import contextlib
+import datetime as dt
 import threading
 from collections.abc import Iterator
 
 import pytest
 from django.db import OperationalError, connection, transaction
+from django.utils import timezone
 
+from connectors import errors
 from ingestion.errors import LostRace
-from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Mailbox
-from ingestion.services.engine import sync
-from ingestion.services.sources import verbs
+from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Mailbox, Run
+from ingestion.services.engine import due_work, runs, sync
+from ingestion.services.sources import discovery, verbs
 from ingestion.services.sources.status import locked
 from ingestion.services.transactions import (
     in_transaction,
@@ -75,17 +78,79 @@ def test_a_verb_begins_again(source: IngestionSource) -> None:
     assert AuditEvent.objects.filter(action="source.resume").count() == 1
 
 
+def test_a_group_is_committed_without_being_fetched_again(
+    server: Server, source: IngestionSource
+) -> None:
+    start(source)
+    finish(source)
+    fill(server, 3)
+    discovery.discover(verbs.start_sync(source, actor=ACTOR).pk)
+    with crossing(RUN, MAILBOX):
+        assert not sync.sync_mailbox(due_now().pk)
+    assert len(server.fetched) == 3
+    assert Run.objects.latest("started_at").message == "3 archived."
+    assert_exact(server, source)
+
+
 def test_a_slice_of_work_goes_on_at_once(server: Server, source: IngestionSource) -> None:
     """The database is there: nobody need wait for it."""
     fill(server, 3)
     start(source)
-    mailbox = due_now()
-    with crossing(RUN, MAILBOX):
-        assert sync.sync_mailbox(mailbox.pk)
-    mailbox.refresh_from_db()
+    with broken_off("ingestion_run", "UPDATE", times=4):
+        assert sync.sync_mailbox(due_now().pk)
+    mailbox = Mailbox.objects.get()
     assert (mailbox.attempts, mailbox.lease_expires_at) == (0, None)
     finish(source)
     assert_exact(server, source)
+
+
+def test_a_mailbox_is_done_with_at_once(source: IngestionSource) -> None:
+    start(source)
+    with crossing(RUN, MAILBOX):
+        assert not sync.sync_mailbox(due_now().pk)
+    assert Run.objects.get().message == "0 archived."
+
+
+@pytest.mark.parametrize(
+    ("error", "first", "second"),
+    [
+        (errors.Unavailable("It is away.", code="away"), RUN, MAILBOX),
+        (errors.MailboxUnavailable("It is closed.", code="closed"), RUN, MAILBOX),
+        (errors.Fatal("It is no such server.", code="other"), MAILBOX, SOURCE),
+    ],
+    ids=["retry", "mailbox", "stop"],
+)
+def test_how_a_slice_failed_is_written_down_at_once(
+    server: Server,
+    source: IngestionSource,
+    error: errors.ConnectorError,
+    first: str,
+    second: str,
+) -> None:
+    fill(server, 1)
+    start(source)
+    with contextlib.ExitStack() as stack:
+
+        def fail(_: str) -> None:
+            stack.enter_context(crossing(first, second))
+            raise error
+
+        server.before_changes = fail
+        assert not sync.sync_mailbox(due_now().pk)
+    assert Mailbox.objects.get().last_error_code == error.code
+
+
+def test_a_sync_begins_at_its_time(source: IngestionSource) -> None:
+    """Of a run that has some mailboxes alone, and becomes one of all."""
+    start(source)
+    finish(source)
+    Mailbox.objects.update(last_synced_at=timezone.now() - dt.timedelta(minutes=1))
+    runs.follow_now(source.pk, [Mailbox.objects.get().pk])
+    IngestionSource.objects.update(next_sync_at=timezone.now())
+    with crossing(RUN, SOURCE):
+        list(due_work.hand_out())
+    list(due_work.hand_out())  # who went first may still have had the source
+    assert Run.objects.get(finished_at=None).discovered_at is None
 
 
 def test_a_message_is_not_blamed_for_a_transaction_that_was_broken_off(
@@ -111,26 +176,26 @@ def test_a_message_is_not_blamed_for_a_transaction_that_was_broken_off(
 
 
 @contextlib.contextmanager
-def broken_off(table: str, *, deletions: int) -> Iterator[None]:
-    """Have PostgreSQL break off the next deletions from a table, as it does in a deadlock."""
+def broken_off(table: str, statement: str, *, times: int) -> Iterator[None]:
+    """Have PostgreSQL break off the next statements on a table's rows, as it does in a deadlock."""
     with connection.cursor() as cursor:
         cursor.execute("CREATE SEQUENCE broken_off")
         cursor.execute(
             f"""CREATE FUNCTION break_off() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                  IF nextval('broken_off') <= {deletions} THEN
+                  IF nextval('broken_off') <= {times} THEN
                     RAISE EXCEPTION 'deadlock detected' USING ERRCODE = '40P01';
                   END IF;
-                  RETURN OLD;
+                  RETURN coalesce(NEW, OLD);
                 END $$"""
         )
         cursor.execute(
-            f"""CREATE TRIGGER break_off BEFORE DELETE ON {table}
+            f"""CREATE TRIGGER break_off BEFORE {statement} ON {table}
                 FOR EACH ROW EXECUTE FUNCTION break_off()"""
         )
         try:
             yield
             cursor.execute("SELECT last_value FROM broken_off")
-            assert cursor.fetchone()[0] > deletions
+            assert cursor.fetchone()[0] >= times
         finally:
             cursor.execute(f"DROP TRIGGER break_off ON {table}")
             cursor.execute("DROP FUNCTION break_off; DROP SEQUENCE broken_off")
@@ -142,8 +207,8 @@ def test_a_message_is_not_blamed_where_taking_that_back_is_broken_off_too(
     fill(server, 4)
     start(source)
     Mailbox.objects.update(worker_deaths=1)
-    # Of the step to the next message, and of the first try to undo it.
-    with broken_off("ingestion_failedmessage", deletions=2):
+    # Of all tries to commit a message, and of the first to undo what was written down of it.
+    with broken_off("ingestion_failedmessage", "DELETE", times=5):
         assert sync.sync_mailbox(due_now().pk)
     assert not FailedMessage.objects.exists()
     assert finish(source).message == "4 archived."

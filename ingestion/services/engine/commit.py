@@ -24,7 +24,7 @@ from types import TracebackType
 from typing import Self
 
 import structlog
-from django.db import DEFAULT_DB_ALIAS, connection, connections, transaction
+from django.db import DEFAULT_DB_ALIAS, connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.utils import timezone
 
@@ -43,6 +43,7 @@ from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.seen_hashes import SeenHashes
 from ingestion.services.sources.options import Options
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -275,8 +276,7 @@ class Committer:
             rows = [answer.rows() for batch in group.batches for answer in batch.answers]
             connection.close_if_unusable_or_obsolete()  # it may be long since it was used
         try:
-            with transaction.atomic():
-                self._write(group, pack_size, rows)
+            self._write(group, pack_size, rows)
         except LeaseLost:
             group.drop()
             raise
@@ -287,6 +287,7 @@ class Committer:
             pack = str(writer.pack_id)
             log.info("pack_archived", pack=pack, messages=len(group.ids), bytes=pack_size)
 
+    @in_transaction
     def _write(self, group: _Group, pack_size: int, rows: list[bytes]) -> None:
         self._lease.fence()
         if group.writer is not None:

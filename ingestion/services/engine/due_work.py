@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import structlog
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models.functions import Now
 
 from ingestion.errors import LostRace, NotAllowedNow
@@ -26,6 +26,7 @@ from ingestion.services.engine.places import Places
 from ingestion.services.operations import webhooks
 from ingestion.services.operations.alerting import sending
 from ingestion.services.sources import credentials, deletion, discovery
+from ingestion.services.transactions import in_transaction
 from ingestion.states import SourceStatus
 
 log = structlog.get_logger(__name__)
@@ -260,19 +261,23 @@ def _start_scheduled_syncs(limit: int) -> None:
         cursor.execute(_PROVIDERS, [looking.one_account()])
         providers = [slug for (slug,) in cursor.fetchall()]
     for provider in providers:
-        with transaction.atomic():
-            ready = (
-                IngestionSource.objects.filter(
-                    provider=provider,
-                    status=SourceStatus.ACTIVE,
-                    deleted_at=None,
-                    next_sync_at__lte=Now(),
-                )
-                .order_by("next_sync_at")
-                .select_for_update(no_key=True, skip_locked=True)
-                .values_list("pk", flat=True)
-            )
-            runs.start_syncs(list(ready[:limit]))
+        _start_syncs_of(provider, limit)
+
+
+@in_transaction
+def _start_syncs_of(provider: str, limit: int) -> None:
+    ready = (
+        IngestionSource.objects.filter(
+            provider=provider,
+            status=SourceStatus.ACTIVE,
+            deleted_at=None,
+            next_sync_at__lte=Now(),
+        )
+        .order_by("next_sync_at")
+        .select_for_update(no_key=True, skip_locked=True)
+        .values_list("pk", flat=True)
+    )
+    runs.start_syncs(list(ready[:limit]))
 
 
 def _finish_settled_runs(limit: int) -> None:

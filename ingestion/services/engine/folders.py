@@ -19,6 +19,7 @@ from ingestion.services.engine import counters, placements
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.sources.options import Options
+from ingestion.services.transactions import in_transaction
 from ingestion.states import ListAnew, RunKind
 
 log = structlog.get_logger(__name__)
@@ -159,10 +160,14 @@ def _expect(held: Lease, run: Run, mailbox: Mailbox, followed: Sequence[Folder])
     counts = sql.known_counts([row.pk for row in followed])
     left = sum(max(0, (row.remote_count or 0) - counts.get(row.pk, 0)) for row in followed)
     if left != mailbox.messages_expected:
-        with transaction.atomic():
-            held.fence()
-            counters.expect(run.pk, mailbox.pk, left - mailbox.messages_expected)
+        _expect_more(held, run, mailbox, left - mailbox.messages_expected)
         mailbox.messages_expected = left
+
+
+@in_transaction
+def _expect_more(held: Lease, run: Run, mailbox: Mailbox, more: int) -> None:
+    held.fence()
+    counters.expect(run.pk, mailbox.pk, more)
 
 
 def _follow_renames(rows: dict[str, Folder], listed: Sequence[RemoteFolder]) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import structlog
-from django.db import connection, transaction
+from django.db import connection
 from django.db.models import Exists, OuterRef, Prefetch, Q
 from django.db.models.functions import Now
 
@@ -35,6 +35,7 @@ from ingestion.services.engine import folders, lease, runs
 from ingestion.services.engine.places import Places
 from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
+from ingestion.services.transactions import in_transaction
 from ingestion.states import ListAnew, MailboxState, SourceStatus
 
 log = structlog.get_logger(__name__)
@@ -220,30 +221,29 @@ def _account(source: Any, began: dt.datetime) -> _Account:
     return _Account(source, mailbox, options, began, _room_at(source.config.get("host")))
 
 
+@in_transaction
 def _nothing_new(accounts: Sequence[_Account]) -> None:
     """Write down that these are archived up to when they were taken."""
     if not accounts:
         return
-    with transaction.atomic():
-        mine = _still_due(accounts)
-        parameters = {
-            "sources": [account.source.pk for account in mine],
-            "began": [account.began for account in mine],
-            "paces": [account.mailbox.pace_seconds for account in mine],
-        }
-        with connection.cursor() as cursor:
-            cursor.execute(_NOTHING_NEW, parameters)
+    mine = _still_due(accounts)
+    parameters = {
+        "sources": [account.source.pk for account in mine],
+        "began": [account.began for account in mine],
+        "paces": [account.mailbox.pace_seconds for account in mine],
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_NOTHING_NEW, parameters)
 
 
+@in_transaction
 def _sync(accounts: Sequence[_Account]) -> None:
     """Begin a sync of each; of one whose mailbox is known that is not listed."""
     if not accounts:
         return
-    with transaction.atomic():
-        mine = _still_due(accounts)
-        known = [account.mailbox.pk for account in mine if account.mailbox is not None]
-        pks = [account.source.pk for account in mine]
-        runs.start_syncs(pks, only_mailboxes=known)
+    mine = _still_due(accounts)
+    known = [account.mailbox.pk for account in mine if account.mailbox is not None]
+    runs.start_syncs([account.source.pk for account in mine], only_mailboxes=known)
 
 
 def _still_due(accounts: Sequence[_Account]) -> list[_Account]:

@@ -20,6 +20,7 @@ from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.trouble import Action, Trouble
 from ingestion.services.sources import verbs
 from ingestion.services.sources.status import locked
+from ingestion.services.transactions import in_transaction
 from ingestion.states import MailboxState, RunKind
 
 log = structlog.get_logger(__name__)
@@ -43,16 +44,22 @@ def defer_before(held: Lease, mailbox: Mailbox, run: Run) -> None:
     attempts = mailbox.attempts + 1
     if attempts >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]:
         raise error
-    with transaction.atomic():
-        held.fence()
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            attempts=attempts,
-            failing_since=trouble.FAILING_SINCE,
-            last_error_code=error.code,
-            last_error=str(error),
-            not_before=Now() + backoff.delay(attempts),
-        )
-        Run.objects.filter(pk=run.pk).update(warning=str(error))
+    _defer(held, mailbox, run, error, attempts=attempts)
+
+
+@in_transaction
+def _defer(
+    held: Lease, mailbox: Mailbox, run: Run, error: errors.Unavailable, *, attempts: int
+) -> None:
+    held.fence()
+    Mailbox.objects.filter(pk=mailbox.pk).update(
+        attempts=attempts,
+        failing_since=trouble.FAILING_SINCE,
+        last_error_code=error.code,
+        last_error=str(error),
+        not_before=Now() + backoff.delay(attempts),
+    )
+    Run.objects.filter(pk=run.pk).update(warning=str(error))
 
 
 def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> None:
@@ -91,28 +98,34 @@ UPDATE ingestion_mailbox
 def settle(held: Lease, mailbox: Mailbox, run: Run) -> bool:
     """The mailbox is followed to the end: it owes the run nothing more, unless somebody asked for
     what came since (False). Gives the lease back."""
-    with transaction.atomic():
-        if held.fence() != run.pk:
-            return True
-        given = {
-            "run": run.pk,
-            "asked_at": run.asked_at,
-            "error": mailbox.last_error,
-            "mailbox": mailbox.pk,
-        }
-        settled = sql.run(_SETTLE, given) == 1
+    owed, settled = _settle(held, mailbox, run)
     held.given_back = settled
-    return settled
+    return settled or not owed
 
 
+@in_transaction
+def _settle(held: Lease, mailbox: Mailbox, run: Run) -> tuple[bool, bool]:
+    """Return whether it owed the run anything until now, and whether that is settled."""
+    if held.fence() != run.pk:
+        return False, False
+    given = {
+        "run": run.pk,
+        "asked_at": run.asked_at,
+        "error": mailbox.last_error,
+        "mailbox": mailbox.pk,
+    }
+    return True, sql.run(_SETTLE, given) == 1
+
+
+@in_transaction
 def yield_turn(held: Lease) -> None:
-    with transaction.atomic():
-        held.fence()
-        Mailbox.objects.filter(pk=held.mailbox_id).update(
-            not_before=Now(), handed_out_at=Now(), worker_deaths=0
-        )
+    held.fence()
+    Mailbox.objects.filter(pk=held.mailbox_id).update(
+        not_before=Now(), handed_out_at=Now(), worker_deaths=0
+    )
 
 
+@in_transaction
 def _retry_later(
     held: Lease,
     mailbox: Mailbox,
@@ -122,58 +135,58 @@ def _retry_later(
     failures: int,
     wait: dt.timedelta,
 ) -> None:
-    with transaction.atomic():
-        if held.fence() != run.pk or _has_other_credentials(mailbox):  # another run began meanwhile
-            return
-        leaves = failures >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            attempts=0 if leaves else failures,
-            failing_since=None if what.asks_to_wait else trouble.FAILING_SINCE,
-            last_error_code=what.code,
-            last_error=what.text,
-            not_before=Now() + wait,
-            handed_out_at=None,
-            run=None if leaves else run,
-            messages_expected=0 if leaves else F("messages_expected"),
-        )
-        Run.objects.filter(pk=run.pk).update(
-            warning=what.text,
-            mailboxes_done=F("mailboxes_done") + (1 if leaves else 0),
-        )
-    log.info("mailbox_deferred", code=what.code, attempts=failures, seconds=wait.total_seconds())
+    if held.fence() != run.pk or _has_other_credentials(mailbox):  # another run began meanwhile
+        return
+    leaves = failures >= _ATTEMPTS_PER_RUN[RunKind(run.kind)]
+    Mailbox.objects.filter(pk=mailbox.pk).update(
+        attempts=0 if leaves else failures,
+        failing_since=None if what.asks_to_wait else trouble.FAILING_SINCE,
+        last_error_code=what.code,
+        last_error=what.text,
+        not_before=Now() + wait,
+        handed_out_at=None,
+        run=None if leaves else run,
+        messages_expected=0 if leaves else F("messages_expected"),
+    )
+    Run.objects.filter(pk=run.pk).update(
+        warning=what.text,
+        mailboxes_done=F("mailboxes_done") + (1 if leaves else 0),
+    )
+    about = {"code": what.code, "attempts": failures, "seconds": wait.total_seconds()}
+    transaction.on_commit(lambda: log.info("mailbox_deferred", **about))
 
 
+@in_transaction
 def _set_aside(held: Lease, mailbox: Mailbox, run: Run, what: Trouble) -> None:
     """This one mailbox can't be had; the next run's listing tries it again."""
-    with transaction.atomic():
-        if held.fence() != run.pk or _has_other_credentials(mailbox):  # another run began meanwhile
-            return
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            run=None,
-            state=MailboxState.UNAVAILABLE,
-            state_reason=what.text,
-            messages_expected=0,
-            failing_since=None,
-            last_error_code=what.code,
-            last_error=what.text,
-        )
-        Run.objects.filter(pk=run.pk).update(mailboxes_done=F("mailboxes_done") + 1)
+    if held.fence() != run.pk or _has_other_credentials(mailbox):  # another run began meanwhile
+        return
+    Mailbox.objects.filter(pk=mailbox.pk).update(
+        run=None,
+        state=MailboxState.UNAVAILABLE,
+        state_reason=what.text,
+        messages_expected=0,
+        failing_since=None,
+        last_error_code=what.code,
+        last_error=what.text,
+    )
+    Run.objects.filter(pk=run.pk).update(mailboxes_done=F("mailboxes_done") + 1)
 
 
+@in_transaction
 def _stop_source(held: Lease, mailbox: Mailbox, what: Trouble) -> None:
     """An operator must act: the source goes to error and says why."""
-    with transaction.atomic():
-        try:
-            source = locked(mailbox.source)
-        except LostRace as lost:
-            raise LeaseLost(str(lost)) from lost
-        held.fence()
-        if not source.runnable or _has_other_credentials(mailbox):
-            return
-        Mailbox.objects.filter(pk=mailbox.pk).update(
-            last_error_code=what.code, last_error=what.text, attempts=0
-        )
-        verbs.fail(source, what.text, code=what.code, actor="ingestion")
+    try:
+        source = locked(mailbox.source)
+    except LostRace as lost:
+        raise LeaseLost(str(lost)) from lost
+    held.fence()
+    if not source.runnable or _has_other_credentials(mailbox):
+        return
+    Mailbox.objects.filter(pk=mailbox.pk).update(
+        last_error_code=what.code, last_error=what.text, attempts=0
+    )
+    verbs.fail(source, what.text, code=what.code, actor="ingestion")
 
 
 def _has_other_credentials(mailbox: Mailbox) -> bool:

@@ -16,6 +16,7 @@ from ingestion.states import RunKind
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 from tests.servers.imap_source import ACTOR
+from tests.services.test_deadlocks import MAILBOX, SOURCE, crossing
 
 pytestmark = pytest.mark.django_db(transaction=True)
 INTERVAL = dt.timedelta(seconds=300)
@@ -63,6 +64,20 @@ def test_where_nothing_is_new_no_sync_begins(server: ImapScript, source: Ingesti
     assert source.next_sync_at is not None
     assert timezone.now() < source.next_sync_at <= timezone.now() + INTERVAL
     assert [work.kind for work in due_work.hand_out()] == []
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["nothing new", "new"])
+def test_a_deadlock_is_no_error_of_a_look(
+    server: ImapScript, source: IngestionSource, is_new: bool
+) -> None:
+    """Who went first may still have the source when it begins again: then it is looked at anew."""
+    if is_new:
+        server.inbox.deliver(b"Subject: new\r\n\r\n")
+    with crossing(MAILBOX, SOURCE):
+        look(source)
+    IngestionSource.objects.update(handed_out_at=None)  # as if that were long ago
+    assert (look(source) is not None) == is_new
+    assert is_new or (source.next_sync_at is not None and source.next_sync_at > timezone.now())
 
 
 Change = Callable[[ImapScript], object]
