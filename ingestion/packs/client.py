@@ -101,13 +101,13 @@ class PackingProcess:
         starts: list[int | None] = []
         files = [pack.fileno()]
         with contextlib.ExitStack() as stack:
-            for message, body in zip(job.messages, bodies, strict=True):
+            for record, body in zip(job.records, bodies, strict=True):
                 start = None
                 if isinstance(body, SpooledBody):
                     body.file.flush()
                     files.append(body.file.fileno())
-                elif at + message.size <= end:
-                    start, at = at, at + message.size
+                elif at + record.size <= end:
+                    start, at = at, at + record.size
                     self._arena[start:at] = body
                 else:
                     file = stack.enter_context(tempfile.TemporaryFile())

@@ -26,11 +26,11 @@ from typing import IO, NamedTuple, Self
 
 import zstandard
 
-from connectors.types import MessageRef, SpooledBody
+from connectors.types import SpooledBody
 from ingestion import memory, rows
 from ingestion.mail.headers import Headers, head_of, parse_headers
 from ingestion.packs.format import append, compressor
-from ingestion.packs.record import NewMessage, Origin, RecordHeader
+from ingestion.packs.record import RecordHeader
 
 #: What only its worker reacts to.
 IGNORED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,30 +41,27 @@ _NOT_PARSED = Headers(defects=("not parsed: workers died when they did",))
 
 
 class Job(NamedTuple):
-    """Messages of one folder, to be appended to a pack. The ids of both are hexadecimal digits."""
+    """New messages of a mailbox, to be appended to a pack. All ids are hexadecimal digits."""
 
     mailbox: str
     pack: str
-    origin: Origin
     parse: bool
-    messages: Sequence[NewMessage]
+    #: The ids of the messages' rows, and what is known of each.
+    ids: Sequence[str]
+    records: Sequence[RecordHeader]
     #: Where in the arena each message's body begins; None: it is the next of the job's files.
     starts: Sequence[int | None] = ()
 
     def dumps(self) -> bytes:
         """Write it as plain tuples: those travel at twice the speed."""
-        given = [(pk, sha256, size, tuple(ref)) for pk, sha256, size, ref in self.messages]
-        mailbox, pack, origin, parse, _, starts = self
-        words = mailbox, pack, origin, parse, given, starts
+        mailbox, pack, parse, ids, records, starts = self
+        words = mailbox, pack, parse, ids, list(map(tuple, records)), starts
         return pickle.dumps(words, pickle.HIGHEST_PROTOCOL)
 
     @classmethod
     def loads(cls, said: bytes) -> Self:
-        mailbox, pack, origin, parse, given, starts = pickle.loads(said)  # noqa: S301 - its worker's
-        messages = [
-            NewMessage(pk, sha256, size, MessageRef(*ref)) for pk, sha256, size, ref in given
-        ]
-        return cls(mailbox, pack, origin, parse, messages, starts)
+        mailbox, pack, parse, ids, given, starts = pickle.loads(said)  # noqa: S301 - its worker's
+        return cls(mailbox, pack, parse, ids, list(map(RecordHeader._make, given)), starts)
 
 
 # -- the channel -----------------------------------------------------------------------------------
@@ -149,17 +146,16 @@ def _rows(
     then the pack is as it was."""
     files = iter(large)
     bodies: list[memoryview | SpooledBody] = [
-        SpooledBody(next(files), message.size)
+        SpooledBody(next(files), record.size)
         if start is None
-        else arena[start : start + message.size]
-        for message, start in zip(job.messages, job.starts, strict=True)
+        else arena[start : start + record.size]
+        for record, start in zip(job.records, job.starts, strict=True)
     ]
-    records = [RecordHeader.of(message, job.origin) for message in job.messages]
-    said = [(record.dumps(), body) for record, body in zip(records, bodies, strict=True)]
+    said = [(record.dumps(), body) for record, body in zip(job.records, bodies, strict=True)]
     extents = append(pack, job.pack, said, compress)
-    for message, record, body, extent in zip(job.messages, records, bodies, extents, strict=True):
+    for pk, record, body, extent in zip(job.ids, job.records, bodies, extents, strict=True):
         headers = parse_headers(_head(body)) if job.parse else _NOT_PARSED
-        yield rows.message(message.id, record, extent, headers, mailbox=job.mailbox, pack=job.pack)
+        yield rows.message(pk, record, extent, headers, mailbox=job.mailbox, pack=job.pack)
 
 
 def _head(body: memoryview | SpooledBody) -> bytes:

@@ -19,10 +19,9 @@ from pathlib import Path
 import pytest
 import zstandard
 
-from connectors.types import MessageRef
 from ingestion.packs import process as protocol
 from ingestion.packs.format import begin, scan
-from ingestion.packs.record import NewMessage, Origin
+from ingestion.packs.record import Origin, RecordHeader
 from tests.servers.stack import ROOT
 
 MAILBOX, PACK = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -38,25 +37,26 @@ class Process:
     def pack(
         self, file: io.FileIO, *bodies: bytes, large: io.FileIO | None = None, size: int = 0
     ) -> bytes | Exception:
-        messages, starts, at = [], list[int | None](), 0
+        records, starts, at = [], list[int | None](), 0
         for body in bodies:
             self.arena[at : at + len(body)] = body
-            messages.append(_message(body, len(body)))
+            records.append(_record(body, len(body)))
             starts.append(at)
             at += len(body)
         if large:
-            messages.append(_message(b"", size))
+            records.append(_record(b"", size))
             starts.append(None)
-        origin = Origin("me", "", "INBOX", "INBOX", "")
-        job = protocol.Job(MAILBOX.hex, PACK.hex, origin, True, messages, starts)
+        ids = [f"{record.size:032x}" for record in records]
+        job = protocol.Job(MAILBOX.hex, PACK.hex, True, ids, records, starts)
         files = [file.fileno(), *([large.fileno()] if large else [])]
         protocol.send_job(self.channel, job, files)
         answer: bytes | Exception = self.channel.recv()
         return answer
 
 
-def _message(body: bytes, size: int) -> NewMessage:
-    return NewMessage(f"{size:032x}", hashlib.sha256(body).digest(), size, MessageRef("1:1"))
+def _record(body: bytes, size: int) -> RecordHeader:
+    origin = Origin("me", "", "INBOX", "INBOX", "")
+    return RecordHeader(hashlib.sha256(body).digest(), size, origin, "1:1", "", "", None, ())
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from ingestion.models import Folder, Mailbox, Run
 from ingestion.packs import client
 from ingestion.packs.client import Answer, PackingProcess
 from ingestion.packs.process import Job
-from ingestion.packs.record import NewMessage, Origin
+from ingestion.packs.record import NewMessage, Origin, RecordHeader
 from ingestion.packs.store import PackStore, PackWriter
 from ingestion.services.archive import storage
 from ingestion.services.engine import backoff, counters, placements
@@ -150,8 +150,13 @@ class Committer:
         if self._process is None:
             self._process = client.take()
         writer, messages = self._group.writer, [message for message, _ in new]
+        origin = self._origin(batch.folder)
         job = Job(
-            self._mailbox.pk.hex, writer.pack_id.hex, self._origin(batch.folder), parse, messages
+            self._mailbox.pk.hex,
+            writer.pack_id.hex,
+            parse,
+            ids=[message.id for message in messages],
+            records=[RecordHeader.of(message, origin) for message in messages],
         )
         answer = self._process.submit(job, [body for _, body in new], writer.file)
         self._group.answers.append(answer)
