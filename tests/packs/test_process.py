@@ -101,6 +101,23 @@ def test_messages_are_in_the_pack_and_their_rows_come_back(
     assert _bodies(pack) == bodies
 
 
+def test_what_is_known_of_a_message_is_in_its_record_and_its_row(
+    process: Process, pack: io.FileIO
+) -> None:
+    begin(pack, PACK, {"source": "one"})
+    body, time = b"Subject: Hello\r\n\r\n1\r\n", "2024-02-01T11:34:56+00:00"
+    record = _record(body, len(body))._replace(
+        remote_id="7:1", stable_id="S", thread_id="T", received_at=time, labels=("\\Seen", "work")
+    )
+    process.arena[: len(body)] = body
+    job = protocol.Job(MAILBOX.hex, PACK.hex, True, ["0" * 31 + "7"], [record], [0])
+    protocol.send_job(process.channel, job, [pack.fileno()])
+    row = process.channel.recv().decode().split("\t")
+    assert row[2:5] == ["0" * 31 + "7", f"\\\\x{record.sha256.hex()}", str(len(body))]
+    assert (row[7], row[8]) == (time, "Hello")
+    assert [RecordHeader.parse(entry.header) for entry in scan(pack, PACK)] == [record]
+
+
 def test_a_write_that_fails_is_told_and_leaves_nothing(process: Process, pack: io.FileIO) -> None:
     begin(pack, PACK, {"source": "one"})
     size = pack.tell()
