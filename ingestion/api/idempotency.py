@@ -12,14 +12,15 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from django.db import transaction
 from rest_framework.exceptions import ValidationError
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
 from ingestion.api.errors import KeyUsedOtherwise
+from ingestion.models import AnsweredRequest
 from ingestion.services.operations import answered
+from ingestion.services.transactions import in_transaction
 
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -37,15 +38,22 @@ def once(handler: Callable[..., Response], *, sealed: bool) -> Callable[..., Res
             raise ValidationError(
                 {"Idempotency-Key": ["Must be 1 to 255 visible ASCII characters, such as a UUID."]}
             )
-        with transaction.atomic():
+
+        @in_transaction
+        def claimed_and_done() -> Response | AnsweredRequest:
             user_id = request.user.pk
             assert user_id is not None  # nobody comes here without a login
             before = answered.claim(user_id, key, _fingerprint(request))
-            if before is None:
-                response = handler(request, *args, **kwargs)
-                plain = json.loads(JSONRenderer().render(response.data)) if response.data else None
-                answered.remember(user_id, key, response.status_code, plain, sealed=sealed)
-                return response
+            if before is not None:
+                return before
+            response = handler(request, *args, **kwargs)
+            plain = json.loads(JSONRenderer().render(response.data)) if response.data else None
+            answered.remember(user_id, key, response.status_code, plain, sealed=sealed)
+            return response
+
+        before = claimed_and_done()
+        if isinstance(before, Response):
+            return before
         if before.fingerprint != _fingerprint(request):
             raise KeyUsedOtherwise
         headers = {"Idempotent-Replayed": "true"}

@@ -8,12 +8,14 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
+from django.utils import timezone
 from rest_framework.test import APIClient
 
-from ingestion.models import AnsweredRequest, IngestionSource
+from ingestion.models import AnsweredRequest, IngestionSource, Mailbox, Run
 from ingestion.services.operations import answered
-from tests.e2e.rows import a_source
+from tests.e2e.rows import a_mailbox, a_source
 from tests.servers import people
+from tests.services.test_deadlocks import MAILBOX, SOURCE, crossing
 
 pytestmark = pytest.mark.django_db
 SOURCES = "/api/v1/ingestion"
@@ -55,6 +57,21 @@ def test_a_request_that_is_repeated_is_done_once_and_answered_alike(client: APIC
     assert create(client, "k2").json()["id"] != first.json()["id"]
     assert IngestionSource.objects.count() == 2
     assert "s3cret-word" not in str(list(AnsweredRequest.objects.values()))
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}], ids=["", "with a key"])
+def test_a_request_that_met_a_deadlock_is_begun_again(
+    client: APIClient, owner: User, headers: dict[str, str]
+) -> None:
+    source = a_source(owner)
+    run = Run.objects.create(source=source, kind="sync", actor="test")
+    a_mailbox(source, run=run)
+    with crossing(MAILBOX, SOURCE):
+        answer = client.post(f"{SOURCES}/{source.pk}/sync", headers=headers)
+    assert answer.status_code == 202, answer.json()
+    assert AnsweredRequest.objects.count() == len(headers)
+    assert Mailbox.objects.get().not_before <= timezone.now()
 
 
 def test_a_key_is_of_one_request_of_one_user(client: APIClient) -> None:

@@ -26,6 +26,8 @@ from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import heartbeat
 
 _BATCH_ROWS = 200
+#: Who only refers to a row need not wait.
+_LOCK = " FOR NO KEY UPDATE"
 #: The dispatcher writes its heartbeat every 3 s.
 _HEARTBEAT_SECONDS = 30.0
 
@@ -145,7 +147,7 @@ def _rotate_second_steps(fernets: Sequence[Fernet], result: Rotation) -> None:
 
 def _second_steps(*, lock: bool) -> list[tuple[int, str, bytes]]:
     """Return id, field and ciphertext of what people prove themselves with."""
-    query = "SELECT id, data FROM mfa_authenticator ORDER BY id" + (" FOR UPDATE" if lock else "")
+    query = f"SELECT id, data FROM mfa_authenticator ORDER BY id{_LOCK if lock else ''}"
     with connection.cursor() as cursor:
         cursor.execute(query)
         rows = [(pk, json.loads(data)) for pk, data in cursor.fetchall()]
@@ -215,7 +217,7 @@ def _tokens(table: str, batch: list[uuid.UUID], *, lock: bool) -> list[tuple[uui
     """Read ciphertexts as they are stored: the model's field would decrypt them, or raise."""
     query = f"SELECT id, secrets FROM {table} WHERE id = ANY(%s) ORDER BY id"
     with connection.cursor() as cursor:
-        cursor.execute(query + (" FOR UPDATE" if lock else ""), (batch,))
+        cursor.execute(query + (_LOCK if lock else ""), (batch,))
         return [(pk, bytes(token)) for pk, token in cursor.fetchall()]
 
 

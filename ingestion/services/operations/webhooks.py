@@ -4,6 +4,8 @@
       -> delivered | tried again, ever later, for three days | given up, and that is told
 
 The endpoint's address is a person's: it is asked as `operations.posting` asks.
+
+Row locks are taken in one order: alert rules, the endpoint, its deliveries.
 """
 
 import base64
@@ -30,6 +32,7 @@ from ingestion.models.webhook import TEST_EVENT, Event
 from ingestion.services.audit import Actor, audit
 from ingestion.services.operations import posting
 from ingestion.services.operations.posting import Answer
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -122,11 +125,14 @@ def rotate_secret(endpoint: WebhookEndpoint, *, actor: Actor) -> str:
     return secret
 
 
+@in_transaction
 def delete(endpoint: WebhookEndpoint, *, actor: Actor) -> None:
     """Forget an endpoint and what was to be delivered to it. Opens its own transaction."""
-    with transaction.atomic():
-        audit(actor, "webhook.delete", None, _about(endpoint))
-        endpoint.delete()
+    mine = WebhookEndpoint.objects.filter(pk=endpoint.pk)
+    for rows in (endpoint.alert_rules.order_by("pk").select_for_update(), mine.select_for_update()):
+        list(rows.values_list("pk", flat=True))
+    audit(actor, "webhook.delete", None, _about(endpoint))
+    mine.delete()
 
 
 def test(endpoint: WebhookEndpoint, *, actor: Actor) -> Answer:
@@ -277,18 +283,18 @@ def _secrets(endpoint: WebhookEndpoint) -> Sequence[str]:
 
 def _finish(delivery: WebhookDelivery, outcome: Outcome, text: str) -> None:
     with transaction.atomic():
+        _say(delivery, text, delivered=outcome == Outcome.DELIVERED)
         WebhookDelivery.objects.filter(pk=delivery.pk).update(
             attempts=F("attempts") + 1, outcome=outcome, result=text, finished_at=Now()
         )
-        _say(delivery, text, delivered=outcome == Outcome.DELIVERED)
 
 
 def _try_again(delivery: WebhookDelivery, text: str, wait: dt.timedelta) -> None:
     with transaction.atomic():
+        _say(delivery, f"{text} It is tried again.", delivered=False)
         WebhookDelivery.objects.filter(pk=delivery.pk, outcome=Outcome.PENDING).update(
             attempts=F("attempts") + 1, result=text, not_before=Now() + wait, handed_out_at=None
         )
-        _say(delivery, f"{text} It is tried again.", delivered=False)
 
 
 def _say(delivery: WebhookDelivery, text: str, *, delivered: bool) -> None:

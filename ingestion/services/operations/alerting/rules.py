@@ -1,4 +1,7 @@
-"""Rules: what people do with who is told of what. A rule sees what its owner may see."""
+"""Rules: what people do with who is told of what. A rule sees what its owner may see.
+
+Row locks are taken in one order: the rule, its notices, its webhook (`operations.webhooks`).
+"""
 
 import uuid
 from collections.abc import Collection, Mapping
@@ -17,6 +20,7 @@ from ingestion.services.audit import Actor, audit
 from ingestion.services.operations import posting
 from ingestion.services.operations.alerting import digest, sending
 from ingestion.services.operations.alerting.mail import Sent
+from ingestion.services.transactions import in_transaction
 
 MAX_OF_A_USER = 50
 _MAX_RECIPIENTS = 20
@@ -67,11 +71,13 @@ def change(rule: AlertRule, *, given: Mapping[str, Any], actor: Actor) -> AlertR
     return rule
 
 
+@in_transaction
 def delete(rule: AlertRule, *, actor: Actor) -> None:
     """Forget a rule and what it owes. Opens its own transaction."""
-    with transaction.atomic():
-        audit(actor, "alert_rule.delete", None, _about(rule))
-        rule.delete()
+    mine = AlertRule.objects.filter(pk=rule.pk)
+    list(mine.select_for_update().values_list("pk", flat=True))
+    audit(actor, "alert_rule.delete", None, _about(rule))
+    mine.delete()
 
 
 def test(rule: AlertRule, *, actor: Actor) -> Sent:

@@ -25,6 +25,7 @@ from ingestion.models.webhook import RULE_EVENT
 from ingestion.services.audit import Actor
 from ingestion.services.operations import posting, webhooks
 from ingestion.services.operations.alerting import digest, mail, words
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -105,6 +106,7 @@ def failing() -> QuerySet[AlertRule]:
     return AlertRule.objects.filter(enabled=True, attempts__gt=0)
 
 
+@in_transaction
 def forget_old() -> int:
     """Delete what was over long ago, and notices that could not be sent for as long; return how
     many. Idempotent."""
@@ -128,14 +130,21 @@ def _tell_notices(rule: AlertRule) -> bool:
     if not sent.ok:
         _try_again(rule, sent.text)
         return False
-    with transaction.atomic():
-        if shown and rule.way == AlertRule.Way.WEBHOOK and rule.webhook is not None:
-            WebhookDelivery.objects.create(
-                endpoint=rule.webhook, event=RULE_EVENT, data=words.of_delivery(rule, shown)
-            )
-        AlertNotice.objects.filter(pk__in=[notice.pk for notice in owed]).update(sent_at=Now())
-        _done(rule, sent, wait=_APART)
+    _mark_sent(rule, owed, sent, shown=shown)
     return True
+
+
+@in_transaction
+def _mark_sent(
+    rule: AlertRule, owed: list[AlertNotice], sent: mail.Sent, *, shown: list[AlertNotice]
+) -> None:
+    """The rule first, as who changes or deletes it does."""
+    _done(rule, sent, wait=_APART)
+    AlertNotice.objects.filter(pk__in=[notice.pk for notice in owed]).update(sent_at=Now())
+    if shown and rule.way == AlertRule.Way.WEBHOOK and rule.webhook is not None:
+        WebhookDelivery.objects.create(
+            endpoint=rule.webhook, event=RULE_EVENT, data=words.of_delivery(rule, shown)
+        )
 
 
 def _told(rule: AlertRule, shown: list[AlertNotice]) -> mail.Sent:

@@ -6,11 +6,10 @@ here: who reads or verifies mail begins that alert, and a verification that find
 
 import datetime as dt
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from django.conf import settings
 from django.core.cache import cache
-from django.db import transaction
 from django.db.models import Max, Min, QuerySet
 from django.utils import timezone
 
@@ -22,6 +21,7 @@ from ingestion.services import alerts
 from ingestion.services.alerts import Trouble
 from ingestion.services.archive import storage
 from ingestion.services.operations import capacity, workers
+from ingestion.services.transactions import in_transaction
 from ingestion.states import SourceStatus
 
 Kind = AlertKind
@@ -39,26 +39,18 @@ _PROGRESS_KEY = "ingestion:index_progress"
 _WAITING = {"sync": "nothing is imported or synced", "index": "search does not find new mail"}
 
 
+@in_transaction
 def look_at_sources() -> None:
     """Open and end the alerts of sources. Idempotent. Opens its own transaction."""
-    with transaction.atomic():
-        alerts.settle(
-            [*_needs(), *_expiring()],
-            watched=(Kind.SOURCE_ATTENTION, Kind.SOURCE_FAILURES, Kind.SECRET_EXPIRES),
-            over=_over,
-        )
+    watched = (Kind.SOURCE_ATTENTION, Kind.SOURCE_FAILURES, Kind.SECRET_EXPIRES)
+    _settle([*_needs(), *_expiring()], watched)
 
 
 def look_at_service() -> None:
     """Open and end the alerts of the whole service. Idempotent. An object store is asked outside,
     its own transaction inside."""
-    found = [*_storage(), *_idle(), *_index()]
-    with transaction.atomic():
-        alerts.settle(
-            found,
-            watched=(Kind.ARCHIVE_STORAGE, Kind.ARCHIVE_IDLE, Kind.INDEX_STUCK),
-            over=_over,
-        )
+    watched = (Kind.ARCHIVE_STORAGE, Kind.ARCHIVE_IDLE, Kind.INDEX_STUCK)
+    _settle([*_storage(), *_idle(), *_index()], watched)
 
 
 def look_at_workers() -> None:
@@ -70,8 +62,12 @@ def look_at_workers() -> None:
     gone = [queue for queue, state in states.items() if state == "gone"]
     if gone or "starting" not in states.values():
         found = [Trouble(Kind.WORKERS_SILENT, None, _without_workers(gone))] if gone else []
-        with transaction.atomic():
-            alerts.settle(found, watched=(Kind.WORKERS_SILENT,), over=_over)
+        _settle(found, (Kind.WORKERS_SILENT,))
+
+
+@in_transaction
+def _settle(found: list[Trouble], watched: Collection[AlertKind]) -> None:
+    alerts.settle(found, watched=watched, over=_over)
 
 
 def _over(alert: Alert) -> str:
