@@ -31,4 +31,6 @@ def lists(stage: Stage) -> Iterator[Row]:
             f"CPU {statistics.median(page['cpu_milliseconds']):.0f} ms, "
             f"{page['queries']} queries, {page['bytes'] / 1000:,.0f} kB"
         )
+        if page["whole_milliseconds"]:
+            row.note += f", all of it after {statistics.median(page['whole_milliseconds']):.0f} ms"
         yield row
