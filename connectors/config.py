@@ -132,10 +132,16 @@ class Config:
     @classmethod
     def in_labels(cls, text: str) -> str:
         """Return a sentence for who sees a form: with labels where it has the API's names."""
-        for f in cls.fields():
-            if f.name != f.name.lower():  # else it is a word like others
-                text = re.sub(rf"\b{f.name}\b", f"“{f.label}”", text)
-        return text
+        labels = {f.name: f.label for f in cls.fields()}
+        return cls._names().sub(lambda name: f"“{labels[name[0]]}”", text)
+
+    @classmethod
+    @functools.cache
+    def _names(cls) -> re.Pattern[str]:
+        names = [
+            f.name for f in cls.fields() if f.name != f.name.lower()
+        ]  # else a word like others
+        return re.compile(rf"\b({'|'.join(names)})\b" if names else r"(?!)")
 
     @classmethod
     def parse(cls, given: Mapping[str, Any]) -> Self:

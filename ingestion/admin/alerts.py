@@ -11,7 +11,6 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponseRedirect
 from django.urls import reverse
-from django.utils.html import format_html
 from unfold import widgets
 from unfold.decorators import action
 
@@ -187,7 +186,7 @@ class RuleForm(forms.ModelForm):  # type: ignore[type-arg] # the stubs' generic 
         webhook: Any = self.fields["webhook"]
         webhook.queryset = WebhookEndpoint.objects.filter(owner=self.user)
         webhook.label_from_instance = lambda hook: hook.url
-        webhook.help_text = format_html(
+        webhook.help_text = display.html(
             'One of yours: <a href="{}">make another</a>. What happens together is one delivery,'
             " signed, and tried for three days.",
             reverse("admin:ingestion_webhookendpoint_add"),
@@ -291,7 +290,7 @@ class AlertRuleAdmin(OwnersAdmin):
         if rule.last_result_at is None:
             return "nothing was sent yet"
         when = display.time_tag(rule.last_result_at)
-        return format_html('{} <span class="ing-subtle">{}</span>', rule.last_result, when)
+        return display.html('{} <span class="ing-subtle">{}</span>', rule.last_result, when)
 
     @admin.display(description="Last sent")
     def sent(self, rule: AlertRule) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 from django.db.models import QuerySet, Sum
 from django.utils import timezone
-from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from ingestion.admin import display
@@ -75,14 +74,13 @@ def _bars(shown: list[Day], top: int) -> SafeString:
         # The second rectangle is what the pointer meets: the whole column.
         x = at * _STEP
         bars.append((x + (_STEP - _BAR) / 2, _HEIGHT - height, _BAR, height, x, _STEP, str(day)))
-    drawn = format_html_join(
-        "",
+    drawn = display.joined(
         '<g><rect class="ing-bar" x="{}" y="{}" width="{}" height="{}"></rect>'
         '<rect class="ing-bar-column" x="{}" y="0" width="{}" height="100"><title>{}</title></rect>'
         "</g>",
         bars,
     )
-    return format_html(
+    return display.html(
         '<svg viewBox="0 0 {} {}" preserveAspectRatio="none" aria-hidden="true">{}</svg>',
         len(shown) * _STEP,
         _HEIGHT,

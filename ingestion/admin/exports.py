@@ -7,7 +7,6 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.html import format_html
 from unfold import widgets
 
 from ingestion.admin import display
@@ -128,7 +127,7 @@ class ExportAdmin(AuditedAdmin):
     def file(self, export: Export) -> Any:
         shown: Any = display.NOTHING
         if export.state == ExportState.DONE:
-            shown = format_html(
+            shown = display.html(
                 '<a class="ing-button" href="{}" download>Download</a>'
                 '<span class="ing-subtle ing-block">deleted {}</span>',
                 reverse("exports-download", args=(export.pk,)),
@@ -147,12 +146,12 @@ def _bar(export: Export) -> Any:
     total = export.messages_total
     percent = min(99, settled * 100 // total) if total else None
     known = f" of {total:,}" if total else ""
-    return format_html(
+    return display.html(
         '<span class="ing-progress" data-busy><progress max="100"{} aria-label="Progress">'
         '</progress><span class="ing-progress-percent">{}</span>'
         '<span class="ing-progress-text">{}</span>'
         '<span class="ing-progress-warning">{}</span></span>',
-        "" if percent is None else format_html(' value="{}"', percent),
+        "" if percent is None else display.html(' value="{}"', percent),
         "" if percent is None else f"{percent} %",
         f"{settled:,}{known} messages",
         export.message,

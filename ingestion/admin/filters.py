@@ -6,13 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 from django.contrib import admin
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, OuterRef, Q, QuerySet
 from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 
 from ingestion import freshness
+from ingestion.admin import display
 from ingestion.models import FailedMessage, IngestionSource, Run
 from ingestion.states import SourceStatus
 
@@ -35,27 +36,26 @@ def _ids_of_needing(request: HttpRequest) -> list[uuid.UUID]:
     return found
 
 
-def _needing(request: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
+def _needing(request: HttpRequest) -> Q:
     # As one value: to read the names of a thousand takes longer than to find them.
-    ids = RawSQL("SELECT unnest(%s::uuid[])", [_ids_of_needing(request)])
-    return sources.filter(pk__in=ids)
-
-
-def _running(_: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
-    return sources.filter(Exists(Run.objects.filter(source=OuterRef("pk"), finished_at=None)))
-
-
-def _failing(_: HttpRequest, sources: QuerySet[Any]) -> QuerySet[Any]:
-    return sources.filter(Exists(FailedMessage.objects.filter(mailbox__source=OuterRef("pk"))))
+    return Q(pk__in=RawSQL("SELECT unnest(%s::uuid[])", [_ids_of_needing(request)]))
 
 
 #: Value in the address -> (label, tone of its count, what it selects).
-QUESTIONS: dict[str, tuple[str, str, Callable[[HttpRequest, QuerySet[Any]], QuerySet[Any]]]] = {
+QUESTIONS: dict[str, tuple[str, str, Q | Callable[[HttpRequest], Q]]] = {
     "attention": ("Needs attention", "danger", _needing),
-    "running": ("Running now", "primary", _running),
-    "failing": ("Failed messages", "warning", _failing),
-    "paused": ("Paused", "neutral", lambda _, sources: sources.filter(status=SourceStatus.PAUSED)),
-    "new": ("Never imported", "info", lambda _, sources: sources.filter(imported_at=None)),
+    "running": (
+        "Running now",
+        "primary",
+        Q(Exists(Run.objects.filter(source=OuterRef("pk"), finished_at=None))),
+    ),
+    "failing": (
+        "Failed messages",
+        "warning",
+        Q(Exists(FailedMessage.objects.filter(mailbox__source=OuterRef("pk")))),
+    ),
+    "paused": ("Paused", "neutral", Q(status=SourceStatus.PAUSED)),
+    "new": ("Never imported", "info", Q(imported_at=None)),
 }
 
 
@@ -68,27 +68,31 @@ class SourceQuestion(admin.SimpleListFilter):
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
         asked = QUESTIONS.get(self.value() or "")
-        return asked[2](request, queryset) if asked else queryset
+        if asked is None:
+            return queryset
+        return queryset.filter(asked[2](request) if callable(asked[2]) else asked[2])
 
     @classmethod
     def links(cls, request: HttpRequest) -> list[dict[str, Any]]:
         """Return the questions with their counts, for the links above the list."""
-        sources = IngestionSource.objects.filter(deleted_at=None)
+        asked = {
+            value: Count("pk", filter=selects)
+            for value, (_, _, selects) in QUESTIONS.items()
+            if isinstance(selects, Q)
+        }
+        counts = IngestionSource.objects.filter(deleted_at=None).aggregate(**asked)
+        counts["attention"] = len(_ids_of_needing(request))
         now = request.GET.get(cls.parameter_name, "")
         address = reverse("admin:ingestion_ingestionsource_changelist")
         links = [{"label": "All", "url": address, "active": not now, "tone": "", "count": ""}]
-        for value, (label, tone, selects) in QUESTIONS.items():
-            if selects is _needing:
-                number = min(len(_ids_of_needing(request)), _COUNTED)
-            else:
-                number = selects(request, sources)[:_COUNTED].count()
+        for value, (label, tone, _) in QUESTIONS.items():
             links.append(
                 {
                     "label": label,
                     "url": f"{address}?{cls.parameter_name}={value}",
                     "active": now == value,
-                    "tone": tone if number else "neutral",
-                    "count": f"{number:,}" + ("+" if number == _COUNTED else ""),
+                    "tone": tone if counts[value] else "neutral",
+                    "count": display.count(counts[value], cap=_COUNTED),
                 }
             )
         return links

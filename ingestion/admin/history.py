@@ -11,7 +11,6 @@ from django.db.models import OuterRef, Q, QuerySet
 from django.http import HttpRequest, StreamingHttpResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
-from django.utils.html import format_html
 from unfold.contrib.filters.admin import AutocompleteSelectFilter, RangeDateTimeFilter
 
 from ingestion.admin import display
@@ -140,7 +139,7 @@ class AuditEventAdmin(ReadOnlyAdmin):
         if event.source_id is None:
             return display.NOTHING
         if event.source_name is None:
-            return format_html('<span title="{}">deleted</span>', event.source_id)
+            return display.html('<span title="{}">deleted</span>', event.source_id)
         url = reverse("admin:ingestion_ingestionsource_change", args=(event.source_id,))
         return display.link(url, event.source_name)
 
@@ -148,7 +147,7 @@ class AuditEventAdmin(ReadOnlyAdmin):
     def summary(self, event: AuditEvent) -> Any:
         words = display.in_words(event.changes, moves=event.action == "source.update")
         shown = display.clipped(words, characters=160) or display.NOTHING
-        return format_html('<span class="ing-anywhere">{}</span>', shown)
+        return display.html('<span class="ing-anywhere">{}</span>', shown)
 
     @admin.display(description="Changes")
     def what(self, event: AuditEvent) -> Any:

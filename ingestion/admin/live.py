@@ -111,9 +111,10 @@ def texts(source: Any) -> dict[str, str]:
 
 
 def _texts(source: Any) -> dict[str, str]:
+    message = _message(source)
     return {
         "status": display.source_status(source),
-        "message": _message(source),
+        "message": message,
         "archivedUpTo": _archived_up_to(source),
         "mailboxes": display.count(source.mailbox_total, cap=MAILBOXES_CAP),
         "ofMailboxes": _of_mailboxes(source),
@@ -124,7 +125,8 @@ def _texts(source: Any) -> dict[str, str]:
         "lastTry": display.when(source.last_sync_finished_at),
         "tried": _tried(source),
         "nextSync": _next_sync(source),
-        "now": _now(source),
+        # A list shows it of a source that has no bar.
+        "now": "" if current_run(source) is not None else message,
         "counted": _counted(source),
     }
 
@@ -144,11 +146,6 @@ def _message(source: Any) -> str:
     reasons = " ".join(map(str, freshness.reasons(source)))
     did = source.last_sync_status_message if source.status == SourceStatus.ACTIVE else ""
     return display.in_labels(source, reasons or did or source.status_message)
-
-
-def _now(source: Any) -> str:
-    """Say what a list shows of a source that has no bar."""
-    return "" if current_run(source) is not None else _message(source)
 
 
 def _counted(source: Any) -> str:

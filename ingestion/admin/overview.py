@@ -6,7 +6,6 @@ from urllib.parse import urlencode
 
 from django.http import HttpRequest
 from django.urls import reverse
-from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 
 from connectors import registry
@@ -25,6 +24,7 @@ from ingestion.models import (
 from ingestion.services.sources import configuration, consent
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import Options
+from ingestion.states import SourceStatus
 
 _ROWS = 6
 _MANY_ROWS = 20
@@ -38,7 +38,7 @@ def progress_bar(source: IngestionSource, run: Run | None, *, run_only: bool = F
     progress = live.Progress.of(run) if run else None
     known = progress is not None and progress.percent is not None
     flags = ("" if progress else " hidden") + (" data-run-only" if run_only else "")
-    return format_html(
+    return display.html(
         '<span class="ing-progress" data-live-source="{}" data-live="progress" data-address="{}"'
         ' data-showing="{}" data-status="{}"{}>'
         '<span class="ing-progress-title" data-part="title">{}</span>'
@@ -47,12 +47,12 @@ def progress_bar(source: IngestionSource, run: Run | None, *, run_only: bool = F
         '<span class="ing-progress-text" data-part="text">{}</span>'
         '<span class="ing-progress-warning" data-part="warning">{}</span></span>',
         source.pk,
-        reverse("admin:ingestion_source_live"),
+        display.address("admin:ingestion_source_live"),
         run.pk if run else "",
-        source.get_status_display(),
+        SourceStatus(source.status).label,
         mark_safe(flags),  # noqa: S308 - constants
         progress.title if progress else "",
-        format_html(' value="{}"', progress.percent) if progress and known else "",
+        display.html(' value="{}"', progress.percent) if progress and known else "",
         f"{progress.percent} %" if progress and known else "",
         progress.text if progress else "",
         progress.warning if progress else "",

@@ -10,7 +10,6 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils.cache import add_never_cache_headers
-from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
@@ -38,13 +37,13 @@ from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration, consent, same_account, ways
 
 
-def _live(source: Any, name: str, text: str, *, classes: str = "") -> SafeString:
-    return format_html(
+def _live(source: Any, name: str, *, classes: str = "") -> SafeString:
+    return display.html(
         '<span class="{}" data-live-source="{}" data-live="{}">{}</span>',
         classes,
         source.pk,
         name,
-        text,
+        live.texts(source)[name],
     )
 
 
@@ -102,8 +101,9 @@ class SourceAdmin(AuditedAdmin):
 
     @admin.display(description="Source", ordering="name")
     def title(self, source: IngestionSource) -> SafeString:
-        mailboxes = _live(source, "ofMailboxes", live.texts(source)["ofMailboxes"])
-        about = format_html("{}, {}", source.get_provider_display(), mailboxes)
+        about = display.html(
+            "{}, {}", PROVIDERS[source.provider].label, _live(source, "ofMailboxes")
+        )
         return display.two_lines(source.name, about)
 
     @admin.display(description="Status", ordering="status")
@@ -113,36 +113,33 @@ class SourceAdmin(AuditedAdmin):
     @admin.display(description="Now")
     def progress(self, source: IngestionSource) -> SafeString:
         bar = overview.progress_bar(source, live.current_run(source))
-        said = live.texts(source)["now"]
-        return format_html("{}{}", bar, _live(source, "now", said, classes="ing-said"))
+        return display.html("{}{}", bar, _live(source, "now", classes="ing-said"))
 
     @admin.display(description="Messages", ordering="message_count")
     def archived(self, source: IngestionSource) -> SafeString:
-        texts = live.texts(source)
         return display.two_lines(
-            _live(source, "messages", texts["messages"], classes="ing-number"),
-            _live(source, "archived", texts["archived"], classes="ing-number"),
+            _live(source, "messages", classes="ing-number"),
+            _live(source, "archived", classes="ing-number"),
         )
 
     @admin.display(description="Failed")
     def failures(self, source: Any) -> SafeString:
-        text = _live(source, "failures", live.texts(source)["failures"], classes="ing-number")
+        text = _live(source, "failures", classes="ing-number")
         if not source.failure_total:
             return text
-        url = reverse("admin:ingestion_failedmessage_changelist")
+        url = display.address("admin:ingestion_failedmessage_changelist")
         return display.link(f"{url}?mailbox__source__id__exact={source.pk}", text)
 
     @admin.display(description="Archived up to", ordering="archived_up_to")
     def archived_up_to(self, source: IngestionSource) -> SafeString:
-        texts = live.texts(source)
         return display.two_lines(
-            _live(source, "archivedUpTo", texts["archivedUpTo"], classes="ing-nowrap"),
-            _live(source, "tried", texts["tried"], classes="ing-nowrap"),
+            _live(source, "archivedUpTo", classes="ing-nowrap"),
+            _live(source, "tried", classes="ing-nowrap"),
         )
 
     @admin.display(description="Next sync", ordering="next_sync_at")
     def next_sync(self, source: IngestionSource) -> SafeString:
-        return _live(source, "nextSync", live.texts(source)["nextSync"], classes="ing-nowrap")
+        return _live(source, "nextSync", classes="ing-nowrap")
 
     def get_urls(self) -> list[URLPattern]:
         view = self.admin_site.admin_view

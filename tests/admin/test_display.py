@@ -3,6 +3,9 @@
 import datetime as dt
 
 import pytest
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import mark_safe
+from django.utils.translation import gettext_lazy
 
 from ingestion.admin import display
 
@@ -77,8 +80,20 @@ def test_everything_that_makes_markup_escapes_what_it_is_given() -> None:
         display.pretty_json({hostile: hostile}),
         display.refreshed(hostile, hostile),
         display.number(hostile),
+        display.html("<i>{}</i>", hostile),
+        display.html("{}{}", display.number(hostile), hostile),
+        display.joined("<i>{}{}</i>", [(hostile, 1), (2, hostile)]),
     ]
     assert [markup for markup in made if "<script" in markup or hostile in markup] == []
+
+
+def test_markup_is_filled_in_as_django_does_it() -> None:
+    values = ("a & b", '"q"', "it's", "<i>", 7, None, mark_safe("<b>bold</b>"), gettext_lazy("Yes"))
+    template = "{}|" * len(values)
+    assert display.html(template, *values) == format_html(template, *values)
+    assert display.joined(template, [values, values]) == format_html_join(
+        "", template, [values, values]
+    )
 
 
 def test_what_an_audit_event_holds_is_said_in_a_line() -> None:
