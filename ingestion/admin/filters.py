@@ -19,7 +19,6 @@ from ingestion.states import SourceStatus
 
 #: A sync this late was not started by anyone: no worker or no beat is running.
 OVERDUE = dt.timedelta(minutes=15)
-_COUNTED = 1_000
 
 
 def overdue() -> Q:
@@ -92,7 +91,7 @@ class SourceQuestion(admin.SimpleListFilter):
                     "url": f"{address}?{cls.parameter_name}={value}",
                     "active": now == value,
                     "tone": tone if counts[value] else "neutral",
-                    "count": display.count(counts[value], cap=_COUNTED),
+                    "count": display.count(counts[value]),
                 }
             )
         return links
