@@ -48,6 +48,7 @@ _RING_SECONDS = 5
 #: How long deliveries are kept to be looked at.
 _KEPT = dt.timedelta(days=30)
 _GONE = 410
+_DISABLED = "It was disabled before this was delivered."
 
 
 # -- what people do ----------------------------------------------------------------------------
@@ -106,7 +107,7 @@ def change(
             WebhookEndpoint.objects.filter(pk=endpoint.pk).update(**changes)
             endpoint.refresh_from_db()
             if not endpoint.enabled:
-                _give_up_all(endpoint, "It was disabled before this was delivered.")
+                _give_up_all(endpoint, _DISABLED)
             audit(actor, "webhook.update", None, _about(endpoint))
     return endpoint
 
@@ -194,6 +195,9 @@ def deliver(pk: uuid.UUID) -> None:
     rows = WebhookDelivery.objects.select_related("endpoint")
     delivery = rows.filter(pk=pk, outcome=Outcome.PENDING, not_before__lte=Now()).first()
     if delivery is None:
+        return
+    if not delivery.endpoint.enabled and delivery.event != TEST_EVENT:
+        _give_up_all(delivery.endpoint, _DISABLED)  # owed by who did not see that yet
         return
     answer = _send(delivery)
     attempts = delivery.attempts + 1

@@ -3,9 +3,11 @@
 import datetime as dt
 import logging
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection, transaction
 from django.utils import timezone
 
 from ingestion.models import AlertNotice, AlertRule, WebhookDelivery, WebhookEndpoint
@@ -77,6 +79,25 @@ def test_a_webhook_may_be_disabled_while_telling_it_fails(
     with crossing(WEBHOOK, DELIVERY):
         webhooks.deliver(delivery.pk)
     assert WebhookDelivery.objects.get().attempts == 1
+
+
+def test_what_is_owed_while_a_webhook_is_disabled_is_not_told(
+    at: Receiver, webhook: WebhookEndpoint
+) -> None:
+    with transaction.atomic():
+        with ThreadPoolExecutor(1) as other:  # meanwhile, in a session of its own
+            other.submit(_disable, webhook).result()
+        late = WebhookDelivery.objects.create(endpoint=webhook, event=Event.RUN_FINISHED, data={})
+    webhooks.deliver(late.pk)
+    late.refresh_from_db()
+    assert (late.outcome, at.came) == ("given_up", [])
+
+
+def _disable(webhook: WebhookEndpoint) -> None:
+    try:
+        webhooks.change(webhook, enabled=False, actor=ACTOR)
+    finally:
+        connection.close()
 
 
 def test_a_webhook_may_be_deleted_while_it_is_told(
