@@ -289,6 +289,9 @@ def test_of_many_the_first_are_told_at_a_constant_number_of_queries(
 
 def test_of_all_sources_no_table_is_asked_of_each(owner: User) -> None:
     """Each ten seconds all are looked at (`alerting.watch`): no mailbox is looked up by itself."""
+    with connection.cursor() as cursor:
+        # What is known to be empty may well be asked of each; a test before may have had it known.
+        cursor.execute("TRUNCATE ingestion_ingestionsource CASCADE")
     many = 1_000
     usual = {"owner": owner, "provider": "generic_imap", "status": "active", "config": {}}
     sources = [IngestionSource(name=str(number), **usual) for number in range(many)]
