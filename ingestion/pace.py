@@ -39,7 +39,8 @@ def seconds(options: Any = _OPTIONS) -> Any:
     # PostgreSQL's exact numbers take five times as long as floats, of each mailbox that there is.
     quiet_seconds = Coalesce(Cast(Extract(quiet, "epoch"), FloatField()), 0.0)
     slowest = Least(SLOWEST_INTERVALS * interval, SLOWEST_SECONDS)
-    return Greatest(interval, Least(quiet_seconds / QUIET_SHARE, slowest))
+    wanted = Least(quiet_seconds / QUIET_SHARE, slowest, output_field=FloatField())
+    return Greatest(interval, wanted, output_field=FloatField())
 
 
 def late_before(options: Any = _OPTIONS) -> Any:
