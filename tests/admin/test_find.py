@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import pytest
 from django.contrib.auth.models import Permission, User
 from django.test import Client
 from django.utils import timezone
@@ -12,13 +11,6 @@ from tests.e2e.rows import a_folder, a_mailbox, a_source
 FIND = "/admin/find/"
 
 
-@pytest.fixture
-def client(admin_user: User) -> Client:
-    client = Client()
-    client.force_login(admin_user)
-    return client
-
-
 def _found(client: Client, asked: str) -> str:
     answer = client.get(FIND, {"q": asked}, headers={"X-Part": "found"})
     assert answer.status_code == 200
@@ -26,7 +18,7 @@ def _found(client: Client, asked: str) -> str:
 
 
 def test_it_finds_sources_mailboxes_folders_pages_and_leads_to_the_mail(
-    client: Client, admin_user: User
+    admin_client: Client, admin_user: User
 ) -> None:
     source = a_source(admin_user, "Sales <b>")
     mailbox = a_mailbox(source, "ada.sales@example.com")
@@ -35,20 +27,20 @@ def test_it_finds_sources_mailboxes_folders_pages_and_leads_to_the_mail(
     gone = a_source(admin_user, "Sales gone", deleted_at=timezone.now())
     a_mailbox(gone, "sales.gone@example.com")
 
-    found = _found(client, "SALES")
+    found = _found(admin_client, "SALES")
 
     for row in (source, mailbox, folder):
         assert f"/{row.pk}/change/" in found
     assert "gone" not in found
     assert "Sales &lt;b&gt;" in found
     assert '"/admin/mail/?q=SALES"' in found
-    assert "ada.sales" in _found(client, "sales example"), "Each word, in any order."
-    assert f"/{source.pk}/change/" in _found(client, str(source.pk))
-    pages = _found(client, "")
+    assert "ada.sales" in _found(admin_client, "sales example"), "Each word, in any order."
+    assert f"/{source.pk}/change/" in _found(admin_client, str(source.pk))
+    pages = _found(admin_client, "")
     assert "API keys" in pages
     assert "Search mail" not in pages
-    assert "Nothing is called that." not in _found(client, "zzz"), "Mail may have it."
-    assert "Webhooks" in _found(client, "webh")
+    assert "Nothing is called that." not in _found(admin_client, "zzz"), "Mail may have it."
+    assert "Webhooks" in _found(admin_client, "webh")
 
 
 def test_each_finds_what_they_may_see_and_no_more(admin_user: User, owner: User) -> None:
@@ -79,23 +71,23 @@ def test_each_finds_what_they_may_see_and_no_more(admin_user: User, owner: User)
 
 
 def test_it_costs_the_same_with_any_number_of_rows(
-    client: Client, admin_user: User, django_assert_max_num_queries: Any
+    admin_client: Client, admin_user: User, django_assert_max_num_queries: Any
 ) -> None:
     for number in range(9):
         a_folder(a_mailbox(a_source(admin_user, f"S{number}"), f"s{number}@x.org"), f"s{number}")
-    client.get("/admin/")
+    admin_client.get("/admin/")
     # Session, user, and one of each kind.
     with django_assert_max_num_queries(5):
-        found = _found(client, "s")
+        found = _found(admin_client, "s")
         assert found.count("/change/") == 0, "A letter is in every name."
     with django_assert_max_num_queries(5):
-        found = client.get(FIND, {"q": "x.org"}, headers={"X-Part": "found"}).content.decode()
+        found = admin_client.get(FIND, {"q": "x.org"}, headers={"X-Part": "found"}).content.decode()
     assert found.count("/mailbox/") == 6
 
 
-def test_without_the_script_it_is_a_page(client: Client, admin_user: User) -> None:
+def test_without_the_script_it_is_a_page(admin_client: Client, admin_user: User) -> None:
     a_source(admin_user, "Sales")
-    page = client.get(FIND, {"q": "sal"}).content.decode()
+    page = admin_client.get(FIND, {"q": "sal"}).content.decode()
     assert "<!DOCTYPE html>" in page
     assert 'value="sal"' in page
     assert ">Sales<" in page

@@ -4,7 +4,6 @@ import datetime as dt
 import re
 from typing import Any
 
-import pytest
 from django.contrib.auth.models import Permission, User
 from django.db import connection
 from django.template.loader import render_to_string
@@ -19,13 +18,6 @@ from ingestion.models import ArchivedDay, FailedMessage, IngestionSource, Mailbo
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source
 
 
-@pytest.fixture
-def client(admin_user: User) -> Client:
-    client = Client()
-    client.force_login(admin_user)
-    return client
-
-
 def _page(client: Client) -> str:
     answer = client.get("/admin/")
     assert answer.status_code == 200
@@ -33,7 +25,7 @@ def _page(client: Client) -> str:
 
 
 def test_each_that_needs_somebody_has_the_button_that_mends_it(
-    client: Client, admin_user: User
+    admin_client: Client, admin_user: User
 ) -> None:
     wrong = {"status": "error", "status_message": "There is no host named x.", "proven_at": None}
     typo = a_source(admin_user, "Typo", status_code="unknown_host", **wrong)
@@ -44,7 +36,7 @@ def test_each_that_needs_somebody_has_the_button_that_mends_it(
         mailbox=mailbox, folder=a_folder(mailbox), remote_id="1", not_before=timezone.now() + LATER
     )
 
-    page = _page(client)
+    page = _page(admin_client)
 
     assert f"{_page_of(typo)}?tab=settings&amp;field=generic_imap__host" in page
     assert "Edit host" in page
@@ -54,17 +46,19 @@ def test_each_that_needs_somebody_has_the_button_that_mends_it(
     assert page.index("Other") < page.index("Typo") < page.index("Failing"), "The worst first."
 
 
-def test_an_import_that_lacks_mail_is_told_with_no_button(client: Client, admin_user: User) -> None:
+def test_an_import_that_lacks_mail_is_told_with_no_button(
+    admin_client: Client, admin_user: User
+) -> None:
     """It goes on, and tries again by itself: nobody can do more."""
     importing = a_source(admin_user, "Importing", status="importing", imported_at=None)
     mailbox = a_mailbox(importing)
     FailedMessage.objects.create(
         mailbox=mailbox, folder=a_folder(mailbox), remote_id="1", not_before=timezone.now() + LATER
     )
-    page = _page(client)
+    page = _page(admin_client)
     assert "Some messages could not be fetched" in page
     assert f"{importing.pk}/do/" not in page
-    assert client.get(_page_of(importing)).status_code == 200
+    assert admin_client.get(_page_of(importing)).status_code == 200
 
 
 def test_who_may_change_no_source_sees_what_is_wrong_and_no_button(
@@ -100,7 +94,7 @@ def test_an_error_that_no_field_mends_has_no_edit(admin_user: User) -> None:
 
 
 def test_of_what_worked_until_now_only_the_password_is_to_be_mended(
-    client: Client, admin_user: User
+    admin_client: Client, admin_user: User
 ) -> None:
     source = a_source(admin_user, "Alice")
     now = timezone.now()
@@ -108,10 +102,10 @@ def test_of_what_worked_until_now_only_the_password_is_to_be_mended(
         source, last_synced_at=now - dt.timedelta(minutes=2), last_error="The server is away.",
         last_error_code="unavailable", failing_since=now - dt.timedelta(minutes=1),
     )  # fmt: skip
-    assert "The server is away." in _page(client)
-    assert "Edit password" not in _page(client), "A server that is away comes back."
+    assert "The server is away." in _page(admin_client)
+    assert "Edit password" not in _page(admin_client), "A server that is away comes back."
     Mailbox.objects.filter(pk=mailbox.pk).update(last_error_code="needs_reauth")
-    assert "Edit password" in _page(client)
+    assert "Edit password" in _page(admin_client)
 
 
 def test_failed_messages_are_counted_by_their_reason(admin_user: User) -> None:
@@ -131,7 +125,9 @@ def test_failed_messages_are_counted_by_their_reason(admin_user: User) -> None:
     assert sum(number for _, number, _ in queries.failures_by_code(rows=2)) == 2
 
 
-def test_what_came_is_drawn_by_day_and_told_in_words(client: Client, admin_user: User) -> None:
+def test_what_came_is_drawn_by_day_and_told_in_words(
+    admin_client: Client, admin_user: User
+) -> None:
     source, deleted = a_source(admin_user), a_source(admin_user, "Gone", deleted_at=timezone.now())
     today = timezone.now().date()
     for of, age, messages in (
@@ -143,7 +139,7 @@ def test_what_came_is_drawn_by_day_and_told_in_words(client: Client, admin_user:
         day = today - dt.timedelta(days=age)
         ArchivedDay.objects.create(source=of, day=day, messages=messages, size_bytes=1_000)
 
-    page = _page(client)
+    page = _page(admin_client)
 
     assert "1,240 messages in 30 days, 2.0 kB · today 40 messages" in page
     assert page.count('class="ing-bar"') == chart.DAYS
@@ -153,16 +149,16 @@ def test_what_came_is_drawn_by_day_and_told_in_words(client: Client, admin_user:
 
 
 def test_the_archive_s_last_proofs_are_told_and_a_bad_one_is_red(
-    client: Client, admin_user: User
+    admin_client: Client, admin_user: User
 ) -> None:
-    page = _page(client)
+    page = _page(admin_client)
     assert page.count(">never<") == 2
     source = a_source(admin_user, "Sales")
     Proof.objects.create(kind="verification", messages=1_234, problems=0)
     Proof.objects.create(kind="verification", source=source, messages=9, problems=9)
     Proof.objects.create(kind="reconciliation", source=source, messages=50, problems=1)
 
-    page = _page(client)
+    page = _page(admin_client)
 
     assert "1,234 messages, bit for bit" in page
     assert "Sales: 50 messages, 1 problem" in page

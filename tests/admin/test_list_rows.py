@@ -13,15 +13,8 @@ from ingestion.models import IngestionSource
 pytestmark = pytest.mark.django_db
 
 
-@pytest.fixture
-def client(admin_user: User) -> Client:
-    client = Client()
-    client.force_login(admin_user)
-    return client
-
-
 def test_a_row_leads_to_its_page_and_from_there_back_to_the_filtered_list(
-    client: Client, admin_user: User
+    admin_client: Client, admin_user: User
 ) -> None:
     hostile = "<script>alert(1)</script>"
     source = IngestionSource.objects.create(
@@ -29,7 +22,7 @@ def test_a_row_leads_to_its_page_and_from_there_back_to_the_filtered_list(
     )
     address = "/admin/ingestion/ingestionsource/"
     for query in ("", "?show=paused&q=alert"):
-        page = client.get(address + query).content.decode()
+        page = admin_client.get(address + query).content.decode()
         assert hostile not in page
         assert "&lt;script&gt;alert(1)" in page
         [link] = re.findall(rf'href="({address}{source.pk}/change/[^"]*)"', page)
@@ -37,7 +30,9 @@ def test_a_row_leads_to_its_page_and_from_there_back_to_the_filtered_list(
         assert unquote(kept[0]) == query.removeprefix("?")
 
 
-def test_a_row_with_another_kind_of_id_leads_to_its_page(client: Client, admin_user: User) -> None:
-    page = client.get("/admin/auth/user/").content.decode()
+def test_a_row_with_another_kind_of_id_leads_to_its_page(
+    admin_client: Client, admin_user: User
+) -> None:
+    page = admin_client.get("/admin/auth/user/").content.decode()
     [link] = re.findall(r'href="(/admin/auth/user/[^"]+/change/)"', page)
     assert resolve(link).kwargs == {"object_id": str(admin_user.pk)}

@@ -17,13 +17,6 @@ NUMBER = FEW_SOURCES + 30
 
 
 @pytest.fixture
-def client(admin_user: User) -> Client:
-    client = Client()
-    client.force_login(admin_user)
-    return client
-
-
-@pytest.fixture
 def sources(admin_user: User) -> list[IngestionSource]:
     """So many that they come in two parts, some of which need somebody."""
     made = IngestionSource.objects.bulk_create(
@@ -59,40 +52,40 @@ def parts(client: Client, address: str = ALL) -> Iterator[bytes]:
 
 
 def test_many_come_in_parts_that_are_one_array_of_what_the_pages_have(
-    client: Client, sources: list[IngestionSource]
+    admin_client: Client, sources: list[IngestionSource]
 ) -> None:
-    found = json.loads(b"".join(parts(client)))
+    found = json.loads(b"".join(parts(admin_client)))
     assert [one["id"] for one in found] == [str(source.pk) for source in sources]
     assert sum(bool(one["incomplete"]) for one in found) == NUMBER // 5
     pages: list[Any] = []
     for page in (1, 2):
-        pages += client.get(f"{ALL}?pageSize={FEW_SOURCES}&page={page}").json()
+        pages += admin_client.get(f"{ALL}?pageSize={FEW_SOURCES}&page={page}").json()
     assert found == pages
 
 
 def test_a_source_that_is_deleted_or_turns_into_another_meanwhile_is_left_out(
-    client: Client, sources: list[IngestionSource]
+    admin_client: Client, sources: list[IngestionSource]
 ) -> None:
     broken = [source for source in sources if source.status == "error"]
     assert len(broken) <= FEW_SOURCES
-    assert len(client.get(f"{ALL}?status=error").json()) == len(broken)  # few: all at once
-    coming = parts(client, f"{ALL}?search=source")
+    assert len(admin_client.get(f"{ALL}?status=error").json()) == len(broken)  # few: all at once
+    coming = parts(admin_client, f"{ALL}?search=source")
     first = next(coming)
     IngestionSource.objects.filter(pk=sources[-1].pk).delete()
     IngestionSource.objects.filter(pk=sources[-2].pk).update(name="Another")
     found = json.loads(first + b"".join(coming))
     assert [one["name"] for one in found] == [source.name for source in sources[:-2]]
 
-    coming = parts(client)
+    coming = parts(admin_client)
     first = next(coming)
     IngestionSource.objects.filter(name__gte=sources[FEW_SOURCES - 1].name).delete()
     assert len(json.loads(first + b"".join(coming))) == FEW_SOURCES  # the last part is empty
 
 
 def test_what_was_cut_off_is_not_taken_for_all(
-    client: Client, sources: list[IngestionSource], end_session: Callable[[], None]
+    admin_client: Client, sources: list[IngestionSource], end_session: Callable[[], None]
 ) -> None:
-    coming = parts(client)
+    coming = parts(admin_client)
     begun = next(coming)
     end_session()
     with pytest.raises(DatabaseError):
