@@ -38,12 +38,13 @@ def once(handler: Callable[..., Response], *, sealed: bool) -> Callable[..., Res
             raise ValidationError(
                 {"Idempotency-Key": ["Must be 1 to 255 visible ASCII characters, such as a UUID."]}
             )
+        fingerprint = _fingerprint(request)
 
         @in_transaction
         def claimed_and_done() -> Response | AnsweredRequest:
             user_id = request.user.pk
             assert user_id is not None  # nobody comes here without a login
-            before = answered.claim(user_id, key, _fingerprint(request))
+            before = answered.claim(user_id, key, fingerprint)
             if before is not None:
                 return before
             response = handler(request, *args, **kwargs)
@@ -51,13 +52,13 @@ def once(handler: Callable[..., Response], *, sealed: bool) -> Callable[..., Res
             answered.remember(user_id, key, response.status_code, plain, sealed=sealed)
             return response
 
-        before = claimed_and_done()
-        if isinstance(before, Response):
-            return before
-        if before.fingerprint != _fingerprint(request):
+        done = claimed_and_done()
+        if isinstance(done, Response):
+            return done
+        if done.fingerprint != fingerprint:
             raise KeyUsedOtherwise
         headers = {"Idempotent-Replayed": "true"}
-        return Response(answered.answer_of(before), status=before.status, headers=headers)
+        return Response(answered.answer_of(done), status=done.status, headers=headers)
 
     return done_once
 
