@@ -138,9 +138,8 @@ class Config:
     @classmethod
     @functools.cache
     def _names(cls) -> re.Pattern[str]:
-        names = [
-            f.name for f in cls.fields() if f.name != f.name.lower()
-        ]  # else a word like others
+        # What is written in small letters is a word like others.
+        names = [f.name for f in cls.fields() if f.name != f.name.lower()]
         return re.compile(rf"\b({'|'.join(names)})\b" if names else r"(?!)")
 
     @classmethod

@@ -36,7 +36,7 @@ def seconds(options: Any = _OPTIONS) -> Any:
     """Of a Mailbox: how long after its last success its next turn is, in seconds."""
     interval = interval_seconds(options)
     quiet = ExpressionWrapper(F("last_synced_at") - F("last_mail_at"), DurationField())
-    # PostgreSQL's exact numbers take five times as long as floats, of each mailbox that there is.
+    # As a float: PostgreSQL's exact numbers take longer, and it is reckoned of each mailbox.
     quiet_seconds = Coalesce(Cast(Extract(quiet, "epoch"), FloatField()), 0.0)
     slowest = Least(SLOWEST_INTERVALS * interval, SLOWEST_SECONDS)
     wanted = Least(quiet_seconds / QUIET_SHARE, slowest, output_field=FloatField())

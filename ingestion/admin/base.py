@@ -94,7 +94,7 @@ class CappedChangeList(ChangeList):
 
 
 #: unfold makes the headers of all columns, and a row's address with the filters that it leads back
-#: to, anew for each row. That and Django's escaping are half of a page.
+#: to, anew for each row, and fills in each cell as Django does (`display.html`).
 _headers = unfold_list.result_headers
 unfold_list.result_headers = lambda cl: cl.headers if hasattr(cl, "headers") else _headers(cl)
 unfold_list.add_preserved_filters = lambda _context, url: url

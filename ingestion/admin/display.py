@@ -43,8 +43,8 @@ MAILBOX_TONES: dict[str, str] = {
 
 
 def html(template: str, *values: Any) -> SafeString:
-    """Fill in a template, everything escaped that is not marked as safe. As Django's format_html
-    does it, in a third of the time: of a page with a thousand values that is a tenth."""
+    """Fill in a template, everything escaped that is not marked as safe: as Django's format_html,
+    which is a tenth of a page with a thousand values, in half the time."""
     return mark_safe(template.format(*map(_escaped, values)))  # noqa: S308 - escaped
 
 
