@@ -14,7 +14,6 @@ from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
-from connectors.registry import PROVIDERS
 from ingestion import dispatching
 from ingestion.admin import (
     account_list,
@@ -101,9 +100,7 @@ class SourceAdmin(AuditedAdmin):
 
     @admin.display(description="Source", ordering="name")
     def title(self, source: IngestionSource) -> SafeString:
-        about = display.html(
-            "{}, {}", PROVIDERS[source.provider].label, _live(source, "ofMailboxes")
-        )
+        about = display.html("{}, {}", source.get_provider_display(), _live(source, "ofMailboxes"))
         return display.two_lines(source.name, about)
 
     @admin.display(description="Status", ordering="status")
@@ -212,7 +209,7 @@ class SourceAdmin(AuditedAdmin):
             "opts": self.opts,
             "title": "Sign in",
             "source": source,
-            "provider": PROVIDERS[source.provider].label,
+            "provider": source.get_provider_display(),
             "address": url,
         }
         page = TemplateResponse(
