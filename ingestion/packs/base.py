@@ -53,12 +53,13 @@ class PackWriter(abc.ABC):
     """One new pack. Nothing of it remains unless `commit` returned.
 
     `file` is unbuffered: the packing process appends to it by its descriptor, others by `append`.
+    `committed`: whether `commit` returned.
     """
 
     def __init__(self, pack_id: uuid.UUID, file: IO[bytes]) -> None:
         self.pack_id = pack_id
         self.file = file  # closed by commit or __exit__
-        self._committed = False
+        self.committed = False
 
     def append(self, records: Iterable[tuple[str, bytes | Chunked]]) -> list[Extent]:
         """Add records, each a header's JSON object and a body, as `packs.format.append` does."""
@@ -77,7 +78,7 @@ class PackWriter(abc.ABC):
         another one is there."""
         size_bytes = self.file.seek(0, os.SEEK_END)
         self._keep()
-        self._committed = True
+        self.committed = True
         return size_bytes
 
     @abc.abstractmethod
@@ -86,7 +87,7 @@ class PackWriter(abc.ABC):
 
     def drop(self) -> None:
         """Leave nothing of it, committed or not: no row will ever name it."""
-        if self._committed:
+        if self.committed:
             self.remove()
         else:
             self.file.close()
@@ -101,7 +102,7 @@ class PackWriter(abc.ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._committed:
+        if not self.committed:
             self.drop()
 
     @abc.abstractmethod

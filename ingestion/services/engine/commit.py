@@ -18,6 +18,7 @@ import contextlib
 import contextvars
 import dataclasses
 import os
+import uuid
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from types import TracebackType
@@ -31,14 +32,14 @@ from django.utils import timezone
 from connectors.errors import ConnectorError, MessageGone
 from connectors.types import Body, Cursor, MessageRef, Missing
 from ingestion.errors import ArchiveUnavailable, LeaseLost
-from ingestion.models import Folder, Mailbox, Run
+from ingestion.models import Folder, Mailbox, Pack, Run
 from ingestion.packs import client
 from ingestion.packs.client import Answer, PackingProcess
 from ingestion.packs.process import Job
 from ingestion.packs.record import NewMessage, Origin, RecordHeader
 from ingestion.packs.store import PackStore, PackWriter
-from ingestion.services.archive import storage
-from ingestion.services.engine import backoff, counters, placements
+from ingestion.services.archive import compaction, storage
+from ingestion.services.engine import backoff, claims, counters, placements
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.seen_hashes import SeenHashes
@@ -108,13 +109,20 @@ class _Group:
             answer.rows()  # also of what no batch wants any more: the pack must be complete
         return self.writer.commit() if self.writer else 0
 
-    def drop(self) -> None:
-        """Leave no pack behind, where its transaction never began."""
+    def drop(self, source_id: uuid.UUID) -> None:
+        """Leave no pack behind, where its transaction never came. One that is complete stays where
+        `archive.rebuild` took it in, or may be about to: that takes the mailbox from us, too."""
         if self.ahead is not None:
             concurrent.futures.wait([self.ahead])
-        if self.writer is not None:
-            with contextlib.suppress(ArchiveUnavailable):  # housekeeping will
+        if self.writer is None:
+            return
+        with contextlib.suppress(ArchiveUnavailable):  # housekeeping will
+            if not self.writer.committed:
                 self.writer.drop()
+                return
+            with claims.claimed(compaction.KIND, source_id) as alone:
+                if alone and not Pack.objects.filter(pk=self.writer.pack_id).exists():
+                    self.writer.drop()
 
 
 class Committer:
@@ -204,10 +212,10 @@ class Committer:
         try:
             self._settle(_GROUPS_UNDER_WAY - 1)
         except BaseException:
-            group.drop()
+            group.drop(self._mailbox.source_id)
             raise
         if self._failed:
-            group.drop()
+            group.drop(self._mailbox.source_id)
             self._settle(0)  # tells of it, where that is still to be done
             raise RuntimeError("A group before this one failed, and the caller was told so.")
         if self._thread is None:
@@ -259,14 +267,14 @@ class Committer:
 
     def _drop_group(self) -> None:
         """Of a batch that never came."""
-        self._group.drop()
+        self._group.drop(self._mailbox.source_id)
 
     # -- in the thread ---------------------------------------------------------------------------
 
     def _commit_in_turn(self, group: _Group) -> None:
         """Commit a group, unless one before it failed: its cursors stand behind that one's."""
         if self._failed:
-            group.drop()
+            group.drop(self._mailbox.source_id)
             return
         try:
             self._commit(group)
@@ -283,7 +291,7 @@ class Committer:
         try:
             self._write(group, pack_size, rows)
         except LeaseLost:
-            group.drop()
+            group.drop(self._mailbox.source_id)
             raise
         # After any other error nobody knows whether the transaction came: housekeeping decides.
         if group.ids:

@@ -5,21 +5,33 @@ import datetime as dt
 import random
 import tempfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from django.conf import settings
 from django.db import connection, transaction
+from django.utils import timezone
 
 from connectors.types import MessageRef, RawMessage, SpooledBody
 from ingestion.errors import LeaseLost
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import store
-from ingestion.services.archive import housekeeping
+from ingestion.services.archive import housekeeping, reading, rebuild
 from ingestion.services.engine import capture
 from ingestion.services.engine.capture import Capture
 from tests.servers.scripted_provider import Server
-from tests.servers.scripted_source import assert_exact, begun, due_now, fill, finish, start, work
+from tests.servers.scripted_source import (
+    ACTOR,
+    assert_exact,
+    begun,
+    due_now,
+    fill,
+    finish,
+    start,
+    work,
+)
+from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -223,3 +235,36 @@ def test_a_pack_without_its_transaction_is_collected_and_the_import_completes(
     assert housekeeping.collect_orphans() == 0  # too young: its transaction may be under way
     assert housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5)) == 1
     assert_exact(server, source)
+
+
+def test_a_pack_that_was_taken_in_while_its_worker_slept_stays(source: IngestionSource) -> None:
+    """It slept for longer than its lease, between the pack and the pack's rows; and somebody made
+    the rows of all packs again meanwhile."""
+    run, mailbox, folder, held = begun(source)
+    locked = threading.Event()
+
+    def take_in() -> None:
+        try:
+            with transaction.atomic():
+                Mailbox.objects.select_for_update().get(pk=mailbox.pk)
+                locked.set()
+                wait_for(lambda: any(not pack.partial for pack in store().packs()))
+                Mailbox.objects.update(lease_expires_at=timezone.now())
+                rebuild.rebuild(source, actor=ACTOR, on_damage=lambda it: pytest.fail(it.text))
+        finally:
+            connection.close()
+
+    with (
+        held,
+        Capture(held, store=store(), run=run, mailbox=mailbox) as capture,
+        ThreadPoolExecutor(1) as other,
+    ):
+        rebuilding = other.submit(take_in)
+        assert locked.wait(120)
+        with capture.batch(folder) as batch:
+            batch.add(RawMessage(MessageRef("1:1"), b"1"))
+            batch.commit()
+        with pytest.raises(LeaseLost):
+            capture.wait()
+        rebuilding.result()
+    assert reading.opened(Message.objects.get()) == b"1"
