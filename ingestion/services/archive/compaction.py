@@ -161,6 +161,9 @@ def _merge(source_id: uuid.UUID, packs: Sequence[Pack]) -> None:
         size_bytes = writer.commit()
         try:
             copying.read_back()
+            # Behind the pack: while the archive is not moved, it is moved with it. The claim, which
+            # `operations.moving` waits for, goes with its session.
+            storage.require()
             _commit(source_id, merged, writer.pack_id, size_bytes, copying.moved)
         except (Corrupt, LostRace):  # after another error nobody knows whether the rows name it
             writer.drop()

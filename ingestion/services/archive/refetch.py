@@ -98,8 +98,9 @@ def _mend(
             if row.pk in places:
                 with _opened(archive, row) as body:
                     moved[row.pk] = _append(writer, row, places[row.pk], body)
-        storage.require()  # fetching took its time: the archive may have been moved meanwhile
         size_bytes = writer.commit()
+    # Behind the pack: while the archive is not moved, it is moved with it (`operations.moving`).
+    storage.require()
     _commit(pack, writer.pack_id, size_bytes, moved)
 
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 
+from ingestion.errors import WrongArchive
 from ingestion.models import INDEX_VERSION, IngestionSource, Message, Pack
 from ingestion.packs.base import PackStore
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import store
-from ingestion.services.archive import compaction, housekeeping, storage, verify
+from ingestion.services.archive import compaction, housekeeping, refetch, storage, verify
 from ingestion.services.operations import moving
 from ingestion.services.operations.backup import making, restoring
 from ingestion.services.operations.backup.place import Place
@@ -26,6 +28,7 @@ from tests.management.backup.world import (
     Elsewhere,
     More,
     beside,
+    file_of,
     mail,
     make,
     names,
@@ -132,13 +135,68 @@ def test_a_move_waits_for_the_merging_that_is_under_way(
     ):
         merge()
         assert there.mark() is None
+    assert Pack.objects.count() == 3, "merging sees that the archive is being moved"
+    use(there, settings)
+    merge()
     assert_all_is(there, some, settings)
+
+
+def test_who_merges_and_lost_the_claim_on_it_has_no_row_name_what_did_not_move(
+    some: list[str], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody ended its sessions that idle in a transaction: nobody waits for it any more."""
+    there, here = DirectoryStore(tmp_path / "there"), store()
+
+    def move() -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(END_CLAIMS)
+        moving.move(here, there, actor=ACTOR)
+
+    with meanwhile(move, until=lambda: there.mark() is not None, monkeypatch=monkeypatch):
+        merge()
+    assert Pack.objects.count() == 3
+    use(there, settings)
+    assert names() == some
+    merge()
+    assert_all_is(there, some, settings)
+
+
+def test_what_is_fetched_again_while_the_archive_moves_is_told_not_to_be_there(
+    source: IngestionSource, settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of the move comes between the last look at the archive's mark and the new pack."""
+    there, here = DirectoryStore(tmp_path / "there"), store()
+    Pack.objects.update(created_at=timezone.now() - dt.timedelta(days=1))
+    lost = Pack.objects.get()
+    here.delete(file_of(lost))
+    with here.writer(source.pk) as one:
+        writer, commit = type(one), type(one).commit
+
+    def move_first(self: Any) -> int:
+        beside(lambda: moving.move(here, there, actor=ACTOR))
+        return commit(self)
+
+    with monkeypatch.context() as late, pytest.raises(WrongArchive, match="was moved"):
+        late.setattr(writer, "commit", move_first)
+        refetch.refetch(source, [lost.pk], actor=ACTOR, on_left=pytest.fail)
+    use(there, settings)
+    assert refetch.refetch(source, [lost.pk], actor=ACTOR, on_left=pytest.fail).fetched == 2
+    assert names() == ["one", "two"]
+
+
+#: Of whoever has a claim on work (`engine.claims`).
+END_CLAIMS = """SELECT pg_terminate_backend(pid) FROM pg_locks
+                 WHERE locktype = 'advisory' AND classid = hashtext('due work')::oid"""
+
+
+def use(there: PackStore, settings: Any) -> None:
+    settings.ARCHIVE_URL = f"file://{there.name}"
+    storage.require()
 
 
 def assert_all_is(there: PackStore, some: list[str], settings: Any) -> None:
     assert Pack.objects.count() == 1
-    settings.ARCHIVE_URL = f"file://{there.name}"
-    storage.require()
+    use(there, settings)
     assert names() == some
     assert {problem.kind for problem in problems()} <= {"orphan_pack"}  # copied before
     housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5))
