@@ -25,6 +25,7 @@ from tests.servers import imap_source, people
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Account, Dovecot
 from tests.servers.imap_source import ACTOR
+from tests.services.test_deadlocks import crossing
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -164,6 +165,36 @@ def test_a_worker_that_slept_through_the_move_commits_nothing(
     moving.move(store(), DirectoryStore(tmp_path / "there"), actor=ACTOR)
     with pytest.raises(LeaseLost), transaction.atomic():
         suspended.fence()
+
+
+def test_a_worker_that_wakes_up_when_nobody_waits_for_it_any_more_is_waited_for(
+    source: IngestionSource, tmp_path: Path
+) -> None:
+    """Its lease had ended, and is renewed before anybody could take it away."""
+    mailbox = Mailbox.objects.get()
+    suspended = Lease(mailbox.pk, mailbox.lease_token)
+    Mailbox.objects.update(lease_expires_at=timezone.now() - dt.timedelta(seconds=60))
+    nobody_changes = "LOCK TABLE ingestion_mailbox IN SHARE MODE"
+    renew = "UPDATE ingestion_mailbox SET lease_expires_at = now() + make_interval(secs => 2)"
+    with crossing(nobody_changes, renew):
+        moving.move(store(), DirectoryStore(tmp_path / "there"), actor=ACTOR)
+    with pytest.raises(LeaseLost), transaction.atomic():
+        suspended.fence()
+
+
+def test_who_changes_mailboxes_meanwhile_does_not_break_a_move_off(
+    source: IngestionSource, tmp_path: Path
+) -> None:
+    [first, second] = [Mailbox.objects.get(), Mailbox.objects.create(source=source, remote_id="2")]
+    for number, mailbox in enumerate([first, second]):
+        Mailbox.objects.filter(pk=mailbox.pk).update(
+            attempts=number, lease_expires_at=timezone.now() - dt.timedelta(seconds=60)
+        )
+    there = DirectoryStore(tmp_path / "there")
+    lock = "SELECT 1 FROM ingestion_mailbox WHERE attempts = {} FOR NO KEY UPDATE"
+    with crossing(lock.format(1), lock.format(0)):
+        moving.move(store(), there, actor=ACTOR)
+    assert there.mark() == str(Installation.objects.get())
 
 
 def test_nothing_is_moved_onto_itself_or_into_the_archive_of_another(

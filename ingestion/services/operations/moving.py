@@ -16,8 +16,8 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from django.db import models, transaction
-from django.db.models import Sum
+from django.db import transaction
+from django.db.models import F, Sum
 from django.utils import timezone
 
 from ingestion.errors import NotAllowedNow
@@ -27,6 +27,7 @@ from ingestion.services.archive import compaction, storage
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import claims
 from ingestion.services.operations import copying
+from ingestion.services.transactions import in_transaction
 
 #: Clocks of stores and of this machine differ by less, and no pack takes longer to be committed.
 _MARGIN = dt.timedelta(hours=1)
@@ -125,13 +126,15 @@ def _wait_for_writers(here: PackStore) -> None:
                 " run this again: until then no mail is archived."
             )
         time.sleep(0.5)
-    # Who was suspended meanwhile has a lease that ended, and its token, which nobody took since.
-    ended = Mailbox.objects.filter(lease_expires_at__lte=timezone.now())
-    ended.update(lease_token=models.F("lease_token") + 1)
 
 
+@in_transaction
 def _holders() -> set[tuple[uuid.UUID, int]]:
-    held = Mailbox.objects.filter(lease_expires_at__gt=timezone.now())
+    """Return who has a lease. One that has ended is nobody's from now on, also where its holder was
+    suspended, and wakes up: none is neither returned nor ended."""
+    now = timezone.now()
+    Mailbox.objects.filter(lease_expires_at__lte=now).update(lease_token=F("lease_token") + 1)
+    held = Mailbox.objects.filter(lease_expires_at__gt=now)
     return set(held.values_list("pk", "lease_token"))
 
 
