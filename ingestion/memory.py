@@ -30,3 +30,13 @@ def keep_objects() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
+
+
+def collect_cycles(**_: object) -> None:
+    """Collect now what the collector would come for by itself, as a receiver of Django's
+    `request_finished`: what an answer leaves takes 1 to 3 ms while nobody waits for it, and what a
+    dozen do 100 ms in the middle of the next one."""
+    is_due = [
+        count > limit for count, limit in zip(gc.get_count(), gc.get_threshold(), strict=True)
+    ]
+    gc.collect(2 if is_due[2] else 1 if is_due[1] else 0)

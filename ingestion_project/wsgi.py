@@ -4,6 +4,7 @@ import importlib
 import os
 
 from django.conf import settings
+from django.core.signals import request_finished
 from django.core.wsgi import get_wsgi_application
 
 from ingestion import memory
@@ -14,3 +15,4 @@ application = get_wsgi_application()
 importlib.import_module(settings.ROOT_URLCONF)
 importlib.import_module("ingestion.tasks")
 memory.keep_objects()
+request_finished.connect(memory.collect_cycles)
