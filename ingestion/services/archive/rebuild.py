@@ -22,7 +22,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from connectors import registry
-from ingestion.errors import ArchiveUnavailable, Corrupt, InvalidInput, NotAllowedNow
+from ingestion.errors import ArchiveUnavailable, Corrupt, InvalidInput, LostRace, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import Entry, Extent, PackFile, PackStore, store
 from ingestion.services.archive import compaction, orphans, storage
@@ -31,6 +31,7 @@ from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import counters
 from ingestion.services.engine import statements as sql
 from ingestion.services.sources.status import move
+from ingestion.services.transactions import in_transaction
 from ingestion.states import SourceStatus
 
 #: One transaction holds at most this many messages: what a kill repeats.
@@ -68,8 +69,9 @@ def rebuild(
     """Add the rows that the source's packs tell of and the database lacks. Idempotent.
 
     Opens its own transactions, one per batch. Raises NotAllowedNow while a worker is at work on
-    the source: a pack that it is about to commit must not be taken from under it. Raises
-    ArchiveUnavailable where an object store does not answer.
+    the source: a pack that it is about to commit must not be taken from under it. Raises LostRace
+    where the source is deleted meanwhile, and ArchiveUnavailable where an object store does not
+    answer.
     """
     started = timezone.now()
     if Mailbox.objects.filter(source=source, lease_expires_at__gt=started).exists():
@@ -86,6 +88,7 @@ def rebuild(
                 on_progress(job.result)
     _recount(source)
     with transaction.atomic():
+        _hold(source)
         audit(actor, "source.rebuild", source, {"messages_added": job.result.messages_added})
     return job.result
 
@@ -186,7 +189,9 @@ class _Rebuild:
             ]
             readable = [record for record in new if record is not None]
             if readable or unplaced:
-                self._add(pack, remote_id, readable, unplaced)
+                messages, placements = self._add(pack, remote_id, readable, unplaced)
+                self.result.messages_added += messages
+                self.result.placements_added += placements
             self._move(pack, records, archived)
 
     def _archived(self, remote_id: str, records: Iterable[Record]) -> dict[bytes, "_Archived"]:
@@ -213,33 +218,36 @@ class _Rebuild:
             return None
 
     def _report(self, pack: PackFile, text: str) -> None:
+        _hold(self.source)  # else it was removed, and nothing is wrong with it
         self.result.damaged += 1
         self.on_damage(Damage(pack.pack_id, text))
 
+    @in_transaction
     def _add(
         self, pack: PackFile, remote_id: str, new: list[Record], unplaced: list[Record]
-    ) -> None:
-        everything = [*new, *unplaced]
-        with transaction.atomic():
-            mailbox = self._mailbox(remote_id, everything[0].header.origin.address)
-            if new:
-                self._pack(pack)
-                # What a capture archived since: from here on the mailbox is this transaction's.
-                archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
-                added = {r.sha256: r for r in new if r.sha256 not in archived}
-                rows = [*zip(sql.new_message_ids(len(added)), added.values(), strict=True)]
-                sql.insert_messages(r.message(pk, mailbox, pack.pack_id).encode() for pk, r in rows)
-                sql.date_messages([(pk, r.archived_at) for pk, r in rows if r.archived_at])
-                self._count(pack)
-                self.result.messages_added += len(rows)
-            ids = sql.known_hashes(mailbox.pk, {record.sha256 for record in everything})
-            folders = self._folders(mailbox, everything)
-            places = [
-                record.placement(mailbox, folders[record.header.origin.folder], ids)
-                for record in everything
-            ]
-            Placement.objects.bulk_create(places, ignore_conflicts=True)
-            self.result.placements_added += len(places)
+    ) -> tuple[int, int]:
+        """Return how many messages and placements were added."""
+        _hold(self.source)
+        everything, count = [*new, *unplaced], 0
+        mailbox = self._mailbox(remote_id, everything[0].header.origin.address)
+        if new:
+            self._pack(pack)
+            # What a capture archived since: from here on the mailbox is this transaction's.
+            archived = sql.known_hashes(mailbox.pk, {record.sha256 for record in new})
+            added = {r.sha256: r for r in new if r.sha256 not in archived}
+            rows = [*zip(sql.new_message_ids(len(added)), added.values(), strict=True)]
+            sql.insert_messages(r.message(pk, mailbox, pack.pack_id).encode() for pk, r in rows)
+            sql.date_messages([(pk, r.archived_at) for pk, r in rows if r.archived_at])
+            self._count(pack)
+            count = len(rows)
+        ids = sql.known_hashes(mailbox.pk, {record.sha256 for record in everything})
+        folders = self._folders(mailbox, everything)
+        places = [
+            record.placement(mailbox, folders[record.header.origin.folder], ids)
+            for record in everything
+        ]
+        Placement.objects.bulk_create(places, ignore_conflicts=True)
+        return count, len(places)
 
     def _move(
         self, pack: PackFile, records: Iterable[Record], archived: Mapping[bytes, "_Archived"]
@@ -255,13 +263,19 @@ class _Rebuild:
                 moved[row.pk] = record.extent
                 left.add(row.pack_id)
         if moved:
-            with transaction.atomic():
-                self._pack(pack)
-                sql.move_messages(pack.pack_id, moved)
-                self._count(pack)
-                empty = Pack.objects.filter(pk__in=left, message_count__lte=0)
-                empty.filter(~Exists(Message.objects.filter(pack=OuterRef("pk")))).delete()
+            self._lead_here(pack, moved, left)
             self.result.messages_moved += len(moved)
+
+    @in_transaction
+    def _lead_here(
+        self, pack: PackFile, moved: Mapping[uuid.UUID, Extent], left: set[uuid.UUID]
+    ) -> None:
+        _hold(self.source)
+        self._pack(pack)
+        sql.move_messages(pack.pack_id, moved)
+        self._count(pack)
+        empty = Pack.objects.filter(pk__in=left, message_count__lte=0)
+        empty.filter(~Exists(Message.objects.filter(pack=OuterRef("pk")))).delete()
 
     def _pack(self, pack: PackFile) -> None:
         """Have a row for the pack, which is to have messages."""
@@ -298,6 +312,13 @@ class _Rebuild:
         return {folder.remote_id: folder for folder in found}
 
 
+def _hold(source: IngestionSource) -> None:
+    """Keep the source from being removed while a transaction lasts. Raises LostRace where it was
+    deleted: its packs go, and no row of them may come back."""
+    if not sql.hold_source(source.pk):
+        raise LostRace("The source was deleted meanwhile.")
+
+
 def _batches(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
     while batch := list(itertools.islice(entries, _BATCH_RECORDS)):
         yield batch
@@ -310,7 +331,7 @@ def _recount(source: IngestionSource) -> None:
     """
     for pk in Mailbox.objects.filter(source=source).values_list("pk", flat=True):
         with transaction.atomic():
-            Mailbox.objects.select_for_update(no_key=True).get(pk=pk)
+            list(Mailbox.objects.select_for_update(no_key=True).filter(pk=pk))
             messages = Message.objects.filter(mailbox=pk)
             counted = messages.aggregate(count=Count("pk"), size=Sum("size_bytes"))
             Mailbox.objects.filter(pk=pk).update(
