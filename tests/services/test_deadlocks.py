@@ -3,16 +3,34 @@
 import contextlib
 import datetime as dt
 import threading
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 
 import pytest
+from django.contrib.auth.models import User
 from django.db import OperationalError, connection, transaction
+from django.db.models import Model
 from django.utils import timezone
 
 from connectors import errors
 from ingestion.errors import LostRace
-from ingestion.models import AuditEvent, FailedMessage, IngestionSource, Mailbox, Run
-from ingestion.services.engine import due_work, runs, sync
+from ingestion.models import (
+    Alert,
+    AlertKind,
+    AuditEvent,
+    FailedMessage,
+    IngestionSource,
+    Mailbox,
+    Pack,
+    Placement,
+    Run,
+    WebhookDelivery,
+    WebhookEndpoint,
+)
+from ingestion.services.archive import indexing, restored
+from ingestion.services.engine import clocks, due_work, runs, sync
+from ingestion.services.operations import webhooks
+from ingestion.services.operations.alerting import watch
 from ingestion.services.sources import discovery, verbs
 from ingestion.services.sources.status import locked
 from ingestion.services.transactions import (
@@ -20,6 +38,7 @@ from ingestion.services.transactions import (
     others_are_in_the_way,
     others_went_first,
 )
+from tests.e2e import rows
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, due_now, fill, finish, start
 
@@ -28,6 +47,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 SOURCE = "SELECT 1 FROM ingestion_ingestionsource FOR NO KEY UPDATE"
 MAILBOX = "SELECT 1 FROM ingestion_mailbox FOR NO KEY UPDATE"
 RUN = "SELECT 1 FROM ingestion_run FOR NO KEY UPDATE"
+ALERT = "SELECT 1 FROM ingestion_alert FOR UPDATE"
 FAILURE = "SELECT 1 FROM ingestion_failedmessage FOR UPDATE"
 #: Within the server: who waits looks for a circle once, after a second, and never again.
 ONCE_SOMEBODY_WAITS = """DO $$ BEGIN
@@ -53,7 +73,7 @@ def crossing(first: str, second: str) -> Iterator[None]:
                 cursor.execute("SET LOCAL deadlock_timeout = '1h'; SET LOCAL statement_timeout = 0")
                 cursor.execute(first)
                 locks.set()
-                cursor.execute(ONCE_SOMEBODY_WAITS.format(second))
+                cursor.execute(ONCE_SOMEBODY_WAITS.format(second.replace("'", "''")))
         except Exception as error:
             failed.append(error)
             raise
@@ -68,6 +88,15 @@ def crossing(first: str, second: str) -> Iterator[None]:
     finally:
         thread.join()
     assert not failed
+
+
+def two_rows(model: type[Model]) -> tuple[str, str]:
+    """Return what locks one of two rows, and then the one that lies before it in the table."""
+    lock = f"SELECT 1 FROM {model._meta.db_table} WHERE id = '{{}}' FOR UPDATE"
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT id FROM {model._meta.db_table} ORDER BY ctid DESC")
+        [(last,), (first,)] = cursor.fetchall()
+    return lock.format(last), lock.format(first)
 
 
 def test_a_verb_begins_again(source: IngestionSource) -> None:
@@ -228,6 +257,62 @@ def test_who_is_broken_off_again_and_again_is_told_to_try_again(source: Ingestio
     with pytest.raises(LostRace, match="Try again"):
         verb()
     assert len(tries) == 4
+
+
+# -- what changes many rows by one statement -------------------------------------------------------
+
+
+def test_times_that_can_not_be_are_brought_back_in_a_second_try(owner: User) -> None:
+    source = rows.a_source(owner, next_sync_at=None, check_not_before=timezone.now())
+    for number in range(2):
+        rows.a_mailbox(source, str(number))
+    with crossing(*two_rows(Mailbox)):
+        assert clocks.bring_back() == 2
+
+
+def test_rows_of_another_cluster_come_into_the_feed_in_a_second_try(owner: User) -> None:
+    folder = rows.a_folder(rows.a_mailbox(rows.a_source(owner)))
+    rows.archived(folder, b"Subject: 1\r\n\r\n", b"Subject: 2\r\n\r\n")
+    Placement.objects.update(changed_xid=2**40)
+    with crossing(*two_rows(Placement)):
+        assert restored.bring_back_feed() == 2
+
+
+def test_doorbells_begin_again_in_a_second_try(owner: User) -> None:
+    for _ in range(2):
+        WebhookEndpoint.objects.create(owner=owner, url="https://a", events=[], rung_xid=2**40)
+    with crossing(*two_rows(WebhookEndpoint)):
+        restored.bring_back_feed()
+    assert not WebhookEndpoint.objects.exclude(rung_xid=0).exists()
+
+
+def test_deliveries_are_forgotten_in_a_second_try(owner: User) -> None:
+    endpoint = WebhookEndpoint.objects.create(owner=owner, url="https://a", events=[])
+    long_ago = timezone.now() - dt.timedelta(days=40)
+    for _ in range(2):
+        WebhookDelivery.objects.create(
+            endpoint=endpoint, event="", data={}, outcome="delivered", finished_at=long_ago
+        )
+    with crossing(*two_rows(WebhookDelivery)):
+        assert webhooks.forget_old() == 2
+
+
+def test_packs_are_to_be_indexed_anew_in_a_second_try(owner: User) -> None:
+    source = rows.a_source(owner)
+    for _ in range(2):
+        Pack.objects.create(pk=uuid.uuid4(), source=source, size_bytes=1, message_count=0)
+    with crossing(*two_rows(Pack)):
+        assert indexing.owe(everything=True) == 2
+
+
+@pytest.mark.parametrize("look", [watch.look_at_sources, watch.look_at_service])
+def test_who_looks_for_alerts_begins_again(owner: User, look: Callable[[], None]) -> None:
+    about = rows.a_source(owner)
+    Alert.objects.create(kind=AlertKind.SOURCE_FAILURES, source=about, message="It fails.")
+    Alert.objects.create(kind=AlertKind.ARCHIVE_IDLE, message="Nothing comes.")
+    with crossing(ALERT, "SELECT pg_advisory_xact_lock(hashtext('alerts'))"):
+        look()
+    assert Alert.objects.exclude(well_since=None).count() == 1
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 
 import structlog
-from django.db import DataError, OperationalError, connection, transaction
+from django.db import DataError, OperationalError, connection
 from django.db.models import Q, QuerySet
 from django.db.models.functions import Now
 
@@ -28,6 +28,7 @@ from ingestion.services.archive import documents, reading, storage
 from ingestion.services.archive.documents import Indexed
 from ingestion.services.engine import backoff, claims, lease
 from ingestion.services.engine import statements as sql
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -137,21 +138,21 @@ def _of(sources: Sequence[uuid.UUID] | None) -> Q:
     return Q() if sources is None else Q(source__in=sources)
 
 
+@in_transaction
 def owe(sources: Sequence[uuid.UUID] | None = None, *, everything: bool = False) -> int:
     """Have packs indexed now; return how many are due. Of `everything`, all packs are read again;
     else those that are due anyway, also if they wait because they could not be read, and those that
     have messages whose bytes could not. Opens its own transaction."""
     packs = Pack.objects.filter(_of(sources), source__deleted_at=None)
-    with transaction.atomic():
-        if everything:
-            # Never 0, which is of new mail: that goes first.
-            packs.filter(index_version__gt=0).update(index_version=INDEX_VERSION - 1)
-            packs.update(index_offset=0)
-        else:
-            unread = Document.objects.filter(version=0).values("message__pack")
-            packs.filter(pk__in=unread).update(index_version=0)
-        due = packs.filter(index_version__lt=INDEX_VERSION)
-        return due.update(index_not_before=Now(), handed_out_at=None)
+    if everything:
+        # Never 0, which is of new mail: that goes first.
+        packs.filter(index_version__gt=0).update(index_version=INDEX_VERSION - 1)
+        packs.update(index_offset=0)
+    else:
+        unread = Document.objects.filter(version=0).values("message__pack")
+        packs.filter(pk__in=unread).update(index_version=0)
+    due = packs.filter(index_version__lt=INDEX_VERSION)
+    return due.update(index_not_before=Now(), handed_out_at=None)
 
 
 class _Indexing:

@@ -6,7 +6,9 @@ come, and read none of them.
 """
 
 import structlog
-from django.db import connection, transaction
+
+from ingestion.services.engine import statements as sql
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -34,16 +36,16 @@ def bring_back_feed() -> int:
     return count
 
 
+@in_transaction
 def _batch(table: str) -> int:
-    with transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute(_BRING_BACK.format(table=table), {"limit": _BATCH_ROWS})
-        return int(cursor.rowcount)
+    return sql.run(_BRING_BACK.format(table=table), {"limit": _BATCH_ROWS})
 
 
+@in_transaction
 def _let_doorbells_begin_again() -> None:
     """Of webhooks: they would wait for what comes behind where the other cluster was."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "UPDATE ingestion_webhookendpoint SET rung_xid = '0', rung_id = 0"
-            " WHERE rung_xid >= pg_snapshot_xmax(pg_current_snapshot())"
-        )
+    sql.run(
+        "UPDATE ingestion_webhookendpoint SET rung_xid = '0', rung_id = 0"
+        " WHERE rung_xid >= pg_snapshot_xmax(pg_current_snapshot())",
+        {},
+    )

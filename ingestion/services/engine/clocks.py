@@ -6,7 +6,9 @@ it was a year ahead. Here those are brought back.
 """
 
 import structlog
-from django.db import connection
+
+from ingestion.services.engine import statements as sql
+from ingestion.services.transactions import in_transaction
 
 log = structlog.get_logger(__name__)
 
@@ -40,13 +42,14 @@ def bring_back() -> int:
 
     Reads these tables from end to end: for now and then, not for each beat.
     """
-    count = 0
-    for table, column, furthest, instead in _TIMES:
-        with connection.cursor() as cursor:
-            cursor.execute(
-                f"UPDATE ingestion_{table} SET {column} = {instead} WHERE {column} > {furthest}"
-            )
-            count += cursor.rowcount
+    count = sum(_bring_back(*times) for times in _TIMES)
     if count:
         log.warning("times_brought_back", count=count)
     return count
+
+
+@in_transaction
+def _bring_back(table: str, column: str, furthest: str, instead: str) -> int:
+    return sql.run(
+        f"UPDATE ingestion_{table} SET {column} = {instead} WHERE {column} > {furthest}", {}
+    )

@@ -240,6 +240,7 @@ def ring(pk: uuid.UUID) -> None:
         )
 
 
+@in_transaction
 def forget_old() -> int:
     """Delete deliveries that ended long ago; return how many. Idempotent."""
     return WebhookDelivery.objects.filter(finished_at__lt=Now() - _KEPT).delete()[0]
