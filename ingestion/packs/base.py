@@ -11,6 +11,7 @@ orphan, which `archive.housekeeping` collects; a row without a pack can't be: pa
 import abc
 import dataclasses
 import datetime as dt
+import errno
 import hashlib
 import io
 import os
@@ -202,13 +203,14 @@ class PackStore(abc.ABC):
             raise Corrupt(f"pack {pack_id} is missing. Restore it from a backup.") from error
 
     def chunks(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> Iterator[bytes]:
-        """Yield all of a pack's bytes as they are. Raises FileNotFoundError."""
+        """Yield all of a pack's bytes as they are. Raises FileNotFoundError, and Corrupt where the
+        disk can't read some of them."""
         with self._file(source_id, pack_id) as file:
-            while chunk := file.read(_CHUNK_BYTES):
+            while chunk := _read(file, pack_id):
                 yield chunk
 
     def sha256(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bytes:
-        """Hash all of a pack's bytes. Raises FileNotFoundError."""
+        """Hash all of a pack's bytes. Raises what `chunks` does."""
         digest = hashlib.sha256()
         for chunk in self.chunks(source_id, pack_id):
             digest.update(chunk)
@@ -277,6 +279,15 @@ class PackStore(abc.ABC):
     def room(self) -> tuple[int, int] | None:
         """Return how many bytes are free, of how many; None where nobody knows."""
         return None
+
+
+def _read(file: io.RawIOBase, pack_id: uuid.UUID) -> bytes | None:
+    try:
+        return file.read(_CHUNK_BYTES)
+    except OSError as error:
+        if error.errno != errno.EIO:  # a sector that the disk can't read: other packs it can
+            raise
+        raise Corrupt(f"pack {pack_id}: bytes of it can't be read: {error.strerror}.") from error
 
 
 def _bounded(reader: HashingReader, size: int) -> Iterator[bytes]:

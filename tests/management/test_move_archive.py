@@ -137,6 +137,21 @@ def test_a_pack_that_differs_there_keeps_the_archive_where_it_is(
     assert there.mark() is None
 
 
+def test_a_pack_that_can_not_be_read_keeps_the_archive_where_it_is(
+    source: IngestionSource, manage: CommandLine, archive_dir: Path, tmp_path: Path
+) -> None:
+    [path] = archive_dir.rglob("*.pack")
+    path.unlink()
+    path.symlink_to("/proc/self/mem")  # an input/output error
+    moved = manage.here("move_archive", (tmp_path / "there").as_uri())
+    assert (moved.code, "can't be read" in moved.stderr, path.stem in moved.stderr) == (
+        1,
+        True,
+        True,
+    )
+    storage.require()
+
+
 def test_a_worker_that_holds_a_mailbox_is_waited_for(
     source: IngestionSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

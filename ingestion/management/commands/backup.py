@@ -157,7 +157,8 @@ class Command(OperatorCommand):
 def _wrong(done: making.Making) -> list[str]:
     return [
         *(
-            f"pack {pack} is missing in the archive, and in the backup: verify_archive --refetch."
+            f"pack {pack} is missing or damaged in the archive, and not in the backup:"
+            " verify_archive --refetch."
             for pack in done.lost
         ),
         *(

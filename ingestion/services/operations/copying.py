@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
-from ingestion.errors import ArchiveUnavailable
+from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.packs.store import PackFile, PackStore
 
 #: Requests take their time, and a core compares 500 MB/s.
@@ -30,8 +30,8 @@ class Copied:
     copied   it was not there, and is now, bit for bit
     there    it was there already, bit for bit
     gone     it is not here any more, and nothing was written
-    damaged  what is here is not what it is known to be, and nothing was written
-    differs  what is there has other bytes, and was left alone
+    damaged  what is here is not what it is known to be, or can't be read; nothing was written
+    differs  what is there has other bytes, or can't be read, and was left alone
     """
 
     pack: PackFile
@@ -71,7 +71,7 @@ def at_once(act: Callable[[T], R], on: Iterable[T]) -> Iterator[R]:
 def _copy(pack: PackFile, here: PackStore, there: PackStore, known: bytes | None) -> Copied:
     name = pack.source_id, pack.pack_id
     try:
-        theirs = there.sha256(*name)
+        theirs = _hashed(there, pack)
     except FileNotFoundError:
         try:
             with there.copier(*name) as copy:
@@ -81,12 +81,24 @@ def _copy(pack: PackFile, here: PackStore, there: PackStore, known: bytes | None
                 copy.commit()
         except FileNotFoundError:
             return Copied(pack, "gone")  # deleted, or collected, meanwhile
-        return Copied(pack, "copied" if there.sha256(*name) == ours else "differs", ours)
+        except Corrupt:
+            return Copied(pack, "damaged")
+        return Copied(pack, "copied" if _hashed(there, pack) == ours else "differs", ours)
     try:
         ours = known or here.sha256(*name)
     except FileNotFoundError:
         return Copied(pack, "gone")
+    except Corrupt:
+        return Copied(pack, "damaged")
     return Copied(pack, "there" if theirs == ours else "differs", ours)
+
+
+def _hashed(there: PackStore, pack: PackFile) -> bytes:
+    """Return the SHA-256 of a copy; b"" of one that can't be read. Raises FileNotFoundError."""
+    try:
+        return there.sha256(pack.source_id, pack.pack_id)
+    except Corrupt:
+        return b""
 
 
 @contextlib.contextmanager

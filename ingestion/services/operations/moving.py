@@ -106,6 +106,12 @@ def _copy_all(
                 f" {there.name} than in {here.name}. verify_archive tells whether the latter is"
                 " good; remove the other, and run this again."
             )
+        if one.outcome == "damaged":
+            raise NotAllowedNow(
+                f"pack {one.pack.pack_id} of source {one.pack.source_id} can't be read in"
+                f" {here.name}. verify_archive --refetch fetches its mail again; then take the file"
+                " away, and run this again."
+            )
         moved.copied += one.outcome == "copied"
         moved.packs += 1
         moved.size_bytes += one.pack.size_bytes

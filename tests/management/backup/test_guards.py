@@ -190,7 +190,58 @@ def test_a_pack_that_the_archive_lacked_is_told_by_each_look_at_the_backup(
     one_pack(store()).unlink()
     assert make(place).lost == (str(Pack.objects.get().pk),)
     seen = manage.here("backup", str(place.root), "--verify")
-    assert (seen.code, "was missing in the archive when" in seen.stdout) == (1, True)
+    assert (seen.code, "was missing or damaged in the archive when" in seen.stdout) == (1, True)
+
+
+# -- sectors that a disk can't read ----------------------------------------------------------------
+
+
+def break_sectors(path: Path) -> None:
+    """Have who reads it be told of an input/output error."""
+    path.unlink()
+    path.symlink_to("/proc/self/mem")
+
+
+def test_a_pack_that_can_not_be_read_is_told_and_all_else_is_in_the_backup(
+    source: IngestionSource, place: Place, more: More, manage: CommandLine, elsewhere: Elsewhere
+) -> None:
+    """When a disk fails, a backup is wanted most."""
+    more(source, "three")
+    bad = Message.objects.get(subject="three").pack_id
+    break_sectors(next(Path(store().name).rglob(f"{bad}.pack")))
+    made = manage.here("backup", str(place.root), "--json")
+    assert (made.code, made.json()["missing"]) == (3, [str(bad)]), made.stderr
+    assert len(packs(place.packs)) == 1
+    elsewhere()
+    back = manage.here("restore", str(place.root))
+    assert (back.code, "(1 message) was missing or damaged already" in back.stdout) == (3, True)
+    assert manage.here("verify_archive", "--refetch").code == 1
+    assert names() == ["one", "three", "two"]
+
+
+def test_a_pack_of_the_backup_that_can_not_be_read_is_left_out_and_all_else_comes_back(
+    source: IngestionSource, place: Place, more: More, manage: CommandLine, elsewhere: Elsewhere
+) -> None:
+    more(source, "three")
+    make(place)
+    bad = Message.objects.get(subject="three").pack_id
+    break_sectors(next(place.root.rglob(f"{bad}.pack")))
+    checked = manage.here("backup", str(place.root), "--verify")
+    assert (checked.code, "is damaged in the backup" in checked.stdout) == (1, True)
+    elsewhere()
+    back = manage.here("restore", str(place.root))
+    assert (back.code, "(1 message) is damaged in the backup" in back.stdout) == (3, True)
+    assert manage.here("verify_archive", "--refetch").code == 1
+    assert names() == ["one", "three", "two"]
+
+
+def test_a_copy_that_can_not_be_read_and_that_no_list_proves_is_made_again(
+    source: IngestionSource, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken_off_before_the_dump(place, monkeypatch)
+    break_sectors(one_pack(place.packs))
+    assert make(place).differing == [Pack.objects.get().pk]
+    assert (make(place).differing, packs(place.packs)) == ([], packs(store()))
 
 
 @pytest.mark.parametrize("form", [1, 3])

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from ingestion.errors import NotAllowedNow
+from ingestion.errors import Corrupt, NotAllowedNow
 from ingestion.services.operations import copying
 from ingestion.services.operations.backup import dumps
 from ingestion.services.operations.backup.inventory import Inventory, Listed
@@ -43,7 +43,7 @@ def check(place: Place, *, on_progress: Callable[[Checking], None] = lambda _: N
             except NotAllowedNow as error:
                 done.problems.append(str(error))
             done.problems += [
-                f"pack {lost} was missing in the archive when {manifest.name} was made."
+                f"pack {lost} was missing or damaged in the archive when {manifest.name} was made."
                 for lost in manifest.lost
             ] + [
                 f"pack {differing} had other bytes in the backup than in the archive when"
@@ -69,4 +69,6 @@ def _wrong(place: Place, one: Listed) -> str:
             return ""
     except FileNotFoundError:
         return f"{name} is not in the backup. The next backup copies it again."
+    except Corrupt:
+        pass
     return f"{name} is damaged in the backup. Remove it there: the next backup copies it again."

@@ -12,6 +12,7 @@ where one of them went in between (compaction, a deleted source), so that a back
 the archive had. Killed anywhere, it goes on when it is run again, and what was there is whole.
 """
 
+import contextlib
 import dataclasses
 import json
 import uuid
@@ -23,7 +24,7 @@ from django.db import transaction
 from django.db.models import Sum
 from django.utils import timezone
 
-from ingestion.errors import NotAllowedNow
+from ingestion.errors import Corrupt, NotAllowedNow
 from ingestion.models import Installation, Pack
 from ingestion.packs.store import PackFile, PackStore, store
 from ingestion.services.archive import compaction, storage
@@ -42,8 +43,9 @@ _THEN = "Make room, or mend it, and run this again: it goes on."
 @dataclasses.dataclass(slots=True)
 class Making:
     """How far it is, and in the end what was made. `differing`: packs that have other bytes in the
-    backup than in the archive; `lost`: packs that neither has; `unreadable`: what is wrong with
-    backups of before, so that nobody knows which packs they need, and none is removed."""
+    backup than in the archive; `lost`: packs that can be read in neither; `unreadable`: what is
+    wrong with backups of before, so that nobody knows which packs they need, and none is removed.
+    """
 
     stage: str = "Copying packs"
     total_bytes: int = 0
@@ -135,7 +137,7 @@ class _Making:
         self._doubted = {pack_id for manifest in newest for pack_id in manifest.differing}
 
     def copy(self, packs: Iterable[PackFile]) -> set[uuid.UUID]:
-        """Have packs be in the backup; return those that nobody has any more."""
+        """Have packs be in the backup; return those that nobody has any more, or can read."""
         gone: set[uuid.UUID] = set()
         for one in copying.copied(self._not_held(packs), self._here, self._place.packs):
             if one.outcome in ("copied", "there"):
@@ -145,7 +147,7 @@ class _Making:
                     self.done.differing.remove(one.pack.pack_id)
                 continue
             there = self._there.get(one.pack.pack_id)
-            if one.outcome == "gone":
+            if one.outcome in ("gone", "damaged"):
                 gone.add(one.pack.pack_id)
             else:
                 self._differs(one.pack, is_copy=there is None)
@@ -261,10 +263,9 @@ class _Making:
 
     def _hold_as_it_is(self, pack: PackFile, size_bytes: int) -> None:
         known = self._listed.sha256(pack.pack_id)
-        self._hold(
-            dataclasses.replace(pack, size_bytes=size_bytes),
-            known or self._place.packs.sha256(pack.source_id, pack.pack_id),
-        )
+        with contextlib.suppress(Corrupt):  # one that can't be read is of no use: it goes
+            sha256 = known or self._place.packs.sha256(pack.source_id, pack.pack_id)
+            self._hold(dataclasses.replace(pack, size_bytes=size_bytes), sha256)
 
     def _stage(self, stage: str) -> None:
         self.done.stage = stage

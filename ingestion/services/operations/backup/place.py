@@ -24,8 +24,9 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a backup is. `lost`: packs that the dump names and nobody had any more. `differing`:
-    packs that had other bytes in it than in the archive, of which its list proves nothing."""
+    """What a backup is. `lost`: packs that the dump names and nobody had any more, or
+    could read. `differing`: packs that had other bytes in it than in the archive, of which its list
+    proves nothing."""
 
     name: str
     taken_at: dt.datetime

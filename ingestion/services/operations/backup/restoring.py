@@ -242,7 +242,7 @@ class _Restoring:
         bad = self._manifest.differing if self._manifest and not self._without_packs else ()
         for pack in Pack.objects.filter(pk__in=[*lost, *bad]):
             if str(pack.pk) in lost:
-                why = "was missing already when the backup was made"
+                why = "was missing or damaged already when the backup was made"
             elif self.archive.holds(pack.source_id, pack.pk):
                 why = "had other bytes in the backup than in the archive: verify_archive tells more"
             else:
