@@ -110,6 +110,28 @@ def test_a_backup_waits_for_the_merging_that_is_under_way(
     assert problems() == []
 
 
+@pytest.mark.parametrize("how", ["unmounted", "moved"])
+def test_of_an_archive_that_is_not_there_any_more_nothing_is_told_to_be_lost(
+    source: IngestionSource, place: Place, more: More, archive_dir: Path, tmp_path: Path, how: str
+) -> None:
+    """What the dump names, and nobody copied yet, is not gone: it is elsewhere."""
+    there = tmp_path / "there"
+
+    def work(done: making.Making) -> None:
+        if done.stage == "Dumping the database" and not there.exists():
+            beside(lambda: more(source, "three"))
+            if how == "unmounted":
+                archive_dir.rename(there)
+            else:
+                beside(lambda: moving.move(store(), DirectoryStore(there), actor=ACTOR))
+                for path in archive_dir.rglob("*.pack"):
+                    path.unlink()  # somebody trusts the new one
+
+    with pytest.raises(WrongArchive):
+        making.make(place, keep=7, actor=ACTOR, on_progress=work)
+    assert place.manifests() == []
+
+
 def test_packs_that_are_merged_while_the_archive_moves_are_there_as_the_new_one(
     some: list[str], settings: Any, tmp_path: Path
 ) -> None:

@@ -168,6 +168,7 @@ class _Making:
             manifest, named = self._dump(archive_id)
             self._stage("Copying what came meanwhile")
             gone = self.copy(PackFile(*one[:3], manifest.taken_at) for one in named)
+            storage.require()  # moved, or unmounted, meanwhile: what is not here is not gone
             gone = {pack_id for pack_id in gone if pack_id not in self._held}
             lost = {
                 *Pack.objects.filter(pk__in=gone, source__deleted_at=None).values_list(
