@@ -22,7 +22,7 @@ from django.utils import timezone
 from ingestion import queries
 from ingestion.models import Alert, AlertKind, AlertNotice, AlertRule, IngestionSource
 from ingestion.models.webhook import Event
-from ingestion.services.events import Happening, announce_all
+from ingestion.services.events import Happening, announce_all, held
 
 Change = AlertNotice.Change
 
@@ -173,21 +173,21 @@ def _tell(news: Sequence[_News]) -> None:
     rules = AlertRule.objects.filter(enabled=True, owner__is_active=True)
     rules = rules.exclude(way=AlertRule.Way.PING).select_related("owner")
     may_hear = queries.Hearers(one.source_id for one in news)
-    AlertNotice.objects.bulk_create(
-        [
-            AlertNotice(
-                rule=rule,
-                alert=one.alert,
-                kind=one.kind,
-                change=one.change,
-                source=one.source,
-                message=one.message,
-            )
-            for rule in rules
-            for one in news
-            if _wants(rule, one) and may_hear(rule.owner, one.source_id)
-        ]
-    )
+    owed = [
+        AlertNotice(
+            rule=rule,
+            alert=one.alert,
+            kind=one.kind,
+            change=one.change,
+            source=one.source,
+            message=one.message,
+        )
+        for rule in rules
+        for one in news
+        if _wants(rule, one) and may_hear(rule.owner, one.source_id)
+    ]
+    there = held("alertrule", {one.rule_id for one in owed})
+    AlertNotice.objects.bulk_create([one for one in owed if one.rule_id in there])
     announce_all([_event(one, one.alert) for one in news if one.alert is not None])
 
 

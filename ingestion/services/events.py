@@ -7,9 +7,10 @@ it, in the transaction of what happened: told at least once, and not where that 
 import dataclasses
 import datetime as dt
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from django.db import connection
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 
@@ -69,16 +70,29 @@ def _owe(happened: Sequence[Happening], told: QuerySet[WebhookDelivery]) -> None
         enabled=True, owner__is_active=True, events__overlap=[one.event for one in happened]
     ).exclude(pk__in=told.values("endpoint"))
     may_hear = queries.Hearers(one.source_id for one in happened)
-    WebhookDelivery.objects.bulk_create(
-        [
-            WebhookDelivery(
-                endpoint=endpoint,
-                event=one.event,
-                source_id=one.source_id,
-                data={**one.named, **one.data},
-            )
-            for endpoint in endpoints.select_related("owner")
-            for one in happened
-            if one.event in endpoint.events and may_hear(endpoint.owner, one.source_id)
-        ]
-    )
+    owed = [
+        WebhookDelivery(
+            endpoint=endpoint,
+            event=one.event,
+            source_id=one.source_id,
+            data={**one.named, **one.data},
+        )
+        for endpoint in endpoints.select_related("owner")
+        for one in happened
+        if one.event in endpoint.events and may_hear(endpoint.owner, one.source_id)
+    ]
+    there = held("webhookendpoint", {one.endpoint_id for one in owed})
+    WebhookDelivery.objects.bulk_create([one for one in owed if one.endpoint_id in there])
+
+
+_HOLD = "SELECT id FROM ingestion_{} WHERE id = ANY(%s) ORDER BY id FOR KEY SHARE"
+
+
+def held(table: str, ids: Collection[Any]) -> set[Any]:
+    """Return which of these rows are there, and will be until the end of the transaction: only then
+    PostgreSQL asks for what is referred to, and refuses all of it where somebody deleted one."""
+    if not ids:
+        return set()
+    with connection.cursor() as cursor:
+        cursor.execute(_HOLD.format(table), (list(ids),))
+        return {pk for (pk,) in cursor.fetchall()}

@@ -6,7 +6,7 @@ They are their owner's alone: interfaces find them by `user.saved_searches`.
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
 
-from ingestion.errors import InvalidInput
+from ingestion.errors import InvalidInput, LostRace
 from ingestion.models import SavedSearch
 from ingestion.search import query as language
 from ingestion.services.audit import Actor, audit
@@ -31,12 +31,16 @@ def save(user: User, *, name: str, query: str, actor: Actor) -> SavedSearch:
 
 
 def rename(saved: SavedSearch, *, name: str, actor: Actor) -> SavedSearch:
-    """Give it another name. Raises InvalidInput. Opens its own transaction."""
+    """Give it another name. Raises InvalidInput, and LostRace where it was deleted. Opens its own
+    transaction."""
     errors = _wrong_with_name(name)
     if errors:
         raise InvalidInput(errors)
-    saved.name = name.strip()
-    return _written(saved, actor, "rename")
+    with transaction.atomic():
+        if not SavedSearch.objects.select_for_update().filter(pk=saved.pk).first():
+            raise LostRace("The saved search was deleted.")
+        saved.name = name.strip()
+        return _written(saved, actor, "rename")
 
 
 def delete(saved: SavedSearch, *, actor: Actor) -> None:

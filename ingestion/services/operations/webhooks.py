@@ -26,7 +26,7 @@ from standardwebhooks import Webhook
 
 from ingestion import feed
 from ingestion.crypto import Secrets
-from ingestion.errors import CredentialsUnreadable, InvalidInput
+from ingestion.errors import CredentialsUnreadable, InvalidInput, LostRace
 from ingestion.models import WebhookDelivery, WebhookEndpoint
 from ingestion.models.webhook import TEST_EVENT, Event
 from ingestion.services.audit import Actor, audit
@@ -48,6 +48,7 @@ _RING_SECONDS = 5
 #: How long deliveries are kept to be looked at.
 _KEPT = dt.timedelta(days=30)
 _GONE = 410
+_DELETED = "The webhook was deleted."
 _DISABLED = "It was disabled before this was delivered."
 
 
@@ -88,7 +89,8 @@ def change(
     actor: Actor,
 ) -> WebhookEndpoint:
     """Change what is given. One that is enabled again is told of what happens from now on; one
-    that is disabled is told nothing more. Raises InvalidInput. Opens its own transaction."""
+    that is disabled is told nothing more. Raises InvalidInput, and LostRace where it was deleted.
+    Opens its own transaction."""
     changes: dict[str, object] = {}
     if url is not None and url != endpoint.url:
         changes["url"] = url
@@ -104,7 +106,8 @@ def change(
         changes |= {"rung_xid": place.xid, "rung_id": place.id}
     if changes:
         with transaction.atomic():
-            WebhookEndpoint.objects.filter(pk=endpoint.pk).update(**changes)
+            if not WebhookEndpoint.objects.filter(pk=endpoint.pk).update(**changes):
+                raise LostRace(_DELETED)
             endpoint.refresh_from_db()
             if not endpoint.enabled:
                 _give_up_all(endpoint, _DISABLED)
@@ -114,10 +117,12 @@ def change(
 
 def rotate_secret(endpoint: WebhookEndpoint, *, actor: Actor) -> str:
     """Return a new secret, which nothing can show again. For a day what is sent is signed with the
-    one before as well. Opens its own transaction."""
+    one before as well. Raises LostRace where it was deleted. Opens its own transaction."""
     secret = _new_secret()
     with transaction.atomic():
-        found = WebhookEndpoint.objects.select_for_update().get(pk=endpoint.pk)
+        found = WebhookEndpoint.objects.select_for_update().filter(pk=endpoint.pk).first()
+        if found is None:
+            raise LostRace(_DELETED)
         before = found.secrets["secret"] if found.secrets.readable else None
         found.secrets = Secrets({"secret": secret} | ({"before": before} if before else {}))
         found.rotated_at = timezone.now()

@@ -14,7 +14,7 @@ from django.db import transaction
 from django.db.models.functions import Now
 
 from ingestion import queries
-from ingestion.errors import InvalidInput
+from ingestion.errors import InvalidInput, LostRace
 from ingestion.models import AlertKind, AlertRule, IngestionSource
 from ingestion.services.audit import Actor, audit
 from ingestion.services.operations import posting
@@ -47,10 +47,16 @@ def create(user: User, *, given: Mapping[str, Any], actor: Actor) -> AlertRule:
     return rule
 
 
+@in_transaction
 def change(rule: AlertRule, *, given: Mapping[str, Any], actor: Actor) -> AlertRule:
     """Change what is given. What it owed before is told by it as it is now; one that is disabled
-    owes nothing more. Raises InvalidInput. Opens its own transaction."""
-    rule.refresh_from_db()
+    owes nothing more. Raises InvalidInput, and LostRace where it was deleted. Opens its own
+    transaction."""
+    mine = AlertRule.objects.filter(pk=rule.pk)
+    try:  # what others change at the same time stays changed
+        rule.refresh_from_db(from_queryset=mine.select_for_update(no_key=True))
+    except AlertRule.DoesNotExist:
+        raise LostRace("The rule was deleted.") from None
     before = rule.digest
     for name, value in _known(given).items():
         setattr(rule, name, value)
@@ -59,14 +65,11 @@ def change(rule: AlertRule, *, given: Mapping[str, Any], actor: Actor) -> AlertR
     changes = {name: getattr(rule, name) for name in FIELDS}
     if rule.digest != before:
         changes["digest_at"] = digest.next_at(rule.digest)
-    with transaction.atomic():
-        # Whatever was in the way may be mended now.
-        AlertRule.objects.filter(pk=rule.pk).update(
-            **changes, not_before=Now(), attempts=0, handed_out_at=None
-        )
-        if not rule.enabled:
-            rule.notices.filter(sent_at=None).delete()
-        audit(actor, "alert_rule.update", None, _about(rule))
+    # Whatever was in the way may be mended now.
+    mine.update(**changes, not_before=Now(), attempts=0, handed_out_at=None)
+    if not rule.enabled:
+        rule.notices.filter(sent_at=None).delete()
+    audit(actor, "alert_rule.update", None, _about(rule))
     rule.refresh_from_db()
     return rule
 
