@@ -4,9 +4,11 @@ import datetime as dt
 import json
 import re
 import socket
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,7 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.db import connection
 
-from ingestion.errors import CredentialsUnreadable
+from ingestion.errors import CredentialsUnreadable, NotAllowedNow
 from ingestion.models import ApiKey, AuditEvent, IngestionSource, Pack, WebhookEndpoint
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work, heartbeat, looking
@@ -371,6 +373,31 @@ def test_a_new_key_of_its_own_is_made_in_one_step(
     assert [path.name for path in tmp_path.glob("secrets*")] == ["secrets.json"]
     keys(new)
     assert IngestionSource.objects.get().secrets["password"] == SECRET
+
+
+def test_of_many_who_make_a_new_key_at_once_each_that_is_made_is_kept(
+    settings: Any, tmp_path: Path, keys: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else credentials would be encrypted by a key that is nowhere."""
+    monkeypatch.delenv("ENCRYPTION_KEYS", raising=False)
+    settings.VAR_DIR = tmp_path
+    kept = tmp_path / "secrets.json"
+    kept.write_text(json.dumps({"SECRET_KEY": "s", "ENCRYPTION_KEYS": [OLD]}))
+    keys(OLD)
+    together = threading.Barrier(8)
+
+    def make() -> list[str]:
+        together.wait()
+        return credential_keys.add_managed_key()
+
+    with ThreadPoolExecutor(8) as pool:
+        tries = [pool.submit(make) for _ in range(8)]
+    refused = [error for error in (one.exception() for one in tries) if error]
+    made = {one.result()[0] for one in tries if not one.exception()}
+    assert made
+    assert made <= set(json.loads(kept.read_text())["ENCRYPTION_KEYS"])
+    assert {type(error) for error in refused} <= {NotAllowedNow}
+    assert all("were changed" in str(error) for error in refused)
 
 
 def test_keys_of_the_environment_are_not_changed_here(

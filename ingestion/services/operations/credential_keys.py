@@ -6,6 +6,7 @@ leave every process able to read at every moment: add the new key in front and r
 `ingestion.crypto`.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
@@ -228,14 +229,26 @@ def add_managed_key() -> list[str]:
     """Put a fresh key in front of those in VAR_DIR/secrets.json; return all of them.
 
     Durable and atomic. Processes that run already don't know the new key until they are started
-    again. Raises NotAllowedNow where the keys are not kept there.
+    again. Raises NotAllowedNow where the keys are not kept there, or another added one just now.
     """
-    path = _managed_file()
-    content = json.loads(path.read_text())
-    content["ENCRYPTION_KEYS"] = [secrets.token_urlsafe(32), *content["ENCRYPTION_KEYS"]]
-    _replace(path, json.dumps(content, indent=2))
+    with _alone(_managed_file().parent):
+        path = _managed_file()  # as it is now
+        content = json.loads(path.read_text())
+        content["ENCRYPTION_KEYS"] = [secrets.token_urlsafe(32), *content["ENCRYPTION_KEYS"]]
+        _replace(path, json.dumps(content, indent=2))
     keys: list[str] = content["ENCRYPTION_KEYS"]
     return keys
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Have it for one process: of two who add a key, none may write without the other's."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
 
 
 def service_runs() -> bool:
@@ -262,7 +275,10 @@ def _managed_file() -> Path:
         kept = json.loads(path.read_text()).get("ENCRYPTION_KEYS")
     except FileNotFoundError:
         kept = None
-    if kept != settings.ENCRYPTION_KEYS or "ENCRYPTION_KEYS" in os.environ:
+    ours = settings.ENCRYPTION_KEYS
+    if kept and ours and kept != ours and kept[-len(ours) :] == ours:
+        raise NotAllowedNow(f"The keys in {path} were changed since this began. Run it again.")
+    if kept != ours or "ENCRYPTION_KEYS" in os.environ:
         raise NotAllowedNow(
             "The keys come from the environment variable ENCRYPTION_KEYS, so they are changed "
             "there: put a new key in front of the others, restart every process, and run "
