@@ -24,6 +24,7 @@ from tests.documents import indexed
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, body, fill, finish, start
 from tests.services.exports.test_formats import bytes_of, manifest, unpacked
+from tests.services.test_deadlocks import crossing
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -271,3 +272,18 @@ def test_a_link_is_for_one_export_and_for_an_hour(
     monkeypatch.setattr(jobs, "LINK", dt.timedelta(seconds=-1))
     with pytest.raises(NotAllowedNow, match="expired"):
         jobs.by_token(one.pk, token)
+
+
+def test_an_export_that_is_deleted_while_its_file_expires_stops_no_housekeeping(
+    owner: User,
+) -> None:
+    long_ago = timezone.now() - dt.timedelta(days=2)
+    for _ in range(2):
+        Export.objects.create(
+            owner=owner, query="", format="eml", state="done", expires_at=long_ago
+        )
+    first = Export.objects.order_by("pk").first()
+    assert first is not None
+    with crossing(f"DELETE FROM ingestion_export WHERE id = '{first.pk}'", "SELECT 1"):
+        jobs.expire()
+    assert Export.objects.get().state == "expired"

@@ -313,7 +313,8 @@ def expire() -> None:
     now = timezone.now()
     for export in Export.objects.filter(state=ExportState.DONE, expires_at__lt=now):
         _Files(export).delete()
-        _update(export, state=ExportState.EXPIRED)
+        with contextlib.suppress(_Gone):
+            _update(export, state=ExportState.EXPIRED)
     Export.objects.filter(finished_at__lt=now - _ROW_KEPT).delete()
     with_file = Export.objects.filter(state__in=[*UNFINISHED, ExportState.DONE])
     kept = {str(pk) for pk in with_file.values_list("pk", flat=True)}
