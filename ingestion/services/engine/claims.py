@@ -19,8 +19,10 @@ FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
 
 _CLAIM = """SELECT pg_try_advisory_xact_lock{shared}(
     hashtext('due work'), hashtext(%(kind)s || %(id)s::text))"""
-#: It idles for as long as the work takes, whatever the server allows to others.
-_BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 0"
+#: It idles for as long as the work takes, whatever the server allows to others. (Before version 17
+#: there is no transaction_timeout.)
+_BEGIN = """BEGIN; SELECT set_config(name, '0', true) FROM pg_settings
+    WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"""
 _POLL_SECONDS = 0.2
 
 

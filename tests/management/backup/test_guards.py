@@ -1,5 +1,6 @@
 """What a backup or a restore looks at before it trusts it: each look has a test that fails without."""
 
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def test_packs_that_go_at_each_dump_end_it_and_the_backup_before_stays(
         ".json",
         ".packs",
     ]
+
+
+def test_a_dump_takes_longer_than_the_server_allows_to_transactions(db: None) -> None:
+    with connection.cursor() as cursor:
+        for limit in ("idle_in_transaction_session_timeout", "transaction_timeout"):
+            cursor.execute(f"SET {limit} = '50ms'")
+    try:
+        with dumps.snapshot() as snapshot:
+            time.sleep(0.3)
+            assert snapshot.messages() == 0
+    finally:
+        connection.close()
 
 
 def test_what_comes_between_the_list_of_packs_and_the_dump_is_in_neither(

@@ -13,11 +13,12 @@ pytestmark = pytest.mark.django_db(transaction=True)
 WORK = ("a kind", uuid.uuid4())
 
 
-def test_a_claim_outlives_what_the_server_allows_to_idle_transactions(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("limit", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_a_claim_outlives_what_the_server_allows_to_transactions(
+    limit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = connection.settings_dict["OPTIONS"]
-    brief = f"{options.get('options', '')} -c idle_in_transaction_session_timeout=50ms"
+    brief = f"{options.get('options', '')} -c {limit}=50ms"
     monkeypatch.setitem(options, "options", brief)
     with claims.claimed(*WORK) as first:
         time.sleep(0.3)
