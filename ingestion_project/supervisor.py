@@ -245,6 +245,8 @@ class Supervisor:
             self._see_to(running)
 
     def _until_next_start(self, timeout_seconds: float) -> float:
+        if self._asked_to_stop:  # there is none: to wait for it would be to wait for nothing
+            return timeout_seconds
         waits = [r.start_at - time.monotonic() for r in self._running.values() if not r.alive]
         return max(0.0, min([timeout_seconds, *waits]))
 

@@ -71,6 +71,26 @@ def test_leaving_ends_what_others_stand_on_last(tmp_path: Path) -> None:
     assert [name for name, text in lines if text == "bye"] == ["web", "postgres"]
 
 
+def test_who_waits_for_the_last_to_end_sleeps(tmp_path: Path) -> None:
+    """Not at full speed, because others that have ended already would be due again."""
+    steps = 0
+
+    class Counting(Supervisor):
+        def _step(self, timeout_seconds: float) -> None:
+            nonlocal steps
+            steps += 1
+            super()._step(timeout_seconds)
+
+    lines: Lines = []
+    with Counting(lambda *line: lines.append(line)) as supervisor:
+        supervisor.start(shell("quick", "echo up; exec sleep 1000", tmp_path))
+        slow = 'trap "sleep 2; exit 0" TERM; echo up; while :; do sleep 0.05; done'
+        supervisor.start(shell("slow", slow, tmp_path))
+        step_until(supervisor, lambda: {("quick", "up"), ("slow", "up")} <= set(lines))
+        steps = 0
+    assert 10 < steps < 1_000
+
+
 def test_a_program_run_once_gives_its_status_and_all_its_output(tmp_path: Path) -> None:
     lines: Lines = []
     with Supervisor(lambda *line: lines.append(line)) as supervisor:
