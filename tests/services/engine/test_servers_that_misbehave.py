@@ -177,7 +177,8 @@ def test_a_body_announced_with_a_wrong_size_is_never_archived(
     body = server.inbox.mails[17].body
     server.inbox.mails[17].answer = b"{%d}\r\n%s" % (len(body) + off, body)
     imap_source.start(source)
-    run = imap_source.finish(source)
+    with override_settings(NETWORK_TIMEOUT_SECONDS=4):  # for what is announced and never comes
+        run = imap_source.finish(source)
     assert run.message.startswith("39 archived, 1 failed.")
     held = held_by(server)
     del held["INBOX", "1:17"]
