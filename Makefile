@@ -11,8 +11,11 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Redis comes in a wheel for CPython up to 3.12.
-PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3,$(shell command -v $(name))))
+# Redis comes in a wheel for CPython up to 3.12. The distribution's Python comes first: one that was
+# compiled without optimizations, as pyenv does, takes an eighth more. One without venv makes none.
+DISTRIBUTION := /usr/bin
+PYTHON ?= $(shell for name in $(DISTRIBUTION)/python3.11 $(DISTRIBUTION)/python3.12 python3.11 python3.12 python3; do \
+	$$name -c 'import ensurepip' 2>/dev/null && command -v $$name && break; done)
 
 # Whatever the shell says: else each process of the service compiles all of it when it starts.
 unexport PYTHONDONTWRITEBYTECODE
@@ -96,7 +99,7 @@ lock: $(VENV)/development
 	@$(LOCK) --no-deps requirements-msgraph.in -o requirements-msgraph.txt
 
 define environment
-	test -n "$(PYTHON)" || { echo "Python 3.11 is needed: apt-get install python3 python3-venv"; exit 1; }; \
+	test -n "$(PYTHON)" || { echo "There is no Python 3.11 or 3.12 with its venv module: apt-get install python3 python3-venv"; exit 1; }; \
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
 		{ echo "Python 3.11 or 3.12 is needed, and $(PYTHON) is none: make PYTHON=/path/to/python3.11 ..."; exit 1; }; \
 	test -x $(BIN)/pip || { echo "Making $(VENV) with `$(PYTHON) -V`"; rm -rf $(VENV); $(PYTHON) -m venv $(VENV) 2>/dev/null; } || \
