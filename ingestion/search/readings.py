@@ -2,8 +2,8 @@
 
 An order by date with a limit alone is as slow as what is found is rare or old; the index of words
 alone is as slow as it is common. So words are asked for in *windows* of time, which the same index
-has: month by month, and by the year where that seems to have few, all in one statement that ends
-where there is enough. Of a month with more than FEW_HITS, rows are looked through by date: what is
+has: month by month, and by years where these seem to have few, all in one statement that ends where
+there is enough. Of a month with more than FEW_HITS, rows are looked through by date: what is
 that common comes soon. A folder or label with few placements is answered by those; where neither
 helps, rows are looked through by date.
 
@@ -31,12 +31,14 @@ FAR = 20_000
 NEAR = 5_000
 #: What the index has of a word costs 1 to 3 us where its row is looked at, of a folder 10 us.
 FEW_HITS = 1_000
-#: The same in a year, whose months can be asked for: each without any costs 0.1 ms.
-FEW_OF_YEAR = 250
+#: The same in years, whose months can be asked for, and each look at a month costs 0.1 to 2 ms.
+FEW_OF_YEARS = 250
 FEW_PLACEMENTS = 5_000
 #: To count, a window of time has so many times the months of the one after it; of all in their
 #: order, the first has one month.
 _WIDER = 8
+#: Of all in their order, so many times the years are next, where these had few.
+_WIDER_YEARS = 4
 #: Of each statement, and of all windows together but the last. What takes longer is refused:
 #: nobody waits for it.
 TIMEOUT_SECONDS = 20
@@ -212,50 +214,62 @@ class Reading:
         """Return the first hits of a span of time, in their order, and the month before which they
         end, where that has more than FEW_HITS; all time, where not all documents have numbers.
 
-        Each step of the one statement asks for one number. `month`: for the next month. Where a
-        year, by the month it begins with, has no more than is lacking, `far` looks at the month it
-        ends with: a word that came in or went out of use meanwhile may have very many. Where that
-        has no more either, `year` asks for the others of the year at once; where these are many
-        after all, `month` goes on.
+        Each step of the one statement looks at the index once. `month`: at the next month. Where,
+        by that, a year has no more than is lacking, `far` looks at the month that it ends with: a
+        word that came in or went out of use meanwhile may have very many. Where that has a few,
+        `years` looks at all up to it; then both do the same with _WIDER_YEARS times as many years.
+        Where these have none, as before a word went out of use, or many after all, it goes on by
+        calendar year, or month by month.
         """
-        first, last, given = span.first, span.end - 1, "d.numbers @> ARRAY[w.number]"
+        first, last = span.first, span.end - 1
         if not self._asked.numbered:
-            first, last, given = 0, 0, "true"
+            first, last = 0, 0
         if self._order.newest:
-            begins, near, far, way, following = last, 11, 0, "- 1", "w.january - 1"
+            begins, near, way, every = last, 11, "- 1", 12
+            far = f"greatest({first}, (s.month / 12 + 1 - greatest(s.years, 1)) * 12)"
             is_other = f"d.date < {_begin('w.month + 1')}"
         else:
-            begins, near, far, way, following = first, 0, 11, "+ 1", "w.january + 12"
+            begins, near, way, every = first, 0, "+ 1", -12
+            far = f"least({last}, (s.month / 12 + greatest(s.years, 1)) * 12 - 1)"
             is_other = f"d.date >= {_begin('w.month')}"
-        inner = self._with_words(Sql(given))
+        inner = self._with_words(Sql("d.numbers && w.numbers" if self._asked.numbered else "true"))
         where, values = self._asked.where
         columns = "d.date, d.message_id" if where == "true" else "d.*"  # words take their time
         rows = ask(
             Sql(
                 f"""WITH RECURSIVE step AS (
-                SELECT {begins} AS month, 'month'::text AS asks, {limit} AS lacking,
+                SELECT {begins} AS month, 'month'::text AS asks, 1 AS years, {limit} AS lacking,
                        false AS ends, NULL::record[] AS hits
                  UNION ALL
                 SELECT CASE WHEN f.crowded OR w.asks = 'far' THEN w.month
-                            WHEN w.asks = 'month' THEN w.month {way} ELSE {following} END,
-                       CASE WHEN w.asks = 'month' AND w.month = w.january + {near}
-                                 AND w.january >= {first} AND w.january + 11 <= {last}
+                            WHEN w.asks = 'month' THEN w.month {way} ELSE w.far {way} END,
+                       CASE WHEN w.asks = 'month' AND (w.years > 0 OR w.month %% 12 = {near})
                                  AND f.number * 11 <= w.lacking - cardinality(f.hits) THEN 'far'
-                            WHEN w.asks = 'far' AND NOT f.crowded THEN 'year' ELSE 'month' END,
+                            WHEN w.asks = 'far' AND NOT f.crowded THEN 'years'
+                            WHEN w.asks <> 'month' AND w.years > f.crowded::int THEN 'far'
+                            ELSE 'month' END,
+                       CASE WHEN w.asks = 'month' THEN w.years
+                            WHEN f.crowded OR w.asks = 'years' AND f.number = 0 THEN 0
+                            WHEN w.asks = 'years' AND f.number * {_WIDER_YEARS} <= w.few
+                                 THEN w.years * {_WIDER_YEARS}
+                            ELSE w.years END,
                        w.lacking - cardinality(f.hits), f.crowded AND w.asks = 'month', f.hits
-                  FROM (SELECT *, CASE asks WHEN 'month' THEN {words.of_month(0)} + month
-                                            WHEN 'far' THEN {words.of_month(far)} + january
-                                            ELSE {words.of_year(0)} + january / 12
-                                  END::smallint AS number,
+                  FROM (SELECT s.*, far, CASE asks
+                               WHEN 'month' THEN ARRAY[{words.of_month(0)} + month]
+                               WHEN 'far' THEN array(SELECT {words.of_month(0)} + generate_series(
+                                   far, month, {every}))
+                               ELSE array(SELECT {words.of_year(0)} + generate_series(
+                                   least(month, far) / 12, greatest(month, far) / 12))
+                               END::smallint[] AS numbers,
                                CASE asks WHEN 'month' THEN {max(FEW_HITS, limit)}
-                                         WHEN 'far' THEN lacking / 11
-                                         ELSE {max(FEW_OF_YEAR, limit)} END AS few
-                          FROM (SELECT *, month / 12 * 12 AS january FROM step) s
+                                         WHEN 'far' THEN {max(FEW_OF_YEARS, limit) // 11}
+                                         ELSE {max(FEW_OF_YEARS, limit)} END AS few
+                          FROM step s CROSS JOIN LATERAL (SELECT {far} AS far) f
                          WHERE month BETWEEN {first} AND {last} AND lacking > 0 AND NOT ends) w
                  CROSS JOIN LATERAL (
                        WITH few AS MATERIALIZED (
                            SELECT {columns} FROM ({inner.text}) d
-                            WHERE w.asks <> 'year' OR ({is_other}) LIMIT w.few + 1)
+                            WHERE w.asks <> 'years' OR ({is_other}) LIMIT w.few + 1)
                        SELECT n.number, n.number > w.few AS crowded,
                               array(SELECT (d.date, d.message_id) FROM few d
                                      WHERE n.number <= w.few AND w.asks <> 'far'
