@@ -135,6 +135,15 @@ def dated_anew(
     before=None,
     numbered=True,
 )
+@example(  # since is a moment of mail itself, and so is before, which is left out
+    dates=[(moment, ["ada"]) for moment in TURNS],
+    text="ada",
+    limit=40,
+    few=(8, 8, 8, 8),
+    since=TURNS[1],
+    before=TURNS[3],
+    numbered=True,
+)
 @example(  # of a month with too many, none is what is asked for; of those beside it, each is
     dates=[(TURNS[0], ["ada"]), *[(TURNS[1], ["ada", "bob"])] * 4, (TURNS[2], ["ada"])],
     text="ada -bob",
