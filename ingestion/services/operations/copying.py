@@ -14,6 +14,8 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
+from django.db import connection
+
 from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.packs.store import PackFile, PackStore
 
@@ -47,7 +49,12 @@ def copied(
     known: Callable[[uuid.UUID], bytes | None] = lambda _: None,
 ) -> Iterator[Copied]:
     """Have packs be there as they are here; yield what came of each, in order. `known`, asked in
-    this thread: the SHA-256 that one is known to have. Passes over what was never committed."""
+    this thread: the SHA-256 that one is known to have. Passes over what was never committed.
+
+    It may take hours, and a server may end sessions that idle: the database is connected anew by
+    who asks it next. Call outside a transaction.
+    """
+    connection.close()
     whole = ((pack, known(pack.pack_id)) for pack in packs if not pack.partial)
     yield from at_once(lambda one: _copy(one[0], here, there, one[1]), whole)
 

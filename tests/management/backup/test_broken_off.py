@@ -14,13 +14,16 @@ from django.db import connection
 
 from ingestion.errors import ArchiveUnavailable, NotAllowedNow, WrongArchive
 from ingestion.models import IngestionSource
+from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import store
 from ingestion.services.archive import storage
+from ingestion.services.operations import moving
 from ingestion.services.operations.backup import making, restoring
 from ingestion.services.operations.backup.place import Place
 from tests.management.backup.world import (
     Elsewhere,
     More,
+    beside,
     damage,
     files_of,
     make,
@@ -186,6 +189,44 @@ def test_a_restore_waits_for_what_a_killed_one_left_at_work_in_the_database(
             restore(place)
         assert store().mark() is None
     assert restore(place).missing == []
+
+
+# -- sessions that are ended -----------------------------------------------------------------------
+
+
+def end_idle_sessions(*_: object) -> None:
+    """As a server does that allows none to idle (idle_session_timeout), or that is restarted."""
+    beside(end_them)
+
+
+def end_them() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND state = 'idle'
+                  AND application_name <> 'pg_restore'"""
+        )
+
+
+def test_who_copies_for_hours_finds_the_database_again(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere, settings: Any, tmp_path: Path
+) -> None:
+    """Else neither would ever come to its end, and an archive that was half moved took no mail."""
+
+    def in_copying(done: making.Making | restoring.Restoring) -> None:
+        if done.stage in ("Copying packs", "Restoring the database", "Restoring packs"):
+            end_idle_sessions()
+
+    there = DirectoryStore(tmp_path / "there")
+    moving.move(store(), there, actor=ACTOR, on_progress=end_idle_sessions)
+    settings.ARCHIVE_URL = f"file://{there.name}"
+    made = making.make(place, keep=7, actor=ACTOR, on_progress=in_copying)
+    assert made.manifest
+    elsewhere()
+    settings.ARCHIVE_URL = ""
+    done = restoring.restore(place, actor=ACTOR, on_progress=in_copying)
+    assert done.missing == []
+    assert names() == ["one", "two"]
 
 
 # -- no room ---------------------------------------------------------------------------------------

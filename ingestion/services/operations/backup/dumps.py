@@ -94,6 +94,7 @@ def put_back(path: Path, on_progress: Callable[[], None]) -> None:
         *("--no-owner", "--no-privileges", "--no-comments"),
     ]
     _run("pg_restore", [*words, str(path)], on_progress)
+    connection.close()  # it idled for as long, and may have been ended
 
 
 def read_through(path: Path, postgres: int, on_progress: Callable[[], None]) -> None:
