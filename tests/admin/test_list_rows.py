@@ -5,10 +5,14 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
 from django.test import Client
 from django.urls import resolve
+from django.utils import timezone
 
-from ingestion.models import IngestionSource
+from ingestion.admin import live
+from ingestion.models import FailedMessage, IngestionSource
+from tests.e2e.rows import a_folder, a_mailbox, a_source
 
 pytestmark = pytest.mark.django_db
 
@@ -36,3 +40,24 @@ def test_a_row_with_another_kind_of_id_leads_to_its_page(
     page = admin_client.get("/admin/auth/user/").content.decode()
     [link] = re.findall(r'href="(/admin/auth/user/[^"]+/change/)"', page)
     assert resolve(link).kwargs == {"object_id": str(admin_user.pk)}
+
+
+def test_failures_of_sources_are_counted_without_reading_those_of_others(admin_user: User) -> None:
+    sources = [a_source(admin_user, f"Source {number}") for number in range(10)]
+    mailboxes = [a_mailbox(source, str(n)) for source in sources for n in range(10)]
+    for mailbox, failures in ((mailboxes[0], 5_000), (mailboxes[1], 7), (mailboxes[10], 3)):
+        folder = a_folder(mailbox)
+        FailedMessage.objects.bulk_create(
+            FailedMessage(
+                mailbox=mailbox, folder=folder, remote_id=str(n), not_before=timezone.now()
+            )
+            for n in range(failures)
+        )
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+    found = live.with_state(IngestionSource.objects.filter(pk__in=[one.pk for one in sources]))
+    totals = {source.name: source.failure_total for source in found}
+    assert sorted(totals.values()) == [0] * 8 + [3, live.FAILURES_CAP]
+    assert totals["Source 1"] == 3
+    plan = found.explain(analyze=True)
+    assert "Seq Scan on ingestion_failedmessage" not in plan, plan
