@@ -13,7 +13,6 @@ import collections
 import dataclasses
 import datetime as dt
 import functools
-import operator
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -101,7 +100,7 @@ class Summary:
 
 
 class Verdict(NamedTuple):
-    """How a source is, in short: the conditions are those that `judged` annotates."""
+    """How a source is, in short: the conditions are those that `judged` annotates, too."""
 
     pk: uuid.UUID
     name: str
@@ -131,34 +130,35 @@ _CONDITIONS = (
     *("fails", "is_late", "check_fails", "awaits_sign_in"),
     *("lacks_mailboxes", "lacks_folders", "lacks_messages"),
 )
-_ATTENTION = functools.reduce(
-    operator.or_, (Q(**{name: True}) for name in _CONDITIONS), Q(status=SourceStatus.ERROR)
-) & ~Q(status=SourceStatus.PAUSED)
 
 
-def judged(sources: QuerySet[IngestionSource], *, of_page: bool = False) -> QuerySet[Any]:
+def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     """Annotate `archived_up_to` (null until all mailboxes were synced once), and the conditions
-    that `reasons` puts into words. To be filtered by: `needs_attention`, whether any of them holds;
-    of rows that are read, `needs_somebody` says it, without asking for each condition twice.
+    that `reasons` puts into words. Each source is asked for alone: `verdicts` is for all.
 
     Rows that are read bring along their `unfinished_runs`, one at the most, and what `left_out`
     tells of: in two further queries, and a third where there is any. `read` is for many.
-
-    `of_page`: of some sources, by their ids, each is asked for alone. Else what is asked is found
-    of all that there are, at once, however few are wanted.
     """
-    return (
-        sources.annotate(**_as_sql(of_page=of_page))
-        .alias(needs_attention=_holds(_ATTENTION))
-        .prefetch_related(*_brought_along())
-    )
+    return sources.annotate(**_as_sql(all_at_once=False)).prefetch_related(*_brought_along())
+
+
+def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
+    """Return of each source, by name, the least that says how it is, in one query: what is asked is
+    found of all that there are at once, however few are wanted."""
+    rows = sources.annotate(**_as_sql(all_at_once=True)).order_by("name", "pk")
+    return list(map(Verdict._make, rows.values_list(*Verdict._fields)))
+
+
+def needing(sources: QuerySet[IngestionSource]) -> list[uuid.UUID]:
+    """Return the ids of those that need somebody, by name."""
+    return [one.pk for one in verdicts(sources) if needs_somebody(one)]
 
 
 @functools.cache
-def _as_sql(*, of_page: bool) -> Mapping[str, RawSQL]:
-    """Write what `judged` annotates once: each time it took Django as long as PostgreSQL takes to
-    answer it. It names the table as a query does that is no part of another one."""
-    query = _conditions(IngestionSource.objects.order_by(), of_page=of_page).query
+def _as_sql(*, all_at_once: bool) -> Mapping[str, RawSQL]:
+    """Write what is annotated once: each time it took Django as long as PostgreSQL takes to answer
+    it. It names the table as a query does that is no part of another one."""
+    query = _conditions(IngestionSource.objects.order_by(), all_at_once=all_at_once).query
     compiler, written = query.get_compiler(DEFAULT_DB_ALIAS), {}
     for name, condition in query.annotations.items():
         sql, params = compiler.compile(condition)
@@ -166,7 +166,7 @@ def _as_sql(*, of_page: bool) -> Mapping[str, RawSQL]:
     return written
 
 
-def _conditions(sources: QuerySet[IngestionSource], *, of_page: bool) -> QuerySet[Any]:
+def _conditions(sources: QuerySet[IngestionSource], *, all_at_once: bool) -> QuerySet[Any]:
     followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
     oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
     # A first copy may take days: it is late only where it fails.
@@ -174,7 +174,7 @@ def _conditions(sources: QuerySet[IngestionSource], *, of_page: bool) -> QuerySe
     late = followed.exclude(copied_first).alias(at=Coalesce("last_synced_at", "created_at"))
     # By the source's options as a join has them, so that of all sources all are found at once;
     # which most mailboxes need not be asked for.
-    before = pace.late_before(OuterRef("options")) if of_page else pace.late_before()
+    before = pace.late_before() if all_at_once else pace.late_before(OuterRef("options"))
     late = late.filter(at__lt=Now() - pace.LATE).filter(at__lt=before)
     pending = Q(status=SourceStatus.PENDING_AUTH)
     lacks = {
@@ -287,8 +287,7 @@ def is_unreached(source: Any) -> bool:
 
 
 def needs_somebody(source: Any) -> bool:
-    """Tell whether a Verdict, or a source that came through `judged`, says that it needs attention:
-    the same as _ATTENTION."""
+    """Tell whether a Verdict, or a source that came through `judged`, says that it does."""
     if source.status in {SourceStatus.PAUSED, SourceStatus.ERROR}:
         return bool(source.status == SourceStatus.ERROR)
     return any(getattr(source, condition) for condition in _CONDITIONS)
@@ -390,13 +389,6 @@ def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
     more = f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
     noun = noun if len(missing) == 1 else plural
     return f"{number} {noun} could not be read: {named}{more}."
-
-
-def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
-    """Return of each source the least that says how it is, in one query: for pages that ask more
-    than one question about all of them."""
-    rows = judged(sources).order_by("name", "pk").values_list(*Verdict._fields)
-    return list(map(Verdict._make, rows))
 
 
 def judged_before(found: Iterable[Verdict], ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Any]:

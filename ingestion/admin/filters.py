@@ -1,6 +1,7 @@
 """Filters that are operators' questions: what needs me, what runs, what fails."""
 
 import datetime as dt
+import operator
 import uuid
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,8 @@ from django.utils import timezone
 
 from ingestion import freshness
 from ingestion.admin import display
-from ingestion.models import FailedMessage, IngestionSource, Run
+from ingestion.freshness import Verdict
+from ingestion.models import IngestionSource, Run
 from ingestion.states import SourceStatus
 
 #: A sync this late was not started by anyone: no worker or no beat is running.
@@ -25,37 +27,31 @@ def overdue() -> Q:
     return Q(status=SourceStatus.ACTIVE, next_sync_at__lt=timezone.now() - OVERDUE)
 
 
-def _ids_of_needing(request: HttpRequest) -> list[uuid.UUID]:
-    """A page counts them, and shows them; to find them takes longer than all the rest of it."""
-    if not hasattr(request, "needing"):
-        sources = freshness.judged(IngestionSource.objects.filter(deleted_at=None))
-        needing = sources.filter(needs_attention=True).order_by()
-        vars(request)["needing"] = list(needing.values_list("pk", flat=True))
-    found: list[uuid.UUID] = vars(request)["needing"]
-    return found
-
-
-def _needing(request: HttpRequest) -> Q:
-    # As one value: to read the names of a thousand takes longer than to find them.
-    return Q(pk__in=RawSQL("SELECT unnest(%s::uuid[])", [_ids_of_needing(request)]))
-
-
-#: Value in the address -> (label, tone of its count, what it selects).
-QUESTIONS: dict[str, tuple[str, str, Q | Callable[[HttpRequest], Q]]] = {
-    "attention": ("Needs attention", "danger", _needing),
+#: Value in the address -> (label, tone of its count, what it selects: of rows, or of verdicts).
+QUESTIONS: dict[str, tuple[str, str, Q | Callable[[Verdict], bool]]] = {
+    "attention": ("Needs attention", "danger", freshness.needs_somebody),
     "running": (
         "Running now",
         "primary",
         Q(Exists(Run.objects.filter(source=OuterRef("pk"), finished_at=None))),
     ),
-    "failing": (
-        "Failed messages",
-        "warning",
-        Q(Exists(FailedMessage.objects.filter(mailbox__source=OuterRef("pk")))),
-    ),
+    "failing": ("Failed messages", "warning", operator.attrgetter("lacks_messages")),
     "paused": ("Paused", "neutral", Q(status=SourceStatus.PAUSED)),
     "new": ("Never imported", "info", Q(imported_at=None)),
 }
+
+
+def _verdicts(request: HttpRequest) -> list[Verdict]:
+    """A page counts by them, and selects: to judge all takes longer than all the rest of it."""
+    if not hasattr(request, "verdicts"):
+        sources = IngestionSource.objects.filter(deleted_at=None)
+        vars(request)["verdicts"] = freshness.verdicts(sources)
+    found: list[Verdict] = vars(request)["verdicts"]
+    return found
+
+
+def _ids(request: HttpRequest, selects: Callable[[Verdict], bool]) -> list[uuid.UUID]:
+    return [verdict.pk for verdict in _verdicts(request) if selects(verdict)]
 
 
 class SourceQuestion(admin.SimpleListFilter):
@@ -69,18 +65,23 @@ class SourceQuestion(admin.SimpleListFilter):
         asked = QUESTIONS.get(self.value() or "")
         if asked is None:
             return queryset
-        return queryset.filter(asked[2](request) if callable(asked[2]) else asked[2])
+        selects = asked[2]
+        if isinstance(selects, Q):
+            return queryset.filter(selects)
+        # As one value: to read the names of a thousand takes longer than to find them.
+        found = RawSQL("SELECT unnest(%s::uuid[])", [_ids(request, selects)])
+        return queryset.filter(pk__in=found)
 
     @classmethod
     def links(cls, request: HttpRequest) -> list[dict[str, Any]]:
         """Return the questions with their counts, for the links above the list."""
-        asked = {
-            value: Count("pk", filter=selects)
-            for value, (_, _, selects) in QUESTIONS.items()
-            if isinstance(selects, Q)
-        }
-        counts = IngestionSource.objects.filter(deleted_at=None).aggregate(**asked)
-        counts["attention"] = len(_ids_of_needing(request))
+        asked, counts = {}, {}
+        for value, (_, _, selects) in QUESTIONS.items():
+            if isinstance(selects, Q):
+                asked[value] = Count("pk", filter=selects)
+            else:
+                counts[value] = len(_ids(request, selects))
+        counts |= IngestionSource.objects.filter(deleted_at=None).aggregate(**asked)
         now = request.GET.get(cls.parameter_name, "")
         address = reverse("admin:ingestion_ingestionsource_changelist")
         links = [{"label": "All", "url": address, "active": not now, "tone": "", "count": ""}]

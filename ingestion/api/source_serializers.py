@@ -149,7 +149,7 @@ NOT_SHOWN = ("handed_out_at", "deleted_at", "imported_at", "proven_at", "check_n
 
 def source_rows(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]:
     """Annotate what `present_sources` needs, of a page at the most."""
-    return freshness.judged(sources, of_page=True)
+    return freshness.judged(sources)
 
 
 def present_sources(rows: Iterable[IngestionSource]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ into the archive and removes it again.
 
 import dataclasses
 import datetime as dt
+import itertools
 import math
 import time
 import uuid
@@ -159,8 +160,8 @@ def _sources() -> Finding:
     """Whether mail arrives in the archive, which is what all the rest is for."""
     sources = IngestionSource.objects.filter(deleted_at=None)
     told = freshness.summary(sources)
-    needing = freshness.judged(sources).filter(needs_attention=True).order_by("name")
-    names = [source.name for source in needing[: _NAMED + 1]]
+    needing = filter(freshness.needs_somebody, freshness.verdicts(sources))
+    names = [one.name for one in itertools.islice(needing, _NAMED + 1)]
     if not names:
         return Finding("sources", "ok", told.text)
     more = " and others" if len(names) > _NAMED else ""

@@ -90,7 +90,8 @@ def _sources() -> QuerySet[IngestionSource]:
 
 
 def _needs() -> Iterator[Trouble]:
-    for source in freshness.judged(_sources()).filter(needs_attention=True):
+    needing = freshness.needing(_sources())
+    for source in freshness.judged(IngestionSource.objects.filter(pk__in=needing)):
         found = freshness.reasons(source)
         attention = [reason.text for reason in found if reason.code not in _FAILURES]
         failures = [reason.text for reason in found if reason.code in _FAILURES]
