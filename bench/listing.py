@@ -2,7 +2,8 @@
 
 A process of its own, for it needs Django's settings. `python -m bench.listing` prints JSON: each
 list with its times, its queries and its bytes. To the archive's messages it adds a crowd of all
-else (`crowd`), in a transaction that it does not keep.
+else (`crowd`), in a transaction that it does not keep. It is an ordinary day's, on which one source
+in twenty is in trouble; then a bad day's, on which no mail server answers.
 """
 
 import datetime as dt
@@ -22,6 +23,7 @@ from ingestion_project import bootstrap
 
 SOURCES = 1_000
 _MAILBOXES_EACH, _FOLDERS_EACH, _RUNS_EACH, _OTHERS_EACH = 10, 4, 20, 20
+_TROUBLED_IN = 20
 _BATCH = 5_000
 
 
@@ -31,7 +33,9 @@ def main() -> None:
     importlib.import_module("ingestion_project.wsgi")  # as the process that answers has it
     with transaction.atomic():
         addresses = list(crowd(SOURCES))
-        found = [_measured(address) for address in addresses]
+        found = [{**_measured(address), "day": "ordinary"} for address in addresses]
+        _make_a_bad_day()
+        found += [{**_measured(address), "day": "bad"} for address in _judged()]
         transaction.set_rollback(True)
     print(json.dumps(found))
 
@@ -96,9 +100,14 @@ def crowd(number: int) -> Iterator[str]:
             source=source,
             remote_id=f"person{n}@archive.example",
             address=f"person{n}@archive.example",
-            last_synced_at=now - (n % 1000) * minute,
+            last_synced_at=now - n % len(sources) % 5 * minute,
         )
         for n, source in enumerate(sources * _MAILBOXES_EACH)
+    )
+    troubled = {source.pk for source in sources[::_TROUBLED_IN]}
+    late = models.Mailbox.objects.filter(source__in=troubled)
+    late.update(
+        last_synced_at=now - dt.timedelta(hours=1), last_error="The server does not answer."
     )
     folders = _made(
         models.Folder(mailbox=mailbox, remote_id=f"Folder {n}", path=f"Folder {n}")
@@ -120,6 +129,7 @@ def crowd(number: int) -> Iterator[str]:
         for n in range(_RUNS_EACH)
     )
     others = _OTHERS_EACH * len(sources)
+    theirs = [folder for folder in folders if folder.mailbox.source_id in troubled]
     _made(
         models.FailedMessage(
             mailbox_id=folder.mailbox_id,
@@ -129,7 +139,7 @@ def crowd(number: int) -> Iterator[str]:
             reason="The server answered NO.",
             not_before=later,
         )
-        for n, folder in zip(range(others), itertools.cycle(folders), strict=False)
+        for n, folder in zip(range(others), itertools.cycle(theirs), strict=False)
     )
     _made(
         models.StatusChange(
@@ -175,10 +185,27 @@ def crowd(number: int) -> Iterator[str]:
     yield from _addresses(sources[0].pk)
 
 
+def _make_a_bad_day() -> None:
+    from ingestion.models import Mailbox  # noqa: PLC0415 - after django.setup()
+
+    gone = timezone.now() - dt.timedelta(hours=1)
+    Mailbox.objects.update(last_synced_at=gone, last_error="The server does not answer.")
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE ingestion_mailbox")
+
+
 def _made(rows: Iterable[Any]) -> list[Any]:
     made = list(rows)
     type(made[0]).objects.bulk_create(made, batch_size=_BATCH)
     return made
+
+
+def _judged() -> list[str]:
+    """Return the addresses of the lists that tell how all sources are."""
+    from django.urls import reverse  # noqa: PLC0415 - after django.setup()
+
+    sources = reverse("admin:ingestion_ingestionsource_changelist")
+    return [reverse("admin:index"), sources, f"{sources}?show=attention", reverse("ingestion-list")]
 
 
 def _addresses(source: Any) -> Iterator[str]:
