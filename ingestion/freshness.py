@@ -13,6 +13,7 @@ import collections
 import dataclasses
 import datetime as dt
 import functools
+import operator
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -130,6 +131,7 @@ _CONDITIONS = (
     *("fails", "is_late", "check_fails", "awaits_sign_in"),
     *("lacks_mailboxes", "lacks_folders", "lacks_messages"),
 )
+_conditions_of = operator.attrgetter(*_CONDITIONS)
 
 
 def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
@@ -290,7 +292,7 @@ def needs_somebody(source: Any) -> bool:
     """Tell whether a Verdict, or a source that came through `judged`, says that it does."""
     if source.status in {SourceStatus.PAUSED, SourceStatus.ERROR}:
         return bool(source.status == SourceStatus.ERROR)
-    return any(getattr(source, condition) for condition in _CONDITIONS)
+    return any(_conditions_of(source))
 
 
 def left_out(source: Any) -> list[LeftOut]:
