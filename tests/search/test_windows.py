@@ -147,7 +147,7 @@ def dated_anew(
 @example(  # of a month with too many, none is what is asked for; of those beside it, each is
     dates=[(TURNS[0], ["ada"]), *[(TURNS[1], ["ada", "bob"])] * 4, (TURNS[2], ["ada"])],
     text="ada -bob",
-    limit=2,
+    limit=3,
     few=(1, 1, 1, 1),
     since=None,
     before=None,
