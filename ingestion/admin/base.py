@@ -7,7 +7,7 @@ Tables may hold hundreds of millions of rows, so nothing here counts, collects o
 import uuid
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from django.contrib import admin
+from django.contrib import admin, messages
 from django.contrib.admin import helpers
 from django.contrib.admin.templatetags.admin_urls import add_preserved_filters, admin_urlname
 from django.contrib.admin.utils import quote
@@ -22,6 +22,7 @@ from unfold.admin import checkbox
 from unfold.templatetags import unfold_list
 
 from ingestion.admin import display
+from ingestion.errors import InvalidInput, NotAllowedNow
 
 if TYPE_CHECKING:
     from django.contrib.admin.views.main import ChangeList
@@ -160,11 +161,15 @@ class AuditedAdmin(OperatorAdmin):
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> Any:
-        """Offer one way to save: what is made is looked at next."""
+        """Offer one way to save: what is made is looked at next. Say what a service refuses."""
         context = {"show_save_and_continue": False, "show_save_and_add_another": False}
-        return super().changeform_view(
-            request, object_id, form_url, context | (extra_context or {})
-        )
+        try:
+            return super().changeform_view(
+                request, object_id, form_url, context | (extra_context or {})
+            )
+        except (InvalidInput, NotAllowedNow) as refusal:
+            self.message_user(request, f"Not saved. {refusal}", messages.ERROR)
+            return HttpResponseRedirect(request.get_full_path())
 
     def log_addition(self, request: HttpRequest, obj: Any, message: Any) -> Any:
         """Leave it to the audit."""

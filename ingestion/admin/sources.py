@@ -30,7 +30,7 @@ from ingestion.admin import (
 )
 from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
-from ingestion.errors import InvalidInput, NotAllowedNow, ServiceError
+from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration, consent, same_account, ways
@@ -321,11 +321,7 @@ class SourceAdmin(AuditedAdmin):
         kept = reverse("admin:ingestion_source_trial", args=(pk,)) if pk else None
         query = f"?{request.GET.urlencode()}" if request.GET else ""
         context["trial_url"] = kept or reverse("admin:ingestion_source_try") + query
-        try:
-            return super().changeform_view(request, object_id, form_url, context)
-        except (InvalidInput, NotAllowedNow) as refusal:
-            self.message_user(request, f"Not saved. {refusal}", messages.ERROR)
-            return HttpResponseRedirect(request.get_full_path())
+        return super().changeform_view(request, object_id, form_url, context)
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """Create or change it through the service. Raises ServiceError: see changeform_view."""

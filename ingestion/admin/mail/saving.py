@@ -9,7 +9,7 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.http import require_POST
 
 from ingestion.admin.mail.readers import for_readers
-from ingestion.errors import InvalidInput
+from ingestion.errors import InvalidInput, LostRace
 from ingestion.services.audit import Actor
 from ingestion.services.operations import saved_searches
 
@@ -42,7 +42,7 @@ def rename_search(request: HttpRequest, pk: int) -> HttpResponse:
     name, actor = request.POST.get("name", ""), Actor.of_request(request)
     try:
         saved_searches.rename(saved, name=name, actor=actor)
-    except InvalidInput as error:
+    except (InvalidInput, LostRace) as error:
         messages.error(request, f"Not renamed. {error.words}")
     else:
         messages.success(request, f"It is called “{saved.name}” now.")

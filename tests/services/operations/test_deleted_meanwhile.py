@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 import pytest
 from django.contrib.auth.models import User
 from django.db.models import Model
+from django.test import Client
+from django.urls import reverse
 
 from ingestion.errors import Corrupt, LostRace
 from ingestion.models import (
@@ -53,6 +55,24 @@ def webhook(root: User) -> WebhookEndpoint:
 def rule(root: User) -> AlertRule:
     given = {"name": "One", "way": "mail", "recipients": ["a@example.com"], "kinds": _BOTH}
     return rules.create(root, given=given, actor=ACTOR)
+
+
+@pytest.mark.parametrize("name", ["webhookendpoint", "alertrule"])
+def test_a_page_says_that_what_it_saves_was_deleted_meanwhile(
+    root: User, webhook: WebhookEndpoint, rule: AlertRule, name: str
+) -> None:
+    row: Model = {"webhookendpoint": webhook, "alertrule": rule}[name]
+    client = Client()
+    client.force_login(root)
+    address = reverse(f"admin:ingestion_{name}_change", args=[row.pk])
+    given = client.get(address).context["adminform"].form.initial
+    changed = {"url": "https://b.example"} if name == "webhookendpoint" else {"name": "Two"}
+    typed = {field: value for field, value in (given | changed).items() if value is not None}
+    with deleted_meanwhile(type(row)):
+        answer = client.post(address, typed, follow=True)
+    assert answer.status_code == 200
+    said = [str(message) for message in answer.context["messages"]]
+    assert any(text.startswith("Not saved. The ") and "was deleted" in text for text in said), said
 
 
 @pytest.mark.parametrize("model", [WebhookEndpoint, AlertRule])
