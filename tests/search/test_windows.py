@@ -135,6 +135,19 @@ def dated_anew(
     before=None,
     numbered=True,
 )
+@example(  # the first month has all mail before it, the last all after it: both have too many
+    dates=[
+        (dt.datetime(year, month, 1, tzinfo=dt.UTC), text)
+        for year in (1960, 2110)
+        for month, text in ((1, ["ada"]), *[(2, ["ada", "bob"])] * 4, (3, ["ada"]))
+    ],
+    text="ada -bob",
+    limit=3,
+    few=(1, 1, 1, 1),
+    since=None,
+    before=None,
+    numbered=True,
+)
 @example(  # since is a moment of mail itself, and so is before, which is left out
     dates=[(moment, ["ada"]) for moment in TURNS],
     text="ada",
