@@ -1,5 +1,6 @@
 """What a backup or a restore looks at before it trusts it: each look has a test that fails without."""
 
+import shutil
 import time
 import uuid
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from django.db import connection
 
 from ingestion.errors import ArchiveUnavailable, NotAllowedNow, WrongArchive
-from ingestion.models import IngestionSource, Message, Pack
+from ingestion.models import IngestionSource, Installation, Message, Pack, Placement
 from ingestion.packs.base import PackFile, PackStore, PackWriter
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import store
@@ -49,6 +50,26 @@ def test_of_an_archive_of_another_installation_no_backup_is_made(
     with pytest.raises(WrongArchive):
         make(place)
     assert not place.root.exists()
+
+
+def test_two_directories_do_not_share_packs_for_each_would_remove_the_others(
+    source: IngestionSource, place: Place, tmp_path: Path
+) -> None:
+    place.packs.write_mark(f"backup of {Installation.objects.get()}")  # as versions before did
+    make(place)
+    for model in (Placement, Message, Pack):
+        model.objects.all().delete()  # the backup alone has them now
+    held = packs(place.packs)
+    assert held
+    other = Place(tmp_path / "weekly", place.packs)
+    with pytest.raises(NotAllowedNow, match="another directory of backups") as refused:
+        make(other)
+    assert packs(place.packs) == held
+    make(place)  # the first goes on
+    # Once it is lost, the words tell how the other does.
+    assert (place.root / "directory-id").read_text().strip() in str(refused.value)
+    shutil.copy(place.root / "directory-id", other.root)
+    make(other)
 
 
 @pytest.mark.parametrize("where", [".", "backup", ".."])

@@ -18,7 +18,8 @@ from ingestion.packs.store import PackStore
 from ingestion.services.operations.backup.inventory import Listed
 
 _FORMAT = 2
-_MARK = "backup of "
+#: At the packs: of which installation they are, and which directory lists them.
+_MARK, _LISTED_IN = "backup of ", " in "
 _CHUNK_BYTES = 1 << 20
 
 
@@ -69,6 +70,7 @@ class Place:
 
     def __init__(self, root: Path, packs: PackStore | None = None) -> None:
         self.root, self._databases = root, root / "databases"
+        self._id = root / "directory-id"
         self.packs = packs or DirectoryStore(root / "packs")
 
     # -- reading -----------------------------------------------------------------------------------
@@ -103,7 +105,7 @@ class Place:
         mark = self.packs.mark() or ""
         if not mark.startswith(_MARK):
             raise NotAllowedNow(f"{self.packs.name} has no packs of a backup.")
-        return mark.removeprefix(_MARK)
+        return mark.removeprefix(_MARK).partition(_LISTED_IN)[0]
 
     def listed(self, of: Manifest) -> Iterator[Listed]:
         """Yield the packs of a backup. Raises NotAllowedNow where the list is damaged."""
@@ -138,7 +140,8 @@ class Place:
         """Hold it for this installation's backups. What broken ones left half-written goes, before
         and behind: where the disk is full, its room is wanted.
 
-        Raises NotAllowedNow where another installation's are in it, or a backup is under way.
+        Raises NotAllowedNow where another installation's are in it, another directory has its packs
+        where these are, or a backup is under way.
         """
         self._databases.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("a") as lock:
@@ -160,6 +163,8 @@ class Place:
                 path.unlink()
 
     def _require_ours(self, archive_id: str) -> None:
+        of_version_before = _MARK + archive_id
+        ours = f"{of_version_before}{_LISTED_IN}{self._directory_id()}"
         mark = self.packs.mark()
         if mark is None:
             if next(self.packs.packs(), None) is not None:
@@ -167,12 +172,28 @@ class Place:
                     f"{self.packs.name} has packs, and is no backup. Name an empty place."
                 )
             # Not the archive's own mark: nobody must take it for one, and write to it.
-            self.packs.write_mark(_MARK + archive_id)
-        elif mark != _MARK + archive_id:
+            self.packs.write_mark(ours)
+        elif mark == of_version_before:
+            self.packs.write_mark(ours)
+        elif mark.startswith(of_version_before + _LISTED_IN) and mark != ours:
+            theirs = mark.partition(_LISTED_IN)[2]
+            raise NotAllowedNow(
+                f"{self.packs.name} has the packs of another directory of backups. Two can't share"
+                " them: each would remove what only the other lists. Name another place with"
+                f" --packs. If that directory is lost for good, write its id, {theirs}, into"
+                f" {self._id} and run this again: packs that only its backups listed go then."
+            )
+        elif mark != ours:
             raise NotAllowedNow(
                 f"{self.packs.name} is not for backups of this installation ({archive_id}), but:"
                 f" {mark}. Name an empty place."
             )
+
+    def _directory_id(self) -> str:
+        if not self._id.is_file():
+            with durable(self._id) as file:
+                file.write(f"{uuid.uuid4()}\n".encode())
+        return self._id.read_text().strip()
 
     def partial_dump(self, name: str) -> Path:
         """Where a dump is written; `keep` makes it one."""
