@@ -9,7 +9,6 @@ import os
 import random
 import re
 import subprocess
-import tarfile
 import tempfile
 import uuid
 import zipfile
@@ -86,8 +85,10 @@ def unpacked(kind: str, data: bytes, to: Path) -> Path:
             assert archive.testzip() is None
             archive.extractall(to)
     else:
-        with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-            archive.extractall(to, filter="data")
+        to.mkdir(exist_ok=True)
+        untar = ["tar", "--extract", "--directory", str(to)]
+        done = subprocess.run(untar, input=data, capture_output=True, check=True)
+        assert not done.stderr, "it tells of names that lead elsewhere"
     return to
 
 
