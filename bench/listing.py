@@ -105,10 +105,7 @@ def crowd(number: int) -> Iterator[str]:
         for n, source in enumerate(sources * _MAILBOXES_EACH)
     )
     troubled = {source.pk for source in sources[::_TROUBLED_IN]}
-    late = models.Mailbox.objects.filter(source__in=troubled)
-    late.update(
-        last_synced_at=now - dt.timedelta(hours=1), last_error="The server does not answer."
-    )
+    _have_no_answer(models.Mailbox.objects.filter(source__in=troubled))
     folders = _made(
         models.Folder(mailbox=mailbox, remote_id=f"Folder {n}", path=f"Folder {n}")
         for mailbox in mailboxes
@@ -188,10 +185,15 @@ def crowd(number: int) -> Iterator[str]:
 def _make_a_bad_day() -> None:
     from ingestion.models import Mailbox  # noqa: PLC0415 - after django.setup()
 
-    gone = timezone.now() - dt.timedelta(hours=1)
-    Mailbox.objects.update(last_synced_at=gone, last_error="The server does not answer.")
+    _have_no_answer(Mailbox.objects.all())
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE ingestion_mailbox")
+
+
+def _have_no_answer(mailboxes: Any) -> None:
+    """Have them be late by an hour."""
+    gone = timezone.now() - dt.timedelta(hours=1)
+    mailboxes.update(last_synced_at=gone, last_error="The server does not answer.")
 
 
 def _made(rows: Iterable[Any]) -> list[Any]:

@@ -407,9 +407,8 @@ def judged_before(found: Iterable[Verdict], ids: Iterable[uuid.UUID]) -> dict[uu
     return rows
 
 
-def summary(sources: QuerySet[IngestionSource]) -> Summary:
+def summary(found: Sequence[Verdict]) -> Summary:
     """Say up to when all sources are archived, or which is not, since when and why."""
-    found = verdicts(sources)
     return summed_up(found, judged_before(found, named_by_summary(found)))
 
 

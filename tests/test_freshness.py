@@ -44,7 +44,7 @@ def said(source: IngestionSource) -> str:
 
 
 def summary() -> freshness.Summary:
-    return freshness.summary(IngestionSource.objects.filter(deleted_at=None))
+    return freshness.summary(freshness.verdicts(IngestionSource.objects.filter(deleted_at=None)))
 
 
 def test_a_source_is_archived_up_to_its_oldest_mailbox(owner: User) -> None:

@@ -20,6 +20,11 @@ _TRIES = 4
 _BROKEN_OFF = frozenset({"40001", "40P01"})
 _LOCK_NOT_AVAILABLE = "55P03"
 
+#: What a transaction that lasts begins with: it idles for as long as the work takes, whatever the
+#: server allows to others. (Before version 17 there is no transaction_timeout.)
+LASTS = """SELECT set_config(name, '0', true) FROM pg_settings
+    WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"""
+
 
 def others_went_first(error: Exception) -> bool:
     """Tell whether the database is there, and only had others go first: what was to be done may be

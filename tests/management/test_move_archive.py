@@ -171,12 +171,17 @@ def test_a_worker_that_holds_a_mailbox_is_waited_for(
     assert there.mark() == str(Installation.objects.get())
 
 
+def whose_lease_ended() -> Lease:
+    """Return the lease of a worker that has not said a word for a minute."""
+    mailbox = Mailbox.objects.get()
+    Mailbox.objects.update(lease_expires_at=timezone.now() - dt.timedelta(seconds=60))
+    return Lease(mailbox.pk, mailbox.lease_token)
+
+
 def test_a_worker_that_slept_through_the_move_commits_nothing(
     source: IngestionSource, tmp_path: Path
 ) -> None:
-    mailbox = Mailbox.objects.get()
-    suspended = Lease(mailbox.pk, mailbox.lease_token)
-    Mailbox.objects.update(lease_expires_at=timezone.now() - dt.timedelta(seconds=60))
+    suspended = whose_lease_ended()
     moving.move(store(), DirectoryStore(tmp_path / "there"), actor=ACTOR)
     with pytest.raises(LeaseLost), transaction.atomic():
         suspended.fence()
@@ -186,9 +191,7 @@ def test_a_worker_that_wakes_up_when_nobody_waits_for_it_any_more_is_waited_for(
     source: IngestionSource, tmp_path: Path
 ) -> None:
     """Its lease had ended, and is renewed before anybody could take it away."""
-    mailbox = Mailbox.objects.get()
-    suspended = Lease(mailbox.pk, mailbox.lease_token)
-    Mailbox.objects.update(lease_expires_at=timezone.now() - dt.timedelta(seconds=60))
+    suspended = whose_lease_ended()
     nobody_changes = "LOCK TABLE ingestion_mailbox IN SHARE MODE"
     renew = "UPDATE ingestion_mailbox SET lease_expires_at = now() + make_interval(secs => 2)"
     with crossing(nobody_changes, renew):

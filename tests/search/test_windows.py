@@ -117,6 +117,9 @@ def dated_anew(
     return made
 
 
+_OF_ALL_TIME: dict[str, Any] = {"since": None, "before": None, "numbered": True}
+
+
 @given(
     dates=dated(),
     text=st.sampled_from(list(QUERIES)),
@@ -131,9 +134,7 @@ def dated_anew(
     text="ada",
     limit=40,
     few=(8, 8, 8, 8),
-    since=None,
-    before=None,
-    numbered=True,
+    **_OF_ALL_TIME,
 )
 @example(  # the first month has all mail before it, the last all after it: both have too many
     dates=[
@@ -144,9 +145,7 @@ def dated_anew(
     text="ada -bob",
     limit=3,
     few=(1, 1, 1, 1),
-    since=None,
-    before=None,
-    numbered=True,
+    **_OF_ALL_TIME,
 )
 @example(  # since is a moment of mail itself, and so is before, which is left out
     dates=[(moment, ["ada"]) for moment in TURNS],
@@ -162,9 +161,7 @@ def dated_anew(
     text="ada -bob",
     limit=3,
     few=(1, 1, 1, 1),
-    since=None,
-    before=None,
-    numbered=True,
+    **_OF_ALL_TIME,
 )
 @settings(
     max_examples=150,

@@ -156,7 +156,7 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
         spare=("Size", "Next", "Last try", "Failed"),
     )
     ours = IngestionSource.objects.filter(pk__in=[s.pk for s in chosen])
-    yield printable(freshness.summary(ours).text)
+    yield printable(freshness.summary(freshness.verdicts(ours)).text)
     yield f"For search: {index_health.in_all(ours)}."
     for shown in objects:
         if shown["attention"]:

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from django.db import Error, connection
 from django.db.backends.utils import CursorWrapper
 
+from ingestion.services.transactions import LASTS
+
 #: Nobody has a claim on the row for the work of %(kind)s.
 FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
     SELECT objid FROM pg_locks WHERE locktype = 'advisory' AND classid = hashtext('due work')::oid
@@ -19,10 +21,6 @@ FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
 
 _CLAIM = """SELECT pg_try_advisory_xact_lock{shared}(
     hashtext('due work'), hashtext(%(kind)s || %(id)s::text))"""
-#: It idles for as long as the work takes, whatever the server allows to others. (Before version 17
-#: there is no transaction_timeout.)
-_BEGIN = """BEGIN; SELECT set_config(name, '0', true) FROM pg_settings
-    WHERE name IN ('idle_in_transaction_session_timeout', 'transaction_timeout')"""
 _POLL_SECONDS = 0.2
 
 
@@ -56,7 +54,7 @@ def _transaction() -> Iterator[CursorWrapper]:
     own = connection.copy()
     try:
         with own.cursor() as cursor:
-            cursor.execute(_BEGIN)
+            cursor.execute(f"BEGIN; {LASTS}")
             yield cursor
     finally:
         # By itself the server would let go only once it sees that the connection is closed.

@@ -159,8 +159,9 @@ def _keys() -> Finding:
 def _sources() -> Finding:
     """Whether mail arrives in the archive, which is what all the rest is for."""
     sources = IngestionSource.objects.filter(deleted_at=None)
-    told = freshness.summary(sources)
-    needing = filter(freshness.needs_somebody, freshness.verdicts(sources))
+    found = freshness.verdicts(sources)
+    told = freshness.summary(found)
+    needing = filter(freshness.needs_somebody, found)
     names = [one.name for one in itertools.islice(needing, _NAMED + 1)]
     if not names:
         return Finding("sources", "ok", told.text)

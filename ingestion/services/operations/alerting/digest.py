@@ -68,7 +68,7 @@ def of(rule: AlertRule) -> Mail:
     rows = _rows(sources, told_of)
     needing = [row for row in rows if row.needs]
     messages = sum(row.messages for row in rows)
-    sentence = freshness.summary(sources)
+    sentence = freshness.summary(freshness.verdicts(sources))
     number = len(needing)
     need = f"{number:,} {'source needs' if number == 1 else 'sources need'} somebody"
     archived = counted(messages, "message")

@@ -24,6 +24,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo
 
 from ingestion.errors import NotAllowedNow
+from ingestion.services.transactions import LASTS
 
 _POLL_SECONDS = 0.1
 _BATCH_ROWS = 2_000
@@ -34,10 +35,6 @@ SELECT p.source_id, p.id, p.size_bytes FROM ingestion_pack p
   JOIN ingestion_ingestionsource s ON s.id = p.source_id
  WHERE s.deleted_at IS NULL AND p.replaced_at IS NULL
 """
-#: Before version 17 there is no transaction_timeout.
-_WITHOUT_LIMITS = """SELECT set_config(name, '0', true) FROM pg_settings
- WHERE name IN ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')
-"""
 
 
 @contextlib.contextmanager
@@ -45,7 +42,8 @@ def snapshot() -> Iterator["Snapshot"]:
     """Hold the database as it is at this instant, while `with` lasts. Nothing is locked."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        cursor.execute(_WITHOUT_LIMITS)
+        cursor.execute("SET LOCAL statement_timeout = 0")
+        cursor.execute(LASTS)
         cursor.execute("SELECT pg_export_snapshot()")
         [name] = cursor.fetchone() or [""]
         yield Snapshot(name)

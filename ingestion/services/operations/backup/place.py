@@ -166,16 +166,16 @@ class Place:
         of_version_before = _MARK + archive_id
         ours = f"{of_version_before}{_LISTED_IN}{self._directory_id()}"
         mark = self.packs.mark()
-        if mark is None:
-            if next(self.packs.packs(), None) is not None:
-                raise NotAllowedNow(
-                    f"{self.packs.name} has packs, and is no backup. Name an empty place."
-                )
+        if mark == ours:
+            return
+        if mark is None and next(self.packs.packs(), None) is not None:
+            raise NotAllowedNow(
+                f"{self.packs.name} has packs, and is no backup. Name an empty place."
+            )
+        if mark in (None, of_version_before):
             # Not the archive's own mark: nobody must take it for one, and write to it.
             self.packs.write_mark(ours)
-        elif mark == of_version_before:
-            self.packs.write_mark(ours)
-        elif mark.startswith(of_version_before + _LISTED_IN) and mark != ours:
+        elif mark.startswith(of_version_before + _LISTED_IN):
             theirs = mark.partition(_LISTED_IN)[2]
             raise NotAllowedNow(
                 f"{self.packs.name} has the packs of another directory of backups. Two can't share"
@@ -183,7 +183,7 @@ class Place:
                 f" --packs. If that directory is lost for good, write its id, {theirs}, into"
                 f" {self._id} and run this again: packs that only its backups listed go then."
             )
-        elif mark != ours:
+        else:
             raise NotAllowedNow(
                 f"{self.packs.name} is not for backups of this installation ({archive_id}), but:"
                 f" {mark}. Name an empty place."
