@@ -85,12 +85,14 @@ def test_it_is_due_once_and_waits_for_a_mail_server(owner: User, inbox: Mailbox)
     assert rule.digest_at > timezone.now()
 
 
-@pytest.mark.parametrize("which", ["daily", "weekly"])
-def test_the_next_is_in_the_morning_and_a_weeks_on_monday(which: str) -> None:
-    at = digest.next_at(which)
-    assert at is not None
-    span = dt.timedelta(days=1 if which == "daily" else 7)
-    assert timezone.now() < at <= timezone.now() + span
-    assert (at.hour, at.minute, at.tzinfo) == (6, 0, dt.UTC)
-    assert which == "daily" or at.weekday() == 0
-    assert digest.next_at("") is None
+def test_the_next_is_in_the_morning_and_a_weeks_on_monday() -> None:
+    monday = dt.datetime(2026, 11, 30, tzinfo=dt.UTC)
+    for hours in range(24 * 8):
+        after = monday + dt.timedelta(hours=hours)
+        for which, days in (("daily", 1), ("weekly", 7)):
+            at = digest.next_at(which, after)
+            assert at is not None
+            assert after < at <= after + dt.timedelta(days=days)
+            assert (at.hour, at.minute, at.tzinfo) == (6, 0, dt.UTC)
+            assert which == "daily" or at.weekday() == 0
+    assert digest.next_at("", monday) is None

@@ -44,17 +44,16 @@ class Row:
         return f"{self.failures:,}"
 
 
-def next_at(which: str) -> dt.datetime | None:
-    """Return when the next digest is due: in the morning, of a week on Monday; None for none."""
+def next_at(which: str, after: dt.datetime) -> dt.datetime | None:
+    """Return when the next digest is due after that: in the morning, of a week on Monday; None for
+    none."""
     if not which:
         return None
-    today = timezone.now().astimezone(dt.UTC).replace(hour=_HOUR, minute=0, second=0, microsecond=0)
-    days = 1
+    days = _SPANS[AlertRule.Digest(which)][0]
+    morning = after.astimezone(dt.UTC).replace(hour=_HOUR, minute=0, second=0, microsecond=0)
     if which == AlertRule.Digest.WEEKLY:
-        days = 7 - today.weekday()
-    elif today > timezone.now():
-        days = 0
-    return today + dt.timedelta(days=days)
+        morning -= dt.timedelta(days=morning.weekday())
+    return morning if morning > after else morning + dt.timedelta(days=days)
 
 
 def of(rule: AlertRule) -> Mail:

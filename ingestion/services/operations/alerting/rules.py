@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import transaction
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from ingestion import queries
 from ingestion.errors import InvalidInput, LostRace
@@ -39,7 +40,7 @@ def create(user: User, *, given: Mapping[str, Any], actor: Actor) -> AlertRule:
         errors["name"] = [f"You have {MAX_OF_A_USER} rules. Delete one first."]
     if errors:
         raise InvalidInput(errors)
-    rule.digest_at = digest.next_at(rule.digest)
+    rule.digest_at = digest.next_at(rule.digest, timezone.now())
     with transaction.atomic():
         rule.save()
         audit(actor, "alert_rule.create", None, _about(rule))
@@ -64,7 +65,7 @@ def change(rule: AlertRule, *, given: Mapping[str, Any], actor: Actor) -> AlertR
         raise InvalidInput(errors)
     changes = {name: getattr(rule, name) for name in FIELDS}
     if rule.digest != before:
-        changes["digest_at"] = digest.next_at(rule.digest)
+        changes["digest_at"] = digest.next_at(rule.digest, timezone.now())
     # Whatever was in the way may be mended now.
     mine.update(**changes, not_before=Now(), attempts=0, handed_out_at=None)
     if not rule.enabled:

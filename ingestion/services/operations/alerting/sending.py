@@ -177,7 +177,7 @@ def _send_digest(rule: AlertRule) -> None:
         return
     with transaction.atomic():
         AlertRule.objects.filter(pk=rule.pk, digest_at=rule.digest_at).update(
-            digest_at=digest.next_at(rule.digest)
+            digest_at=digest.next_at(rule.digest, timezone.now())
         )
         _done(rule, sent, wait=_APART)
 
