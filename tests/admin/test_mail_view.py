@@ -206,6 +206,23 @@ def test_a_domain_of_very_many_mailboxes_is_found_by_the_start_of_an_address(rea
 # -- that mail stays text ------------------------------------------------------------------------
 
 
+def test_the_first_mailboxes_are_by_source_and_no_source_without_any_takes_their_place(
+    reader: User, admin_user: User
+) -> None:
+    empty = [a_source(admin_user, f"A {n:02}") for n in range(places.MAX_MAILBOXES + 1)]
+    for name in ("c", "b"):
+        source = a_source(admin_user, name)
+        for address in ("zoe@example.com", f"bob@{name}.example"):
+            a_mailbox(source, address)
+    page = _client(reader).get(MAIL).content.decode()
+    shown = re.findall(r"(?:bob|zoe)@[a-z.]+", page)
+    assert list(dict.fromkeys(shown)) == ["bob@b.example", "zoe@example.com", "bob@c.example"]
+    assert not any(source.name in page for source in empty)
+    found = _client(reader).get(f"{MAIL}?mailboxes=ZOE").content.decode()
+    assert found.count("zoe@example.com") == page.count("zoe@example.com")
+    assert "bob@" not in found
+
+
 def test_nothing_of_a_strangers_becomes_markup(reader: User) -> None:
     source = a_source(reader, HOSTILE)
     folder = a_folder(a_mailbox(source, HOSTILE), f"{HOSTILE}/{HOSTILE}")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.contrib.auth.models import AnonymousUser, User
-from django.db.models import OuterRef
+from django.db.models import Exists, OuterRef
 
 from ingestion import queries
 from ingestion.admin import display
@@ -82,11 +82,15 @@ def context(user: User | AnonymousUser, asked: Asked, starting_with: str) -> dic
 
 
 def _mailboxes(user: User | AnonymousUser, starting_with: str) -> list[Mailbox]:
-    found = Mailbox.objects.filter(source__in=queries.sources_of_mail(user))
+    """Return the first of them, by source: they are of the first sources that have any."""
+    most = MAX_MAILBOXES + 1
+    found = Mailbox.objects.all()
     if starting_with := starting_with.replace("\0", ""):
         found = found.filter(address__istartswith=starting_with)
+    sources = queries.sources_of_mail(user).filter(Exists(found.filter(source=OuterRef("pk"))))
+    found = found.filter(source__in=sources.order_by("name", "pk").values("pk")[:most])
     ordered = found.select_related("source").order_by("source__name", "source", "address", "pk")
-    return list(ordered[: MAX_MAILBOXES + 1])
+    return list(ordered[:most])
 
 
 def _opened(user: User | AnonymousUser, asked: Asked, mailboxes: list[Mailbox]) -> Mailbox | None:
