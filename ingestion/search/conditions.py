@@ -42,10 +42,10 @@ class Scope:
     @classmethod
     def of(cls, user: User | AnonymousUser) -> Self:
         """Return what a user may see, as `queries.visible_messages` has it."""
-        visible = tuple(queries.sources_of_mail(user).values_list("pk", flat=True))
-        if not IngestionSource.objects.exclude(pk__in=visible).exists():
-            return cls(sources=visible)
-        return cls("source", visible, visible)
+        visible = queries.sources_of_mail(user).order_by()
+        sees_all = not IngestionSource.objects.exclude(pk__in=visible.values("pk")).exists()
+        sources = tuple(visible.values_list("pk", flat=True))
+        return cls(sources=sources) if sees_all else cls("source", sources, sources)
 
     def of_sources(self, ids: Iterable[uuid.UUID]) -> "Scope":
         """Narrow it to some of its sources; one of mailboxes stays as it is."""
