@@ -69,10 +69,6 @@ class WebhookAdmin(OwnersAdmin):
     readonly_fields = ("owner", "result", "delivered", "deliveries")
     actions_submit_line = ("send_test", "make_new_secret")
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        mine = WebhookEndpoint.objects.filter(owner=request.user.pk)
-        return super().has_add_permission(request) and mine.count() < webhooks.MAX_OF_A_USER
-
     def get_fieldsets(self, request: HttpRequest, obj: WebhookEndpoint | None = None) -> Any:
         if obj is None:
             return [("New webhook", {"fields": ("url", "events")})]
