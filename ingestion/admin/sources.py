@@ -71,6 +71,7 @@ class SourceAdmin(AuditedAdmin):
         "next_sync",
     )
     list_filter = (SourceQuestion, "status", "provider")
+    list_per_page = 25  # each of them is live
     search_fields = ("name",)
     search_help_text = "Name or id"
     nothing_yet = "An account, or a whole domain, to copy and follow."
@@ -89,8 +90,17 @@ class SourceAdmin(AuditedAdmin):
     # -- reading ---------------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[IngestionSource]:
-        shown = super().get_queryset(request).filter(deleted_at=None).select_related("owner")
-        return live.with_state(shown)
+        return live.with_state(self._rows(request))
+
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> IngestionSource | None:
+        """Return what a form is of, the row alone: how it is was read for the page around it."""
+        pk = as_uuid(object_id)
+        return self._rows(request).filter(pk=pk).first() if pk else None
+
+    def _rows(self, request: HttpRequest) -> QuerySet[IngestionSource]:
+        return super().get_queryset(request).filter(deleted_at=None).select_related("owner")
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
