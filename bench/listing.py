@@ -3,14 +3,15 @@
 A process of its own, for it needs Django's settings. `python -m bench.listing` prints JSON: each
 list with its times, its queries and its bytes. To the archive's messages it adds a crowd of all
 else (`crowd`), in a transaction that it does not keep. It is an ordinary day's, on which one source
-in twenty is in trouble; then a bad day's, on which no mail server answers.
+in twenty is in trouble, and has a thousandth of a million messages as failures; then a bad day's,
+on which no mail server answers, and twenty times as many failed, of all sources.
 """
 
 import datetime as dt
 import importlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from django.db import connection, transaction
@@ -100,9 +101,10 @@ def crowd(number: int) -> Iterator[str]:
             source=source,
             remote_id=f"person{n}@archive.example",
             address=f"person{n}@archive.example",
-            last_synced_at=now - n % len(sources) % 5 * minute,
+            last_synced_at=now - n % 5 * minute,
         )
-        for n, source in enumerate(sources * _MAILBOXES_EACH)
+        # One source's at once, as they are found.
+        for n, source in enumerate(one for one in sources for _ in range(_MAILBOXES_EACH))
     )
     troubled = {source.pk for source in sources[::_TROUBLED_IN]}
     _have_no_answer(models.Mailbox.objects.filter(source__in=troubled))
@@ -125,19 +127,8 @@ def crowd(number: int) -> Iterator[str]:
         for source in sources
         for n in range(_RUNS_EACH)
     )
-    others = _OTHERS_EACH * len(sources)
     theirs = [folder for folder in folders if folder.mailbox.source_id in troubled]
-    _made(
-        models.FailedMessage(
-            mailbox_id=folder.mailbox_id,
-            folder=folder,
-            remote_id=f"1:{n}",
-            code="message_refused",
-            reason="The server answered NO.",
-            not_before=later,
-        )
-        for n, folder in zip(range(others), itertools.cycle(theirs), strict=False)
-    )
+    _have_failures(len(sources), theirs)
     _made(
         models.StatusChange(
             source=source,
@@ -183,17 +174,35 @@ def crowd(number: int) -> Iterator[str]:
 
 
 def _make_a_bad_day() -> None:
-    from ingestion.models import Mailbox  # noqa: PLC0415 - after django.setup()
+    from ingestion.models import Folder, Mailbox  # noqa: PLC0415 - after django.setup()
 
     _have_no_answer(Mailbox.objects.all())
+    _have_failures(_OTHERS_EACH * SOURCES, list(Folder.objects.order_by("pk")))
     with connection.cursor() as cursor:
-        cursor.execute("ANALYZE ingestion_mailbox")
+        cursor.execute("ANALYZE ingestion_mailbox, ingestion_failedmessage")
 
 
 def _have_no_answer(mailboxes: Any) -> None:
     """Have them be late by an hour."""
     gone = timezone.now() - dt.timedelta(hours=1)
     mailboxes.update(last_synced_at=gone, last_error="The server does not answer.")
+
+
+def _have_failures(number: int, folders: Sequence[Any]) -> None:
+    from ingestion.models import FailedMessage  # noqa: PLC0415 - after django.setup()
+
+    later = timezone.now() + dt.timedelta(days=30)
+    _made(
+        FailedMessage(
+            mailbox_id=folder.mailbox_id,
+            folder=folder,
+            remote_id=f"{number}:{n}",
+            code="message_refused",
+            reason="The server answered NO.",
+            not_before=later,
+        )
+        for n, folder in zip(range(number), itertools.cycle(folders), strict=False)
+    )
 
 
 def _made(rows: Iterable[Any]) -> list[Any]:
@@ -203,11 +212,13 @@ def _made(rows: Iterable[Any]) -> list[Any]:
 
 
 def _judged() -> list[str]:
-    """Return the addresses of the lists that tell how all sources are."""
+    """Return the addresses of the lists that tell how all sources are, or list what failed."""
     from django.urls import reverse  # noqa: PLC0415 - after django.setup()
 
     sources = reverse("admin:ingestion_ingestionsource_changelist")
-    return [reverse("admin:index"), sources, f"{sources}?show=attention", reverse("ingestion-list")]
+    failed = reverse("admin:ingestion_failedmessage_changelist")
+    judging = [reverse("admin:index"), sources, f"{sources}?show=attention"]
+    return [*judging, reverse("ingestion-list"), failed, f"{failed}?q=person1"]
 
 
 def _addresses(source: Any) -> Iterator[str]:
