@@ -103,8 +103,6 @@ def recover(
     own transaction.
     """
     storage.take_over()
-    if IngestionSource.objects.filter(pk=source_id).exists():
-        raise NotAllowedNow(f"The source {source_id} exists: rebuild it, without --recover.")
     if next(store().packs(source_id), None) is None:
         raise NotAllowedNow(f"The archive holds no pack of a source {source_id}.")
     if not 1 <= len(name.strip()) <= _MAX_NAME_CHARS:
@@ -113,9 +111,10 @@ def recover(
         known = ", ".join(registry.PROVIDERS)
         raise InvalidInput({"provider": [f"Unknown provider. Known providers: {known}."]})
     with transaction.atomic():
-        source = IngestionSource.objects.create(
-            pk=source_id, owner=owner, name=name, provider=provider
-        )
+        given = {"owner": owner, "name": name, "provider": provider}
+        source, is_new = IngestionSource.objects.get_or_create(pk=source_id, defaults=given)
+        if not is_new:
+            raise NotAllowedNow(f"The source {source_id} exists: rebuild it, without --recover.")
         reason = "Recovered from the archive. Give it its providerConfig to follow it again."
         move(source, SourceStatus.ERROR, reason=reason, actor=actor)
         audit(actor, "source.recover", source, {"name": name, "provider": provider})

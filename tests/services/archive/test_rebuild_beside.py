@@ -5,17 +5,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models import F
 
-from ingestion.errors import LostRace
+from ingestion.errors import LostRace, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import store
 from ingestion.services.archive import rebuild, verify
 from ingestion.services.sources import deletion, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, fill, finish, start, synced
-from tests.services.test_deadlocks import MAILBOX, crossing
+from tests.services.test_deadlocks import MAILBOX, ONCE_SOMEBODY_WAITS, crossing
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -131,6 +131,32 @@ def test_two_at_once_give_back_what_one_does(
     synced(source)
     assert_exact(server, source)
     assert problems() == []
+
+
+def test_who_recovers_a_source_while_another_does_is_told_that_it_exists(
+    source: IngestionSource,
+) -> None:
+    def recover() -> IngestionSource:
+        return rebuild.recover(
+            source.pk, owner=source.owner, name="A", provider="generic_imap", actor=ACTOR
+        )
+
+    def recover_beside() -> None:
+        try:
+            recover()
+        finally:
+            connection.close()
+
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE ingestion_ingestionsource CASCADE")
+        with ThreadPoolExecutor(1) as other:
+            with transaction.atomic():
+                recover()
+                second = other.submit(recover_beside)
+                cursor.execute(ONCE_SOMEBODY_WAITS.format("SELECT 1"))
+            with pytest.raises(NotAllowedNow, match="exists: rebuild it, without --recover"):
+                second.result()
+    assert IngestionSource.objects.get().status == "error"
 
 
 def _rebuild(source: IngestionSource) -> None:
