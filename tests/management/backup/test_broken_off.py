@@ -191,6 +191,29 @@ def test_a_restore_waits_for_what_a_killed_one_left_at_work_in_the_database(
     assert restore(place).missing == []
 
 
+def test_a_restore_beside_another_one_ends_with_a_sentence_and_changes_nothing(
+    source: IngestionSource, place: Place, elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(place)
+    elsewhere()
+    refused: list[str] = []
+
+    def second() -> None:
+        with pytest.raises(NotAllowedNow, match="Another restore into this database") as said:
+            restore(place)
+        refused.append(str(said.value))
+
+    begin = restoring._Restoring.begin
+
+    def begin_beside(job: restoring._Restoring) -> None:
+        beside(second)  # which looked when nothing was written yet
+        begin(job)
+
+    monkeypatch.setattr(restoring._Restoring, "begin", begin_beside)
+    assert restore(place).missing == []
+    assert len(refused) == 1
+
+
 # -- sessions that are ended -----------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from ingestion.models import AuditEvent, Installation, Message, Pack
 from ingestion.packs.store import PackFile, store
 from ingestion.services.archive import storage
 from ingestion.services.audit import Actor, audit
+from ingestion.services.engine import claims
 from ingestion.services.operations import copying, credential_keys
 from ingestion.services.operations.backup import dumps
 from ingestion.services.operations.backup.inventory import Inventory, Listed
@@ -37,6 +38,7 @@ from ingestion.services.operations.backup.place import Manifest, Place
 
 _AT_WORK = """SELECT 1 FROM pg_stat_activity
  WHERE datname = current_database() AND application_name = 'pg_restore' LIMIT 1"""
+_ANY = uuid.UUID(int=0)
 _THEN = "Make room, or mend it, and run this again: it goes on."
 
 
@@ -75,9 +77,25 @@ def restore(
     """Put the backup of this name back, or the newest, or one half of it. Of packs alone there need
     not be a complete backup.
 
-    Raises NotAllowedNow where they would not come into something empty, or the dump can't be used,
-    and ArchiveUnavailable.
+    Raises NotAllowedNow where they would not come into something empty, the dump can't be used, or
+    another is at it, and ArchiveUnavailable.
     """
+    with claims.claimed("restore", _ANY) as mine:
+        if not mine:
+            raise NotAllowedNow(
+                "Another restore into this database is under way. Wait until it has ended; run this"
+                " again where that one was broken off."
+            )
+        return _restore(place, name, only, actor, on_progress)
+
+
+def _restore(
+    place: Place,
+    name: str | None,
+    only: Literal["database", "packs"] | None,
+    actor: Actor,
+    on_progress: Callable[[Restoring], None],
+) -> Restoring:
     packs_alone = only == "packs" and name is None and not place.manifests(on_damage=_ignore)
     manifest = None if packs_alone else place.chosen(name)
     job = _Restoring(place, manifest, on_progress, without_packs=only == "database")
