@@ -8,6 +8,7 @@ late and expire where nobody takes them for minutes.
 """
 
 import contextlib
+import datetime as dt
 import logging.config
 import os
 import time
@@ -17,6 +18,7 @@ from typing import Any
 
 from celery import Celery
 from celery.platforms import SecurityWarning  # type: ignore[attr-defined] # missing in its stubs
+from celery.schedules import schedule
 from celery.signals import (
     celeryd_init,
     setup_logging,
@@ -42,6 +44,32 @@ warnings.filterwarnings("ignore", category=SecurityWarning)
 app = Celery("ingestion")
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+
+def _steady_now() -> dt.datetime:
+    """Return a time that goes on whatever the machine's clock is set to."""
+    return dt.datetime.fromtimestamp(time.monotonic(), dt.UTC)
+
+
+def _every(seconds: float) -> schedule:
+    """By the machine's clock beat would send nothing for as long as that was set back by."""
+    return schedule(seconds, nowfun=_steady_now)
+
+
+app.conf.beat_schedule = {
+    "dispatch": {"task": "ingestion.tasks.dispatch", "schedule": _every(3)},
+    "housekeeping": {"task": "ingestion.tasks.housekeeping", "schedule": _every(600)},
+    # Reads and writes packs, for some 20 s: in the time that is left, as indexing is done.
+    "compact": {
+        "task": "ingestion.tasks.compact",
+        "schedule": _every(60),
+        "options": {"queue": "index"},
+    },
+    "look_at_sources": {"task": "ingestion.tasks.look_at_sources", "schedule": _every(10)},
+    "look_at_service": {"task": "ingestion.tasks.look_at_service", "schedule": _every(30)},
+    "look_at_database": {"task": "ingestion.tasks.look_at_database", "schedule": _every(10)},
+    "look_at_workers": {"task": "ingestion.tasks.look_at_workers", "schedule": _every(10)},
+}
 
 #: How far the processes of the queue `index` step back behind all others: on a machine that is
 #: busy, 15 leaves them a thirtieth of a core each.

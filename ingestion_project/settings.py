@@ -515,18 +515,4 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_DB_REUSE_MAX = sys.maxsize  # tasks keep their connection as requests do (`celery.py`)
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_TRANSPORT_OPTIONS = {"visibility_timeout": 3600, "socket_timeout": 30}
-CELERY_BEAT_SCHEDULE = {
-    "dispatch": {"task": "ingestion.tasks.dispatch", "schedule": 3.0},
-    "housekeeping": {"task": "ingestion.tasks.housekeeping", "schedule": 600.0},
-    # Reads and writes packs, for some 20 s: in the time that is left, as indexing is done.
-    "compact": {
-        "task": "ingestion.tasks.compact",
-        "schedule": 60.0,
-        "options": {"queue": "index"},
-    },
-    "look_at_sources": {"task": "ingestion.tasks.look_at_sources", "schedule": 10.0},
-    "look_at_service": {"task": "ingestion.tasks.look_at_service", "schedule": 30.0},
-    "look_at_database": {"task": "ingestion.tasks.look_at_database", "schedule": 10.0},
-    "look_at_workers": {"task": "ingestion.tasks.look_at_workers", "schedule": 10.0},
-}
 CELERY_BEAT_SCHEDULER = "celery.beat:Scheduler"  # in memory: no schedule file to lose or lock

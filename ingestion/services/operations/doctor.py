@@ -33,7 +33,7 @@ from ingestion.services.operations.alerting import sending
 
 State = Literal["ok", "warning", "problem"]
 
-#: Work is handed out every 3 s (settings.CELERY_BEAT_SCHEDULE).
+#: Work is handed out every 3 s (ingestion_project.celery).
 _HEARTBEAT_SECONDS = 30.0
 #: Leases are 20 s by the database's clock; schedules are made by the application's.
 _MAX_SKEW_SECONDS = 5.0
