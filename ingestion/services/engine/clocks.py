@@ -23,6 +23,7 @@ _OF_ITS_SOURCE = f"""(SELECT {_SECONDS.format("s.")} FROM ingestion_ingestionsou
 _TIMES = (
     ("ingestionsource", "next_sync_at", _OWN_INTERVAL.format(_SECONDS.format("")), "now()"),
     ("ingestionsource", "check_not_before", _RETRY, "now()"),
+    ("ingestionsource", "imported_at", "now()", "now()"),  # else a silence is not told of
     # Of a run whose mailboxes are listed: when it is looked at again (runs.follow_meanwhile).
     ("run", "not_before", f"greatest({_RETRY}, {_OWN_INTERVAL.format(_OF_ITS_SOURCE)})", "now()"),
     ("mailbox", "not_before", _RETRY, "now()"),
@@ -30,10 +31,16 @@ _TIMES = (
     ("mailbox", "last_mail_at", "now()", "now()"),
     ("folder", "not_before", _RETRY, "NULL"),
     ("folder", "followed_at", "now()", "NULL"),  # else no sync looks at it until then
+    ("folder", "missing_since", "now()", "now()"),  # else it counts as there until then
     ("failedmessage", "not_before", _RETRY, "now()"),
+    ("pack", "index_not_before", _RETRY, "now()"),
+    ("export", "not_before", _RETRY, "now()"),
+    ("webhookdelivery", "not_before", _RETRY, "now()"),
+    ("webhookendpoint", "ring_not_before", _RETRY, "now()"),
     ("alertrule", "not_before", _RETRY, "now()"),
     ("alertrule", "digest_at", "now() + interval '8 days'", "now()"),
     ("alertnotice", "created_at", "now()", "now()"),  # else it is not owed until then
+    ("alert", "well_since", "now()", "now()"),  # else it is not over until then
 )
 
 
