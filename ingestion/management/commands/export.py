@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from django.contrib.auth.models import User
-from django.utils import timezone
 
 from connectors.config import ConfigError
 from connectors.generic_imap.config import ImapConfig
@@ -76,7 +75,7 @@ class Command(OperatorCommand):
                 f"Say in which --format ({formats}), and --to which file, or - (stdout)."
             )
         query = self._query(options)
-        selection = Selection(self._user(options), query, until=timezone.now())
+        selection = Selection(self._user(options), query)
         storage.require()
         seen: Writer | None = None
         written = 0
@@ -106,7 +105,7 @@ class Command(OperatorCommand):
         if options["format"] or options["to"]:
             raise UsageError("--to-imap goes without --format and --to.")
         query = self._query(options)
-        selection = Selection(self._user(options), query, until=timezone.now())
+        selection = Selection(self._user(options), query)
         config = _config(options)
         with Meanwhile("Putting") as shown:
             done = restore.restore(

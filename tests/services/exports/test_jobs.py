@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from django.conf import settings as django_settings
 from django.contrib.auth.models import User
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from ingestion.errors import InvalidInput, NotAllowedNow
@@ -67,6 +68,35 @@ def test_every_message_is_in_it_with_the_bytes_that_were_archived(
     actions = list(AuditEvent.objects.filter(action__startswith="export.").order_by("id"))
     assert [a.action for a in actions] == ["export.start", "export.done", "export.download"]
     assert actions[1].changes["messages"] == 30
+
+
+@pytest.mark.parametrize("query", ["", "subject:3"])
+def test_what_was_archived_while_the_clock_was_ahead_is_in_it(
+    archived: IngestionSource, query: str
+) -> None:
+    three = Message.objects.filter(subject="3")
+    indexed(three.get())
+    three.update(archived_at=timezone.now() + dt.timedelta(days=365))
+
+    assert done(export_of(archived, query)).messages_done == (1 if query else 30)
+
+
+def test_what_comes_while_it_is_made_is_not_in_it(
+    archived: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would never end, of an archive into which more comes than is exported. It is broken
+    off after its first batch, and goes on."""
+    monkeypatch.setattr(selection, "BATCH", 7)
+    monkeypatch.setattr(jobs, "_SLICE_SECONDS", 0)
+    export = export_of(archived)
+    jobs.work(export.pk)
+    last = Message.objects.order_by("archived_at", "pk").last()
+    assert last is not None
+    Message.objects.filter(pk=last.pk).update(archived_at=Now())
+    while export.state != "done":
+        done(export)
+
+    assert export.messages_done == 29
 
 
 def test_a_query_takes_what_search_finds_and_a_folder_all_that_lies_there(
@@ -253,7 +283,7 @@ def test_deleted_while_it_is_made_it_leaves_no_file(
 
 def test_at_once_it_is_the_same_file(archived: IngestionSource) -> None:
     export = done(export_of(archived))
-    chosen = selection.Selection(archived.owner, "", until=export.created_at)
+    chosen = selection.Selection(archived.owner, "")
 
     assert b"".join(stream.streamed(chosen, "eml", at=export.created_at)) == file_of(export)
     assert chosen.first(10)[0] == 10

@@ -64,7 +64,7 @@ def start(user: User, *, query: str, format: str, actor: Actor) -> Export:  # no
     """Ask for an export of what a query finds. Raises InvalidInput. Opens its own transaction."""
     if format not in FORMATS:
         raise InvalidInput({"format": [f"Must be one of: {', '.join(FORMATS)}."]})
-    Selection(user, query, until=timezone.now())
+    Selection(user, query)
     if Export.objects.filter(owner=user, state__in=UNFINISHED).count() >= MAX_UNFINISHED:
         raise NotAllowedNow(
             f"{MAX_UNFINISHED} of your exports are not finished yet. Wait for one, or delete one."
@@ -176,9 +176,11 @@ def _work(export: Export) -> None:
 
 
 def _slice(export: Export, files: "_Opened") -> None:
-    selection = Selection(export.owner, export.query, until=export.created_at)
-    writer = FORMATS[export.format](files.manifest, files.directory, export.created_at)
     checkpoint = export.checkpoint or {}
+    begun = checkpoint.get("until")
+    until = dt.datetime.fromisoformat(begun) if begun else None
+    selection = Selection(export.owner, export.query, until=until)
+    writer = FORMATS[export.format](files.manifest, files.directory, export.created_at)
     if checkpoint:
         writer.go_on(checkpoint["writer"], files.part)
         files.part.seek(0, os.SEEK_END)
@@ -190,7 +192,12 @@ def _slice(export: Export, files: "_Opened") -> None:
         for message in messages:
             files.part.writelines(added(writer, message))
         files.part.writelines(writer.pause())
-        checkpoint = {"after": after, "lengths": files.synced(), "writer": writer.state()}
+        checkpoint = {
+            "until": selection.until.isoformat(),
+            "after": after,
+            "lengths": files.synced(),
+            "writer": writer.state(),
+        }
         _update(
             export,
             checkpoint=checkpoint,

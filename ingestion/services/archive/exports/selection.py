@@ -11,7 +11,8 @@ import uuid
 from collections.abc import Iterator
 
 from django.contrib.auth.models import User
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, Max, OuterRef, Q, QuerySet
+from django.db.models.functions import Coalesce, Now
 
 from ingestion import index_health, queries
 from ingestion.errors import InvalidInput
@@ -26,14 +27,16 @@ _PLACES = frozenset({"source", "mailbox", "folder"})
 
 
 class Selection:
-    """What `query` finds of the mail that `user` may see, archived before `until`.
+    """What `query` finds of the mail that `user` may see, of what is archived now, or was `until`
+    then (what another Selection had for it).
 
     Raises InvalidInput where the query is none.
     """
 
-    def __init__(self, user: User, query: str, *, until: dt.datetime) -> None:
+    def __init__(self, user: User, query: str, *, until: dt.datetime | None = None) -> None:
         self._user = user
-        self._until = until
+        #: By no clock: one that is behind, or was ahead, would leave mail out.
+        self.until = until or _newest()
         node = _parsed(query)
         self._terms = _places(node)
         self._search = Search(user, node) if self._terms is None else None
@@ -75,7 +78,7 @@ class Selection:
         while after != "end":
             page = self._search.page(sort="date", cursor=after, size=BATCH)
             after = page.next or "end"
-            yield [row for row in page.messages if row.archived_at < self._until], after
+            yield [row for row in page.messages if row.archived_at <= self.until], after
 
     def _by_time(self, after: str) -> Iterator[tuple[list[Message], str]]:
         while rows := self._rows(after):
@@ -94,10 +97,16 @@ class Selection:
         return list(related.order_by("archived_at", "pk")[:BATCH])
 
     def _found(self) -> QuerySet[Message]:
-        found = queries.visible_messages(self._user).filter(archived_at__lt=self._until)
+        found = queries.visible_messages(self._user).filter(archived_at__lte=self.until)
         for term in self._terms or ():
             found = found.filter(_condition(term))
         return found
+
+
+def _newest() -> dt.datetime:
+    newest = Coalesce(Max("archived_at"), Now())
+    at: dt.datetime = Message.objects.aggregate(at=newest)["at"]
+    return at
 
 
 def _parsed(query: str) -> Node:
