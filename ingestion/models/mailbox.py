@@ -83,6 +83,11 @@ class Mailbox(models.Model):
                 name="mailbox_failing",
                 condition=models.Q(failing_since__isnull=False),
             ),
+            models.Index(
+                fields=["source"],
+                name="mailbox_unavailable",
+                condition=models.Q(state=MailboxState.UNAVAILABLE),
+            ),
         ]
 
     def __str__(self) -> str:
