@@ -23,20 +23,23 @@ _AWAY_SECONDS = 5.0
 _KEPT_MS = 600_000
 
 #: The same arithmetic as connectors.throttle.Local, by Redis's clock. Times are seconds as text:
-#: Lua's numbers would reach Redis as integers.
+#: Lua's numbers would reach Redis as integers. Where that clock was set back, all that was written
+#: before goes back as far: else everybody would wait for as long.
 _SCHEDULE = f"""
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) + tonumber(clock[2]) / 1e6
 local function read(key)
-  local v = redis.call('HMGET', key, 'free_at', 'slow', 'slowed_at')
-  return tonumber(v[1] or '0'), tonumber(v[2] or '1'), tonumber(v[3] or '0')
+  local v = redis.call('HMGET', key, 'free_at', 'slow', 'slowed_at', 'written_at')
+  local set_back = math.max(0, tonumber(v[4] or '0') - now)
+  return tonumber(v[1] or '0') - set_back, tonumber(v[2] or '1'), tonumber(v[3] or '0') - set_back
 end
 local function slowness(slow, slowed_at)
   return 1 + (slow - 1) * 0.5 ^ ((now - slowed_at) / {throttle.HALF_LIFE_SECONDS})
 end
 local function write(key, free_at, slow, slowed_at)
   redis.call('HSET', key, 'free_at', string.format('%.6f', free_at),
-             'slow', string.format('%.6f', slow), 'slowed_at', string.format('%.6f', slowed_at))
+             'slow', string.format('%.6f', slow), 'slowed_at', string.format('%.6f', slowed_at),
+             'written_at', string.format('%.6f', now))
   redis.call('PEXPIRE', key, {_KEPT_MS} + math.max(0, math.ceil((free_at - now) * 1000)))
 end
 """

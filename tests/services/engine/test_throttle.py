@@ -38,6 +38,16 @@ def test_a_pause_of_one_worker_holds_for_the_other(budget: Budget) -> None:
     _assert_from(began, [other.reserve([(budget, 1)])], [30])
 
 
+def test_where_redis_clock_is_set_back_nobody_waits_for_as_long(budget: Budget) -> None:
+    shared = Shared(settings.REDIS_URL)
+    began = time.monotonic()
+    shared.pause(budget, 30)
+    stored = redis.Redis.from_url(settings.REDIS_URL)
+    for name in ("free_at", "slowed_at", "written_at"):
+        stored.hincrbyfloat(f"throttle:{budget.name}", name, 3600)
+    _assert_from(began, [shared.reserve([(budget, 1)])], [30])
+
+
 def test_refusals_slow_the_shared_budget(budget: Budget) -> None:
     shared = Shared(settings.REDIS_URL)
     began = time.monotonic()
