@@ -113,8 +113,9 @@ def test_without_workers_and_beat_each_is_named_with_what_to_start(manage: Comma
     assert found["database"]["state"] == found["broker"]["state"] == "ok"
 
 
-def test_a_beat_that_stopped_is_told_with_its_age(manage: CommandLine) -> None:
-    cache.set(heartbeat._AT, time.time() - 100)
+@pytest.mark.parametrize("ago_seconds", [100, -150], ids=["stopped", "and the clock set back"])
+def test_a_beat_that_stopped_is_told_with_its_age(manage: CommandLine, ago_seconds: int) -> None:
+    cache.set(heartbeat._AT, time.time() - ago_seconds)
     assert re.search(r"last seen 1\d\d s ago", findings(manage, code=1)["beat"]["message"])
 
 

@@ -42,4 +42,5 @@ def last() -> Heartbeat:
     except (RedisError, OSError):
         return Heartbeat(cache_answers=False)
     at: float | None = found.get(_AT)
-    return Heartbeat(None if at is None else max(0.0, time.time() - at), found.get(_KEYS))
+    # A clock that was set back shows one that has stopped as of the future.
+    return Heartbeat(None if at is None else abs(time.time() - at), found.get(_KEYS))

@@ -56,7 +56,7 @@ def starting() -> None:
     given no more: it would be starting for ever. Raises RedisError where the cache is away."""
     now = time.time()
     awaited = dict.fromkeys(QUEUES, now)
-    if now - (cache.get(_STARTED_KEY) or 0.0) < STARTING_SECONDS:
+    if _is_within(STARTING_SECONDS, cache.get(_STARTED_KEY), now):
         answered = cache.get(_ANSWERED_KEY) or {}
         before = cache.get(_AWAITED_KEY) or {}
         awaited |= {queue: since for queue, since in before.items() if queue not in answered}
@@ -80,12 +80,17 @@ def states(served: Mapping[str, Sequence[str]]) -> dict[str, State]:
     answered = cache.get(_ANSWERED_KEY) or {}
 
     def state(queue: str) -> State:
-        if served[queue] or now - answered.get(queue, 0.0) < SILENT_SECONDS:
+        if served[queue] or _is_within(SILENT_SECONDS, answered.get(queue), now):
             return "served"
-        starts = queue not in answered and now - awaited.get(queue, 0.0) < STARTING_SECONDS
+        starts = queue not in answered and _is_within(STARTING_SECONDS, awaited.get(queue), now)
         return "starting" if starts else "gone"
 
     return {queue: state(queue) for queue in served}
+
+
+def _is_within(seconds: float, at: float | None, now: float) -> bool:
+    """Whether that is so near to now. Far ahead it is of a clock that was set back since."""
+    return at is not None and abs(now - at) < seconds
 
 
 def advice(queue: str) -> str:
