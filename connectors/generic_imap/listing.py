@@ -115,7 +115,8 @@ def _unchanged(state: Any, since: Cursor) -> bool:
 
 def _audit_is_due(since: Cursor, describe: bool) -> bool:
     period = _DESCRIBED_AUDIT_SECONDS if describe else _AUDIT_SECONDS
-    return bool(time.time() - since.get("t", 0) >= period)
+    # It was ahead, if it is far ahead now: it would not be due until that time.
+    return bool(abs(time.time() - since.get("t", 0)) >= period)
 
 
 class _Listing:

@@ -104,13 +104,14 @@ def test_numbers_that_are_given_out_again_hide_nothing(
     assert Message.objects.count() == 7
 
 
+@pytest.mark.parametrize("days", [-1, 365], ids=["a day ago", "by a clock that was ahead"])
 def test_a_message_that_comes_late_below_the_others_is_archived(
-    server: ImapScript, source: IngestionSource
+    server: ImapScript, source: IngestionSource, days: int
 ) -> None:
     imported(source)
     server.inbox.expunge(21)  # so the count does not tell
     deliver(server, 15)
-    Folder.objects.update(cursor=a_day_ago(Folder.objects.get()))
+    Folder.objects.update(cursor=listed(Folder.objects.get(), days=days))
     synced(source)
     assert archived(source) == held_by(server)
 
@@ -172,7 +173,7 @@ def test_a_folder_whose_status_is_stale_is_looked_into_once_a_day(
     deliver(server)
     synced(source)
     assert Message.objects.count() == 5
-    Folder.objects.update(cursor=a_day_ago(Folder.objects.get()))
+    Folder.objects.update(cursor=listed(Folder.objects.get(), days=-1))
     synced(source)
     assert archived(source) == held_by(server)
 
@@ -248,7 +249,7 @@ def test_a_folder_that_is_numbered_anew_each_time_is_read_again_only_where_it_ch
         deliver(server, text="newer")
         synced(source)
         assert sorted(archived(source).values()) == sorted(held_by(server).values())
-        Folder.objects.update(cursor=a_day_ago(Folder.objects.get(mailbox__source=source)))
+        Folder.objects.update(cursor=listed(Folder.objects.get(mailbox__source=source), days=-1))
         del server.commands[:]
         synced(source)
         assert server.asked(b"BODY.PEEK[])")
@@ -265,11 +266,11 @@ def test_the_check_tells_of_a_server_that_may_number_messages_anew(
     assert told_of_it in StatusChange.objects.get(source=courier).reason
 
 
-def a_day_ago(folder: Folder) -> dict[str, Any]:
-    """Return the folder's cursor, as if all of it had been listed a day before it was."""
+def listed(folder: Folder, *, days: int) -> dict[str, Any]:
+    """Return the folder's cursor, as if all of it had been listed so many days after it was."""
     cursor = folder.cursor
     assert cursor is not None
-    return {**cursor, "t": cursor.get("t", 0) - 86_400}
+    return {**cursor, "t": cursor.get("t", 0) + days * 86_400}
 
 
 def test_a_folder_that_keeps_no_modification_sequences_costs_nothing_unchanged(
