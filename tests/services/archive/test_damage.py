@@ -3,6 +3,7 @@
 import datetime as dt
 import os
 import shutil
+import time
 import uuid
 from pathlib import Path
 
@@ -177,6 +178,25 @@ def test_a_rebuild_gives_back_threads_and_times(server: Server, source: Ingestio
         assert abs(message.archived_at - was[bytes(message.sha256)]) < dt.timedelta(seconds=30)
         assert message.archived_at < before
     assert all(seen < before for seen in Placement.objects.values_list("first_seen_at", flat=True))
+
+
+def test_a_pack_that_was_written_while_the_clock_was_ahead_is_told_and_rebuilt(
+    server: Server, source: IngestionSource
+) -> None:
+    path = imported(server, source)
+    ahead = time.time() + 365 * 86_400
+    os.utime(path, (ahead, ahead))
+    count = Message.objects.count()
+    lose_rows()
+    busy = Mailbox.objects.create(
+        source=source,
+        remote_id="busy",
+        address="busy@example.com",
+        lease_expires_at=timezone.now() + dt.timedelta(seconds=60),
+    )
+    assert verified(source) == {"orphan_pack": count}
+    busy.delete()
+    assert rebuilt(source)[0].messages_added == count
 
 
 def test_a_pack_of_the_first_format_is_verified_and_rebuilt(source: IngestionSource) -> None:
