@@ -100,6 +100,16 @@ def test_nothing_archived_for_long_is_told(settings: Any, monkeypatch: pytest.Mo
     assert f"since {long_ago:%Y-%m-%d %H:%M} UTC" in open_kinds()["archive.idle"]
 
 
+def test_mail_of_a_clock_that_was_ahead_hides_no_silence(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk(monkeypatch, free=500 * GB)
+    settings.ALERT_IDLE_HOURS = 72
+    IngestionSource.objects.update(imported_at=timezone.now() - dt.timedelta(hours=80))
+    Message.objects.update(archived_at=timezone.now() + dt.timedelta(days=365))
+    assert "archive.idle" in open_kinds()
+
+
 def test_an_index_that_stands_still_is_told_and_one_that_goes_on_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -112,6 +122,9 @@ def test_an_index_that_stands_still_is_told_and_one_that_goes_on_is_not(
         assert open_kinds() == {}
     cache.set(watch._PROGRESS_KEY, (indexed, since - 3_700))
     assert "0 of 1 indexed" in open_kinds()["index.stuck"]
+    cache.set(watch._PROGRESS_KEY, (indexed, time.time() + 3_600))
+    open_kinds()  # the clock was set back: it begins anew
+    assert cache.get(watch._PROGRESS_KEY)[1] <= time.time()
 
 
 def test_a_pack_that_search_cannot_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,6 +196,20 @@ def test_a_queue_is_told_though_who_looks_is_started_again_and_again(
     clock[0] += workers.STARTING_SECONDS  # it stays: when it is started next, all may start
     workers.starting()
     assert states(after=workers.STARTING_SECONDS - 1) == ("starting", "served")
+
+
+def test_a_queue_is_told_where_the_clock_was_set_back_since_it_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "PING_SECONDS", 0.1)
+    ahead = time.time() + 3_600
+    nobody: dict[str, list[str]] = {"sync": []}
+    cache.clear()
+    cache.set(workers._ANSWERED_KEY, {"sync": ahead})
+    assert workers.states(nobody) == {"sync": "gone"}
+    cache.clear()
+    cache.set(workers._AWAITED_KEY, {"sync": ahead})
+    assert workers.states(nobody) == {"sync": "gone"}
 
 
 def test_a_worker_that_misses_the_time_for_an_answer_is_not_told(

@@ -163,6 +163,17 @@ def test_the_like_is_told_once_in_a_while(source: IngestionSource, at: Receiver)
     assert WebhookDelivery.objects.count() == 1
 
 
+def test_what_was_told_by_a_clock_that_was_ahead_is_told_again(
+    source: IngestionSource, at: Receiver
+) -> None:
+    endpoint(at, source.owner)
+    for count in (1, 2):
+        with transaction.atomic():
+            announce(Event.ARCHIVE_CORRUPT, source, {}, once_in=dt.timedelta(hours=1))
+        assert WebhookDelivery.objects.count() == count
+        WebhookDelivery.objects.update(created_at=timezone.now() + dt.timedelta(days=365))
+
+
 # -- the doorbell ------------------------------------------------------------------------------
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from django.conf import settings
 from django.core.cache import cache
 from django.db.models import Max, Min, QuerySet
+from django.db.models.functions import Now
 from django.utils import timezone
 
 from ingestion import expiry, freshness, index_health
@@ -152,7 +153,8 @@ def _idle() -> Iterator[Trouble]:
     since = _sources().filter(status=SourceStatus.ACTIVE).aggregate(at=Min("imported_at"))["at"]
     if not hours or since is None:
         return
-    last = Message.objects.aggregate(at=Max("archived_at"))["at"] or since
+    until_now = Message.objects.filter(archived_at__lte=Now())  # by a clock that was ahead
+    last = until_now.aggregate(at=Max("archived_at"))["at"] or since
     last = max(last, since)
     if timezone.now() - last > dt.timedelta(hours=hours):
         when = f"{last.astimezone(dt.UTC):%Y-%m-%d %H:%M UTC}"
@@ -184,7 +186,8 @@ def _without_workers(queues: list[str]) -> str:
 def _without_progress_seconds(indexed: int) -> float:
     """Remember how far it was, and since when: lost with the cache, it begins anew."""
     before, since = cache.get(_PROGRESS_KEY) or (None, 0.0)
-    if before != indexed:
-        cache.set(_PROGRESS_KEY, (indexed, time.time()), timeout=None)
+    now = time.time()
+    if before != indexed or since > now:  # the clock was set back
+        cache.set(_PROGRESS_KEY, (indexed, now), timeout=None)
         return 0.0
-    return time.time() - since
+    return now - since
