@@ -36,6 +36,16 @@ def containerfile() -> Iterator[tuple[str, str]]:
         yield instruction, rest.strip()
 
 
+def copied() -> set[str]:
+    """Return what of this checkout the image has."""
+    return {
+        word.rstrip("/")
+        for instruction, rest in containerfile()
+        if instruction == "COPY" and not rest.startswith("--from")
+        for word in rest.split()[:-1]
+    }
+
+
 def image_environ() -> dict[str, str]:
     [line] = [rest for instruction, rest in containerfile() if instruction == "ENV"]
     return dict(word.split("=", 1) for word in shlex.split(line))

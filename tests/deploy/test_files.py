@@ -13,6 +13,7 @@ from tests.deploy.files import (
     UNITS,
     compose,
     containerfile,
+    copied,
     image_command,
     procfile,
     program,
@@ -107,16 +108,10 @@ def test_all_wait_for_what_is_done_once() -> None:
 
 
 def test_the_image_is_made_of_what_is_there_and_by_the_makefile() -> None:
-    copied = {
-        word.rstrip("/")
-        for instruction, rest in containerfile()
-        if instruction == "COPY" and not rest.startswith("--from")
-        for word in rest.split()[:-1]
-    }
     ignored = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
     assert "*" in ignored
-    assert {line[1:] for line in ignored if line.startswith("!")} == copied
-    assert [name for name in copied if not (ROOT / name).exists()] == []
+    assert {line[1:] for line in ignored if line.startswith("!")} == copied()
+    assert [name for name in copied() if not (ROOT / name).exists()] == []
     runs = [rest for instruction, rest in containerfile() if instruction == "RUN"]
     [made] = [re.search(r"make (\S+)$", line) for line in runs if "make " in line]
     assert made
@@ -125,6 +120,20 @@ def test_the_image_is_made_of_what_is_there_and_by_the_makefile() -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "--require-hashes -r requirements.txt" in " ".join(dry.stdout.split())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can make a user")
+def test_the_image_runs_as_the_user_and_the_group_that_it_makes(tmp_path: Path) -> None:
+    runs = " && ".join(rest for instruction, rest in containerfile() if instruction == "RUN")
+    (tmp_path / "etc").mkdir()
+    for name in ("passwd", "group"):
+        (tmp_path / "etc" / name).touch()
+    for command in runs.split(" && "):
+        name, *words = command.split()
+        if name in ("groupadd", "useradd"):
+            subprocess.run([f"/usr/sbin/{name}", "--prefix", str(tmp_path), *words], check=True)
+    _name, _, user, group, *_rest = (tmp_path / "etc/passwd").read_text().split(":")
+    assert ("USER", f"{user}:{group}") in list(containerfile())
 
 
 def test_the_example_of_an_environment_names_settings_that_there_are() -> None:
