@@ -120,6 +120,11 @@ def test_the_image_is_made_of_what_is_there_and_by_the_makefile() -> None:
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "--require-hashes -r requirements.txt" in " ".join(dry.stdout.split())
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    [more] = re.findall(r"`(\S+pip install \S+ -r requirements-telemetry.txt)`", page)
+    [argument] = re.findall(r"`docker compose .* build --build-arg (\w+)=1`", page)
+    assert f'test -z "${argument}" || {more}' in runs
+    assert ("ARG", f"{argument}=") in list(containerfile())
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a user")
