@@ -158,25 +158,16 @@ def test_secrets_are_made_once_and_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a user")
-def test_the_page_installs_all_units_as_they_are(tmp_path: Path) -> None:
+def test_the_page_installs_and_upgrades_all_units_as_they_are(tmp_path: Path) -> None:
     """By the lines of docs/deployment.md, into a directory in place of a machine."""
     text = (ROOT / "docs" / "deployment.md").read_text().partition("## With systemd")[2]
-    install, archive = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)[:2]
+    install, archive, command, upgrade = re.findall(r"(?:^    .*\n)+", text, re.MULTILINE)[:4]
     for path in ("etc/passwd", "etc/group", "usr/lib/systemd/system/multi-user.target"):
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     units = tmp_path / "etc/systemd/system"
     units.mkdir(parents=True)
-    elsewhere = f"""
-useradd() {{ command useradd --prefix {tmp_path} "$@"; }}
-systemctl() {{ command systemctl --root={tmp_path} "${{@/--now/--quiet}}"; }}
-git() {{ :; }}
-make() {{ :; }}
-"""
-    subprocess.run(
-        ["bash", "-euc", elsewhere + install.replace(" /etc/", f" {tmp_path}/etc/")],
-        cwd=ROOT, env={"PATH": f"{os.defpath}:/usr/sbin:/sbin"}, check=True,
-    )  # fmt: skip
+    _run(install, tmp_path)
     assert "ingestion:" in (tmp_path / "etc/passwd").read_text()
     assert (tmp_path / "etc/ingestion/environment").stat().st_mode & 0o777 == 0o600
     for unit_file in UNITS.rglob("*.*"):
@@ -188,4 +179,34 @@ make() {{ :; }}
     assert (units / "multi-user.target.wants/ingestion.target").is_symlink()
     beside = re.search(r"^    # /etc/systemd/system/(\S+)/archive.conf$", archive, re.MULTILINE)
     assert beside
-    assert (units / beside[1]).is_dir()
+    own = units / beside[1] / "archive.conf"
+    own.write_text(archive)
+
+    (units / beside[1] / "common.conf").write_text("# of the version before\n")
+    migrate = command.replace("/opt/ingestion", "/opt/ingestion-2").replace("doctor", "migrate")
+    assert _run(upgrade, tmp_path).split("\n") == [
+        f"ingestion-1: {migrate.strip()}",
+        "ingestion-1: systemctl daemon-reload",
+        "ingestion-2: systemctl restart ingestion.target",
+    ]
+    assert own.read_text() == archive
+    assert "NoNewPrivileges" in (units / beside[1] / "common.conf").read_text()
+
+
+def _run(lines: str, root: Path) -> str:
+    """Run them with `root` in place of a machine. Return what systemd is told, each line behind the
+    version that is installed meanwhile."""
+    elsewhere = f"""
+useradd() {{ command useradd --prefix {root} "$@"; }}
+systemctl() {{ [ "$1" != enable ] && told systemctl "$@" || command systemctl --root={root} "${{@/--now/--quiet}}"; }}
+systemd-run() {{ told systemd-run "$@"; }}
+told() {{ echo "$(readlink {root}/opt/ingestion): $*"; }}
+git() {{ mkdir -p "${{@: -1}}" && cp -r {DEPLOY} "${{@: -1}}"; }}
+make() {{ :; }}
+"""
+    here = re.sub(r"([ =])/(etc|opt)/", rf"\1{root}/\2/", lines)
+    done = subprocess.run(
+        ["bash", "-euc", elsewhere + here], cwd=root, env={"PATH": f"{os.defpath}:/usr/sbin:/sbin"},
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return done.stdout.replace(str(root), "").strip()
