@@ -6,7 +6,7 @@
 # Each makes .venv first, and again when the pinned requirements change.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run bench test lint format types check pytest system-packages node-packages lock clean
+.PHONY: help demo run bench test lint format types check pytest image-check system-packages node-packages lock clean
 .DELETE_ON_ERROR:
 
 VENV := .venv
@@ -58,6 +58,10 @@ check: $(VENV)/development
 # the next test of all (tests/conftest.py has put the long ones first), so that they end together.
 pytest: $(VENV)/development $(VENV)/msgraph system-packages node-packages
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadscope --no-loadscope-reorder --durations 10 --durations-min 1
+
+# The container's image, built and run: docs/deployment.md. It takes minutes, and is no part of `make test`.
+image-check: $(VENV)/development
+	@sh tests/deploy/image.sh
 
 system-packages:
 	@sh tests/system-packages.sh

@@ -1,7 +1,12 @@
 """Every command line of compose.yaml, Containerfile and the units runs as it stands, as the image's
-user, on a machine that has nothing else and can't be written."""
+user, on a machine that has nothing else and can't be written.
 
+With IMAGE_ROOT, where the files of the built image are, it is those that run (`make image-check`).
+"""
+
+import contextlib
 import functools
+import itertools
 import json
 import os
 import re
@@ -14,22 +19,27 @@ from typing import Any
 
 import pytest
 
+from ingestion_project.demo.imap_server import PASSWORD, USER
 from ingestion_project.embedded import _postgres_binaries
 from tests.deploy.files import (
     DEPLOY,
     UNITS,
     compose,
+    copied,
     image_environ,
     image_health,
     procfile,
 )
-from tests.servers.clean_machine import Machine, machine
-from tests.servers.stack import ROOT, wait_for
+from tests.servers.clean_machine import Machine, machine, machine_of_image
+from tests.servers.stack import ROOT, let_nobody_give_way, wait_for
 
 pytestmark = [
-    pytest.mark.long(seconds=30),
+    pytest.mark.long(seconds=50),
     pytest.mark.skipif(os.getuid() != 0, reason="only root can make name spaces"),
 ]
+#: What the image has of this checkout; and the units, which lie beside it (docs/deployment.md).
+FILES = [*sorted(copied()), ".venv", "deploy"]
+IMAGE_ROOT = os.environ.get("IMAGE_ROOT")
 #: Where programs are that another image has: PostgreSQL's, Redis's, SeaweedFS's.
 POSTGRES = Path("/opt/ingestion/.venv") / _postgres_binaries().relative_to(sys.prefix)
 OTHER_IMAGES = f"{POSTGRES}:/opt/ingestion/.venv/bin:/usr/bin:/bin"
@@ -39,25 +49,34 @@ _POSTGRES = 65534  # it refuses root; nobody
 
 
 class Containers:
-    """The services of compose.yaml on one machine, each with its environment and command line."""
+    """The services of compose.yaml in one network, each with its environment and command line.
 
-    def __init__(self, here: Machine, told: dict[str, Any]) -> None:
-        self.machine, self.services = here, told["services"]
+    `image` is the machine of those that are made of our own image.
+    """
+
+    def __init__(self, here: Machine, image: Machine, told: dict[str, Any]) -> None:
+        self.machine, self.image, self.services = here, image, told["services"]
+
+    def ours(self, name: str) -> bool:
+        return bool(self.services[name]["image"] == "ingestion:local")
 
     def environ(self, name: str) -> dict[str, str]:
-        service = self.services[name]
-        image = image_environ() if service["image"] == "ingestion:local" else {"PATH": OTHER_IMAGES}
-        return {"HOSTNAME": os.uname().nodename, **image, **service.get("environment", {})}
+        image = image_environ() if self.ours(name) else {"PATH": OTHER_IMAGES}
+        own = self.services[name].get("environment", {})
+        return {"HOSTNAME": os.uname().nodename, **image, **own}
+
+    def of(self, name: str) -> Machine:
+        return self.image if self.ours(name) else self.machine
 
     def words(self, name: str) -> list[str]:
         service = self.services[name]
         return [*(service.get("entrypoint") or ()), *service["command"]]
 
     def start(self, name: str) -> None:
-        self.machine.start(self.words(name), self.environ(name))
+        self.of(name).start(self.words(name), self.environ(name))
 
     def run(self, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-        done = self.machine.run(words or self.words(name), self.environ(name))
+        done = self.of(name).run(words or self.words(name), self.environ(name))
         with self.machine.log.open("a") as log:
             log.write(f"{name}: {done.returncode}\n{done.stdout}{done.stderr}")
         return done
@@ -66,6 +85,12 @@ class Containers:
         check = self.services[name].get("healthcheck", {"test": ["CMD", *image_health()]})["test"]
         words = ["sh", "-c", check[1]] if check[0] == "CMD-SHELL" else check[1:]
         return self.run(name, *words).returncode == 0
+
+    def told(self, *words: str) -> dict[str, Any]:
+        """Return what a command says, which may end with 1: that something is not well."""
+        done = self.run("web", "python", "manage.py", *words, "--json")
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
 
     def wait(self, *names: str) -> None:
         for name in names:
@@ -90,13 +115,19 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containers]
     shutil.copytree(DEPLOY, root / "deploy", ignore=shutil.ignore_patterns("secrets*", "*.env"))
     subprocess.run(["sh", "deploy/make-secrets.sh"], cwd=root, check=True, capture_output=True)
     told = compose(root / "deploy/compose.yaml")
-    with machine(root, list(told["services"])) as here:
-        for name in told["secrets"]:
-            here.write(f"/run/secrets/{name}", (root / "deploy/secrets" / name).read_text())
-        yield Containers(here, told)
+    with contextlib.ExitStack() as made:
+        here = made.enter_context(machine(root, list(told["services"]), FILES))
+        image = here
+        if IMAGE_ROOT:
+            image = made.enter_context(machine_of_image(root, Path(IMAGE_ROOT), here))
+        for name, one in itertools.product(told["secrets"], (here, image)):
+            one.write(f"/run/secrets/{name}", (root / "deploy/secrets" / name).read_text())
+        yield Containers(here, image, told)
 
 
-def test_the_whole_service_runs_as_compose_starts_it(containers: Containers) -> None:
+@pytest.fixture(scope="module")
+def service(containers: Containers) -> Containers:
+    """All of compose.yaml, started in its order."""
     containers.start_database()
     for name in ("redis", "store"):
         containers.start(name)
@@ -107,27 +138,97 @@ def test_the_whole_service_runs_as_compose_starts_it(containers: Containers) -> 
     for name in procfile():
         containers.start(name)
     containers.wait("web", "worker", "control")
+    return containers
 
+
+def test_the_whole_service_runs_as_compose_starts_it(service: Containers) -> None:
     def nothing_is_wrong() -> bool:
-        return all(one["state"] != "problem" for one in findings(containers))
+        let_nobody_give_way(os.getpid())
+        return all(one["state"] != "problem" for one in findings(service))
 
     wait_for(nothing_is_wrong, 400, every_seconds=_INTERVAL_SECONDS)
-    assert any("s3://archive" in one["message"] for one in findings(containers))
-    # The image has what a backup needs, by the page's line.
+    assert any("s3://archive" in one["message"] for one in findings(service))
+
+
+def test_its_pages_come_with_all_that_belongs_to_them(service: Containers) -> None:
+    """Style sheets, scripts and pictures; and what is made of docs/."""
+    pages = (
+        "/admin/login/",
+        "/api/docs",
+        "/api/docs/introduction",
+        "/api/docs/errors",
+        "/api/schema",
+    )
+    done = service.run("web", "python", "-c", _SEE, *pages)
+    assert done.returncode == 0, done.stderr
+    kinds = [line.split()[0] for line in done.stdout.splitlines()]
+    assert kinds.count("text/html") == len(pages) - 1
+    assert {"text/css", "text/javascript"} < set(kinds)
+
+
+#: Prints the type and the address of each page and of what it names; ends with 1 where one fails.
+_SEE = """
+import re, sys, urllib.request
+seen = set()
+def see(path):
+    seen.add(path)
+    with urllib.request.urlopen('http://localhost:8000' + path) as answer:
+        print(answer.headers.get_content_type(), path)
+        return answer.read().decode(errors='replace')
+for page in sys.argv[1:]:
+    for path in re.findall('(?:href|src)="(/static/[^"]+)"', see(page)):
+        path in seen or see(path)
+"""
+
+
+def test_it_copies_a_mailbox_and_finds_what_it_says(service: Containers) -> None:
+    server = "exec python -m ingestion_project.demo.imap_server 60 >/run/port"
+    service.machine.start(["sh", "-c", server], service.environ("redis"))
+    see = functools.partial(service.machine.run, ["cat", "/run/port"], {"PATH": os.defpath})
+    wait_for(lambda: see().stdout.endswith("\n"), 60, every_seconds=0.5)
+    words = f"add_source Demo --host localhost --port {see().stdout.strip()} --no-secure"
+    words += f" --username {USER} --password-env IMAP_PASSWORD --verify --auto-import"
+    given = ["env", f"IMAP_PASSWORD={PASSWORD}"]
+    done = service.run("web", *given, "python", "manage.py", *words.split())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    def indexed() -> bool:
+        let_nobody_give_way(os.getpid())
+        [source] = service.told("source_status")["sources"]
+        return bool(source["status"] == "active" and source["index"]["unindexedMessages"] == 0)
+
+    wait_for(indexed, 400, every_seconds=_INTERVAL_SECONDS)
+    assert service.told("find", "has:attachment")["emails"]
+    assert service.told("verify_archive")["messages"] > 50
+
+
+def test_the_image_has_what_a_backup_and_a_restore_need(service: Containers) -> None:
+    """By the page's lines. A restore wants an empty database and an empty archive."""
     page = (ROOT / "docs" / "deployment.md").read_text()
     [line] = re.findall(
         r"run --rm --no-deps --volume \S+ web (.* backup /media/backup)$", page, re.MULTILINE
     )
+    words = line.replace("/media/backup", "/var/lib/ingestion/backup").split()
     for more in ((), ("--verify",)):
-        words = line.replace("/media/backup", "/var/lib/ingestion/backup").split()
-        done = containers.run("web", *words, *more)
+        done = service.run("web", *words, *more)
+        assert done.returncode == 0, done.stdout + done.stderr
+    url = service.run("web", "cat", "/run/secrets/database_url").stdout.strip()
+    make = f"import psycopg; psycopg.connect('{url}', autocommit=True).execute('CREATE DATABASE other')"
+    other = f"{url.removesuffix('/ingestion')}/other"
+    elsewhere = ["env", "--unset=DATABASE_URL_FILE", f"DATABASE_URL={other}"]
+    elsewhere += ["ARCHIVE_URL=file:///tmp/other"]
+    for restore in (
+        ["python", "-c", make],
+        [*elsewhere, *("restore" if word == "backup" else word for word in words)],
+        [*elsewhere, "python", "manage.py", "verify_archive"],
+    ):
+        done = service.run("web", *restore)
         assert done.returncode == 0, done.stdout + done.stderr
 
 
 def findings(containers: Containers) -> list[dict[str, str]]:
     """What `doctor` says; `index` takes only the time that others leave, also to start."""
-    said = containers.run("web", "python", "manage.py", "doctor", "--json").stdout
-    found: list[dict[str, str]] = json.loads(said)["findings"]
+    found: list[dict[str, str]] = containers.told("doctor")["findings"]
     return found
 
 
