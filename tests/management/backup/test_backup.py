@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 from psycopg.conninfo import conninfo_to_dict
 
 from ingestion.errors import NotAllowedNow, WrongArchive
@@ -143,6 +144,27 @@ def test_a_backup_keeps_so_many_databases_and_the_packs_that_one_of_them_lists(
     done = make(place, keep=2)
     assert (done.removed_backups, done.removed_packs) == (1, 1)
     assert packs(place.packs) == packs(store())
+    assert len(place.manifests()) == 2
+
+
+def test_what_is_made_after_the_clock_was_ahead_is_the_newest(
+    source: IngestionSource, place: Place, more: More
+) -> None:
+    """It would be taken for the oldest: the first to go, and never what is restored."""
+    first = make(place).manifest
+    assert first is not None
+    ahead = f"2099{first.name[4:-3]}999"
+    for path in (place.root / "databases").glob(f"{first.name}.*"):
+        path.rename(path.with_name(path.name.replace(first.name, ahead)))
+    about = place.root / "databases" / f"{ahead}.json"
+    about.write_text(about.read_text().replace(first.name, ahead))
+    for number in range(3):
+        more(source, f"{number}")
+        made = make(place, keep=2).manifest
+        assert made is not None
+        assert made.name > ahead
+        assert made.taken_at < timezone.now()
+        assert place.chosen() == made
     assert len(place.manifests()) == 2
 
 

@@ -187,7 +187,7 @@ class _Making:
     def _dump(self, archive_id: str) -> tuple[Manifest, Inventory]:
         self._stage("Dumping the database")
         now = timezone.now()
-        name = f"{now:%Y%m%d-%H%M%S-}{now.microsecond // 1000:03}"
+        name = self._place.name_at(now)
         path = self._place.partial_dump(name)
         with dumps.snapshot() as snapshot:
             named = Inventory(Listed(*row, b"") for row in snapshot.packs())

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ _FORMAT = 2
 #: At the packs: of which installation they are, and which directory lists them.
 _MARK, _LISTED_IN = "backup of ", " in "
 _CHUNK_BYTES = 1 << 20
+_NAME = re.compile(r"\d{8}-\d{6}-\d{3}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -194,6 +196,17 @@ class Place:
             with durable(self._id) as file:
                 file.write(f"{uuid.uuid4()}\n".encode())
         return self._id.read_text().strip()
+
+    def name_at(self, moment: dt.datetime) -> str:
+        """Name a backup that is made then. It comes behind all that are there, also where those are
+        of a clock that was ahead: else it would be taken for the oldest, and go first."""
+        name = f"{moment:%Y%m%d-%H%M%S-}{moment.microsecond // 1000:03}"
+        stems = (path.stem for path in self._databases.glob("*.json"))
+        ahead = max((stem for stem in stems if stem >= name and _NAME.fullmatch(stem)), default="")
+        if not ahead:
+            return name
+        digits = f"{int(ahead.replace('-', '')) + 1:017}"
+        return f"{digits[:8]}-{digits[8:14]}-{digits[14:]}"
 
     def partial_dump(self, name: str) -> Path:
         """Where a dump is written; `keep` makes it one."""

@@ -246,7 +246,7 @@ class _Restoring:
         """Yield what earlier backups list. Where one can't be read, what was deleted since comes
         back, and is collected again."""
         for earlier in self._place.manifests(on_damage=_ignore) if self._manifest else ():
-            if self._manifest and earlier.taken_at < self._manifest.taken_at:
+            if self._manifest and earlier.name < self._manifest.name:
                 with contextlib.suppress(NotAllowedNow):
                     yield from self._place.listed(earlier)
 
