@@ -85,8 +85,9 @@ class Reason:
 
     def __str__(self) -> str:
         said = [self.text]
-        if self.retry_at is not None and self.retry_at > timezone.now():
-            said.append(f"The next try is at {self.retry_at.astimezone(dt.UTC):%H:%M UTC}.")
+        now = timezone.now()
+        if self.retry_at is not None and self.retry_at > now:
+            said.append(f"The next try is at {time_of(self.retry_at, now)}.")
         if self.since is not None:
             said.append(f"Since {moment(self.since)}.")
         return " ".join(said)
@@ -478,12 +479,18 @@ def _beside(counts: Mapping[str, int]) -> str:
     return f" {', '.join(parts)}." if parts else ""
 
 
+def time_of(at: dt.datetime, now: dt.datetime) -> str:
+    """Say a time in UTC, with its date where that is not today's."""
+    at = at.astimezone(dt.UTC)
+    form = "%H:%M UTC" if at.date() == now.astimezone(dt.UTC).date() else "%Y-%m-%d %H:%M UTC"
+    return f"{at:{form}}"
+
+
 def moment(at: dt.datetime) -> str:
     """Say a past time in UTC, and how long ago it is: "02:31 UTC (27 min ago)"."""
     now = timezone.now()
-    form = "%H:%M UTC" if at.date() == now.date() else "%Y-%m-%d %H:%M UTC"
     seconds = max(0, (now - at).total_seconds())
     for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
         if seconds >= 2 * size or (size == 60 and seconds >= size):
-            return f"{at.astimezone(dt.UTC):{form}} ({seconds / size:.0f} {unit} ago)"
-    return f"{at.astimezone(dt.UTC):{form}} (just now)"
+            return f"{time_of(at, now)} ({seconds / size:.0f} {unit} ago)"
+    return f"{time_of(at, now)} (just now)"

@@ -119,6 +119,22 @@ def a_failing(source: IngestionSource, address: str, since: dt.datetime, **state
     return a_mailbox(source, address, failing_since=since, last_error=REFUSED, **state)
 
 
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [
+        (0, "23:30 UTC"),
+        (0.25, "23:45 UTC"),
+        (1, "2027-01-01 00:30 UTC"),
+        (-24, "2026-12-30 23:30 UTC"),
+    ],
+)
+def test_a_time_of_another_day_is_told_with_its_date(hours: float, said: str) -> None:
+    now = dt.datetime(2026, 12, 31, 23, 30, tzinfo=dt.UTC)
+    elsewhere = dt.timezone(dt.timedelta(hours=13))
+    assert freshness.time_of(now + dt.timedelta(hours=hours), now) == said
+    assert freshness.time_of(now.astimezone(elsewhere) + dt.timedelta(hours=hours), now) == said
+
+
 @pytest.mark.parametrize("status", ["active", "importing"])
 def test_a_source_of_which_nothing_succeeds_any_more_fails_after_half_a_minute(
     owner: User, status: str
@@ -130,7 +146,7 @@ def test_a_source_of_which_nothing_succeeds_any_more_fails_after_half_a_minute(
     Mailbox.objects.update(failing_since=ago(seconds=35), not_before=again_at)
     assert codes(source) == ["failing"]
     assert f"Nothing is archived now: {REFUSED} It is tried again by itself." in said(source)
-    assert f"The next try is at {again_at:%H:%M} UTC. Since " in said(source)
+    assert f"The next try is at {again_at:%Y-%m-%d %H:%M} UTC. Since " in said(source)
     assert summary().tone == "danger"
     assert summary().text.startswith("Alice has been failing since ")
     assert REFUSED in summary().text
@@ -196,7 +212,7 @@ def test_a_source_whose_mailboxes_can_not_be_listed_fails_whatever_those_do_that
     assert f"can't be listed to the end, and the rest is not archived now: {REFUSED}" in said(
         source
     )
-    assert f"The next try is at {again_at:%H:%M} UTC. Since " in said(source)
+    assert f"The next try is at {again_at:%Y-%m-%d %H:%M} UTC. Since " in said(source)
     assert summary().text.startswith("Acme has been failing since ")
     assert REFUSED in summary().text
     for ended in ("discovered_at", "finished_at"):
