@@ -5,7 +5,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 directory="${IMAGE_DIR:-$PWD/var/image}"
-base=$(sed -n 's/^FROM \(\S*\)$/docker.io\/library\/\1/p' deploy/Containerfile)
+base=$(sed -n 's/^FROM \(\S*\)$/\1/p' deploy/Containerfile)
 
 missing=$(for program in buildah debootstrap; do command -v $program >/dev/null || echo $program; done)
 # shellcheck disable=SC2086 # one word each
