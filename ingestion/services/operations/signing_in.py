@@ -61,7 +61,10 @@ def _count(key: str, *, limit: int) -> int:
         cache.add(key, 0, timeout=WINDOW_SECONDS)
         if cache.incr(key) > limit:
             ends: float = cache.get(f"{key}:ends", now)
-            return math.ceil(max(1, ends - now))
+            if ends - now <= 2 * WINDOW_SECONDS:  # clocks of machines differ by less
+                return math.ceil(max(1, ends - now))
+            # The clock was set back, by which the cache keeps both for as much longer.
+            cache.delete_many([key, f"{key}:ends"])
     except RedisError:
         log.warning("sign_in_brake_unavailable")
     except ValueError:
