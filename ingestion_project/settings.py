@@ -498,7 +498,8 @@ try:
 except ModuleNotFoundError as error:
     raise ImproperlyConfigured(
         f"SENTRY_DSN and OTEL_EXPORTER_OTLP_ENDPOINT need more packages ({error.name} is missing):"
-        " .venv/bin/pip install --require-hashes -r requirements-telemetry.txt"
+        " .venv/bin/pip install --require-hashes -r requirements-telemetry.txt,"
+        " or in a container an image that is built with --build-arg TELEMETRY=1"
     ) from None
 LOGGING = logs.configure(LOG_FORMAT, sentry_dsn=SENTRY_DSN, note=note)
 DJANGO_STRUCTLOG_STATUS_START_LOG_LEVEL = logging.DEBUG  # the line at the end says it all

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,15 @@ def test_the_image_is_made_of_what_is_there_and_by_the_makefile() -> None:
     [argument] = re.findall(r"`docker compose .* build --build-arg (\w+)=1`", page)
     assert f'test -z "${argument}" || {more}' in runs
     assert ("ARG", f"{argument}=") in list(containerfile())
+    without = "import sys; sys.modules['sentry_sdk'] = None; import ingestion_project.settings"
+    environ = {**os.environ, "SENTRY_DSN": "http://key@localhost/1"}
+    refused = subprocess.run(
+        [sys.executable, "-c", without],
+        cwd=ROOT, env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert f"{more}, or in a container an image that is built with --build-arg {argument}=1" in (
+        refused.stderr
+    )
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a user")
