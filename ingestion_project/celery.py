@@ -71,6 +71,8 @@ app.conf.beat_schedule = {
     "look_at_workers": {"task": "ingestion.tasks.look_at_workers", "schedule": _every(10)},
 }
 
+#: Who imports this, and then forks a pool's processes.
+_MAIN = os.getpid()
 #: How far the processes of the queue `index` step back behind all others: on a machine that is
 #: busy, 15 leaves them a thirtieth of a core each.
 _NICENESS = 15
@@ -88,7 +90,7 @@ def give_way(sender: str, **_: Any) -> None:
 @worker_process_init.connect
 def end_with_the_worker(**_: Any) -> None:
     """Leave no child behind when the worker's main process is killed."""
-    supervisor.end_with_parent()
+    supervisor.end_with_parent(parent=_MAIN)
 
 
 @worker_process_init.connect

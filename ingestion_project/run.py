@@ -9,14 +9,17 @@ import argparse
 import contextlib
 import fcntl
 import os
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from django.core.exceptions import ImproperlyConfigured
 from honcho.environ import parse_procfile
 
+from ingestion_project import forks
 from ingestion_project.embedded import EmbeddedError, Local
 from ingestion_project.supervisor import Program, StoppedError, Supervisor
 
@@ -80,6 +83,8 @@ def run(*, only_services: bool = False, durable: bool = True) -> None:
             supervisor.start(local.postgres(durable=durable))
         if own_broker:
             supervisor.start(local.redis())
+        if not only_services:
+            forks.load_libraries()  # while those come up
         for name in ["postgres"] * own_database + ["redis"] * own_broker:
             supervisor.wait_until_ready(name, timeout_seconds=_READY_SECONDS)
         if only_services:
@@ -95,15 +100,23 @@ def _start_application(supervisor: Supervisor, output: "Output") -> None:
 
     environ = _child_environ(settings.VAR_DIR)
     base = settings.BASE_DIR
-    command = (sys.executable, "-m", "ingestion_project.bootstrap")
-    setup = Program(name="setup", command=command, environ=environ, directory=base)
+    setup = Program(
+        name="setup",
+        command=(str(base / "ingestion_project/bootstrap.py"),),
+        entry="ingestion_project.bootstrap:main",
+        environ=environ,
+        directory=base,
+    )
     if supervisor.run_once(setup) != 0:
         raise CannotStartError("The service can't start here: see the lines above.")
+    entries = {found.name: found.value for found in entry_points(group="console_scripts")}
     for name, line in _procfile(base).items():
+        script, *words = shlex.split(line)
         supervisor.start(
             Program(
                 name=name,
-                command=("/bin/sh", "-c", f"exec {line}"),
+                command=(str(Path(sys.executable).with_name(script)), *words),
+                entry=entries[script],
                 environ=environ,
                 directory=base,
                 ready=lambda: _listens(settings.HOST, settings.PORT),

@@ -3,6 +3,8 @@
 Owns processes; knows nothing of Django or of what the programs are (`ingestion_project.run`
 does). One thread: the kernel ends a child when the *thread* that started it is gone.
 
+A program in Python may be a fork of the supervisor (`forks`), which then has its libraries already.
+
 How nothing is left behind:
 - every program is a process group of its own, and the whole group is killed once its first
   process has ended, so that no child of a killed program lives on;
@@ -13,6 +15,7 @@ How nothing is left behind:
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import os
 import selectors
 import signal
@@ -22,6 +25,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import IO, Self
+
+from ingestion_project import forks
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,9 +39,12 @@ STOP_GRACE_SECONDS = 10.0
 _LINE_LIMIT_BYTES = 64 * 1024
 
 
-def end_with_parent(signal_number: int = signal.SIGKILL) -> None:
-    """Have the kernel send this process a signal as soon as its parent (thread) is gone."""
-    parent = os.getppid()
+def end_with_parent(signal_number: int = signal.SIGKILL, *, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal as soon as its parent (thread) is gone.
+
+    `parent` is the pid of who started it: whoever does not say finds it gone only from now on.
+    """
+    parent = os.getppid() if parent is None else parent
     _libc.prctl(_PR_SET_PDEATHSIG, signal_number)
     if os.getppid() != parent:  # it died in between
         os.kill(os.getpid(), signal_number)
@@ -44,10 +52,15 @@ def end_with_parent(signal_number: int = signal.SIGKILL) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What to run, and how. `before_start` is called before every start, also a later one."""
+    """What to run, and how. `before_start` is called before every start, also a later one.
+
+    Where it has an `entry` ("package.module:function"), a fork of this process calls that, in place
+    of executing the command.
+    """
 
     name: str
     command: Sequence[str]
+    entry: str = ""
     environ: Mapping[str, str]
     directory: Path
     before_start: Callable[[], None] = lambda: None
@@ -61,7 +74,7 @@ class _Running:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | forks.Fork | None = None
         self.started_at = 0.0
         self.start_at = 0.0
         self.backoff_seconds = FIRST_BACKOFF_SECONDS
@@ -69,18 +82,28 @@ class _Running:
         self.pending = b""
 
     def start(self) -> None:
-        self.program.before_start()
-        orphan_signal = self.program.orphan_signal
-        self.process = subprocess.Popen(  # noqa: S603 - our own command line
-            self.program.command,
-            env=dict(self.program.environ),
-            cwd=self.program.directory,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=lambda: end_with_parent(orphan_signal),  # noqa: PLW1509 - one thread
-        )
+        program = self.program
+        program.before_start()
+        first = functools.partial(end_with_parent, program.orphan_signal, parent=os.getpid())
+        if program.entry:
+            self.process = forks.Fork(
+                program.command,
+                entry=program.entry,
+                env=program.environ,
+                cwd=program.directory,
+                first=first,
+            )
+        else:
+            self.process = subprocess.Popen(  # noqa: S603 - our own command line
+                program.command,
+                env=dict(program.environ),
+                cwd=program.directory,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=first,  # noqa: PLW1509 - one thread
+            )
         self.pipe = self.process.stdout
         self.started_at = time.monotonic()
         self.pending = b""

@@ -46,6 +46,6 @@ def on_starting(server: Any) -> None:
 
 def post_fork(server: Any, worker: Any) -> None:
     """End the worker with its parent, also when that is killed."""
-    del server, worker
+    del server
     _alone.close()  # the lock is the parent's
-    supervisor.end_with_parent()
+    supervisor.end_with_parent(parent=worker.ppid)

@@ -140,6 +140,25 @@ def test_a_busy_child_ends_with_its_parent() -> None:
     assert wait_for(lambda: gone(child))
 
 
+def test_a_child_ends_whose_parent_was_gone_before_it_asked() -> None:
+    script = (
+        "import os, signal, time\n"
+        "from ingestion_project.supervisor import end_with_parent\n"
+        "parent = os.getpid()\n"
+        "if os.fork():\n"
+        "    os.kill(parent, signal.SIGKILL)\n"
+        "while os.getppid() == parent:\n"
+        "    time.sleep(0.01)\n"
+        "print('orphan', flush=True)\n"
+        "end_with_parent(parent=parent)\n"
+        "print('lives', flush=True)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["orphan"]
+
+
 def test_an_exit_is_told_in_words() -> None:
     assert describe_exit(0) == "ended with status 0"
     assert describe_exit(-9) == "was killed by SIGKILL"
