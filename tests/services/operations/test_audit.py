@@ -1,6 +1,7 @@
 """Who came, who may do what since when, which key acted, and who looked at mail."""
 
 import csv
+import datetime as dt
 import getpass
 import json
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from django.contrib.auth.models import Group, Permission, User
 from django.db import DatabaseError, connection, transaction
 from django.test import Client
+from django.utils import timezone
 from rest_framework.test import APIClient
 
 from ingestion.models import ApiKey, AuditEvent, Folder
@@ -181,6 +183,11 @@ def test_looks_at_mail_are_recorded_with_the_key_that_took_it(
     assert used is not None
     program.get(f"/api/v1/emails/{message.pk}")
     assert ApiKey.objects.get().last_used_at == used, "one write a minute"
+    ApiKey.objects.update(last_used_at=timezone.now() + dt.timedelta(days=365))
+    program.get(f"/api/v1/emails/{message.pk}")
+    used = ApiKey.objects.get().last_used_at
+    assert used is not None
+    assert used <= timezone.now(), "the clock was ahead then"
     assert "backup" in client.get("/admin/ingestion/auditevent/").content.decode()
 
 
