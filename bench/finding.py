@@ -58,13 +58,16 @@ class Clock:
         return time.process_time() + theirs / 1e9
 
 
-def turns(ask: Callable[[int], Any], clock: Clock) -> dict[str, list[float]]:
-    """Ask each wording once for warmth, then all in turn."""
+def turns(
+    ask: Callable[[int], Any], clock: Clock, *, behind: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Ask each wording once for warmth, then all in turn; call `behind` after each, untimed."""
     taken = []
     for measured, count in ((False, VARIANTS), (True, VARIANTS * TURNS)):
         begun = time.monotonic()
         for turn in range(count):
             times = clock.timed(lambda: ask(turn % VARIANTS))  # noqa: B023 - called at once
+            behind()
             if measured:
                 taken.append(times)
             if time.monotonic() - begun > SECONDS / 2:
