@@ -240,6 +240,7 @@ APPEND_SLASH = False  # a redirected POST loses its body; both spellings answer 
 USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
+LANGUAGES = [("en", "English")]  # each page of unfold looks up all that there are
 USE_I18N = False
 
 # -- signing in ----------------------------------------------------------------------------------
