@@ -377,8 +377,7 @@ class SourceAdmin(AuditedAdmin):
         self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
         """Ask for the source's name, and delete it."""
-        pk = as_uuid(object_id)
-        source = self.get_queryset(request).filter(pk=pk).first() if pk else None
+        source = self.get_object(request, object_id)
         if source is None:
             raise Http404
         if not self.has_delete_permission(request, source):
