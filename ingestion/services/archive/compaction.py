@@ -41,7 +41,6 @@ log = structlog.get_logger(__name__)
 
 #: The kind of this work (`engine.claims`): of a source, and of all of them.
 KIND = "compact"
-EVERYTHING = uuid.UUID(int=0)
 #: For so long it goes on before others have their turn.
 SLICE_SECONDS = 20.0
 
@@ -66,7 +65,7 @@ class _LeftApart(Exception):
 def work() -> None:
     """Merge what is small and old, for a slice of time; nothing where somebody is at it already.
     Opens its own transactions."""
-    with claims.claimed(KIND, EVERYTHING) as mine:
+    with claims.claimed(KIND, claims.EVERYTHING) as mine:
         if not mine:
             return
         until = time.monotonic() + SLICE_SECONDS

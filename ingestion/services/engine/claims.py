@@ -22,6 +22,8 @@ FREE = """hashtext(%(kind)s || id::text)::oid <> ALL (ARRAY(
 _CLAIM = """SELECT pg_try_advisory_xact_lock{shared}(
     hashtext('due work'), hashtext(%(kind)s || %(id)s::text))"""
 _POLL_SECONDS = 0.2
+#: For work that is of no one row.
+EVERYTHING = uuid.UUID(int=0)
 
 
 @contextlib.contextmanager

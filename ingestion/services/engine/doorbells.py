@@ -32,9 +32,8 @@ _WAIT_SECONDS = 2.0
 _DAY_SECONDS = 86_400.0
 #: What failed after so long was well before.
 _STEADY_SECONDS = 60.0
-#: What the process that listens has a claim on.
-_ALL = uuid.UUID(int=0)
-#: And for how long: it is lost unnoticed with its connection, and then two listen until it ends.
+#: For how long the process that listens has its claim, which is lost unnoticed with its
+#: connection: then two listen until it ends.
 _CLAIM_SECONDS = 600.0
 
 #: Of a source that is one account: a look is cheaper than a sync. Not more often than every ten
@@ -71,7 +70,7 @@ class Listener:
         while not lease.leaving.is_set():
             try:
                 if _wanted():
-                    with claims.claimed("listen", _ALL) as mine:
+                    with claims.claimed("listen", claims.EVERYTHING) as mine:
                         self._stay(time.monotonic() + (_CLAIM_SECONDS if mine else 0), mine=mine)
                     continue
                 self.end()

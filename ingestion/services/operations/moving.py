@@ -69,7 +69,7 @@ def move(
     on_progress(moved)
     _wait_for_writers(here)
     moved.waiting = False
-    with claims.held_off(compaction.KIND, compaction.EVERYTHING):
+    with claims.held_off(compaction.KIND, claims.EVERYTHING):
         young = (pack for pack in here.packs() if pack.modified_at >= began)
         _copy_all(young, here, there, Moved(), lambda _: None)
         _require_the_youngest(there, began)

@@ -84,7 +84,7 @@ def make(
             job.remove_old(keep)
         job.look_around()
         job.copy(here.packs())
-        with claims.held_off(compaction.KIND, compaction.EVERYTHING):  # what a dump names stays
+        with claims.held_off(compaction.KIND, claims.EVERYTHING):  # what a dump names stays
             manifest = job.take_database(archive_id)
         place.keep(manifest)
         job.done.manifest = manifest

@@ -38,7 +38,6 @@ from ingestion.services.operations.backup.place import Manifest, Place
 
 _AT_WORK = """SELECT 1 FROM pg_stat_activity
  WHERE datname = current_database() AND application_name = 'pg_restore' LIMIT 1"""
-_ANY = uuid.UUID(int=0)
 _THEN = "Make room, or mend it, and run this again: it goes on."
 
 
@@ -80,41 +79,37 @@ def restore(
     Raises NotAllowedNow where they would not come into something empty, the dump can't be used, or
     another is at it, and ArchiveUnavailable.
     """
-    with claims.claimed("restore", _ANY) as mine:
+    with _alone():
+        packs_alone = only == "packs" and name is None and not place.manifests(on_damage=_ignore)
+        manifest = None if packs_alone else place.chosen(name)
+        job = _Restoring(place, manifest, on_progress, without_packs=only == "database")
+        with copying.told_in_words(job.archive.name, _THEN):
+            if only == "database":
+                job.require_our_archive()
+            else:
+                job.require_packs()
+            if only != "packs":
+                job.require_database()
+            job.begin()
+            if only != "packs":
+                job.put_database_back()
+            if only != "database":
+                job.put_packs_back()
+            if _has_tables():
+                job.count_what_is_missing(actor, database=only != "packs")
+            job.archive.write_mark(job.archive_id)
+        return job.done
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    with claims.claimed("restore", claims.EVERYTHING) as mine:
         if not mine:
             raise NotAllowedNow(
                 "Another restore into this database is under way. Wait until it has ended; run this"
                 " again where that one was broken off."
             )
-        return _restore(place, name, only, actor, on_progress)
-
-
-def _restore(
-    place: Place,
-    name: str | None,
-    only: Literal["database", "packs"] | None,
-    actor: Actor,
-    on_progress: Callable[[Restoring], None],
-) -> Restoring:
-    packs_alone = only == "packs" and name is None and not place.manifests(on_damage=_ignore)
-    manifest = None if packs_alone else place.chosen(name)
-    job = _Restoring(place, manifest, on_progress, without_packs=only == "database")
-    with copying.told_in_words(job.archive.name, _THEN):
-        if only == "database":
-            job.require_our_archive()
-        else:
-            job.require_packs()
-        if only != "packs":
-            job.require_database()
-        job.begin()
-        if only != "packs":
-            job.put_database_back()
-        if only != "database":
-            job.put_packs_back()
-        if _has_tables():
-            job.count_what_is_missing(actor, database=only != "packs")
-        job.archive.write_mark(job.archive_id)
-    return job.done
+        yield
 
 
 class _Restoring:
