@@ -33,7 +33,9 @@ from tests.management.backup.world import (
     file_of,
     mail,
     make,
+    merge_into_another,
     names,
+    of_a_clock_ahead,
     one_pack,
     packs,
     restore,
@@ -135,9 +137,7 @@ def test_a_backup_keeps_so_many_databases_and_the_packs_that_one_of_them_lists(
     make(place)
     [old] = packs(place.packs)
     more(source, "three")
-    Message.objects.filter(pack=old).update(pack=Pack.objects.exclude(pk=old).get())
-    store().delete(file_of(Pack.objects.get(pk=old)))  # as compaction does, when all has moved
-    Pack.objects.filter(pk=old).delete()
+    merge_into_another(old)
     done = make(place, keep=2)
     assert (done.removed_backups, done.removed_packs) == (0, 0)
     assert old in packs(place.packs)
@@ -153,17 +153,13 @@ def test_what_is_made_after_the_clock_was_ahead_is_the_newest(
     """It would be taken for the oldest: the first to go, and never what is restored."""
     first = make(place).manifest
     assert first is not None
-    ahead = f"2099{first.name[4:-3]}999"
-    for path in (place.root / "databases").glob(f"{first.name}.*"):
-        path.rename(path.with_name(path.name.replace(first.name, ahead)))
-    about = place.root / "databases" / f"{ahead}.json"
-    about.write_text(about.read_text().replace(first.name, ahead))
+    ahead = of_a_clock_ahead(place, first)
     for number in range(3):
         more(source, f"{number}")
         made = make(place, keep=2).manifest
         assert made is not None
-        assert made.name > ahead
-        assert made.taken_at < timezone.now()
+        assert made.name > ahead.name
+        assert made.taken_at < timezone.now() < ahead.taken_at
         assert place.chosen() == made
     assert len(place.manifests()) == 2
 

@@ -27,7 +27,9 @@ from tests.management.backup.world import (
     file_of,
     mail,
     make,
+    merge_into_another,
     names,
+    of_a_clock_ahead,
     one_pack,
     packs,
     restore,
@@ -417,9 +419,7 @@ def test_packs_that_were_deleted_before_the_backup_stay_away_and_later_ones_come
     make(place)
     old = Pack.objects.get().pk
     more(source, "three")
-    Message.objects.filter(pack=old).update(pack=Pack.objects.exclude(pk=old).get())
-    store().delete(file_of(Pack.objects.get(pk=old)))
-    Pack.objects.filter(pk=old).delete()
+    merge_into_another(old)
     second = make(place).manifest
     more(source, "four")
     make(place)
@@ -432,3 +432,23 @@ def test_packs_that_were_deleted_before_the_backup_stay_away_and_later_ones_come
     assert (done.newer, done.missing) == (1, [])
     assert old not in packs(store())
     assert later.pk in packs(store())
+
+
+def test_which_backup_is_the_earlier_one_is_told_by_names_where_the_clock_was_ahead(
+    source: IngestionSource, place: Place, more: More, elsewhere: Elsewhere
+) -> None:
+    """By their times the first is the later one, and what was deleted since it would come back."""
+    first = make(place).manifest
+    assert first
+    ahead = of_a_clock_ahead(place, first)
+    old = Pack.objects.get().pk
+    more(source, "three")
+    merge_into_another(old)
+    second = make(place).manifest
+    assert second
+    assert second.taken_at < ahead.taken_at
+    assert old in packs(place.packs), "the first one lists it"
+    elsewhere()
+    done = restoring.restore(place, second.name, actor=ACTOR)
+    assert (done.newer, done.missing) == (0, [])
+    assert old not in packs(store())

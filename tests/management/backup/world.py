@@ -1,5 +1,7 @@
 """What the tests of backups do and read back."""
 
+import dataclasses
+import datetime as dt
 import threading
 import uuid
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import store
 from ingestion.services.archive import reading
 from ingestion.services.operations.backup import checking, making, restoring
-from ingestion.services.operations.backup.place import Place
+from ingestion.services.operations.backup.place import Manifest, Place
 from tests.servers.imap_source import ACTOR
 
 Elsewhere = Callable[[], None]
@@ -74,6 +76,24 @@ def beside(act: Callable[[], object]) -> None:
 def damage(path: Path) -> None:
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+
+
+def merge_into_another(old: uuid.UUID) -> None:
+    """Have the only other pack take a pack's messages, as compaction does when all has moved."""
+    Message.objects.filter(pack=old).update(pack=Pack.objects.exclude(pk=old).get())
+    store().delete(file_of(Pack.objects.get(pk=old)))
+    Pack.objects.filter(pk=old).delete()
+
+
+def of_a_clock_ahead(place: Place, made: Manifest) -> Manifest:
+    """Have a backup be as it is where the clock was decades ahead when it was made."""
+    ahead = dataclasses.replace(
+        made, name=f"2099{made.name[4:-3]}999", taken_at=made.taken_at + dt.timedelta(days=26_000)
+    )
+    for path in (place.root / "databases").glob(f"{made.name}.*"):
+        path.rename(path.with_stem(ahead.name))
+    (place.root / "databases" / f"{ahead.name}.json").write_bytes(ahead.dumps())
+    return ahead
 
 
 def broken_off_before_the_dump(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
