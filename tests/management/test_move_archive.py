@@ -12,7 +12,7 @@ from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
-from ingestion.errors import LeaseLost, NotAllowedNow, WrongArchive
+from ingestion.errors import ArchiveUnavailable, LeaseLost, NotAllowedNow, WrongArchive
 from ingestion.models import IngestionSource, Installation, Mailbox, Message
 from ingestion.packs.base import PackStore
 from ingestion.packs.directory import DirectoryStore
@@ -101,7 +101,7 @@ def test_a_move_that_is_broken_off_goes_on(
 ) -> None:  # fmt: skip
     there, here = at(url), store()
     before = packs(here)
-    steps = {"copying": "_copy_all", "waiting": "_wait_for_writers", "the end": "audit"}
+    steps = {"copying": "_copy_rest", "waiting": "_wait_for_writers", "the end": "audit"}
     with monkeypatch.context() as killed:
 
         def die(*_: object, **__: object) -> None:
@@ -149,6 +149,17 @@ def test_a_pack_that_can_not_be_read_keeps_the_archive_where_it_is(
         True,
         True,
     )
+    storage.require()
+
+
+def test_a_place_that_does_not_take_a_pack_is_told_with_what_to_do(
+    source: IngestionSource, tmp_path: Path
+) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    (there / str(source.pk)).touch()  # where its directory would be
+    with pytest.raises(ArchiveUnavailable, match=r"Make room, or mend it, and run this again"):
+        moving.move(store(), DirectoryStore(there), actor=ACTOR)
     storage.require()
 
 

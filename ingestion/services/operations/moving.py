@@ -7,11 +7,11 @@
       -> the mark there: from now on that is the archive
 
 A kill between any two leaves an archive that is whole, and a move that goes on when it is begun
-again. Two are compared by the SHA-256 of all of their bytes, read from both. Removes nothing.
+again. Two are compared by the SHA-256 of all of their bytes, read from both. What came meanwhile is
+what was not compared before: no clock is asked. Removes nothing.
 """
 
 import dataclasses
-import datetime as dt
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,18 +22,18 @@ from django.utils import timezone
 
 from ingestion.errors import NotAllowedNow
 from ingestion.models import Installation, Mailbox, Pack
-from ingestion.packs.store import PackFile, PackStore
+from ingestion.packs.store import PackStore
 from ingestion.services.archive import compaction, storage
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import claims
 from ingestion.services.operations import copying
+from ingestion.services.operations.inventory import Inventory, Listed
 from ingestion.services.transactions import in_transaction
 
-#: Clocks of stores and of this machine differ by less, and no pack takes longer to be committed.
-_MARGIN = dt.timedelta(hours=1)
 #: A process remembers for so long whose an object store is (`packs.s3`).
 _REMEMBERED_SECONDS = 61.0
 _WAIT_SECONDS = 300.0
+_THEN = "Make room, or mend it, and run this again: it goes on."
 
 
 @dataclasses.dataclass(slots=True)
@@ -61,21 +61,21 @@ def move(
     here is still the archive, or nothing is written until this is run again.
     """
     _require_two(here, there)
-    began = timezone.now() - _MARGIN
     moved = Moved(total_bytes=Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0)
-    _copy_all(here.packs(), here, there, moved, on_progress)
-    storage.retire(here, there)
-    moved.waiting = True
-    on_progress(moved)
-    _wait_for_writers(here)
-    moved.waiting = False
-    with claims.held_off(compaction.KIND, claims.EVERYTHING):
-        young = (pack for pack in here.packs() if pack.modified_at >= began)
-        _copy_all(young, here, there, Moved(), lambda _: None)
-        _require_the_youngest(there, began)
-        with transaction.atomic():
-            audit(actor, "archive.move", None, {"from": here.name, "to": there.name})
-            there.write_mark(str(Installation.objects.get(pk=1)))
+    with copying.told_in_words(there.name, _THEN):
+        before, compared = Inventory(_committed()), Inventory()
+        _copy_rest(here, there, compared, moved, on_progress)
+        storage.retire(here, there)
+        moved.waiting = True
+        on_progress(moved)
+        _wait_for_writers(here)
+        moved.waiting = False
+        with claims.held_off(compaction.KIND, claims.EVERYTHING):
+            _copy_rest(here, there, compared, moved, on_progress)
+            _require_what_came(there, before, compared)
+            with transaction.atomic():
+                audit(actor, "archive.move", None, {"from": here.name, "to": there.name})
+                there.write_mark(str(Installation.objects.get(pk=1)))
     return moved
 
 
@@ -92,14 +92,16 @@ def _require_two(here: PackStore, there: PackStore) -> None:
     there.try_out()
 
 
-def _copy_all(
-    packs: Iterator[PackFile],
+def _copy_rest(
     here: PackStore,
     there: PackStore,
+    compared: Inventory,
     moved: Moved,
     on_progress: Callable[[Moved], None],
 ) -> None:
-    for one in copying.copied(packs, here, there):
+    """Copy and compare what was not compared yet."""
+    rest = (pack for pack in here.packs() if pack.pack_id not in compared)
+    for one in copying.copied(rest, here, there):
         if one.outcome == "differs":
             raise NotAllowedNow(
                 f"pack {one.pack.pack_id} of source {one.pack.source_id} has other bytes in"
@@ -112,9 +114,13 @@ def _copy_all(
                 f" {here.name}. verify_archive --refetch fetches its mail again; then take the file"
                 " away, and run this again."
             )
+        if one.outcome == "gone":
+            continue
+        pack = one.pack
+        compared.add([Listed(pack.source_id, pack.pack_id, pack.size_bytes, one.sha256)])
         moved.copied += one.outcome == "copied"
         moved.packs += 1
-        moved.size_bytes += one.pack.size_bytes
+        moved.size_bytes += pack.size_bytes
         on_progress(moved)
 
 
@@ -144,12 +150,19 @@ def _holders() -> set[tuple[uuid.UUID, int]]:
     return set(held.values_list("pk", "lease_token"))
 
 
-def _require_the_youngest(there: PackStore, began: dt.datetime) -> None:
-    """What was committed while all was copied must be there: its packs are named by rows."""
-    young = Pack.objects.filter(created_at__gte=began, source__deleted_at=None, replaced_at=None)
-    for pack in young.iterator():
-        if not there.holds(pack.source_id, pack.pk):
+def _committed() -> Iterator[Listed]:
+    """Yield the packs that rows name now."""
+    named = Pack.objects.filter(source__deleted_at=None, replaced_at=None)
+    for row in named.values_list("source", "pk", "size_bytes").iterator():
+        yield Listed(*row, b"")
+
+
+def _require_what_came(there: PackStore, before: Inventory, compared: Inventory) -> None:
+    """What was committed while all was copied must be there: its packs are named by rows. What was
+    lost before that is for `archive.verify` to tell of."""
+    for one in _committed():
+        if one.pack_id not in before and one.pack_id not in compared:
             raise NotAllowedNow(
-                f"pack {pack.pk} is not in {there.name}. Run this again; if it is missing here too,"
-                " verify_archive --refetch fetches its mail again."
+                f"pack {one.pack_id} is not in {there.name}. Run this again; if it is missing here"
+                " too, verify_archive --refetch fetches its mail again."
             )

@@ -4,7 +4,9 @@ sources that are deleted."""
 import contextlib
 import datetime as dt
 import itertools
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from django.db import connection
 from django.utils import timezone
 
-from ingestion.errors import WrongArchive
+from ingestion.errors import NotAllowedNow, WrongArchive
 from ingestion.models import INDEX_VERSION, IngestionSource, Message, Pack
 from ingestion.packs.base import PackStore
 from ingestion.packs.directory import DirectoryStore
@@ -204,6 +206,54 @@ def test_what_is_fetched_again_while_the_archive_moves_is_told_not_to_be_there(
     use(there, settings)
     assert refetch.refetch(source, [lost.pk], actor=ACTOR, on_left=pytest.fail).fetched == 2
     assert names() == ["one", "two"]
+
+
+def test_mail_that_comes_while_the_archive_moves_goes_along_whatever_the_clocks_say(
+    source: IngestionSource, more: More, settings: Any, tmp_path: Path
+) -> None:
+    """They are set back by a day meanwhile: the machine's, which files go by, and the database's."""
+    there, [old] = DirectoryStore(tmp_path / "there"), packs(store())
+
+    def come(moved: moving.Moved) -> None:
+        if Pack.objects.count() == 1:
+            beside(lambda: more(source, "three"))
+            new = Pack.objects.exclude(pk=old)
+            new.update(created_at=timezone.now() - dt.timedelta(days=1))
+            os.utime(path_of(new.get().pk), (time.time() - 86_400,) * 2)
+
+    done = moving.move(store(), there, actor=ACTOR, on_progress=come)
+    assert (done.packs, done.copied) == (2, 2)
+    use(there, settings)
+    assert names() == ["one", "three", "two"]
+    assert problems() == []
+
+
+def test_a_pack_that_a_row_names_and_no_listing_tells_of_keeps_the_move_from_its_end(
+    source: IngestionSource, more: More, settings: Any, tmp_path: Path
+) -> None:
+    """As a directory over a network may be: what another machine wrote is seen later."""
+    there, [old], unseen = DirectoryStore(tmp_path / "there"), packs(store()), tmp_path / "unseen"
+    seen: list[Path] = []
+
+    def come(moved: moving.Moved) -> None:
+        if not seen:
+            beside(lambda: more(source, "three"))
+            new = Pack.objects.exclude(pk=old)
+            new.update(created_at=timezone.now() - dt.timedelta(days=1))
+            seen.append(path_of(new.get().pk))
+            seen[0].rename(unseen)
+
+    with pytest.raises(NotAllowedNow, match=r"is not in .*Run this again"):
+        moving.move(store(), there, actor=ACTOR, on_progress=come)
+    assert there.mark() is None
+    unseen.rename(seen[0])
+    moving.move(store(), there, actor=ACTOR)
+    use(there, settings)
+    assert names() == ["one", "three", "two"]
+
+
+def path_of(pack_id: uuid.UUID) -> Path:
+    return next(Path(store().name).rglob(f"{pack_id}.pack"))
 
 
 #: Of whoever has a claim on work (`engine.claims`).

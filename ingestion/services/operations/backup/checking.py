@@ -6,8 +6,8 @@ from collections.abc import Callable
 from ingestion.errors import Corrupt, NotAllowedNow
 from ingestion.services.operations import copying
 from ingestion.services.operations.backup import dumps
-from ingestion.services.operations.backup.inventory import Inventory, Listed
 from ingestion.services.operations.backup.place import Place
+from ingestion.services.operations.inventory import Inventory, Listed
 
 
 @dataclasses.dataclass(slots=True)

@@ -32,8 +32,8 @@ from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import claims
 from ingestion.services.operations import copying
 from ingestion.services.operations.backup import dumps
-from ingestion.services.operations.backup.inventory import Inventory, Listed
 from ingestion.services.operations.backup.place import Manifest, Place, durable, hash_file
+from ingestion.services.operations.inventory import Inventory, Listed
 
 #: A pack goes within moments of the dump only by chance: not so often in a row.
 _DUMPS = 5

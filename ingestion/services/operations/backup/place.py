@@ -16,7 +16,7 @@ from typing import IO, Any, Self
 from ingestion.errors import NotAllowedNow
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import PackStore
-from ingestion.services.operations.backup.inventory import Listed
+from ingestion.services.operations.inventory import Listed
 
 _FORMAT = 2
 #: At the packs: of which installation they are, and which directory lists them.

@@ -33,8 +33,8 @@ from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import claims
 from ingestion.services.operations import copying, credential_keys
 from ingestion.services.operations.backup import dumps
-from ingestion.services.operations.backup.inventory import Inventory, Listed
 from ingestion.services.operations.backup.place import Manifest, Place
+from ingestion.services.operations.inventory import Inventory, Listed
 
 _AT_WORK = """SELECT 1 FROM pg_stat_activity
  WHERE datname = current_database() AND application_name = 'pg_restore' LIMIT 1"""

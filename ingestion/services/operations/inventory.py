@@ -20,7 +20,7 @@ BEGIN;
 
 
 class Listed(NamedTuple):
-    """A pack of a backup, as its list has it."""
+    """A pack, as the list of a backup has it."""
 
     source_id: uuid.UUID
     pack_id: uuid.UUID
