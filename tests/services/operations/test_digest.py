@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from ingestion import expiry
 from ingestion.models import AlertRule, ArchivedDay
 from ingestion.services.operations.alerting import digest, rules, sending
 from tests.e2e import rows
@@ -60,6 +63,30 @@ def test_it_says_what_was_archived_and_what_needs_somebody(
     assert "Busy &lt;b&gt;" in smtp.text(mail, "html")
     sent(owner, "weekly")
     assert "970 messages archived last week" in inbox.came[1]["Subject"]
+
+
+def test_it_tells_up_to_when_each_is_archived_and_who_needs_somebody_having_judged_all_once(
+    owner: User, inbox: Mailbox
+) -> None:
+    now = timezone.now()
+    for name, hours, options in (
+        ("Fresh", 0, {}),
+        ("Late", 30, {}),
+        ("Expires", 0, {expiry.OPTION: str(now.date() + dt.timedelta(days=5))}),
+    ):
+        source = rows.a_source(owner, name, options=options)
+        rows.a_mailbox(source, last_synced_at=now - dt.timedelta(hours=hours))
+        rows.a_mailbox(source, "bob@example.com", last_synced_at=now)
+    with CaptureQueriesContext(connection) as statements:
+        sent(owner)
+    assert len([one for one in statements if 'AS "archived_up_to"' in one["sql"]]) == 1
+    [mail] = inbox.came
+    assert "2 sources need somebody" in mail["Subject"]
+    text = " ".join(smtp.text(mail, "plain").split())
+    assert "Late has not been reached since" in text
+    assert "Not up to date" in text
+    assert f"The credentials expire on {now.date() + dt.timedelta(days=5)}" in text
+    assert text.count("(30 h ago)") == 3, "in the sentence, its reason and its row"
 
 
 def test_operators_are_told_of_the_disk(owner: User, inbox: Mailbox, archive_dir: Any) -> None:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import datetime as dt
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from django.db.models import Count, Q, QuerySet, Sum
@@ -64,10 +66,13 @@ def of(rule: AlertRule) -> Mail:
     sources = queries.visible_sources(rule.owner)
     if rule.sources is not None:
         sources = sources.filter(pk__in=rule.sources)
-    rows = _rows(sources, told_of)
+    found = freshness.verdicts(sources)
+    named = {one.pk for one in found if freshness.needs_somebody(one)}
+    judged = freshness.judged_before(found, named.union(freshness.named_by_summary(found)))
+    rows = _rows(sources, found, judged, told_of)
     needing = [row for row in rows if row.needs]
     messages = sum(row.messages for row in rows)
-    sentence = freshness.summary(freshness.verdicts(sources))
+    sentence = freshness.summed_up(found, judged)
     number = len(needing)
     need = f"{number:,} {'source needs' if number == 1 else 'sources need'} somebody"
     archived = counted(messages, "message")
@@ -90,7 +95,13 @@ def of(rule: AlertRule) -> Mail:
     )
 
 
-def _rows(sources: QuerySet[IngestionSource], days: tuple[dt.date, dt.date]) -> list[Row]:
+def _rows(
+    sources: QuerySet[IngestionSource],
+    found: list[freshness.Verdict],
+    judged: Mapping[uuid.UUID, Any],
+    days: tuple[dt.date, dt.date],
+) -> list[Row]:
+    """Write a row for each source, those that need somebody first. `judged`: at least these."""
     counted = ArchivedDay.objects.filter(source__in=sources.values("pk"), day__range=days)
     new = {
         pk: (messages, size)
@@ -98,24 +109,25 @@ def _rows(sources: QuerySet[IngestionSource], days: tuple[dt.date, dt.date]) -> 
         .values_list("source")
         .annotate(n=Sum("messages"), size=Sum("size_bytes"))
     }
-    found = []
-    for source in queries.with_counts(freshness.read(freshness.judged(sources))):
+    up_to = {one.pk: freshness.moment(one.archived_up_to) for one in found if one.archived_up_to}
+    rows = []
+    for source in queries.with_counts(sources):
         messages, size = new.get(source.pk, (0, 0))
         row = Row(
             name=one_line(source.name),
-            up_to=freshness.moment(source.archived_up_to) if source.archived_up_to else "",
+            up_to=up_to.get(source.pk, ""),
             messages=messages,
             size=_size(size),
             failures=source.failed_message_count,
-            needs=[one_line(text, 500) for text in _needs(source)],
+            needs=[one_line(text, 500) for text in _needs(source, judged.get(source.pk))],
             path=reverse("admin:ingestion_ingestionsource_change", args=[source.pk]),
         )
-        found.append(row)
-    return sorted(found, key=lambda row: (not row.needs, -row.messages, row.name))
+        rows.append(row)
+    return sorted(rows, key=lambda row: (not row.needs, -row.messages, row.name))
 
 
-def _needs(source: Any) -> list[str]:
-    told = [str(reason) for reason in freshness.reasons(source)]
+def _needs(source: IngestionSource, judged: Any) -> list[str]:
+    told = [str(reason) for reason in freshness.reasons(judged)] if judged else []
     day = expiry.of(source)
     if day is not None and expiry.days_left(day) <= _EXPIRES_DAYS:
         told.append(f"The credentials expire on {day}.")
