@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F
 
 from connectors import errors
@@ -54,8 +54,8 @@ def refetch(
     """Fetch again what can't be read of these packs. May run beside working workers.
 
     Calls `on_left` with a sentence for each message that could not be had. Opens its own
-    transactions, one for each pack. Raises ArchiveUnavailable, OSError (disk), and ConnectorError
-    where the provider can't be asked at all.
+    transactions, one for each pack: call it outside of any. Raises ArchiveUnavailable, OSError
+    (disk), and ConnectorError where the provider can't be asked at all.
     """
     storage.require()
     result = Refetched()
@@ -87,6 +87,7 @@ def _mend(
                 why[row.pk] = _OTHER_BYTES
             else:
                 moved[row.pk] = _append(writer, row, places[row.pk], answer.body)
+        connection.close()  # it may have idled for hours, and been ended
         result.fetched += len(moved)
         for row in lost:
             if row.pk not in moved:

@@ -25,6 +25,7 @@ from tests.management.backup.world import (
     More,
     beside,
     damage,
+    end_idle_sessions,
     files_of,
     make,
     names,
@@ -215,20 +216,6 @@ def test_a_restore_beside_another_one_ends_with_a_sentence_and_changes_nothing(
 
 
 # -- sessions that are ended -----------------------------------------------------------------------
-
-
-def end_idle_sessions(*_: object) -> None:
-    """As a server does that allows none to idle (idle_session_timeout), or that is restarted."""
-    beside(end_them)
-
-
-def end_them() -> None:
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                WHERE datname = current_database() AND state = 'idle'
-                  AND application_name <> 'pg_restore'"""
-        )
 
 
 def test_who_copies_for_hours_finds_the_database_again(

@@ -73,6 +73,20 @@ def beside(act: Callable[[], object]) -> None:
     thread.join()
 
 
+def end_idle_sessions(*_: object) -> None:
+    """As a server does that allows none to idle (idle_session_timeout), or that is restarted."""
+    beside(_end_them)
+
+
+def _end_them() -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND state = 'idle'
+                  AND application_name <> 'pg_restore'"""
+        )
+
+
 def damage(path: Path) -> None:
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))

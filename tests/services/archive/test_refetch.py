@@ -10,6 +10,7 @@ from django.utils import timezone
 from connectors.errors import Unavailable
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
 from ingestion.services.archive import housekeeping, refetch, verify
+from tests.management.backup.world import end_idle_sessions
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, body, fill, finish, start, synced
@@ -129,6 +130,18 @@ def test_an_outage_leaves_the_rest_for_the_next_time(
     assert "The connection was lost." in left[0]
     server.before_message = lambda _: None
     assert refetched(source) == ((counts[1], 0), [])
+    assert verified(source) == []
+    assert_exact(server, source)
+
+
+def test_who_fetches_for_hours_finds_the_database_again(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    """Else what takes longer than a session may idle would never be archived again."""
+    pack.unlink()
+    server.before_message = end_idle_sessions
+    assert refetched(source) == ((9, 0), [])
+    server.before_message = lambda _: None
     assert verified(source) == []
     assert_exact(server, source)
 
