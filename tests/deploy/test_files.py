@@ -1,5 +1,6 @@
 """The files of deploy/ say the same as the Procfile and the Makefile, and nothing is left open."""
 
+import itertools
 import os
 import re
 import subprocess
@@ -108,19 +109,32 @@ def test_all_wait_for_what_is_done_once() -> None:
     }
 
 
-def test_the_image_is_made_of_what_is_there_and_by_the_makefile() -> None:
+def test_the_image_is_made_of_what_is_there_and_as_by_the_makefile() -> None:
     ignored = (DEPLOY / "Containerfile.dockerignore").read_text().splitlines()
     assert "*" in ignored
     assert {line[1:] for line in ignored if line.startswith("!")} == copied()
     assert [name for name in copied() if not (ROOT / name).exists()] == []
     runs = [rest for instruction, rest in containerfile() if instruction == "RUN"]
-    [made] = [re.search(r"make (\S+)$", line) for line in runs if "make " in line]
-    assert made
     dry = subprocess.run(
-        ["make", "--dry-run", "--always-make", made[1]],
+        ["make", "--dry-run", "--always-make", ".venv/runtime"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert "--require-hashes -r requirements.txt" in " ".join(dry.stdout.split())
+    theirs = " ".join(dry.stdout.split())
+    for words in (
+        "--prefer-binary --require-hashes -r requirements.txt",
+        "--no-deps --no-index --no-build-isolation --editable .",
+    ):
+        assert words in theirs
+        assert (
+            len(
+                [
+                    line
+                    for line in runs
+                    if f"pip install --disable-pip-version-check {words}" in line
+                ]
+            )
+            == 1
+        )
     page = (ROOT / "docs" / "monitoring.md").read_text()
     [more] = re.findall(r"`(\S+pip install \S+ -r requirements-telemetry.txt)`", page)
     [argument] = re.findall(r"`docker compose .* build --build-arg (\w+)=1`", page)
@@ -135,6 +149,21 @@ def test_the_image_is_made_of_what_is_there_and_by_the_makefile() -> None:
     assert f"{more}, or in a container an image that is built with --build-arg {argument}=1" in (
         refused.stderr
     )
+
+
+def test_an_upgrade_of_the_image_installs_packages_only_where_their_pins_changed() -> None:
+    """A layer is made anew where what was copied before it has changed."""
+    before = list(
+        itertools.takewhile(lambda one: one[0] != "COPY" or "--from" not in one[1], containerfile())
+    )
+    assert [rest for instruction, rest in before if instruction == "COPY"] == [
+        "requirements.txt ./",
+        "requirements-telemetry.txt ./",
+    ]
+    assert len([rest for _, rest in before if " -r requirements" in rest]) == 2
+    assert [rest for instruction, rest in containerfile() if "--from" in rest] == [
+        "--from=packages /opt/ingestion/.venv ./.venv"
+    ]
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can make a user")
