@@ -180,6 +180,15 @@ def test_facets_are_told_whatever_strangers_call_themselves(owner: User) -> None
     assert [value["text"] for value in senders] == ["bob@example.com"]
 
 
+def test_facets_count_no_part_of_a_text_for_an_attachment(owner: User) -> None:
+    folder = a_folder(a_mailbox(a_source(owner)))
+    [message] = archived(folder, b"Subject: one\r\n\r\n")
+    inline = a_file("logo.png", "image/png", inline=True)
+    indexed(message, attachments=(inline,))
+    values = found(owner, {"facets": "true"})["facets"]["values"]
+    assert (values["attachment"], values["type"]) == ([], [])
+
+
 def test_highlights_are_pieces_of_what_the_bytes_say(owner: User, archive_dir: object) -> None:
     folder = a_folder(a_mailbox(a_source(owner)))
     bodies = [
