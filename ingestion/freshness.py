@@ -102,12 +102,12 @@ class Summary:
 
 
 class Verdict(NamedTuple):
-    """How a source is, in short: the conditions are those that `judged` annotates, too."""
+    """How a source is, in short: the conditions are those that `judged` annotates, too.
+    `archived_up_to`: None also where it was not asked for."""
 
     pk: uuid.UUID
     name: str
     status: str
-    archived_up_to: dt.datetime | None
     fails: bool
     is_late: bool
     check_fails: bool
@@ -115,6 +115,7 @@ class Verdict(NamedTuple):
     lacks_mailboxes: bool
     lacks_folders: bool
     lacks_messages: bool
+    archived_up_to: dt.datetime | None = None
 
     def age(self) -> tuple[bool, dt.datetime | None, str]:
         """Sorts what was never archived in whole first, then what was longest ago."""
@@ -145,16 +146,20 @@ def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     return sources.annotate(**_as_sql(all_at_once=False)).prefetch_related(*_brought_along())
 
 
-def verdicts(sources: QuerySet[IngestionSource]) -> list[Verdict]:
-    """Return of each source, by name, the least that says how it is, in one query: what is asked is
-    found of all that there are at once, however few are wanted."""
-    rows = sources.annotate(**_as_sql(all_at_once=True)).order_by("name", "pk")
-    return list(map(Verdict._make, rows.values_list(*Verdict._fields)))
+def verdicts(sources: QuerySet[IngestionSource], *, dated: bool = True) -> list[Verdict]:
+    """Return of each source, by name, the least that says how it is: what is asked is found of all
+    that there are at once, however few are wanted. Without `archived_up_to` it takes half as long.
+    """
+    asked = _as_sql(all_at_once=True)
+    rows = sources.annotate(**{name: asked[name] for name in _CONDITIONS}).order_by("name", "pk")
+    up_to = dict(_archived_up_to(_followed())) if dated else {}
+    found = rows.values_list("pk", "name", "status", *_CONDITIONS)
+    return [Verdict._make((*row, up_to.get(row[0]))) for row in found]
 
 
 def needing(sources: QuerySet[IngestionSource]) -> list[uuid.UUID]:
     """Return the ids of those that need somebody, by name."""
-    return [one.pk for one in verdicts(sources) if needs_somebody(one)]
+    return [one.pk for one in verdicts(sources, dated=False) if needs_somebody(one)]
 
 
 @functools.cache
@@ -170,8 +175,7 @@ def _as_sql(*, all_at_once: bool) -> Mapping[str, RawSQL]:
 
 
 def _conditions(sources: QuerySet[IngestionSource], *, all_at_once: bool) -> QuerySet[Any]:
-    followed = Mailbox.objects.filter(source=OuterRef("pk"), state=MailboxState.ACTIVE)
-    oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
+    followed = _followed().filter(source=OuterRef("pk"))
     # A first copy may take days: it is late only where it fails.
     copied_first = Q(last_synced_at=None, run__isnull=False, attempts=0)
     late = followed.exclude(copied_first).alias(at=Coalesce("last_synced_at", "created_at"))
@@ -191,15 +195,23 @@ def _conditions(sources: QuerySet[IngestionSource], *, all_at_once: bool) -> Que
         ),
     }
     return sources.annotate(
-        archived_up_to=Subquery(
-            followed.order_by().values("source").annotate(at=oldest).values("at")
-        ),
+        archived_up_to=Subquery(_archived_up_to(followed).values_list("at")),
         **{name: Exists(rows) for name, rows in lacks.items()},
         fails=_fails(followed),
         is_late=_holds(Q(Exists(late), status=SourceStatus.ACTIVE)),
         check_fails=_holds(pending & Q(check_attempts__gt=0)),
         awaits_sign_in=_holds(pending & Q(check_attempts=0, check_not_before__gt=Now() + _AWAITED)),
     )
+
+
+def _followed() -> QuerySet[Mailbox]:
+    return Mailbox.objects.filter(state=MailboxState.ACTIVE)
+
+
+def _archived_up_to(followed: QuerySet[Mailbox]) -> QuerySet[Any, Any]:
+    """Give each source with mailboxes its oldest success, null until all of them had one."""
+    oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
+    return followed.order_by().values_list("source").annotate(at=oldest)
 
 
 def _fails(followed: QuerySet[Mailbox]) -> Combinable:

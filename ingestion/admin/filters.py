@@ -45,7 +45,7 @@ def _verdicts(request: HttpRequest) -> list[Verdict]:
     """A page counts by them, and selects: to judge all takes longer than all the rest of it."""
     if not hasattr(request, "verdicts"):
         sources = IngestionSource.objects.filter(deleted_at=None)
-        vars(request)["verdicts"] = freshness.verdicts(sources)
+        vars(request)["verdicts"] = freshness.verdicts(sources, dated=False)
     found: list[Verdict] = vars(request)["verdicts"]
     return found
 
