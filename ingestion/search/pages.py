@@ -13,8 +13,9 @@ import uuid
 from typing import NamedTuple, Self
 
 from django.contrib.auth.models import AnonymousUser, User
+from django.db.models import Prefetch
 
-from ingestion.models import Message
+from ingestion.models import Message, Placement
 from ingestion.search.conditions import Scope, Sql, asked
 from ingestion.search.query import Node
 from ingestion.search.readings import NEWEST, Key, Order, Reading, ask
@@ -155,12 +156,12 @@ def _ranked(wanted: str, found: list[uuid.UUID]) -> list[uuid.UUID]:
 
 
 def _messages(found: list[Key] | list[uuid.UUID]) -> list[Message]:
-    """Return messages in their order, with what a list shows: four statements for any number."""
+    """Return messages in their order, with what a list shows: two statements for any number."""
     order = [key.message if isinstance(key, Key) else key for key in found]
     rows = (
         Message.objects.select_related("mailbox__source", "document")
         .defer("document__words", "document__numbers")
-        .prefetch_related("placements__folder")
+        .prefetch_related(Prefetch("placements", Placement.objects.select_related("folder")))
         .in_bulk(order)
     )
     return [rows[pk] for pk in order if pk in rows]
