@@ -45,8 +45,9 @@ class Asked:
 
     def url(self, message: uuid.UUID | None = None, **changes: Any) -> str:
         """Return the address of this with some of it changed, and of a message to read there."""
-        changed = dataclasses.asdict(dataclasses.replace(self, **changes))
-        query = urlencode({name: value for name, value in changed.items() if value})
+        changed = dataclasses.replace(self, **changes)
+        state = ((field.name, getattr(changed, field.name)) for field in dataclasses.fields(self))
+        query = urlencode([(name, value) for name, value in state if value])
         path = reverse("mail", args=[message] if message else [])
         return f"{path}?{query}" if query else path
 
