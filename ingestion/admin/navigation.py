@@ -74,5 +74,5 @@ def sections(_request: HttpRequest) -> list[dict[str, Any]]:
             }
             for name, icon, app, model in subjects
         ]
-        listed.append({"title": title, "separator": True, "items": items})
+        listed.append({"title": title, "items": items})
     return listed
