@@ -15,7 +15,7 @@ import datetime as dt
 import functools
 import operator
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from django.db import DEFAULT_DB_ALIAS
@@ -29,13 +29,11 @@ from django.db.models import (
     Max,
     Min,
     OuterRef,
-    Prefetch,
     Q,
     QuerySet,
     Subquery,
     When,
     Window,
-    prefetch_related_objects,
 )
 from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.functions import Coalesce, Greatest, Now, RowNumber
@@ -43,13 +41,15 @@ from django.db.models.lookups import Exact, GreaterThan
 from django.utils import timezone
 
 from ingestion import pace
-from ingestion.models import FEW_SOURCES, FailedMessage, Folder, IngestionSource, Mailbox, Run
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.states import MailboxState, SourceStatus
 
 #: Of what is left out, so much is told of each source and kind, one by one.
 MAX_LEFT_OUT = 20
 #: A check of credentials that is so far away waits for a person, not for time.
 _AWAITED = dt.timedelta(hours=1)
+#: Stands for ids in a query that is written once.
+_IDS: Any = object()
 #: What fails for less may be a hiccup.
 _FAILS = dt.timedelta(seconds=30)
 _NAMED = 3
@@ -101,6 +101,14 @@ class Summary:
     text: str
 
 
+class _Ordered(NamedTuple):
+    """Rows that sources bring along, or their mailboxes: the first ones of each in this order."""
+
+    rows: QuerySet[Any]
+    order: tuple[Any, ...]
+    of_each: str
+
+
 class Verdict(NamedTuple):
     """How a source is, in short: the conditions are those that `judged` annotates, too.
     `archived_up_to`: None also where it was not asked for."""
@@ -138,12 +146,9 @@ _conditions_of = operator.attrgetter(*_CONDITIONS)
 
 def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     """Annotate `archived_up_to` (null until all mailboxes were synced once), and the conditions
-    that `reasons` puts into words. Each source is asked for alone: `verdicts` is for all.
-
-    Rows that are read bring along their `unfinished_runs`, one at the most, and what `left_out`
-    tells of: in two further queries, and a third where there is any. `read` is for many.
-    """
-    return sources.annotate(**_as_sql(all_at_once=False)).prefetch_related(*_brought_along())
+    that `reasons` puts into words, of rows that `read` reads. Each source is asked for alone:
+    `verdicts` is for all."""
+    return sources.annotate(**_as_sql(all_at_once=False))
 
 
 def verdicts(sources: QuerySet[IngestionSource], *, dated: bool = True) -> list[Verdict]:
@@ -155,6 +160,11 @@ def verdicts(sources: QuerySet[IngestionSource], *, dated: bool = True) -> list[
     up_to = dict(_archived_up_to(_followed())) if dated else {}
     found = rows.values_list("pk", "name", "status", *_CONDITIONS)
     return [Verdict._make((*row, up_to.get(row[0]))) for row in found]
+
+
+def archived_up_to() -> Subquery:
+    """Return what `judged` annotates by this name, for lists in its order."""
+    return Subquery(_archived_up_to(_followed().filter(source=OuterRef("pk"))).values_list("at"))
 
 
 def needing(sources: QuerySet[IngestionSource]) -> list[uuid.UUID]:
@@ -195,7 +205,7 @@ def _conditions(sources: QuerySet[IngestionSource], *, all_at_once: bool) -> Que
         ),
     }
     return sources.annotate(
-        archived_up_to=Subquery(_archived_up_to(followed).values_list("at")),
+        archived_up_to=archived_up_to(),
         **{name: Exists(rows) for name, rows in lacks.items()},
         fails=_fails(followed),
         is_late=_holds(Q(Exists(late), status=SourceStatus.ACTIVE)),
@@ -235,58 +245,58 @@ def _fails(followed: QuerySet[Mailbox]) -> Combinable:
     )
 
 
-def _brought_along() -> "list[Prefetch[Any]]":
-    return [
-        Prefetch("runs", _unfinished(), to_attr="unfinished_runs"),
-        Prefetch("mailboxes", _troubled(), to_attr="troubled_mailboxes"),
-        Prefetch("troubled_mailboxes__folders", _failing(), to_attr="failing_folders"),
-    ]
-
-
-def read(rows: QuerySet[Any]) -> list[Any]:
-    """Read rows that came through `judged`. Of more than FEW_SOURCES, what they bring along is read
-    of all at once."""
-    found = list(rows.prefetch_related(None))
-    if len(found) <= FEW_SOURCES:
-        prefetch_related_objects(found, *_brought_along())
-        return found
-    runs, mailboxes = _by("source_id", _unfinished()), _by("source_id", _troubled())
-    folders = _by("mailbox_id", _failing()) if mailboxes else {}
+def read(rows: Iterable[Any]) -> list[Any]:
+    """Read rows that came through `judged`. They bring along their `unfinished_runs`, one at the
+    most, and what `left_out` tells of: in two further queries, and a third where there is any."""
+    found = list(rows)
+    those = [source.pk for source in found]
+    runs, mailboxes = _of_each(those, _unfinished), _of_each(those, _troubled)
+    troubled = [mailbox for ours in mailboxes.values() for mailbox in ours]
+    folders = _of_each([mailbox.pk for mailbox in troubled], _failing) if troubled else {}
+    for mailbox in troubled:
+        mailbox.failing_folders = folders.get(mailbox.pk, [])
     for source in found:
         source.unfinished_runs = runs.get(source.pk, [])
         source.troubled_mailboxes = mailboxes.get(source.pk, [])
-        for mailbox in source.troubled_mailboxes:
-            mailbox.failing_folders = folders.get(mailbox.pk, [])
     return found
 
 
-def _by(name: str, rows: QuerySet[Any]) -> dict[Any, list[Any]]:
-    found = collections.defaultdict(list)
-    for row in rows:
-        found[getattr(row, name)].append(row)
-    return found
+def _unfinished() -> _Ordered:
+    found = Run.objects.filter(finished_at=None).annotate(cannot_list=_holds(_FAILING_LISTING))
+    return _Ordered(found, ("pk",), of_each="source")
 
 
-def _unfinished() -> QuerySet[Run]:
-    return Run.objects.filter(finished_at=None).annotate(cannot_list=_holds(_FAILING_LISTING))
-
-
-def _troubled() -> QuerySet[Mailbox]:
+def _troubled() -> _Ordered:
     failing = Q(state=MailboxState.ACTIVE) & ~Q(last_error="")
     folders = Q(Exists(Folder.objects.filter(_FAILING_FOLDER, mailbox=OuterRef("pk"))))
     found = Mailbox.objects.filter(failing | Q(state=MailboxState.UNAVAILABLE) | folders)
-    return _first(found, F("last_synced_at").asc(nulls_first=True), "pk", of_each="source")
+    return _Ordered(found, (F("last_synced_at").asc(nulls_first=True), "pk"), of_each="source")
 
 
-def _failing() -> QuerySet[Folder]:
+def _failing() -> _Ordered:
     found = Folder.objects.filter(_FAILING_FOLDER)
-    return _first(found, "failing_since", "pk", of_each="mailbox")
+    return _Ordered(found, ("failing_since", "pk"), of_each="mailbox")
 
 
-def _first(rows: QuerySet[Any], *order: Any, of_each: str) -> QuerySet[Any]:
+def _of_each(ids: Iterable[uuid.UUID], asked: Callable[[], _Ordered]) -> dict[Any, list[Any]]:
+    """Return the first MAX_LEFT_OUT of each that has any."""
+    rows, owner, sql, params = _written(asked)
+    given = [list(ids) if one is _IDS else one for one in params]
+    found = collections.defaultdict(list)
+    for row in rows.raw(sql, given):
+        found[getattr(row, owner)].append(row)
+    return found
+
+
+@functools.cache
+def _written(asked: Callable[[], _Ordered]) -> tuple[QuerySet[Any], str, str, Sequence[Any]]:
+    """Write a query once, as `_as_sql` does, for ids that stand for `_IDS`."""
+    rows, order, of_each = asked()
+    theirs = {f"{of_each}__in": RawSQL("SELECT unnest(%s::uuid[])", [_IDS])}
     place = Window(RowNumber(), partition_by=of_each, order_by=order)
-    placed: QuerySet[Any] = rows.annotate(place=place).filter(place__lte=MAX_LEFT_OUT)
-    return placed.order_by(*order)
+    sql, params = rows.filter(**theirs).annotate(place=place).query.sql_with_params()
+    first = f"WHERE place <= {MAX_LEFT_OUT} ORDER BY place"
+    return rows, f"{of_each}_id", f"SELECT * FROM ({sql}) found {first}", params  # noqa: S608 - Django wrote it
 
 
 def _holds(condition: Q) -> Combinable:
@@ -416,7 +426,7 @@ def judged_before(found: Iterable[Verdict], ids: Iterable[uuid.UUID]) -> dict[uu
             vars(rows[verdict.pk]).update(
                 {name: getattr(verdict, name) for name in ("archived_up_to", *_CONDITIONS)}
             )
-    prefetch_related_objects(list(rows.values()), *_brought_along())
+    read(rows.values())
     return rows
 
 

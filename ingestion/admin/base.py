@@ -88,7 +88,7 @@ class CappedChangeList(ChangeList):
         super().get_results(request)
         ids = list(self.result_list.values_list("pk", flat=True))
         rows = self.apply_select_related(self.root_queryset.order_by().filter(pk__in=ids))
-        found = {row.pk: row for row in rows}
+        found = {row.pk: row for row in self.model_admin.read(rows)}  # type: ignore[attr-defined] # ours
         self.result_list = [found[pk] for pk in ids if pk in found]
         if not self.query and not self.has_active_filters:
             self.full_result_count = self.result_count  # "10 results (show all)" says nothing here
@@ -131,6 +131,10 @@ class OperatorAdmin(UnfoldAdmin):
     search_by_id = True
     nothing_yet = ""  # what an empty list says
     empty_value_display = display.NOTHING
+
+    def read(self, rows: QuerySet[Any]) -> list[Any]:
+        """Read the rows of a page, with all that its columns show."""
+        return list(rows)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
         return CappedChangeList

@@ -5,11 +5,13 @@ seconds. Both take the words from here, so they can't differ.
 """
 
 import dataclasses
+import functools
 import uuid
 from collections.abc import Iterable
 from typing import Any
 
 from django.db.models import OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Least
 
 from ingestion import freshness, index_health
@@ -85,22 +87,26 @@ def _progress_text(run: Run, *, moving: bool) -> str:
     return " · ".join(parts)
 
 
-def with_state(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
-    """Add what `state` needs, in a constant number of queries."""
+def read(sources: QuerySet[IngestionSource]) -> list[Any]:
+    """Read sources with what `state` needs, in a constant number of queries."""
+    judged = freshness.judged(index_health.with_health(sources))
+    return freshness.read(judged.annotate(**_counts()))
+
+
+@functools.cache
+def _counts() -> dict[str, Combinable]:
     mailboxes = Mailbox.objects.filter(source=OuterRef("pk"))
     # Of each mailbox: of a join, PostgreSQL may read all failures there are, for each source.
     failures = capped_count(FailedMessage.objects.filter(mailbox=OuterRef("pk")), cap=FAILURES_CAP)
     failing = mailboxes.order_by().values("source").annotate(n=Sum(failures)).values("n")
-    judged = freshness.judged(index_health.with_health(sources))
-    counted: QuerySet[Any] = judged.annotate(
-        mailbox_total=capped_count(mailboxes, cap=MAILBOXES_CAP),
-        failure_total=Least(Coalesce(Subquery(failing), 0), FAILURES_CAP),
-    )
-    return counted
+    return {
+        "mailbox_total": capped_count(mailboxes, cap=MAILBOXES_CAP),
+        "failure_total": Least(Coalesce(Subquery(failing), 0), FAILURES_CAP),
+    }
 
 
 def current_run(source: IngestionSource) -> Run | None:
-    """Return the unfinished run of a source that came through `with_state`."""
+    """Return the unfinished run of a source that `read` has read."""
     runs: list[Run] = source.unfinished_runs  # type: ignore[attr-defined] # prefetched
     return runs[0] if runs else None
 
@@ -196,7 +202,7 @@ def refusals(source: Any) -> dict[str, str]:
 
 
 def state(source: Any) -> dict[str, Any]:
-    """Return what the page's script needs of one source that came through `with_state`."""
+    """Return what the page's script needs of one source that `read` has read."""
     run, edit = current_run(source), mending.edit(source)
     return {
         "tone": display.source_tone(source),
@@ -213,7 +219,7 @@ def states(
 ) -> dict[str, dict[str, Any]]:
     """Return the state of each of `ids` that is among `sources`."""
     wanted = list(ids)[:MAX_SOURCES]
-    found = {str(s.pk): state(s) for s in with_state(sources.filter(pk__in=wanted))}
+    found = {str(s.pk): state(s) for s in read(sources.filter(pk__in=wanted))}
     if len(wanted) == 1:  # its own page, which names mailboxes
         for shown in found.values():
             shown["texts"] |= _counts_of_mailboxes(wanted[0])

@@ -71,7 +71,7 @@ def proof_words(proof: Proof) -> str:
 
 
 def of_source(source: Any, request: HttpRequest, *, may_change: bool) -> dict[str, Any]:
-    """Return the context of `source/page.html`; the source came through `live.with_state`. A tab
+    """Return the context of `source/page.html`; the source is one that `live.read` has read. A tab
     costs the queries of what it shows alone."""
     tab = request.GET.get("tab", "")
     tab = "settings" if request.method == "POST" else tab if tab in _TABS else _FIRST

@@ -85,10 +85,9 @@ _GRANTS = {
 
 def _own(request: HttpRequest, pk: uuid.UUID) -> Any:
     own = IngestionSource.objects.filter(owner_id=request.user.pk, deleted_at=None, pk=pk)
-    source = live.with_state(own).first()
-    if source is None:
-        raise Http404
-    return source
+    for source in live.read(own):
+        return source
+    raise Http404
 
 
 def _how_it_is(source: Any) -> str:

@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
 
-from ingestion import dispatching
+from ingestion import dispatching, freshness
 from ingestion.admin import (
     account_list,
     connecting,
@@ -90,17 +90,10 @@ class SourceAdmin(AuditedAdmin):
     # -- reading ---------------------------------------------------------------------------
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[IngestionSource]:
-        return live.with_state(self._rows(request))
-
-    def get_object(
-        self, request: HttpRequest, object_id: str, from_field: str | None = None
-    ) -> IngestionSource | None:
-        """Return what a form is of, the row alone: how it is was read for the page around it."""
-        pk = as_uuid(object_id)
-        return self._rows(request).filter(pk=pk).first() if pk else None
-
-    def _rows(self, request: HttpRequest) -> QuerySet[IngestionSource]:
         return super().get_queryset(request).filter(deleted_at=None).select_related("owner")
+
+    def read(self, rows: QuerySet[IngestionSource]) -> list[IngestionSource]:
+        return live.read(rows)
 
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
@@ -137,7 +130,7 @@ class SourceAdmin(AuditedAdmin):
         url = display.address("admin:ingestion_failedmessage_changelist")
         return display.link(f"{url}?mailbox__source__id__exact={source.pk}", text)
 
-    @admin.display(description="Archived up to", ordering="archived_up_to")
+    @admin.display(description="Archived up to", ordering=freshness.archived_up_to())
     def archived_up_to(self, source: IngestionSource) -> SafeString:
         return display.two_lines(
             _live(source, "archivedUpTo", classes="ing-nowrap"),
@@ -324,8 +317,7 @@ class SourceAdmin(AuditedAdmin):
     ) -> Any:
         context = dict(extra_context or {})
         pk = as_uuid(object_id) if object_id else None
-        source = self.get_queryset(request).filter(pk=pk).first() if pk else None
-        if source is not None:
+        for source in self.read(self.get_queryset(request).filter(pk=pk)) if pk else ():
             may_change = self.has_change_permission(request, source)
             context["overview"] = overview.of_source(source, request, may_change=may_change)
         kept = reverse("admin:ingestion_source_trial", args=(pk,)) if pk else None

@@ -154,12 +154,12 @@ def source_rows(sources: QuerySet[IngestionSource]) -> QuerySet[IngestionSource]
 
 def present_sources(rows: Iterable[IngestionSource]) -> list[dict[str, Any]]:
     """Return the source objects of what came through `source_rows`."""
-    return list(SourceOut(queries.with_counts(rows), many=True).data)
+    return list(SourceOut(queries.with_counts(freshness.read(rows)), many=True).data)
 
 
 def present_source(source: IngestionSource, *, user: User) -> dict[str, Any]:
     """Return the object of one source that came through `source_rows`."""
-    [found] = queries.with_counts([source])
+    [found] = queries.with_counts(freshness.read([source]))
     return dict(OneSourceOut(found, context={"user": user}).data)
 
 

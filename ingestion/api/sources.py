@@ -17,7 +17,7 @@ from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from ingestion import dispatching, freshness, index_health, queries
+from ingestion import dispatching, index_health, queries
 from ingestion.api import events, inputs, source_serializers
 from ingestion.api.base import ApiViewSet
 from ingestion.api.places import Places
@@ -430,7 +430,7 @@ def _everything(found: QuerySet[IngestionSource]) -> Response | StreamingHttpRes
 def _present(found: QuerySet[IngestionSource], ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
     """Return the objects of those that are still there, and still what was asked for."""
     rows = source_serializers.source_rows(found.filter(pk__in=ids))
-    return source_serializers.present_sources(freshness.read(rows))
+    return source_serializers.present_sources(rows)
 
 
 def _as_array(parts: Iterable[list[dict[str, Any]]]) -> Iterator[bytes]:

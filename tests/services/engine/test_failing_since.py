@@ -172,7 +172,7 @@ def test_a_listing_that_breaks_off_is_told_though_a_mailbox_that_came_before_is_
     assert first.last_synced_at is not None
 
     def told() -> list[str]:
-        judged = freshness.judged(IngestionSource.objects.all()).get()
+        [judged] = freshness.read(freshness.judged(IngestionSource.objects.all()))
         return [f"{reason.code}: {reason.text}" for reason in freshness.reasons(judged)]
 
     [words] = told()

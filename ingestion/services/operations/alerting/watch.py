@@ -92,7 +92,8 @@ def _sources() -> QuerySet[IngestionSource]:
 
 def _needs() -> Iterator[Trouble]:
     needing = freshness.needing(_sources())
-    for source in freshness.judged(IngestionSource.objects.filter(pk__in=needing)):
+    sources = IngestionSource.objects.filter(pk__in=needing)
+    for source in freshness.read(freshness.judged(sources)):
         found = freshness.reasons(source)
         attention = [reason.text for reason in found if reason.code not in _FAILURES]
         failures = [reason.text for reason in found if reason.code in _FAILURES]
