@@ -79,7 +79,7 @@ def test_it_tells_up_to_when_each_is_archived_and_who_needs_somebody_having_judg
         rows.a_mailbox(source, "bob@example.com", last_synced_at=now)
     with CaptureQueriesContext(connection) as statements:
         sent(owner)
-    assert len([one for one in statements if 'AS "archived_up_to"' in one["sql"]]) == 1
+    assert len([one for one in statements if 'AS "is_late"' in one["sql"]]) == 1
     [mail] = inbox.came
     assert "2 sources need somebody" in mail["Subject"]
     text = " ".join(smtp.text(mail, "plain").split())
