@@ -102,6 +102,14 @@ def test_mail_is_read_by_keyboard_at_any_width(operator: Visitor, admin_user: Us
     page.get_by_role("link", name="Bills").click()
     expect(rows).to_have_count(1)
     expect(page.get_by_label("Search mail")).to_have_value("invoice")
+    page.get_by_role("button", name="Rename “Bills”").click()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("Invoices")
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("It is called “Invoices” now.")).to_be_visible()
+    page.get_by_role("button", name="Remove “Invoices”").click()
+    expect(page.get_by_text("“Invoices” is removed.")).to_be_visible()
+    assert not SavedSearch.objects.exists()
 
 
 def test_a_phone_shows_one_pane_at_a_time(operator: Visitor, admin_user: User) -> None:
