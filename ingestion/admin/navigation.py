@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from django.http import HttpRequest
-from django.urls import reverse
+
+from ingestion.admin import display
 
 #: Section -> (title, icon, app, model).
 _SECTIONS: tuple[tuple[str, tuple[tuple[str, str, str, str], ...]], ...] = (
@@ -56,11 +57,11 @@ def _may_view(app: str, model: str) -> Callable[[HttpRequest], bool]:
 
 def sections(_request: HttpRequest) -> list[dict[str, Any]]:
     """Return the side bar as UNFOLD["SIDEBAR"]["navigation"] takes it."""
-    first = {"title": "Dashboard", "icon": "dashboard", "link": reverse("admin:index")}
+    first = {"title": "Dashboard", "icon": "dashboard", "link": display.address("admin:index")}
     mail = {
         "title": "Mail",
         "icon": "stacked_email",
-        "link": reverse("mail"),
+        "link": display.address("mail"),
         "permission": lambda request: request.user.has_perm("ingestion.view_message"),
     }
     listed: list[dict[str, Any]] = [{"items": [first, mail]}]
@@ -69,7 +70,7 @@ def sections(_request: HttpRequest) -> list[dict[str, Any]]:
             {
                 "title": name,
                 "icon": icon,
-                "link": reverse(f"admin:{app}_{model}_changelist"),
+                "link": display.address(f"admin:{app}_{model}_changelist"),
                 "permission": _may_view(app, model),
             }
             for name, icon, app, model in subjects

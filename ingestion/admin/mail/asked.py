@@ -8,6 +8,7 @@ from urllib.parse import urlencode
 from django.http import Http404, QueryDict
 from django.urls import reverse
 
+from ingestion.admin import display
 from ingestion.search import query as language
 
 #: The operators that say where, in the order in which they stand before the words.
@@ -48,7 +49,7 @@ class Asked:
         changed = dataclasses.replace(self, **changes)
         state = ((field.name, getattr(changed, field.name)) for field in dataclasses.fields(self))
         query = urlencode([(name, value) for name, value in state if value])
-        path = reverse("mail", args=[message] if message else [])
+        path = reverse("mail", args=[message]) if message else display.address("mail")
         return f"{path}?{query}" if query else path
 
     @classmethod

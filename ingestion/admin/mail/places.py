@@ -148,6 +148,8 @@ def _missing(levels: list[str], above: list[str]) -> Iterator[Place]:
 
 def _counts(folders: list[Folder], *, cap: int) -> dict[int, int]:
     """Return how many messages lie in each folder now, counted up to `cap`."""
+    if not folders:
+        return {}
     here = Placement.objects.filter(folder=OuterRef("pk"), removed_at=None)
     counted = Folder.objects.filter(pk__in=[folder.pk for folder in folders])
     return dict(counted.values_list("pk", capped_count(here, cap=cap)))
