@@ -104,7 +104,7 @@ def archived(source: IngestionSource) -> Contents:
     """Read back, through the verified path, what is placed now."""
     found = {}
     rows = Placement.objects.filter(mailbox__source=source, removed_at=None)
-    for placement in rows.select_related("message__pack", "folder"):
+    for placement in rows.select_related("message__mailbox", "folder"):
         found[(placement.folder.remote_id, placement.remote_id)] = read(placement.message)
     return found
 

@@ -94,7 +94,9 @@ def synced(source: IngestionSource) -> Run:
 def archived(source: IngestionSource) -> dict[tuple[str, str], Body]:
     """Read back, through the verified path, what is placed now: (folder, remote id) -> bytes."""
     found: dict[tuple[str, str], Body] = {}
-    for placement in Placement.objects.filter(removed_at=None).select_related("message", "folder"):
+    for placement in Placement.objects.filter(removed_at=None).select_related(
+        "message__mailbox", "folder"
+    ):
         message = placement.message
         found[(placement.folder.remote_id, placement.remote_id)] = reading.opened(message)
     return found

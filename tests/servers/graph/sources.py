@@ -96,7 +96,9 @@ def placed() -> set[str]:
 def archived(source: IngestionSource) -> dict[tuple[str, str, str], bytes]:
     """Read back what is placed now: (user, folder, message) -> bytes."""
     found = {}
-    rows = Placement.objects.filter(removed_at=None).select_related("message", "folder__mailbox")
+    rows = Placement.objects.filter(removed_at=None).select_related(
+        "message__mailbox", "folder__mailbox"
+    )
     for placement in rows:
         message = placement.message
         content = reading.opened(message)

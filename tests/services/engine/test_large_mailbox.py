@@ -83,7 +83,7 @@ def read_back(source: IngestionSource) -> dict[tuple[str, str], bytes]:
     """Return (folder, remote id) -> SHA-256 of the bytes that the archive gives back now."""
     found = {}
     rows = Placement.objects.filter(mailbox__source=source).select_related(
-        "message__pack", "folder"
+        "message__mailbox", "folder"
     )
     for placement in rows.order_by("message__pack", "message__pack_offset").iterator():
         body = imap_source.read(placement.message)
