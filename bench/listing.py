@@ -27,7 +27,7 @@ from ingestion_project import bootstrap
 
 SOURCES = 1_000
 _MAILBOXES_EACH, _FOLDERS_EACH, _RUNS_EACH, _OTHERS_EACH = 10, 4, 20, 20
-_TROUBLED_IN = 20
+_TROUBLED_IN, _RUNNING_IN = 20, 8
 _BATCH = 5_000
 
 
@@ -177,6 +177,10 @@ def crowd(number: int) -> Iterator[str]:
         )
         for source in sources
         for n in range(_RUNS_EACH)
+    )
+    _made(
+        models.Run(source=source, kind="sync", actor="beat", started_at=now, discovered_at=now)
+        for source in sources[_RUNNING_IN // 2 :: _RUNNING_IN]
     )
     theirs = [folder for folder in folders if folder.mailbox.source_id in troubled]
     _have_failures(len(sources), theirs)

@@ -249,6 +249,8 @@ def read(rows: Iterable[Any]) -> list[Any]:
     """Read rows that came through `judged`. They bring along their `unfinished_runs`, one at the
     most, and what `left_out` tells of: in two further queries, and a third where there is any."""
     found = list(rows)
+    if not found:
+        return []
     those = [source.pk for source in found]
     runs, mailboxes = _of_each(those, _unfinished), _of_each(those, _troubled)
     troubled = [mailbox for ours in mailboxes.values() for mailbox in ours]
@@ -258,6 +260,8 @@ def read(rows: Iterable[Any]) -> list[Any]:
     for source in found:
         source.unfinished_runs = runs.get(source.pk, [])
         source.troubled_mailboxes = mailboxes.get(source.pk, [])
+        for row in (*source.unfinished_runs, *source.troubled_mailboxes):
+            row.source = source  # which would be read again
     return found
 
 
@@ -278,6 +282,12 @@ def _failing() -> _Ordered:
     return _Ordered(found, ("failing_since", "pk"), of_each="mailbox")
 
 
+def among(ids: Sequence[uuid.UUID]) -> RawSQL:
+    """Return what stands behind `__in`: as one value, for to read a thousand names takes
+    PostgreSQL longer than to find them."""
+    return RawSQL("SELECT unnest(%s::uuid[])", [ids])
+
+
 def _of_each(ids: Iterable[uuid.UUID], asked: Callable[[], _Ordered]) -> dict[Any, list[Any]]:
     """Return the first MAX_LEFT_OUT of each that has any."""
     rows, owner, sql, params = _written(asked)
@@ -292,9 +302,9 @@ def _of_each(ids: Iterable[uuid.UUID], asked: Callable[[], _Ordered]) -> dict[An
 def _written(asked: Callable[[], _Ordered]) -> tuple[QuerySet[Any], str, str, Sequence[Any]]:
     """Write a query once, as `_as_sql` does, for ids that stand for `_IDS`."""
     rows, order, of_each = asked()
-    theirs = {f"{of_each}__in": RawSQL("SELECT unnest(%s::uuid[])", [_IDS])}
+    theirs = {f"{of_each}__in": among(_IDS)}
     place = Window(RowNumber(), partition_by=of_each, order_by=order)
-    sql, params = rows.filter(**theirs).annotate(place=place).query.sql_with_params()
+    sql, params = rows.order_by().filter(**theirs).annotate(place=place).query.sql_with_params()
     first = f"WHERE place <= {MAX_LEFT_OUT} ORDER BY place"
     return rows, f"{of_each}_id", f"SELECT * FROM ({sql}) found {first}", params  # noqa: S608 - Django wrote it
 
@@ -319,7 +329,7 @@ def needs_somebody(source: Any) -> bool:
 
 
 def left_out(source: Any) -> list[LeftOut]:
-    """Return what of a source that came through `judged` is not archived now: mailboxes that are
+    """Return what of a source that `read` has read is not archived now: mailboxes that are
     unavailable or fail, then folders. At most MAX_LEFT_OUT of each, those that had most time to
     succeed first. Messages that failed have lists of their own."""
     mailboxes = [
@@ -350,7 +360,7 @@ def left_out(source: Any) -> list[LeftOut]:
 
 
 def reasons(source: Any) -> list[Reason]:
-    """Say why a source that came through `judged` needs somebody, worst first; [] where nobody."""
+    """Say why a source that `read` has read needs somebody, worst first; [] where nobody."""
     if not needs_somebody(source):
         return []
     missing = left_out(source)

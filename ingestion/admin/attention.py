@@ -39,8 +39,8 @@ def worst(found: Iterable[Verdict]) -> list[uuid.UUID]:
 
 
 def items(request: HttpRequest, needing: Iterable[Any]) -> list[Item]:
-    """Return all that needs somebody, the worst first. `needing`: sources, as `freshness.judged`
-    has them. Costs a constant number of queries."""
+    """Return all that needs somebody, the worst first. `needing`: sources that
+    `freshness.read` has read. Costs a constant number of queries."""
     items = [*_sources(request, needing), *_alerts(request)]
     return sorted(items, key=lambda item: item.tone != "danger")
 

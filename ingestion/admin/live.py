@@ -107,7 +107,7 @@ def _counts() -> dict[str, Combinable]:
 
 def current_run(source: IngestionSource) -> Run | None:
     """Return the unfinished run of a source that `read` has read."""
-    runs: list[Run] = source.unfinished_runs  # type: ignore[attr-defined] # prefetched
+    runs: list[Run] = source.unfinished_runs  # type: ignore[attr-defined] # annotated
     return runs[0] if runs else None
 
 

@@ -29,7 +29,7 @@ class Mend:
 
 
 def of(source: Any) -> Mend | None:
-    """Return what mends a source that came through `freshness.judged`; None: it needs nobody, or
+    """Return what mends a source that `freshness.read` has read; None: it needs nobody, or
     nobody can do more than the import that goes on and tries it again."""
     if not freshness.needs_somebody(source):
         return None

@@ -72,6 +72,8 @@ _BLANKS = dict.fromkeys(map(ord, "\n\r\t\x0b\x0c\x85\u2028\u2029"), " ")
 
 def _places(text: str, wanted: list[Phrase]) -> list[tuple[int, int]]:
     """Return where phrases stand, in order and apart from each other."""
+    if not wanted:
+        return []
     by_first: dict[str, list[Phrase]] = {}
     beginnings: list[Phrase] = []
     for phrase in wanted:

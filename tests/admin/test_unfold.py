@@ -3,10 +3,14 @@
 Where an upgrade fails this: copy theirs, and change what is named.
 """
 
+import re
 from pathlib import Path
 
 import unfold
 from django.conf import settings
+from django.http import HttpRequest
+
+from ingestion.admin import navigation
 
 
 def _theirs(name: str) -> str:
@@ -59,3 +63,17 @@ def test_rows_of_lists_are_not_asked_for_what_no_list_has() -> None:
     section = f"\n\n{indent}{{% if cl.model_admin.list_sections|length > 0 %}}\n"
     expected = _without(expected, section, f"</tr>\n{indent}{{% endif %}}")
     assert _ours(name) == expected
+
+
+def test_the_side_bar_looks_as_theirs_and_has_all_that_is_asked_of_it() -> None:
+    """Ours lacks badges, groups that fold, and addresses that are called for."""
+    name = "unfold/helpers/app_list.html"
+    ours, theirs = (
+        {part for found in re.findall(r'class="([^"]*)"', text) for part in found.split()}
+        for text in (_ours(name), _theirs(name))
+    )
+    assert ours <= theirs
+    for group in navigation.sections(HttpRequest()):
+        assert set(group) <= {"title", "items"}
+        for item in group["items"]:
+            assert set(item) <= {"title", "icon", "link", "permission"}
