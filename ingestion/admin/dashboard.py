@@ -8,7 +8,7 @@ import collections
 import uuid
 from typing import Any
 
-from django.db.models import QuerySet, Sum
+from django.db.models import Count, QuerySet, Sum
 from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
@@ -54,15 +54,20 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
     named = {*freshness.named_by_summary(found), *needing, *behind}
     rows = freshness.judged_before(found, named)
     reasons, statuses = _failures_by_reason(), _statuses(found)
+    totals = sources.aggregate(
+        messages=Sum("message_count", default=0),
+        size=Sum("archived_bytes", default=0),
+        late=Count("pk", filter=overdue()),
+    )
     return {
-        "engine": _engine(sources),
+        "engine": _engine(late=totals["late"]),
         "freshness": freshness.summed_up(found, rows),
         "attention": attention.items(request, [rows[pk] for pk in needing]),
         "running": _running(sources),
         "chart": chart.context(days),
         "tiles": [
-            *_archive_tiles(request, sources, days),
-            *_trouble_tiles(request, reasons),
+            *_archive_tiles(request, totals, days),
+            *_trouble_tiles(request, reasons, found),
             _index_tile(health),
             *_proof_tiles(),
         ],
@@ -89,7 +94,7 @@ def _may(request: HttpRequest, model: str) -> str:
     return reverse(f"admin:ingestion_{model}_changelist") if allowed else ""
 
 
-def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
+def _engine(*, late: int) -> dict[str, str]:
     """Say whether anybody does the work: without a worker every page would just look idle. The
     sentence on freshness says the rest, so nothing is said here while all is well."""
     last = heartbeat.last()
@@ -100,7 +105,6 @@ def _engine(sources: QuerySet[IngestionSource]) -> dict[str, str]:
             "text": "Nothing new is started until it is back. Nothing is lost: what is due stands"
             " in the database.",
         }
-    late = sources.filter(overdue())[: _ROWS + 1].count()
     if last.seconds is None:
         return {
             "tone": "warning",
@@ -137,9 +141,8 @@ def _tile(
 
 
 def _archive_tiles(
-    request: HttpRequest, sources: QuerySet[IngestionSource], days: list[chart.Day]
+    request: HttpRequest, totals: dict[str, int], days: list[chart.Day]
 ) -> list[dict[str, str]]:
-    totals = sources.aggregate(messages=Sum("message_count"), size=Sum("archived_bytes"))
     stored = Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0
     week = days[-_WEEK:]
     grown = sum(day.size_bytes for day in week)
@@ -147,11 +150,11 @@ def _archive_tiles(
     return [
         _tile(
             "Messages archived",
-            f"{totals['messages'] or 0:,}",
+            f"{totals['messages']:,}",
             f"{came:,} in 7 days",
             url=_may(request, "message"),
         ),
-        _tile("Mail", display.size(totals["size"] or 0), f"{display.size(grown)} in 7 days"),
+        _tile("Mail", display.size(totals["size"]), f"{display.size(grown)} in 7 days"),
         _tile("On disk", display.size(stored), _free()),
     ]
 
@@ -164,11 +167,15 @@ def _free() -> str:
     return f"{display.size(room[0])} free" if room else ""
 
 
-def _trouble_tiles(request: HttpRequest, reasons: list[dict[str, Any]]) -> list[dict[str, str]]:
+def _trouble_tiles(
+    request: HttpRequest, reasons: list[dict[str, Any]], found: list[Verdict]
+) -> list[dict[str, str]]:
     failed = sum(reason["number"] for reason in reasons)
+    lacking = [one.pk for one in found if one.lacks_mailboxes]
     unavailable = Mailbox.objects.filter(
-        source__deleted_at=None, state=MailboxState.UNAVAILABLE
-    ).count()
+        source__in=freshness.among(lacking), state=MailboxState.UNAVAILABLE
+    )
+    number = unavailable.count() if lacking else 0
     mailboxes = _may(request, "mailbox")
     return [
         _tile(
@@ -180,9 +187,9 @@ def _trouble_tiles(request: HttpRequest, reasons: list[dict[str, Any]]) -> list[
         ),
         _tile(
             "Unavailable mailboxes",
-            f"{unavailable:,}",
+            f"{number:,}",
             url=f"{mailboxes}?state__exact={MailboxState.UNAVAILABLE}" if mailboxes else "",
-            tone="danger" if unavailable else "",
+            tone="danger" if number else "",
         ),
     ]
 

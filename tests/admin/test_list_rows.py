@@ -1,5 +1,6 @@
 """Rows of lists: their links, which lead back to what was filtered, and their words."""
 
+import datetime as dt
 import re
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -66,3 +67,22 @@ def test_failures_of_sources_are_counted_without_reading_those_of_others(admin_u
         plan = "\n".join(line for (line,) in cursor)
     assert "ingestion_failedmessage" in plan
     assert "Seq Scan on ingestion_failedmessage" not in plan, plan
+
+
+def test_sources_are_sorted_by_up_to_when_they_are_archived(
+    admin_client: Client, admin_user: User
+) -> None:
+    now = timezone.now()
+    for name, hours in (("Yesterday", 24), ("Now", 0), ("Never", None)):
+        source = a_source(admin_user, name)
+        synced = None if hours is None else now - dt.timedelta(hours=hours)
+        a_mailbox(source, last_synced_at=synced)
+        a_mailbox(source, "bob@example.com", last_synced_at=now)
+
+    def names(query: str) -> list[str]:
+        page = admin_client.get(f"/admin/ingestion/ingestionsource/?{query}")
+        return [source.name for source in page.context["cl"].result_list]
+
+    assert names("o=6") == ["Yesterday", "Now", "Never"]
+    assert names("o=-6") == ["Never", "Now", "Yesterday"]
+    assert names("o=6&show=attention") == ["Yesterday"]

@@ -7,6 +7,7 @@ from typing import Any
 
 from django.contrib.auth.models import AnonymousUser, User
 from django.db.models import Exists, OuterRef
+from django.urls import reverse
 
 from ingestion import queries
 from ingestion.admin import display
@@ -58,11 +59,7 @@ def context(user: User | AnonymousUser, asked: Asked, starting_with: str) -> dic
         shown.insert(0, opened)
     folders = list(Folder.objects.filter(mailbox=opened)) if opened else []
     return {
-        "saved": [
-            (saved, kept.url(), asked.is_list_of(kept))
-            for saved in SavedSearch.objects.filter(owner=user.pk)
-            for kept in [Asked.of_query(saved.query)]
-        ],
+        "saved": list(_saved(user, asked)),
         "here": asked.url(),
         "all_mail": Place(
             "All mail", Asked().url(), "stacked_email", current=asked.is_list_of(Asked())
@@ -79,6 +76,16 @@ def context(user: User | AnonymousUser, asked: Asked, starting_with: str) -> dic
         "mailboxes_shown": MAX_MAILBOXES,
         "more_mailboxes": len(mailboxes) > MAX_MAILBOXES,
     }
+
+
+def _saved(user: User | AnonymousUser, asked: Asked) -> Iterator[tuple[Any, ...]]:
+    """Yield saved searches: each with its address, whether it is shown, and where it is renamed and
+    forgotten. These two are looked up once, of a search that there is not."""
+    rename, forget = (reverse(f"mail_search_{verb}", args=[0]) for verb in ("rename", "forget"))
+    for saved in SavedSearch.objects.filter(owner=user.pk):
+        kept, its = Asked.of_query(saved.query), f"/{saved.pk}/"
+        shown = asked.is_list_of(kept)
+        yield saved, kept.url(), shown, rename.replace("/0/", its), forget.replace("/0/", its)
 
 
 def _mailboxes(user: User | AnonymousUser, starting_with: str) -> list[Mailbox]:
