@@ -20,7 +20,7 @@ BEGIN;
 
 
 class Listed(NamedTuple):
-    """A pack, as the list of a backup has it."""
+    """A pack, as a row or a list names it. `sha256` is b"" where nobody has hashed it yet."""
 
     source_id: uuid.UUID
     pack_id: uuid.UUID

@@ -190,7 +190,6 @@ def test_what_is_fetched_again_while_the_archive_moves_is_told_not_to_be_there(
 ) -> None:
     """All of the move comes between the last look at the archive's mark and the new pack."""
     there, here = DirectoryStore(tmp_path / "there"), store()
-    Pack.objects.update(created_at=timezone.now() - dt.timedelta(days=1))
     lost = Pack.objects.get()
     here.delete(file_of(lost))
     with here.writer(source.pk) as one:
