@@ -163,6 +163,41 @@ def test_a_place_that_does_not_take_a_pack_is_told_with_what_to_do(
     storage.require()
 
 
+def test_a_volume_that_is_away_before_the_end_is_still_the_archive(
+    source: IngestionSource, archive_dir: Path, tmp_path: Path
+) -> None:
+    """Else a part of the archive would be all of it, and the mark lie beneath the mount point."""
+    there, away = DirectoryStore(tmp_path / "there"), tmp_path / "away"
+
+    def unmount(_: moving.Moved) -> None:
+        archive_dir.rename(away)
+
+    with pytest.raises(WrongArchive, match="is its volume mounted"):
+        moving.move(store(), there, actor=ACTOR, on_progress=unmount)
+    assert (archive_dir.exists(), there.mark()) == (False, None)
+    away.rename(archive_dir)
+    storage.require()
+    moving.move(store(), there, actor=ACTOR)
+    assert there.mark() == str(Installation.objects.get())
+
+
+def test_a_volume_that_is_away_once_nobody_writes_there_keeps_the_move_from_its_end(
+    source: IngestionSource, archive_dir: Path, tmp_path: Path
+) -> None:
+    there, away = DirectoryStore(tmp_path / "there"), tmp_path / "away"
+
+    def unmount(moved: moving.Moved) -> None:
+        if moved.waiting:
+            archive_dir.rename(away)
+
+    with pytest.raises(WrongArchive, match="is its volume mounted"):
+        moving.move(store(), there, actor=ACTOR, on_progress=unmount)
+    assert there.mark() is None
+    away.rename(archive_dir)
+    moving.move(store(), there, actor=ACTOR)
+    assert there.mark() == str(Installation.objects.get())
+
+
 def test_a_worker_that_holds_a_mailbox_is_waited_for(
     source: IngestionSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

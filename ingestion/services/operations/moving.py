@@ -82,14 +82,20 @@ def move(
 def _require_two(here: PackStore, there: PackStore) -> None:
     if here.name == there.name:
         raise NotAllowedNow(f"{here.name} is where the archive is already.")
-    if storage.moved_to(here.mark() or "") != there.name:  # else it was broken off at the end
-        storage.require()
+    _require_here(here, there)
     mark = there.mark()
     if mark and not storage.moved_to(mark) and mark != str(Installation.objects.get(pk=1)):
         raise NotAllowedNow(
             f"{there.name} is the archive of another installation ({mark}). Name an empty place."
         )
     there.try_out()
+
+
+def _require_here(here: PackStore, there: PackStore) -> None:
+    """Raise WrongArchive unless here is the archive, or was until this move, which was broken off
+    at its end."""
+    if storage.moved_to(here.mark() or "") != there.name:
+        storage.require()
 
 
 def _copy_rest(
@@ -99,7 +105,8 @@ def _copy_rest(
     moved: Moved,
     on_progress: Callable[[Moved], None],
 ) -> None:
-    """Copy and compare what was not compared yet."""
+    """Copy and compare what was not compared yet. Raises WrongArchive where here is away by its
+    end: nothing is listed then, and that is not all there is."""
     rest = (pack for pack in here.packs() if pack.pack_id not in compared)
     for one in copying.copied(rest, here, there):
         if one.outcome == "differs":
@@ -122,6 +129,7 @@ def _copy_rest(
         moved.packs += 1
         moved.size_bytes += pack.size_bytes
         on_progress(moved)
+    _require_here(here, there)
 
 
 def _wait_for_writers(here: PackStore) -> None:
