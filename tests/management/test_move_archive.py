@@ -3,6 +3,7 @@
 import datetime as dt
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from django.utils import timezone
 
 from ingestion.errors import ArchiveUnavailable, LeaseLost, NotAllowedNow, WrongArchive
 from ingestion.models import IngestionSource, Installation, Mailbox, Message
-from ingestion.packs.base import PackStore
+from ingestion.packs.base import PackFile, PackStore
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import at, store
 from ingestion.services.archive import reading, storage
@@ -196,6 +197,41 @@ def test_a_volume_that_is_away_once_nobody_writes_there_keeps_the_move_from_its_
     away.rename(archive_dir)
     moving.move(store(), there, actor=ACTOR)
     assert there.mark() == str(Installation.objects.get())
+
+
+class SeenLater(DirectoryStore):
+    """As over a network: what another machine wrote is there by its name, and not listed yet."""
+
+    def _packs_of(self, source_id: uuid.UUID) -> Iterator[PackFile]:
+        yield from ()
+
+
+def test_a_pack_that_is_there_by_its_name_alone_is_not_left_behind_however_often_it_is_begun(
+    source: IngestionSource, archive_dir: Path, tmp_path: Path
+) -> None:
+    there = DirectoryStore(tmp_path / "there")
+    for _ in range(2):
+        with pytest.raises(NotAllowedNow, match=r"is not in .*Run this again"):
+            moving.move(SeenLater(archive_dir), there, actor=ACTOR)
+        assert there.mark() is None
+    assert moving.move(store(), there, actor=ACTOR).copied == 1
+
+
+def test_packs_that_neither_place_has_are_told_at_the_end(
+    source: IngestionSource, manage: CommandLine, archive_dir: Path, tmp_path: Path
+) -> None:
+    [path] = archive_dir.rglob("*.pack")
+    path.rename(tmp_path / path.name)
+    there = (tmp_path / "there").as_uri()
+    moved = manage.here("move_archive", there)
+    assert (moved.code, "In neither place: 1 pack that" in moved.stdout) == (3, True)
+    path.parent.mkdir(exist_ok=True)
+    (tmp_path / path.name).rename(path)
+    again = manage.here("move_archive", there, "--json")
+    assert (again.code, again.json()["copied"], again.json()["missing"]) == (0, 1, 0)
+    path.unlink()  # it is there since
+    last = manage.here("move_archive", there)
+    assert (last.code, "In neither" in last.stdout) == (0, False)
 
 
 def test_a_worker_that_holds_a_mailbox_is_waited_for(

@@ -48,6 +48,7 @@ class Command(OperatorCommand):
             "packs": moved.packs,
             "bytes": moved.size_bytes,
             "copied": moved.copied,
+            "missing": moved.missing,
             "from": here.name,
             "to": there.name,
         }
@@ -60,5 +61,14 @@ class Command(OperatorCommand):
             " what it or ARCHIVE_DIR is, restart every process, and ask manage.py doctor."
             f" {here.name} is left as it is: remove it when you trust the new one."
         )
-        self.report(document, [done, next_step])
-        return Exit.OK
+        self.report(document, [done, *_missing(moved.missing), next_step])
+        return Exit.PARTIAL if moved.missing else Exit.OK
+
+
+def _missing(packs: int) -> list[str]:
+    text = (
+        f"In neither place: {counted(packs, 'pack')} that the database names. verify_archive tells"
+        " of them once the service runs there, and --refetch fetches again what the provider still"
+        " has."
+    )
+    return [text] if packs else []

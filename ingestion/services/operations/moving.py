@@ -44,6 +44,7 @@ class Moved:
     packs: int = 0
     size_bytes: int = 0
     copied: int = 0
+    missing: int = 0  # packs that rows name and neither place has; known at the end
     waiting: bool = False
 
 
@@ -72,7 +73,7 @@ def move(
         moved.waiting = False
         with claims.held_off(compaction.KIND, claims.EVERYTHING):
             _copy_rest(here, there, compared, moved, on_progress)
-            _require_what_came(there, before, compared)
+            moved.missing = _missing(here, there, before, compared)
             with transaction.atomic():
                 audit(actor, "archive.move", None, {"from": here.name, "to": there.name})
                 there.write_mark(str(Installation.objects.get(pk=1)))
@@ -165,12 +166,20 @@ def _committed() -> Iterator[Listed]:
         yield Listed(*row, b"")
 
 
-def _require_what_came(there: PackStore, before: Inventory, compared: Inventory) -> None:
-    """What was committed while all was copied must be there: its packs are named by rows. What was
-    lost before that is for `archive.verify` to tell of."""
+def _missing(here: PackStore, there: PackStore, before: Inventory, compared: Inventory) -> int:
+    """Return how many packs rows name that neither place has: those were lost before.
+
+    Raises NotAllowedNow at one that was committed while all was copied, or that is here by its name
+    while no listing told of it: it must be there, too.
+    """
+    missing = 0
     for one in _committed():
-        if one.pack_id not in before and one.pack_id not in compared:
+        if one.pack_id in compared:
+            continue
+        if one.pack_id not in before or here.holds(one.source_id, one.pack_id):
             raise NotAllowedNow(
                 f"pack {one.pack_id} is not in {there.name}. Run this again; if it is missing here"
                 " too, verify_archive --refetch fetches its mail again."
             )
+        missing += not there.holds(one.source_id, one.pack_id)
+    return missing

@@ -245,6 +245,7 @@ def test_a_pack_that_a_row_names_and_no_listing_tells_of_keeps_the_move_from_its
     with pytest.raises(NotAllowedNow, match=r"is not in .*Run this again"):
         moving.move(store(), there, actor=ACTOR, on_progress=come)
     assert there.mark() is None
+    assert moving.move(store(), there, actor=ACTOR).missing == 1, "begun again it still tells of it"
     unseen.rename(seen[0])
     moving.move(store(), there, actor=ACTOR)
     use(there, settings)
