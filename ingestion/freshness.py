@@ -13,12 +13,14 @@ import collections
 import dataclasses
 import datetime as dt
 import functools
+import itertools
 import operator
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from django.db import DEFAULT_DB_ALIAS
+from django.core.exceptions import EmptyResultSet
+from django.db import DEFAULT_DB_ALIAS, connection
 from django.db.models import (
     BooleanField,
     Case,
@@ -156,10 +158,23 @@ def verdicts(sources: QuerySet[IngestionSource], *, dated: bool = True) -> list[
     that there are at once, however few are wanted. Without `archived_up_to` it takes half as long.
     """
     asked = _as_sql(all_at_once=True)
-    rows = sources.annotate(**{name: asked[name] for name in _CONDITIONS}).order_by("name", "pk")
-    up_to = dict(_archived_up_to(_followed())) if dated else {}
-    found = rows.values_list("pk", "name", "status", *_CONDITIONS)
-    return [Verdict._make((*row, up_to.get(row[0]))) for row in found]
+    rows = sources.order_by().annotate(**{name: asked[name] for name in _CONDITIONS})
+    found = rows.values_list("pk", "name", "status", *_CONDITIONS).query
+    try:
+        sql, params = found.sql_with_params()
+    except EmptyResultSet:
+        return []
+    told, join = "one.*", ""
+    if dated:  # Django joins no query to another, and asks of each source by itself
+        up_to, more = _archived_up_to(_followed()).query.sql_with_params()
+        told, join = "one.*, up_to.at", f"LEFT JOIN ({up_to}) up_to ON up_to.source = one.pk"
+        params = (*params, *more)
+    with connection.cursor() as cursor:
+        cursor.execute(  # parts that Django wrote
+            f"SELECT {told} FROM ({sql}) one {join} ORDER BY name, pk",  # noqa: S608
+            params,
+        )
+        return list(itertools.starmap(Verdict, cursor.fetchall()))
 
 
 def archived_up_to() -> Subquery:
