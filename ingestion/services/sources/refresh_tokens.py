@@ -27,6 +27,7 @@ def exchanging(source: IngestionSource) -> Callable[[], AbstractContextManager[d
 
     @contextlib.contextmanager
     def exchange() -> Iterator[dict[str, str]]:
+        connection.close()  # it may have idled for hours, while mail was fetched, and been ended
         try:
             # The one transaction in which a network is waited for: it locks no row meanwhile. (A
             # lock of the session would be lost behind a pooler.)

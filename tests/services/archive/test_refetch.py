@@ -10,6 +10,7 @@ from django.utils import timezone
 from connectors.errors import Unavailable
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
 from ingestion.services.archive import housekeeping, refetch, verify
+from ingestion.services.sources import credentials
 from tests.management.backup.world import end_idle_sessions
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Server
@@ -143,6 +144,27 @@ def test_who_fetches_for_hours_finds_the_database_again(
     assert refetched(source) == ((9, 0), [])
     server.before_message = lambda _: None
     assert verified(source) == []
+    assert_exact(server, source)
+
+
+def test_a_token_that_is_renewed_on_the_way_is_kept_though_the_session_was_ended(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    """Else an hour's token would end with what was fetched of the pack until then."""
+    exchanging = credentials.environment(source).exchanging
+
+    def renew(handed_out: int) -> None:
+        end_idle_sessions()
+        with exchanging() as secrets:
+            secrets["password"] = f"renewed after {handed_out}"
+
+    pack.unlink()
+    server.fetched.clear()
+    server.before_message = renew
+    assert refetched(source) == ((9, 0), [])
+    server.before_message = lambda _: None
+    source.refresh_from_db()
+    assert source.secrets["password"] == "renewed after 8"
     assert_exact(server, source)
 
 
