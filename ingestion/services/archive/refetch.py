@@ -80,14 +80,15 @@ def _mend(
     with archive.writer(pack.source_id) as writer:
         moved: dict[uuid.UUID, Extent] = {}
         why = dict.fromkeys((row.pk for row in lost), _GONE)
+        connection.close()  # else it may idle for hours, and be ended before it is used again:
         for row, answer in provider.fetch([(row, places.get(row.pk)) for row in lost]):
+            connection.close()  # also by who renews a token
             if not isinstance(answer, RawMessage):
                 why[row.pk] = str(answer)
             elif hashed(answer.body) != (bytes(row.sha256), row.size_bytes):
                 why[row.pk] = _OTHER_BYTES
             else:
                 moved[row.pk] = _append(writer, row, places[row.pk], answer.body)
-        connection.close()  # it may have idled for hours, and been ended
         result.fetched += len(moved)
         for row in lost:
             if row.pk not in moved:

@@ -18,7 +18,8 @@ _LOCK_CLASS = 715_310
 def exchanging(source: IngestionSource) -> Callable[[], AbstractContextManager[dict[str, str]]]:
     """Return Environment.exchanging for a connector made with `source`.
 
-    It may be entered in any thread, outside transactions. What was changed is durable when it is
+    It may be entered in any thread, outside transactions, and leaves the session of the thread that
+    made it as it is: a lease goes with that. What was changed is durable when it is
     left. Nothing is given and nothing is stored where the source leads elsewhere by now; nor is a
     secret stored where somebody gave another in its place meanwhile: theirs counts.
     """
@@ -27,7 +28,6 @@ def exchanging(source: IngestionSource) -> Callable[[], AbstractContextManager[d
 
     @contextlib.contextmanager
     def exchange() -> Iterator[dict[str, str]]:
-        connection.close()  # it may have idled for hours, while mail was fetched, and been ended
         try:
             # The one transaction in which a network is waited for: it locks no row meanwhile. (A
             # lock of the session would be lost behind a pooler.)

@@ -25,7 +25,7 @@ from ingestion.models import (
 )
 from ingestion.packs.store import store
 from ingestion.services.engine import commit, due_work, lease, sync
-from ingestion.services.sources import deletion, verbs
+from ingestion.services.sources import credentials, deletion, verbs
 from tests.servers.mortal import MortalProcess, dies
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
@@ -91,6 +91,19 @@ def die_at_work() -> None:
     dead = threading.Thread(target=die)
     dead.start()
     dead.join()
+
+
+def test_who_renews_a_token_keeps_the_lease(server: Server, source: IngestionSource) -> None:
+    """The lease goes with the session that took it, and a worker's token is renewed in it."""
+    start(source)
+    mailbox = due_now()
+    assert lease.acquire(mailbox.pk) is not None
+    with credentials.environment(source).exchanging() as secrets:
+        secrets["password"] = "renewed"
+    assert lease.acquire(mailbox.pk) is None
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        assert Mailbox.objects.get().lease_session_pid == cursor.fetchone()[0]
 
 
 def test_a_process_that_is_killed_while_it_asks_keeps_nobody_from_leaving() -> None:
