@@ -170,8 +170,8 @@ def verdicts(sources: QuerySet[IngestionSource], *, dated: bool = True) -> list[
         told, join = "one.*, up_to.at", f"LEFT JOIN ({up_to}) up_to ON up_to.source = one.pk"
         params = (*params, *more)
     with connection.cursor() as cursor:
-        cursor.execute(  # parts that Django wrote
-            f"SELECT {told} FROM ({sql}) one {join} ORDER BY name, pk",  # noqa: S608
+        cursor.execute(
+            f"SELECT {told} FROM ({sql}) one {join} ORDER BY name, pk",  # noqa: S608 - Django's own
             params,
         )
         return list(itertools.starmap(Verdict, cursor.fetchall()))

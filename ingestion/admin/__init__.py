@@ -31,7 +31,7 @@ def _app_list(request: HttpRequest, app_label: str | None = None) -> list[Any]:
     return _of_app(request, app_label) if app_label else []
 
 
-admin.site.get_app_list = _app_list  # type: ignore[method-assign]
+admin.site.get_app_list = _app_list  # type: ignore[method-assign] # unfold made it
 
 __all__ = [
     "alerts",

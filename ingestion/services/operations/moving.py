@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 
-from django.db import transaction
+from django.db import connection, transaction
 from django.db.models import F, Sum
 from django.utils import timezone
 
@@ -136,6 +136,7 @@ def _copy_rest(
 def _wait_for_writers(here: PackStore) -> None:
     """Return when nobody is left who asked whose the store is before its mark was changed. They
     have a lease, and lose or return it at the next pack that they begin."""
+    connection.close()  # else it may be ended meanwhile
     if here.slow:
         time.sleep(_REMEMBERED_SECONDS)
     holders = _holders()

@@ -19,9 +19,9 @@ def exchanging(source: IngestionSource) -> Callable[[], AbstractContextManager[d
     """Return Environment.exchanging for a connector made with `source`.
 
     It may be entered in any thread, outside transactions, and leaves the session of the thread that
-    made it as it is: a lease goes with that. What was changed is durable when it is
-    left. Nothing is given and nothing is stored where the source leads elsewhere by now; nor is a
-    secret stored where somebody gave another in its place meanwhile: theirs counts.
+    made it as it is: a lease goes with that. What was changed is durable when it is left. Nothing
+    is given and nothing is stored where the source leads elsewhere by now; nor is a secret stored
+    where somebody gave another in its place meanwhile: theirs counts.
     """
     pk, led_to = source.pk, (source.provider, dict(source.config))
     own_thread = threading.get_ident()
