@@ -109,7 +109,9 @@ def _hashed(there: PackStore, pack: PackFile) -> bytes:
 
 
 @contextlib.contextmanager
-def told_in_words(there: str, then: str) -> Iterator[None]:
+def told_in_words(
+    there: str, then: str = "Make room, or mend it, and run this again: it goes on."
+) -> Iterator[None]:
     """Turn what a disk refuses into ArchiveUnavailable, with what to do then."""
     try:
         yield

@@ -33,7 +33,6 @@ from ingestion.services.transactions import in_transaction
 #: A process remembers for so long whose an object store is (`packs.s3`).
 _REMEMBERED_SECONDS = 61.0
 _WAIT_SECONDS = 300.0
-_THEN = "Make room, or mend it, and run this again: it goes on."
 
 
 @dataclasses.dataclass(slots=True)
@@ -63,7 +62,7 @@ def move(
     """
     _require_two(here, there)
     moved = Moved(total_bytes=Pack.objects.aggregate(size=Sum("size_bytes"))["size"] or 0)
-    with copying.told_in_words(there.name, _THEN):
+    with copying.told_in_words(there.name):
         before, compared = Inventory(_committed()), Inventory()
         _copy_rest(here, there, compared, moved, on_progress)
         storage.retire(here, there)

@@ -37,7 +37,6 @@ from ingestion.services.operations.inventory import Inventory, Listed
 
 #: A pack goes within moments of the dump only by chance: not so often in a row.
 _DUMPS = 5
-_THEN = "Make room, or mend it, and run this again: it goes on."
 
 
 @dataclasses.dataclass(slots=True)
@@ -76,7 +75,7 @@ def make(
     storage.require()
     _require_apart(here, place)
     archive_id = str(Installation.objects.get(pk=1))
-    with copying.told_in_words(str(place.root), _THEN), place.ours(archive_id):
+    with copying.told_in_words(str(place.root)), place.ours(archive_id):
         with transaction.atomic():
             audit(actor, "archive.backup", None, {"to": place.packs.name})
         job = _Making(here, place, on_progress)

@@ -38,7 +38,6 @@ from ingestion.services.operations.inventory import Inventory, Listed
 
 _AT_WORK = """SELECT 1 FROM pg_stat_activity
  WHERE datname = current_database() AND application_name = 'pg_restore' LIMIT 1"""
-_THEN = "Make room, or mend it, and run this again: it goes on."
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ def restore(
         packs_alone = only == "packs" and name is None and not place.manifests(on_damage=_ignore)
         manifest = None if packs_alone else place.chosen(name)
         job = _Restoring(place, manifest, on_progress, without_packs=only == "database")
-        with copying.told_in_words(job.archive.name, _THEN):
+        with copying.told_in_words(job.archive.name):
             if only == "database":
                 job.require_our_archive()
             else:
