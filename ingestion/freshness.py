@@ -166,7 +166,7 @@ def verdicts(sources: QuerySet[IngestionSource], *, dated: bool = True) -> list[
         return []
     told, join = "one.*", ""
     if dated:  # Django joins no query to another, and asks of each source by itself
-        up_to, more = _archived_up_to(_followed()).query.sql_with_params()
+        up_to, more = _all_up_to()
         told, join = "one.*, up_to.at", f"LEFT JOIN ({up_to}) up_to ON up_to.source = one.pk"
         params = (*params, *more)
     with connection.cursor() as cursor:
@@ -197,6 +197,12 @@ def _as_sql(*, all_at_once: bool) -> Mapping[str, RawSQL]:
         sql, params = compiler.compile(condition)
         written[name] = RawSQL(sql, params, condition.output_field)  # noqa: S611 - Django wrote it
     return written
+
+
+@functools.cache
+def _all_up_to() -> tuple[str, Sequence[Any]]:
+    """Write once, too, up to when each source is archived."""
+    return _archived_up_to(_followed()).query.sql_with_params()
 
 
 def _conditions(sources: QuerySet[IngestionSource], *, all_at_once: bool) -> QuerySet[Any]:
