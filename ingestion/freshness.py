@@ -10,14 +10,13 @@ Each of them costs a constant number of queries.
 """
 
 import collections
-import dataclasses
 import datetime as dt
 import functools
 import itertools
 import operator
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from django.core.exceptions import EmptyResultSet
 from django.db import DEFAULT_DB_ALIAS, connection
@@ -40,7 +39,6 @@ from django.db.models import (
 from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.functions import Coalesce, Greatest, Now, RowNumber
 from django.db.models.lookups import Exact, GreaterThan
-from django.utils import timezone
 
 from ingestion import pace
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
@@ -54,53 +52,6 @@ _AWAITED = dt.timedelta(hours=1)
 _IDS: Any = object()
 #: What fails for less may be a hiccup.
 _FAILS = dt.timedelta(seconds=30)
-_NAMED = 3
-
-Tone = Literal["success", "warning", "danger", "neutral"]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A mailbox, or a folder of it, that is not archived now. `since`: its last success, or its
-    first failure. `retry_at`: None where nothing is planned before the next sync."""
-
-    mailbox: str
-    folder: str | None
-    code: str
-    message: str
-    since: dt.datetime | None
-    retry_at: dt.datetime | None
-
-    def __str__(self) -> str:
-        where = self.mailbox if self.folder is None else f"{self.folder} ({self.mailbox})"
-        return f"{where}: {self.message}".rstrip(".")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reason:
-    """Why a source needs somebody. `code` is for programs."""
-
-    code: str
-    text: str
-    since: dt.datetime | None = None
-    retry_at: dt.datetime | None = None
-
-    def __str__(self) -> str:
-        said = [self.text]
-        now = timezone.now()
-        if self.retry_at is not None and self.retry_at > now:
-            said.append(f"The next try is at {time_of(self.retry_at, now)}.")
-        if self.since is not None:
-            said.append(f"Since {moment(self.since)}.")
-        return " ".join(said)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Summary:
-    """How all sources are, in a sentence. `tone` is that of a badge."""
-
-    tone: Tone
-    text: str
 
 
 class _Ordered(NamedTuple):
@@ -148,7 +99,7 @@ _conditions_of = operator.attrgetter(*_CONDITIONS)
 
 def judged(sources: QuerySet[IngestionSource]) -> QuerySet[Any]:
     """Annotate `archived_up_to` (null until all mailboxes were synced once), and the conditions
-    that `reasons` puts into words, of rows that `read` reads. Each source is asked for alone:
+    that `explaining` puts into words, of rows that `read` reads. Each source is asked for alone:
     `verdicts` is for all."""
     return sources.annotate(**_as_sql(all_at_once=False))
 
@@ -185,6 +136,32 @@ def archived_up_to() -> Subquery:
 def needing(sources: QuerySet[IngestionSource]) -> list[uuid.UUID]:
     """Return the ids of those that need somebody, by name."""
     return [one.pk for one in verdicts(sources, dated=False) if needs_somebody(one)]
+
+
+def is_unreached(source: Any) -> bool:
+    """Tell whether a Verdict, or a source that came through `judged`, says that nothing comes."""
+    return bool(source.fails or source.is_late)
+
+
+def needs_somebody(source: Any) -> bool:
+    """Tell whether a Verdict, or a source that came through `judged`, says that it does."""
+    if source.status in {SourceStatus.PAUSED, SourceStatus.ERROR}:
+        return bool(source.status == SourceStatus.ERROR)
+    return any(_conditions_of(source))
+
+
+def judged_before(found: Iterable[Verdict], ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Any]:
+    """Return the sources of these ids as `judged` does, for a page that has the verdicts of all:
+    all that it names at once, and none is judged twice."""
+    wanted = set(ids)
+    rows: dict[uuid.UUID, Any] = IngestionSource.objects.in_bulk(wanted)
+    for verdict in found:
+        if verdict.pk in rows:
+            vars(rows[verdict.pk]).update(
+                {name: getattr(verdict, name) for name in ("archived_up_to", *_CONDITIONS)}
+            )
+    read(rows.values())
+    return rows
 
 
 @functools.cache
@@ -268,7 +245,8 @@ def _fails(followed: QuerySet[Mailbox]) -> Combinable:
 
 def read(rows: Iterable[Any]) -> list[Any]:
     """Read rows that came through `judged`. They bring along their `unfinished_runs`, one at the
-    most, and what `left_out` tells of: in two further queries, and a third where there is any."""
+    most, and what `explaining.left_out` tells of: in two further queries, and a third where there
+    is any."""
     found = list(rows)
     if not found:
         return []
@@ -332,218 +310,3 @@ def _written(asked: Callable[[], _Ordered]) -> tuple[QuerySet[Any], str, str, Se
 
 def _holds(condition: Q) -> Combinable:
     return ExpressionWrapper(condition, output_field=BooleanField())
-
-
-# -- in words ----------------------------------------------------------------------------------
-
-
-def is_unreached(source: Any) -> bool:
-    """Tell whether a Verdict, or a source that came through `judged`, says that nothing comes."""
-    return bool(source.fails or source.is_late)
-
-
-def needs_somebody(source: Any) -> bool:
-    """Tell whether a Verdict, or a source that came through `judged`, says that it does."""
-    if source.status in {SourceStatus.PAUSED, SourceStatus.ERROR}:
-        return bool(source.status == SourceStatus.ERROR)
-    return any(_conditions_of(source))
-
-
-def left_out(source: Any) -> list[LeftOut]:
-    """Return what of a source that `read` has read is not archived now: mailboxes that are
-    unavailable or fail, then folders. At most MAX_LEFT_OUT of each, those that had most time to
-    succeed first. Messages that failed have lists of their own."""
-    mailboxes = [
-        LeftOut(
-            mailbox=mailbox.address,
-            folder=None,
-            code=mailbox.last_error_code or mailbox.state,
-            message=mailbox.state_reason or mailbox.last_error,
-            since=mailbox.last_synced_at or mailbox.created_at,
-            retry_at=mailbox.not_before if mailbox.run_id else None,
-        )
-        for mailbox in source.troubled_mailboxes
-        if mailbox.last_error or mailbox.state == MailboxState.UNAVAILABLE
-    ]
-    folders = [
-        LeftOut(
-            mailbox=mailbox.address,
-            folder=folder.path,
-            code=folder.last_error_code,
-            message=folder.last_error,
-            since=folder.failing_since,
-            retry_at=folder.not_before,
-        )
-        for mailbox in source.troubled_mailboxes
-        for folder in mailbox.failing_folders
-    ]
-    return [*mailboxes[:MAX_LEFT_OUT], *folders[:MAX_LEFT_OUT]]
-
-
-def reasons(source: Any) -> list[Reason]:
-    """Say why a source that `read` has read needs somebody, worst first; [] where nobody."""
-    if not needs_somebody(source):
-        return []
-    missing = left_out(source)
-    mailboxes = [one for one in missing if one.folder is None]
-    folders = [one for one in missing if one.folder is not None]
-    told = []
-    if source.status == SourceStatus.ERROR:
-        told.append(Reason("error", source.status_message))
-    if source.check_fails:
-        told.append(Reason("check_failing", source.status_message))
-    if source.awaits_sign_in:
-        told.append(Reason("sign_in_awaited", source.status_message))
-    if source.fails:
-        told.append(_failure(source))
-    if source.is_late:
-        why = f": {mailboxes[0].message if mailboxes else 'no sync has succeeded.'}"
-        why = "." if source.fails else why  # which has said it
-        told.append(Reason("late", f"Not up to date{why}", source.archived_up_to))
-    if source.lacks_mailboxes:
-        told.append(Reason("mailboxes_unavailable", _listed(mailboxes, "mailbox", "mailboxes")))
-    if source.lacks_folders:
-        told.append(Reason("folders_failing", _listed(folders, "folder", "folders")))
-    if source.lacks_messages:
-        text = "Some messages could not be fetched; they are tried again."
-        told.append(Reason("messages_failing", text))
-    return told
-
-
-def failing(source: Any) -> Mailbox | Run | None:
-    """Return what tells why a source fails: the run that can't list its mailboxes, or the mailbox
-    that began last, for one that always fails says nothing of the others. None where a success
-    came meanwhile, or others are told of."""
-    listings = [run for run in source.unfinished_runs if run.cannot_list]
-    found: list[Mailbox | Run] = [
-        row for row in (listings or source.troubled_mailboxes) if row.failing_since is not None
-    ]
-    return max(found, key=lambda row: row.failing_since or row.not_before, default=None)
-
-
-def _why(row: Mailbox | Run | None) -> str:
-    if row is None:
-        return "Each try fails."
-    return row.warning if isinstance(row, Run) else row.last_error
-
-
-def _failure(source: Any) -> Reason:
-    row = failing(source)
-    what = "Nothing is archived now"
-    if isinstance(row, Run):
-        what = "Its mailboxes can't be listed to the end, and the rest is not archived now"
-    text = f"{what}: {_why(row)} It is tried again by itself."
-    if row is None:
-        return Reason("failing", text)
-    return Reason("failing", text, row.failing_since, row.not_before)
-
-
-def _listed(missing: Sequence[LeftOut], noun: str, plural: str) -> str:
-    """Say "1 folder could not be read: Shared (alice@example.com): No permission."."""
-    number = f"{len(missing)}{'+' if len(missing) == MAX_LEFT_OUT else ''}"
-    named = "; ".join(map(str, missing[:_NAMED]))
-    more = f"; and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
-    noun = noun if len(missing) == 1 else plural
-    return f"{number} {noun} could not be read: {named}{more}."
-
-
-def judged_before(found: Iterable[Verdict], ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Any]:
-    """Return the sources of these ids as `judged` does, for a page that has the verdicts of all:
-    all that it names at once, and none is judged twice."""
-    wanted = set(ids)
-    rows: dict[uuid.UUID, Any] = IngestionSource.objects.in_bulk(wanted)
-    for verdict in found:
-        if verdict.pk in rows:
-            vars(rows[verdict.pk]).update(
-                {name: getattr(verdict, name) for name in ("archived_up_to", *_CONDITIONS)}
-            )
-    read(rows.values())
-    return rows
-
-
-def summary(found: Sequence[Verdict]) -> Summary:
-    """Say up to when all sources are archived, or which is not, since when and why."""
-    return summed_up(found, judged_before(found, named_by_summary(found)))
-
-
-def named_by_summary(found: Iterable[Verdict]) -> list[uuid.UUID]:
-    """Return the id of the source that a summary names: the latest of all that are not reached."""
-    late = sorted((one for one in found if is_unreached(one)), key=Verdict.age)
-    return [one.pk for one in late[:1]]
-
-
-def summed_up(found: Sequence[Verdict], rows: Mapping[uuid.UUID, Any]) -> Summary:
-    """Say the summary of verdicts. `rows`: at least what `named_by_summary` asks for."""
-    followed = [one for one in found if one.status == SourceStatus.ACTIVE]
-    late = [one for one in found if is_unreached(one)]
-    counts = collections.Counter(one.status for one in found)
-    beside, in_error = _beside(counts), counts[SourceStatus.ERROR]
-    if late:
-        (worst,) = (rows[pk] for pk in named_by_summary(found))
-        expected = sum(one.fails or one.status == SourceStatus.ACTIVE for one in found)
-        return Summary("danger", f"{_late(len(late), expected, worst)}{beside}")
-    tone: Tone = "danger" if in_error else "success" if followed else "neutral"
-    if not followed:
-        return Summary(tone, f"No source is followed yet.{beside}")
-    every = "" if beside else "All "  # in front of a number that is not that of all
-    noun = "The source is" if len(followed) == 1 else f"{every}{len(followed):,} sources are"
-    whole = [one.archived_up_to for one in followed if one.archived_up_to is not None]
-    if not whole:
-        return Summary(tone, f"{noun} being copied for the first time.{beside}")
-    if len(whole) < len(followed):
-        noun = f"{len(whole):,} of {len(followed):,} sources are"
-        beside = f" Mailboxes of the others are copied for the first time.{beside}"
-    return Summary(tone, f"{noun} archived up to {moment(min(whole))}.{beside}")
-
-
-def _late(late: int, expected: int, worst: Any) -> str:
-    text = f"{worst.name} {_unreached(worst)}"
-    if late > 1:
-        return f"{late:,} of {expected:,} sources are not up to date. {text}"
-    return text
-
-
-def _unreached(source: Any) -> str:
-    if source.fails:
-        row = failing(source)
-        since = row and row.failing_since
-        return f"has been failing since {moment(since or timezone.now())}: {_why(row)}"
-    missing = left_out(source)
-    since = source.archived_up_to or source.created_at
-    why = f": {missing[0].message}" if missing else "."
-    return f"has not been reached since {moment(since)}{why}"
-
-
-#: In this order beside those that are followed.
-_OTHERS = (
-    ((SourceStatus.ERROR,), "in error"),
-    ((SourceStatus.PENDING_AUTH, SourceStatus.AUTH_SUCCESS), "not imported yet"),
-    ((SourceStatus.IMPORTING,), "being imported"),
-    ((SourceStatus.PAUSED,), "paused"),
-)
-
-
-def _beside(counts: Mapping[str, int]) -> str:
-    parts = []
-    for statuses, words in _OTHERS:
-        number = sum(counts.get(status, 0) for status in statuses)
-        if number:
-            parts.append(f"{number:,} {'is' if number == 1 else 'are'} {words}")
-    return f" {', '.join(parts)}." if parts else ""
-
-
-def time_of(at: dt.datetime, now: dt.datetime) -> str:
-    """Say a time in UTC, with its date where that is not today's."""
-    at = at.astimezone(dt.UTC)
-    form = "%H:%M UTC" if at.date() == now.astimezone(dt.UTC).date() else "%Y-%m-%d %H:%M UTC"
-    return f"{at:{form}}"
-
-
-def moment(at: dt.datetime) -> str:
-    """Say a past time in UTC, and how long ago it is: "02:31 UTC (27 min ago)"."""
-    now = timezone.now()
-    seconds = max(0, (now - at).total_seconds())
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size or (size == 60 and seconds >= size):
-            return f"{time_of(at, now)} ({seconds / size:.0f} {unit} ago)"
-    return f"{time_of(at, now)} (just now)"

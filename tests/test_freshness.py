@@ -9,7 +9,8 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from ingestion import freshness
+from ingestion import explaining, freshness
+from ingestion.amounts import time_of
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from tests.e2e.rows import LATER, a_folder, a_mailbox, a_source
 from tests.servers import people
@@ -29,23 +30,23 @@ def judge(source: IngestionSource) -> Any:
 
 def codes(source: IngestionSource) -> list[str]:
     judged = judge(source)
-    found = freshness.reasons(judged)
+    found = explaining.reasons(judged)
     assert freshness.needs_somebody(judged) is bool(found)
     everybody = IngestionSource.objects.all()
     assert (source.pk in freshness.needing(everybody)) is bool(found)
     by_verdict = freshness.judged_before(freshness.verdicts(everybody), [source.pk])[source.pk]
-    assert freshness.reasons(by_verdict) == found
+    assert explaining.reasons(by_verdict) == found
     assert by_verdict.archived_up_to == judged.archived_up_to
     return [reason.code for reason in found]
 
 
 def said(source: IngestionSource) -> str:
     judged = judge(source)
-    return " ".join(map(str, freshness.reasons(judged)))
+    return " ".join(map(str, explaining.reasons(judged)))
 
 
-def summary() -> freshness.Summary:
-    return freshness.summary(freshness.verdicts(IngestionSource.objects.filter(deleted_at=None)))
+def summary() -> explaining.Summary:
+    return explaining.summary(freshness.verdicts(IngestionSource.objects.filter(deleted_at=None)))
 
 
 def test_a_source_is_archived_up_to_its_oldest_mailbox(owner: User) -> None:
@@ -132,8 +133,8 @@ def a_failing(source: IngestionSource, address: str, since: dt.datetime, **state
 def test_a_time_of_another_day_is_told_with_its_date(hours: float, said: str) -> None:
     now = dt.datetime(2026, 12, 31, 23, 30, tzinfo=dt.UTC)
     elsewhere = dt.timezone(dt.timedelta(hours=13))
-    assert freshness.time_of(now + dt.timedelta(hours=hours), now) == said
-    assert freshness.time_of(now.astimezone(elsewhere) + dt.timedelta(hours=hours), now) == said
+    assert time_of(now + dt.timedelta(hours=hours), now) == said
+    assert time_of(now.astimezone(elsewhere) + dt.timedelta(hours=hours), now) == said
 
 
 @pytest.mark.parametrize("status", ["active", "importing"])
@@ -263,7 +264,7 @@ def test_what_is_left_out_is_told_beside_and_holds_nothing_back(owner: User) -> 
     assert codes(source) == ["mailboxes_unavailable", "folders_failing", "messages_failing"]
     assert "1 folder could not be read: Shared (ada@example.com)" in said(source)
     assert "gone@example.com: It has no licence" in said(source)
-    missing = freshness.left_out(judge(source))
+    missing = explaining.left_out(judge(source))
     assert [(one.mailbox, one.folder, one.code) for one in missing] == [
         ("gone@example.com", None, "mailbox_unavailable"),
         ("ada@example.com", "Shared", "folder_refused"),
@@ -293,10 +294,10 @@ def test_of_many_the_first_are_told_at_a_constant_number_of_queries(
     with django_assert_num_queries(4):
         judged = freshness.read(freshness.judged(IngestionSource.objects.all()))
     for source in judged:
-        assert [one.mailbox for one in freshness.left_out(source)] == [
+        assert [one.mailbox for one in explaining.left_out(source)] == [
             f"{n:03}@example.com" for n in range(freshness.MAX_LEFT_OUT)
         ]
-        (reason,) = freshness.reasons(source)
+        (reason,) = explaining.reasons(source)
         assert reason.text.startswith(
             "20+ mailboxes could not be read: 000@example.com: Suspended;"
         )
@@ -346,12 +347,12 @@ def test_many_are_read_as_each_alone_is_in_as_many_queries(owner: User) -> None:
 
     def told(source: Any) -> Any:
         runs = [run.pk for run in source.unfinished_runs]
-        return freshness.left_out(source), freshness.reasons(source), runs
+        return explaining.left_out(source), explaining.reasons(source), runs
 
     alone = [freshness.read(rows.filter(pk=source.pk)) for source in sources[:9]]
     assert [told(source) for source in many[:9]] == [told(source) for (source,) in alone]
-    assert [len(freshness.left_out(source)) for source in many[:6]] == [20, 20, 20, 20, 1, 0]
-    assert "Gone." in str(freshness.reasons(many[5])[0])
+    assert [len(explaining.left_out(source)) for source in many[:6]] == [20, 20, 20, 20, 1, 0]
+    assert "Gone." in str(explaining.reasons(many[5])[0])
 
 
 def test_commands_end_with_1_and_say_why_until_it_is_mended(

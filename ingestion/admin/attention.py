@@ -7,7 +7,7 @@ from typing import Any
 
 from django.http import HttpRequest
 
-from ingestion import freshness, queries
+from ingestion import explaining, freshness, queries
 from ingestion.admin import display, mending
 from ingestion.admin.mending import Mend
 from ingestion.freshness import Verdict
@@ -51,7 +51,7 @@ def _sources(request: HttpRequest, needing: Iterable[Any]) -> list[Item]:
         Item(
             title=source.name,
             url=display.page_of(source),
-            why=[display.in_labels(source, str(one)) for one in freshness.reasons(source)],
+            why=[display.in_labels(source, str(one)) for one in explaining.reasons(source)],
             tone=display.source_tone(source),
             badge=display.source_status(source),
             mend=mending.of(source) if may_change else None,

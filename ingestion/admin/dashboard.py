@@ -13,7 +13,7 @@ from django.http import HttpRequest
 from django.urls import reverse
 from django.utils import timezone
 
-from ingestion import freshness, index_health, queries
+from ingestion import explaining, freshness, index_health, queries
 from ingestion.admin import attention, chart, display, failures, latest_runs, overview
 from ingestion.admin.filters import overdue
 from ingestion.freshness import Verdict
@@ -51,7 +51,7 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
     health = index_health.in_all(sources)
     found = freshness.verdicts(sources)
     needing, behind = attention.worst(found), _furthest_behind(found)
-    named = {*freshness.named_by_summary(found), *needing, *behind}
+    named = {*explaining.named_by_summary(found), *needing, *behind}
     rows = freshness.judged_before(found, named)
     reasons, statuses = _failures_by_reason(), _statuses(found)
     totals = sources.aggregate(
@@ -61,7 +61,7 @@ def _dashboard(request: HttpRequest) -> dict[str, Any]:
     )
     return {
         "engine": _engine(late=totals["late"]),
-        "freshness": freshness.summed_up(found, rows),
+        "freshness": explaining.summed_up(found, rows),
         "attention": attention.items(request, [rows[pk] for pk in needing]),
         "running": _running(sources),
         "chart": chart.context(days),

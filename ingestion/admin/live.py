@@ -14,7 +14,7 @@ from django.db.models import OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.expressions import Combinable
 from django.db.models.functions import Coalesce, Least
 
-from ingestion import freshness, index_health
+from ingestion import explaining, freshness, index_health
 from ingestion.admin import display, mending, verbs
 from ingestion.admin.base import capped_count
 from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
@@ -152,7 +152,7 @@ def _indexed(source: Any) -> str:
 
 def _message(source: Any) -> str:
     """Say why it needs somebody; else what it did last, or why it stands where it does."""
-    reasons = " ".join(map(str, freshness.reasons(source)))
+    reasons = " ".join(map(str, explaining.reasons(source)))
     did = source.last_sync_status_message if source.status == SourceStatus.ACTIVE else ""
     return display.in_labels(source, reasons or did or source.status_message)
 

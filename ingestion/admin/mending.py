@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from connectors import registry
 from connectors.errors import NeedsReauth
-from ingestion import freshness
+from ingestion import explaining, freshness
 from ingestion.admin import display, verbs
 from ingestion.admin.source_form import field_name
 from ingestion.states import SourceStatus
@@ -45,7 +45,7 @@ def edit(source: Any) -> Mend | None:
     code = source.status_code
     if source.status not in (SourceStatus.ERROR, SourceStatus.PENDING_AUTH):
         # What worked until now is right, but for a password that was changed.
-        row = freshness.failing(source) if source.fails else None
+        row = explaining.failing(source) if source.fails else None
         code = row.last_error_code if row else ""
         if code != NeedsReauth.code:
             return None

@@ -9,7 +9,7 @@ from django.urls import reverse
 from django.utils.safestring import SafeString, mark_safe
 
 from connectors import registry
-from ingestion import expiry, freshness, queries
+from ingestion import expiry, explaining, queries
 from ingestion.admin import chart, consent_link, display, latest_runs, live, mending, verbs
 from ingestion.models import (
     ArchivedDay,
@@ -158,8 +158,8 @@ _TABS: dict[str, tuple[str, Callable[[Any, HttpRequest], dict[str, Any]]]] = {
 }
 
 
-def _folders_left_out(source: Any) -> list[freshness.LeftOut]:
-    return [one for one in freshness.left_out(source) if one.folder is not None]
+def _folders_left_out(source: Any) -> list[explaining.LeftOut]:
+    return [one for one in explaining.left_out(source) if one.folder is not None]
 
 
 def _mail(source: Any, request: HttpRequest) -> str:

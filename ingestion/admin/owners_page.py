@@ -16,8 +16,9 @@ from django.urls import reverse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
-from ingestion import dispatching, freshness, queries
+from ingestion import dispatching, explaining, queries
 from ingestion.admin import live
+from ingestion.amounts import moment
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.audit import Actor
@@ -33,7 +34,7 @@ _NEWEST = 5
 def page(request: HttpRequest, pk: uuid.UUID) -> HttpResponse:
     """Show how the source is, and its newest mail to who may read it."""
     source = _own(request, pk)
-    reasons = [str(reason) for reason in freshness.reasons(source)]
+    reasons = [str(reason) for reason in explaining.reasons(source)]
     context = {
         "source": source,
         "tone": "bad" if reasons else "good" if source.archived_up_to else "note",
@@ -95,7 +96,7 @@ def _how_it_is(source: Any) -> str:
         return "It is being copied now."
     if source.archived_up_to is None:
         return str(source.status_message or "Nothing is archived yet.")
-    return f"All mail is archived up to {freshness.moment(source.archived_up_to)}."
+    return f"All mail is archived up to {moment(source.archived_up_to)}."
 
 
 def _mail(request: HttpRequest, source: IngestionSource) -> dict[str, Any]:

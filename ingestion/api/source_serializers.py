@@ -9,7 +9,7 @@ from django.db.models import QuerySet
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from ingestion import expiry, freshness, queries
+from ingestion import expiry, explaining, freshness, queries
 from ingestion.api.inputs import ProviderConfig, SourceOptions
 from ingestion.api.serializers import Moment, RowOut, Shape
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
@@ -119,11 +119,11 @@ class SourceOut(Shape, RowOut[IngestionSource]):
 
     @extend_schema_field(LeftOutOut(many=True))
     def get_incomplete(self, source: IngestionSource) -> list[dict[str, Any]]:
-        return [_LEFT_OUT.to_representation(one) for one in freshness.left_out(source)]
+        return [_LEFT_OUT.to_representation(one) for one in explaining.left_out(source)]
 
     @extend_schema_field(ReasonOut(many=True))
     def get_attention(self, source: IngestionSource) -> list[dict[str, Any]]:
-        return [_REASON.to_representation(reason) for reason in freshness.reasons(source)]
+        return [_REASON.to_representation(reason) for reason in explaining.reasons(source)]
 
     @extend_schema_field(RunOut(allow_null=True))
     def get_currentRun(self, source: Any) -> dict[str, Any] | None:  # noqa: N802 - the API's name

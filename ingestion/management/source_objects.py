@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ingestion import expiry, freshness, queries
+from ingestion import expiry, explaining, freshness, queries
 from ingestion.management.presentation import run_object
 from ingestion.models import IngestionSource
 from ingestion.services.sources import configuration
@@ -37,10 +37,10 @@ def _source_object(source: Any) -> dict[str, Any]:
         "lastSyncStatusMessage": source.last_sync_status_message,
         "nextSyncAt": source.next_sync_at,
         "archivedUpTo": source.archived_up_to,
-        "incomplete": [_left_out_object(one) for one in freshness.left_out(source)],
+        "incomplete": [_left_out_object(one) for one in explaining.left_out(source)],
         "attention": [
             {"code": reason.code, "message": reason.text, "since": reason.since}
-            for reason in freshness.reasons(source)
+            for reason in explaining.reasons(source)
         ],
         "credentialsExpireOn": expiry.of(source),
         "mailboxCount": source.mailbox_count,
@@ -53,7 +53,7 @@ def _source_object(source: Any) -> dict[str, Any]:
     }
 
 
-def _left_out_object(one: freshness.LeftOut) -> dict[str, Any]:
+def _left_out_object(one: explaining.LeftOut) -> dict[str, Any]:
     return {
         "mailbox": one.mailbox,
         "folder": one.folder,

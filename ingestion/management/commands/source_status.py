@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from ingestion import freshness, index_health
-from ingestion.amounts import counted
+from ingestion import explaining, freshness, index_health
+from ingestion.amounts import counted, moment
 from ingestion.management.base import Exit, OperatorCommand, UsageError
 from ingestion.management.presentation import (
     Bytes,
@@ -156,7 +156,7 @@ def _overview(objects: list[dict[str, Any]], chosen: list[IngestionSource]) -> I
         spare=("Size", "Next", "Last try", "Failed"),
     )
     ours = IngestionSource.objects.filter(pk__in=[s.pk for s in chosen])
-    yield printable(freshness.summary(freshness.verdicts(ours)).text)
+    yield printable(explaining.summary(freshness.verdicts(ours)).text)
     yield f"For search: {index_health.in_all(ours)}."
     for shown in objects:
         if shown["attention"]:
@@ -178,7 +178,7 @@ def _service_lines(messages: Sequence[str]) -> Iterator[str]:
 
 def _attention(shown: dict[str, Any]) -> Iterator[str]:
     for reason in shown["attention"]:
-        since = f" Since {freshness.moment(reason['since'])}." if reason["since"] else ""
+        since = f" Since {moment(reason['since'])}." if reason["since"] else ""
         yield f"  {printable(reason['message'] + since)}"
 
 

@@ -22,7 +22,8 @@ from django.db.migrations.executor import MigrationExecutor
 from django.db.models import Q, Sum
 from django.utils import timezone
 
-from ingestion import freshness, index_health
+from ingestion import explaining, freshness, index_health
+from ingestion.amounts import moment
 from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import AlertRule, ArchivedDay, IngestionSource, Pack, WebhookEndpoint
 from ingestion.packs.store import PackStore, store
@@ -160,7 +161,7 @@ def _sources() -> Finding:
     """Whether mail arrives in the archive, which is what all the rest is for."""
     sources = IngestionSource.objects.filter(deleted_at=None)
     found = freshness.verdicts(sources)
-    told = freshness.summary(found)
+    told = explaining.summary(found)
     needing = filter(freshness.needs_somebody, found)
     names = [one.name for one in itertools.islice(needing, _NAMED + 1)]
     if not names:
@@ -218,7 +219,7 @@ def _index() -> Finding:
         return Finding(
             "index",
             "warning",
-            f"For search: {health}. The rest waits since {freshness.moment(since)}.",
+            f"For search: {health}. The rest waits since {moment(since)}.",
             "After a large import it takes a while. Start more of the Procfile's entry 'index', or "
             "see its log if none seems to work.",
         )

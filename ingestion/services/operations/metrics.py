@@ -15,7 +15,7 @@ from django.db.models.functions import Now
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ingestion import expiry, freshness
+from ingestion import expiry, explaining, freshness
 from ingestion.models import Alert, FailedMessage, IngestionSource, Mailbox, Pack, Run
 from ingestion.packs.store import store
 from ingestion.services.archive import compaction
@@ -81,7 +81,7 @@ def _sources(sources: list[Any]) -> Iterator[Metric]:
             midnight = dt.datetime.combine(day, dt.time(), dt.UTC)
             expire.add_metric(names, midnight.timestamp())
         status.add_metric((*names, source.status), 1)
-        for reason in freshness.reasons(source):
+        for reason in explaining.reasons(source):
             attention.add_metric((*names, reason.code), 1)
         if source.archived_up_to is not None:
             up_to.add_metric(names, source.archived_up_to.timestamp())

@@ -10,7 +10,7 @@ import pytest
 from django.db.models import F
 
 from connectors.errors import MailboxUnavailable, NeedsReauth, RateLimited, Unavailable
-from ingestion import freshness
+from ingestion import explaining, freshness
 from ingestion.models import IngestionSource, Mailbox, Run
 from ingestion.services.engine import careful, counters, lease, outcomes, sync
 from ingestion.services.engine.counters import Progress
@@ -173,7 +173,7 @@ def test_a_listing_that_breaks_off_is_told_though_a_mailbox_that_came_before_is_
 
     def told() -> list[str]:
         [judged] = freshness.read(freshness.judged(IngestionSource.objects.all()))
-        return [f"{reason.code}: {reason.text}" for reason in freshness.reasons(judged)]
+        return [f"{reason.code}: {reason.text}" for reason in explaining.reasons(judged)]
 
     [words] = told()
     assert words.startswith("failing: Its mailboxes can't be listed to the end")

@@ -10,8 +10,8 @@ from django.db.models import Count, Q, QuerySet, Sum
 from django.urls import reverse
 from django.utils import timezone
 
-from ingestion import expiry, freshness, queries
-from ingestion.amounts import counted
+from ingestion import expiry, explaining, freshness, queries
+from ingestion.amounts import counted, moment
 from ingestion.models import AlertRule, ArchivedDay, IngestionSource, Pack
 from ingestion.services.operations import capacity
 from ingestion.services.operations.alerting.mail import Mail, one_line
@@ -68,11 +68,11 @@ def of(rule: AlertRule) -> Mail:
         sources = sources.filter(pk__in=rule.sources)
     found = freshness.verdicts(sources)
     named = {one.pk for one in found if freshness.needs_somebody(one)}
-    judged = freshness.judged_before(found, named.union(freshness.named_by_summary(found)))
+    judged = freshness.judged_before(found, named.union(explaining.named_by_summary(found)))
     rows = _rows(sources, found, judged, told_of)
     needing = [row for row in rows if row.needs]
     messages = sum(row.messages for row in rows)
-    sentence = freshness.summed_up(found, judged)
+    sentence = explaining.summed_up(found, judged)
     number = len(needing)
     need = f"{number:,} {'source needs' if number == 1 else 'sources need'} somebody"
     archived = counted(messages, "message")
@@ -109,7 +109,7 @@ def _rows(
         .values_list("source")
         .annotate(n=Sum("messages"), size=Sum("size_bytes"))
     }
-    up_to = {one.pk: freshness.moment(one.archived_up_to) for one in found if one.archived_up_to}
+    up_to = {one.pk: moment(one.archived_up_to) for one in found if one.archived_up_to}
     rows = []
     for source in queries.with_counts(sources):
         messages, size = new.get(source.pk, (0, 0))
@@ -127,7 +127,7 @@ def _rows(
 
 
 def _needs(source: IngestionSource, judged: Any) -> list[str]:
-    told = [str(reason) for reason in freshness.reasons(judged)] if judged else []
+    told = [str(reason) for reason in explaining.reasons(judged)] if judged else []
     day = expiry.of(source)
     if day is not None and expiry.days_left(day) <= _EXPIRES_DAYS:
         told.append(f"The credentials expire on {day}.")

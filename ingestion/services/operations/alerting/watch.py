@@ -14,7 +14,7 @@ from django.db.models import Max, Min, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 
-from ingestion import expiry, freshness, index_health
+from ingestion import expiry, explaining, freshness, index_health
 from ingestion.errors import ArchiveUnavailable, WrongArchive
 from ingestion.models import Alert, AlertKind, IngestionSource, Message, Pack
 from ingestion.packs.store import store
@@ -94,7 +94,7 @@ def _needs() -> Iterator[Trouble]:
     needing = freshness.needing(_sources())
     sources = IngestionSource.objects.filter(pk__in=needing)
     for source in freshness.read(freshness.judged(sources)):
-        found = freshness.reasons(source)
+        found = explaining.reasons(source)
         attention = [reason.text for reason in found if reason.code not in _FAILURES]
         failures = [reason.text for reason in found if reason.code in _FAILURES]
         if attention:

@@ -8,7 +8,7 @@ from typing import Any
 from django.urls import reverse
 from django.utils import timezone
 
-from ingestion.freshness import moment
+from ingestion.amounts import moment
 from ingestion.models import Alert, AlertKind, AlertNotice, AlertRule, IngestionSource
 from ingestion.services.operations.alerting.mail import Mail, one_line
 
