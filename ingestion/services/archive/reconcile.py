@@ -7,8 +7,10 @@ grow with the folder beyond the connector's own notion of which ids exist (range
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
+from django.db import connection
 from django.db.models import Q
 
 from connectors import errors
@@ -20,6 +22,8 @@ from ingestion.services.archive import proofs
 from ingestion.services.engine import folders
 from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(slots=True)
@@ -79,13 +83,24 @@ def reconcile(
 def _reports(source: IngestionSource, max_ids: int) -> Iterator[tuple[FolderReport, Folder | None]]:
     options = Options.of(source.options)
     with credentials.connect(source) as connector:
-        for remote in connector.mailboxes():
+        for remote in _unhurried(connector.mailboxes()):
             if not options.wants_mailbox(remote.address):
                 yield FolderReport(remote.address, "", "", wanted=False), None
             elif remote.unavailable:
                 yield FolderReport(remote.address, "", "", error=remote.unavailable), None
             else:
                 yield from _mailbox(source, connector, remote, options, max_ids)
+
+
+def _unhurried(told: Iterable[T]) -> Iterator[T]:
+    """Yield what a provider may take hours to tell. The database's session would idle for as long,
+    and may be ended: the next query has one of its own, also where a token was renewed meanwhile.
+    """
+    connection.close()
+    for one in told:
+        connection.close()
+        yield one
+        connection.close()
 
 
 def _mailbox(
@@ -99,7 +114,7 @@ def _mailbox(
     try:
         with connector.open(remote) as session:
             session.prefer(options.wanted)
-            for folder in session.folders():
+            for folder in _unhurried(session.folders()):
                 report, found = FolderReport(remote.address, folder.path, folder.remote_id), None
                 if not options.wants_folder(folder):
                     report.wanted, report.listed = False, folder.message_count or 0
@@ -129,7 +144,7 @@ def _compare(
     max_ids: int,
 ) -> None:
     try:
-        for page in session.changes(remote, None):
+        for page in _unhurried(session.changes(remote, None)):
             report.listed += len(page.added)
             wanted = [ref for ref in page.added if options.wants_message(ref)]
             report.excluded += len(page.added) - len(wanted)

@@ -8,7 +8,8 @@ from ingestion.management.base import Exit
 from ingestion.models import Folder, IngestionSource, Placement, Proof, Run
 from ingestion.services.archive import reconcile
 from ingestion.services.archive.reconcile import FolderReport
-from ingestion.services.sources import discovery
+from ingestion.services.sources import credentials, discovery
+from tests.management.backup.world import end_idle_sessions
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Mail, Server
 from tests.servers.scripted_source import assert_exact, body, fill, finish, start, synced
@@ -76,3 +77,27 @@ def test_a_listing_that_is_cut_is_told_by_the_providers_own_count(
     assert (report.listed, report.present, report.unlisted, report.ok) == (3, 3, 2, False)
     assert Folder.objects.get().remote_count == 3
     assert Placement.objects.count() == 3
+
+
+def test_who_compares_for_hours_finds_the_database_again(
+    server: Server, source: IngestionSource
+) -> None:
+    """Also who renewed a token while a folder was listed."""
+    for name in "ABC":
+        fill(server, 3, name)
+    start(source)
+    finish(source)
+    exchanging = credentials.environment(source).exchanging
+
+    def renew(name: str) -> None:
+        end_idle_sessions()
+        with exchanging() as secrets:
+            secrets["password"] = f"renewed before {name}"
+        end_idle_sessions()
+
+    server.before_changes = renew
+    reports = compared(source)
+    assert {name: report.present for name, report in reports.items()} == dict.fromkeys("ABC", 3)
+    source.refresh_from_db()
+    assert source.secrets["password"] == "renewed before C"
+    assert Proof.objects.latest("at").problems == 0
