@@ -11,7 +11,6 @@ orphan, which `archive.housekeeping` collects; a row without a pack can't be: pa
 import abc
 import dataclasses
 import datetime as dt
-import errno
 import hashlib
 import io
 import os
@@ -32,6 +31,7 @@ from ingestion.packs.format import (
     append,
     begin,
     compressor,
+    read,
     scan,
     write,
 )
@@ -206,7 +206,7 @@ class PackStore(abc.ABC):
         """Yield all of a pack's bytes as they are. Raises FileNotFoundError, and Corrupt where the
         disk can't read some of them."""
         with self._file(source_id, pack_id) as file:
-            while chunk := _read(file, pack_id):
+            while chunk := _read(cast("IO[bytes]", file), pack_id):
                 yield chunk
 
     def sha256(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bytes:
@@ -281,13 +281,11 @@ class PackStore(abc.ABC):
         return None
 
 
-def _read(file: io.RawIOBase, pack_id: uuid.UUID) -> bytes | None:
+def _read(file: IO[bytes], pack_id: uuid.UUID) -> bytes:
     try:
-        return file.read(_CHUNK_BYTES)
-    except OSError as error:
-        if error.errno != errno.EIO:  # a sector that the disk can't read: other packs it can
-            raise
-        raise Corrupt(f"pack {pack_id}: bytes of it can't be read: {error.strerror}.") from error
+        return read(file, _CHUNK_BYTES)
+    except Damaged as error:
+        raise Corrupt(f"pack {pack_id}: {error}.") from error
 
 
 def _bounded(reader: HashingReader, size: int) -> Iterator[bytes]:

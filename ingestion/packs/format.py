@@ -189,7 +189,7 @@ class HashingReader:
         inflate = zstandard.ZstdDecompressor().decompressobj()
         try:
             while left:
-                packed = self._read(min(left, _READ_BYTES))
+                packed = read(self._file, min(left, _READ_BYTES))
                 if not packed:
                     raise Damaged("the pack ends inside a message")
                 left -= len(packed)
@@ -206,13 +206,16 @@ class HashingReader:
     def digest(self) -> bytes:
         return self._sha256.digest()
 
-    def _read(self, length: int) -> bytes:
-        try:
-            return self._file.read(length)
-        except OSError as error:
-            if error.errno != errno.EIO:  # a sector that the disk can't read: others it can
-                raise
-            raise Damaged(f"bytes of it can't be read: {error.strerror}") from error
+
+def read(file: IO[bytes], length: int) -> bytes:
+    """Read from a pack. Raises Damaged where a sector can't be read: others can. Whatever else is
+    wrong is told as it is: where a store is away, nothing is known of any byte."""
+    try:
+        return file.read(length)
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise Damaged(f"bytes of it can't be read: {error.strerror}") from error
 
 
 def _raise(error: Damaged) -> NoReturn:
@@ -263,8 +266,8 @@ def _next_record(file: IO[bytes], offset: int, end: int, marker: str) -> int:
     while position < end:
         file.seek(position)
         try:
-            chunk, at = file.read(_READ_BYTES), -1
-        except OSError:
+            chunk, at = read(file, _READ_BYTES), -1
+        except Damaged:
             position += _SECTOR_BYTES
             continue
         while (at := chunk.find(wanted, at + 1)) >= 0:
@@ -281,10 +284,7 @@ def _exactly(file: IO[bytes], offset: int, length: int, end: int) -> bytes:
     if offset + length > end:
         raise Damaged(f"the pack ends inside a record at byte {offset}")
     file.seek(offset)
-    try:
-        return file.read(length)
-    except OSError as error:  # a sector that the disk can't read
-        raise Damaged(f"byte {offset} can't be read: {error.strerror}") from error
+    return read(file, length)
 
 
 def _read_header(

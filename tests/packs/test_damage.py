@@ -124,13 +124,14 @@ class _Disk(io.BytesIO):
     """A file that counts what is read of it, and has a sector that can't be."""
 
     bad = range(0)
+    errno = errno.EIO
     read_bytes = 0
 
     def read(self, size: int | None = -1, /) -> bytes:
         start = self.tell()
         data = super().read(size)
         if start < self.bad.stop and start + len(data) > self.bad.start:
-            raise OSError(errno.EIO, "Input/output error")
+            raise OSError(self.errno, os.strerror(self.errno))
         self.read_bytes += len(data)
         return data
 
@@ -154,6 +155,18 @@ def test_a_message_in_such_a_sector_is_damaged_and_no_other() -> None:
         list(HashingReader(disk, extents[1]).chunks())
     for extent in (extents[0], extents[2]):
         assert sum(map(len, HashingReader(disk, extent).chunks())) == 9000
+
+
+@pytest.mark.parametrize("first_bad_record", [False, True])
+def test_a_disk_that_goes_away_says_nothing_of_what_lies_there(first_bad_record: bool) -> None:
+    """Neither of the record that is read then, nor of what is looked for behind a damaged one."""
+    data, extents = packed(*[os.urandom(300_000) for _ in range(3)])
+    damaged = bytearray(data)
+    damaged[30] ^= first_bad_record
+    disk = _Disk(damaged)
+    disk.bad, disk.errno = range(extents[0].offset, len(data)), errno.ESTALE
+    with pytest.raises(OSError, match="Stale file handle"):
+        list(scan(disk, PACK, on_damage=lambda _: None))
 
 
 def test_the_next_record_is_looked_for_in_one_pass_whatever_the_mail_holds() -> None:

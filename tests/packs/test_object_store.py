@@ -181,6 +181,18 @@ def test_a_bucket_that_vanishes_is_no_missing_pack(
             attempt()
 
 
+def test_a_store_that_goes_away_within_a_pack_is_no_damage(
+    proxy: FaultyProxy, store: ObjectStore
+) -> None:
+    pack, _ = write(store, *[BODY] * 4)
+    proxy.fault("nothing", "GET")
+    proxy.fault("answer", "GET", times=999, status=403, code="AccessDenied")
+    damage: list[Corrupt] = []
+    with pytest.raises(ArchiveUnavailable, match="does not let these credentials"):
+        list(store.fresh().scan(SOURCE, pack, on_damage=damage.append))
+    assert damage == []
+
+
 def test_a_server_that_is_away_is_told(proxy: FaultyProxy) -> None:
     proxy.__exit__(None, None, None)
     store = ObjectStore(Bucket("archive", "", proxy.endpoint, "us-east-1"), read_seconds=1)
