@@ -31,7 +31,7 @@ log = structlog.get_logger(__name__)
 SCHEDULE = "schedule"
 
 #: So many of what could not be read are named in a run's message, and so much of each name.
-_NAMED = 3
+NAMED = 3
 _NAME_CHARS = 100
 
 
@@ -255,7 +255,7 @@ def _finish_if_settled(source: IngestionSource, run_id: uuid.UUID) -> bool:
     status = RunStatus.INCOMPLETE if left_out else RunStatus.COMPLETED
     words = "; ".join([summary(done).rstrip("."), *left_out])
     rest = "The next sync goes on there." if left_out else ""
-    message = " ".join(filter(None, (f"{words}.", rest, done.warning)))
+    message = " ".join(filter(None, (f"{words}.", rest, done.message, done.warning)))
     _finish(source, done, status, message, folders_fail=has_trouble)
     return True
 
@@ -315,13 +315,13 @@ def _left_out(source: IngestionSource) -> list[str]:
     said = []
     if count := tried.count():
         what = "1 mailbox was" if count == 1 else f"{count:,} mailboxes were"
-        names = _named(tried.values_list("address", "last_error_code")[:_NAMED], count)
+        names = _with_codes(tried.values_list("address", "last_error_code")[:NAMED], count)
         said.append(f"{what} not copied to the end: {names}")
     if count := failing.count():
         what = "1 folder" if count == 1 else f"{count:,} folders"
         said.append(
             f"{what} could not be read: "
-            + _named(failing.values_list("path", "last_error_code")[:_NAMED], count)
+            + _with_codes(failing.values_list("path", "last_error_code")[:NAMED], count)
         )
     return said
 
@@ -335,12 +335,17 @@ def _failing_folders(source: IngestionSource) -> QuerySet[Folder]:
     )
 
 
-def _named(rows: Iterable[tuple[str, str]], count: int) -> str:
-    """Name some of what could not be read. Names are a stranger's: no line of them is a line."""
-    names = [f"{_shown(name)} ({code})" for name, code in rows]
-    if count > len(names):
-        names.append(f"and {count - len(names):,} more")
-    return ", ".join(names)
+def _with_codes(rows: Iterable[tuple[str, str]], count: int) -> str:
+    return _listed([f"{_shown(name)} ({code})" for name, code in rows], count)
+
+
+def named(names: Iterable[str], count: int) -> str:
+    """Name some of so many. Names are a stranger's: no line of them is a line."""
+    return _listed(list(map(_shown, names)), count)
+
+
+def _listed(names: list[str], count: int) -> str:
+    return ", ".join([*names, f"and {count - len(names):,} more"] if count > len(names) else names)
 
 
 def _shown(name: str) -> str:

@@ -15,8 +15,10 @@ import structlog
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
 
+from connectors.errors import Unavailable
 from connectors.types import RemoteMailbox
 from ingestion import pace
+from ingestion.amounts import counted
 from ingestion.errors import LostRace
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.services.engine import folders, runs, trouble
@@ -62,12 +64,14 @@ def _list_all(source: IngestionSource, run: Run, mailboxes: Iterable[RemoteMailb
     resting = _resting(source, run)
     seen: set[str] = set()
     for batch in _batched(mailboxes, _BATCH):
-        seen.update(mailbox.remote_id for mailbox in batch)
+        # Who is renamed between two pages of a listing may be on both.
+        listed = {mailbox.remote_id: mailbox for mailbox in batch}
+        seen |= listed.keys()
         rows = [
-            _row(source, None if mailbox.remote_id in resting else run, mailbox, options)
-            for mailbox in batch
+            _row(source, None if remote_id in resting else run, mailbox, options)
+            for remote_id, mailbox in listed.items()
         ]
-        _store(source, run, rows, alone=len(batch) == len(seen) == 1)
+        _store(source, run, rows, alone=len(rows) == len(seen) == 1)
     _settle(source, run, seen)
 
 
@@ -109,8 +113,11 @@ def _own(source: IngestionSource, run: Run) -> None:
     """Lock the source, and prove that the run still wants this listing. Raises LostRace."""
     if locked(source).credentials_version != source.credentials_version:
         raise LostRace("The credentials were changed meanwhile.")
-    if not Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None).exists():
-        raise LostRace("The run was ended or listed meanwhile.")
+    wanted = Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None)
+    if run.asked_at is None:
+        wanted = wanted.filter(asked_at=None)  # else it has all mailboxes already
+    if not wanted.exists():
+        raise LostRace("The run was ended, listed, or asked to have all mailboxes meanwhile.")
 
 
 def _resting(source: IngestionSource, run: Run) -> set[str]:
@@ -153,13 +160,18 @@ def _row(
 def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
     _own(source, run)
     mine = Mailbox.objects.filter(source=source)
-    for mailbox in mine.exclude(state=MailboxState.GONE).only("pk", "remote_id"):
-        if mailbox.remote_id not in seen:
-            mine.filter(pk=mailbox.pk).update(
-                state=MailboxState.GONE,
-                state_reason="No longer listed by the provider. What was archived stays.",
-                run=None,
-            )
+    there = mine.exclude(state=MailboxState.GONE).only("pk", "remote_id", "address")
+    gone = [mailbox for mailbox in there if mailbox.remote_id not in seen]
+    if gone and not seen:
+        raise Unavailable(
+            f"The provider lists no mailbox, where it had {len(gone):,}. It is asked again.",
+            code="no_mailboxes",
+        )
+    mine.filter(pk__in=[mailbox.pk for mailbox in gone]).update(
+        state=MailboxState.GONE,
+        state_reason="No longer listed by the provider. What was archived stays.",
+        run=None,
+    )
     # With the run's row locked, nobody counts a mailbox as done between these two counts. One
     # that was done before a listing that began again was given its work again.
     Run.objects.select_for_update().get(pk=run.pk)
@@ -175,6 +187,16 @@ def _settle(source: IngestionSource, run: Run, seen: set[str]) -> None:
         last_error_code="",
         warning="",
     )
+    if gone:
+        Run.objects.filter(pk=run.pk).update(message=_told(gone))
+
+
+def _told(gone: list[Mailbox]) -> str:
+    """Say which mailboxes are gone: somebody may have taken them from the service's reach."""
+    what = counted(len(gone), "mailbox")
+    are = "is" if len(gone) == 1 else "are"
+    named = runs.named([mailbox.address for mailbox in gone[: runs.NAMED]], len(gone))
+    return f"{what} {are} no longer listed by the provider: {named}. What was archived stays."
 
 
 @in_transaction

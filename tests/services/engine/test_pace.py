@@ -122,3 +122,19 @@ def test_whoever_asks_while_a_scheduled_sync_rests_some_has_all_of_them_too(
     run = verbs.start_sync(source, actor=ACTOR)
     discovery.discover(run.pk)
     assert Mailbox.objects.filter(run=run).count() == 2
+
+
+def test_whoever_asks_while_a_scheduled_sync_lists_its_mailboxes_has_all_of_them_too(
+    server: Server, source: IngestionSource
+) -> None:
+    quiet_one_of_two(server, source)
+    asked: list[object] = []
+
+    def ask() -> None:
+        if len(asked) < 3:  # once is enough to have all: who goes on asking delays nothing
+            asked.append(verbs.start_sync(source, actor=ACTOR).pk)
+
+    server.before_mailbox = ask
+    assert given_work(source) == set()  # the listing had left one out: it is of no use any more
+    assert given_work(source) == {"a", "b"}
+    assert set(asked) == set(Run.objects.filter(finished_at=None).values_list("pk", flat=True))
