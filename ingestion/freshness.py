@@ -199,7 +199,9 @@ def _conditions(sources: QuerySet[IngestionSource], *, all_at_once: bool) -> Que
         "lacks_folders": Folder.objects.filter(_FAILING_FOLDER, mailbox__source=OuterRef("pk")),
         # Not by a join, which has a row for each message.
         "lacks_messages": Mailbox.objects.filter(
-            Exists(FailedMessage.objects.filter(mailbox=OuterRef("pk"))), source=OuterRef("pk")
+            Exists(FailedMessage.objects.filter(mailbox=OuterRef("pk"))),
+            source=OuterRef("pk"),
+            state=MailboxState.ACTIVE,  # of others none is tried
         ),
     }
     return sources.annotate(

@@ -271,6 +271,8 @@ def test_what_is_left_out_is_told_beside_and_holds_nothing_back(owner: User) -> 
     ]
     Folder.objects.filter(path="Shared").update(removed_at=timezone.now())
     assert "folders_failing" not in codes(source)
+    Mailbox.objects.filter(pk=mailbox.pk).update(state="gone")
+    assert "messages_failing" not in codes(source)  # nobody tries them
 
 
 def test_a_paused_source_needs_nobody(owner: User) -> None:

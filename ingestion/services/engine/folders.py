@@ -79,7 +79,9 @@ def store_listing(
     followed = [(remote, rows[remote.remote_id]) for remote in wanted]
     chosen = {id(row) for _, row in followed}
     dropped = [row for row in there if row.failing_since and id(row) not in chosen]
-    if new or changed or counted or gone or unclear or dropped:
+    unwanted = [row for row in there if row.remote_id in present and id(row) not in chosen]
+    owing = _with_failures(unwanted)
+    if new or changed or counted or gone or unclear or dropped or owing:
         with transaction.atomic():
             held.fence()
             _store(new, changed)
@@ -88,11 +90,30 @@ def store_listing(
             Folder.objects.filter(pk__in=[row.pk for row in unclear]).update(missing_since=Now())
             # What nobody wants any more, or nobody lists, does not fail.
             Folder.objects.filter(pk__in=[row.pk for row in dropped]).update(**READABLE)
+            _let_go(owing)
     if missing:
         log.info("folders_not_listed", gone=len(gone), unclear=len(missing) - len(gone))
     if run.kind == RunKind.IMPORT:  # a sync knows only what it lists
         _expect(held, run, mailbox, [row for _, row in followed])
     return followed
+
+
+def _with_failures(rows: Sequence[Folder]) -> list[Folder]:
+    """Return those of which messages failed."""
+    if not rows:
+        return []
+    failed = FailedMessage.objects.filter(folder__in=[row.pk for row in rows])
+    those = set(failed.values_list("folder", flat=True).distinct())
+    return [row for row in rows if row.pk in those]
+
+
+def _let_go(unwanted: Sequence[Folder]) -> None:
+    """Try no message again of a folder that the options leave out by now. Its cursor has passed
+    them: should it be wanted once more, it is listed from the beginning."""
+    if unwanted:
+        FailedMessage.objects.filter(folder__in=[row.pk for row in unwanted]).delete()
+        for row in unwanted:
+            list_anew(row)
 
 
 def _store(new: Sequence[Folder], changed: Sequence[Folder]) -> None:

@@ -15,9 +15,10 @@ from connectors.errors import (
     MessageRefused,
     Unavailable,
 )
+from ingestion import freshness
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, Run
 from ingestion.services.engine import lease, sync
-from ingestion.services.sources import discovery, verbs
+from ingestion.services.sources import configuration, discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
     ACTOR,
@@ -311,3 +312,31 @@ def test_a_refusal_while_failures_are_tried_again_stops_nobody(
     server.before_message = refuse
     synced(source)
     assert placed() == {"INBOX", "Other"}
+
+
+def test_what_failed_in_a_folder_that_is_left_out_later_fails_no_more_and_comes_once_it_is_wanted(
+    server: Server, source: IngestionSource
+) -> None:
+    """Else it would be due for ever: its owner is synced each time, and told to wait for it."""
+    fill_three(server)
+    server.deliver("B", body(100))
+    server.refused["1:4"] = MessageRefused("A calendar is no mail.")
+    start(source)
+    finish(source)
+    [failed] = FailedMessage.objects.values_list("folder__path", flat=True)
+    assert failed == "B"
+    [judged] = freshness.judged(IngestionSource.objects.all())
+    assert judged.lacks_messages
+
+    configuration.update(source, changes={"options": {"excludeFolders": ["B"]}}, actor=ACTOR)
+    synced(source)
+    assert not FailedMessage.objects.exists()
+    [judged] = freshness.judged(IngestionSource.objects.all())
+    assert not judged.lacks_messages
+
+    server.refused.clear()
+    configuration.update(source, changes={"options": {"excludeFolders": []}}, actor=ACTOR)
+    server.fetched.clear()
+    synced(source)
+    assert_exact(server, source)
+    assert len(server.fetched) == 1
