@@ -98,6 +98,7 @@ class Page:
 
     `present`, where given, is every remote id now in the folder: any other is removed.
     `again`: `added` was listed before, but for what came late; what is archived of it is as it was.
+    `last`: nothing follows, though asked after `cursor` the connector would list the folder anew.
     """
 
     cursor: Cursor
@@ -106,6 +107,7 @@ class Page:
     relabelled: Sequence[tuple[str, tuple[str, ...]]] = ()
     present: RemoteIds | None = None
     again: bool = False
+    last: bool = False
 
 
 @dataclasses.dataclass(slots=True)

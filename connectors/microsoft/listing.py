@@ -15,8 +15,10 @@ from the beginning ends with what is `present`. One that was resumed in its midd
 everything; it lists the ids once more for that.
 
 The cloud of China has no delta query of messages: there each sync lists the whole folder, and the
-cursor is {"whole": True}. What a page misses, because a deletion moved the others, the next has. So
-it is elsewhere while delta query alone fails; each sync tries it first.
+cursor is {"whole": True}, with a "link" in the middle of such a listing. What a page misses, as a
+deletion moved the others, the next sync has. So it is elsewhere while delta query alone fails.
+There it is tried first where a listing begins, not where one goes on: what it gives before it fails
+may be all that a slice has time for.
 """
 
 import array
@@ -70,8 +72,9 @@ def changes(
     require_listed(folder)
     listing = _Listing(pace, base, folder, relative, now)
     try:
-        if not has_delta:
-            yield from listing.whole()
+        link = since.get("link") if since is not None and "whole" in since else None
+        if link is not None or not has_delta:
+            yield from listing.whole(link)
         elif since is None or "whole" in since:
             yield from listing.first(changes_path(base, folder, _SELECT), Seen())
         elif not since["listed"]:
@@ -153,19 +156,36 @@ class _Listing:
                 self._cursor(following, listed=True), refs, removed, present=present.sorted()
             )
 
-    def whole(self) -> Iterator[Page]:
-        """List everything, and say what is present."""
+    def whole(self, link: str | None) -> Iterator[Page]:
+        """List everything, or what follows from a link on, and say what is present."""
+        seen = Seen() if link is None else None
+        for items, following in self._plainly(_SELECT, link):
+            refs = [reference(str(item["id"]), item) for item in items]
+            if seen is not None:
+                seen.add(ref.remote_id for ref in refs)
+            if following is not None:
+                yield Page({"whole": True, "link": following}, refs)
+                continue
+            present = seen or self._present_plainly()
+            yield Page({"whole": True}, refs, present=present.sorted(), last=True)
+
+    def _present_plainly(self) -> "Seen":
         seen = Seen()
-        query = f"$select={','.join(_SELECT)}&$top={PAGE_MESSAGES}"
-        link = f"{self._base}/mailFolders/{quoted(self._folder.remote_id)}/messages?{query}"
-        page: Mapping[str, Any] | None = self._pace.get(link)
-        while page is not None:
-            refs = [reference(str(item["id"]), item) for item in page.get("value", ())]
-            seen.add(ref.remote_id for ref in refs)
-            following = self._pace.follow(page)
-            present = None if following else seen.sorted()
-            yield Page({"whole": True}, refs, present=present)
-            page = following
+        for items, _ in self._plainly(("id",), None):
+            seen.add(str(item["id"]) for item in items)
+        return seen
+
+    def _plainly(
+        self, select: Sequence[str], link: str | None
+    ) -> Iterator[tuple[Sequence[Mapping[str, Any]], str | None]]:
+        """Yield each page of a listing without delta query: its items, and where to go on."""
+        if link is None:
+            query = f"$select={','.join(select)}&$top={PAGE_MESSAGES}"
+            link = f"{self._base}/mailFolders/{quoted(self._folder.remote_id)}/messages?{query}"
+        while link is not None:
+            page = self._pace.get(link)
+            link = self._relative(page.get("@odata.nextLink"))
+            yield page.get("value", ()), link
 
     def follow(self, link: str, given_at: float) -> Iterator[Page]:
         """List what changed since a complete pass; nothing where nothing did."""

@@ -259,15 +259,17 @@ class _Mailbox:
 
     def _pages(self, session: MailboxSession, remote: RemoteFolder, folder: Folder) -> bool:
         for page in session.changes(remote, folder.cursor):
-            self._capture_page(session, remote, folder, page)
+            if not self._capture_page(session, remote, folder, page):
+                return False
             self.moved = self.moved or bool(page.added)
             if self._must_stop():
-                return False
+                return page.last
         return True
 
     def _capture_page(
         self, session: MailboxSession, remote: RemoteFolder, folder: Folder, page: Page
-    ) -> None:
+    ) -> bool:
+        """Return False where the work had to stop within the page: then the cursor stays."""
         wanted = [ref for ref in page.added if self.options.wants_message(ref)]
         if any(ref.stable_id for ref in wanted):
             self.capture.wait()  # what it is about to show may be the same messages
@@ -277,11 +279,11 @@ class _Mailbox:
         placed = () if page.again else self._described(session, remote, known)
         rest = self._fetch_carefully(session, remote, folder, unknown)
         if rest is None:
-            return  # stopped on the way: the cursor stays
+            return False
         with self.capture.batch(folder, fresh=folder.pk in self.fresh) as batch:
             batch.place(placed)
             if not self._fetch_into(batch, session, remote, rest):
-                return  # what came is kept
+                return False  # what came is kept
             retired = False
             if page.present is not None and folder.pk not in self.fresh:
                 retired = folders.sweep(self.held, folder, page.present)
@@ -297,6 +299,7 @@ class _Mailbox:
             with transaction.atomic():
                 self.held.fence()
                 placements.keep_first_seen(folder.pk)
+        return True
 
     def _expect(self, listed: int) -> None:
         """Let the run's total count what a sync has listed, and a slice before had not."""

@@ -12,10 +12,11 @@ from ingestion.models import (
     IngestionSource,
     Mailbox,
     Message,
+    Run,
 )
 from ingestion.services.archive import reconcile
 from ingestion.services.engine import failures, sync
-from ingestion.services.sources import configuration, discovery, verbs
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers.graph import GraphServer, Request, Response, User
 from tests.servers.graph.sources import (
     ACTOR,
@@ -171,6 +172,43 @@ def test_a_cloud_without_delta_query_is_listed_whole_and_followed_all_the_same(
     assert server.count("/$value") == 1
     assert labels_of(read) == ["\\Seen"]
     assert_exact(server, source)
+
+
+@pytest.mark.parametrize("cloud", ["china", "global"])
+def test_a_folder_without_delta_query_is_listed_over_several_slices(
+    server: GraphServer, make: Make, alice: User, cloud: str
+) -> None:
+    """Also where delta query is tried first, and gives a page before it fails."""
+    mailbox = box(alice)
+    server.graph.deltas.largest_page = 10
+    gone, *_ = fill(mailbox, 35)
+    source = make(cloud=cloud)
+    run = verbs.start_import(source, actor=ACTOR)
+    assert credentials.check(source, actor=ACTOR).ok
+    server.faults.intercept = lambda request, _user: (
+        error(403, "ErrorQuotaExceeded", "The mailbox is full.")
+        if request.path.endswith("/delta") and (cloud == "china" or "$skiptoken" in request.query)
+        else None
+    )
+    discovery.discover(run.pk)
+    work_a_page_at_a_time(run)
+    assert_exact(server, source)
+    mailbox.remove(gone)
+    mailbox.deliver(body(100))
+    run = verbs.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    work_a_page_at_a_time(run)
+    assert server.count("/$value") == 36 + 1  # the check's
+    assert_exact(server, source)  # what is gone is seen, though no slice saw all that is there
+
+
+def work_a_page_at_a_time(run: Run) -> None:
+    [row] = Mailbox.objects.filter(run=run)
+    for _ in range(20):
+        if not sync.sync_mailbox(row.pk, slice_seconds=0):
+            break
+    run.refresh_from_db()
+    assert run.finished_at
 
 
 @pytest.mark.parametrize("expired", [False, True])

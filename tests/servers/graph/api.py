@@ -151,7 +151,7 @@ class _Mail:
         if rest[1] == "messages" and rest[2:] == []:
             found = sorted(folder.messages.values(), key=lambda m: m.received, reverse=True)
             items = [described(message, immutable=self._immutable) for message in found]
-            return self._paged(items)
+            return self._paged(items, largest=self._graph.deltas.largest_page)
         if rest[1] == "messages" and rest[2:] in (["delta"], ["delta()"]):
             return self._graph.deltas.answer(
                 self._request, self._here, mailbox, folder, immutable=self._immutable
@@ -162,8 +162,9 @@ class _Mail:
         hidden_too = self._request.query.get("includeHiddenFolders") == "true"
         return self._paged([_folder(f) for f in folders if hidden_too or not f.hidden])
 
-    def _paged(self, items: list[dict[str, Any]]) -> Response:
-        size, skip = page_size(self._request), int(self._request.query.get("$skip", "0"))
+    def _paged(self, items: list[dict[str, Any]], *, largest: int = 1_000) -> Response:
+        size = page_size(self._request, largest=largest)
+        skip = int(self._request.query.get("$skip", "0"))
         body: dict[str, Any] = {"value": items[skip : skip + size]}
         if skip + size < len(items):
             kept = {**self._request.query, "$skip": str(skip + size)}
