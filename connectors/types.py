@@ -58,7 +58,8 @@ class RemoteFolder:
 
 
 class MessageRef(NamedTuple):
-    """A message in a folder, as listed. (folder, remote_id) names immutable bytes for ever.
+    """A message in a folder, as listed. (folder, remote_id) names immutable bytes for ever; of a
+    draft that is written on under its id, the bytes that were had first are kept.
 
     `stable_id` names the same bytes in every folder of the mailbox (EMAILID, X-GM-MSGID), or "".
     `size_bytes` is what the provider claims; it may be wrong. `labels` are the placement's

@@ -304,8 +304,11 @@ def _is_gone(problem: Refusal | OutOfOrder) -> bool:
 
 
 def reference(remote_id: str, item: Mapping[str, Any]) -> MessageRef:
-    """Make a reference of a message's properties, which may be told in part or not at all. The
-    immutable id names it in every folder."""
+    """Make a reference of a message's properties, which may be told in part or not at all.
+
+    The immutable id names it in every folder, but for a draft: what is sent of it has the draft's
+    id and other bytes (learn.microsoft.com/graph/outlook-immutable-id).
+    """
     labels = {str(category).replace("\0", "") for category in item.get("categories") or ()}
     flag = item.get("flag")
     if item.get("isRead"):
@@ -316,7 +319,7 @@ def reference(remote_id: str, item: Mapping[str, Any]) -> MessageRef:
         labels.add("\\Flagged")
     return MessageRef(
         remote_id,
-        stable_id=remote_id,
+        stable_id="" if item.get("isDraft") else remote_id,
         thread_id=str(item.get("conversationId") or ""),
         received_at=_time(item.get("receivedDateTime")),
         labels=tuple(sorted(labels)) if "flag" in item else None,

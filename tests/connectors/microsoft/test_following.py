@@ -211,6 +211,21 @@ def work_a_page_at_a_time(run: Run) -> None:
     assert run.finished_at
 
 
+def test_a_mail_that_was_archived_as_a_draft_is_archived_as_it_was_sent(
+    server: GraphServer, make: Make, alice: User
+) -> None:
+    mailbox = box(alice)
+    letter = mailbox.deliver(body(1), mailbox.by_name["drafts"], is_draft=True)
+    source = make({"includeDrafts": True})
+    imported(source)
+    assert labels_of(letter) == ["\\Draft"]
+    mailbox.send(letter, body(2))
+    synced(source)
+    assert labels_of(letter) == []
+    assert_exact(server, source)
+    assert Message.objects.count() == 2
+
+
 @pytest.mark.parametrize("expired", [False, True])
 @pytest.mark.parametrize("retried_at_once", [False, True])
 def test_a_message_that_failed_and_was_moved_is_archived_once(
