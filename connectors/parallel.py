@@ -1,4 +1,5 @@
-"""One pool of threads for every provider's `MailboxSession.fetch()`: Pool, Worker, Stopped.
+"""One pool of threads for every provider's `MailboxSession.fetch()`: Pool, Worker, Stopped,
+and `asked_again`, for providers whose first word that a message is gone is not yet to be believed.
 
     Pool(refs, work, name="gmail", workers=8).answers()     # in the thread that fetches
 
@@ -17,9 +18,9 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
-from connectors.errors import Unavailable
+from connectors.errors import MessageGone, Unavailable
 from connectors.outages import RefusalGuard
 from connectors.types import SPOOL_BYTES, MessageRef, Missing, RawMessage
 
@@ -34,6 +35,10 @@ _ANSWER_BYTES = 500
 _FIRST_GUESS_BYTES = 50_000
 #: How long a download goes on, for each worker, before it is told what it waits for.
 _PATIENCE_SECONDS = 0.2
+
+#: After so long a replica has what another told of: 3 s were enough where somebody waited for that
+#: (byeokim/gmailpush#10).
+_REPLICATION_SECONDS = 3.0
 
 Answer = RawMessage | Missing
 
@@ -80,7 +85,7 @@ class Pool:
         self._waited_seconds = 0.0
         self._problem: BaseException | None = None
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self) -> Generator[Answer]:
         """Yield every answer, those of one worker in their order. Raises the first error after what
         had come whole was yielded. To leave early, close() the iterator: that frees what waits."""
         guard = RefusalGuard()
@@ -267,6 +272,24 @@ class Worker:
         """End what the worker waits for, if it said how."""
         if (how := self._interrupt) is not None:
             how()
+
+
+def asked_again(
+    refs: Sequence[MessageRef], ask: Callable[[Sequence[MessageRef]], Generator[Answer]]
+) -> Generator[Answer]:
+    """Yield the answers to `ask(refs)`, and ask for those that are gone once more when all others
+    have come. A cloud answers from replicas: one may not have yet what another has listed, and who
+    believes it would never hear of that message again."""
+    gone: list[MessageRef] = []
+    with contextlib.closing(ask(refs)) as answers:
+        for answer in answers:
+            if isinstance(answer, Missing) and isinstance(answer.error, MessageGone):
+                gone.append(answer.ref)
+            else:
+                yield answer
+    if gone:
+        time.sleep(_REPLICATION_SECONDS)
+        yield from ask(gone)
 
 
 def _put_in_line(

@@ -6,7 +6,7 @@ either is enough, and a batch would be in memory whole before its first message 
 """
 
 import datetime as dt
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from connectors.errors import (
     Fatal,
@@ -20,7 +20,7 @@ from connectors.google.client import Caller
 from connectors.google.mailbox import GmailMailbox, roles_of
 from connectors.google.refusals import DENIED, Absent, BadRequest, OutOfOrder
 from connectors.google.transport import ResponseTooLarge
-from connectors.parallel import Answer, Pool, Worker
+from connectors.parallel import Answer, Pool, Worker, asked_again
 from connectors.types import MessageRef, Missing, RawMessage
 
 
@@ -30,10 +30,13 @@ class Download:
     def __init__(self, mailbox: GmailMailbox, refs: Sequence[MessageRef]) -> None:
         self._mailbox, self._refs = mailbox, refs
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self) -> Generator[Answer]:
         """As Pool.answers."""
+        return asked_again(self._refs, self._ask)
+
+    def _ask(self, refs: Sequence[MessageRef]) -> Generator[Answer]:
         connections = self._mailbox.connections
-        return Pool(self._refs, self._work, name="gmail", workers=connections).answers()
+        return Pool(refs, self._work, name="gmail", workers=connections).answers()
 
     def _work(self, worker: Worker) -> None:
         caller = self._mailbox.caller(worker.stop)

@@ -2,14 +2,14 @@
 
 import functools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 from connectors.errors import ConnectorError, MessageGone, MessageRefused, Skippable
 from connectors.microsoft.bodies import body_of
 from connectors.microsoft.client import Call, Pace, quoted
 from connectors.microsoft.folders import probe_path
 from connectors.microsoft.refusals import OutOfOrder, Refusal
-from connectors.parallel import Answer, Pool, Worker
+from connectors.parallel import Answer, Pool, Worker, asked_again
 from connectors.types import Body, MessageRef, Missing, RawMessage
 
 
@@ -28,9 +28,12 @@ class Download:
         self._pace, self._base, self._refs = pace, base, refs
         self._connections, self._max_message_bytes = connections, max_message_bytes
 
-    def answers(self) -> Iterator[Answer]:
+    def answers(self) -> Generator[Answer]:
         """As Pool.answers."""
-        return Pool(self._refs, self._work, name="graph", workers=self._connections).answers()
+        return asked_again(self._refs, self._ask)
+
+    def _ask(self, refs: Sequence[MessageRef]) -> Generator[Answer]:
+        return Pool(refs, self._work, name="graph", workers=self._connections).answers()
 
     def _work(self, worker: Worker) -> None:
         for ref in worker.one_by_one():

@@ -70,6 +70,24 @@ def test_one_precondition_that_fails_once_costs_nothing(
     assert Mailbox.objects.get().state == "active"
 
 
+def test_a_message_that_a_replica_has_not_got_yet_is_archived(
+    alice: Person,  # noqa: F811 - a fixture
+    account: IngestionSource,  # noqa: F811 - a fixture
+    refuse: Callable[..., None],
+) -> None:
+    late, _gone, there = (alice.deliver(_body(number)) for number in range(3))
+    asked: list[str] = []
+
+    def not_at_first(remote_id: str) -> Refusal | None:
+        asked.append(remote_id)
+        is_there = remote_id == there or (remote_id == late and asked.count(late) > 1)
+        return None if is_there else (404, "notFound", "Requested entity was not found.")
+
+    refuse(not_at_first)
+    assert imported(account).message == "2 archived, 1 deleted at the provider meanwhile."
+    assert _placed() == {late, there}
+
+
 @pytest.mark.parametrize("answer", [PRECONDITION, (403, "forbidden", "No permission")])
 def test_a_message_that_is_always_refused_fails_alone(
     alice: Person,  # noqa: F811 - a fixture

@@ -39,6 +39,25 @@ def test_one_forbidden_message_fails_alone(server: GraphServer, alice: User, mak
     assert states()["alice"][0] == "active"
 
 
+def test_a_message_that_a_replica_has_not_got_yet_is_archived(
+    server: GraphServer, alice: User, make: Any
+) -> None:
+    ids = fill(box(alice), 3)
+    source = make()
+    unknown = {f"{name}/$value" for name in ids[:2]}
+    late = f"{ids[0]}/$value"
+
+    def intercept(request: Request, user: User | None) -> Response | None:
+        asked = next((name for name in unknown if path_of(request).endswith(name)), None)
+        if asked == late:
+            unknown.remove(late)
+        return error(404, "ErrorItemNotFound", "Not found in the store.") if asked else None
+
+    server.faults.intercept = intercept
+    assert imported(source).message == "2 archived, 1 deleted at the provider meanwhile."
+    assert placed() == {ids[0], ids[2]}
+
+
 def test_messages_that_can_not_be_converted_are_asked_for_once_and_are_no_outage(
     server: GraphServer, alice: User
 ) -> None:
