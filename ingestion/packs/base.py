@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO, Self, cast
 
 from connectors.types import SPOOL_BYTES, Body, SpooledBody
-from ingestion.errors import Corrupt
+from ingestion.errors import ArchiveUnavailable, Corrupt, ServiceError
 from ingestion.packs.format import (
     Chunked,
     Damaged,
@@ -156,7 +156,8 @@ class PackStore(abc.ABC):
     ) -> Body:
         """Return a message's bytes, checked against `sha256` and `size` before any is handed out.
 
-        Large ones come as SpooledBody: close it. Raises Corrupt.
+        Large ones come as SpooledBody: close it. Raises Corrupt, and ArchiveUnavailable where
+        nothing is known of it, as the store is away.
         """
         where = f"message {sha256.hex()[:12]} in pack {pack_id}"
         try:
@@ -171,7 +172,7 @@ class PackStore(abc.ABC):
                     for chunk in _bounded(reader, size):
                         spool.write(chunk)
         except FileNotFoundError as error:
-            raise Corrupt(f"{where}: the pack is missing. Restore it from a backup.") from error
+            raise self._not_there(f"{where}: the pack") from error
         except Damaged as error:
             raise Corrupt(f"{where}: {error}. Restore the pack from a backup.") from error
         if reader.size != size or reader.digest() != sha256:
@@ -188,7 +189,8 @@ class PackStore(abc.ABC):
         on_damage: Callable[[Corrupt], None] | None = None,
     ) -> Iterator[Entry]:
         """Yield a pack's records without reading bodies. Raises Corrupt where it is missing, and
-        at the first bad record, unless `on_damage` takes those: then it goes on behind each."""
+        at the first bad record, unless `on_damage` takes those: then it goes on behind each. Raises
+        ArchiveUnavailable as `open` does."""
 
         def tell(error: Damaged) -> None:
             corrupt = Corrupt(f"pack {pack_id}: {error}. Restore it from a backup.")
@@ -200,7 +202,7 @@ class PackStore(abc.ABC):
             with io.BufferedReader(self._file(source_id, pack_id)) as file:
                 yield from scan(file, pack_id, on_damage=tell)
         except FileNotFoundError as error:
-            raise Corrupt(f"pack {pack_id} is missing. Restore it from a backup.") from error
+            raise self._not_there(f"pack {pack_id}") from error
 
     def chunks(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> Iterator[bytes]:
         """Yield all of a pack's bytes as they are. Raises FileNotFoundError, and Corrupt where the
@@ -215,6 +217,16 @@ class PackStore(abc.ABC):
         for chunk in self.chunks(source_id, pack_id):
             digest.update(chunk)
         return digest.digest()
+
+    def _not_there(self, what: str) -> ServiceError:
+        """Return what it means that a pack can't be found. An empty mount point has no mark, and
+        nothing is known of any pack then."""
+        if self.mark() is None:
+            return ArchiveUnavailable(
+                f"{self.name} has no mark of an archive: is its volume mounted?"
+                " Nothing is known of any message until it is."
+            )
+        return Corrupt(f"{what} is missing. Restore it from a backup.")
 
     @abc.abstractmethod
     def _file(

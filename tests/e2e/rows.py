@@ -11,6 +11,7 @@ from ingestion.mail.headers import head_of, parse_headers
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import store
+from ingestion.services.archive import storage
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration
 
@@ -58,6 +59,7 @@ def _record(body: bytes, origin: Origin, *, remote_id: str) -> RecordHeader:
 
 def archived(folder: Folder, *bodies: bytes) -> list[Message]:
     """Put messages into the archive as capture does: a pack, then the rows."""
+    storage.require()
     mailbox = folder.mailbox
     with store().writer(mailbox.source_id) as pack:
         origin = Origin(mailbox.remote_id, mailbox.address, folder.remote_id, folder.path, "")

@@ -162,6 +162,7 @@ def test_a_bucket_that_vanishes_is_no_missing_pack(
     name = f"b-{uuid.uuid4()}"
     object_store.make_bucket(name)
     store = ObjectStore(Bucket(name, "", proxy.endpoint, "us-east-1"))
+    store.write_mark("ours")
     pack, [extent] = write(store, BODY)
     admin = object_store.admin()
     admin.delete_object(Bucket=name, Key=store._key(SOURCE, pack))

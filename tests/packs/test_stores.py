@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from connectors.types import Body, SpooledBody
-from ingestion.errors import Corrupt
+from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.packs import s3
 from ingestion.packs.base import PackStore, PackWriter
 from ingestion.packs.directory import DirectoryStore
@@ -150,6 +150,7 @@ def test_one_flipped_bit_is_found_before_a_byte_is_handed_out(
 
 
 def test_a_missing_cut_or_wrong_pack_is_corrupt(store: PackStore) -> None:
+    store.write_mark("ours")
     pack, [one, two] = write(store, b"one" * 100, b"two" * 100)
     with pytest.raises(Corrupt, match="differs"):
         read(store, pack, one, b"two" * 100)
@@ -162,6 +163,14 @@ def test_a_missing_cut_or_wrong_pack_is_corrupt(store: PackStore) -> None:
         read(store.fresh(), pack, two, b"two" * 100)
     with pytest.raises(Corrupt):
         list(store.fresh().scan(SOURCE, pack))
+
+
+def test_where_no_archive_is_no_pack_is_missing(store: PackStore) -> None:
+    """Beneath a mount point whose volume is away, nothing is known of any pack."""
+    with pytest.raises(ArchiveUnavailable, match="is its volume mounted"):
+        read(store, uuid.uuid4(), Extent(0, 1), b"")
+    with pytest.raises(ArchiveUnavailable, match="is its volume mounted"):
+        list(store.scan(SOURCE, uuid.uuid4()))
 
 
 def test_who_wants_to_know_what_is_there_now_is_told_nothing_from_before(store: PackStore) -> None:

@@ -32,7 +32,7 @@ from ingestion.packs.record import RecordHeader
 from ingestion.packs.store import Extent, PackFile, PackStore, store
 from ingestion.services import alerts
 from ingestion.services.alerts import Trouble
-from ingestion.services.archive import compaction, orphans, proofs
+from ingestion.services.archive import compaction, orphans, proofs, storage
 from ingestion.services.engine import placements
 from ingestion.services.events import announce
 
@@ -94,10 +94,11 @@ def verify_archive(
     """Check the given sources' archives, or the whole of it. Memory does not grow with its size.
 
     Calls `on_problem` for each problem as it is found, `on_progress` after each pack. May run
-    beside working workers. Raises ArchiveUnavailable where an object store does not answer: that
+    beside working workers. Raises ArchiveUnavailable where the archive is away, or another's: that
     says nothing of a message. Packs of sources that the database does not know are only looked for
     when the whole archive is checked.
     """
+    storage.require()
     archive, result = store().fresh(), Verification()
     chosen = IngestionSource.objects.filter(deleted_at=None) if sources is None else sources
 

@@ -13,9 +13,17 @@ import pytest
 from django.db import connection
 
 from ingestion.errors import ArchiveUnavailable, WrongArchive
-from ingestion.models import IngestionSource, Installation, Message, Pack, Placement
+from ingestion.models import (
+    Alert,
+    IngestionSource,
+    Installation,
+    Message,
+    Pack,
+    Placement,
+    Proof,
+)
 from ingestion.packs.store import store
-from ingestion.services.archive import housekeeping, storage
+from ingestion.services.archive import housekeeping, reading, storage, verify
 from ingestion.services.archive.exports import jobs
 from ingestion.services.operations import doctor
 from ingestion.services.sources import verbs
@@ -87,6 +95,37 @@ def test_nothing_is_written_beneath_a_mount_point_and_nothing_is_lost(
     assert Message.objects.count() == 3
     assert manage.here("verify_archive").code == 0
     assert storage_of(manage)["state"] in ("ok", "warning")
+
+
+def test_mail_of_a_volume_that_is_away_is_not_told_as_lost(
+    source: IngestionSource, archive_dir: Path, dovecot: Dovecot, account: Account, tmp_path: Path
+) -> None:
+    dovecot.append(account.name, "INBOX", b"Subject: three\r\n\r\n")
+    imap_source.start(source, sync_only=True)
+    imap_source.finish(source)
+    assert Pack.objects.count() == 2
+
+    def unmount(_: verify.Verification) -> None:
+        archive_dir.rename(tmp_path / "unmounted")
+        archive_dir.mkdir()
+
+    told: list[verify.Problem] = []
+    for meanwhile in (unmount, lambda _: None):  # within it, and before
+        with pytest.raises(ArchiveUnavailable, match="is its volume mounted"):
+            verify.verify_archive(on_problem=told.append, on_progress=meanwhile)
+    for message in Message.objects.all():
+        with pytest.raises(ArchiveUnavailable, match="is its volume mounted"):
+            reading.opened(message)
+    assert (told, Alert.objects.count(), Proof.objects.count()) == ([], 0, 0)
+
+
+def test_another_volume_is_not_verified(source: IngestionSource, archive_dir: Path) -> None:
+    (archive_dir / ".installation").write_text(f"{uuid.uuid4()}\n")
+    for path in archive_dir.rglob("*.pack"):
+        path.unlink()
+    with pytest.raises(WrongArchive):
+        verify.verify_archive(on_problem=print)
+    assert not Alert.objects.exists()
 
 
 def test_a_deletion_waits_for_the_volume(
