@@ -75,6 +75,8 @@ class Listing:
             yield from self._relabelled(cursor, present)
         done = {name: cursor[name] for name in ("history", "without", "since")}
         yield Page(done, present=present)
+        # A listing may have taken days, and "imported" is said at its end.
+        yield from self._followed(done["history"])
 
     def _pages(self, cursor: dict[str, Any]) -> Generator[Page, None, Ids | None]:
         """Yield the pages from the cursor's on, and move it to the stage "finish".
