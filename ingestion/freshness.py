@@ -1,10 +1,11 @@
 """Up to when sources are archived, and which of them need somebody: one definition for all pages.
 
-Fresh is who was synced, not who was tried. A source is archived up to the oldest successful sync of
-the mailboxes it follows. It is late when one of these is: its turn (`ingestion.pace`) two intervals
-ago, and its last success 15 minutes. It fails, which is told sooner, when each try of half a minute
-did, or each to list its mailboxes (`_fails`). What can't be had by itself (a suspended mailbox, a
-folder, a message) does not hold that back: it is told beside it.
+Fresh is who was synced, not who was tried. A source is archived up to when the oldest successful
+sync of the mailboxes it follows began: of what came while it went on nobody knows. It is late when
+one of these is: its turn (`ingestion.pace`) two intervals ago, and its last success 15 minutes. It
+fails, which is told sooner, when each try of half a minute did, or each to list its mailboxes
+(`_fails`). What can't be had by itself (a suspended mailbox, a folder, a message) does not hold
+that back: it is told beside it.
 
 Each of them costs a constant number of queries.
 """
@@ -219,8 +220,10 @@ def _followed() -> QuerySet[Mailbox]:
 
 
 def _archived_up_to(followed: QuerySet[Mailbox]) -> QuerySet[Any, Any]:
-    """Give each source with mailboxes its oldest success, null until all of them had one."""
-    oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min("last_synced_at")))
+    """Give each source with mailboxes when its oldest success began, null until all of them had
+    one."""
+    began = Coalesce("archived_up_to", "last_synced_at")  # the latter of versions before
+    oldest = Case(When(Exact(Count("*"), Count("last_synced_at")), then=Min(began)))
     return followed.order_by().values_list("source").annotate(at=oldest)
 
 

@@ -67,11 +67,11 @@ _RUN, _LEFT_OUT, _REASON = RunOut(), LeftOutOut(), ReasonOut()
 class SourceOut(Shape, RowOut[IngestionSource]):
     """The source object. Made by `present_sources` of what came through `source_rows`.
 
-    `archivedUpTo`: the oldest successful sync of the mailboxes it follows, null until each was
-    synced once. `incomplete`: what is not archived now, at most 20 mailboxes and 20 folders.
-    `attention`: why it needs somebody, empty where it needs nobody. `lastSyncFinishedAt` is the
-    last try, whatever came of it. `credentialsExpireOn`: as told in `options`, or as a certificate
-    says itself.
+    `archivedUpTo`: when the oldest successful sync of the mailboxes it follows began, null until
+    each was synced once. `incomplete`: what is not archived now, at most 20 mailboxes and 20
+    folders. `attention`: why it needs somebody, empty where it needs nobody. `lastSyncFinishedAt`
+    is the last try, whatever came of it. `credentialsExpireOn`: as told in `options`, or as a
+    certificate says itself.
     """
 
     archivedUpTo = Moment(source="archived_up_to", allow_null=True)

@@ -59,6 +59,11 @@ class Mailbox(models.Model):
     message_count = models.BigIntegerField(default=0)
     archived_bytes = models.BigIntegerField(default=0)
     last_synced_at = models.DateTimeField(null=True, blank=True)
+    archived_up_to = models.DateTimeField(
+        null=True,
+        editable=False,
+        help_text="What came before is archived: when the last sync that succeeded began.",
+    )
     last_mail_at = models.DateTimeField(
         null=True,
         editable=False,
@@ -115,7 +120,8 @@ class Folder(models.Model):
         help_text="Whether the next sync lists the folder from the beginning.",
     )
     followed_at = models.DateTimeField(
-        null=True, help_text="When it was done with, while others of the mailbox were not."
+        null=True,
+        help_text="When the slice began that was done with it, before others of the mailbox were.",
     )
     remote_count = models.BigIntegerField(null=True, help_text="The provider's own count.")
     missing_since = models.DateTimeField(null=True, help_text="No listing had it since.")

@@ -257,7 +257,7 @@ def whose_lease_ended() -> Lease:
     """Return the lease of a worker that has not said a word for a minute."""
     mailbox = Mailbox.objects.get()
     Mailbox.objects.update(lease_expires_at=timezone.now() - dt.timedelta(seconds=60))
-    return Lease(mailbox.pk, mailbox.lease_token)
+    return Lease(mailbox.pk, mailbox.lease_token, 0, timezone.now())
 
 
 def test_a_worker_that_slept_through_the_move_commits_nothing(

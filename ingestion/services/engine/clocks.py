@@ -28,6 +28,7 @@ _TIMES = (
     ("run", "not_before", f"greatest({_RETRY}, {_OWN_INTERVAL.format(_OF_ITS_SOURCE)})", "now()"),
     ("mailbox", "not_before", _RETRY, "now()"),
     ("mailbox", "last_synced_at", "now()", "now()"),  # else it looks fresh until then
+    ("mailbox", "archived_up_to", "now()", "now()"),
     ("mailbox", "last_mail_at", "now()", "now()"),
     ("folder", "not_before", _RETRY, "NULL"),
     ("folder", "followed_at", "now()", "NULL"),  # else no sync looks at it until then

@@ -5,8 +5,8 @@ them fail it is the mailbox's trouble. What ends the connection names no folder 
 at which it ends three times without anything coming of it is taken for it all the same.
 
 A mailbox of many folders gets on from slice to slice: what is done with is passed by, until the
-mailbox is settled, or somebody asks for what came since. One run may settle it several times
-(`runs.follow_again`).
+mailbox is settled, or an hour is over, or somebody asks for what came since. One run may settle it
+several times (`runs.follow_again`).
 """
 
 import datetime as dt
@@ -32,10 +32,31 @@ log = structlog.get_logger(__name__)
 #: is when messages begin to be fetched one by one (`engine.careful`): it may be one of them.
 _BREAKS = 3
 _NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
+#: What is done with while others take hours is followed again meanwhile, some of it in each slice.
+_AGAIN, _AGAIN_IN_A_SLICE = dt.timedelta(hours=1), 20
 
 
-def _turn(folder: Folder) -> tuple[int, dt.datetime]:
+def begun(run: Run, mailbox: Mailbox) -> dt.datetime:
+    """Return since when a folder must have been followed, to be passed by."""
+    asked = run.asked_at or run.started_at
+    return max(asked, mailbox.last_synced_at or asked)
+
+
+def _turn(one: tuple[RemoteFolder, Folder]) -> tuple[int, dt.datetime]:
+    _, folder = one
     return folder.attempts, folder.followed_at or _NEVER
+
+
+def _again(
+    followed: Sequence[tuple[RemoteFolder, Folder]], since: dt.datetime, before: dt.datetime
+) -> list[tuple[RemoteFolder, Folder]]:
+    """Return some of the folders that are done with, were followed before a time, and can be."""
+    found = [
+        one
+        for one in followed
+        if since <= (one[1].followed_at or _NEVER) < before and one[1].failing_since is None
+    ]
+    return sorted(found, key=_turn)[:_AGAIN_IN_A_SLICE]
 
 
 class Turn:
@@ -50,18 +71,16 @@ class Turn:
     ) -> None:
         self._held, self._followed = held, followed
         now = timezone.now()
-        begun = run.asked_at or run.started_at
-        since = max(begun, mailbox.last_synced_at or begun)
-        todo = [
-            (remote, folder)
-            for remote, folder in followed
-            if folder.followed_at is None or folder.followed_at < since
-        ]
+        since = begun(run, mailbox)
+        todo = [one for one in followed if (one[1].followed_at or _NEVER) < since]
         due = [(r, f) for r, f in todo if f.not_before is None or f.not_before <= now]
         # Where all have failed, the mailbox's own wait is over: none of them need wait longer.
         all_fail = all(folder.failing_since for _, folder in followed)
         #: Those at which something went wrong come last, and before them what was followed last.
-        self._queue = sorted(todo if all_fail else due, key=lambda one: _turn(one[1]))
+        self._queue = [
+            *_again(followed, since, held.began - _AGAIN),
+            *sorted(todo if all_fail else due, key=_turn),
+        ]
         self.left = len(self._queue)
         self._done: list[int] = []
         self._refusal: Trouble | None = None
@@ -100,12 +119,13 @@ class Turn:
             self._update(folder, {"attempts": folder.attempts + 1, "last_error_code": code})
 
     def leave(self) -> None:
-        """Remember for the next slice what is done with. Call once it is committed."""
+        """Remember for the next slice what is done with. Call once it is committed. All that came
+        to these folders before the slice began is archived: of what came since nobody knows."""
         if not self._done:
             return
         with transaction.atomic():
             self._held.fence()
-            Folder.objects.filter(pk__in=self._done).update(followed_at=Now())
+            Folder.objects.filter(pk__in=self._done).update(followed_at=self._held.began)
 
     def end(self) -> None:
         """All had their turn. Raises Unavailable where none of the folders can be read."""

@@ -77,7 +77,7 @@ UPDATE ingestion_mailbox
        worker_deaths = worker_deaths + CASE WHEN lease_expires_at IS NULL THEN 0 ELSE 1 END
   FROM pg_stat_get_activity(pg_backend_pid()) a
  WHERE id = %(id)s AND {DUE}
-RETURNING lease_token, worker_deaths
+RETURNING lease_token, worker_deaths, now()
 """
 
 _RENEW = f"""
@@ -103,13 +103,15 @@ class Lease:
     """A lease that is held. `stopping` is set when the work must end: paused, deleted or lost.
 
     `deaths`: how many holders before this one never gave it back, in a row. `given_back`: whether
-    what settled the mailbox gave it back, so that nothing is left to do.
+    what settled the mailbox gave it back, so that nothing is left to do. `began`: when it was
+    taken, by the database's clock.
     """
 
-    def __init__(self, mailbox_id: uuid.UUID, token: int, deaths: int = 0) -> None:
+    def __init__(self, mailbox_id: uuid.UUID, token: int, deaths: int, began: dt.datetime) -> None:
         self.mailbox_id = mailbox_id
         self.token = token
         self.deaths = deaths
+        self.began = began
         self.given_back = False
         self.stopping = threading.Event()
         self._closing = threading.Event()

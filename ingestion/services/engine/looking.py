@@ -86,7 +86,8 @@ source AS (
       FROM looked WHERE s.id = looked.id
  RETURNING s.id, looked.began)
 UPDATE ingestion_mailbox m
-   SET last_synced_at = greatest(last_synced_at, source.began), failing_since = NULL
+   SET last_synced_at = greatest(last_synced_at, source.began),
+       archived_up_to = greatest(archived_up_to, source.began), failing_since = NULL
   FROM source WHERE m.source_id = source.id AND m.state = 'active' AND m.run_id IS NULL"""
 
 

@@ -14,7 +14,7 @@ from django.db.models.functions import Now
 from connectors import errors
 from ingestion.errors import LeaseLost, LostRace
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services.engine import backoff, careful, trouble
+from ingestion.services.engine import backoff, careful, folder_turns, trouble
 from ingestion.services.engine import statements as sql
 from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.trouble import Action, Trouble
@@ -81,6 +81,8 @@ def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> None:
 
 #: The lease is given back with it, by a statement less. Of the run is asked what it was when the
 #: slice began: whether somebody asked for more since, and whose warning it shows, which has passed.
+#: Archived is what came before this slice began, and before the others of this pass began, of
+#: which folders remember it.
 _SETTLE = """
 WITH run AS (
     UPDATE ingestion_run
@@ -91,6 +93,9 @@ WITH run AS (
 UPDATE ingestion_mailbox
    SET run_id = NULL, attempts = 0, failing_since = NULL, last_error_code = '', last_error = '',
        last_synced_at = statement_timestamp(), worker_deaths = 0, messages_expected = 0,
+       archived_up_to = least(%(slice)s, (
+           SELECT min(f.followed_at) FROM ingestion_folder f
+            WHERE f.mailbox_id = %(mailbox)s AND f.followed_at >= %(begun)s)),
        lease_expires_at = NULL
   FROM run WHERE ingestion_mailbox.id = %(mailbox)s"""
 
@@ -113,6 +118,8 @@ def _settle(held: Lease, mailbox: Mailbox, run: Run) -> tuple[bool, bool]:
         "asked_at": run.asked_at,
         "error": mailbox.last_error,
         "mailbox": mailbox.pk,
+        "slice": held.began,
+        "begun": folder_turns.begun(run, mailbox),
     }
     return True, sql.run(_SETTLE, given) == 1
 

@@ -353,9 +353,17 @@ def _shown(name: str) -> str:
     return printable if len(printable) <= _NAME_CHARS else printable[: _NAME_CHARS - 1] + "…"
 
 
-def _next_sync(source: IngestionSource, *, folders_fail: bool) -> CombinedExpression | Least:
-    """An interval from now, or sooner, when a folder that could not be read has its turn."""
-    usual = Now() + Options.of(source.options).sync_interval
+def _next_sync(
+    source: IngestionSource, run: Run, *, folders_fail: bool
+) -> CombinedExpression | Least | Now:
+    """An interval from now, or sooner, when a folder that could not be read has its turn. After an
+    import that took longer at once: mail came meanwhile, and folders were listed at its beginning.
+    """
+    interval = Options.of(source.options).sync_interval
+    lasted = Run.objects.filter(pk=run.pk, started_at__lt=Now() - interval)
+    if run.kind == RunKind.IMPORT and lasted.exists():
+        return Now()
+    usual = Now() + interval
     if not folders_fail:
         return usual
     soonest = _failing_folders(source).aggregate(at=Min("not_before"))["at"]
@@ -380,7 +388,7 @@ def _finish(
         messages_failed=run.messages_failed,
         messages_total=F("messages_done") + run.messages_failed,
     )
-    next_sync = _next_sync(source, folders_fail=folders_fail)
+    next_sync = _next_sync(source, run, folders_fail=folders_fail)
     changes: dict[str, object] = {
         "last_sync_finished_at": Now(),
         "last_sync_status_message": message,

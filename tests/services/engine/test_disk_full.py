@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.utils import timezone
 
 from connectors.types import MessageRef, RawMessage
 from ingestion.errors import LeaseLost
@@ -137,7 +138,10 @@ def test_a_full_disk_costs_no_thread(settings: Any, tmp_path: Path) -> None:
     settings.ARCHIVE_DIR = tmp_path
     mailbox = Mailbox(source=IngestionSource(), address="a@example.com")
     capture = Capture(
-        Lease(mailbox.pk, 1), store=store(), run=Run(source=mailbox.source), mailbox=mailbox
+        Lease(mailbox.pk, 1, 0, timezone.now()),
+        store=store(),
+        run=Run(source=mailbox.source),
+        mailbox=mailbox,
     )
     with capture.batch(Folder()) as empty:
         empty.commit()

@@ -1,16 +1,19 @@
 """A mailbox that takes long, or fails, holds up no other of its source."""
 
 import datetime as dt
+from collections.abc import Callable
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
 
 from connectors.errors import MessageRefused, Unavailable
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Run
+from ingestion import freshness
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, Run
 from ingestion.services.engine import due_work, failures, sync
 from ingestion.services.sources import verbs
 from tests.servers.scripted_provider import Server
-from tests.servers.scripted_source import ACTOR, body, fill, start
+from tests.servers.scripted_source import ACTOR, assert_exact, body, fill, finish, start, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -173,3 +176,109 @@ def test_retry_of_what_failed_is_done_while_another_mailbox_still_imports(
     assert listed_again(run)
     slice_of("small")
     assert not small.exists()
+
+
+def put_back(run: Run, **delta: float) -> None:
+    """Have all that was done until now been done so much earlier."""
+    past = dt.timedelta(**delta)
+    Run.objects.filter(pk=run.pk).update(started_at=F("started_at") - past)
+    Folder.objects.update(followed_at=F("followed_at") - past)
+
+
+def breaking_at(name: str) -> Callable[[str], None]:
+    def breaks(folder: str) -> None:
+        if folder == name:
+            raise Unavailable("The connection was lost.")
+
+    return breaks
+
+
+def test_a_mailbox_is_archived_up_to_when_the_first_of_its_folders_was_listed(
+    server: Server, source: IngestionSource
+) -> None:
+    """Of an import of hours: what came to that folder since, only the next sync finds, at once."""
+    for name in ("INBOX", "A"):
+        fill(server, 1, name)
+    run = start(source)
+    came: list[dt.datetime] = []
+
+    def come(folder: str) -> None:
+        if folder == "A":
+            server.deliver("INBOX", body(98))
+            came.append(timezone.now())
+            raise Unavailable("The connection was lost.")
+
+    server.before_changes = come
+    slice_of("me")
+    server.before_changes = lambda _: None
+    put_back(run, minutes=20)
+    listed_at = Folder.objects.get(path="INBOX").followed_at
+    assert listed_at is not None
+    assert listed_at + dt.timedelta(minutes=20) < came[0]
+    finish(source)
+    mailbox = Mailbox.objects.get()
+    assert mailbox.last_synced_at is not None
+    assert mailbox.last_synced_at > timezone.now() - dt.timedelta(minutes=1)
+    assert mailbox.archived_up_to == listed_at
+    [judged] = freshness.judged(IngestionSource.objects.all())
+    assert (judged.archived_up_to, judged.is_late) == (listed_at, False)
+    assert judged.next_sync_at <= timezone.now()
+    began = timezone.now()
+    synced(source)
+    [judged] = freshness.judged(IngestionSource.objects.all())
+    assert judged.archived_up_to > began
+    assert judged.next_sync_at > timezone.now()
+    assert_exact(server, source)
+
+
+def test_what_came_while_a_slice_went_on_is_not_told_as_archived(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 1)
+    fill(server, 1, "Z")
+    start(source)
+    came: list[dt.datetime] = []
+
+    def come(folder: str) -> None:
+        if folder == "Z":
+            server.deliver("INBOX", body(98))
+            came.append(timezone.now())
+
+    server.before_changes = come
+    slice_of("me")
+    [told] = freshness.judged(IngestionSource.objects.all())
+    assert settled("me")
+    assert told.archived_up_to < came[0]
+    assert told.next_sync_at > timezone.now()
+
+
+def test_folders_that_are_done_with_are_followed_each_hour_while_others_import(
+    server: Server, source: IngestionSource
+) -> None:
+    for name in ("INBOX", "Failing", "Large"):
+        fill(server, 1, name)
+    run = start(source)
+    server.before_changes = breaking_at("Large")
+    slice_of("me")
+    Folder.objects.filter(path="Failing").update(failing_since=timezone.now())
+    server.deliver("INBOX", body(98))
+
+    def followed() -> list[str]:
+        begun: list[str] = []
+
+        def breaks(folder: str) -> None:
+            begun.append(folder)
+            breaking_at("Large")(folder)
+
+        server.before_changes = breaks
+        Mailbox.objects.update(not_before=timezone.now())
+        Folder.objects.filter(path="Large").update(attempts=0, not_before=None)
+        slice_of("me")
+        return begun
+
+    put_back(run, minutes=59)
+    assert followed() == ["Large"]
+    put_back(run, minutes=2)
+    assert followed() == ["INBOX", "Large"]
+    assert Placement.objects.filter(folder__path="INBOX").count() == 2
+    assert followed() == ["Large"]
