@@ -3,10 +3,14 @@
 Plain and frozen; times are aware UTC; sizes are bytes. Nothing here knows of Django.
 """
 
+import contextlib
 import dataclasses
 import datetime as dt
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import IO, Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol, Self
+
+from connectors.errors import MessageRefused
 
 #: JSON object, opaque to everyone but the connector that minted it. Kept per folder.
 Cursor = Mapping[str, Any]
@@ -118,6 +122,18 @@ class SpooledBody:
     file: IO[bytes]
     size: int
 
+    @classmethod
+    def begin(cls) -> Self:
+        """Make an empty one, to be written to. Raises MessageRefused where TMPDIR has no room."""
+        with _room():
+            return cls(tempfile.TemporaryFile(), 0)
+
+    def write(self, data: bytes | bytearray) -> None:
+        """Add bytes at its end. Raises MessageRefused where TMPDIR has no room for them."""
+        with _room():
+            self.size += self.file.write(data)
+            self.file.flush()  # nobody would know of which message it could not be done later
+
     def chunks(self) -> Iterator[bytes]:
         self.file.seek(0)
         while chunk := self.file.read(CHUNK_BYTES):
@@ -128,6 +144,21 @@ class SpooledBody:
 
 
 Body = bytes | SpooledBody
+
+
+@contextlib.contextmanager
+def _room() -> Iterator[None]:
+    """Say of the message what is wrong with this machine's disk: the others are smaller."""
+    try:
+        yield
+    except OSError as error:
+        place, why = tempfile.gettempdir(), error.strerror or error
+        raise MessageRefused(
+            f"It is larger than {SPOOL_BYTES:,} bytes, and TMPDIR ({place}) can't hold it meanwhile"
+            f" ({why}). Free space there, or have TMPDIR name a larger disk, and retry it.",
+            code="no_room",
+            of_item=True,
+        ) from error
 
 
 @dataclasses.dataclass(slots=True)

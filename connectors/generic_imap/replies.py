@@ -151,8 +151,12 @@ class Replies:
     def _take(self, size: int, items: bytes, batches: Sequence[Batch]) -> bool:
         """Read a body that comes as a literal; tell whether it was asked for."""
         if size > self._max_message_bytes:
-            return self._pass_over(size, items, batches)
-        raw = RawMessage(_NOBODY, self._wire.body(size))
+            refusal = too_large(size, self._max_message_bytes)
+            return self._pass_over(size, items, batches, refusal, left=size)
+        try:
+            raw = RawMessage(_NOBODY, self._wire.body(size))
+        except MessageRefused as no_room:
+            return self._pass_over(size, items, batches, no_room, left=0)
         try:
             rest = self._rest()
         except BaseException:
@@ -172,18 +176,27 @@ class Replies:
         self._add(ref, raw.body)
         return True
 
-    def _pass_over(self, size: int, items: bytes, batches: Sequence[Batch]) -> bool:
-        """Answer for a message that is too large; tell whether it was asked for."""
+    def _pass_over(
+        self,
+        size: int,
+        items: bytes,
+        batches: Sequence[Batch],
+        refusal: MessageRefused,
+        *,
+        left: int,
+    ) -> bool:
+        """Answer for a message that can't be taken, of which so many bytes are still to come; tell
+        whether it was asked for."""
         said = items
         proven: int | None = None
         try:
-            said += self._skipped(size)
+            said += self._skipped(left)
             proven = size  # with it, it is not downloaded again
         finally:
             ref = self._claim(batches, uid_of(said), items)
             if ref is not None:
                 ref = ref._replace(size_bytes=proven or ref.size_bytes)
-                self._worker.add(Missing(ref, too_large(size, self._max_message_bytes)))
+                self._worker.add(Missing(ref, refusal))
         return ref is not None
 
     def _skipped(self, size: int) -> bytes:

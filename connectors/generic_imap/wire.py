@@ -11,11 +11,10 @@ import re
 import select
 import socket
 import ssl
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 
-from connectors.errors import Fatal, Unavailable
+from connectors.errors import Fatal, MessageRefused, Unavailable
 from connectors.generic_imap.syntax import Literal, printable
 from connectors.types import CHUNK_BYTES, SPOOL_BYTES, Body, SpooledBody
 
@@ -195,18 +194,25 @@ class Wire:
         return match, self._buffer[match.end() : end]
 
     def body(self, size: int) -> Body:
-        """Read the literal of a message: in memory, or spooled where it is large."""
+        """Read the literal of a message: in memory, or spooled where it is large. Raises
+        MessageRefused where there is no room; then it is read all the same."""
         self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
         if size <= SPOOL_BYTES:
             return self.exactly(size)
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by SpooledBody.close
+        left, spool = size, None
         try:
-            for start in range(0, size, CHUNK_BYTES):
-                spool.write(self.exactly(min(CHUNK_BYTES, size - start)))
-        except BaseException:
-            spool.close()
+            spool = SpooledBody.begin()
+            while left:
+                chunk = self.exactly(min(CHUNK_BYTES, left))
+                left -= len(chunk)
+                spool.write(chunk)
+        except BaseException as error:
+            if spool is not None:
+                spool.close()
+            if isinstance(error, MessageRefused):
+                self.skip(left)
             raise
-        return SpooledBody(spool, size)
+        return spool
 
     def skip(self, size: int) -> None:
         """Read a literal that nobody wants."""

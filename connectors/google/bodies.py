@@ -4,7 +4,6 @@ import binascii
 import dataclasses
 import json
 import re
-import tempfile
 from typing import Any
 
 from connectors.types import SPOOL_BYTES, Body, SpooledBody
@@ -28,7 +27,8 @@ class Unreadable(Exception):
 
 
 def read(content: bytes | bytearray) -> Answered:
-    """Take an answer apart without a copy of the whole: json would make two. Raises Unreadable."""
+    """Take an answer apart without a copy of the whole: json would make two. Raises Unreadable,
+    or MessageRefused where there is no room for it."""
     start = _RAW.search(content)
     end = content.find(b'"', start.end()) if start else -1
     if start is None or end < 0:
@@ -41,10 +41,10 @@ def read(content: bytes | bytearray) -> Answered:
     if size <= SPOOL_BYTES:
         body = _decoded(bytes(encoded))
         return Answered(about, body, len(body))
-    spooled = SpooledBody(tempfile.TemporaryFile(), 0)  # noqa: SIM115 - who takes it closes it
+    spooled = SpooledBody.begin()
     try:
         for at in range(0, len(encoded), _STEP):
-            spooled.size += spooled.file.write(_decoded(bytes(encoded[at : at + _STEP])))
+            spooled.write(_decoded(bytes(encoded[at : at + _STEP])))
     except BaseException:
         spooled.close()
         raise

@@ -58,6 +58,8 @@ class Download:
             return Missing(ref, MessageRefused(text, code="too_large", of_item=True))
         except Unreadable as error:
             return Missing(ref, MessageRefused(str(error)))
+        except MessageRefused as error:
+            return Missing(ref, error)
         except (OutOfOrder, MailboxUnavailable, Fatal) as error:
             if not isinstance(error, OutOfOrder) and error.code != DENIED:
                 raise

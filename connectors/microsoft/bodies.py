@@ -1,6 +1,5 @@
 """Reading a message's bytes off an answer: in memory, or on disk where they are many."""
 
-import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -16,8 +15,8 @@ from connectors.types import SPOOL_BYTES, Body, SpooledBody
 def body_of(response: httpx.Response, *, max_bytes: int, stop: threading.Event) -> Body:
     """Return the bytes of an answer.
 
-    Raises MessageRefused where they are too many, Stopped once `stop` is set, Unavailable where
-    nothing would tell that some are missing.
+    Raises MessageRefused where they are too many, or have no room, Stopped once `stop` is set,
+    Unavailable where nothing would tell that some are missing.
     """
     chunked = response.headers.get("transfer-encoding", "").lower() == "chunked"
     if not chunked and "content-length" not in response.headers:
@@ -28,10 +27,9 @@ def body_of(response: httpx.Response, *, max_bytes: int, stop: threading.Event) 
         for chunk in _chunks(response, max_bytes, stop):
             held += chunk
             if spool is None and len(held) > SPOOL_BYTES:
-                spool = SpooledBody(tempfile.TemporaryFile(), 0)  # noqa: SIM115 - the caller closes
+                spool = SpooledBody.begin()
             if spool is not None:
-                spool.file.write(held)
-                spool.size += len(held)
+                spool.write(held)
                 held.clear()
     except BaseException:
         if spool is not None:

@@ -6,13 +6,21 @@ It needs a scripted server on a socket that the provider's own connector talks t
 import abc
 import contextlib
 import json
+import tempfile
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import pytest
 
 from connectors.base import Connector, MailboxSession
-from connectors.errors import ConnectorError, CursorExpired, MessageGone, NeedsReauth, Retryable
+from connectors.errors import (
+    ConnectorError,
+    CursorExpired,
+    MessageGone,
+    MessageRefused,
+    NeedsReauth,
+    Retryable,
+)
 from connectors.types import (
     Cursor,
     MessageRef,
@@ -22,6 +30,7 @@ from connectors.types import (
     RemoteFolder,
     SpooledBody,
 )
+from tests.servers.disk import file_sizes_limited
 
 SECRET = "canary-9f3b"
 
@@ -232,6 +241,20 @@ class ConnectorContract:
         assert isinstance(answer, RawMessage)
         assert isinstance(answer.body, SpooledBody)
         assert content(answer) == body
+
+    def test_a_large_message_for_which_there_is_no_room_holds_up_no_other(
+        self, account: Account, session: MailboxSession
+    ) -> None:
+        large = account.deliver(bytes(range(256)) * 20_000)
+        others = {account.deliver(b"%d" % number) for number in range(3)}
+        refs = [ref for page in self.listed(session) for ref in page.added]
+        with file_sizes_limited(4_500_000):
+            answers = list(session.fetch(self.folder(session), refs))
+        [missing] = [answer for answer in answers if isinstance(answer, Missing)]
+        assert isinstance(missing.error, MessageRefused)
+        assert (missing.ref.remote_id, missing.error.code) == (large, "no_room")
+        assert tempfile.gettempdir() in str(missing.error)
+        assert {a.ref.remote_id for a in answers if isinstance(a, RawMessage)} == others
 
     def test_every_reference_is_answered_once(
         self, account: Account, session: MailboxSession

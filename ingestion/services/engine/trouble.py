@@ -8,6 +8,7 @@ of those says nothing of these (`IngestionSource.credentials_version`).
 import dataclasses
 import datetime as dt
 import enum
+import tempfile
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
@@ -98,6 +99,7 @@ def of_archive(error: OSError) -> Trouble:
     """Return what it means that the archive can't be written."""
     if isinstance(error, ArchiveUnavailable):
         return Trouble(Action.RETRY, error.code, str(error))
-    what = "TMPDIR" if settings.ARCHIVE_URL else "ARCHIVE_DIR"
+    temporary = f"TMPDIR ({tempfile.gettempdir()})"
+    what = temporary if settings.ARCHIVE_URL else f"ARCHIVE_DIR, or {temporary}"
     reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
     return Trouble(Action.RETRY, "storage", f"{reason} Free space or mend {what}.")

@@ -12,7 +12,6 @@ import hmac
 import os
 import shutil
 import stat
-import tempfile
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -147,9 +146,13 @@ class MaildirSession(MailboxSession):
             file = stack.enter_context(open(descriptor, "rb", closefd=False))
             if about.st_size <= SPOOL_BYTES:
                 return RawMessage(ref, file.read())
-            spool = tempfile.TemporaryFile()  # noqa: SIM115 - the caller closes it
-            shutil.copyfileobj(file, spool)
-            return RawMessage(ref, SpooledBody(spool, spool.tell()))
+            spool = SpooledBody.begin()  # the caller closes it
+            try:
+                shutil.copyfileobj(file, spool)
+            except MessageRefused as no_room:
+                spool.close()
+                return Missing(ref, no_room)
+            return RawMessage(ref, spool)
 
     def _files(self, folder: RemoteFolder) -> dict[str, str]:
         """Return each message's file, "cur/..." or "new/...", by the message's id."""

@@ -4,7 +4,6 @@ so in words, and the import goes on when there is room."""
 import contextlib
 import os
 import random
-import resource
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -21,46 +20,29 @@ from ingestion.packs.store import store
 from ingestion.services.engine.capture import Capture
 from ingestion.services.engine.lease import Lease
 from tests.servers import imap_source
+from tests.servers.disk import file_sizes_limited
 from tests.servers.imap_script import ImapScript
 from tests.servers.imap_source import archived, held_by, stray_files
-from tests.servers.stack import packing_processes
 
 pytestmark = pytest.mark.django_db(transaction=True)
-_ROOM_BYTES = 3_000_000
 
-#: Fills the archive's disk up to _ROOM_BYTES for the length of a `with`.
-Full = Callable[[Path], "contextlib.AbstractContextManager[str]"]
+#: Leaves the archive's disk so many bytes for the length of a `with`.
+Full = Callable[[Path, int], "contextlib.AbstractContextManager[str]"]
 
 
 @contextlib.contextmanager
-def a_small_tmpfs(root: Path) -> Iterator[str]:
+def a_small_tmpfs(root: Path, room_bytes: int) -> Iterator[str]:
     """A real ENOSPC, from a file system of its own that grows when the `with` ends."""
-    subprocess.run(["mount", "-o", f"remount,size={_ROOM_BYTES}", str(root)], check=True)
+    subprocess.run(["mount", "-o", f"remount,size={room_bytes}", str(root)], check=True)
     yield "No space left on device"
     subprocess.run(["mount", "-o", "remount,size=1g", str(root)], check=True)
 
 
 @contextlib.contextmanager
-def a_limit_of_file_sizes(root: Path) -> Iterator[str]:
+def a_limit_of_file_sizes(root: Path, room_bytes: int) -> Iterator[str]:
     """Not a full disk, but the same moment: write(2) itself fails, with EFBIG."""
-    with _file_sizes_limited(_ROOM_BYTES):
+    with file_sizes_limited(room_bytes):
         yield "File too large"
-
-
-@contextlib.contextmanager
-def _file_sizes_limited(size_bytes: int) -> Iterator[None]:
-    """For this process and those that pack for it."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-
-    def limit(limits: tuple[int, int]) -> None:
-        for pid in (os.getpid(), *packing_processes()):
-            resource.prlimit(pid, resource.RLIMIT_FSIZE, limits)
-
-    limit((size_bytes, before[1]))
-    try:
-        yield
-    finally:
-        limit(before)
 
 
 def _ways() -> list[Full]:
@@ -97,19 +79,19 @@ def server() -> Iterator[ImapScript]:
 
 @pytest.mark.parametrize("full", _ways(), ids=lambda full: full.__name__)
 @pytest.mark.parametrize(
-    ("count", "size"),
-    [(60, 200_000), (16, 200_000), (2, 6_000_000)],
+    ("count", "size", "room"),
+    [(60, 200_000, 3_000_000), (16, 200_000, 3_000_000), (2, 6_000_000, 9_000_000)],
     ids=["while a batch is packed", "when the pack is closed", "in one large message"],
 )
 def test_a_disk_that_fills_while_a_pack_is_written(
-    server: ImapScript, root: Path, full: Full, count: int, size: int
+    server: ImapScript, root: Path, full: Full, count: int, size: int, room: int
 ) -> None:
     chance = random.Random(count)
     for number in range(count):
         server.inbox.deliver(b"Subject: %d\r\n\r\n" % number + chance.randbytes(size))
     source = imap_source.create(server)
     imap_source.start(source)
-    with full(root) as words:
+    with full(root, room) as words:
         for _ in range(2):
             mailbox = imap_source.work(source)
             assert mailbox.last_error_code == "storage"
@@ -148,7 +130,7 @@ def test_a_full_disk_costs_no_thread(settings: Any, tmp_path: Path) -> None:
     with pytest.raises(LeaseLost):
         capture.wait()  # there is no such mailbox; but the thread is there now
     with (
-        _file_sizes_limited(10),
+        file_sizes_limited(10),
         pytest.raises(OSError, match="File too large"),
         capture,
         capture.batch(Folder()) as batch,
