@@ -245,7 +245,7 @@ class ConnectorContract:
     def test_a_large_message_for_which_there_is_no_room_holds_up_no_other(
         self, account: Account, session: MailboxSession
     ) -> None:
-        large = account.deliver(bytes(range(256)) * 20_000)
+        large = account.deliver(bytes(range(256)) * 30_000)
         others = {account.deliver(b"%d" % number) for number in range(3)}
         refs = [ref for page in self.listed(session) for ref in page.added]
         with file_sizes_limited(4_500_000):
