@@ -9,6 +9,7 @@ orphan, which `archive.housekeeping` collects; a row without a pack can't be: pa
 """
 
 import abc
+import contextlib
 import dataclasses
 import datetime as dt
 import hashlib
@@ -31,6 +32,7 @@ from ingestion.packs.format import (
     append,
     begin,
     compressor,
+    damage,
     read,
     scan,
     write,
@@ -116,7 +118,10 @@ class PackWriter(abc.ABC):
 
 
 class PackStore(abc.ABC):
-    """Of its methods those raise OSError that can't do what they say."""
+    """Of its methods those raise OSError that can't do what they say: ArchiveUnavailable among it.
+
+    Corrupt alone says something of what is archived. PermissionError is of this user, any other of
+    this machine or the store."""
 
     #: For people: which one it is, what sets that, and where its mark is. Without a secret.
     name: str
@@ -161,25 +166,13 @@ class PackStore(abc.ABC):
         """
         where = f"message {sha256.hex()[:12]} in pack {pack_id}"
         try:
-            with self._file(source_id, pack_id, extent.length) as file:
-                reader = HashingReader(cast("IO[bytes]", file), extent)
-                body: Body
-                if size <= SPOOL_BYTES:
-                    body = b"".join(_bounded(reader, size))
-                else:
-                    spool = tempfile.TemporaryFile()  # noqa: SIM115 - closed by SpooledBody.close
-                    body = SpooledBody(spool, size)
-                    for chunk in _bounded(reader, size):
-                        spool.write(chunk)
+            with self._opened(source_id, pack_id, extent.length) as file:
+                chunks = _verified(HashingReader(file, extent), sha256, size)
+                return b"".join(chunks) if size <= SPOOL_BYTES else _spooled(chunks, size)
         except FileNotFoundError as error:
             raise self._not_there(f"{where}: the pack") from error
         except Damaged as error:
             raise Corrupt(f"{where}: {error}. Restore the pack from a backup.") from error
-        if reader.size != size or reader.digest() != sha256:
-            if isinstance(body, SpooledBody):
-                body.close()
-            raise Corrupt(f"{where}: SHA-256 differs. Restore the pack from a backup.")
-        return body
 
     def scan(
         self,
@@ -199,17 +192,23 @@ class PackStore(abc.ABC):
             on_damage(corrupt)
 
         try:
-            with io.BufferedReader(self._file(source_id, pack_id)) as file:
+            raw = cast("io.RawIOBase", self._opened(source_id, pack_id))
+            with io.BufferedReader(raw) as file:
                 yield from scan(file, pack_id, on_damage=tell)
         except FileNotFoundError as error:
             raise self._not_there(f"pack {pack_id}") from error
+        except Damaged as error:
+            tell(error)
 
     def chunks(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> Iterator[bytes]:
         """Yield all of a pack's bytes as they are. Raises FileNotFoundError, and Corrupt where the
         disk can't read some of them."""
-        with self._file(source_id, pack_id) as file:
-            while chunk := _read(cast("IO[bytes]", file), pack_id):
-                yield chunk
+        try:
+            with self._opened(source_id, pack_id) as file:
+                while chunk := read(file, _CHUNK_BYTES):
+                    yield chunk
+        except Damaged as error:
+            raise Corrupt(f"pack {pack_id}: {error}.") from error
 
     def sha256(self, source_id: uuid.UUID, pack_id: uuid.UUID) -> bytes:
         """Hash all of a pack's bytes. Raises what `chunks` does."""
@@ -217,6 +216,15 @@ class PackStore(abc.ABC):
         for chunk in self.chunks(source_id, pack_id):
             digest.update(chunk)
         return digest.digest()
+
+    def _opened(
+        self, source_id: uuid.UUID, pack_id: uuid.UUID, expected_bytes: int = 0
+    ) -> IO[bytes]:
+        """Do as `_file` does. Raises Damaged where the disk can't read where the pack lies."""
+        try:
+            return cast("IO[bytes]", self._file(source_id, pack_id, expected_bytes))
+        except OSError as error:
+            raise damage(error) from error
 
     def _not_there(self, what: str) -> ServiceError:
         """Return what it means that a pack can't be found. An empty mount point has no mark, and
@@ -293,16 +301,34 @@ class PackStore(abc.ABC):
         return None
 
 
-def _read(file: IO[bytes], pack_id: uuid.UUID) -> bytes:
-    try:
-        return read(file, _CHUNK_BYTES)
-    except Damaged as error:
-        raise Corrupt(f"pack {pack_id}: {error}.") from error
-
-
-def _bounded(reader: HashingReader, size: int) -> Iterator[bytes]:
-    """Pass chunks on until there are more bytes than the row says: then it is not our message."""
+def _verified(reader: HashingReader, sha256: bytes, size: int) -> Iterator[bytes]:
+    """Pass chunks on; those of a whole message are what was archived once this ends."""
     for chunk in reader.chunks():
         if reader.size > size:
             raise Damaged("it holds more bytes than were archived")
         yield chunk
+    if reader.size != size or reader.digest() != sha256:
+        raise Damaged("SHA-256 differs")
+
+
+def _spooled(chunks: Iterable[bytes], size: int) -> SpooledBody:
+    with contextlib.ExitStack() as stack:
+        with _told_of_tmpdir():
+            spool = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        for chunk in chunks:
+            with _told_of_tmpdir():
+                write(spool, chunk)
+        stack.pop_all()
+    return SpooledBody(spool, size)
+
+
+@contextlib.contextmanager
+def _told_of_tmpdir() -> Iterator[None]:
+    """A disk that is full says nothing of the message that should go there."""
+    try:
+        yield
+    except OSError as error:
+        raise ArchiveUnavailable(
+            f"TMPDIR ({tempfile.tempdir}) can't hold a large message: {error.strerror}."
+            " Make room there, or set TMPDIR to a directory on a disk."
+        ) from error

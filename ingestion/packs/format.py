@@ -36,6 +36,9 @@ _SEAL = b',"crc":"%08x"}'
 _SEAL_BYTES = len(_SEAL % 0)
 _READ_BYTES = 1 << 18
 _SECTOR_BYTES = 1 << 12
+#: What the kernel says of a place of a disk: it can't be read, or what the file system has written
+#: there for itself is damaged.
+_OF_THE_PLACE = frozenset({errno.EIO, errno.EBADMSG, errno.EUCLEAN})
 
 #: Level 1: 290 MB/s on 8 kB mail against 250 MB/s for level 3, for 1 % more space (one core). Its
 #: parameters for large inputs serve all: those for 8 kB take a tenth longer and save nothing.
@@ -208,14 +211,19 @@ class HashingReader:
 
 
 def read(file: IO[bytes], length: int) -> bytes:
-    """Read from a pack. Raises Damaged where a sector can't be read: others can. Whatever else is
-    wrong is told as it is: where a store is away, nothing is known of any byte."""
+    """Read from a pack. Raises Damaged where a sector can't be read, else what `damage` does."""
     try:
         return file.read(length)
     except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        raise Damaged(f"bytes of it can't be read: {error.strerror}") from error
+        raise damage(error) from error
+
+
+def damage(error: OSError) -> Damaged:
+    """Return what an error says of a pack: others can be read. Raises it where it says nothing of
+    it: a store that is away, a machine that has no files left to open."""
+    if error.errno not in _OF_THE_PLACE:
+        raise error
+    return Damaged(f"bytes of it can't be read: {error.strerror}")
 
 
 def _raise(error: Damaged) -> NoReturn:

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ingestion.errors import Corrupt
+from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.format import (
     Damaged,
     Entry,
@@ -167,6 +169,18 @@ def test_a_disk_that_goes_away_says_nothing_of_what_lies_there(first_bad_record:
     disk.bad, disk.errno = range(extents[0].offset, len(data)), errno.ESTALE
     with pytest.raises(OSError, match="Stale file handle"):
         list(scan(disk, PACK, on_damage=lambda _: None))
+
+
+def test_a_pack_that_the_disk_does_not_find_again_is_damaged(tmp_path: Path) -> None:
+    class Disk(DirectoryStore):
+        def _file(self, *_: object) -> io.RawIOBase:
+            raise OSError(errno.EUCLEAN, os.strerror(errno.EUCLEAN))
+
+    archive, damage = Disk(tmp_path), list[Corrupt]()
+    with pytest.raises(Corrupt, match="can't be read: Structure needs cleaning"):
+        archive.open(PACK, PACK, Extent(0, 9), sha256=bytes(32), size=9)
+    assert list(archive.scan(PACK, PACK, on_damage=damage.append)) == []
+    assert "can't be read: Structure needs cleaning" in str(damage[0])
 
 
 def test_the_next_record_is_looked_for_in_one_pass_whatever_the_mail_holds() -> None:

@@ -23,7 +23,7 @@ from django.db.models.functions import Greatest
 from django.utils import timezone
 
 from connectors import registry
-from ingestion.errors import ArchiveUnavailable, Corrupt, InvalidInput, LostRace, NotAllowedNow
+from ingestion.errors import Corrupt, InvalidInput, LostRace, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.store import Entry, Extent, PackFile, PackStore, store
 from ingestion.services.archive import compaction, orphans, storage
@@ -73,8 +73,8 @@ def rebuild(
 
     Opens its own transactions, one per batch. Raises NotAllowedNow while a worker is at work on
     the source: a pack that it is about to commit must not be taken from under it. Raises LostRace
-    where the source is deleted meanwhile, and ArchiveUnavailable where an object store does not
-    answer.
+    where the source is deleted meanwhile, ArchiveUnavailable where the archive is away, and OSError
+    where this user may not read it, or this machine is in trouble.
     """
     started = timezone.now()
     if Mailbox.objects.filter(source=source, lease_expires_at__gt=started).exists():
@@ -166,9 +166,7 @@ class _Rebuild:
             entries = self.archive.scan(self.source.pk, pack.pack_id, on_damage=on_damage)
             for batch in _batches(entries):
                 self._take_in_batch(pack, batch)
-        except ArchiveUnavailable:
-            raise
-        except (Corrupt, OSError) as error:
+        except Corrupt as error:
             self._report(pack, str(error))
         if self.result.damaged == damaged:
             # All of it has rows now, some perhaps with another pack: none is missing in this one.
@@ -216,9 +214,7 @@ class _Rebuild:
         """Return the record with its headers, having read and checked its bytes."""
         try:
             return record.read(self.archive, self.source.pk, pack.pack_id)
-        except ArchiveUnavailable:
-            raise
-        except (Corrupt, OSError) as error:
+        except Corrupt as error:
             self._report(pack, str(error))
             return None
 

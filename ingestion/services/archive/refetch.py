@@ -20,7 +20,7 @@ from django.db.models import F
 from connectors import errors
 from connectors.base import Connector, MailboxSession
 from connectors.types import Body, MessageRef, RawMessage, RemoteFolder, RemoteMailbox, SpooledBody
-from ingestion.errors import ArchiveUnavailable, Corrupt, NotAllowedNow
+from ingestion.errors import Corrupt, NotAllowedNow
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
 from ingestion.packs.record import Origin, RecordHeader
 from ingestion.packs.store import Extent, PackStore, PackWriter, store
@@ -120,9 +120,7 @@ def _sorted_out(archive: PackStore, pack: Pack) -> tuple[list[Message], list[Mes
         try:
             with _opened(archive, row):
                 good.append(row)
-        except ArchiveUnavailable:  # nothing is lost by that
-            raise
-        except (Corrupt, OSError):
+        except Corrupt:  # nothing else says that it is lost
             lost.append(row)
     return good, lost
 

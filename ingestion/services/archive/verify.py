@@ -17,7 +17,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from connectors.types import SpooledBody
-from ingestion.errors import ArchiveUnavailable, Corrupt
+from ingestion.errors import Corrupt
 from ingestion.models import (
     AlertKind,
     IngestionSource,
@@ -93,9 +93,11 @@ def verify_archive(
 ) -> Verification:
     """Check the given sources' archives, or the whole of it. Memory does not grow with its size.
 
+    Raises ArchiveUnavailable where the archive is away, or another's, OSError where this machine is
+    in trouble: that says nothing of a message.
+
     Calls `on_problem` for each problem as it is found, `on_progress` after each pack. May run
-    beside working workers. Raises ArchiveUnavailable where the archive is away, or another's: that
-    says nothing of a message. Packs of sources that the database does not know are only looked for
+    beside working workers. Packs of sources that the database does not know are only looked for
     when the whole archive is checked.
     """
     storage.require()
@@ -169,8 +171,7 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
     """Check one pack: that it is there, each message in it, and its own record headers."""
     try:
         records = _Records(archive, pack)
-    except (Corrupt, OSError) as error:
-        _raise_if_away(error)
+    except (Corrupt, PermissionError) as error:
         if _still_there(pack):
             yield _out_of_reach(pack, error)
         return
@@ -185,8 +186,7 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
                 sha256=bytes(row.sha256),
                 size=row.size_bytes,
             )
-        except (Corrupt, OSError) as error:
-            _raise_if_away(error)
+        except Corrupt as error:
             if not _still_there(pack):
                 return
             broken += 1
@@ -212,13 +212,7 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
         yield Problem("missing_rows", pack.source_id, pack.pk, lost, text)
 
 
-def _raise_if_away(error: Corrupt | OSError) -> None:
-    """Of a store that does not answer nothing is known."""
-    if isinstance(error, ArchiveUnavailable):
-        raise error
-
-
-def _out_of_reach(pack: Pack, error: Corrupt | OSError) -> Problem:
+def _out_of_reach(pack: Pack, error: Corrupt | PermissionError) -> Problem:
     count = Message.objects.filter(pack=pack).count()
     if _is_missing(error):
         return Problem("missing_pack", pack.source_id, pack.pk, count, str(error))
@@ -233,7 +227,8 @@ class _Records:
     """What the records of a pack say: for a rebuild, they are all there is."""
 
     def __init__(self, archive: PackStore, pack: Pack) -> None:
-        """Read them. Raises Corrupt where the pack is missing, OSError where it can't be read."""
+        """Read them. Raises Corrupt where the pack is missing, PermissionError where this user may
+        not read it."""
         self.damage: Corrupt | ValueError | None = None  # the first
         self._said: dict[int, tuple[Extent, bytes, int]] = {}
         self._unsealed: dict[int, str] = {}
@@ -272,7 +267,7 @@ def _placed_ids(pack: Pack) -> dict[uuid.UUID, set[str]]:
 
 
 def _is_missing(error: BaseException) -> bool:
-    return isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
+    return isinstance(error.__cause__, FileNotFoundError)
 
 
 def _may_not_read(error: BaseException) -> str:
@@ -316,11 +311,9 @@ def _without_row(archive: PackStore, batch: list[PackFile]) -> Iterator[Problem]
             if damage:
                 rest = f"The rest of it {what}" if count else _NOT_NEEDED
                 what = f"is damaged: {damage[0]} {rest}"
-        except ArchiveUnavailable:
-            raise
         except PermissionError as error:
             what = _may_not_read(error)
-        except (Corrupt, OSError) as error:
+        except Corrupt as error:
             if _is_missing(error):
                 continue  # collected meanwhile
             what = f"is damaged: {error} {_NOT_NEEDED}"

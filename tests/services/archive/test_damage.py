@@ -1,10 +1,13 @@
 """Damaged packs and lost rows: what verification says of them, and what a rebuild gives back."""
 
+import contextlib
 import datetime as dt
 import os
+import resource
 import shutil
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +15,10 @@ from django.conf import settings
 from django.db import connection
 from django.utils import timezone
 
+from connectors.types import SPOOL_BYTES
+from ingestion.errors import ArchiveUnavailable
 from ingestion.models import Folder, IngestionSource, Mailbox, Message, Pack, Placement
-from ingestion.services.archive import housekeeping, rebuild, verify
+from ingestion.services.archive import housekeeping, rebuild, refetch, verify
 from ingestion.services.engine import placements
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, body, fill, finish, start, synced
@@ -63,12 +68,62 @@ def rebuilt(source: IngestionSource) -> tuple[rebuild.Rebuilt, list[str]]:
     return result, [one.text for one in damage]
 
 
+@contextlib.contextmanager
+def limited(kind: int, most: int) -> Iterator[None]:
+    """Have the kernel refuse this process more: files to open, or bytes in a file."""
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
 def lose_rows() -> None:
     """As after a lost database: the source is known again, no row of its mail."""
     with connection.cursor() as cursor:
         for table in ("failedmessage", "placement", "message", "folder", "mailbox", "pack", "run"):
             cursor.execute(f"DELETE FROM ingestion_{table}")
     IngestionSource.objects.update(imported_at=timezone.now())
+
+
+def test_a_temporary_directory_without_room_says_nothing_of_large_messages(
+    server: Server, source: IngestionSource
+) -> None:
+    server.deliver("INBOX", body(1) + bytes(2 * SPOOL_BYTES))
+    pack = uuid.UUID(imported(server, source, 0).stem)
+    looks: list[Callable[[], object]] = [
+        lambda: verified(source),
+        lambda: refetch.refetch(source, [pack], actor=ACTOR, on_left=print),
+        lambda: rebuilt(source),
+    ]
+    for look in looks:
+        if look is looks[-1]:
+            lose_rows()
+        with (
+            limited(resource.RLIMIT_FSIZE, SPOOL_BYTES),
+            pytest.raises(ArchiveUnavailable, match=r"TMPDIR .* Make room"),
+        ):
+            look()
+    assert rebuilt(source)[0].messages_added == 1
+    assert verified(source) == {}
+
+
+def test_a_machine_without_files_to_open_says_nothing_of_a_pack(
+    server: Server, source: IngestionSource
+) -> None:
+    imported(server, source)
+    server.deliver("Work", body(50))
+    synced(source)
+    problems: list[verify.Problem] = []
+    with contextlib.ExitStack() as behind_the_first:
+
+        def begin(_: verify.Verification) -> None:
+            behind_the_first.enter_context(limited(resource.RLIMIT_NOFILE, 3))
+
+        with pytest.raises(OSError, match="Too many open files"):
+            verify.verify_archive([source], on_problem=problems.append, on_progress=begin)
+    assert problems == []
 
 
 @pytest.mark.parametrize(
