@@ -82,9 +82,16 @@ def work() -> None:
             log.critical("merged_pack_not_as_written", error=str(error))
 
 
-def held_off(source_id: uuid.UUID, *, wait: bool = True) -> AbstractContextManager[bool]:
-    """Have no pack of a source merged for the body: who reads all of them needs them to stay."""
-    return claims.held_off(KIND, source_id, wait=wait)
+def claimed(source_id: uuid.UUID) -> AbstractContextManager[bool]:
+    """Have the packs of a source to merge or to remove for the body; False where others have, or
+    hold it off."""
+    return claims.claimed(KIND, source_id)
+
+
+def held_off(source_id: uuid.UUID) -> AbstractContextManager[bool]:
+    """Have no pack of a source merged or collected for the body: who reads all of them needs them
+    to stay, and so does who writes one for hours. Waits for who is at it."""
+    return claims.held_off(KIND, source_id)
 
 
 # -- what is merged ------------------------------------------------------------------------------
@@ -137,7 +144,7 @@ def _chosen(source_id: uuid.UUID) -> list[Pack]:
 
 def _merge_some(source_id: uuid.UUID) -> bool:
     """Merge some packs of a source; tell whether there may be more."""
-    with claims.claimed(KIND, source_id) as mine:
+    with claimed(source_id) as mine:
         packs = _chosen(source_id) if mine else []
         if not packs:
             return False
@@ -308,7 +315,7 @@ def _end_what_was_begun() -> None:
     """
     replaced = Pack.objects.filter(replaced_at__isnull=False).order_by()
     for source_id in list(replaced.values_list("source", flat=True).distinct()):
-        with claims.claimed(KIND, source_id) as mine:
+        with claimed(source_id) as mine:
             if mine:
                 _remove_replaced(source_id)
 

@@ -22,7 +22,8 @@ from ingestion.services.engine import lease
 
 log = structlog.get_logger(__name__)
 
-#: No worker takes this long between writing a pack and committing its rows.
+#: No worker takes this long between writing a pack and committing its rows. Who may, as a provider
+#: is asked meanwhile, holds `compaction` off.
 ORPHAN_AGE = dt.timedelta(hours=1)
 #: Each sync with new mail makes a pack: so many are looked up by one query.
 _BATCH = 500
@@ -75,11 +76,13 @@ def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
 
 def _collected(archive: PackStore, source_id: uuid.UUID, packs: Sequence[PackFile]) -> int:
     """Remove those of some packs that have no row and are not needed; return how many. None while
-    packs of the source are merged: one of these may be about to have a row."""
+    packs of the source are merged, rebuilt or fetched again: one of these may be about to have a
+    row, or be half-written for longer than a worker takes."""
     removed = 0
-    with compaction.held_off(source_id, wait=False) as alone:
+    with compaction.claimed(source_id) as alone:
         for orphan in _without_row(packs) if alone else ():
-            # Asked again: a rebuild may take it in meanwhile, and then its own rows have its mail.
+            # Asked again: a worker that slept may commit it meanwhile, and its own rows have its
+            # mail then.
             if orphan.partial or (not _is_needed(archive, orphan) and _without_row([orphan])):
                 archive.delete(orphan)
                 removed += 1

@@ -285,9 +285,8 @@ def test_nothing_is_merged_while_somebody_reads_all_of_a_source(folder: Folder) 
     before = files()
     with (
         compaction.held_off(folder.mailbox.source_id),
-        compaction.held_off(folder.mailbox.source_id, wait=False) as another,
+        compaction.held_off(folder.mailbox.source_id),  # several may read
     ):
-        assert another, "several may read"
         compaction.work()
     assert files() == before
     with store().writer(folder.mailbox.source_id) as writer:

@@ -147,6 +147,21 @@ def test_who_fetches_for_hours_finds_the_database_again(
     assert_exact(server, source)
 
 
+def test_housekeeping_leaves_it_the_pack_that_it_writes_for_hours(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    def two_hours_later(_: int) -> None:
+        for half in pack.parents[1].rglob("*.partial"):
+            os.utime(half, (0, 0))
+        assert housekeeping.collect_orphans() == 0
+
+    pack.unlink()
+    server.before_message = two_hours_later
+    assert refetched(source) == ((9, 0), [])
+    server.before_message = lambda _: None
+    assert verified(source) == []
+
+
 def test_a_token_that_is_renewed_on_the_way_is_kept_though_the_session_was_ended(
     server: Server, source: IngestionSource, pack: Path
 ) -> None:
