@@ -122,7 +122,7 @@ def _mailbox(
                     found = _folder_row(row, folder)
                     _compare(session, folder, found, report, options=options, max_ids=max_ids)
                 yield report, found
-    except errors.MailboxUnavailable as error:
+    except (errors.MailboxUnavailable, errors.Retryable) as error:
         yield FolderReport(remote.address, "", "", error=str(error)), None
 
 

@@ -3,7 +3,7 @@ no other."""
 
 import pytest
 
-from connectors.errors import FolderRefused, Unavailable
+from connectors.errors import FolderRefused, MailboxUnavailable, RateLimited, Unavailable
 from ingestion.management.base import Exit
 from ingestion.models import Folder, IngestionSource, Placement, Proof, Run
 from ingestion.services.archive import reconcile
@@ -64,6 +64,19 @@ def test_a_folder_that_can_not_be_read_is_told_and_the_others_are_compared(
     reports = compared(source)
     assert (reports["B"].ok, reports["B"].error) == (False, str(error))
     assert (reports["A"].present, reports["C"].present) == (3, 3)
+
+
+@pytest.mark.parametrize("error", [MailboxUnavailable("No licence."), RateLimited("Wait an hour.")])
+def test_a_mailbox_that_can_not_be_opened_now_is_told_and_the_others_are_compared(
+    server: Server, source: IngestionSource, error: Exception
+) -> None:
+    fill(server, 3)
+    server.accounts = ("one", "two")
+    ends = iter([error, None])
+    server.before_mailbox = lambda: setattr(server, "open_error", next(ends))
+    one, two = reconcile.reconcile(source)
+    assert (one.mailbox, one.error, two.missing) == ("one@example.com", str(error), 3)
+    assert Proof.objects.latest("at").problems == 4
 
 
 def test_a_listing_that_is_cut_is_told_by_the_providers_own_count(
