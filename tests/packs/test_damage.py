@@ -171,6 +171,17 @@ def test_a_disk_that_goes_away_says_nothing_of_what_lies_there(first_bad_record:
         list(scan(disk, PACK, on_damage=lambda _: None))
 
 
+def test_a_message_that_compresses_well_is_never_in_memory_as_a_whole() -> None:
+    data, [extent] = packed(bytes(20_000_000))
+    assert extent.length < 2_000
+    reader = HashingReader(io.BytesIO(data), extent)
+    assert max(map(len, reader.chunks())) <= 1 << 18
+    assert (reader.size, reader.digest()) == (
+        20_000_000,
+        hashlib.sha256(bytes(20_000_000)).digest(),
+    )
+
+
 def test_a_pack_that_the_disk_does_not_find_again_is_damaged(tmp_path: Path) -> None:
     class Disk(DirectoryStore):
         def _file(self, *_: object) -> io.RawIOBase:
