@@ -4,13 +4,18 @@ A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or 
 "u": the UIDNEXT that the server told or null, "c": message count or null, "t": when all UIDs were
 listed last (Unix time), "k": where numbers are provisional, how many messages there were ("of", or
 null) and what the highest were ("looks": digests by UID), "done": whether the folder had been
-listed to its end}.
+listed to its end}. In the middle of a pass also "f": [up to which UID flags were told, what "m" is
+after it], and "a": up to which UID messages were told again.
 
     first listing   all UIDs, in pages (with sizes, dates and flags where those matter before the
                     download); the last page says what is present, for the case that an earlier
                     UIDVALIDITY was listed before
-    later           flags of the UIDs before "n" (CHANGEDSINCE, or all of them), removals (VANISHED,
-                    or what is present where the counts differ), then the UIDs from "n" on in pages
+    later           the UIDs from "n" on in pages, flags of those before it (CHANGEDSINCE, or all of
+                    them) with removals (VANISHED), and where the counts differ what is present
+
+What is told of older messages may take longer than a worker's slice. So new mail comes first, and
+each page's cursor says where the next slice goes on. "t" is 0 while not all of those that are told
+again were: that is due.
 
 "m" is the value from before the pass, so what changes meanwhile is seen by the next one; a first
 listing that was interrupted follows the flags of its earlier part before it ends. "n" and
@@ -30,9 +35,11 @@ but for once in a while.
 """
 
 import contextlib
+import dataclasses
 import hashlib
+import itertools
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 from connectors.errors import CursorExpired, IdsReused
@@ -135,8 +142,8 @@ class _Listing:
         self._describe = describe
         #: How far the pages that were yielded are.
         self._reached = since
-        #: When all UIDs were listed.
-        self._listed_at = since.get("t", 0)
+        #: Up to which UID flags were told, and "m" once all of them are.
+        self._flags_upto, self._modseq = since.get("f", (0, opened.modseq))
         self._page_messages = BARE_PAGE_MESSAGES
         if describe:
             self._page_messages = min(_FIRST_PAGE_MESSAGES, PAGE_MESSAGES)
@@ -144,43 +151,17 @@ class _Listing:
     def first(self) -> Iterator[Page]:
         """List from the cursor to the end, and say what is present."""
         uids, whole = self._all_uids()
-        self._listed_at = int(time.time())
-        last = self._last_cursor(uids, certain=whole)
-        yield from self._pages(uids.since(self._since["n"]))
-        if self._since["n"] > 1 and self._flags_may_differ():
-            # The part of the listing before an interruption knows the flags from when it began.
-            yield from self._flags()
+        last = {**self._last_cursor(uids, certain=whole), "t": int(time.time())}
         present = Present(self._opened.validity, uids, last["n"]) if whole else None
-        yield Page(last, present=present)
+        # The part of the listing before an interruption knows the flags from when it began.
+        end = itertools.chain(self._flags(), [Page(last, present=present)])
+        yield from self._pages(uids.since(self._since["n"]), end)
 
     def follow(self) -> Iterator[Page]:
         """List what changed since a complete pass."""
-        opened, since = self._opened, self._since
         self._compare()
-        new, certain = self._new(), True
-        audit = _audit_is_due(since, self._describe)
-        if since["n"] > 1 or audit:
-            there, gone = self._login.exists, Uids([])
-            if since["n"] > 1 and self._flags_may_differ():
-                gone = yield from self._flags()
-            expected = None if since["c"] is None else since["c"] - len(gone) + len(new)
-            if audit or there is None or there != expected:
-                uids, certain = self._all_uids()
-                if len(uids.and_those_of(gone)) < len(uids) + len(gone):
-                    raise IdsReused("The server gave UIDs of removed messages to others.")
-                new = new.and_those_of(uids.since(since["n"]))
-                some_came_late = there is not None and expected is not None and there > expected
-                if audit or some_came_late or not self._describe:
-                    self._listed_at = int(time.time())
-                    yield from self._again(uids.before(since["n"]))
-                if certain:
-                    present = Present(opened.validity, uids, since["n"])
-                    yield Page(dict(since), present=present)
-        last = self._last_cursor(new, certain=certain)
-        if new:
-            yield from self._pages(new, last)
-        else:
-            yield Page(last)
+        new = self._new()
+        yield from self._pages(new, self._older(new))
 
     def _new(self) -> Uids:
         """Return the UIDs from "n" on."""
@@ -191,20 +172,52 @@ class _Listing:
                 new = self._uids_by("UID FETCH {} (UID)", f"{first}:*").since(first)
         return new
 
-    def _again(self, uids: Uids) -> Iterator[Page]:
+    def _older(self, new: Uids) -> Iterator[Page]:
+        """Tell what became of messages that were listed before; then where the listing is."""
+        since = self._since
+        gone = yield from self._flags()
+        expected = None if since["c"] is None else since["c"] - len(gone)
+        as_many = expected is not None and self._login.exists == expected + len(new)
+        audit = _audit_is_due(since, self._describe)
+        if as_many and not audit:
+            yield Page(self._last_cursor(new, certain=True))
+            return
+        uids, certain = self._all_uids()
+        if len(uids.and_those_of(gone)) < len(uids) + len(gone):
+            raise IdsReused("The server gave UIDs of removed messages to others.")
+        older, newer = uids.before(since["n"]), new.and_those_of(uids.since(since["n"]))
+        if len(newer) > len(new):
+            yield from self._pages(newer)
+        last = self._last_cursor(newer, certain=certain)
+        some_came_late = expected is not None and len(older) > expected
+        if audit or some_came_late or not self._describe:
+            upto = 0 if some_came_late else since.get("a", 0)
+            owed = {**last, "t": 0, "f": [last["n"] - 1, self._modseq], "a": upto}
+            if new or "a" not in since:
+                yield Page(owed)
+            yield from self._again(older.since(upto + 1), owed)
+            last["t"] = int(time.time())
+        present = Present(self._opened.validity, uids, since["n"]) if certain else None
+        yield Page(last, present=present)
+
+    def _again(self, uids: Uids, owed: Cursor) -> Iterator[Page]:
         """Tell of messages that were listed before, but for those that came late."""
         for page in uids.pages(lambda: self._page_messages):
-            yield Page(self._reached, added=self._references(page), again=True)
+            cursor = {**owed, "a": page.last}
+            yield Page(cursor, added=self._references(page), again=True)
 
-    def _pages(self, uids: Uids, last: Cursor | None = None) -> Iterator[Page]:
-        """Tell of new messages. `last`: where the listing is once all of these are archived."""
-        cursor, left = {**self._since, "c": None}, len(uids)
+    def _pages(self, uids: Uids, then: Iterable[Page] = ()) -> Iterator[Page]:
+        """Tell of new messages, and the last of them with the first page of `then`: two pages would
+        be two transactions of each poll that finds mail."""
+        cursor, left, others = {**self._reached, "c": None}, len(uids), iter(then)
         for page in uids.pages(lambda: self._page_messages):
             refs = self._references(page)
             left -= len(page)
             cursor["n"] = page.last + 1
             self._reached = dict(cursor)
-            yield Page(self._reached if left or last is None else last, added=refs)
+            first = Page(self._reached) if left else next(others, Page(self._reached))
+            yield dataclasses.replace(first, added=[*refs, *first.added])
+        yield from others
 
     def _references(self, uids: Uids) -> list[MessageRef]:
         validity = self._opened.validity
@@ -226,11 +239,11 @@ class _Listing:
         else:  # beyond it: came after EXAMINE counted, or a server that counts wrongly
             certain = certain and following == opened.next_uid
         count = opened.count if certain else None
-        cursor = {"v": opened.validity, "n": following, "u": opened.next_uid, "m": opened.modseq}
+        cursor = {"v": opened.validity, "n": following, "u": opened.next_uid, "m": self._modseq}
         if opened.provisional:
             highest = self._compared().and_those_of(uids).highest(_COMPARED)
             cursor["k"] = {"of": opened.count if whole else None, "looks": self._looks(highest)}
-        return {**cursor, "c": count, "t": self._listed_at, "done": True}
+        return {**cursor, "c": count, "t": self._since.get("t", 0), "done": True}
 
     def _compare(self) -> None:
         """Raise IdsReused where the highest messages are not those that had these UIDs."""
@@ -310,8 +323,7 @@ class _Listing:
     # -- flags -----------------------------------------------------------------------------------
 
     def _flags_may_differ(self) -> bool:
-        modseq = self._opened.modseq
-        return modseq is None or modseq != self._since["m"]
+        return self._modseq is None or self._modseq != self._since["m"]
 
     def _modseq_goes_on(self) -> bool:
         """Tell whether the server can say what changed since the cursor. One that was restored
@@ -325,40 +337,41 @@ class _Listing:
     def _flags(self) -> Generator[Page, None, Uids]:
         """Yield changed flags and, where the server tells them, removals: of UIDs before "n".
         Return what was removed."""
-        since, opened = self._since, self._opened
         modifier = ""
         if self._modseq_goes_on():
             vanished = " VANISHED" if self._tells_removals() else ""
-            modifier = f" (CHANGEDSINCE {since['m']}{vanished})"
-        items = commands.label_items(self._login)
-        gone: list[tuple[int, int]] = []
+            modifier = f" (CHANGEDSINCE {self._since['m']}{vanished})"
+        command = f"UID FETCH {{}} ({commands.label_items(self._login)}){modifier}"
+        removed = Uids([])
         for low, high in self._flag_windows():
             changed: list[tuple[str, tuple[str, ...]]] = []
-            for response in self._run(f"UID FETCH {{}} ({items}){modifier}", f"{low}:{high}"):
+            gone: list[tuple[int, int]] = []
+            for response in self._run(command, f"{low}:{high}"):
                 if response[0][:9].upper() == b"VANISHED ":
                     gone.extend(syntax.ranges(response[0].split()[-1]))
-                elif (found := relabelled(response, opened.validity)) is not None:
+                elif (found := relabelled(response, self._opened.validity)) is not None:
                     changed.append(found)
-            for at in range(0, len(changed), PAGE_MESSAGES):
-                yield Page(self._reached, relabelled=changed[at : at + PAGE_MESSAGES])
-        removed = Uids(gone).before(since["n"])
-        yield from self._vanished(removed)
+            here = Uids(gone).since(low).before(high + 1)
+            removed = removed.and_those_of(here)
+            self._reached = {**self._reached, "f": [high, self._modseq]}
+            if changed or len(here):
+                yield dataclasses.replace(self._vanished(here), relabelled=changed)
         return removed
 
     def _flag_windows(self) -> Iterator[tuple[int, int]]:
-        last = self._since["n"] - 1
+        first, last = self._flags_upto + 1, self._since["n"] - 1
+        if first > last or not self._flags_may_differ():
+            return
         if self._login.exists is not None and self._login.exists <= FLAGS_WINDOW:
-            yield 1, last
+            yield first, last
         else:
-            yield from self._search("1:*").windows(FLAGS_WINDOW, last)
+            yield from self._search(f"{first}:*").windows(FLAGS_WINDOW, first, last)
 
-    def _vanished(self, gone: Uids) -> Iterator[Page]:
-        validity, cursor = self._opened.validity, self._reached
-        if 0 < len(gone) <= _MAX_REMOVED:
-            yield Page(cursor, removed=[f"{validity}:{uid}" for uid in gone])
-        elif len(gone):
-            upto = self._since["n"]
-            yield Page(cursor, present=Present(validity, gone, upto, inverted=True))
+    def _vanished(self, gone: Uids) -> Page:
+        validity, upto = self._opened.validity, self._since["n"]
+        if len(gone) <= _MAX_REMOVED:
+            return Page(self._reached, removed=[f"{validity}:{uid}" for uid in gone])
+        return Page(self._reached, present=Present(validity, gone, upto, inverted=True))
 
     # -- commands --------------------------------------------------------------------------------
 

@@ -61,9 +61,9 @@ class Uids:
         if page:
             yield Uids(page)
 
-    def windows(self, size: int, upto: int) -> Iterator[tuple[int, int]]:
-        """Cut the UID space [1, upto] into (low, high) that hold at most `size` members each."""
-        low = 1
+    def windows(self, size: int, first: int, upto: int) -> Iterator[tuple[int, int]]:
+        """Cut the UIDs [first, upto] into (low, high) that hold at most `size` members each."""
+        low = first
         for page in self.pages(size):
             high = max(page.last, low)
             if high >= upto:

@@ -62,11 +62,11 @@ def start(source: IngestionSource, *, sync_only: bool = False) -> Run:
     return run
 
 
-def work(source: IngestionSource) -> Mailbox:
+def work(source: IngestionSource, *, slice_seconds: float = sync.SLICE_SECONDS) -> Mailbox:
     """Give the mailbox one slice of work at once, as a worker does; return its row."""
     mailbox = Mailbox.objects.get(source=source)
     Mailbox.objects.filter(pk=mailbox.pk).update(not_before=Now())
-    sync.sync_mailbox(mailbox.pk)
+    sync.sync_mailbox(mailbox.pk, slice_seconds=slice_seconds)
     mailbox.refresh_from_db()
     return mailbox
 

@@ -1,8 +1,10 @@
 """What an IMAP server lists, through the whole engine: never "none" where it could not be read, and
 never "gone" where the server only does not let it be opened."""
 
+import datetime as dt
+import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,10 @@ import pytest
 from connectors.generic_imap import listing
 from connectors.generic_imap.syntax import ranges
 from connectors.generic_imap.uids import Uids
+from connectors.types import Cursor, Page, Wanted
 from ingestion.models import Folder, IngestionSource, Run
 from tests.servers import imap_source
-from tests.servers.imap_connector import listed, opened
+from tests.servers.imap_connector import inbox_of, listed, opened
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
 
@@ -175,14 +178,102 @@ def test_a_page_is_what_a_slow_server_describes_in_time(
     assert max(pages[1:]) <= 5
 
 
-def test_new_mail_comes_with_the_cursor_behind_it_on_one_page(server: ImapScript) -> None:
+def test_new_mail_comes_first_and_costs_no_page_of_its_own(server: ImapScript) -> None:
     """Two would be two transactions of each poll that finds mail."""
     with opened(server) as session:
         since = listed(session)[-1].cursor
     fill(server.inbox, 2)
     with opened(server) as session:
-        *of_others, page = listed(session, since)
+        page, *of_others = listed(session, since)
         assert not any(page.added for page in of_others)
         assert [ref.remote_id.partition(":")[2] for ref in page.added] == ["4", "5"]
+        assert len(of_others) == (0 if server.has("CONDSTORE") else 1)  # all flags, then the cursor
     with opened(server) as session:
-        assert listed(session, page.cursor) == []
+        assert listed(session, [page, *of_others][-1].cursor) == []
+
+
+@pytest.fixture
+def tiny_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_FIRST_PAGE_MESSAGES", "PAGE_MESSAGES", "BARE_PAGE_MESSAGES", "FLAGS_WINDOW"):
+        monkeypatch.setattr(listing, name, 2)
+
+
+def page_by_page(server: ImapScript, cursor: Cursor | None) -> Iterator[Page]:
+    """Yield the pages of a pass of which each slice ends after one. Fails where it never ends."""
+    for _ in range(40):
+        with opened(server) as session:
+            session.prefer(Wanted(since=dt.date(2001, 1, 1)))  # so each is described
+            page = next(iter(session.changes(inbox_of(session), cursor)), None)
+        if page is None:
+            return
+        yield page
+        cursor = json.loads(json.dumps(dict(page.cursor)))
+    raise AssertionError("It goes round and round.")
+
+
+def uids_of(pages: Iterable[Page]) -> list[int]:
+    return [int(ref.remote_id.partition(":")[2]) for page in pages for ref in page.added]
+
+
+@pytest.mark.usefixtures("tiny_pages")
+def test_a_look_at_all_messages_goes_on_where_a_slice_ended(server: ImapScript) -> None:
+    fill(server.inbox, 6)
+    *_, end = page_by_page(server, None)
+    for uid in server.inbox.mails:
+        server.inbox.flag(uid, b"\\Seen")
+    server.inbox.expunge(2)
+    fill(server.inbox, 1)
+    pages = []
+    for page in page_by_page(server, {**end.cursor, "t": 0}):
+        pages.append(page)
+        fill(server.inbox, len(pages) == 8)
+    told = [page for page in pages if page.again]
+    assert uids_of(told) == [1, *range(3, 12)]
+    assert uids_of(pages[:1]) == [10]
+    assert uids_of(pages[8:9]) == [11]
+    labels = dict(label for page in pages for label in page.relabelled)
+    assert {f"1:{uid}": ("\\Seen",) for uid in (1, *range(3, 10))}.items() <= labels.items()
+    [present] = [page.present for page in pages if page.present is not None]
+    assert "1:2" not in present
+    assert not {"a", "f"} & pages[-1].cursor.keys()
+
+
+@pytest.mark.usefixtures("tiny_pages")
+def test_what_came_late_below_what_was_told_again_is_told_too(server: ImapScript) -> None:
+    del server.inbox.mails[1]
+    fill(server.inbox, 5)
+    *_, end = page_by_page(server, None)
+    pages = page_by_page(server, {**end.cursor, "t": 0})
+    while not next(pages).again:
+        pass
+    server.inbox.deliver(b"late", uid=1)
+    assert 1 in uids_of(pages)
+
+
+@pytest.mark.usefixtures("tiny_pages")
+def test_flags_of_a_first_listing_go_on_where_a_slice_ended(server: ImapScript) -> None:
+    fill(server.inbox, 6)
+    pages = page_by_page(server, None)
+    first = next(pages)
+    server.inbox.flag(1, b"\\Seen")
+    rest = list(pages)
+    assert rest[-1].cursor["done"]
+    assert uids_of([first, *rest]) == list(range(1, 10))
+    assert dict(label for page in rest for label in page.relabelled)["1:1"] == ("\\Seen",)
+
+
+@pytest.mark.usefixtures("tiny_pages")
+def test_in_each_slice_of_a_long_look_new_mail_is_archived(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    IngestionSource.objects.update(options={"since": "2001-01-01"})
+    imported(source)
+    folder = Folder.objects.get()
+    Folder.objects.update(cursor={**(folder.cursor or {}), "t": 0})
+    run = imap_source.start(source, sync_only=True)
+    for number in range(16):
+        fill(server.inbox, number < 3)
+        imap_source.work(source, slice_seconds=0)
+        assert archived(source) == held_by(server)
+    run.refresh_from_db()
+    assert run.status == "completed"
