@@ -112,9 +112,10 @@ class DirectoryStore(PackStore):
         expected_bytes: int = 0,  # noqa: ARG002 - the kernel reads ahead
     ) -> io.RawIOBase:
         path, of_before = self.paths(source_id, f"{pack_id}.pack")
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            return path.open("rb", buffering=0)
-        return of_before.open("rb", buffering=0)
+        try:
+            return io.FileIO(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return io.FileIO(of_before)
 
     def _directory(self, source_id: uuid.UUID) -> Path:
         return self.root / str(uuid.UUID(str(source_id)))
