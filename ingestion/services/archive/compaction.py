@@ -283,7 +283,8 @@ def _commit(
     size_bytes: int,
     moved: dict[uuid.UUID, Extent],
 ) -> None:
-    """Let the rows name the new pack. Raises LostRace where anything is not as it was copied.
+    """Let the rows name the new pack, which is as old as the youngest of those, but where packs are
+    locked: its lock begins now. Raises LostRace where anything is not as it was copied.
 
     (This is where a ledger of the archive has its entry "packs replaced by".)
     """
@@ -295,8 +296,9 @@ def _commit(
     if counts != {pack.pk: pack.message_count for pack in packs}:
         raise LostRace("A pack was changed meanwhile.")
     sql.insert_pack(new_id, source_id, size_bytes, len(moved))
+    youngest = max(pack.created_at for pack in packs)
     Pack.objects.filter(pk=new_id).update(
-        created_at=max(pack.created_at for pack in packs),
+        created_at=timezone.now() if store().locked_for else youngest,
         index_version=min(pack.index_version for pack in old),
         index_defects=sum(pack.index_defects for pack in old),
         index_offset=max((extent.offset for extent in moved.values()), default=0),

@@ -322,7 +322,7 @@ def test_what_was_replaced_stays_while_somebody_reads_all_of_a_source(
 def test_what_is_locked_is_merged_when_the_lock_is_over(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else its room would be taken twice until then."""
+    """Else its room would be taken twice until then. What it is merged into is locked, too."""
     synced(folder)
     monkeypatch.setattr(PackStore, "locked_for", dt.timedelta(days=3))
     if isinstance(store(), ObjectStore):
@@ -331,7 +331,14 @@ def test_what_is_locked_is_merged_when_the_lock_is_over(
     assert len(files()) == 5
     Pack.objects.update(created_at=timezone.now() - dt.timedelta(days=4))
     compaction.work()
-    assert len(files()) == 1
+    [merged] = Pack.objects.all()
+    synced(folder, first=5)
+    before_it = Pack.objects.exclude(pk=merged.pk)
+    before_it.update(created_at=timezone.now() - dt.timedelta(days=4))
+    Pack.objects.filter(pk=merged.pk).update(created_at=merged.created_at)
+    compaction.work()
+    assert len(files()) == 2
+    assert merged.pk in files()
 
 
 def test_where_old_packs_can_not_be_removed_no_more_are_merged_and_doctor_tells(
