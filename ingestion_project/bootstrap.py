@@ -49,6 +49,9 @@ def main() -> int:
         return 1
     with migrating.alone(connection, say=lambda text: print(text, file=sys.stderr)):
         call_command("migrate", interactive=False, verbosity=0)
+        if trouble := archive_trouble():  # before the first user: the password is told once
+            print(trouble, file=sys.stderr)
+            return 1
         try:
             password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))
         except ValidationError as error:
@@ -57,9 +60,6 @@ def main() -> int:
                 "Set a better one, or none: then one is made and printed once.",
                 file=sys.stderr,
             )
-            return 1
-        if trouble := archive_trouble():
-            print(trouble, file=sys.stderr)
             return 1
     if password:
         print(

@@ -134,13 +134,13 @@ class OperatorCommand(BaseCommand):
             self.say("Interrupted.")
             return Exit.INTERRUPTED
         except BrokenPipeError:  # whoever read the output (head, less) has enough
-            _write_no_more()
+            write_no_more()
             return Exit.OK
         except PermissionError:
             raise  # `command_line` says whose files they are
         except OSError as error:
             if error.filename is None:  # the output's disk is full
-                _write_no_more()
+                write_no_more()
             where = "" if error.filename is None else f"{error.filename}: "
             self.say(f"{where}{error.strerror or error}.")
             return Exit.PROBLEM
@@ -283,7 +283,7 @@ def _log_level(level: int) -> Iterator[None]:
         root.setLevel(before)
 
 
-def _write_no_more() -> None:
+def write_no_more() -> None:
     """Let what is still to be written to stdout go nowhere, without a word at the end."""
     with contextlib.suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 
 from connectors.config import ConfigError
 from connectors.generic_imap.config import ImapConfig
-from ingestion.management.base import Exit, OperatorCommand, UsageError
+from ingestion.management.base import Exit, OperatorCommand, UsageError, write_no_more
 from ingestion.management.meanwhile import Meanwhile
 from ingestion.management.presentation import size
 from ingestion.models import Message
@@ -79,19 +79,24 @@ class Command(OperatorCommand):
         storage.require()
         seen: Writer | None = None
         written = 0
-        with Meanwhile("Exporting") as shown, _new_file(options["to"], self.as_json) as file:
-            jobs.taken_by(self.actor, query=query, how=options["format"])
+        try:
+            with Meanwhile("Exporting") as shown, _new_file(options["to"], self.as_json) as file:
+                jobs.taken_by(self.actor, query=query, how=options["format"])
 
-            def on_progress(writer: Writer, _: Message) -> None:
-                nonlocal seen
-                seen = writer
-                if (writer.done + writer.unreadable) % 100 == 0:
-                    done = outcome(writer.done, writer.unreadable)
-                    shown.count(f"{done}, {size(written)}")
+                def on_progress(writer: Writer, _: Message) -> None:
+                    nonlocal seen
+                    seen = writer
+                    if (writer.done + writer.unreadable) % 100 == 0:
+                        done = outcome(writer.done, writer.unreadable)
+                        shown.count(f"{done}, {size(written)}")
 
-            for chunk in streamed(selection, options["format"], on_progress=on_progress):
-                file.write(chunk)
-                written += len(chunk)
+                for chunk in streamed(selection, options["format"], on_progress=on_progress):
+                    file.write(chunk)
+                    written += len(chunk)
+        except BrokenPipeError:
+            write_no_more()
+            self.say("Who read the export closed it: what it has is cut.")
+            return Exit.PROBLEM
         done, unreadable = (seen.done, seen.unreadable) if seen else (0, 0)
         if self.as_json:
             self.report({"messages": done, "unreadable": unreadable, "bytes": written}, "")

@@ -41,11 +41,7 @@ def require() -> None:
             " restart every process. Where the move was broken off, run manage.py move_archive"
             f" again; or write {installation.archive_id} into {archive.mark_name}."
         )
-    if is_being_restored(mark):
-        raise WrongArchive(
-            f"{archive.name} is being restored from a backup. Nothing is written until that is"
-            " done: run manage.py restore again where it was broken off."
-        )
+    _refuse_half_restored(archive, mark)
     if mark != str(installation.archive_id):
         raise WrongArchive(
             f"{archive.name} is the archive of another installation ({mark}); this one's"
@@ -99,6 +95,14 @@ def is_being_restored(mark: str) -> bool:
     return mark.startswith(_RESTORED)
 
 
+def _refuse_half_restored(archive: PackStore, mark: str | None) -> None:
+    if mark is not None and is_being_restored(mark):
+        raise WrongArchive(
+            f"{archive.name} is being restored from a backup. Nothing is written until that is"
+            " done: run manage.py restore again where it was broken off."
+        )
+
+
 def retire(archive: PackStore, to: PackStore) -> None:
     """Have nobody write to a store any more: the archive is moved to another."""
     archive.write_mark(f"{_MOVED}{to.name}")
@@ -108,6 +112,7 @@ def take_over() -> None:
     """Make the archive that is there ours, where this database never had one: the one before it
     was lost. Raises WrongArchive as `require` does where it had one."""
     mark, installation = store().mark(), Installation.objects.filter(pk=1).first()
+    _refuse_half_restored(store(), mark)
     new = installation is None or not installation.archive_marked
     if mark is not None and not moved_to(mark) and new:
         Installation.objects.update_or_create(
@@ -133,6 +138,7 @@ def _begin() -> Installation:
 
 
 def _refuse_what_is_not_new(archive: PackStore, mark: str | None) -> None:
+    _refuse_half_restored(archive, mark)
     if mark is None:
         known = Pack.objects.order_by("created_at")
         some = [pack for pack in (known.first(), known.last()) if pack is not None]

@@ -54,6 +54,22 @@ def test_of_an_archive_of_another_installation_no_backup_is_made(
     assert not place.root.exists()
 
 
+def test_a_directory_of_backups_that_is_gone_is_not_begun_anew(
+    source: IngestionSource, place: Place, tmp_path: Path
+) -> None:
+    """Its disk is away: a backup beneath the mount point would fill another."""
+    make(place)
+    place.root.rename(tmp_path / "unmounted")
+    place.root.mkdir()
+    with pytest.raises(NotAllowedNow, match=r"is its volume mounted"):
+        make(place)
+    assert not list(place.root.iterdir())
+    make(Place(tmp_path / "another"))
+    place.root.rmdir()
+    (tmp_path / "unmounted").rename(place.root)
+    make(place)
+
+
 def test_two_directories_do_not_share_packs_for_each_would_remove_the_others(
     source: IngestionSource, place: Place, tmp_path: Path
 ) -> None:

@@ -1,8 +1,10 @@
 """The archive's volume may be away, or another: nothing is written then, and everybody says so."""
 
 import os
+import re
 import shutil
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.contrib.auth import authenticate
 from django.db import connection
 
 from ingestion.errors import ArchiveUnavailable, WrongArchive
@@ -32,6 +35,7 @@ from tests.servers import imap_source
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Account, Dovecot
 from tests.servers.imap_source import ACTOR
+from tests.servers.stack import ROOT
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -232,6 +236,41 @@ def test_a_lost_database_takes_its_archive_over(source: IngestionSource, archive
     storage.take_over()
     storage.require()
     assert (archive_dir / ".installation").read_text() == mark
+
+
+def test_an_archive_that_is_being_restored_is_nobodys(
+    source: IngestionSource, archive_dir: Path
+) -> None:
+    """Neither a new database's that takes over what is there, nor one's that begins an archive."""
+    for model in (Placement, Message, Pack, IngestionSource, Installation):
+        model.objects.all().delete()
+    mark = archive_dir / ".installation"
+    mark.write_text(storage.being_restored("20261130-0100"))
+    with pytest.raises(WrongArchive, match=r"being restored .* restore again"):
+        storage.take_over()
+    shutil.rmtree(archive_dir / str(source.pk))
+    with pytest.raises(WrongArchive, match=r"being restored .* restore again"):
+        storage.require()
+    assert storage.is_being_restored(mark.read_text())
+
+
+def test_the_first_password_is_told_also_where_the_first_start_was_refused(
+    archive_dir: Path, db: None, manage: CommandLine
+) -> None:
+    def start() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "ingestion_project.bootstrap"],
+            cwd=ROOT, env=manage.env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+
+    archive_dir.mkdir()
+    mark = archive_dir / ".installation"
+    mark.write_text(storage.being_restored("20261130-0100"))
+    refused = start()
+    assert (refused.returncode, "being restored" in refused.stderr) == (1, True)
+    mark.unlink()
+    [password] = re.findall(r"password: (\S+)", start().stdout)
+    assert authenticate(username="admin", password=password)
 
 
 def test_a_new_installation_may_take_an_empty_directory(archive_dir: Path, db: None) -> None:

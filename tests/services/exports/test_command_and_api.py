@@ -63,6 +63,17 @@ def test_the_command_writes_a_whole_file_or_none(
     assert json.loads(lost.stdout)["unreadable"] == 30
 
 
+def test_an_export_whose_reader_broke_off_is_no_success(
+    archived: IngestionSource, manage: CommandLine
+) -> None:
+    with manage.start("export", "--format=eml", "--to=-") as cut:
+        assert cut.stdout is not None
+        assert cut.stderr is not None
+        cut.stdout.close()
+        assert "is cut" in cut.stderr.read()
+    assert cut.returncode == 1
+
+
 def test_the_command_takes_only_what_a_user_may_see_and_knows_what_is_wrong(
     archived: IngestionSource, manage: CommandLine, tmp_path: Path, other_user: User
 ) -> None:

@@ -25,7 +25,7 @@ from django.db.models import Sum
 from django.utils import timezone
 
 from ingestion.errors import Corrupt, NotAllowedNow
-from ingestion.models import Installation, Pack
+from ingestion.models import AuditEvent, Installation, Pack
 from ingestion.packs.store import PackFile, PackStore, store
 from ingestion.services.archive import compaction, storage
 from ingestion.services.audit import Actor, audit
@@ -74,6 +74,7 @@ def make(
     here = store().fresh()
     storage.require()
     _require_apart(here, place)
+    _require_there(place)
     archive_id = str(Installation.objects.get(pk=1))
     with copying.told_in_words(str(place.root)), place.ours(archive_id):
         with transaction.atomic():
@@ -107,6 +108,17 @@ def _require_apart(here: PackStore, place: Place) -> None:
         raise NotAllowedNow(
             f"A backup belongs elsewhere than the archive ({here.name}), best on another machine:"
             " what takes the one must not take the other."
+        )
+
+
+def _require_there(place: Place) -> None:
+    """What is not mounted looks like an empty directory: a backup that begins there fills another
+    disk, and lies beneath the mount point once that is back."""
+    before = AuditEvent.objects.filter(action="archive.backup", changes__to=place.packs.name)
+    if not (place.begun or place.packs.mark()) and before.exists():
+        raise NotAllowedNow(
+            f"{place.root} had backups and has none any more: is its volume mounted? Where it is to"
+            " begin anew, name another directory."
         )
 
 

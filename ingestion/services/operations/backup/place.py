@@ -77,6 +77,11 @@ class Place:
 
     # -- reading -----------------------------------------------------------------------------------
 
+    @property
+    def begun(self) -> bool:
+        """Whether there was ever a backup here."""
+        return self._id.exists()
+
     def manifests(self, on_damage: Callable[[NotAllowedNow], None] | None = None) -> list[Manifest]:
         """Return the backups that are complete, the newest first. Raises NotAllowedNow where one
         can't be read, unless `on_damage` takes it."""
