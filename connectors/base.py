@@ -81,7 +81,8 @@ class MailboxSession(_Closing, ABC):
     """One mailbox, opened. Owns its network connections."""
 
     def prefer(self, wanted: Wanted) -> None:
-        """Hear what will be kept, before the first listing: a hint that saves downloads.
+        """Hear what will be kept, before the first listing: a hint that saves downloads, and other
+        requests where nothing is archived yet.
 
         The engine drops the rest anyway, when it is listed or when it is fetched. A connector that
         leaves something out at listing says so in its cursors, and raises CursorExpired for one

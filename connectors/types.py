@@ -85,10 +85,12 @@ class MessageRef(NamedTuple):
 @dataclasses.dataclass(frozen=True, slots=True)
 class Wanted:
     """What the engine will keep: no message with one of the roles `left_out`, none received before
-    `since` (UTC)."""
+    `since` (UTC). `has_mail`: some of the mailbox is archived already, so that a listing from the
+    beginning may find labels of it that have changed."""
 
     left_out: frozenset[str] = frozenset()
     since: dt.date | None = None
+    has_mail: bool = False
 
 
 class RemoteIds(Protocol):

@@ -196,7 +196,6 @@ class GmailSession(MailboxSession):
     def __init__(self, mailbox: GmailMailbox) -> None:
         self.mailbox = mailbox
         self._wanted = Wanted()
-        self._fetched = 0
 
     def close(self) -> None:
         self.mailbox.close()
@@ -224,12 +223,7 @@ class GmailSession(MailboxSession):
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
         if folder.remote_id != ALL_MAIL:
             raise FolderGone("A Gmail mailbox has one folder, All Mail.")
-        listing = Listing(
-            self.mailbox,
-            now=folder.state["history"],
-            wanted=self._wanted,
-            fetched=lambda: self._fetched,
-        )
+        listing = Listing(self.mailbox, now=folder.state["history"], wanted=self._wanted)
         with self._alone():
             yield from listing.changes(since)
 
@@ -248,7 +242,6 @@ class GmailSession(MailboxSession):
         folder: RemoteFolder,  # noqa: ARG002 - there is one
         refs: Sequence[MessageRef],
     ) -> Iterator[RawMessage | Missing]:
-        self._fetched += len(refs)
         return Download(self.mailbox, refs).answers()
 
 

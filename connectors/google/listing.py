@@ -6,9 +6,9 @@
 
 The history id is taken before the listing and kept to its end: what happens meanwhile is in the
 history. A listing names ids alone, so: what is left out (junk, trash, drafts) is listed by label
-first; where ids were recognised as archived (a listing after an expired history), their labels are
-listed label by label, at 5 units for 500 ids where asking for each message would cost 5 or 20 for
-one. A cursor:
+first; where mail was archived before (a listing after an expired history), its labels are listed
+label by label, at 5 units for 500 ids where asking for each message would cost 5 or 20 for one.
+What a listing itself archives comes with its labels. A cursor:
 
     history: where the history goes on    without, since: what this listing left out
     page: token of the next page          recognised: whether labels must be listed at the end
@@ -16,12 +16,12 @@ one. A cursor:
 """
 
 import datetime as dt
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from connectors.errors import CursorExpired
 from connectors.google.ids import Ids, order
-from connectors.google.mailbox import ROLES, GmailMailbox, roles_of
+from connectors.google.mailbox import ALL, ROLES, GmailMailbox, roles_of
 from connectors.google.refusals import Absent, BadRequest
 from connectors.types import Cursor, MessageRef, Page, RemoteIds, Wanted
 
@@ -30,17 +30,15 @@ _RELABELLED = 20_000
 
 
 class Listing:
-    """One pass over a mailbox. `now` is its history id when the session began; `fetched` counts
-    the messages that were asked for so far, which tells whether the engine knew some."""
+    """One pass over a mailbox. `now` is its history id when the session began."""
 
-    def __init__(
-        self, mailbox: GmailMailbox, *, now: str, wanted: Wanted, fetched: Callable[[], int]
-    ) -> None:
-        self._mailbox, self._now, self._wanted, self._fetched = mailbox, now, wanted, fetched
+    def __init__(self, mailbox: GmailMailbox, *, now: str, wanted: Wanted) -> None:
+        self._mailbox, self._now, self._wanted = mailbox, now, wanted
 
     def changes(self, since: Cursor | None) -> Iterator[Page]:
         if since is None:
-            yield from self._listed({"history": self._now} | self._left_out())
+            begun = {"history": self._now, "recognised": self._wanted.has_mail}
+            yield from self._listed(begun | self._left_out())
             return
         if self._is_wanted_now(since):
             raise CursorExpired("The options want what was left out before.")
@@ -67,12 +65,14 @@ class Listing:
         present = None
         if "stage" not in cursor:
             present = yield from self._pages(cursor)
+        # Cursors of versions before need not have it.
+        names = self._mailbox.labels() if cursor.get("recognised", True) else {}
+        members = self._mailbox.members([*names, *([ALL] if present is None else [])])
         if present is None:
-            present = Ids()
-            for ids in self._mailbox.all_ids():
-                present.update(ids)
-        if cursor.get("recognised"):
-            yield from self._relabelled(cursor, present)
+            present = members.pop(ALL)
+        if names:
+            labels = [(names[label], ids) for label, ids in members.items()]
+            yield from self._relabelled(cursor, present, labels)
         done = {name: cursor[name] for name in ("history", "without", "since")}
         yield Page(done, present=present)
         # A listing may have taken days, and "imported" is said at its end.
@@ -98,40 +98,26 @@ class Listing:
                 raise CursorExpired("Google no longer knows the page.") from None
             if seen is not None:
                 seen.update(ids)
-            refs = [_listed_ref(name, unwanted) for name in ids]
             cursor |= {"page": following} if following else {"stage": "finish"}
-            expected = self._fetched() + sum(not ref.roles for ref in refs)
-            if refs:
-                # Whether this page's are recognised shows when it is too late for its own cursor;
-                # the next page's has it. After the last one, who is cut off must take it for so.
-                yield Page(cursor | ({} if following else {"recognised": True}), added=refs)
-            if self._fetched() < expected:
-                cursor["recognised"] = True
+            if ids:
+                yield Page(dict(cursor), added=[_listed_ref(name, unwanted) for name in ids])
             if not following:
                 return seen
 
     def _ids_by_role(self) -> dict[str, Ids]:
-        found: dict[str, Ids] = {}
-        for role in sorted(self._wanted.left_out.intersection(ROLES.values())):
-            found[role] = Ids()
-            for ids in self._mailbox.ids_of_role(role):
-                found[role].update(ids)
-        return found
+        labels = [label for label, role in ROLES.items() if role in self._wanted.left_out]
+        return {ROLES[label]: ids for label, ids in self._mailbox.members(labels).items()}
 
-    def _relabelled(self, cursor: Mapping[str, Any], present: Ids) -> Iterator[Page]:
-        """Yield the labels of every message; the engine changes those that differ."""
-        names = self._mailbox.labels()
-        members: list[tuple[str, Ids]] = []
-        for label, name in sorted(names.items()):
-            ids = Ids()
-            for page in self._mailbox.all_ids(label=label):
-                ids.update(page)
-            members.append((name, ids))
+    def _relabelled(
+        self, cursor: Mapping[str, Any], present: Ids, labels: Sequence[tuple[str, Ids]]
+    ) -> Iterator[Page]:
+        """Yield the labels of every message, by each label's name and members; the engine changes
+        those that differ."""
         batch: list[tuple[str, tuple[str, ...]]] = []
         for message in present:
             if order(message) > order(cursor.get("relabelled", "")):
-                labels = tuple(sorted(name for name, ids in members if message in ids))
-                batch.append((message, labels))
+                its = tuple(sorted(name for name, ids in labels if message in ids))
+                batch.append((message, its))
             if len(batch) >= _RELABELLED:
                 yield Page(dict(cursor) | {"relabelled": message}, relabelled=batch)
                 batch = []

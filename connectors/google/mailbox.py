@@ -7,12 +7,14 @@ or empty (GAM-team/got-your-back#99).
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from connectors.config import Environment
 from connectors.google import client
 from connectors.google.client import Caller, Pace
+from connectors.google.ids import Ids
 from connectors.google.refusals import Asker, BadRequest, PreconditionFailed
 from connectors.google.tokens import Access
 from connectors.google.transport import Http
@@ -20,7 +22,7 @@ from connectors.google.transport import Http
 #: developers.google.com/workspace/gmail/api/reference: messages.list and history.list.
 PAGE_SIZE = 500
 ROLES = {"SPAM": "junk", "TRASH": "trash", "DRAFT": "drafts", "CHAT": "chats"}
-_LABEL_OF = {role: label for label, role in ROLES.items()}
+ALL = ""  # in a label's place
 _MESSAGE_FIELDS = "id,threadId,labelIds,internalDate,raw"
 _RECORD = "message(id,threadId,labelIds)"
 _HISTORY_FIELDS = (
@@ -89,10 +91,13 @@ class GmailMailbox:
         """Return emailAddress, messagesTotal and historyId: one unit."""
         return self.probe(self._main)
 
-    def page(self, *, token: str = "", label: str = "", after: int = 0) -> tuple[list[str], str]:
+    def page(
+        self, *, token: str = "", label: str = ALL, after: int = 0, caller: Caller | None = None
+    ) -> tuple[list[str], str]:
         """Return a page of message ids, newest first, and the token of the next page, or "".
 
         Spam and trash are in it. `after`: only those received at this time (Unix) or later.
+        `caller`: where it is not the session's own thread that asks.
         """
         given: dict[str, Any] = {"pageToken": token} if token else {}
         if label:
@@ -106,26 +111,41 @@ class GmailMailbox:
             fields="messages/id,nextPageToken",
             **given,
         )
-        answer = self._main.call(request, kind="list")
+        answer = (caller or self._main).call(request, kind="list")
         ids = [message["id"] for message in answer.get("messages", ())]
         return ids, answer.get("nextPageToken", "")
 
-    def all_ids(self, *, label: str = "") -> Iterator[list[str]]:
-        """Yield pages of ids; none for a label that was deleted meanwhile."""
-        token = ""
-        while True:
-            try:
-                ids, token = self.page(token=token, label=label)
-            except BadRequest:
-                if label and not token:
-                    return
-                raise
-            yield ids
-            if not token:
-                return
+    def members(self, labels: Sequence[str]) -> dict[str, Ids]:
+        """Return the messages that have each of these labels; of ALL, all there are.
 
-    def ids_of_role(self, role: str) -> Iterator[list[str]]:
-        return self.all_ids(label=_LABEL_OF[role])
+        By several connections: a large mailbox takes thousands of requests, of 500 ids each, and
+        nothing is stored, and no slice ends, before the last.
+        """
+        stop = threading.Event()
+        with ThreadPoolExecutor(self.connections, thread_name_prefix="gmail-labels") as pool:
+            try:
+                found = pool.map(lambda label: self._members(label, stop), labels)
+                return dict(zip(labels, found, strict=True))
+            except BaseException:
+                stop.set()  # nobody wants the others
+                raise
+
+    def _members(self, label: str, stop: threading.Event) -> Ids:
+        found, token = Ids(), ""
+        caller = self.caller(stop)
+        try:
+            while True:
+                try:
+                    ids, token = self.page(token=token, label=label, caller=caller)
+                except BadRequest:
+                    if label and not token:
+                        return found  # it was deleted meanwhile
+                    raise
+                found.update(ids)
+                if not token:
+                    return found
+        finally:
+            self.give_back(caller)
 
     def history(self, start: str, token: str = "") -> dict[str, Any]:
         """Return a page of what happened after `start`. Raises Absent where that is too old."""

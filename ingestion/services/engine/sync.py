@@ -172,7 +172,7 @@ class _Mailbox:
             connector.open(remote) as session,
             self.capture,
         ):
-            session.prefer(self.options.wanted)
+            session.prefer(dataclasses.replace(self.options.wanted, has_mail=self._has_mail()))
             followed = folders.store_listing(
                 self.held,
                 self.run,
@@ -194,6 +194,9 @@ class _Mailbox:
                 self.capture.wait()  # what is done with is durable, or it is not done with
                 turn.leave()
                 raise
+
+    def _has_mail(self) -> bool:
+        return bool(self.mailbox.message_count) or sql.has_messages(self.mailbox.pk)
 
     def _must_stop(self) -> bool:
         return self.held.stopping.is_set() or time.monotonic() >= self.until.page

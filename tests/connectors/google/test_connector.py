@@ -2,8 +2,10 @@
 
 import concurrent.futures
 import datetime as dt
+import itertools
 import json
 import random
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,15 @@ from django.db import connection
 from django.utils import timezone
 
 from connectors.types import SpooledBody
-from ingestion.models import FailedMessage, IngestionSource, Mailbox, Message, Placement, Run
+from ingestion.models import (
+    FailedMessage,
+    Folder,
+    IngestionSource,
+    Mailbox,
+    Message,
+    Placement,
+    Run,
+)
 from ingestion.services.archive import reading, reconcile
 from ingestion.services.audit import Actor
 from ingestion.services.engine import runs, sync
@@ -264,8 +274,48 @@ def test_an_expired_history_relists_and_downloads_only_what_is_unknown(
     assert len(google.requests) == 1
 
 
+def test_labels_are_listed_by_several_connections(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    name = alice.deliver(body(1))
+    imported(account)
+    alice.relabel(name, add={"STARRED"})
+    alice.expire_history()
+    asked, two, numbers = google.count("labels.list"), threading.Barrier(2), itertools.count()
+
+    def meet(method: str, *_: str) -> None:
+        at_the_end = google.count("labels.list") > asked
+        if method == "messages.list" and at_the_end and next(numbers) < 2:
+            two.wait(10)
+
+    google.before_call = meet
+    synced(account)
+    assert next(numbers) > 2
+    assert not two.broken
+    assert labels_of(name) == ["INBOX", "STARRED"]
+
+
+def test_a_first_import_lists_no_labels_at_its_end(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    google.page_size = 50
+    for number in range(60):
+        alice.deliver(body(number))
+    run = verbs.start_import(account, actor=ACTOR)
+    assert credentials.check(account, actor=ACTOR).ok
+    discovery.discover(run.pk)
+    mailbox = Mailbox.objects.get()
+    for _ in range(2):
+        assert sync.sync_mailbox(mailbox.pk, slice_seconds=0)  # one page
+    asked = google.count("labels.list")
+    assert finished(account).message == "60 archived."
+    assert google.count("labels.list") == asked
+    assert archived(alice.address) == held_by(alice)
+
+
+@pytest.mark.parametrize("begun_by_a_version_before", [False, True])
 def test_labels_are_followed_where_the_listing_after_an_expired_history_was_cut_off(
-    account: IngestionSource, alice: Person
+    account: IngestionSource, alice: Person, begun_by_a_version_before: bool
 ) -> None:
     name = alice.deliver(body(1))
     imported(account)
@@ -276,6 +326,11 @@ def test_labels_are_followed_where_the_listing_after_an_expired_history_was_cut_
     mailbox = Mailbox.objects.get()
     sync.sync_mailbox(mailbox.pk, slice_seconds=0)  # the only page, and not what ends the listing
     assert Mailbox.objects.filter(run=run).exists()
+    if begun_by_a_version_before:
+        folder = Folder.objects.get()
+        assert folder.cursor is not None
+        assert folder.cursor.pop("recognised")
+        folder.save()
     finished(account)
     assert labels_of(name) == ["INBOX", "STARRED"]
 
