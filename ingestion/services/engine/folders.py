@@ -47,7 +47,8 @@ def store_listing(
 ) -> list[tuple[RemoteFolder, Folder]]:
     """Store what changed of the listing; return the folders to follow, in the listing's order.
 
-    A folder that is gone keeps its messages; they are marked as removed from it. `is_gone` asks the
+    A folder that is gone keeps its messages; they are marked as removed from it. One that is there
+    again may be another of the same name, with the same numbers for other mail. `is_gone` asks the
     provider whether a folder that was not listed exists no more. Writes nothing where nothing
     changed. Opens its own transaction. Raises Unavailable where no folder is listed any more.
     """
@@ -61,6 +62,7 @@ def store_listing(
     listed = [*listed, *_in_unlisted(listed, there)]
     wanted = [remote for remote in listed if options.wants_folder(remote)]
     _follow_renames(rows, listed)
+    returned = _returned(rows, wanted)
     new, changed, counted = [], [], []
     for remote in wanted:
         row = rows.get(remote.remote_id)
@@ -84,7 +86,7 @@ def store_listing(
     if new or changed or counted or gone or unclear or dropped or owing:
         with transaction.atomic():
             held.fence()
-            _store(new, changed)
+            _store(new, changed, returned)
             sql.store_counts({row.pk: row.remote_count for row in counted})
             _mark_gone(gone)
             Folder.objects.filter(pk__in=[row.pk for row in unclear]).update(missing_since=Now())
@@ -116,7 +118,9 @@ def _let_go(unwanted: Sequence[Folder]) -> None:
             list_anew(row)
 
 
-def _store(new: Sequence[Folder], changed: Sequence[Folder]) -> None:
+def _store(new: Sequence[Folder], changed: Sequence[Folder], returned: Sequence[Folder]) -> None:
+    for row in returned:
+        placements.retire_ids(row.pk, stable=False)
     Folder.objects.bulk_create(new)
     Folder.objects.bulk_update(
         changed,
@@ -212,6 +216,17 @@ def _differs(row: Folder, remote: RemoteFolder) -> bool:
         (row.remote_id, row.path, row.role, row.stable_id)
         != (remote.remote_id, remote.path, remote.role, remote.stable_id)
     )
+
+
+def _returned(rows: Mapping[str, Folder], listed: Sequence[RemoteFolder]) -> list[Folder]:
+    """Return the folders that were gone, unless they are for certain the same as before."""
+    return [
+        row
+        for remote in listed
+        if (row := rows.get(remote.remote_id)) is not None
+        and row.removed_at is not None
+        and (not row.stable_id or row.stable_id != remote.stable_id)
+    ]
 
 
 def _copy(row: Folder, remote: RemoteFolder) -> None:

@@ -167,13 +167,15 @@ def relabel(folder_id: int, changes: Sequence[tuple[str, tuple[str, ...]]]) -> N
 _RETIRED = "retired/"
 
 
-def retire_ids(folder_id: int) -> None:
-    """Keep a folder's placements, and let nothing be recognised by their ids any more."""
+def retire_ids(folder_id: int, *, stable: bool = True) -> None:
+    """Keep a folder's placements, and let nothing be recognised by their ids any more. `stable`: by
+    those of the messages neither, which are the mailbox's and not the folder's."""
     run(
         """UPDATE ingestion_placement
-              SET remote_id = %(retired)s || id || '/' || remote_id, stable_id = ''
+              SET remote_id = %(retired)s || id || '/' || remote_id,
+                  stable_id = CASE WHEN %(stable)s THEN '' ELSE stable_id END
             WHERE folder_id = %(folder)s AND NOT starts_with(remote_id, %(retired)s)""",
-        {"folder": folder_id, "retired": _RETIRED},
+        {"folder": folder_id, "retired": _RETIRED, "stable": stable},
     )
 
 

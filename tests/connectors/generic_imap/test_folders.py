@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ingestion.models import Folder, IngestionSource, Mailbox, Placement
+from ingestion.models import Folder, IngestionSource, Mailbox, Message, Placement
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
@@ -163,3 +163,39 @@ def test_drafts_of_gmail_are_left_out_unless_they_are_wanted(drafts: bool) -> No
         IngestionSource.objects.update(options={"includeDrafts": drafts})
         imported(source)
         assert len(archived(source)) == 1 + drafts
+
+
+def made_again(server: ImapScript, source: IngestionSource) -> Box:
+    """Have the folder "Work" deleted, which a sync sees, and made again with numbers from 1 on."""
+    imported(source)
+    del server.boxes[b"Work"]
+    synced(source)
+    assert Folder.objects.get(path="Work").removed_at is not None
+    return server.boxes.setdefault(b"Work", Box())
+
+
+def test_a_folder_that_is_made_again_takes_no_mail_of_the_one_before(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    """Some servers give each folder the same UIDVALIDITY (DavMail: 1)."""
+    work = made_again(server, source)
+    work.deliver(b"Subject: another\r\n\r\n")
+    synced(source)
+    assert archived(source) == held_by(server)
+    assert Message.objects.count() == 3
+
+
+def test_where_messages_have_ids_of_their_own_a_folder_that_is_back_downloads_nothing() -> None:
+    with ImapScript(capabilities=GMAIL) as server:
+        add(server, b"INBOX", gmail_id=1)
+        add(server, b"Work", gmail_id=2)
+        source = imap_source.create(server, name="Gmail")
+        kept = server.boxes[b"Work"].mails[1]
+        work = made_again(server, source)
+        add(server, b"Work", gmail_id=3)
+        work.mails[2] = kept
+        work.next_uid = 3
+        sent = imap_source.Sent(server)
+        synced(source)
+        assert archived(source) == held_by(server)
+        assert sent.times == {1: 1}

@@ -51,6 +51,7 @@ from ingestion.models import (
 from ingestion.services.archive import housekeeping, reading
 from ingestion.services.audit import Actor
 from ingestion.services.engine import capture, commit, failures, looking, runs, sync
+from ingestion.services.engine.placements import before_retirement
 from ingestion.services.sources import configuration, credentials, discovery, verbs
 from ingestion.states import RunStatus
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
@@ -226,6 +227,13 @@ class History(RuleBasedStateMachine):
         self._attempt(slice_seconds=0)
         self._check_always()
 
+    @rule()
+    def a_week_passes(self) -> None:
+        """The next sync tells all messages again."""
+        for folder in self._folders():
+            if folder.cursor is not None:
+                Folder.objects.filter(pk=folder.pk).update(cursor={**folder.cursor, "t": 0})
+
     @rule(command=st.integers(1, 25))
     def sync_with_a_connection_dropped_at_a_command(self, command: int) -> None:
         seen = itertools.count(1)
@@ -285,8 +293,8 @@ class History(RuleBasedStateMachine):
         placements = list(self._placements())
         failed = self._failed()
         for placement in placements:
-            assert _content(placement) == self.ever[placement.remote_id], placement.remote_id
-        rows = {(p.folder_id, p.remote_id) for p in placements}
+            assert _content(placement) == self.ever[_given(placement)], placement.remote_id
+        rows = {(p.folder_id, _given(p)) for p in placements}
         assert self.known <= rows, "what was archived once is not even marked as removed"
         self.known = rows
         placed = {(p.folder.remote_id, p.remote_id) for p in placements}
@@ -467,6 +475,11 @@ class History(RuleBasedStateMachine):
 
 def _labels(mail: Mail) -> tuple[str, ...]:
     return tuple(sorted(flag.decode() for flag in mail.flags))
+
+
+def _given(placement: Placement) -> str:
+    """The id that the server gave, also of what was in a folder that is there again."""
+    return before_retirement(placement.remote_id)
 
 
 def _content(placement: Placement) -> bytes:
