@@ -94,7 +94,7 @@ class ImapSession(MailboxSession):
         self._config, self._environment, self._until = config, environment, until
         self._extra: dict[int, Login] = {}
         self._refused_more = False
-        self._dates_matter = False
+        self._wanted = Wanted()
         self._first = self._log_in()
 
     def close(self) -> None:
@@ -116,10 +116,10 @@ class ImapSession(MailboxSession):
         return opening.examine(self._main(), folder)
 
     def prefer(self, wanted: Wanted) -> None:
-        self._dates_matter = wanted.since is not None
+        self._wanted = wanted
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
-        return listing.changes(self._main, folder, since, describe=self._dates_matter)
+        return listing.changes(self._main, folder, since, wanted=self._wanted)
 
     def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
         login = self._main()

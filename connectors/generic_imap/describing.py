@@ -14,6 +14,8 @@ from connectors.types import MessageRef
 ITEMS = "UID RFC822.SIZE INTERNALDATE FLAGS"
 #: What is asked with its body, which itself tells the size: some servers read the message for that.
 ITEMS_WITH_BODY = "UID INTERNALDATE FLAGS BODY.PEEK[]"
+#: The roles that a single message may have: Gmail's All Mail holds drafts beside the rest.
+ROLES = frozenset({"drafts"})
 
 #: The items of a plain answer, in whatever order.
 _ITEMS = (
@@ -72,8 +74,7 @@ def reference(
         thread_id=_object_id(items, b"X-GM-THRID", b"THREADID"),
         received_at=_internal_date(items[b"INTERNALDATE"]),
         labels=_labels([*(items.get(b"FLAGS") or ()), *gmail_labels]),
-        # All Mail holds them beside the rest.
-        roles=("drafts",) if b"\\Draft" in gmail_labels else (),
+        roles=tuple(ROLES) if b"\\Draft" in gmail_labels else (),
     )
 
 

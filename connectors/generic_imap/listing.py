@@ -3,9 +3,10 @@
 A cursor is {"v": UIDVALIDITY, "n": the next UID to list, "m": HIGHESTMODSEQ or null,
 "u": the UIDNEXT that the server told or null, "c": message count or null, "t": when all UIDs were
 listed last (Unix time), "k": where numbers are provisional, how many messages there were ("of", or
-null) and what the highest were ("looks": digests by UID), "done": whether the folder had been
-listed to its end}. In the middle of a pass also "f": [up to which UID flags were told, what "m" is
-after it], and "a": up to which UID messages were told again.
+null) and what the highest were ("looks": digests by UID), "w": at Gmail, the roles of messages that
+the options left out, "done": whether the folder had been listed to its end}. In the middle of a
+pass also "f": [up to which UID flags were told, what "m" is after it], and "a": up to which UID
+messages were told again.
 
     first listing   all UIDs, in pages (with sizes, dates and flags where those matter before the
                     download); the last page says what is present, for the case that an earlier
@@ -46,10 +47,10 @@ from connectors.errors import CursorExpired, IdsReused
 from connectors.generic_imap import commands, opening, syntax
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.commands import FLAGS_WINDOW, CommandRefused
-from connectors.generic_imap.describing import relabelled, uid_of
+from connectors.generic_imap.describing import ROLES, relabelled, uid_of
 from connectors.generic_imap.opening import Opened
 from connectors.generic_imap.uids import Present, Uids
-from connectors.types import Cursor, MessageRef, Page, RemoteFolder
+from connectors.types import Cursor, MessageRef, Page, RemoteFolder, Wanted
 
 #: A described page costs a few round trips before its first body: a third of the time with 2,000 at
 #: 20 ms.
@@ -75,15 +76,18 @@ _COMPARED, _COMPARED_BYTES = 10, 2_000
 
 
 def changes(
-    connect: Callable[[], Login], folder: RemoteFolder, since: Cursor | None, *, describe: bool
+    connect: Callable[[], Login], folder: RemoteFolder, since: Cursor | None, *, wanted: Wanted
 ) -> Iterator[Page]:
     """Yield the pages of `MailboxSession.changes`; calls `connect` only where it must.
 
     References are bare where nobody needs more before the download, which asks for the rest. They
-    are not where the server has stable ids, or with `describe`.
+    are not where the server has stable ids, or where the date matters.
     """
-    state = folder.state
+    state, describe = folder.state, wanted.since is not None
+    left_out = sorted(wanted.left_out & ROLES)
     if since is not None:
+        if not set(left_out).issuperset(since.get("w", ())):
+            raise CursorExpired("The options want what was left out before.")
         same = state.get("uidvalidity", since["v"]) == since["v"]
         if not same and not since.get("k"):
             raise CursorExpired("The folder's UIDVALIDITY changed.")
@@ -100,6 +104,8 @@ def changes(
     if since is None:
         since = {"v": found.validity, "n": 1, "u": found.next_uid, "m": found.modseq}
         since |= {"c": None, "t": 0, "done": False}
+    if login.can("X-GM-EXT-1"):  # from here on these are left out, whatever were before
+        since = {**since, "w": left_out}
     listing = _Listing(login, folder, found, since, describe=describe)
     if found.validity != since["v"]:
         if found.provisional and not _audit_is_due(since, describe) and listing.looks_the_same():
@@ -243,6 +249,8 @@ class _Listing:
         if opened.provisional:
             highest = self._compared().and_those_of(uids).highest(_COMPARED)
             cursor["k"] = {"of": opened.count if whole else None, "looks": self._looks(highest)}
+        if "w" in self._since:
+            cursor["w"] = self._since["w"]
         return {**cursor, "c": count, "t": self._since.get("t", 0), "done": True}
 
     def _compare(self) -> None:

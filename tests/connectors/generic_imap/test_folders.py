@@ -165,6 +165,25 @@ def test_drafts_of_gmail_are_left_out_unless_they_are_wanted(drafts: bool) -> No
         assert len(archived(source)) == 1 + drafts
 
 
+def test_drafts_of_gmail_that_are_wanted_later_are_fetched_then() -> None:
+    with ImapScript(capabilities=GMAIL) as server:
+        server.boxes = {b"INBOX": Box()}
+        add(server, b"All Mail", b"\\All", gmail_id=1)
+        source = imap_source.create(server, name="Gmail")
+        IngestionSource.objects.update(options={"includeDrafts": True})
+        imported(source)
+        IngestionSource.objects.update(options={"includeDrafts": False})
+        add(server, b"All Mail", gmail_id=2, labels=b'"\\\\Draft"')
+        synced(source)
+        assert len(archived(source)) == 1
+        sent = imap_source.Sent(server)
+        IngestionSource.objects.update(options={"includeDrafts": True})
+        synced(source)
+        assert archived(source).keys() == {("All Mail", "1:1"), ("All Mail", "1:2")}
+        synced(source)
+        assert sent.times == {2: 1}
+
+
 def made_again(server: ImapScript, source: IngestionSource) -> Box:
     """Have the folder "Work" deleted, which a sync sees, and made again with numbers from 1 on."""
     imported(source)
