@@ -28,7 +28,7 @@ from django.db.models import Count, Exists, OuterRef, Q, QuerySet, Sum
 from django.utils import timezone
 
 from connectors.types import Body, SpooledBody
-from ingestion.errors import ArchiveUnavailable, Corrupt, LostRace
+from ingestion.errors import Corrupt, LostRace
 from ingestion.models import INDEX_VERSION, SMALL_PACK_BYTES, IngestionSource, Message, Pack
 from ingestion.packs.store import Extent, PackFile, PackStore, PackWriter, store
 from ingestion.services.archive import orphans, reading, storage
@@ -211,8 +211,6 @@ class _Copying:
         end, before = self._writer.file.seek(0, 2), len(self._copies)
         try:
             self._copy(pack)
-        except ArchiveUnavailable:
-            raise
         except (Corrupt, _LeftApart, ValueError) as error:
             self._writer.file.truncate(end)
             del self._copies[before:]

@@ -26,7 +26,7 @@ from ingestion.models import (
     Proof,
 )
 from ingestion.packs.store import store
-from ingestion.services.archive import housekeeping, reading, storage, verify
+from ingestion.services.archive import compaction, housekeeping, reading, storage, verify
 from ingestion.services.archive.exports import jobs
 from ingestion.services.operations import doctor
 from ingestion.services.sources import verbs
@@ -120,6 +120,9 @@ def test_mail_of_a_volume_that_is_away_is_not_told_as_lost(
     for message in Message.objects.all():
         with pytest.raises(ArchiveUnavailable, match="is its volume mounted"):
             reading.opened(message)
+    with pytest.raises(ArchiveUnavailable, match="is its volume mounted"):
+        compaction._merge(source.pk, list(Pack.objects.all()))
+    assert not Pack.objects.filter(left_apart=True).exists()
     assert (told, Alert.objects.count(), Proof.objects.count()) == ([], 0, 0)
 
 
