@@ -25,6 +25,8 @@ _MAX_LINE_BYTES = 16_000_000
 MAX_SMALL_LITERAL_BYTES = 1_000_000
 #: A reply that comes slower than this is no progress: the deadline of a literal (bytes/second).
 _MIN_RATE = 1_000
+#: A message that takes longer is given up: a worker that hangs is ended after an hour.
+_MAX_LITERAL_SECONDS = 2_400.0
 #: How long a command may take without a line of its reply, and with one now and then: Dovecot says
 #: "* OK Searched 97% of the mailbox" every 10 s, in a SEARCH of 10 minutes.
 _COMMAND_SECONDS = 120.0
@@ -153,6 +155,11 @@ class Wire:
         """Start the clock of a command, or of a reply that made progress."""
         self.deadline = min(self._until, time.monotonic() + seconds)
 
+    def _renew_for(self, size: int) -> None:
+        """Start the clock of a literal of so many bytes."""
+        seconds = self._timeout_seconds * 2 + size / _MIN_RATE
+        self.renew(min(seconds, _MAX_LITERAL_SECONDS))
+
     def words(self, said: bytes) -> str:
         """Return a server's text for people, without any secret that it echoes."""
         return without(self._secrets, said)
@@ -196,7 +203,7 @@ class Wire:
     def body(self, size: int) -> Body:
         """Read the literal of a message: in memory, or spooled where it is large. Raises
         MessageRefused where there is no room; then it is read all the same."""
-        self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
+        self._renew_for(size)
         if size <= SPOOL_BYTES:
             return self.exactly(size)
         left, spool = size, None
@@ -216,7 +223,7 @@ class Wire:
 
     def skip(self, size: int) -> None:
         """Read a literal that nobody wants."""
-        self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
+        self._renew_for(size)
         for start in range(0, size, CHUNK_BYTES):
             self.exactly(min(CHUNK_BYTES, size - start))
 
@@ -294,7 +301,7 @@ class Wire:
         self.send(line + (b" {%d}\r\n" if asks else b" {%d+}\r\n") % size)
         if asks and not self._hear(b"+", tag + b" ").startswith(b"+"):
             return False
-        self.renew(self._timeout_seconds * 2 + size / _MIN_RATE)
+        self._renew_for(size)
         for chunk in message.chunks() if isinstance(message, SpooledBody) else (message,):
             self.send(chunk)
         return True

@@ -1,11 +1,14 @@
 """Connections to IMAP servers that break, hang, are refused or turn us away."""
 
 import gc
+import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.conf import settings
 
 from connectors import parallel
 from connectors.errors import (
@@ -18,7 +21,7 @@ from connectors.errors import (
     Unavailable,
 )
 from connectors.generic_imap import connector as imap
-from connectors.generic_imap import replies
+from connectors.generic_imap import replies, wire
 from connectors.types import RawMessage, RemoteFolder
 from tests.servers.imap_connector import (
     connector,
@@ -393,3 +396,17 @@ def test_a_check_of_a_dripping_server_ends_within_fifteen_seconds(
     with pytest.raises(Retryable):
         connector(server, timeout_seconds=30).check()
     assert len(sent) < lines
+
+
+@pytest.mark.parametrize("take", [wire.Wire.body, wire.Wire.skip])
+def test_a_message_may_take_no_longer_than_a_worker_may_live(
+    take: Callable[[wire.Wire, int], object],
+) -> None:
+    """Else three workers are killed at it, and it is taken for what kills them."""
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    connection = wire.Wire(ours, name="here", timeout_seconds=30)
+    with pytest.raises(Unavailable):
+        take(connection, 1_000_000_000)
+    connection.close()
+    assert connection.deadline - time.monotonic() < settings.CELERY_TASK_TIME_LIMIT - 600
