@@ -148,13 +148,10 @@ class Caller:
         if reader is not None:
             request.postproc = _as_it_came
         problem: Exception = Unavailable("Nothing was tried.")
-        renewed = False
         for attempt in range(_TRIES):
             self.pace.wait(kind, self.stop)
-            token = self.access.token(self.http, self.asker)
-            request.headers["authorization"] = f"Bearer {token}"
             try:
-                return self._execute(request, reader)
+                return self._once(request, reader)
             except Refused as refusal:
                 problem = refusal
                 self.pace.refused(refusal, attempt)
@@ -162,15 +159,22 @@ class Caller:
                 problem = problem if isinstance(problem, Refused) else error
                 if attempt < _TRIES - 1:
                     self.stop.wait(_backoff(attempt, _FIRST_WAIT_SECONDS))
-            except _Unauthorized as refusal:
-                problem = refusal.meaning
-                if renewed:
-                    break
-                self.access.forget(token)
-                renewed = True
         raise problem
 
-    def _execute(self, request: Any, reader: Callable[[Any], Any] | None) -> Any:
+    def _once(self, request: Any, reader: Callable[[Any], Any] | None) -> Any:
+        """Execute a request, and again with a new token where that one had ended: no try less."""
+        token = self.access.token(self.http, self.asker)
+        try:
+            return self._execute(request, reader, token)
+        except _Unauthorized:
+            self.access.forget(token)
+        try:
+            return self._execute(request, reader, self.access.token(self.http, self.asker))
+        except _Unauthorized as refusal:
+            raise refusal.meaning from None
+
+    def _execute(self, request: Any, reader: Callable[[Any], Any] | None, token: str) -> Any:
+        request.headers["authorization"] = f"Bearer {token}"
         try:
             answer = self._sent(request)
             return answer if reader is None else reader(answer)

@@ -1,5 +1,6 @@
 """What Gmail refuses of one message, and how much else that stops: nothing."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.connectors.google.test_connector import (  # noqa: F401 - fixtures
     imported,
 )
 from tests.servers import gmail as gmail_server
-from tests.servers import gmail_store
+from tests.servers import gmail_store, google_sources
 from tests.servers.gmail import Gmail
 from tests.servers.gmail_store import Person
 
@@ -68,6 +69,25 @@ def test_one_precondition_that_fails_once_costs_nothing(
     imported(account)
     assert _placed() == set(ids)
     assert Mailbox.objects.get().state == "active"
+
+
+def test_a_token_that_ends_at_the_last_try_is_renewed_all_the_same(
+    google: Gmail,  # noqa: F811 - a fixture
+    alice: Person,  # noqa: F811 - a fixture
+    add: Callable[..., IngestionSource],  # noqa: F811 - a fixture
+) -> None:
+    alice.deliver(_body(1))
+    gets = itertools.count(1)
+
+    def three_refusals_and_the_token_ends(method: str, *_: str) -> None:
+        if method == "messages.get":
+            number = next(gets)
+            google.faults.too_many = float(number <= 3)
+            if number == 3:
+                google.oauth.tokens.clear()
+
+    google.before_call = three_refusals_and_the_token_ends
+    assert imported(add(google_sources.domain(google))).message == "1 archived."
 
 
 def test_a_message_that_a_replica_has_not_got_yet_is_archived(
