@@ -88,7 +88,7 @@ def claimed(source_id: uuid.UUID) -> AbstractContextManager[bool]:
     return claims.claimed(KIND, source_id)
 
 
-def held_off(source_id: uuid.UUID) -> AbstractContextManager[bool]:
+def held_off(source_id: uuid.UUID) -> AbstractContextManager[None]:
     """Have no pack of a source merged or collected for the body: who reads all of them needs them
     to stay, and so does who writes one for hours. Waits for who is at it."""
     return claims.held_off(KIND, source_id)

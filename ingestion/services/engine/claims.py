@@ -35,18 +35,16 @@ def claimed(kind: str, pk: uuid.UUID) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def held_off(kind: str, pk: uuid.UUID, *, wait: bool = True) -> Iterator[bool]:
-    """Have nobody claim this work for the body; any number may hold it off. Who has a claim is
-    waited for, or, without `wait`, the body is told False."""
+def held_off(kind: str, pk: uuid.UUID) -> Iterator[None]:
+    """Have nobody claim this work for the body; any number may hold it off. Waits for who has a
+    claim."""
     with _transaction() as cursor:
-        mine = False
-        while not mine:
+        while True:
             cursor.execute(_CLAIM.format(shared="_shared"), {"kind": kind, "id": pk})
-            mine = bool(cursor.fetchone()[0])
-            if mine or not wait:
+            if cursor.fetchone()[0]:
                 break
             time.sleep(_POLL_SECONDS)
-        yield mine
+        yield
 
 
 @contextlib.contextmanager
