@@ -10,6 +10,7 @@ from django.db import connection, transaction
 
 from ingestion.crypto import Secrets
 from ingestion.models import IngestionSource
+from ingestion.services.transactions import LASTS
 
 #: Any number that nobody else takes as the first of two for an advisory lock in this database.
 _LOCK_CLASS = 715_310
@@ -29,8 +30,8 @@ def exchanging(source: IngestionSource) -> Callable[[], AbstractContextManager[d
     @contextlib.contextmanager
     def exchange() -> Iterator[dict[str, str]]:
         try:
-            # The one transaction in which a network is waited for: it locks no row meanwhile. (A
-            # lock of the session would be lost behind a pooler.)
+            # The one transaction in which a network is waited for, for up to a minute: it locks no
+            # row meanwhile. (A lock of the session would be lost behind a pooler.)
             with transaction.atomic():
                 _wait_for_turn(str(pk))
                 row = IngestionSource.objects.filter(pk=pk).first()
@@ -49,6 +50,7 @@ def exchanging(source: IngestionSource) -> Callable[[], AbstractContextManager[d
 def _wait_for_turn(source_id: str) -> None:
     """Have this transaction be the only one that exchanges a secret of the source."""
     with connection.cursor() as cursor:
+        cursor.execute(LASTS)  # one that ended meanwhile would lose a token that is good once
         cursor.execute("SELECT pg_advisory_xact_lock(%s, hashtext(%s))", (_LOCK_CLASS, source_id))
 
 

@@ -106,6 +106,23 @@ def test_who_renews_a_token_keeps_the_lease(server: Server, source: IngestionSou
         assert Mailbox.objects.get().lease_session_pid == cursor.fetchone()[0]
 
 
+@pytest.mark.parametrize("limit", ["idle_in_transaction_session_timeout", "transaction_timeout"])
+def test_a_token_is_kept_however_long_its_renewal_takes(
+    source: IngestionSource, limit: str
+) -> None:
+    """A provider takes seconds, and the token of before may be good no more."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET {limit} = 50")
+    try:
+        with credentials.environment(source).exchanging() as secrets:
+            time.sleep(0.2)
+            secrets["password"] = "renewed"
+    finally:
+        connection.close()
+    source.refresh_from_db()
+    assert source.secrets["password"] == "renewed"
+
+
 def test_a_process_that_is_killed_while_it_asks_keeps_nobody_from_leaving() -> None:
     begins, begun = os.pipe()
 
