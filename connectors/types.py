@@ -106,6 +106,7 @@ class Page:
     `present`, where given, is every remote id now in the folder: any other is removed.
     `again`: `added` was listed before, but for what came late; what is archived of it is as it was.
     `last`: nothing follows, though asked after `cursor` the connector would list the folder anew.
+    `more`: the next page is at hand; asked after `cursor`, much would be listed again before it.
     """
 
     cursor: Cursor
@@ -115,6 +116,7 @@ class Page:
     present: RemoteIds | None = None
     again: bool = False
     last: bool = False
+    more: bool = False
 
 
 @dataclasses.dataclass(slots=True)

@@ -25,7 +25,7 @@ from connectors.google.mailbox import ALL, ROLES, GmailMailbox, roles_of
 from connectors.google.refusals import Absent, BadRequest
 from connectors.types import Cursor, MessageRef, Page, RemoteIds, Wanted
 
-#: Few large pages rather than many: each time the work is cut off, the labels are listed anew.
+#: In a page. A cursor between two is for workers that die: the labels are listed anew then.
 _RELABELLED = 20_000
 
 
@@ -119,10 +119,11 @@ class Listing:
                 its = tuple(sorted(name for name, ids in labels if message in ids))
                 batch.append((message, its))
             if len(batch) >= _RELABELLED:
-                yield Page(dict(cursor) | {"relabelled": message}, relabelled=batch)
+                yield Page(dict(cursor) | {"relabelled": message}, relabelled=batch, more=True)
                 batch = []
         if batch:
-            yield Page(dict(cursor) | {"relabelled": batch[-1][0]}, relabelled=batch)
+            last = batch[-1][0]
+            yield Page(dict(cursor) | {"relabelled": last}, relabelled=batch, more=True)
 
     # -- the history -----------------------------------------------------------------------------
 

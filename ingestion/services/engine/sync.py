@@ -265,7 +265,7 @@ class _Mailbox:
             if not self._capture_page(session, remote, folder, page):
                 return False
             self.moved = self.moved or bool(page.added)
-            if self._must_stop():
+            if self.held.stopping.is_set() or (self._must_stop() and not page.more):
                 return page.last
         return True
 

@@ -16,6 +16,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.utils import timezone
 
+from connectors.google import listing
 from connectors.types import SpooledBody
 from ingestion.models import (
     FailedMessage,
@@ -293,6 +294,26 @@ def test_labels_are_listed_by_several_connections(
     assert next(numbers) > 2
     assert not two.broken
     assert labels_of(name) == ["INBOX", "STARRED"]
+
+
+def test_labels_are_listed_once_however_short_the_slice(
+    account: IngestionSource, alice: Person, google: Gmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "_RELABELLED", 2)
+    names = [alice.deliver(body(number)) for number in range(7)]
+    imported(account)
+    for name in names:
+        alice.relabel(name, add={"STARRED"})
+    alice.delete(names.pop())
+    alice.expire_history()
+    run = verbs.start_sync(account, actor=ACTOR)
+    discovery.discover(run.pk)
+    mailbox, asked = Mailbox.objects.get(), google.count("labels.list")
+    for _ in range(2):  # the only page of the listing; what is known of that
+        assert sync.sync_mailbox(mailbox.pk, slice_seconds=0)
+    assert google.count("labels.list") == asked + 1
+    assert all(labels_of(name) == ["INBOX", "STARRED"] for name in names)
+    assert archived(alice.address) == held_by(alice)
 
 
 def test_a_first_import_lists_no_labels_at_its_end(
