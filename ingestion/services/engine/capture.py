@@ -167,15 +167,16 @@ class OpenBatch:
         removed: Sequence[str] = (),
         relabelled: Sequence[tuple[str, tuple[str, ...]]] = (),
         listed: bool = False,
+        retired: bool = False,
     ) -> None:
         """Have all of it made durable, then visible, and the folder's cursor with it where one is
-        given: soon, or at `Capture.wait`. Raises LeaseLost, OSError (disk) or DatabaseError of
-        batches before; then nothing of this one becomes visible either, and the same messages are
-        fetched again.
+        given: soon, or at `Capture.wait`. `retired`: what is under retired ids is let go of then.
+        Raises LeaseLost, OSError (disk) or DatabaseError of batches before; then nothing of this
+        one becomes visible either, and the same messages are fetched again.
         """
         self._pack_waiting()
         batch = self._batch
-        batch.cursor, batch.listed = cursor, listed
+        batch.cursor, batch.listed, batch.retired = cursor, listed, retired
         batch.removed, batch.relabelled = removed, relabelled
         self._begin()
         self._committer.submit(batch)

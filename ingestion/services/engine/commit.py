@@ -74,6 +74,8 @@ class Batch:
     fetched_bytes: int = 0
     cursor: Cursor | None = None
     listed: bool = False
+    #: Whether placements under retired ids are to be let go of, now that the folder is listed.
+    retired: bool = False
     removed: Sequence[str] = ()
     relabelled: Sequence[tuple[str, tuple[str, ...]]] = ()
 
@@ -325,6 +327,8 @@ class Committer:
             placements.mark_removed(batch.folder.pk, batch.removed)
         if batch.relabelled:
             placements.relabel(batch.folder.pk, batch.relabelled)
+        if batch.retired:
+            placements.let_go_of_retired(batch.folder.pk)
         if batch.cursor is not None:
             sql.store_cursor(batch.folder.pk, batch.cursor, listed=batch.listed, since=self._since)
         return counters.Progress(

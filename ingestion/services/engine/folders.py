@@ -296,7 +296,8 @@ def forget_cursor(held: Lease, folder: Folder, *, by_bytes: bool) -> None:
 
 def sweep(held: Lease, folder: Folder, present: RemoteIds) -> bool:
     """Mark as removed what the whole listing no longer has, and forget that it failed; tell whether
-    there were retired ids among it. Each step is its own transaction.
+    there are placements under retired ids, which are to be let go of with the listing's cursor.
+    Each step is its own transaction.
     """
     failed = FailedMessage.objects.filter(folder=folder).values_list("pk", "remote_id")
     absent = [pk for pk, remote_id in failed.iterator() if remote_id not in present]
@@ -306,10 +307,14 @@ def sweep(held: Lease, folder: Folder, present: RemoteIds) -> bool:
             FailedMessage.objects.filter(pk__in=absent).delete()
     retired = False
     for rows in queries.placements_of(folder):
-        absent = [pk for pk, remote_id in rows if remote_id not in present]
+        absent = []
+        for pk, remote_id in rows:
+            if placements.is_retired(remote_id):
+                retired = True
+            elif remote_id not in present:
+                absent.append(pk)
         if absent:
             with transaction.atomic():
                 held.fence()
                 Placement.objects.filter(pk__in=absent).update(removed_at=Now())
-            retired = retired or any(placements.is_retired(remote_id) for _, remote_id in rows)
     return retired

@@ -188,10 +188,12 @@ def before_retirement(remote_id: str) -> str:
     return remote_id.split("/", 2)[2] if is_retired(remote_id) else remote_id
 
 
-def keep_first_seen(folder_id: int) -> None:
-    """Let messages that were found again under new ids be there since they were first seen.
+def let_go_of_retired(folder_id: int) -> None:
+    """Let messages that were found again under new ids be there since they were first seen, and
+    what is under those of before be removed.
 
-    Call when the whole folder has been listed; idempotent."""
+    Call when the whole folder has been listed, in the transaction that says so; idempotent."""
+    of = {"folder": folder_id, "retired": _RETIRED}
     run(
         """UPDATE ingestion_placement p SET first_seen_at = old.first_seen_at
              FROM (SELECT message_id, min(first_seen_at) AS first_seen_at
@@ -200,5 +202,10 @@ def keep_first_seen(folder_id: int) -> None:
                     GROUP BY message_id) old
             WHERE p.folder_id = %(folder)s AND NOT starts_with(p.remote_id, %(retired)s)
               AND p.message_id = old.message_id AND p.first_seen_at > old.first_seen_at""",
-        {"folder": folder_id, "retired": _RETIRED},
+        of,
+    )
+    run(
+        "UPDATE ingestion_placement SET removed_at = now() WHERE folder_id = %(folder)s"
+        " AND removed_at IS NULL AND starts_with(remote_id, %(retired)s)",
+        of,
     )

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Generator, Iterator, Sequence
 
 import structlog
-from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
+from django.db import DatabaseError, InterfaceError, OperationalError, connection
 from django.db.models.functions import Now
 
 from connectors import errors
@@ -295,13 +295,9 @@ class _Mailbox:
                 removed=page.removed,
                 relabelled=page.relabelled,
                 listed=page.present is not None,
+                retired=retired,
             )
         folder.cursor = dict(page.cursor)
-        if retired:
-            self.capture.wait()
-            with transaction.atomic():
-                self.held.fence()
-                placements.keep_first_seen(folder.pk)
         return True
 
     def _expect(self, listed: int) -> None:

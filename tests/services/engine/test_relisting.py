@@ -4,6 +4,7 @@ goes from view because of one answer."""
 import datetime as dt
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from connectors.errors import IdsReused, MessageRefused, Unavailable
@@ -31,6 +32,7 @@ from tests.servers.scripted_source import (
     finish,
     start,
     synced,
+    work,
 )
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -71,6 +73,35 @@ def test_ids_that_were_reused_are_recognised_by_bytes_alone(
     }
     assert old.count() == 2
     assert synced(source).message == "0 archived."
+
+
+def test_a_listing_by_bytes_that_is_broken_off_at_its_end_keeps_since_when_mail_is_there(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 5)
+    start(source)
+    finish(source)
+    seen = set(Placement.objects.values_list("message_id", "first_seen_at"))
+    folders.distrust(Mailbox.objects.all())
+    run = verbs.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """CREATE FUNCTION go_away() RETURNS trigger LANGUAGE plpgsql AS $$
+               BEGIN RAISE 'The database goes away.' USING ERRCODE = 'admin_shutdown'; END $$;
+               CREATE TRIGGER go_away BEFORE UPDATE OF first_seen_at ON ingestion_placement
+               EXECUTE FUNCTION go_away()"""
+        )
+    try:
+        work()
+    finally:
+        with connection.cursor() as cursor:
+            cursor.execute("DROP FUNCTION go_away CASCADE")
+    assert Run.objects.filter(finished_at=None).exists()
+    finish(source)
+    there = Placement.objects.filter(removed_at=None)
+    assert set(there.values_list("message_id", "first_seen_at")) == seen
+    assert here().keys() == {f"1:{uid}" for uid in range(1, 6)}
 
 
 def test_what_failed_under_an_id_that_is_distrusted_is_not_fetched_by_that_id(
