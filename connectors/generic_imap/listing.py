@@ -362,6 +362,8 @@ class _Listing:
             here = Uids(gone).since(low).before(high + 1)
             removed = removed.and_those_of(here)
             self._reached = {**self._reached, "f": [high, self._modseq]}
+            if self._reached["c"] is not None:
+                self._reached["c"] -= len(here)
             if changed or len(here):
                 yield dataclasses.replace(self._vanished(here), relabelled=changed)
         return removed

@@ -250,6 +250,19 @@ def test_what_came_late_below_what_was_told_again_is_told_too(server: ImapScript
     assert 1 in uids_of(pages)
 
 
+@pytest.mark.parametrize("server", [MODERN], ids=["modern"], indirect=True)
+@pytest.mark.usefixtures("tiny_pages")
+def test_what_comes_late_between_two_slices_is_not_taken_for_what_went(server: ImapScript) -> None:
+    del server.inbox.mails[1]
+    fill(server.inbox, 5)
+    *_, end = page_by_page(server, None)
+    server.inbox.expunge(2)
+    pages = page_by_page(server, end.cursor)
+    assert next(pages).removed == ["1:2"]
+    server.inbox.deliver(b"late", uid=1)  # as many are there as before
+    assert 1 in uids_of(pages)
+
+
 @pytest.mark.usefixtures("tiny_pages")
 def test_flags_of_a_first_listing_go_on_where_a_slice_ended(server: ImapScript) -> None:
     fill(server.inbox, 6)
