@@ -77,10 +77,12 @@ def _check(pk: uuid.UUID) -> None:
         log.info("check_overtaken")
 
 
-#: Of the twelve threads of `control` (Procfile): two are always left for dispatching.
+#: Of the sixteen threads of `control` (Procfile) two look (`looking`), and two are always left for
+#: dispatching. Alerts stand in no line with webhooks, whose servers may say nothing for days.
 _asking_providers = Places[Work](4, each=2)
 cleaning_up = Places[Work](2, each=1)
-_telling = Places[Work](2, each=1)
+_delivering = Places[Work](2, each=1)
+_alerting = Places[Work](2, each=1)
 _exporting = Places[Work](2, each=1)
 
 _OWNER_OF_SOURCE = "(SELECT s.owner_id FROM ingestion_ingestionsource s WHERE s.id = source_id)"
@@ -158,7 +160,7 @@ KINDS = {
         verb=webhooks.deliver,
         name="delivery",
         owner="(SELECT e.owner_id FROM ingestion_webhookendpoint e WHERE e.id = endpoint_id)",
-        places=_telling,
+        places=_delivering,
     ),
     "alert": Kind(
         "ingestion_alertrule",
@@ -166,7 +168,7 @@ KINDS = {
         since="not_before",
         verb=sending.tell,
         name="rule",
-        places=_telling,
+        places=_alerting,
     ),
     "ring": Kind(
         "ingestion_webhookendpoint",
@@ -181,7 +183,7 @@ KINDS = {
         since="ring_not_before",
         verb=webhooks.ring,
         name="webhook",
-        places=_telling,
+        places=_alerting,
         leads_to_more=True,
     ),
 }

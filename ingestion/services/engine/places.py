@@ -1,7 +1,7 @@
 """How many of this process's threads each kind of work may hold, so that none takes them all.
 
-`control` has twelve threads. Dispatching must find one at once, whatever deletions take minutes and
-whatever servers say nothing; and one person's sources must not keep out another's.
+`control` has sixteen threads. Dispatching must find one at once, whatever deletions take minutes
+and whatever servers say nothing; and one person's sources must not keep out another's.
 """
 
 import collections

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import random
+import re
 import socket
 import time
 import uuid
@@ -13,11 +14,13 @@ import pytest
 from django.contrib.auth.models import User
 from django.utils import timezone
 
-from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services.engine import due_work, heartbeat
+from ingestion.models import AlertRule, IngestionSource, Mailbox, Run
+from ingestion.services.engine import due_work, heartbeat, looking
 from ingestion.services.engine.places import Places
 from tests.e2e.rows import a_source
+from tests.servers import receiver
 from tests.servers.imap_script import ImapScript
+from tests.servers.stack import ROOT
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
@@ -70,6 +73,28 @@ def test_who_finds_no_place_stands_in_line_and_owners_take_turns() -> None:
                 assert not free
         assert places.next() is None
     assert [places.next() for _ in range(5)] == ["a1", "b1", "a2", "b2", None]
+
+
+def test_two_threads_of_control_are_always_left_for_dispatching() -> None:
+    [threads] = re.findall(
+        r"--queues control .*--concurrency (\d+)", (ROOT / "Procfile").read_text()
+    )
+    kept = {kind.places for kind in due_work.KINDS.values() if kind.places}
+    spoken_for = sum(places._total for places in kept) + looking._looking._total
+    assert spoken_for == int(threads) - 2
+
+
+@pytest.mark.django_db(transaction=True)
+def test_alerts_do_not_wait_for_the_owners_webhooks(owner: User) -> None:
+    """Whose server may say nothing for days, while each try takes 15 s."""
+    with receiver.running() as at:
+        rule = AlertRule.objects.create(owner=owner, name="Ping", way="ping", url=at.url)
+        places = due_work.KINDS["deliver"].places
+        assert places is not None
+        with places.taken(owner.pk) as taken:
+            assert taken
+            due_work.do(due_work.Work("alert", rule.pk))
+        assert [came.body for came in at.came] == [b"All is well."]
 
 
 @pytest.mark.long(seconds=15)
