@@ -99,7 +99,8 @@ class Command(OperatorCommand):
             return Exit.PROBLEM
         done, unreadable = (seen.done, seen.unreadable) if seen else (0, 0)
         if self.as_json:
-            self.report({"messages": done, "unreadable": unreadable, "bytes": written}, "")
+            told = {"messages": done, "unreadable": unreadable, "unindexed": selection.unindexed}
+            self.report({**told, "bytes": written}, "")
         else:
             self.say(f"{outcome(done, unreadable)}, {size(written)}.{selection.left_out()}")
         return Exit.PROBLEM if unreadable else Exit.OK
@@ -123,7 +124,7 @@ class Command(OperatorCommand):
             )
         document = {"put": done.put, "there": done.there, "failed": done.failed}
         text = f"{done.put:,} put, {done.there:,} were there, {done.failed:,} could not be put."
-        self.report(document, text)
+        self.report({**document, "unindexed": selection.unindexed}, text + selection.left_out())
         return Exit.PROBLEM if done.failed else Exit.OK
 
     def _user(self, options: dict[str, Any]) -> User:

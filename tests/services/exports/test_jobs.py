@@ -18,7 +18,15 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from ingestion.errors import InvalidInput, NotAllowedNow
-from ingestion.models import AuditEvent, Export, IngestionSource, Mailbox, Message
+from ingestion.models import (
+    INDEX_VERSION,
+    AuditEvent,
+    Export,
+    IngestionSource,
+    Mailbox,
+    Message,
+    Pack,
+)
 from ingestion.services.archive.exports import formats, jobs, selection, stream
 from ingestion.services.engine import due_work
 from tests.documents import indexed
@@ -113,7 +121,8 @@ def test_a_query_takes_what_search_finds_and_a_folder_all_that_lies_there(
 
     assert taken("invoice") == 2
     assert Export.objects.latest("created_at").message == (
-        "2 messages. 30 messages are not indexed yet: a search finds none of them."
+        "2 messages. 30 messages were not indexed yet when this began: a search may have missed"
+        " them. Export again once they are indexed."
     )
     assert taken(f"folder:{old.pk}") == 12
     old.placements.filter(message__subject="3").update(removed_at=timezone.now())
@@ -123,6 +132,28 @@ def test_a_query_takes_what_search_finds_and_a_folder_all_that_lies_there(
     assert taken("source:other") == 0
     with pytest.raises(InvalidInput, match="operator"):
         export_of(archived, "nonsense:x")
+
+
+def test_what_is_indexed_behind_a_search_that_goes_on_is_told_of(
+    archived: IngestionSource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(selection, "BATCH", 1)
+    monkeypatch.setattr(jobs, "_SLICE_SECONDS", 0)
+    early, late = Message.objects.filter(subject__in=["3", "4"])
+    indexed(late, text="invoice", date=dt.datetime(2019, 1, 1, tzinfo=dt.UTC))
+    export = export_of(archived, "invoice", kind="maildir")
+    jobs.work(export.pk)
+    indexed(early, text="invoice", date=dt.datetime(2015, 1, 1, tzinfo=dt.UTC))
+    Pack.objects.update(index_version=INDEX_VERSION)
+    while export.state != "done":
+        done(export)
+
+    note = "30 messages were not indexed yet when this began"
+    assert (export.messages_done, note in export.message) == (1, True)
+    root = unpacked("maildir", file_of(export), tmp_path / "out")
+    assert note in (root / "README.txt").read_text()
+    monkeypatch.setattr(jobs, "_SLICE_SECONDS", 300)
+    assert done(export_of(archived, "invoice", kind="maildir")).message == "2 messages."
 
 
 def test_nobody_takes_out_what_they_may_not_see(archived: IngestionSource) -> None:

@@ -102,7 +102,9 @@ def test_bytes_dates_flags_and_folders_are_as_they_were_and_twice_is_once(
     assert len(wanted["INBOX"]) == 3
     assert everything(dovecot, target) == wanted
     again = restored(manage, target, tmp_path, "--json")
-    assert again.stdout.replace("\n", "") == '{  "put": 0,  "there": 6,  "failed": 0}'
+    assert (
+        again.stdout.replace("\n", "") == '{  "put": 0,  "there": 6,  "failed": 0,  "unindexed": 0}'
+    )
     assert everything(dovecot, target) == wanted
     event = AuditEvent.objects.filter(action="export.restore").latest("id")
     assert event.changes["to"] == f"{target.name} at {target.host}"

@@ -28,7 +28,7 @@ from ingestion.services.archive.exports.zips import Zip
 from ingestion.states import FolderRole
 
 _README = """\
-Mail taken out of an archive: {done:,} of {total:,} messages.{unreadable}
+Mail taken out of an archive: {done:,} of {total:,} messages.{unreadable}{note}
 
 {layout}
 manifest.jsonl has one JSON object for each message, in this order: its id in the archive, SHA-256
@@ -84,12 +84,13 @@ class Writer(ABC):
         self._zip.go_on(state["zip"])
         self._manifest.seek(0, os.SEEK_END)
 
-    def end(self) -> Iterator[bytes]:
-        """Write what comes after the last message."""
+    def end(self, note: str = "") -> Iterator[bytes]:
+        """Write what comes after the last message. `note`: more that README.txt says."""
         text = _README.format(
             done=self.done,
             total=self.done + self.unreadable,
             unreadable=f" {self.unreadable:,} could not be read." if self.unreadable else "",
+            note=note,
             layout=self._layout,
             position=self._position,
         )
@@ -176,9 +177,9 @@ class Mbox(Writer):
                 self._hash.update(inflating.decompress(chunk, CHUNK_BYTES))
                 chunk = inflating.unconsumed_tail
 
-    def end(self) -> Iterator[bytes]:
+    def end(self, note: str = "") -> Iterator[bytes]:
         yield from self._zip.end()
-        yield from super().end()
+        yield from super().end(note)
 
     def _grow(self, chunk: bytes) -> Iterator[bytes]:
         self._hash.update(chunk)

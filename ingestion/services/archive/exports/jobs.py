@@ -179,7 +179,8 @@ def _slice(export: Export, files: "_Opened") -> None:
     checkpoint = export.checkpoint or {}
     begun = checkpoint.get("until")
     until = dt.datetime.fromisoformat(begun) if begun else None
-    selection = Selection(export.owner, export.query, until=until)
+    unindexed = checkpoint.get("unindexed")
+    selection = Selection(export.owner, export.query, until=until, unindexed=unindexed)
     writer = FORMATS[export.format](files.manifest, files.directory, export.created_at)
     if checkpoint:
         writer.go_on(checkpoint["writer"], files.part)
@@ -194,6 +195,7 @@ def _slice(export: Export, files: "_Opened") -> None:
         files.part.writelines(writer.pause())
         checkpoint = {
             "until": selection.until.isoformat(),
+            "unindexed": selection.unindexed,
             "after": after,
             "lengths": files.synced(),
             "writer": writer.state(),
@@ -209,7 +211,7 @@ def _slice(export: Export, files: "_Opened") -> None:
         )
         if time.monotonic() > ends:
             return
-    files.part.writelines(writer.end())
+    files.part.writelines(writer.end(selection.left_out()))
     size = files.synced()[0]
     _Files(export).finish()
     now = timezone.now()

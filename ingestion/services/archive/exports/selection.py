@@ -15,6 +15,7 @@ from django.db.models import Exists, Max, OuterRef, Q, QuerySet
 from django.db.models.functions import Coalesce, Now
 
 from ingestion import index_health, queries
+from ingestion.amounts import counted
 from ingestion.errors import InvalidInput
 from ingestion.models import Message, Placement
 from ingestion.search import query as language
@@ -27,19 +28,30 @@ _PLACES = frozenset({"source", "mailbox", "folder"})
 
 
 class Selection:
-    """What `query` finds of the mail that `user` may see, of what is archived now, or was `until`
-    then (what another Selection had for it).
+    """What `query` finds of the mail that `user` may see, of what is archived now.
 
-    Raises InvalidInput where the query is none.
+    `until` and `unindexed` are those of a Selection that this one goes on for. Raises InvalidInput
+    where the query is none.
     """
 
-    def __init__(self, user: User, query: str, *, until: dt.datetime | None = None) -> None:
+    def __init__(
+        self,
+        user: User,
+        query: str,
+        *,
+        until: dt.datetime | None = None,
+        unindexed: int | None = None,
+    ) -> None:
         self._user = user
         #: By no clock: one that is behind, or was ahead, would leave mail out.
         self.until = until or _newest()
         node = _parsed(query)
         self._terms = _places(node)
         self._search = Search(user, node) if self._terms is None else None
+        #: How many messages a search may miss: those that were not indexed when it began, for what
+        #: is indexed while it goes on may lie behind it. Counted after `until`, which leaves out
+        #: what comes later. Whole places need no index.
+        self.unindexed = self._unindexed() if unindexed is None else unindexed
 
     def count(self) -> int | None:
         """Return how many it takes; None where search does not count that far."""
@@ -49,16 +61,19 @@ class Selection:
         return None if counted.more else counted.number
 
     def left_out(self) -> str:
-        """Say how many messages a search could not find, because they are not indexed yet; "" of
-        whole places, which need no index."""
-        if self._search is None:
+        """Say how many messages may be missing, because they were not indexed; "" where none is."""
+        if not self.unindexed:
             return ""
-        waiting = index_health.in_all(queries.sources_of_mail(self._user)).waiting
+        were = "was" if self.unindexed == 1 else "were"
         return (
-            f" {waiting:,} messages are not indexed yet: a search finds none of them."
-            if waiting
-            else ""
+            f" {counted(self.unindexed, 'message')} {were} not indexed yet when this began: a"
+            " search may have missed them. Export again once they are indexed."
         )
+
+    def _unindexed(self) -> int:
+        if self._search is None:
+            return 0
+        return index_health.in_all(queries.sources_of_mail(self._user)).waiting
 
     def first(self, limit: int) -> tuple[int, int]:
         """Return how many it takes, up to `limit`, and how many bytes these have."""

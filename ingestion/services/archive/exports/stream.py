@@ -33,7 +33,7 @@ def streamed(
             for message in messages:
                 yield from added(writer, message)
                 on_progress(writer, message)
-        yield from writer.end()
+        yield from writer.end(selection.left_out())
 
 
 def added(writer: Writer, message: Message) -> Iterator[bytes]:
