@@ -19,12 +19,14 @@ logging.getLogger("mail.log").setLevel(logging.CRITICAL)  # aiosmtpd's, which te
 
 @dataclasses.dataclass
 class Mailbox:
-    """What came, and how it answers. `refuse`: a reply to RCPT, such as "550 Nobody here"."""
+    """What came, and how it answers. `refuse`: a reply to RCPT, such as "550 Nobody here";
+    `refused`: to whom, where not to everybody."""
 
     port: int
     came: list[EmailMessage] = dataclasses.field(default_factory=list)
     recipients: list[list[str]] = dataclasses.field(default_factory=list)
     refuse: str = ""
+    refused: set[str] = dataclasses.field(default_factory=set)
     #: Called before a message is answered for: the moment at which a client may die.
     on_data: Any = None
 
@@ -36,6 +38,7 @@ class Mailbox:
         """Be as at the beginning, for the next test."""
         self.came.clear()
         self.recipients.clear()
+        self.refused.clear()
         self.refuse, self.on_data = "", None
 
     def texts(self) -> list[str]:
@@ -45,7 +48,7 @@ class Mailbox:
     async def handle_RCPT(  # noqa: N802 - aiosmtpd's
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: Any
     ) -> str:
-        if self.refuse:
+        if self.refuse and (not self.refused or address in self.refused):
             return self.refuse
         envelope.rcpt_tos.append(address)
         return "250 OK"

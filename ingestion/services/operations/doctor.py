@@ -196,7 +196,7 @@ def _alerts() -> Finding:
     if failing:
         told = "; ".join(f"{rule.name}: {rule.last_result}" for rule in failing)
         advice = "Correct EMAIL_URL or the rule (Alert rules in the admin), and send a test."
-        return Finding("alerts", "warning", f"Can't be sent. {told}", advice)
+        return Finding("alerts", "warning", f"Not all is sent. {told}", advice)
     rules = AlertRule.objects.filter(enabled=True).count()
     if not rules:
         return Finding("alerts", "ok", "There is no rule: nobody is told when something is wrong.")

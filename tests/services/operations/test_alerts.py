@@ -374,6 +374,28 @@ def test_a_mail_server_that_was_down_gets_all_in_one_mail_that_says_it_is_old(
     assert doctor._alerts().state == "ok"
 
 
+def test_who_the_mail_server_refuses_is_named_and_the_others_are_told_once(
+    staff: User, owner: User, inbox: Mailbox
+) -> None:
+    rule = a_rule(staff, recipients=["ops@example.com", "oncal@example.com"])
+    inbox.refuse, inbox.refused = "550 Nobody here", {"oncal@example.com"}
+    told = (
+        f"Sent to 1 of 2 addresses. 127.0.0.1:{inbox.port} takes no mail for oncal@example.com"
+        " (550 Nobody here)."
+    )
+    tested = rules.test(rule, actor=ACTOR)
+    assert (tested.ok, tested.text) == (False, told)
+    broken(owner)
+    later()
+    later()
+    assert inbox.recipients[1:] == [["ops@example.com"]], "once is enough"
+    rule.refresh_from_db()
+    assert (rule.last_result, rule.last_sent_at is not None) == (told, True)
+    assert told in doctor._alerts().message
+    rules.change(rule, given={"recipients": ["ops@example.com"]}, actor=ACTOR)
+    assert doctor._alerts().state == "ok"
+
+
 def test_what_waits_for_a_time_that_cannot_be_is_told(
     staff: User, owner: User, inbox: Mailbox
 ) -> None:

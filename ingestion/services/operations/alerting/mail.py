@@ -38,19 +38,44 @@ class Mail:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Sent:
-    """What came of sending, in words."""
+    """What came of sending, in words. `partly`: some took it, so that it must not be sent again,
+    and some did not, whom the text names."""
 
     ok: bool
     text: str
+    partly: bool = False
+
+
+class _SomeRefused(smtplib.SMTPRecipientsRefused):
+    """The server took a mail, but not for these recipients."""
+
+
+class _SMTP(smtplib.SMTP):
+    """Raises what smtplib returns, for Django looks at no answer: which recipients were refused,
+    where others were not."""
+
+    def sendmail(self, *args: Any, **options: Any) -> dict[str, tuple[int, bytes]]:
+        if refused := super().sendmail(*args, **options):
+            raise _SomeRefused(refused)
+        return refused
+
+
+class _SMTPOverTLS(_SMTP, smtplib.SMTP_SSL):
+    """The same, by TLS from the first byte."""
 
 
 class Backend(EmailBackend):
-    """Django's, which believes the authorities of EXTRA_CA_FILE too."""
+    """Django's, which believes the authorities of EXTRA_CA_FILE too, and raises where the server
+    refuses some of the recipients."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.use_tls or self.use_ssl:  # read before there is a connection, which it would leave
             self.ssl_context = net.tls_context(verify=True, extra_ca_file=settings.EXTRA_CA_FILE)
+
+    @property
+    def connection_class(self) -> type[smtplib.SMTP]:
+        return _SMTPOverTLS if self.use_ssl else _SMTP
 
 
 def one_line(text: str, characters: int = _NAME_CHARS) -> str:
@@ -84,12 +109,16 @@ def send(mail: Mail, recipients: Sequence[str]) -> Sent:
     """Send it to all recipients at once. Network, within seconds."""
     if not settings.EMAIL_URL:
         return Sent(ok=False, text=NOT_SET_UP)
+    number = len(recipients)
+    addresses = f"{number} {'address' if number == 1 else 'addresses'}"
     try:
         written(mail, recipients).send()
+    except _SomeRefused as error:
+        text = f"Sent to {number - len(error.recipients)} of {addresses}. {_words(error)}"
+        return Sent(ok=False, text=text, partly=True)
     except (smtplib.SMTPException, OSError, ConnectorError) as error:
         return Sent(ok=False, text=_words(error))
-    number = len(recipients)
-    return Sent(ok=True, text=f"Sent to {number} {'address' if number == 1 else 'addresses'}.")
+    return Sent(ok=True, text=f"Sent to {addresses}.")
 
 
 def _words(error: Exception) -> str:

@@ -127,7 +127,7 @@ def _tell_notices(rule: AlertRule) -> bool:
     seen = set(_visible(rule.owner).filter(rule=rule, sent_at=None).values_list("pk", flat=True))
     shown = [notice for notice in owed if notice.pk in seen]
     sent = _told(rule, shown)
-    if not sent.ok:
+    if not (sent.ok or sent.partly):
         _try_again(rule, sent.text)
         return False
     _mark_sent(rule, owed, sent, shown=shown)
@@ -172,7 +172,7 @@ def _send_digest(rule: AlertRule) -> None:
     if rule.digest_at is None or rule.digest_at > timezone.now():
         return
     sent = mail.send(digest.of(rule), rule.recipients)
-    if not sent.ok:
+    if not (sent.ok or sent.partly):
         _try_again(rule, sent.text)
         return
     with transaction.atomic():
@@ -184,9 +184,9 @@ def _send_digest(rule: AlertRule) -> None:
 
 def _done(rule: AlertRule, sent: mail.Sent, *, wait: dt.timedelta) -> None:
     changes: dict[str, object] = {"last_result": sent.text, "last_result_at": Now()}
-    changes |= (
-        {"attempts": 0, "last_sent_at": Now()} if sent.ok else {"attempts": F("attempts") + 1}
-    )
+    changes["attempts"] = 0 if sent.ok else F("attempts") + 1
+    if sent.ok or sent.partly:
+        changes["last_sent_at"] = Now()
     AlertRule.objects.filter(pk=rule.pk).update(
         not_before=Now() + wait, handed_out_at=None, **changes
     )
