@@ -63,7 +63,7 @@ def facets(search: Search) -> Facets:
 
 def _query(name: str, value: str) -> str:
     """Return the term that narrows to a value; "" where the language has none for it: a stranger's
-    address need not have a word, and a quote can't be quoted."""
+    address need not have a word, and may be longer than a query."""
     try:
         wanted = _TERMS[name](value)
         return str(wanted) if parse(str(wanted)) == wanted else ""

@@ -4,7 +4,9 @@
     any   = one { "OR" one }                binds tighter, as Gmail has it: a b OR c is a (b OR c)
     one   = [ "-" ] ( term | "(" all ")" )
     term  = [ operator ":" ] value          from:(a OR b) is (from:a OR from:b)
-    value = '"' any characters '"' | characters without blanks, quotes and parentheses [ "*" ]
+    value = quoted | characters without blanks, quotes and parentheses [ "*" ]
+    quoted = '"' any characters '"'         a '"' among them stands twice: label:"12"" vinyl"
+           | any other quote, characters without quotes, any quote
 
 What has no letter or digit is no word: it is left out, as people write "Smith & Sons".
 """
@@ -50,7 +52,8 @@ class Term:
             or (not self.name and self.value.startswith("-"))
         ):
             return f"{operator}{self.value}{'*' * self.prefix}"
-        return f'{operator}"{self.value}"'
+        doubled = self.value.replace('"', '""')
+        return f'{operator}"{doubled}"'
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -232,7 +235,8 @@ _QUOTES = '"“”„'
 _UNSAFE = re.compile("[\0\ud800-\udfff]")
 _NOT_SEARCHED = "This character can't be searched for."
 _BARE = re.compile(rf"[^\s(){_QUOTES}]+")
-_QUOTED = re.compile(rf"[{_QUOTES}]([^{_QUOTES}]*)[{_QUOTES}]")
+#: As it is printed; or as phones and word processors write it.
+_QUOTED = re.compile(rf'"((?:[^"]|"")*)"|[{_QUOTES}]([^{_QUOTES}]*)[{_QUOTES}]')
 _OPERATOR = re.compile(r"([A-Za-z][0-9A-Za-z-]*):")
 _BLANKS = re.compile(r"\s*")
 _JOINTS = ("OR", "AND")
@@ -329,7 +333,8 @@ class _Reader:
             quoted = _QUOTED.match(self.text, self.at)
             if not quoted:
                 raise QueryError("This quote is never closed.", self.at)
-            self.at, value = quoted.end(), quoted[1]
+            self.at = quoted.end()
+            value = (quoted[1] or quoted[2] or "").replace('""', '"')
         else:
             bare = _BARE.match(self.text, self.at)
             assert bare

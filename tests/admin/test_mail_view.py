@@ -534,15 +534,18 @@ def test_nobody_sees_or_removes_the_searches_of_others(reader: User, admin_user:
     assert SavedSearch.objects.exists()
 
 
-def test_a_list_leads_to_its_export_whoever_may(reader: User) -> None:
+@pytest.mark.parametrize("label", ["", "Projekt „Alpha“", '12" vinyl'])
+def test_a_list_leads_to_its_export_whoever_may(reader: User, label: str) -> None:
     folder = a_folder(a_mailbox(a_source(reader)))
-    asked = Asked(q="a OR b", mailbox=folder.mailbox_id)
+    asked = Asked(q="a OR b", mailbox=folder.mailbox_id, label=label)
     assert "data-export" not in _client(reader).get(asked.url()).content.decode()
     client = _client(_allowed(reader, "view_message", "add_export"))
     link = re.search('href="([^"]+)"[^>]+data-export', client.get(asked.url()).content.decode())
     assert link
     form = client.get(html.unescape(link[1])).content.decode()
-    assert f'value="{asked.query()}"' in form
+    taken = re.search('name="query" value="([^"]*)"', form)
+    assert taken
+    assert Asked.of_query(html.unescape(taken[1])) == asked
 
 
 @pytest.mark.parametrize("back", ["https://evil.example/admin/mail/", "//evil.example", "/admin/"])

@@ -52,6 +52,11 @@ def w(text: str, *, prefix: bool = False) -> Term:
         ("a (b (c))", AllOf((w("a"), w("b"), w("c")))),
         ("() a", w("a")),
         ("猫", w("猫")),
+        ('label:"12"" vinyl"', Term("label", '12" vinyl')),
+        ('label:"Projekt „Alpha“"', Term("label", "Projekt „Alpha“")),
+        ('label:""""', Term("label", '"')),
+        ('"a" "b"', AllOf((w("a"), w("b")))),
+        ('„annual" "report”', AllOf((w("annual"), w("report")))),
     ],
 )  # fmt: skip
 def test_reads_what_people_write(text: str, node: Node) -> None:
@@ -119,6 +124,18 @@ def test_whatever_is_typed_is_a_query_or_refused_and_printed_it_is_the_same(text
         position = 0
         assert parse(str(node)) == node
     assert 0 <= position <= len(text)
+
+
+@given(st.sampled_from(list(query.OPERATORS)), st.text(st.sampled_from('"“”„ab*-:() '), max_size=9))
+def test_whatever_a_value_is_printed_it_is_the_same(name: str, value: str) -> None:
+    """Labels and addresses come from providers, not from what somebody typed."""
+    try:
+        made = query.term(name, value)
+    except QueryError:
+        return
+    others = AllOf((Not(made), w("a"), AnyOf((made, w("b")))))
+    assert parse(str(made)) == made
+    assert parse(str(others)) == others
 
 
 @pytest.mark.parametrize(
