@@ -177,7 +177,9 @@ def test_facets_are_told_whatever_strangers_call_themselves(owner: User) -> None
     for message, address in zip(archived(folder, *bodies), strange, strict=True):
         indexed(message, sender_address=address)
     senders = found(owner, {"facets": "true"})["facets"]["values"]["sender"]
-    assert [value["text"] for value in senders] == ["bob@example.com"]
+    assert [value["text"] for value in senders] == ['"ada"@example.com', "bob@example.com"]
+    for value in senders:
+        assert len(found(owner, {"q": value["query"]})["results"]) == value["count"] == 1
 
 
 def test_facets_count_no_part_of_a_text_for_an_attachment(owner: User) -> None:
