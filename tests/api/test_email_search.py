@@ -175,7 +175,7 @@ def test_facets_are_told_whatever_strangers_call_themselves(owner: User) -> None
     strange = ("\u0363@\u24d0", '"ada"@example.com', "bob@example.com")
     bodies = (b"Subject: %d\r\n\r\n" % number for number in range(len(strange)))
     for message, address in zip(archived(folder, *bodies), strange, strict=True):
-        indexed(message, sender_address=address)
+        indexed(message, participants=(("from", address, ""),))
     senders = found(owner, {"facets": "true"})["facets"]["values"]["sender"]
     assert [value["text"] for value in senders] == ['"ada"@example.com', "bob@example.com"]
     for value in senders:
