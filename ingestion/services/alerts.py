@@ -76,6 +76,13 @@ def end(kind: AlertKind, sources: Collection[uuid.UUID | None], message: str) ->
     _end([(alert, message) for alert in found])
 
 
+def end_all(source: uuid.UUID, message: str) -> None:
+    """End all open alerts of a source. Idempotent. Call inside a transaction, before rows of the
+    source are locked."""
+    _one_at_a_time()
+    _end([(alert, message) for key, alert in _open().items() if key[1] == source])
+
+
 def happened(kind: AlertKind, source: IngestionSource, message: str) -> None:
     """Owe something that has no duration to who wants to be told. Call inside the transaction that
     does it."""

@@ -12,6 +12,7 @@ from django.utils import timezone
 from ingestion.crypto import Secrets
 from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.services import alerts
 from ingestion.services.audit import Actor, audit
 from ingestion.services.engine import runs
 from ingestion.services.sources.status import locked, move
@@ -105,8 +106,10 @@ def fail(source: IngestionSource, reason: str, *, actor: Actor | str, code: str 
 def delete(source: IngestionSource, *, actor: Actor) -> None:
     """Take the source out of every answer at once; `sources.deletion` removes the rest.
 
+    Webhooks are told that its alerts are over, while their owners may still see it.
     Raises LostRace where it was deleted before. Opens its own transaction.
     """
+    alerts.end_all(source.pk, "The source was deleted.")
     source = locked(source)
     source.deleted_at = timezone.now()
     source.secrets = Secrets()  # of no more use, so it is not kept while the rest goes

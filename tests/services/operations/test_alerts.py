@@ -298,6 +298,24 @@ def test_webhooks_are_told_of_alerts_too(owner: User, at: Receiver) -> None:
 # -- who is told -------------------------------------------------------------------------------
 
 
+def test_webhooks_are_told_that_an_alert_is_over_as_its_source_was_deleted(
+    owner: User, at: Receiver
+) -> None:
+    """An incident that it opened elsewhere is closed by nothing else."""
+    _, secret = webhooks.create(owner, url=at.url, events=["alert.ended"], actor=ACTOR)
+    [source, _] = broken(owner, 2)
+    work()
+    opened = Alert.objects.get(source=source)
+    verbs.delete(source, actor=ACTOR)
+    deletion.delete_source(source.pk)
+    work()
+    [came] = at.came
+    told = came.verified(secret)["data"]
+    assert (told["alert"], told["message"]) == (str(opened.pk), "The source was deleted.")
+    assert told["sourceName"] == source.name
+    assert Alert.objects.filter(ended_at=None).count() == 1
+
+
 def test_a_rule_tells_what_its_owner_may_see(
     staff: User, owner: User, other_user: User, inbox: Mailbox
 ) -> None:
