@@ -43,6 +43,9 @@ MAX_OF_A_USER = 20
 _ROTATION = dt.timedelta(days=1)
 #: After each try that failed, as standardwebhooks.com recommends: three days in all.
 _WAITS_SECONDS = (5, 60, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
+#: The doorbell says only that there is something to ask for: once its server is back, that is told
+#: within minutes. Given up after as long.
+_RING_WAITS_SECONDS = (5, 60, *[300] * (sum(_WAITS_SECONDS) // 300))
 #: The feed rings at most so often; what changes meanwhile is told by the same ring.
 _RING_SECONDS = 5
 #: How long deliveries are kept to be looked at.
@@ -206,6 +209,8 @@ def deliver(pk: uuid.UUID) -> None:
         return
     answer = _send(delivery)
     attempts = delivery.attempts + 1
+    rings = delivery.event == Event.ARCHIVE_CHANGED
+    waits_seconds = _RING_WAITS_SECONDS if rings else _WAITS_SECONDS
     if answer.ok:
         _finish(delivery, Outcome.DELIVERED, answer.text)
     elif answer.status == _GONE:
@@ -213,14 +218,14 @@ def deliver(pk: uuid.UUID) -> None:
         _disable(delivery.endpoint)
     elif delivery.event == TEST_EVENT:
         _finish(delivery, Outcome.GIVEN_UP, answer.text)
-    elif attempts > len(_WAITS_SECONDS):
+    elif attempts > len(waits_seconds):
         text = f"{answer.text} Given up after {attempts} tries."
         _finish(delivery, Outcome.GIVEN_UP, text)
         log.warning(
             "webhook_given_up", webhook=str(delivery.endpoint_id), event_type=delivery.event
         )
     else:
-        wait = max(_WAITS_SECONDS[attempts - 1], answer.wait_seconds or 0.0)
+        wait = max(waits_seconds[attempts - 1], answer.wait_seconds or 0.0)
         _try_again(delivery, answer.text, dt.timedelta(seconds=wait))
 
 

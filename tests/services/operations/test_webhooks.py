@@ -269,6 +269,25 @@ def test_it_is_tried_again_ever_later_then_given_up_and_that_is_told(
     at.came[-1].verified(secret)
 
 
+def test_the_doorbell_is_not_silent_for_long_after_its_server_is_back(
+    folder: Folder, owner: User, at: Receiver
+) -> None:
+    endpoint(at, owner, "archive.changed")
+    at.status = 503
+    rows.archived(folder, b"Subject: one\r\n\r\n")
+    for _ in range(13):  # more than others are tried
+        later()
+        work()
+    ring = the_delivery()
+    assert (ring.attempts, ring.outcome) == (12, "pending")
+    assert ring.not_before - timezone.now() <= dt.timedelta(minutes=5)
+    WebhookDelivery.objects.update(attempts=len(webhooks._RING_WAITS_SECONDS))
+    later()
+    work()
+    assert the_delivery().outcome == "given_up"
+    assert 3 <= sum(webhooks._RING_WAITS_SECONDS) / 86_400 <= 3.2
+
+
 def test_a_server_says_itself_when_to_come_back(source: IngestionSource, at: Receiver) -> None:
     endpoint(at, source.owner)
     at.status, at.headers = 429, {"Retry-After": "1200"}
