@@ -25,7 +25,7 @@ def tiles(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
 
 
 def test(form: SourceForm, user: User) -> StreamingHttpResponse:
-    """Try what a form holds; its instance's stored secrets stand in for those left empty."""
+    """Try what a form holds; the stored secrets of its source stand in for those left empty."""
     response = StreamingHttpResponse(_lines(form, user), content_type="application/x-ndjson")
     response["X-Accel-Buffering"] = "no"
     response["Cache-Control"] = "no-store"

@@ -5,6 +5,7 @@ by the parsers that the service uses, so each error stands at its field. Secrets
 page never holds one, and an empty field keeps what is stored.
 """
 
+import copy
 import datetime as dt
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -72,6 +73,10 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        #: As its row has it: to clean a form writes what was typed into `instance`.
+        self.stored: IngestionSource | None = None
+        if not self.instance._state.adding:  # noqa: SLF001 - documented by Django
+            self.stored = copy.copy(self.instance)
         #: What differs from the stored source, by the names that configuration.update takes.
         self.changes: dict[str, Any] = {}
         #: All that was typed, by the same names, once the form was cleaned.
@@ -86,11 +91,6 @@ class SourceForm(forms.ModelForm):  # type: ignore[type-arg] # not generic at ru
             for field in provider.config.fields():
                 if field_name(slug, field.name) in self.fields:
                     self._fill(slug, field)
-
-    @property
-    def stored(self) -> IngestionSource | None:
-        adding = self.instance._state.adding  # noqa: SLF001 - documented by Django
-        return None if adding else self.instance
 
     @property
     def _chosen(self) -> str:

@@ -124,6 +124,18 @@ def test_what_its_owner_grants_later_can_not_be_tried_yet(client: Client) -> Non
     assert "make a link for its owner" in said["text"]
 
 
+def test_another_provider_is_tried_without_what_is_stored_for_the_one_before(
+    client: Client,
+) -> None:
+    typed = {"name": "Box", "provider": "generic_imap", "options__syncIntervalSeconds": "300"}
+    client.post(f"{ADD}?way=imap", typed | IMAP)
+    source = IngestionSource.objects.get()
+    google = {"google__clientId": "id", "google__clientSecret": "secret"}
+    form = typed | IMAP | google | {"provider": "google"}
+    [said] = tried(client, f"/admin/ingestion/ingestionsource/{source.pk}/try/", form)
+    assert (said["title"], said["text"][:14]) == ("Not yet", "Save it first:")
+
+
 def test_what_a_way_can_not_do_without_is_asked_for_at_its_field(client: Client) -> None:
     typed = {"provider": "google", "options__syncIntervalSeconds": "300"}
     said = tried(client, f"{TRY}?way=gmail", typed)
