@@ -36,6 +36,13 @@ def visible_sources(user: User | AnonymousUser) -> QuerySet[IngestionSource]:
     return sources.filter(owner_id=user.pk)
 
 
+def is_hidden(user: User, source: uuid.UUID) -> bool:
+    """Tell whether there is such a source, and the user may not see it. Of one that was deleted
+    nobody can tell any more."""
+    there = IngestionSource.objects.filter(pk=source, deleted_at=None)
+    return there.exclude(pk__in=visible_sources(user).values("pk")).exists()
+
+
 def with_counts(sources: Iterable[IngestionSource]) -> list[Any]:
     """Return sources with a `mailbox_count` and a `failed_message_count`."""
     found = list(sources)

@@ -19,12 +19,12 @@ from collections.abc import Collection, Sequence
 import structlog
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import F, Q
+from django.db.models import F, Manager, Q, QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 from standardwebhooks import Webhook
 
-from ingestion import feed
+from ingestion import feed, queries
 from ingestion.crypto import Secrets
 from ingestion.errors import CredentialsUnreadable, InvalidInput, LostRace
 from ingestion.models import WebhookDelivery, WebhookEndpoint
@@ -53,6 +53,8 @@ _KEPT = dt.timedelta(days=30)
 _GONE = 410
 _DELETED = "The webhook was deleted."
 _DISABLED = "It was disabled before this was delivered."
+_OWNER_GONE = "Its owner was switched off before this was delivered."
+_NOT_SEEN = "Its owner may not see the source any more."
 
 
 # -- what people do ----------------------------------------------------------------------------
@@ -113,7 +115,7 @@ def change(
                 raise LostRace(_DELETED)
             endpoint.refresh_from_db()
             if not endpoint.enabled:
-                _give_up_all(endpoint, _DISABLED)
+                _give_up(endpoint.deliveries, _DISABLED)
             audit(actor, "webhook.update", None, _about(endpoint))
     return endpoint
 
@@ -200,12 +202,20 @@ def wrong_with(url: str, events: Collection[str]) -> dict[str, list[str]]:
 
 def deliver(pk: uuid.UUID) -> None:
     """Try a delivery that is due, once. Network outside, transaction inside."""
-    rows = WebhookDelivery.objects.select_related("endpoint")
+    rows = WebhookDelivery.objects.select_related("endpoint__owner")
     delivery = rows.filter(pk=pk, outcome=Outcome.PENDING, not_before__lte=Now()).first()
     if delivery is None:
         return
-    if not delivery.endpoint.enabled and delivery.event != TEST_EVENT:
-        _give_up_all(delivery.endpoint, _DISABLED)  # owed by who did not see that yet
+    endpoint = delivery.endpoint
+    if not endpoint.owner.is_active:
+        _give_up(endpoint.deliveries, _OWNER_GONE)
+        return
+    if not endpoint.enabled and delivery.event != TEST_EVENT:
+        _give_up(endpoint.deliveries, _DISABLED)  # owed by who did not see that yet
+        return
+    about = delivery.source_id
+    if about is not None and queries.is_hidden(endpoint.owner, about):
+        _give_up(endpoint.deliveries.filter(source_id=about), _NOT_SEEN)
         return
     answer = _send(delivery)
     attempts = delivery.attempts + 1
@@ -215,7 +225,7 @@ def deliver(pk: uuid.UUID) -> None:
         _finish(delivery, Outcome.DELIVERED, answer.text)
     elif answer.status == _GONE:
         _finish(delivery, Outcome.GIVEN_UP, answer.text)
-        _disable(delivery.endpoint)
+        _disable(endpoint)
     elif delivery.event == TEST_EVENT:
         _finish(delivery, Outcome.GIVEN_UP, answer.text)
     elif attempts > len(waits_seconds):
@@ -329,12 +339,12 @@ def _disable(endpoint: WebhookEndpoint) -> None:
             last_result="Disabled: its server answered 410 Gone, which asks for no more. Enable it"
             " when the server wants it again.",
         )
-        _give_up_all(endpoint, "Its server wants to be told nothing more.")
+        _give_up(endpoint.deliveries, "Its server wants to be told nothing more.")
     log.warning("webhook_disabled", webhook=str(endpoint.pk))
 
 
-def _give_up_all(endpoint: WebhookEndpoint, why: str) -> None:
-    endpoint.deliveries.filter(outcome=Outcome.PENDING).update(
+def _give_up(rows: "QuerySet[WebhookDelivery] | Manager[WebhookDelivery]", why: str) -> None:
+    rows.filter(outcome=Outcome.PENDING).update(
         outcome=Outcome.GIVEN_UP, result=why, finished_at=Now()
     )
 

@@ -1,6 +1,7 @@
 """Webhooks: what happened is told, signed, until it arrives; and no server can harm who tells."""
 
 import datetime as dt
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -153,6 +154,30 @@ def test_only_who_may_see_a_source_is_told_of_it(
         announce(Event.ARCHIVE_CORRUPT, None, {})
     of_all = WebhookDelivery.objects.filter(event="archive.corrupt")
     assert [row.endpoint.owner for row in of_all] == [looks]
+
+
+def test_who_is_switched_off_or_may_not_see_a_source_is_sent_nothing_of_it(
+    source: IngestionSource, at: Receiver
+) -> None:
+    """Rights may go between what happened and the try that would succeed."""
+    looks = people.staff("looks", "view_ingestionsource")
+    mine = rows.a_source(looks, name="Mine")
+    gone = people.staff("gone", "view_ingestionsource")
+    for user in (looks, gone):
+        endpoint(at, user)
+    happen(source)
+    happen(mine)
+    User.objects.filter(pk=gone.pk).update(is_active=False)
+    looks.user_permissions.clear()
+    work()
+    assert [json.loads(came.body)["data"]["sourceName"] for came in at.came] == ["Mine"]
+    told = WebhookDelivery.objects.values_list("endpoint__owner__username", "outcome", "result")
+    assert sorted(told) == [
+        ("gone", "given_up", webhooks._OWNER_GONE),
+        ("gone", "given_up", webhooks._OWNER_GONE),
+        ("looks", "delivered", "It answered 204."),
+        ("looks", "given_up", webhooks._NOT_SEEN),
+    ]
 
 
 def test_the_like_is_told_once_in_a_while(source: IngestionSource, at: Receiver) -> None:
