@@ -26,6 +26,9 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("0034_runs_are_one_at_a_time", "Raw SQL operation"): (
         "the version before believes that this constraint is there"
     ),
+    ("0039_drafts_have_no_stable_id", "Raw SQL operation"): (
+        "a placement without a stable id is what any provider without one has"
+    ),
 }
 
 _HARMLESS = (

@@ -1,6 +1,7 @@
 """Migrations beside those who use the database: who must wait, and who goes on."""
 
 import concurrent.futures
+import importlib
 import os
 import signal
 import subprocess
@@ -13,11 +14,15 @@ from typing import Any
 import psycopg
 import pytest
 from django.conf import settings
+from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.db import connection
+from django.db.models import F
 from django.db.models.signals import post_migrate
 
+from ingestion.models import Placement
 from ingestion.services.operations import migrating
+from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.stack import ROOT, wait_for
 from tests.services.test_deadlocks import ONCE_SOMEBODY_WAITS
 
@@ -267,3 +272,22 @@ def test_while_it_migrates_no_statement_has_an_end_and_afterwards_each_has() -> 
         post_migrate.disconnect(look)
     assert set(seen) == {("0", "2s")}
     assert (shown("statement_timeout"), shown("lock_timeout")) == ("10min", "1min")
+
+
+def test_drafts_that_a_version_before_archived_lose_their_stable_id(db: None) -> None:
+    owner = User.objects.create_user("owner")
+    source = a_source(owner, provider="microsoft")
+    other = a_source(owner, "Other")
+    for one in (source, other):
+        folder = a_folder(a_mailbox(one))
+        archived(folder, b"a draft", b"a mail")
+        placed = Placement.objects.filter(folder=folder)
+        placed.update(stable_id=F("remote_id"))
+        placed.filter(pk=placed.earliest("pk").pk).update(labels=["\\Draft", "\\Seen"])
+    migration = importlib.import_module("ingestion.migrations.0039_drafts_have_no_stable_id")
+    with connection.cursor() as cursor:
+        cursor.execute(migration._DRAFTS)
+    kept = Placement.objects.exclude(stable_id="")
+    assert sorted(kept.values_list("folder__mailbox__source__provider", flat=True)) == [
+        "generic_imap", "generic_imap", "microsoft",
+    ]  # fmt: skip
