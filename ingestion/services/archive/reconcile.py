@@ -149,8 +149,9 @@ def _compare(
             wanted = [ref for ref in page.added if options.wants_message(ref)]
             report.excluded += len(page.added) - len(wanted)
             _count(folder, wanted, report, max_ids)
-            if folder is not None and page.present is not None:
-                report.kept = _no_longer_listed(folder, page)
+            if page.present is not None:  # it is listed to its end: what follows came meanwhile
+                report.kept = _no_longer_listed(folder, page) if folder is not None else 0
+                break
     except (errors.Skippable, errors.Retryable, errors.CursorExpired) as error:
         report.error = str(error)  # where that ended the connection, each of the others says so
         return
