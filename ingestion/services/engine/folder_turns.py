@@ -32,8 +32,9 @@ log = structlog.get_logger(__name__)
 #: is when messages begin to be fetched one by one (`engine.careful`): it may be one of them.
 _BREAKS = 3
 _NEVER = dt.datetime.min.replace(tzinfo=dt.UTC)
-#: What is done with while others take hours is followed again meanwhile, some of it in each slice.
-_AGAIN, _AGAIN_IN_A_SLICE = dt.timedelta(hours=1), 20
+#: What is done with while others take hours is followed again meanwhile: some of it, in every
+#: other slice, as each may be all that a slice has time for.
+_AGAIN, _AGAIN_IN_A_SLICE = dt.timedelta(hours=1), 3
 
 
 def begun(run: Run, mailbox: Mailbox) -> dt.datetime:
@@ -78,7 +79,7 @@ class Turn:
         all_fail = all(folder.failing_since for _, folder in followed)
         #: Those at which something went wrong come last, and before them what was followed last.
         self._queue = [
-            *_again(followed, since, held.began - _AGAIN),
+            *(_again(followed, since, held.began - _AGAIN) if held.token % 2 else ()),
             *sorted(todo if all_fail else due, key=_turn),
         ]
         self.left = len(self._queue)

@@ -277,8 +277,8 @@ def test_folders_that_are_done_with_are_followed_each_hour_while_others_import(
         return begun
 
     put_back(run, minutes=59)
-    assert followed() == ["Large"]
+    assert [followed(), followed()] == [["Large"], ["Large"]]
     put_back(run, minutes=2)
-    assert followed() == ["INBOX", "Large"]
+    assert sorted([followed(), followed()]) == [["INBOX", "Large"], ["Large"]]
     assert Placement.objects.filter(folder__path="INBOX").count() == 2
-    assert followed() == ["Large"]
+    assert [followed(), followed()] == [["Large"], ["Large"]]
