@@ -49,7 +49,8 @@ class RemoteFolder:
     `message_count` is the provider's count, if it told; `exact_count` where it counts just what
     `changes()` lists from the beginning. `state` is the connector's own note for
     `changes()` (for IMAP the STATUS items); `stable_id` survives a rename where the provider has
-    one (IMAP MAILBOXID)."""
+    one (IMAP MAILBOXID). `lasting_ids`: those of its messages are given to no others, also where it
+    is deleted and made again by the same name."""
 
     remote_id: str
     path: str
@@ -57,6 +58,7 @@ class RemoteFolder:
     message_count: int | None = None
     exact_count: bool = False
     stable_id: str = ""
+    lasting_ids: bool = False
     unlisted: bool = False
     state: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 

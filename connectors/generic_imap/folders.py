@@ -22,6 +22,9 @@ _ROLES = {
     b"\\SENT": "sent",
     b"\\TRASH": "trash",
 }
+#: A UIDVALIDITY that a server takes from its clock, as nearly all do (1973, in Unix time). Others
+#: count folders, or give all of them the same.
+_MADE_OF_TIME = 100_000_000
 #: Usual names, for servers that mark no special use at all.
 _NAMES = {
     "drafts": "drafts",
@@ -249,6 +252,7 @@ def _folder(
         message_count=state.get("messages"),
         exact_count=True,
         stable_id=str(state.get("mailboxid", "")),
+        lasting_ids=state.get("uidvalidity", 0) >= _MADE_OF_TIME,
         state=state,
     )
 

@@ -160,7 +160,7 @@ class _Listing:
         last = {**self._last_cursor(uids, certain=whole), "t": int(time.time())}
         present = Present(self._opened.validity, uids, last["n"]) if whole else None
         # The part of the listing before an interruption knows the flags from when it began.
-        end = itertools.chain(self._flags(), [Page(last, present=present)])
+        end = itertools.chain(self._flags(), [self._end(last, present)])
         yield from self._pages(uids.since(self._since["n"]), end)
 
     def follow(self) -> Iterator[Page]:
@@ -186,7 +186,7 @@ class _Listing:
         as_many = expected is not None and self._login.exists == expected + len(new)
         audit = _audit_is_due(since, self._describe)
         if as_many and not audit:
-            yield Page(self._last_cursor(new, certain=True))
+            yield self._end(self._last_cursor(new, certain=True))
             return
         uids, certain = self._all_uids()
         if len(uids.and_those_of(gone)) < len(uids) + len(gone):
@@ -195,16 +195,23 @@ class _Listing:
         if len(newer) > len(new):
             yield from self._pages(newer)
         last = self._last_cursor(newer, certain=certain)
-        some_came_late = expected is not None and len(older) > expected
+        some_came_late = expected is not None and (self._login.exists or 0) > expected + len(newer)
         if audit or some_came_late or not self._describe:
             upto = 0 if some_came_late else since.get("a", 0)
             owed = {**last, "t": 0, "f": [last["n"] - 1, self._modseq], "a": upto}
-            if new or "a" not in since:
+            if new:  # which goes with it
                 yield Page(owed)
             yield from self._again(older.since(upto + 1), owed)
             last["t"] = int(time.time())
         present = Present(self._opened.validity, uids, since["n"]) if certain else None
-        yield Page(last, present=present)
+        yield self._end(last, present)
+
+    def _end(self, cursor: Cursor, present: Present | None = None) -> Page:
+        """Make the last page of a pass. One that went on in several slices has "m" of the first of
+        them: who went since is told once more, and must not be taken away from "c" again."""
+        if self._modseq != self._opened.modseq:
+            cursor = {**cursor, "c": None}
+        return Page(cursor, present=present)
 
     def _again(self, uids: Uids, owed: Cursor) -> Iterator[Page]:
         """Tell of messages that were listed before, but for those that came late."""

@@ -76,7 +76,7 @@ def store_listing(
         _copy(row, remote)
     present = {remote.remote_id for remote in listed}
     missing = [row for row in there if row.remote_id not in present]
-    gone = [row for row in missing if _was_missing_before(row, run) or is_gone(_as_listed(row))]
+    gone = [row for row in missing if _was_missing_before(row, run) or is_gone(as_listed(row))]
     unclear = [row for row in missing if row not in gone and row.missing_since is None]
     followed = [(remote, rows[remote.remote_id]) for remote in wanted]
     chosen = {id(row) for _, row in followed}
@@ -164,13 +164,13 @@ def _in_unlisted(listed: Sequence[RemoteFolder], there: Sequence[Folder]) -> lis
     present = {remote.remote_id for remote in listed}
     places = tuple(remote.path.removesuffix("*") for remote in listed if remote.unlisted)
     return [
-        _as_listed(row)
+        as_listed(row)
         for row in there
         if row.remote_id not in present and row.path.startswith(places)
     ]
 
 
-def _as_listed(row: Folder) -> RemoteFolder:
+def as_listed(row: Folder) -> RemoteFolder:
     return RemoteFolder(
         row.remote_id,
         row.path,
@@ -225,6 +225,7 @@ def _returned(rows: Mapping[str, Folder], listed: Sequence[RemoteFolder]) -> lis
         for remote in listed
         if (row := rows.get(remote.remote_id)) is not None
         and row.removed_at is not None
+        and not remote.lasting_ids
         and (not row.stable_id or row.stable_id != remote.stable_id)
     ]
 

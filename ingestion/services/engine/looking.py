@@ -110,7 +110,11 @@ class _Account:
             and mailbox.last_synced_at is not None
             and not (mailbox.last_error_code or mailbox.attempts or mailbox.messages_expected)
             and not mailbox.has_due_failures
-            and all(self._is_followed(folder) for folder in mailbox.folders_there)
+            and all(
+                self._is_followed(folder)
+                for folder in mailbox.folders_there
+                if self.options.wants_folder(folders.as_listed(folder))
+            )
         )
 
     def _is_followed(self, folder: Folder) -> bool:

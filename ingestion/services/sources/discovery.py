@@ -125,17 +125,23 @@ def _resting(source: IngestionSource, run: Run) -> set[str]:
     that owe nothing else. None where somebody asked: then all have their turn."""
     if run.actor != runs.SCHEDULE or run.asked_at is not None:
         return set()
-    next_sync = Now() + Options.of(source.options).sync_interval
-    owing = Folder.objects.filter(mailbox=OuterRef("pk"), removed_at=None).filter(
+    options = Options.of(source.options)
+    unfinished = Folder.objects.filter(mailbox__source=source, removed_at=None).filter(
         Q(failing_since__isnull=False) | Q(missing_since__isnull=False) | Q(cursor=None)
         | ~Q(list_anew=ListAnew.NO)
     )  # fmt: skip
+    owing = {
+        folder.mailbox_id
+        for folder in unfinished.defer("cursor").iterator()
+        if options.wants_folder(folders.as_listed(folder))
+    }
     failed = FailedMessage.objects.filter(mailbox=OuterRef("pk"), not_before__lte=Now())
     quiet = Mailbox.objects.filter(
-        ~Exists(owing), ~Exists(failed), source=source, state=MailboxState.ACTIVE, run=None,
-        last_error_code="", last_synced_at__gt=next_sync - pace.as_span(pace.seconds()),
+        ~Exists(failed), source=source, state=MailboxState.ACTIVE, run=None, last_error_code="",
+        last_synced_at__gt=Now() + options.sync_interval - pace.as_span(pace.seconds()),
     )  # fmt: skip
-    return set(quiet.values_list("remote_id", flat=True))
+    found = quiet.values_list("pk", "remote_id")
+    return {remote_id for pk, remote_id in found if pk not in owing}
 
 
 def _row(

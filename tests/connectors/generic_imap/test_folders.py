@@ -204,6 +204,23 @@ def test_a_folder_that_is_made_again_takes_no_mail_of_the_one_before(
     assert Message.objects.count() == 3
 
 
+def test_a_folder_that_is_back_with_a_uidvalidity_that_is_a_time_downloads_nothing(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    """It was away for maintenance, and who makes a folder takes another moment."""
+    before = server.boxes[b"Work"]
+    before.validity = 1_700_000_000
+    imported(source)
+    del server.boxes[b"Work"]
+    synced(source)
+    assert Folder.objects.get(path="Work").removed_at is not None
+    server.boxes[b"Work"] = before
+    sent = imap_source.Sent(server)
+    synced(source)
+    assert archived(source) == held_by(server)
+    assert sum(sent.times.values()) == 0
+
+
 def test_where_messages_have_ids_of_their_own_a_folder_that_is_back_downloads_nothing() -> None:
     with ImapScript(capabilities=GMAIL) as server:
         add(server, b"INBOX", gmail_id=1)

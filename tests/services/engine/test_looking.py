@@ -12,7 +12,7 @@ from connectors import errors
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, folders, looking
 from ingestion.services.sources import configuration, verbs
-from ingestion.states import RunKind
+from ingestion.states import ListAnew, RunKind
 from tests.servers import imap_source
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 from tests.servers.imap_source import ACTOR
@@ -146,6 +146,18 @@ def test_what_is_owed_begins_a_sync_without_a_look(
     assert run is not None
     assert run.discovered_at is not None
     assert server.commands == []
+
+
+@pytest.mark.parametrize("server", [MODERN], indirect=True, ids=["modern"])
+def test_a_folder_that_is_left_out_by_now_owes_nothing(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    Folder.objects.filter(path="Sent").update(list_anew=ListAnew.BY_ID)
+    IngestionSource.objects.update(options={"excludeFolders": ["Sent"]})
+    assert look(source) is None
+    make_due(source)
+    IngestionSource.objects.update(options={})
+    assert look(source) is not None
 
 
 @pytest.mark.parametrize("server", [MODERN], indirect=True, ids=["modern"])

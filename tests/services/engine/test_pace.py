@@ -7,9 +7,10 @@ from django.contrib.auth.models import User
 from django.utils import timezone
 
 from ingestion import freshness, pace
-from ingestion.models import IngestionSource, Mailbox, Run
+from ingestion.models import Folder, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, sync
 from ingestion.services.sources import discovery, verbs
+from ingestion.states import ListAnew
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, start
 
@@ -103,6 +104,17 @@ def test_a_quiet_mailbox_that_owes_something_has_its_turn(
     quiet_one_of_two(server, source)
     Mailbox.objects.filter(remote_id="b").update(last_error_code="unavailable")
     assert given_work(source) == {"a", "b"}
+
+
+@pytest.mark.parametrize(("left_out", "working"), [(["Old"], {"a"}), ([], {"a", "b"})])
+def test_what_a_folder_owes_counts_where_it_is_wanted(
+    server: Server, source: IngestionSource, left_out: list[str], working: set[str]
+) -> None:
+    quiet_one_of_two(server, source)
+    quiet = Mailbox.objects.get(remote_id="b")
+    Folder.objects.create(mailbox=quiet, remote_id="Old", path="Old", list_anew=ListAnew.BY_ID)
+    IngestionSource.objects.update(options={"excludeFolders": left_out})
+    assert given_work(source) == working
 
 
 def test_whoever_asks_has_all_mailboxes_synced_at_once(
