@@ -7,12 +7,18 @@ from contextlib import contextmanager
 
 from rest_framework.exceptions import Throttled
 
+#: Of all kinds together, of the 32 threads of a web process: the others answer everybody else.
+MAX_HELD = 24
+
 
 class Places:
-    """At most `total` at a time in this process, and at most `per_user` of them one user's.
+    """At most `total` at a time in this process, and at most `per_user` of them one user's. All
+    kinds of places together are at most MAX_HELD.
 
     Whoever gets none is told 429 with Retry-After: `retry_seconds`.
     """
+
+    _held = threading.BoundedSemaphore(MAX_HELD)
 
     def __init__(self, *, total: int, per_user: int, retry_seconds: float) -> None:
         self._total, self._per_user, self._retry_seconds = total, per_user, retry_seconds
@@ -22,7 +28,8 @@ class Places:
     def take(self, user_id: int) -> None:
         """Take a place; `give_back` it once. Raises Throttled."""
         with self._lock:
-            if self._taken[user_id] >= self._per_user or self._taken.total() >= self._total:
+            full = self._taken[user_id] >= self._per_user or self._taken.total() >= self._total
+            if full or not self._held.acquire(blocking=False):
                 raise Throttled(wait=self._retry_seconds)
             self._taken[user_id] += 1
 
@@ -30,6 +37,7 @@ class Places:
         with self._lock:
             self._taken[user_id] -= 1
             self._taken += Counter()  # keeps users with a place alone
+            self._held.release()
 
     @contextmanager
     def place(self, user_id: int) -> Iterator[None]:

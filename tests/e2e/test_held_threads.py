@@ -16,7 +16,7 @@ from django.test import Client
 from rest_framework.exceptions import Throttled
 
 from ingestion.api import events
-from ingestion.api.places import Places
+from ingestion.api.places import MAX_HELD, Places
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
@@ -99,6 +99,19 @@ def test_one_user_takes_no_place_of_others() -> None:
         places.take(3)
     places.give_back(1)
     with places.place(1), places.place(3):
+        pass
+    places.give_back(1)
+
+
+def test_all_kinds_of_places_together_leave_threads_to_everybody_else() -> None:
+    kinds = [Places(total=16, per_user=6, retry_seconds=5) for _ in range(3)]
+    with contextlib.ExitStack() as held:
+        for number in range(MAX_HELD):
+            held.enter_context(kinds[number % 3].place(number))
+        for kind in kinds:
+            with pytest.raises(Throttled):
+                kind.take(MAX_HELD)
+    with kinds[0].place(1), kinds[1].place(1):
         pass
 
 
