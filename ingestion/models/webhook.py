@@ -51,6 +51,9 @@ class WebhookEndpoint(models.Model):
     last_result_at = models.DateTimeField(null=True)
     last_delivered_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(db_default=Now())
+    silent_until = models.DateTimeField(
+        null=True, editable=False, help_text="It did not answer: nothing is sent to it before."
+    )
 
     # The doorbell of the feed: up to where it was looked, and when it may ring again.
     rung_xid = Xid8Field(db_default=models.Value("0"), editable=False)

@@ -38,6 +38,7 @@ _TIMES = (
     ("export", "not_before", _RETRY, "now()"),
     ("webhookdelivery", "not_before", _RETRY, "now()"),
     ("webhookendpoint", "ring_not_before", _RETRY, "now()"),
+    ("webhookendpoint", "silent_until", _RETRY, "now()"),
     ("alertrule", "not_before", _RETRY, "now()"),
     ("alertrule", "digest_at", "now() + interval '8 days'", "now()"),
     ("alertnotice", "created_at", "now()", "now()"),  # else it is not owed until then

@@ -155,7 +155,7 @@ KINDS = {
     ),
     "deliver": Kind(
         "ingestion_webhookdelivery",
-        "outcome = 'pending' AND not_before <= now()",
+        webhooks.DUE,
         since="not_before",
         verb=webhooks.deliver,
         name="delivery",

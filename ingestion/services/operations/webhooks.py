@@ -48,6 +48,11 @@ _WAITS_SECONDS = (5, 60, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_4
 _RING_WAITS_SECONDS = (5, 60, *[300] * (sum(_WAITS_SECONDS) // 300))
 #: The feed rings at most so often; what changes meanwhile is told by the same ring.
 _RING_SECONDS = 5
+#: A server that does not answer is left alone for so long, whatever else there is to tell it: each
+#: try takes a thread up to 15 s, and the owner's other webhooks wait for it.
+_SILENT_SECONDS = 60
+#: So the tries of each delivery may be few; for no longer than they would take all together.
+_TRIED_FOR = dt.timedelta(seconds=sum(_WAITS_SECONDS))
 #: How long deliveries are kept to be looked at.
 _KEPT = dt.timedelta(days=30)
 _GONE = 410
@@ -55,6 +60,11 @@ _DELETED = "The webhook was deleted."
 _DISABLED = "It was disabled before this was delivered."
 _OWNER_GONE = "Its owner was switched off before this was delivered."
 _NOT_SEEN = "Its owner may not see the source any more."
+
+#: Which deliveries are to be tried, for the table of due work. Who asks for a test waits for it.
+DUE = """outcome = 'pending' AND not_before <= now() AND (event = 'webhook.test' OR NOT EXISTS
+    (SELECT 1 FROM ingestion_webhookendpoint e WHERE e.id = endpoint_id AND e.silent_until > now()))
+"""
 
 
 # -- what people do ----------------------------------------------------------------------------
@@ -237,6 +247,8 @@ def deliver(pk: uuid.UUID) -> None:
     else:
         wait = max(waits_seconds[attempts - 1], answer.wait_seconds or 0.0)
         _try_again(delivery, answer.text, dt.timedelta(seconds=wait))
+    if answer.status is None:
+        _leave_alone(endpoint)
 
 
 def ring(pk: uuid.UUID) -> None:
@@ -320,6 +332,14 @@ def _try_again(delivery: WebhookDelivery, text: str, wait: dt.timedelta) -> None
         WebhookDelivery.objects.filter(pk=delivery.pk, outcome=Outcome.PENDING).update(
             attempts=F("attempts") + 1, result=text, not_before=Now() + wait, handed_out_at=None
         )
+
+
+def _leave_alone(endpoint: WebhookEndpoint) -> None:
+    silent_until = Now() + dt.timedelta(seconds=_SILENT_SECONDS)
+    with transaction.atomic():
+        WebhookEndpoint.objects.filter(pk=endpoint.pk).update(silent_until=silent_until)
+        old = endpoint.deliveries.filter(created_at__lt=Now() - _TRIED_FOR)
+        _give_up(old, "Given up after three days: its server did not answer.")
 
 
 def _say(delivery: WebhookDelivery, text: str, *, delivered: bool) -> None:

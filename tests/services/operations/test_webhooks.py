@@ -37,6 +37,7 @@ from tests.servers.scripted_source import ACTOR, create, fill, finish, start
 pytestmark = pytest.mark.django_db(transaction=True)
 
 ALL = Event.values
+THREE_DAYS = dt.timedelta(days=3)
 
 
 @pytest.fixture
@@ -391,6 +392,32 @@ def test_nobody_there_is_told_in_words(source: IngestionSource, at: Receiver) ->
     work()
     assert "127.0.0.1" in the_delivery().result
     assert the_delivery().outcome == "pending"
+
+
+def test_a_silent_server_is_left_alone_for_a_minute(source: IngestionSource, at: Receiver) -> None:
+    """Else each event that it is owed takes the owner's place for as long as a try."""
+    asked, at.url = at.url, "http://127.0.0.1:1/hook"
+    made, _ = endpoint(at, source.owner)
+    for _ in range(3):
+        happen(source)
+    work()
+    work()
+    pending = WebhookDelivery.objects.filter(outcome="pending")
+    assert sorted(pending.values_list("attempts", flat=True)) == [0, 0, 1]
+    webhooks.test_soon(made, actor=ACTOR)
+    work()
+    assert WebhookDelivery.objects.get(event="webhook.test").attempts == 1, "who asks waits for it"
+    WebhookEndpoint.objects.update(silent_until=timezone.now())
+    old = WebhookDelivery.objects.filter(attempts=0)[:1].get()
+    WebhookDelivery.objects.filter(pk=old.pk).update(created_at=timezone.now() - 2 * THREE_DAYS)
+    later()
+    work()
+    old.refresh_from_db()
+    assert (old.outcome, old.result[:8], pending.count()) == ("given_up", "Given up", 2)
+    WebhookEndpoint.objects.update(silent_until=timezone.now(), url=asked)
+    later()
+    work()
+    assert len(at.came) == 2
 
 
 # -- endpoints ---------------------------------------------------------------------------------
