@@ -227,6 +227,21 @@ def test_each_deed_is_done_by_whom_it_may(column: int, archive_dir: object) -> N
     assert found == {pattern: cells[column] for pattern, cells in DEEDS.items()}
 
 
+def test_the_address_of_a_webhook_is_shown_to_its_owner_alone() -> None:
+    """It may have a token in it, by which anybody can post there."""
+    mine = member("Operator")
+    hook, _ = webhooks.create(mine, url="https://hooks.example.org/s3cret", events=[], actor=SYSTEM)
+    pages = (
+        *("/api/v1/webhooks", f"/api/v1/webhooks/{hook.pk}"),
+        *(f"/admin/ingestion/webhookendpoint/{end}" for end in ("", f"{hook.pk}/change/")),
+    )
+    for user, is_shown in ((mine, True), (member("Administrator"), False)):
+        client = client_of(user)
+        for page in pages:
+            said = shown(client.get(page))
+            assert ("s3cret" in said, "hooks.example.org" in said) == (is_shown, True), page
+
+
 # -- every address -------------------------------------------------------------------------------
 
 

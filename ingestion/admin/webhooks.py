@@ -5,6 +5,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.cache import add_never_cache_headers
@@ -16,7 +17,7 @@ from ingestion.admin.base import OwnersAdmin
 from ingestion.models import WebhookDelivery, WebhookEndpoint
 from ingestion.models.webhook import Event
 from ingestion.services.audit import Actor
-from ingestion.services.operations import webhooks
+from ingestion.services.operations import posting, webhooks
 
 _SHOWN_DELIVERIES = 20
 _OUTCOMES = {
@@ -66,26 +67,35 @@ class WebhookAdmin(OwnersAdmin):
     nothing_yet = "A server that is told of events needs one."
     ordering = ("-created_at", "-id")
     sortable_by = ()
-    readonly_fields = ("owner", "result", "delivered", "deliveries")
+    readonly_fields = ("owner", "host", "result", "delivered", "deliveries")
     actions_submit_line = ("send_test", "make_new_secret")
 
     def get_fieldsets(self, request: HttpRequest, obj: WebhookEndpoint | None = None) -> Any:
         if obj is None:
             return [("New webhook", {"fields": ("url", "events")})]
         told = ("owner", "result", "delivered", "deliveries")
+        address = "url" if obj.owner_id == request.user.pk else "host"
         return [
-            ("Webhook", {"fields": ("url", "events", "enabled")}),
+            ("Webhook", {"fields": (address, "events", "enabled")}),
             ("Deliveries", {"fields": told}),
         ]
+
+    def get_queryset(self, request: HttpRequest) -> Any:
+        return super().get_queryset(request).annotate(is_mine=Q(owner=request.user.pk))
 
     # -- what is shown -----------------------------------------------------------------------------
 
     @admin.display(description="Webhook")
-    def title(self, row: WebhookEndpoint) -> Any:
+    def title(self, row: Any) -> Any:
+        """The address is its owner's alone to see: it may have a token in it."""
         return display.two_lines(
-            display.clipped(row.url, characters=60),
+            display.clipped(row.url, characters=60) if row.is_mine else self.host(row),
             ", ".join(row.events) or "told by alert rules alone",
         )
+
+    @admin.display(description="Host")
+    def host(self, row: WebhookEndpoint) -> str:
+        return posting.host(row.url)
 
     @admin.display(description="State")
     def state(self, row: WebhookEndpoint) -> Any:

@@ -111,10 +111,10 @@ class ApiViewSet(viewsets.GenericViewSet[M]):
         links = _links(self.request, number, pages.num_pages)
         return rows, {"X-Total-Count": str(pages.count), "Link": links}
 
-    def paged(self, found: "QuerySet[Any, Any]", shape: Any) -> Response:
-        """Answer one page of rows as an array of `shape`."""
+    def paged(self, found: "QuerySet[Any, Any]", shape: Any, **options: Any) -> Response:
+        """Answer one page of rows as an array of `shape`, which is given the options."""
         rows, headers = self.page(found, self.query(inputs.PageQuery), size=100)
-        return Response(shape(rows, many=True).data, headers=headers)
+        return Response(shape(rows, many=True, **options).data, headers=headers)
 
 
 def _checked(kind: type[inputs.Strict], data: Any) -> dict[str, Any]:

@@ -53,8 +53,10 @@ _SHOWN: tuple[str, ...] = (
 
 
 class WebhookOut(RowOut[WebhookEndpoint]):
-    """`lastResult`: what came of the last try, in words. `lastDeliveredAt`: of the last success."""
+    """`url`: of somebody else's the host alone, as the rest may have a token in it. `lastResult`:
+    what came of the last try, in words. `lastDeliveredAt`: of the last success."""
 
+    url = serializers.SerializerMethodField()
     lastResult = serializers.CharField(source="last_result")
     lastResultAt = serializers.DateTimeField(source="last_result_at", allow_null=True)
     lastDeliveredAt = serializers.DateTimeField(source="last_delivered_at", allow_null=True)
@@ -63,6 +65,9 @@ class WebhookOut(RowOut[WebhookEndpoint]):
     class Meta:
         model = WebhookEndpoint
         fields = _SHOWN
+
+    def get_url(self, row: WebhookEndpoint) -> str:
+        return webhooks.shown_url(row, self.context["user"])
 
 
 class NewWebhookOut(WebhookOut):
@@ -124,6 +129,11 @@ class WebhookViewSet(ApiViewSet[WebhookEndpoint]):
     def get_queryset(self) -> Any:
         return queries.visible_webhooks(self.user)
 
+    def _answer(
+        self, shape: type[WebhookOut], row: WebhookEndpoint, code: int = status.HTTP_200_OK
+    ) -> Response:
+        return Response(shape(row, context={"user": self.user}).data, code)
+
     @extend_schema(
         operation_id="listWebhooks",
         parameters=[inputs.PageQuery],
@@ -131,7 +141,7 @@ class WebhookViewSet(ApiViewSet[WebhookEndpoint]):
     )
     def list(self, request: Request) -> Response:
         """List your webhooks, the oldest first."""
-        return self.paged(self.get_queryset(), WebhookOut)
+        return self.paged(self.get_queryset(), WebhookOut, context={"user": self.user})
 
     @extend_schema(operation_id="createWebhook", request=NewWebhook, responses={201: NewWebhookOut})
     def create(self, request: Request) -> Response:
@@ -139,19 +149,19 @@ class WebhookViewSet(ApiViewSet[WebhookEndpoint]):
         given = self.body(NewWebhook)
         made, secret = webhooks.create(self.user, **given, actor=self.actor)
         vars(made)["secret"] = secret
-        return Response(NewWebhookOut(made).data, status.HTTP_201_CREATED)
+        return self._answer(NewWebhookOut, made, status.HTTP_201_CREATED)
 
     @extend_schema(operation_id="getWebhook", responses={200: WebhookOut})
     def retrieve(self, request: Request, pk: str) -> Response:
         """Retrieve a webhook, and what came of its last delivery."""
-        return Response(WebhookOut(self.get_object()).data)
+        return self._answer(WebhookOut, self.get_object())
 
     @extend_schema(operation_id="updateWebhook", request=UpdateWebhook, responses={200: WebhookOut})
     def update(self, request: Request, pk: str) -> Response:
         """Change its address or events, enable or disable it."""
         endpoint = self.get_object()
         given = self.body(UpdateWebhook)
-        return Response(WebhookOut(webhooks.change(endpoint, **given, actor=self.actor)).data)
+        return self._answer(WebhookOut, webhooks.change(endpoint, **given, actor=self.actor))
 
     @extend_schema(operation_id="deleteWebhook", responses={204: None})
     def destroy(self, request: Request, pk: str) -> Response:

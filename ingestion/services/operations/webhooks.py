@@ -197,6 +197,11 @@ def _about(endpoint: WebhookEndpoint) -> dict[str, object]:
     return about | {"enabled": endpoint.enabled}
 
 
+def shown_url(endpoint: WebhookEndpoint, user: User) -> str:
+    """Return its address as this user may see it: of somebody else's the host alone."""
+    return endpoint.url if endpoint.owner_id == user.pk else posting.host(endpoint.url)
+
+
 def wrong_with(url: str, events: Collection[str]) -> dict[str, list[str]]:
     """Return what is wrong with what somebody gives, by field."""
     errors: dict[str, list[str]] = {}
