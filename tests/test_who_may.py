@@ -23,6 +23,7 @@ from ingestion.models import (
     Message,
     Run,
     StatusChange,
+    WebhookEndpoint,
 )
 from ingestion.services.archive.exports import jobs
 from ingestion.services.audit import SYSTEM, audit
@@ -240,6 +241,21 @@ def test_the_address_of_a_webhook_is_shown_to_its_owner_alone() -> None:
         for page in pages:
             said = shown(client.get(page))
             assert ("s3cret" in said, "hooks.example.org" in said) == (is_shown, True), page
+
+
+def test_a_webhook_is_its_owners_alone_to_delete_and_goes_with_its_owner() -> None:
+    mine = member("Operator")
+    hook, _ = webhooks.create(mine, url="https://example.org/", events=[], actor=SYSTEM)
+    administrator, pages = client_of(member("Administrator")), "/admin/ingestion/webhookendpoint/"
+    alone = {"post": "yes"}
+    many = alone | {"action": "delete_selected", "_selected_action": [str(hook.pk)]}
+    assert administrator.post(f"{pages}{hook.pk}/delete/", alone).status_code == 403
+    assert administrator.post(pages, many).status_code == 403
+    assert client_of(mine).post(f"{pages}{hook.pk}/delete/", alone).status_code == 302
+    assert not WebhookEndpoint.objects.exists()
+    webhooks.create(mine, url="https://example.org/", events=[], actor=SYSTEM)
+    assert administrator.post(f"/admin/auth/user/{mine.pk}/delete/", alone).status_code == 302
+    assert not User.objects.filter(pk=mine.pk).exists()
 
 
 # -- every address -------------------------------------------------------------------------------

@@ -186,12 +186,17 @@ class AuditedAdmin(OperatorAdmin):
 
 
 class OwnersAdmin(AuditedAdmin):
-    """Rows that are their owner's alone to change, with buttons beside Save that tell on the page
-    what came of them."""
+    """Rows that are their owner's alone to change and delete, with buttons beside Save that tell on
+    the page what came of them."""
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        is_theirs = obj is None or obj.owner_id == request.user.pk
-        return super().has_change_permission(request, obj) and is_theirs
+        return super().has_change_permission(request, obj) and self._is_theirs(request, obj)
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return super().has_delete_permission(request, obj) and self._is_theirs(request, obj)
+
+    def _is_theirs(self, request: HttpRequest, obj: Any) -> bool:
+        return obj is None or obj.owner_id == request.user.pk
 
     def get_actions_submit_line(self, request: HttpRequest, object_id: Any) -> list[Any]:
         """Offer nothing that is refused."""

@@ -15,6 +15,7 @@ from django.http import HttpRequest
 from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationForm
 
 from ingestion.admin.base import OperatorAdmin
+from ingestion.models import AlertRule, WebhookEndpoint
 from ingestion.services.audit import Actor
 from ingestion.services.operations import groups, people
 
@@ -73,6 +74,12 @@ class UserAdmin(Audited, DjangoUserAdmin, OperatorAdmin):  # type: ignore[type-a
     form = UserChangeForm
     add_form = UserCreationForm
     change_password_form = AdminPasswordChangeForm
+
+    def get_deleted_objects(self, objs: Any, request: HttpRequest) -> Any:
+        """What is a person's alone to delete goes with the person."""
+        listed, counts, needed, protected = super().get_deleted_objects(objs, request)
+        theirs = {kind._meta.verbose_name for kind in (AlertRule, WebhookEndpoint)}  # noqa: SLF001 - Django documents it
+        return listed, counts, needed - theirs, protected
 
     def save_related(self, request: HttpRequest, form: Any, formsets: Any, change: bool) -> None:
         super().save_related(request, form, formsets, change)

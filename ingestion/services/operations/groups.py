@@ -27,9 +27,9 @@ OWNER = ReadyGroup("Owner", is_staff=False)
 GROUPS = (ADMINISTRATOR, OPERATOR, AUDITOR, OWNER)
 
 #: What each may do with a kind of row: v(iew), a(dd), c(hange), d(elete). Exports are one's own
-#: alone, and so are changes to webhooks and rules of alerts. Owners need none: what is theirs is
-#: theirs. A new kind of row that has a page is a new line here, and the next `migrate` gives it to
-#: the groups.
+#: alone, and so are webhooks and rules of alerts to change and delete. Owners need none: what is
+#: theirs is theirs. A new kind of row that has a page is a new line here, and the next `migrate`
+#: gives it to the groups.
 TABLE: dict[str, tuple[str, str, str]] = {
     # app.model                Administrator Operator Auditor
     "ingestion.ingestionsource": ("vacd", "vacd", "v"),
