@@ -75,7 +75,7 @@ ROOMS = {
         Room("mail", "bytes to what people read", (24, 740, 216, 60), "ingestion.mail"),
         Room("queries", "what several pages show", (264, 740, 216, 60),
              "ingestion.queries ingestion.freshness ingestion.explaining ingestion.pace"
-             " ingestion.index_health ingestion.downloads"
+             " ingestion.index_health ingestion.downloads ingestion.places"
              " ingestion.expiry"),
         Room("models", "the tables; secrets are encrypted", (504, 740, 216, 60),
              "ingestion.models ingestion.migrations ingestion.crypto ingestion.moments"),

@@ -17,16 +17,20 @@ from django.template.response import TemplateResponse
 from django.urls import URLPattern, path
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST
+from rest_framework.exceptions import Throttled
 
 from ingestion import dispatching
 from ingestion.admin import display
 from ingestion.errors import InvalidInput
+from ingestion.places import FULL, Places
 from ingestion.services.audit import Actor
 from ingestion.services.sources import account_lists
 from ingestion.services.sources.account_lists import Row
 
 #: What most files have; the page shows the others when it is asked to.
 _USUAL = ("name", "way", "host", "port", "secure", "startTls", "username", "password")
+#: A test of a list may take a quarter of an hour.
+tests = Places(total=4, per_user=1, retry_seconds=5)
 
 Said = Iterator[dict[str, Any]]
 
@@ -112,9 +116,13 @@ def _check(_request: HttpRequest, _user: User, rows: list[Row]) -> Said:
         }
 
 
-def _test(request: HttpRequest, _user: User, rows: list[Row]) -> Said:
-    for one in account_lists.tried(_chosen(request, rows)):
-        yield {"line": one.row.line, "ok": one.ok, "text": one.text}
+def _test(request: HttpRequest, user: User, rows: list[Row]) -> Said:
+    try:
+        with tests.place(user.pk):
+            for one in account_lists.tried(_chosen(request, rows)):
+                yield {"line": one.row.line, "ok": one.ok, "text": one.text}
+    except Throttled:
+        yield {"error": FULL}
 
 
 def _save(request: HttpRequest, user: User, rows: list[Row]) -> Said:

@@ -11,11 +11,16 @@ from typing import Any
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.template.response import TemplateResponse
+from rest_framework.exceptions import Throttled
 
 from connectors import registry
 from ingestion.admin.source_form import SourceForm
 from ingestion.errors import InvalidInput
+from ingestion.places import FULL, Places
 from ingestion.services.sources import same_account, trial, ways
+
+#: A test may wait 15 s for a server at each step.
+trials = Places(total=8, per_user=2, retry_seconds=5)
 
 
 def tiles(request: HttpRequest, context: dict[str, Any]) -> HttpResponse:
@@ -33,8 +38,16 @@ def test(form: SourceForm, user: User) -> StreamingHttpResponse:
 
 
 def _lines(form: SourceForm, user: User) -> Iterator[str]:
-    for said in _said(form, user):
+    for said in _placed(form, user):
         yield json.dumps(said) + "\n"
+
+
+def _placed(form: SourceForm, user: User) -> Iterator[dict[str, Any]]:
+    try:
+        with trials.place(user.pk):
+            yield from _said(form, user)
+    except Throttled:
+        yield {"ok": False, "title": "Not tested", "text": FULL}
 
 
 def _said(form: SourceForm, user: User) -> Iterator[dict[str, Any]]:

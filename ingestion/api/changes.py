@@ -24,9 +24,9 @@ from rest_framework.response import Response
 from ingestion import feed
 from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
-from ingestion.api.places import Places
 from ingestion.api.schema import ErrorOut
 from ingestion.models import ArchiveChange, Placement
+from ingestion.places import Places
 from ingestion.services.operations import people
 
 MAX_WAIT_SECONDS = 30

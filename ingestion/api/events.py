@@ -16,7 +16,7 @@ from rest_framework.renderers import JSONRenderer
 
 from ingestion import queries
 from ingestion.api import source_serializers
-from ingestion.api.places import Places
+from ingestion.places import Places
 
 MAX_SECONDS = 300
 MAX_STREAMS = 16  # of the 32 threads of one web process

@@ -24,11 +24,11 @@ from rest_framework.response import Response
 from ingestion import downloads
 from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
-from ingestion.api.places import Places
 from ingestion.api.schema import ErrorOut
 from ingestion.api.serializers import RowOut
 from ingestion.errors import NotAllowedNow
 from ingestion.models import Export
+from ingestion.places import Places
 from ingestion.services.archive import storage
 from ingestion.services.archive.exports import jobs
 from ingestion.services.archive.exports.formats import FORMATS

@@ -20,9 +20,9 @@ from rest_framework.response import Response
 from ingestion import dispatching, index_health, queries
 from ingestion.api import events, inputs, source_serializers
 from ingestion.api.base import ApiViewSet
-from ingestion.api.places import Places
 from ingestion.errors import LostRace
 from ingestion.models import FEW_SOURCES, FailedMessage, IngestionSource, Run
+from ingestion.places import Places
 from ingestion.services.engine import failures
 from ingestion.services.sources import (
     configuration,

@@ -11,10 +11,10 @@ from rest_framework.response import Response
 from ingestion import queries
 from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
-from ingestion.api.places import Places
 from ingestion.api.serializers import RowOut
 from ingestion.models import WebhookDelivery, WebhookEndpoint
 from ingestion.models.webhook import Event
+from ingestion.places import Places
 from ingestion.services.operations import webhooks
 
 #: Each waits for somebody's server.

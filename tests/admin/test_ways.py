@@ -1,5 +1,6 @@
 """The ways to connect: each leads to a form that makes what its provider takes."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -8,8 +9,10 @@ from django.contrib.auth.models import Permission, User
 from django.test import Client
 
 from connectors.registry import PROVIDERS
+from ingestion.admin import account_list, connecting
 from ingestion.admin.source_form import field_name
 from ingestion.models import IngestionSource
+from ingestion.places import FULL
 from ingestion.services.sources import ways
 from tests.servers import imap_source
 from tests.servers.dovecot import Account, Dovecot
@@ -122,6 +125,21 @@ def test_what_its_owner_grants_later_can_not_be_tried_yet(client: Client) -> Non
     [said] = tried(client, f"{TRY}?way=imap", form)
     assert (said["warns"], said["title"]) == (True, "Not yet")
     assert "make a link for its owner" in said["text"]
+
+
+def test_one_user_tries_few_at_a_time(client: Client) -> None:
+    form = IMAP | {"provider": "generic_imap", "options__syncIntervalSeconds": "300"}
+    accounts = {"text": "name,host,username,password\nA,192.0.2.1,a,p\n", "lines": "2"}
+    many = "/admin/ingestion/ingestionsource/add-many/test/"
+    user = User.objects.get()
+    with contextlib.ExitStack() as held:
+        for places, number in ((connecting.trials, 2), (account_list.tests, 1)):
+            for _ in range(number):
+                held.enter_context(places.place(user.pk))
+        assert [step["text"] for step in tried(client, f"{TRY}?way=imap", form)] == [FULL]
+        assert tried(client, many, accounts) == [{"error": FULL}]
+    wrong = tried(client, f"{TRY}?way=imap", form | {"generic_imap__port": "none"})
+    assert [step["title"] for step in wrong] == ["Port"]
 
 
 def test_another_provider_is_tried_without_what_is_stored_for_the_one_before(

@@ -16,7 +16,7 @@ from django.test import Client
 from rest_framework.exceptions import Throttled
 
 from ingestion.api import events
-from ingestion.api.places import MAX_HELD, Places
+from ingestion.places import MAX_HELD, Places
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service

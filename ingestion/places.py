@@ -11,11 +11,15 @@ from rest_framework.exceptions import Throttled
 MAX_HELD = 24
 
 
+#: What a page says of it.
+FULL = "Too many tests run at the moment. Wait for one of them to end, then test again."
+
+
 class Places:
     """At most `total` at a time in this process, and at most `per_user` of them one user's. All
     kinds of places together are at most MAX_HELD.
 
-    Whoever gets none is told 429 with Retry-After: `retry_seconds`.
+    Whoever gets none is told 429 with Retry-After: `retry_seconds`; pages say it, FULL.
     """
 
     _held = threading.BoundedSemaphore(MAX_HELD)
