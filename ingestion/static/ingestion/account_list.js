@@ -68,7 +68,13 @@ document.addEventListener("DOMContentLoaded", () => {
     report.hidden = !rows.size;
   }
 
+  // Tells whether it was done to the end; what was wrong is said.
   async function ask(what, lines, hear) {
+    let whole = true;
+    const stop = (why) => {
+      whole = false;
+      say(why);
+    };
     const body = new FormData();
     body.set("csrfmiddlewaretoken", form.elements.csrfmiddlewaretoken.value);
     body.set("text", text);
@@ -82,16 +88,17 @@ document.addEventListener("DOMContentLoaded", () => {
     try {
       await eachLine(form.dataset[what], body, (told) => {
         progress.value += 1;
-        if (told.error) say(told.error);
+        if (told.error) stop(told.error);
         else hear(told);
       });
     } catch (error) {
-      say(`No answer: ${error.message}. Try it again.`);
+      stop(`No answer: ${error.message}. Try it again.`);
     }
     form.removeAttribute("aria-busy");
     form.querySelectorAll("button, input").forEach((control) => { control.disabled = false; });
     progress.hidden = true;
     offer();
+    return whole;
   }
 
   file.hasChangeListener = true; // else unfold's own would look for a text field beside it
@@ -130,18 +137,19 @@ document.addEventListener("DOMContentLoaded", () => {
   testButton.addEventListener("click", async () => {
     const wanted = good().filter((row) => !row.tested);
     wanted.forEach((row) => mark(row, "neutral", "Waits", ""));
-    await ask("test", wanted.map((row) => row.line), (told) => {
+    const whole = await ask("test", wanted.map((row) => row.line), (told) => {
       const row = rows.get(told.line);
       row.tested = true;
       row.ok = told.ok;
       mark(row, told.ok ? (row.warnings.length ? "warning" : "success") : "danger", told.ok ? "Passed" : "Failed", told.text);
     });
+    if (!whole) return;
     const failed = wanted.filter((row) => row.tested && !row.ok).length;
     say(`${accounts(passed().length)} passed, ${failed.toLocaleString("en")} failed. Nothing is stored yet.`, failed ? "warning" : "success");
   });
 
   async function add(wanted) {
-    await ask("save", wanted.map((row) => row.line), (told) => {
+    const whole = await ask("save", wanted.map((row) => row.line), (told) => {
       const row = rows.get(told.line);
       row.added = told.ok;
       if (!told.ok) {
@@ -155,6 +163,7 @@ document.addEventListener("DOMContentLoaded", () => {
       link.textContent = "Its page";
       row.cell.prepend(link, " ");
     });
+    if (!whole) return;
     const added = [...rows.values()].filter((row) => row.added).length;
     say(`${accounts(added)} added of ${rows.size.toLocaleString("en")}. Delete the file: it has the passwords.`, added === rows.size ? "success" : "warning");
   }
