@@ -28,8 +28,8 @@ Tone = Literal["success", "warning", "danger", "neutral"]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A mailbox, or a folder of it, that is not archived now. `since`: its last success, or its
-    first failure. `retry_at`: None where nothing is planned before the next sync."""
+    """A mailbox, or a folder of it, that is not archived now. `since`: up to when it is archived,
+    or its first failure. `retry_at`: None where nothing is planned before the next sync."""
 
     mailbox: str
     folder: str | None
@@ -80,7 +80,7 @@ def left_out(source: Any) -> list[LeftOut]:
             folder=None,
             code=mailbox.last_error_code or mailbox.state,
             message=mailbox.state_reason or mailbox.last_error,
-            since=mailbox.last_synced_at or mailbox.created_at,
+            since=mailbox.archived_up_to or mailbox.last_synced_at or mailbox.created_at,
             retry_at=mailbox.not_before if mailbox.run_id else None,
         )
         for mailbox in source.troubled_mailboxes

@@ -41,6 +41,16 @@ def _sqlstate(error: Exception) -> str:
     return getattr(error.__cause__, "sqlstate", None) or ""
 
 
+def raise_if_interrupted(error: BaseException) -> None:
+    """Raise KeyboardInterrupt where it came within a statement that ends a transaction: Django then
+    ends the transaction once more, and what that raises stands in front of it."""
+    before: BaseException | None = error
+    while before is not None:
+        if isinstance(before, KeyboardInterrupt):
+            raise KeyboardInterrupt from error
+        before = before.__context__
+
+
 def in_transaction(verb: Callable[P, R]) -> Callable[P, R]:
     """Run a verb in a transaction of its own, again at once where that deadlocked with another's.
 

@@ -44,7 +44,7 @@ from ingestion.services.engine.lease import Lease
 from ingestion.services.engine.trouble import Action
 from ingestion.services.sources import credentials
 from ingestion.services.sources.options import Options
-from ingestion.services.transactions import others_went_first
+from ingestion.services.transactions import others_went_first, raise_if_interrupted
 from ingestion.states import ListAnew, RunKind
 
 log = structlog.get_logger(__name__)
@@ -134,6 +134,7 @@ def _attempt(held: Lease, mailbox: Mailbox, run: Run, until: _Until) -> bool:
             outcomes.yield_turn(held)
         return finished
     except Exception as error:  # noqa: BLE001 - logs what is a bug, raises what it can't write down
+        raise_if_interrupted(error)
         outcomes.act_on(error, held, mailbox, run)
         return False
 

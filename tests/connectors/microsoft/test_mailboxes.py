@@ -54,7 +54,10 @@ def test_what_one_mailbox_lacks_is_its_own_state_and_may_change(
     for number, user in enumerate((on_premises, unlicensed, new), 10):
         box(user).deliver(body(number))
     del server.tenant.users[left.id]
-    assert synced(source).message == "4 archived."
+    assert synced(source).message == (
+        "4 archived. 1 mailbox is no longer listed by the provider: left@contoso.example."
+        " What was archived stays."
+    )
     found = states()
     gone, _ = found.pop("left")
     assert gone == "gone"

@@ -3,7 +3,7 @@
 import datetime as dt
 
 import pytest
-from django.db import transaction
+from django.db import ProgrammingError, transaction
 from django.utils import timezone
 
 from connectors.errors import Fatal, MailboxUnavailable, NeedsReauth, Unavailable
@@ -197,3 +197,21 @@ def test_new_credentials_are_checked_and_the_source_returns_to_where_it_was(
     assert verbs.resume(source, actor=ACTOR).status == "active"
     same = configuration.update(source, changes={"providerConfig": {"password": ""}}, actor=ACTOR)
     assert (same.status, same.secrets) == ("active", {"password": "new"})
+
+
+def test_an_interrupt_within_a_commit_is_no_bug(server: Server, source: IngestionSource) -> None:
+    """Django ends the transaction once more, and its error about that stands in front of it."""
+    fill(server, 3)
+
+    def interrupt(_: int) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise ProgrammingError("can't change 'autocommit' now: connection is ACTIVE")
+
+    server.before_message = interrupt
+    start(source)
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    mailbox = Mailbox.objects.get()
+    assert (mailbox.last_error_code, mailbox.lease_expires_at) == ("", None)
