@@ -43,6 +43,11 @@ class Capture:
         self._options = Options.of(mailbox.source.options)
         self._open = False
 
+    @property
+    def began_empty(self) -> bool:
+        """Whether nothing of the mailbox was archived when this began."""
+        return self._committer.began_empty
+
     @contextlib.contextmanager
     def batch(
         self, folder: Folder, *, parse: bool = True, fresh: bool = False

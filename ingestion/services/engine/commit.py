@@ -146,8 +146,8 @@ class Committer:
         self._process: PackingProcess | None = None  # until a message is new
         self._since = Options.of(mailbox.source.options).wanted.since
         #: Of a mailbox that was empty all is known: what was looked up since, under this lease.
-        is_empty = not (mailbox.message_count or sql.has_messages(mailbox.pk))
-        self._seen = SeenHashes() if is_empty else None
+        self.began_empty = not (mailbox.message_count or sql.has_messages(mailbox.pk))
+        self._seen = SeenHashes() if self.began_empty else None
 
     def pack(self, batch: Batch, new: Sequence[tuple[NewMessage, Body]], *, parse: bool) -> None:
         """Have new messages of a batch, which is the next to be submitted, appended to a pack.

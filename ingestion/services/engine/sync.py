@@ -173,7 +173,9 @@ class _Mailbox:
             connector.open(remote) as session,
             self.capture,
         ):
-            session.prefer(dataclasses.replace(self.options.wanted, has_mail=self._has_mail()))
+            session.prefer(
+                dataclasses.replace(self.options.wanted, has_mail=not self.capture.began_empty)
+            )
             followed = folders.store_listing(
                 self.held,
                 self.run,
@@ -195,9 +197,6 @@ class _Mailbox:
                 self.capture.wait()  # what is done with is durable, or it is not done with
                 turn.leave()
                 raise
-
-    def _has_mail(self) -> bool:
-        return bool(self.mailbox.message_count) or sql.has_messages(self.mailbox.pk)
 
     def _must_stop(self) -> bool:
         return self.held.stopping.is_set() or time.monotonic() >= self.until.page
