@@ -6,6 +6,7 @@ Plain and frozen; times are aware UTC; sizes are bytes. Nothing here knows of Dj
 import contextlib
 import dataclasses
 import datetime as dt
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import IO, Any, NamedTuple, Protocol, Self
@@ -152,15 +153,20 @@ class SpooledBody:
 Body = bytes | SpooledBody
 
 
+def tmpdir() -> str:
+    """Name TMPDIR, for people. Where nothing can be written to any, `gettempdir` itself raises."""
+    return f"TMPDIR ({tempfile.tempdir or os.environ.get('TMPDIR', 'unset')})"
+
+
 @contextlib.contextmanager
 def _room() -> Iterator[None]:
     """Say of the message what is wrong with this machine's disk: the others are smaller."""
     try:
         yield
     except OSError as error:
-        place, why = tempfile.gettempdir(), error.strerror or error
+        why = error.strerror or error
         raise MessageRefused(
-            f"It is larger than {SPOOL_BYTES:,} bytes, and TMPDIR ({place}) can't hold it meanwhile"
+            f"It is larger than {SPOOL_BYTES:,} bytes, and {tmpdir()} can't hold it meanwhile"
             f" ({why}). Free space there, or have TMPDIR name a larger disk, and retry it.",
             code="no_room",
             of_item=True,

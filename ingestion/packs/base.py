@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import IO, Self, cast
 
-from connectors.types import SPOOL_BYTES, Body, SpooledBody
+from connectors.types import SPOOL_BYTES, Body, SpooledBody, tmpdir
 from ingestion.errors import ArchiveUnavailable, Corrupt, ServiceError
 from ingestion.packs.format import (
     Chunked,
@@ -329,6 +329,6 @@ def _told_of_tmpdir() -> Iterator[None]:
         yield
     except OSError as error:
         raise ArchiveUnavailable(
-            f"TMPDIR ({tempfile.tempdir}) can't hold a large message: {error.strerror}."
+            f"{tmpdir()} can't hold a large message: {error.strerror}."
             " Make room there, or set TMPDIR to a directory on a disk."
         ) from error

@@ -8,7 +8,6 @@ of those says nothing of these (`IngestionSource.credentials_version`).
 import dataclasses
 import datetime as dt
 import enum
-import tempfile
 
 from django.conf import settings
 from django.db import InterfaceError, OperationalError
@@ -17,6 +16,7 @@ from django.db.models.functions import Coalesce, Now
 
 from connectors import errors
 from connectors.config import ConfigError
+from connectors.types import tmpdir
 from ingestion.errors import ArchiveUnavailable, LeaseLost, LostRace
 from ingestion.services.engine import backoff
 
@@ -99,7 +99,6 @@ def of_archive(error: OSError) -> Trouble:
     """Return what it means that the archive can't be written."""
     if isinstance(error, ArchiveUnavailable):
         return Trouble(Action.RETRY, error.code, str(error))
-    temporary = f"TMPDIR ({tempfile.gettempdir()})"
-    what = temporary if settings.ARCHIVE_URL else f"ARCHIVE_DIR, or {temporary}"
+    what = tmpdir() if settings.ARCHIVE_URL else f"ARCHIVE_DIR, or {tmpdir()}"
     reason = f"The archive can't be written ({error.strerror or type(error).__name__})."
     return Trouble(Action.RETRY, "storage", f"{reason} Free space or mend {what}.")

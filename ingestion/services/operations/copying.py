@@ -9,13 +9,13 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import sqlite3
-import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, TypeVar
 
 from django.db import connection
 
+from connectors.types import tmpdir
 from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.packs.store import PackFile, PackStore
 
@@ -121,4 +121,4 @@ def told_in_words(
         where = error.filename or there
         raise ArchiveUnavailable(f"{where}: {error.strerror or error}. {then}") from error
     except sqlite3.Error as error:  # of a list that is too long for memory
-        raise ArchiveUnavailable(f"TMPDIR ({tempfile.gettempdir()}): {error}. {then}") from error
+        raise ArchiveUnavailable(f"{tmpdir()}: {error}. {then}") from error

@@ -1,10 +1,15 @@
 """What each class of error means, for all who ask a provider."""
 
+import errno
+import tempfile
+
 import pytest
 from django.db import OperationalError
 
 from connectors import errors
 from connectors.config import ConfigError
+from connectors.errors import MessageRefused
+from connectors.types import SpooledBody
 from ingestion.errors import CredentialsUnreadable, LeaseLost, LostRace
 from ingestion.services.engine import trouble
 from ingestion.services.engine.trouble import Action
@@ -52,3 +57,14 @@ def test_refused_logins_are_counted_by_themselves_and_end() -> None:
     assert refused.failures(4, "unavailable") == 1
     assert refused.failures(2, "needs_reauth") == 3
     assert [refused.wait(count) is None for count in (1, 2, 3)] == [False, False, True]
+
+
+def test_a_full_disk_is_told_also_where_no_temporary_directory_can_be_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    monkeypatch.setenv("TMPDIR", "/full")
+    with pytest.raises(MessageRefused, match=r"TMPDIR \(/full\)"):
+        SpooledBody.begin()
+    assert "TMPDIR (/full)" in trouble.of_archive(OSError(errno.ENOSPC, "No space left")).text
