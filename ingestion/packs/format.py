@@ -267,22 +267,38 @@ def scan(
 
 def _next_record(file: IO[bytes], offset: int, end: int, marker: str) -> int:
     """Return where the first good header at `offset` or later begins; `end` if there is none."""
-    wanted, position = marker.encode("ascii"), offset + _SKIPPABLE.size
-    while position < end:
-        file.seek(position)
-        try:
-            chunk, at = read(file, _READ_BYTES), -1
-        except Damaged:
-            position += _SECTOR_BYTES
-            continue
-        while (at := chunk.find(wanted, at + 1)) >= 0:
+    wanted = marker.encode("ascii")
+    before, stop = b"", 0  # a marker may begin in one piece and end in the next
+    for start, piece in _pieces(file, offset + _SKIPPABLE.size, end):
+        text = before + piece if start == stop else piece
+        stop, at = start + len(piece), -1
+        while (at := text.find(wanted, at + 1)) >= 0:
+            found = stop - len(text) + at - _SKIPPABLE.size
             try:
-                _read_header(file, position + at - _SKIPPABLE.size, end, marker)
+                _read_header(file, found, end, marker)
             except Damaged:
                 continue
-            return position + at - _SKIPPABLE.size
-        position += max(1, len(chunk) - len(wanted) + 1)
+            return found
+        before = text[1 - len(wanted) :]
     return end
+
+
+def _pieces(
+    file: IO[bytes], start: int, end: int, most: int = _READ_BYTES
+) -> Iterator[tuple[int, bytes]]:
+    """Yield what lies there, and where each piece begins: all but sectors that can't be read. A
+    failed read says nothing of what was asked for together with the sector, so that is read again,
+    a sector at a time."""
+    while start < end:
+        stop = min(start - start % most + most, end)
+        try:
+            piece = _exactly(file, start, stop - start, end)
+        except Damaged:
+            if most > _SECTOR_BYTES:
+                yield from _pieces(file, start, stop, _SECTOR_BYTES)
+        else:
+            yield start, piece
+        start = stop
 
 
 def _exactly(file: IO[bytes], offset: int, length: int, end: int) -> bytes:

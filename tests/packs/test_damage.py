@@ -149,6 +149,60 @@ def test_a_sector_that_the_disk_cannot_read_costs_what_lay_there() -> None:
     assert "Input/output error" in str(damage[0])
 
 
+class _Sectors(io.RawIOBase):
+    """A file as the kernel gives it: a read ends short of a page that can't be read, and the next
+    one, which begins in it, fails."""
+
+    def __init__(self, data: bytes, bad: set[int]) -> None:
+        super().__init__()
+        self._data, self._bad, self._at = data, bad, 0
+        self.failed = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        stop = min(self._at + len(buffer), len(self._data))
+        for page in range(self._at // 4096, -(-stop // 4096)):
+            if page in self._bad:
+                stop = page * 4096
+                break
+        if stop <= self._at < len(self._data):
+            self.failed += 1
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        count = max(0, stop - self._at)
+        buffer[:count] = self._data[self._at : self._at + count]
+        self._at += count
+        return count
+
+
+@pytest.mark.parametrize("size", [1_500, 9_000])
+@pytest.mark.parametrize("headers_in_bad_sectors", [[10], [10, 25], [10, 12, 25, 40, 41]])
+def test_what_lies_between_sectors_that_cannot_be_read_is_found(
+    size: int, headers_in_bad_sectors: list[int]
+) -> None:
+    data, extents = packed(*[os.urandom(size) for _ in range(60)])
+    bad = {(extents[number].offset - 100) // 4096 for number in headers_in_bad_sectors}
+    begins = [0, *[extent.offset + extent.length for extent in extents]]
+    whole = [
+        extent
+        for begin, extent in zip(begins, extents, strict=False)
+        if bad.isdisjoint(range(begin // 4096, (sum(extent) - 1) // 4096 + 1))
+    ]
+    disk = _Sectors(data, bad)
+    entries = list(scan(io.BufferedReader(disk), PACK, on_damage=lambda _: None))
+    assert {entry.extent for entry in entries} >= set(whole)
+    assert disk.failed <= 6 * len(bad), "a disk takes seconds for each of these"
+
+
 def test_a_message_in_such_a_sector_is_damaged_and_no_other() -> None:
     data, extents = packed(*[os.urandom(9000) for _ in range(3)])
     disk = _Disk(data)
