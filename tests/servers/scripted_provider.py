@@ -69,6 +69,8 @@ class Server:
     before_check: Callable[[], None] = lambda: None
     check_error: Exception | None = None
     open_error: Exception | None = None
+    #: How often a mailbox was opened, or refused to be.
+    opened: int = 0
 
     def deliver(self, folder: str, body: bytes, *, stable_id: str = "", thread_id: str = "") -> int:
         mails = self.folders.setdefault(folder, {})
@@ -105,6 +107,7 @@ class ScriptedConnector(Connector):
             yield RemoteMailbox(account, f"{account}@example.com")
 
     def open(self, mailbox: RemoteMailbox) -> MailboxSession:
+        SERVER.opened += 1
         if SERVER.open_error:
             raise SERVER.open_error
         return ScriptedSession()

@@ -4,6 +4,7 @@ import uuid
 from argparse import ArgumentParser
 from typing import Any
 
+from connectors.errors import ConnectorError
 from ingestion.amounts import counted
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.meanwhile import Meanwhile
@@ -91,7 +92,11 @@ class Command(OperatorCommand):
     def _refetch(self, lost: dict[uuid.UUID, set[uuid.UUID]]) -> refetch.Refetched:
         total = refetch.Refetched()
         for source in IngestionSource.objects.filter(pk__in=lost, deleted_at=None):
-            done = refetch.refetch(source, lost[source.pk], actor=self.actor, on_left=self.say)
+            try:
+                done = refetch.refetch(source, lost[source.pk], actor=self.actor, on_left=self.say)
+            except ConnectorError as error:  # others may have another provider
+                self.say(f"{source.name}: {error} What is lost of it was not fetched, or in part.")
+                continue
             total.fetched += done.fetched
             total.left += done.left
         return total

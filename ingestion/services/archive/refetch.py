@@ -55,19 +55,24 @@ def refetch(
 
     Calls `on_left` with a sentence for each message that could not be had. Opens its own
     transactions, one for each pack: call it outside of any. Raises ArchiveUnavailable, OSError
-    (disk), and ConnectorError where the provider can't be asked at all.
+    (disk), and ConnectorError where the provider can't be asked, or any more: what was fetched
+    until then is archived.
     """
     storage.require()
     result = Refetched()
-    with (
-        compaction.held_off(source.pk),
-        credentials.connect(source) as connector,
-        _Provider(connector) as provider,
-    ):
-        for pack in Pack.objects.filter(source=source, pk__in=list(packs)):
-            _mend(pack, provider, result, on_left)
-    with transaction.atomic():
-        audit(actor, "archive.refetch", source, dataclasses.asdict(result))
+    try:
+        with (
+            compaction.held_off(source.pk),
+            credentials.connect(source) as connector,
+            _Provider(connector) as provider,
+        ):
+            for pack in Pack.objects.filter(source=source, pk__in=list(packs)):
+                _mend(pack, provider, result, on_left)
+                if provider.refused:
+                    raise provider.refused
+    finally:
+        with transaction.atomic():
+            audit(actor, "archive.refetch", source, dataclasses.asdict(result))
     return result
 
 
@@ -176,12 +181,18 @@ def _commit(pack: Pack, new_id: uuid.UUID, size_bytes: int, moved: dict[uuid.UUI
 
 
 class _Provider:
-    """The provider, asked for single messages: one session at a time, kept for the next pack."""
+    """The provider, asked for single messages: one session at a time, kept for the next pack.
+
+    `refused`: why it is asked for nothing any more. Whoever knocks again for each folder of a
+    thousand packs is locked out.
+    """
 
     def __init__(self, connector: Connector) -> None:
         self._connector = connector
         self._mailbox: uuid.UUID | None = None
         self._sessions = contextlib.ExitStack()
+        self._closed: dict[uuid.UUID, errors.MailboxUnavailable] = {}
+        self.refused: errors.ConnectorError | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -204,8 +215,9 @@ class _Provider:
                 by_folder.setdefault(place.folder, {})[place.remote_id] = row, place
         for folder, those in by_folder.items():
             waiting = dict(those)
+            mailbox = next(iter(those.values()))[0].mailbox
             try:
-                session, remote = self._open(next(iter(those.values()))[0].mailbox, folder)
+                session, remote = self._open(mailbox, folder)
                 for answer in session.fetch(remote, [_ref(*pair) for pair in those.values()]):
                     row, _ = waiting.pop(answer.ref.remote_id)
                     if isinstance(answer, RawMessage):
@@ -214,10 +226,13 @@ class _Provider:
                     else:
                         yield row, answer.error
             except errors.ConnectorError as error:
+                self._heed(error, mailbox)
                 for row, _ in waiting.values():
                     yield row, error
 
     def _open(self, mailbox: Mailbox, folder: Folder) -> tuple[MailboxSession, RemoteFolder]:
+        if refused := self.refused or self._closed.get(mailbox.pk):
+            raise refused
         if self._mailbox != mailbox.pk:
             self._sessions.close()
             self._mailbox = None
@@ -228,6 +243,14 @@ class _Provider:
         if folder.remote_id not in self._folders:
             raise errors.FolderGone("Its folder is not there any more.")
         return self._session, self._folders[folder.remote_id]
+
+    def _heed(self, error: errors.ConnectorError, mailbox: Mailbox) -> None:
+        if isinstance(error, errors.MailboxUnavailable):
+            self._closed[mailbox.pk] = error
+        elif isinstance(error, errors.Unavailable) and self._mailbox:
+            self._mailbox = None  # a connection that was lost is made again
+        elif not isinstance(error, errors.Skippable | errors.CursorExpired):
+            self.refused = error
 
 
 def _ref(row: Message, place: Placement) -> MessageRef:

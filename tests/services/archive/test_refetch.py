@@ -7,7 +7,7 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from connectors.errors import Unavailable
+from connectors.errors import MailboxUnavailable, NeedsReauth, RateLimited, Unavailable
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
 from ingestion.services.archive import housekeeping, refetch, verify
 from ingestion.services.sources import credentials
@@ -133,6 +133,85 @@ def test_an_outage_leaves_the_rest_for_the_next_time(
     assert refetched(source) == ((counts[1], 0), [])
     assert verified(source) == []
     assert_exact(server, source)
+
+
+@pytest.fixture
+def two_packs(server: Server, source: IngestionSource, pack: Path) -> list[Path]:
+    """Lost, with a folder more in the second."""
+    for number in range(50, 53):
+        server.deliver("Work", body(number))
+    synced(source)
+    both = list(pack.parents[1].rglob("*.pack"))
+    for path in both:
+        path.unlink()
+    server.opened = 0
+    server.fetched.clear()
+    return both
+
+
+@pytest.mark.parametrize("error", [NeedsReauth("Denied."), Unavailable("Away."), RateLimited("…")])
+def test_who_is_not_let_in_does_not_try_it_for_each_folder(
+    server: Server, source: IngestionSource, two_packs: list[Path], error: Exception
+) -> None:
+    """Accounts are locked for that, and addresses banned."""
+    assert len(server.folders) > 1
+    server.open_error = error
+    with pytest.raises(type(error), match=str(error)):
+        refetched(source)
+    assert server.opened == 1
+    assert AuditEvent.objects.filter(action="archive.refetch").exists()
+
+
+def test_a_mailbox_that_cannot_be_had_is_asked_for_once(
+    server: Server, source: IngestionSource, two_packs: list[Path]
+) -> None:
+    server.open_error = MailboxUnavailable("It has no licence.")
+    counts, left = refetched(source)
+    assert counts == (0, 12)
+    assert server.opened == 1
+    assert all("It has no licence." in text for text in left)
+
+
+def test_what_was_fetched_before_the_provider_refuses_is_kept(
+    server: Server, source: IngestionSource, two_packs: list[Path]
+) -> None:
+    def fail(handed_out: int) -> None:
+        if handed_out == 2:
+            raise RateLimited("Too much for today.")
+
+    server.before_message = fail
+    left: list[str] = []
+    packs = {problem.pack_id for problem in verified(source)}
+    with pytest.raises(RateLimited, match="Too much for today"):
+        refetch.refetch(source, packs, actor=ACTOR, on_left=left.append)
+    assert all("Too much for today." in text for text in left)
+    assert sum(problem.messages for problem in verified(source)) == 10
+    assert AuditEvent.objects.get(action="archive.refetch").changes["fetched"] == 2
+
+
+def test_a_connection_that_is_lost_is_made_again_for_the_next_folder(
+    server: Server, source: IngestionSource, two_packs: list[Path]
+) -> None:
+    def fail(handed_out: int) -> None:
+        if handed_out == 1 and server.opened == 1:
+            raise Unavailable("The connection was lost.")
+
+    server.before_message = fail
+    (fetched, left), _ = refetched(source)
+    assert fetched > 1
+    assert left > 0
+    assert server.opened == 2
+
+
+def test_the_command_goes_on_with_other_sources_where_one_is_not_let_in(
+    manage: CommandLine, server: Server, source: IngestionSource, pack: Path
+) -> None:
+    pack.unlink()
+    server.open_error = NeedsReauth("The password was not accepted.")
+    found = manage.here("verify_archive", "--refetch", "--json")
+    assert found.code == 1
+    assert "The password was not accepted." in found.stderr
+    assert found.json()["missingPacks"] == 1
 
 
 def test_who_fetches_for_hours_finds_the_database_again(
