@@ -103,7 +103,8 @@ def _mend(
             return
         for row in good:
             if row.pk in places:
-                with _opened(archive, row) as body:
+                # Where it can't be read twice it stays, and the next verification tells of it.
+                with contextlib.suppress(Corrupt), _opened(archive, row) as body:
                     moved[row.pk] = _append(writer, row, places[row.pk], body)
         size_bytes = writer.commit()
     # Behind the pack: while the archive is not moved, it is moved with it (`operations.moving`).

@@ -203,6 +203,21 @@ def test_a_connection_that_is_lost_is_made_again_for_the_next_folder(
     assert server.opened == 2
 
 
+def test_a_message_that_can_be_read_once_and_not_twice_costs_nothing_that_was_fetched(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    first, second = Message.objects.order_by("pack_offset")[3:5]
+
+    def fail(_: int) -> None:
+        server.before_message = lambda _: None
+        damage(pack, second)
+
+    damage(pack, first)
+    server.before_message = fail
+    assert refetched(source) == ((1, 0), [])
+    assert [problem.message_id for problem in verified(source)] == [second.pk]
+
+
 def test_the_command_goes_on_with_other_sources_where_one_is_not_let_in(
     manage: CommandLine, server: Server, source: IngestionSource, pack: Path
 ) -> None:
