@@ -72,12 +72,16 @@ def _answer(request: Request, files: list[int]) -> Any:
 
 
 def _attachment(raw: Raw, taker: int, *, number: int) -> Any:
+    """Write its bytes. Answers with an error's number where the taker can't hold them."""
     for at, part in enumerate(attached(parse(raw).root)):
         if at == number:
-            with open(taker, "wb", closefd=False) as file:
-                file.seek(0)  # one that ended may have begun
-                file.truncate()
-                file.writelines(content(raw, part))
+            try:
+                with open(taker, "wb", closefd=False) as file:
+                    file.seek(0)  # one that ended may have begun
+                    file.truncate()
+                    file.writelines(content(raw, part))
+            except OSError as error:
+                return error.errno
             return described(raw, part)
     return None
 

@@ -313,22 +313,22 @@ def _verified(reader: HashingReader, sha256: bytes, size: int) -> Iterator[bytes
 
 def _spooled(chunks: Iterable[bytes], size: int) -> SpooledBody:
     with contextlib.ExitStack() as stack:
-        with _told_of_tmpdir():
+        with told_of_tmpdir():
             spool = stack.enter_context(tempfile.TemporaryFile(buffering=0))
         for chunk in chunks:
-            with _told_of_tmpdir():
+            with told_of_tmpdir():
                 write(spool, chunk)
         stack.pop_all()
     return SpooledBody(spool, size)
 
 
 @contextlib.contextmanager
-def _told_of_tmpdir() -> Iterator[None]:
-    """A disk that is full says nothing of the message that should go there."""
+def told_of_tmpdir() -> Iterator[None]:
+    """A disk that is full says nothing of what should go there: raise ArchiveUnavailable."""
     try:
         yield
     except OSError as error:
         raise ArchiveUnavailable(
-            f"{tmpdir()} can't hold a large message: {error.strerror}."
+            f"{tmpdir()} can't hold a large message or an attachment: {error.strerror}."
             " Make room there, or set TMPDIR to a directory on a disk."
         ) from error

@@ -6,12 +6,21 @@ from pathlib import Path
 
 from django.conf import settings
 
-from ingestion.packs.base import PackFile, PackStore, PackWriter
+from ingestion.packs.base import PackFile, PackStore, PackWriter, told_of_tmpdir
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.format import Entry, Extent
 from ingestion.packs.location import Bucket, parse
 
-__all__ = ["Entry", "Extent", "PackFile", "PackStore", "PackWriter", "at", "store"]
+__all__ = [
+    "Entry",
+    "Extent",
+    "PackFile",
+    "PackStore",
+    "PackWriter",
+    "at",
+    "store",
+    "told_of_tmpdir",
+]
 
 
 def store() -> PackStore:

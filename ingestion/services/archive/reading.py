@@ -23,7 +23,7 @@ from ingestion.mail.headers import Headers, Named, head_of, parse_headers, parse
 from ingestion.mail.view import Html
 from ingestion.models import AlertKind, IngestionSource, Message
 from ingestion.models.webhook import Event
-from ingestion.packs.store import Extent, store
+from ingestion.packs.store import Extent, store, told_of_tmpdir
 from ingestion.services import alerts
 from ingestion.services.alerts import Trouble
 from ingestion.services.archive import readers
@@ -132,11 +132,13 @@ def html(message: Message, *, remote: bool = False) -> Html:
 def attachment(message: Message, number: int) -> OpenedAttachment | None:
     """Return an attachment by its place in `Contents.attachments`; memory does not grow with it.
 
-    None: there is no such attachment, or it can't be read. Raises Corrupt.
+    None: there is no such attachment, or it can't be read. Raises Corrupt, and ArchiveUnavailable
+    where TMPDIR can't hold it.
     """
     if message.size_bytes > MAX_BYTES:
         return None
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever gets it closes it
+    with told_of_tmpdir():
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - whoever gets it closes it
     about = None
     try:
         with _opened(message) as body, contextlib.suppress(Unreadable):
@@ -249,7 +251,12 @@ def _asked(
     answer = readers.ask(request, body, deadline_seconds=deadline, taker=taker)
     try:
         return made(answer)
-    except (KeyError, TypeError, ValueError) as error:  # whoever answered was no longer ours
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        OverflowError,
+    ) as error:  # whoever answered was no longer ours
         raise Unreadable(verb) from error
 
 
@@ -268,6 +275,9 @@ def _html_of(said: Any) -> Html:
 
 
 def _attachment_of(said: Any) -> Attachment | None:
+    if isinstance(said, int):
+        with told_of_tmpdir():
+            raise OSError(said, os.strerror(said))
     return Attachment(*said) if said is not None else None
 
 

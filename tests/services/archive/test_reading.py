@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import resource
 import tempfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from connectors.types import Body, SpooledBody
-from ingestion.errors import Corrupt
+from ingestion.errors import ArchiveUnavailable, Corrupt
 from ingestion.mail.body import read
 from ingestion.mail.digest import digest
 from ingestion.models import Message
@@ -108,6 +109,20 @@ def test_an_attachment_is_had_by_its_place_of_any_size(archived: Message) -> Non
         assert (len(data), hashlib.sha256(data).hexdigest()) == (file.size_bytes, file.sha256)
     assert reading.attachment(archived, 2) is None
     assert reading.attachment(archived, -1) is None
+
+
+def test_a_temporary_directory_without_room_says_nothing_of_an_attachment(
+    archived: Message,
+) -> None:
+    reading.read(MAIL)
+    for reader in readers._idle:
+        resource.prlimit(reader._popen.pid, resource.RLIMIT_FSIZE, (1_000_000, -1))
+    with pytest.raises(ArchiveUnavailable, match=r"TMPDIR .* Make room"):
+        reading.attachment(archived, 1)
+    found = reading.attachment(archived, 0)
+    assert found is not None
+    found.body.close()
+    readers._end_all()
 
 
 def test_what_can_not_be_read_is_said_and_no_error(
