@@ -7,6 +7,8 @@ from django.contrib.auth.models import Group, Permission, User
 from django.test import Client
 
 from ingestion.models import AuditEvent
+from ingestion.services.operations import groups
+from tests.e2e.rows import a_source
 
 pytestmark = pytest.mark.django_db
 
@@ -42,3 +44,29 @@ def test_saving_takes_away_no_permission_that_nobody_took_away(
 
     assert admin_client.post(page, sent | {field: [shown.pk]}).status_code == 302
     assert set(rights.all()) == {shown}, "and what somebody took away is gone"
+
+
+def test_who_may_not_read_the_mail_of_their_sources_stays_staff(admin_client: Client) -> None:
+    """Without it they would read all of it, as owners do."""
+    groups.make_ready()
+    olga = User.objects.create_user("olga", is_staff=True)
+    operators, owners = (Group.objects.get(name=name) for name in ("Operator", "Owner"))
+    olga.groups.add(operators)
+    page = f"/admin/auth/user/{olga.pk}/change/"
+    sent: dict[str, Any] = {
+        "username": "olga", "is_active": "on", "date_joined_0": "2026-01-01",
+        "date_joined_1": "00:00:00",
+    }  # fmt: skip
+    source = a_source(olga)
+
+    answer = admin_client.post(page, sent)
+    assert "would read their mail" in answer.content.decode()
+    olga.refresh_from_db()
+    assert (olga.is_staff, list(olga.groups.all())) == (True, [operators])
+    assert admin_client.post(page, sent | {"groups": [owners.pk]}).status_code == 302
+    olga.refresh_from_db()
+    assert not olga.is_staff, "who puts them into this group means it"
+
+    User.objects.filter(pk=olga.pk).update(is_staff=True)
+    source.delete()
+    assert admin_client.post(page, sent).status_code == 302

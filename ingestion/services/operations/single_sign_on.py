@@ -128,7 +128,9 @@ def _set_groups(user: User, chosen: list[Group]) -> None:
     decided = {*settings.OIDC_GROUPS.values(), settings.OIDC_DEFAULT_GROUP}
     kept = list(user.groups.exclude(name__in=decided))
     after = {*kept, *chosen}
-    is_staff = user.is_superuser or _is_staff(list(after))
+    # Who is left in none stays staff, who may nothing: without it they would read the mail of all
+    # sources that they made, as owners do.
+    is_staff = user.is_superuser or _is_staff(list(after)) or (user.is_staff and not after)
     if after == set(user.groups.all()) and is_staff == user.is_staff:
         return
     with transaction.atomic():

@@ -1,0 +1,43 @@
+"""Who comes in by what the provider told, and what they may do then."""
+
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+
+from ingestion import queries
+from ingestion.services.operations import groups, single_sign_on
+from ingestion.services.operations.single_sign_on import Claims, Refused
+from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
+
+pytestmark = pytest.mark.django_db
+MAIL = b"Subject: Bob's mail\r\n\r\nText"
+
+
+@pytest.fixture(autouse=True)
+def provider(settings: Any) -> None:
+    groups.make_ready()
+    settings.OIDC_GROUPS = {"ops": "Operator", "owners": "Owner"}
+
+
+def told(*named: str, email: str = "") -> Claims:
+    return Claims(email=email, is_verified=True, groups=frozenset(named))
+
+
+def test_an_operator_who_loses_the_group_reads_no_mail_of_the_sources_that_they_made(
+    archive_dir: object,
+) -> None:
+    olga = User.objects.create_user("olga", is_staff=True)
+    olga.groups.add(Group.objects.get(name="Operator"))
+    archived(a_folder(a_mailbox(a_source(olga))), MAIL)
+    assert not queries.visible_messages(olga).exists()
+
+    with pytest.raises(Refused, match="in no group"):
+        single_sign_on.admit(told(), olga)
+    olga = User.objects.get()
+    assert not olga.groups.exists()
+    assert not queries.visible_messages(olga).exists(), "their key and other sessions go on"
+
+    single_sign_on.admit(told("owners"), olga)
+    olga = User.objects.get()
+    assert (olga.is_staff, queries.visible_messages(olga).count()) == (False, 1)
