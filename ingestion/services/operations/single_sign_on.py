@@ -95,7 +95,9 @@ def _person(told: Claims) -> User | None:
     """Return who has this address here. Raises Refused where that is not sure."""
     if not told.email:
         return None
-    found = list(User.objects.filter(email__iexact=told.email)[:2])
+    # PostgreSQL compares in capitals, which a dotless i shares with an i.
+    alike = User.objects.filter(email__iexact=told.email)
+    found = [user for user in alike if user.email.lower() == told.email.lower()]
     if not found:
         return None
     if not told.is_verified:

@@ -41,3 +41,13 @@ def test_an_operator_who_loses_the_group_reads_no_mail_of_the_sources_that_they_
     single_sign_on.admit(told("owners"), olga)
     olga = User.objects.get()
     assert (olga.is_staff, queries.visible_messages(olga).count()) == (False, 1)
+
+
+@pytest.mark.parametrize("address", ["ops@acme-ınc.example", "opſ@acme-inc.example"])
+def test_an_address_that_only_looks_alike_in_capitals_is_somebody_elses(address: str) -> None:
+    """UPPER() of PostgreSQL makes I of a dotless i, and S of a long s."""
+    ops = User.objects.create_user("ops", "Ops@acme-inc.example", is_staff=True)
+    user, _ = single_sign_on.admit(told("ops", email=address), None)
+    assert user is None
+    user, _ = single_sign_on.admit(told("ops", email="OPS@ACME-INC.example"), None)
+    assert user == ops
