@@ -24,9 +24,22 @@ from ingestion.signin import clothes
 
 log = structlog.get_logger(__name__)
 
+
+class _Provider(OpenIDConnectProvider):  # type: ignore[misc] # untyped base
+    """Knows people by issuer and subject: another issuer gives the same subjects to other people
+    (OpenID Connect Core 1.0, 5.7)."""
+
+    def sociallogin_from_response(self, request: HttpRequest, response: dict[str, Any]) -> Any:
+        login = super().sociallogin_from_response(request, response)
+        login.account.provider = response["id_token"][
+            "iss"
+        ]  # allauth compared it with whom it asked
+        return login
+
+
 # Here, where its pages are served: as an installed app it would be loaded by every command, with
 # the HTTP client that it uses.
-registry.register(OpenIDConnectProvider)
+registry.register(_Provider)
 
 PROVIDER = "sso"
 #: What a provider that is no OpenID Connect provider, or not there, makes of the flow.
@@ -37,8 +50,9 @@ class SingleSignOn(DefaultSocialAccountAdapter):  # type: ignore[misc] # untyped
     """What allauth asks about people who come from the provider."""
 
     def list_apps(self, request: HttpRequest, provider: Any = None, client_id: Any = None) -> Any:
-        """Return the one of the settings: no row in the database is a door."""
-        found = _build_apps_from_settings(provider=provider, client_id=client_id)
+        """Return the one of the settings: no row in the database is a door. Whatever provider is
+        asked for: people's rows name an issuer there."""
+        found = _build_apps_from_settings(client_id=client_id)
         return [app for apps in found.values() for app in apps]
 
     def is_open_for_signup(self, request: HttpRequest, sociallogin: Any) -> bool:

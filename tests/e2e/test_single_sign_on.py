@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -12,8 +13,10 @@ from allauth.mfa.totp.internal.auth import (
     hotp_value,
     yield_hotp_counters_from_time,
 )
+from allauth.socialaccount.models import SocialAccount
 from django.contrib.auth.models import User
 from django.core.cache import cache
+from django.db import connection
 from playwright.sync_api import Browser, ConsoleMessage, Page
 
 from ingestion.models import AuditEvent
@@ -121,6 +124,34 @@ def test_who_the_provider_vouches_for_comes_in_and_nobody_else(
     assert [v for v in verbs.order_by("id") if v.startswith("session.")] == [
         *("session.refused", "session.refused"), *["session.begin"] * 3,
     ]  # fmt: skip
+
+
+def test_another_issuer_names_other_people_by_the_same_subjects(
+    page: Page, issuer: str, live_server: Any, settings: Any
+) -> None:
+    """OpenID Connect Core 1.0, 5.7: a subject is unique within its issuer alone."""
+    _use(settings, issuer)
+    come(page, "new")
+    accounts = SocialAccount.objects
+    assert accounts.update(provider="sso") == 1  # as the version before has it
+    migration = import_module("ingestion.migrations.0041_single_sign_on_names_the_issuer")
+    with connection.cursor() as cursor:
+        cursor.execute(migration._COPIES)
+    User.objects.update(email="")
+
+    callback = f"{live_server.url}/account/sso/callback/"
+    people = {"new": PEOPLE["new"] | {"email": "other@example.org"}}
+    with oidc.provider(people, redirect_uri=callback) as another:
+        _use(settings, another)
+        for _ in range(2):
+            come(page, "new")
+    _use(settings, issuer)
+    come(page, "new")
+    came = AuditEvent.objects.filter(action="session.begin").order_by("pk")
+    first, *others, last = (event.user_id for event in came)
+    assert first == last
+    assert others == [User.objects.get(email="other@example.org").pk] * 2
+    assert User.objects.count() == 2
 
 
 def test_a_provider_that_is_none_gives_a_sentence(

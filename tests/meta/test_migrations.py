@@ -29,6 +29,9 @@ ALLOWED: dict[tuple[str, str], str] = {
     ("0039_drafts_have_no_stable_id", "Raw SQL operation"): (
         "a placement without a stable id is what any provider without one has"
     ),
+    ("0041_single_sign_on_names_the_issuer", "Raw SQL operation"): (
+        "the rows that it reads stay as they are"
+    ),
 }
 
 _HARMLESS = (

@@ -1,9 +1,9 @@
 """Who comes in by single sign-on, and with which groups: the rules, on what the provider told.
 
-Whom the provider named before (by its `sub`) is who they were then. Else a person that is known
-here is recognised by an e-mail address that the provider vouches for; one that it doesn't vouch for
-makes nobody anybody. Where OIDC_GROUPS is set, the provider decides on those groups at each
-sign-in.
+Whom the provider named before (by `iss` and `sub`) is who they were then. Else a person that is
+known here is recognised by an e-mail address that the provider vouches for; one that it doesn't
+vouch for makes nobody anybody. Where OIDC_GROUPS is set, the provider decides on those groups at
+each sign-in.
 """
 
 import dataclasses
