@@ -281,6 +281,7 @@ def test_a_deleted_or_expired_export_leaves_no_file(
 ) -> None:
     deleted, expired, kept = (done(export_of(archived)) for _ in range(3))
     jobs.delete(deleted, actor=ACTOR)
+    assert names(export_dir) == {f"{expired.pk}.eml.zip", f"{kept.pk}.eml.zip"}, "at once"
     Export.objects.filter(pk=expired.pk).update(expires_at=timezone.now() - dt.timedelta(1))
     (export_dir / f"{expired.owner_id:032}.part").touch()  # nobody's
     expired.refresh_from_db()

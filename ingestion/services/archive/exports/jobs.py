@@ -81,10 +81,11 @@ def start(user: User, *, query: str, format: str, actor: Actor) -> Export:  # no
 
 def delete(export: Export, *, actor: Actor) -> None:
     """Cancel it, or delete its file. Opens its own transaction."""
+    files = _Files(export)  # before the row goes, and with it the id
     with transaction.atomic():
         audit(actor, "export.delete", None, _about(export))
         export.delete()
-    _Files(export).delete()
+    files.delete()
 
 
 def opened(export: Export, *, how: str, actor: Actor) -> SpooledBody:
