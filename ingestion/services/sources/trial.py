@@ -20,6 +20,7 @@ from ingestion.models import IngestionSource
 from ingestion.services.engine import trouble
 from ingestion.services.engine.trouble import Action
 from ingestion.services.sources import configuration, credentials
+from ingestion.services.sources import options as source_options
 from ingestion.services.sources.options import Options
 
 log = structlog.get_logger(__name__)
@@ -78,7 +79,7 @@ def steps(
     takes up to some 15 s.
     """
     config = configuration.checked_config(provider, provider_config, source)
-    chosen = Options.of(options or {})
+    chosen = source_options.parse({} if options is None else options)
     if config.awaits_consent():
         label = registry.get(provider).label
         then = (

@@ -127,6 +127,25 @@ def test_a_configuration_that_cannot_be_right_is_refused_before_any_step() -> No
         tried({"host": "imap.example.com"})
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"since": "x"}, {"since": 5}, {"includeFolders": 5}, {"includeMailboxes": "a@example.com"},
+        {"includeFolder": []}, {"syncIntervalSeconds": 1},
+    ],
+)  # fmt: skip
+def test_options_that_no_source_could_have_are_refused_before_any_step(
+    transactional_db: None, wrong: dict[str, Any]
+) -> None:
+    client = APIClient()
+    client.force_authenticate(people.user("owner"))
+    config = {"host": "imap.example.com", "username": "ada", "password": "x"}
+    body = {"provider": "generic_imap", "providerConfig": config, "options": wrong}
+    answer = client.post("/api/v1/ingestion/test", body, format="json")
+    attrs = [error["attr"].partition(".")[2] for error in answer.json()["errors"]]
+    assert (answer.status_code, attrs) == (400, list(wrong))
+
+
 def test_stored_secrets_stand_in_where_they_were_given_for(
     transactional_db: None, account: Account
 ) -> None:
