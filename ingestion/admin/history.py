@@ -64,25 +64,32 @@ class StatusChangeAdmin(ReadOnlyAdmin):
         return display.time_tag(change.at)
 
 
+#: A choice of the list, what it is called, and the words before the dot of its events' actions.
+ABOUT = {
+    "message": ("Mail that was read or taken out", ("message", "export")),
+    "session": ("Signing in and out", ("session",)),
+    "source": ("Sources and consent links", ("source", "consent_link")),
+    "archive": ("The archive and its keys", ("archive", "credentials")),
+    "webhook": ("Webhooks and alert rules", ("webhook", "alert_rule")),
+    "search": ("Saved searches", ("search",)),
+    "key": ("API keys", ("key",)),
+    "user": ("Users and groups", ("user", "group")),
+    "audit": ("The audit itself", ("audit",)),
+}
+
+
 class AuditAbout(admin.SimpleListFilter):
-    """What an event is about: the word before the dot of its action."""
+    """What an event is about."""
 
     title = "about"
     parameter_name = "about"
 
     def lookups(self, request: HttpRequest, model_admin: Any) -> list[tuple[str, str]]:
-        return [
-            ("message", "Mail that was read or taken out"),
-            ("session", "Signing in and out"),
-            ("source", "Sources"),
-            ("key", "API keys"),
-            ("user", "Users and groups"),
-        ]
+        return [(value, label) for value, (label, _) in ABOUT.items()]
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:
-        if self.value() == "user":
-            return queryset.filter(action__regex=r"^(user|group)\.")
-        return queryset.filter(action__startswith=f"{self.value()}.") if self.value() else queryset
+        _, kinds = ABOUT.get(self.value() or "", ("", ()))
+        return queryset.filter(action__regex=rf"^({'|'.join(kinds)})\.") if kinds else queryset
 
 
 @admin.register(AuditEvent)

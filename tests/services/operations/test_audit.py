@@ -4,6 +4,8 @@ import csv
 import datetime as dt
 import getpass
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,8 @@ from django.test import Client
 from django.utils import timezone
 from rest_framework.test import APIClient
 
+import ingestion
+from ingestion.admin import history
 from ingestion.models import ApiKey, AuditEvent, Folder
 from ingestion.services.audit import SYSTEM, Actor, audit
 from ingestion.services.operations import api_keys, groups
@@ -218,6 +222,15 @@ def test_an_event_outlives_its_user(root: User) -> None:
     assert (event.actor, event.user) == ("root", None)
 
 
+def test_every_kind_of_event_is_in_one_choice_of_the_list() -> None:
+    """Made something new that is recorded? Say in `admin.history.ABOUT` what it is about."""
+    code = "".join(path.read_text() for path in Path(ingestion.__file__).parent.rglob("*.py"))
+    kinds = set(re.findall(r'\baudit\([^"]*?"([a-z_]+)\.', code)) | {"user", "group"}
+    assert len(kinds) > 10
+    offered = [kind for _, named in history.ABOUT.values() for kind in named]
+    assert sorted(offered) == sorted(kinds)
+
+
 def test_what_is_selected_can_be_taken_out(client: Client) -> None:
     audit(Actor("=1+1"), "source.create", None, {"name": 'Müller, "Jan"'})
     audit(Actor("ann"), "message.read", None, {"how": "page"})
@@ -229,6 +242,9 @@ def test_what_is_selected_can_be_taken_out(client: Client) -> None:
     listed = client.get("/admin/ingestion/auditevent/?about=message")
     assert 'href="csv/?about=message"' in listed.content.decode()
     assert "source.create" not in listed.content.decode()
+    audit(Actor("ann"), "export.stream", None, {"how": "mbox"})
+    listed = client.get("/admin/ingestion/auditevent/?about=message")
+    assert "export.stream" in listed.content.decode()
     User.objects.create_user("staff", password=RIGHT, is_staff=True)
     other = Client(REMOTE_ADDR=ADDRESS)
     other.login(username="staff", password=RIGHT)
