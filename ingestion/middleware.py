@@ -83,10 +83,20 @@ class RequestLog(RequestMiddleware):
         known = structlog.contextvars.get_contextvars().get("request_id")
         if known:
             response.headers["X-Request-ID"] = str(known)
-        if "X-Background" in request.headers and response.status_code < 400:
+        if self._is_background(request) and response.status_code < 400:
             structlog.contextvars.clear_contextvars()
         else:
             super().handle_response(request, response)
+
+    @staticmethod
+    def _is_background(request: HttpRequest) -> bool:
+        """Tell whether a page asks by itself: nobody and no program has itself left out."""
+        return (
+            "X-Background" in request.headers
+            and request.method == "GET"
+            and request.path.startswith("/admin/")
+            and SESSION_KEY in request.session
+        )
 
     @classmethod
     def bind_ip(cls, request: HttpRequest) -> None:

@@ -116,6 +116,23 @@ def test_a_session_ends_half_an_hour_after_its_persons_last_request(root: User) 
     assert client.get("/api/v1/ingestion").status_code == 401
 
 
+def test_only_what_a_page_asks_by_itself_has_no_line_in_the_log(
+    root: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, key = api_keys.create(root, name="program", actor=SYSTEM)
+    page = Client(headers={"X-Background": "live"})
+    page.get("/admin/login/")
+    page.post("/admin/login/", {"username": "root", "password": RIGHT})
+    page.get("/admin/")
+    page.get("/api/v1/ingestion")
+    program = {"X-Background": "live", "Authorization": f"Bearer {key}"}
+    Client(headers=program).get("/api/v1/ingestion")
+    lines = [dict(record.msg) for record in caplog.records if isinstance(record.msg, dict)]
+    assert [line["request"] for line in lines if line["event"] == "request_finished"] == [
+        "GET /admin/login/", "POST /admin/login/", *["GET /api/v1/ingestion"] * 2,
+    ]  # fmt: skip
+
+
 def test_a_session_ends_half_a_day_after_its_sign_in_however_busy(root: User) -> None:
     client = Client()
     client.post("/admin/login/", {"username": "root", "password": RIGHT})
