@@ -36,11 +36,11 @@ def visible_sources(user: User | AnonymousUser) -> QuerySet[IngestionSource]:
     return sources.filter(owner_id=user.pk)
 
 
-def is_hidden(user: User, source: uuid.UUID) -> bool:
-    """Tell whether there is such a source, and the user may not see it. Of one that was deleted
-    nobody can tell any more."""
-    there = IngestionSource.objects.filter(pk=source, deleted_at=None)
-    return there.exclude(pk__in=visible_sources(user).values("pk")).exists()
+def hidden_sources(user: User) -> QuerySet[IngestionSource]:
+    """Return the sources that a user may not see. Of one that was deleted nobody can tell any
+    more."""
+    there = IngestionSource.objects.filter(deleted_at=None)
+    return there.exclude(pk__in=visible_sources(user).values("pk"))
 
 
 def with_counts(sources: Iterable[IngestionSource]) -> list[Any]:

@@ -19,7 +19,7 @@ from ingestion.admin import display
 from ingestion.admin.base import OwnersAdmin, ReadOnlyAdmin
 from ingestion.models import Alert, AlertKind, AlertNotice, AlertRule, WebhookEndpoint
 from ingestion.services.audit import Actor
-from ingestion.services.operations.alerting import mail, rules
+from ingestion.services.operations.alerting import mail, rules, sending
 
 _SHOWN_NOTICES = 20
 _CHANGES = {
@@ -302,7 +302,8 @@ class AlertRuleAdmin(OwnersAdmin):
 
     @admin.display(description="Latest")
     def notices(self, rule: AlertRule) -> Any:
-        latest = rule.notices.select_related("source").order_by("-created_at", "-pk")
+        shown = sending.visible(rule.owner).filter(rule=rule)
+        latest = shown.select_related("source").order_by("-created_at", "-pk")
         lines = [
             (
                 notice.source.name if notice.source else "The service",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from django.db.models import Exists, OuterRef
 from drf_spectacular.utils import extend_schema
 from rest_framework import serializers, status
 from rest_framework.decorators import action
@@ -97,7 +98,8 @@ class WebhookAnswerOut(serializers.Serializer[Any]):
 
 
 class WebhookDeliveryOut(RowOut[WebhookDelivery]):
-    """An event for a webhook: `id` is the `webhook-id` that its server is sent."""
+    """An event for a webhook: `id` is the `webhook-id` that its server is sent. `data`: empty where
+    it is of a source that you may not see any more."""
 
     id = serializers.CharField(source="pk.hex")
     sourceId = serializers.UUIDField(source="source_id", allow_null=True)
@@ -111,6 +113,10 @@ class WebhookDeliveryOut(RowOut[WebhookDelivery]):
             *("id", "event", "sourceId", "data", "outcome", "attempts", "result"),
             *("createdAt", "nextAttemptAt", "finishedAt"),
         )
+
+    def to_representation(self, instance: Any) -> dict[str, Any]:
+        shown: dict[str, Any] = super().to_representation(instance)
+        return shown | {"data": {}} if instance.is_hidden else shown
 
     def get_nextAttemptAt(self, row: WebhookDelivery) -> str | None:  # noqa: N802 - the API's name
         """UTC; null where no try is left."""
@@ -204,4 +210,6 @@ class WebhookViewSet(ApiViewSet[WebhookEndpoint]):
     @action(detail=True, methods=["get"])
     def deliveries(self, request: Request, pk: str) -> Response:
         """List what was to be delivered within 30 days, the newest first, and what came of it."""
-        return self.paged(self.get_object().deliveries.all(), WebhookDeliveryOut)
+        hidden = queries.hidden_sources(self.user).filter(pk=OuterRef("source_id"))
+        rows = self.get_object().deliveries.annotate(is_hidden=Exists(hidden))
+        return self.paged(rows, WebhookDeliveryOut)

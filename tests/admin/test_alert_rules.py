@@ -105,3 +105,17 @@ def test_only_sources_that_one_may_see_are_offered(client: Client, other_user: U
     assert page.status_code == 200
     assert "Somebody else" not in page.content.decode()
     assert not AlertRule.objects.exists()
+
+
+def test_what_it_told_is_shown_of_sources_that_its_owner_may_still_see(other_user: User) -> None:
+    keeper = people.staff("keeper", *(f"{verb}_alertrule" for verb in ("view", "change")))
+    given = {"name": "Mine", "recipients": ["a@example.com"], "kinds": ["source.attention"]}
+    rule = rules.create(keeper, given=given, actor=ACTOR)
+    for owner, name in ((keeper, "Sales"), (other_user, "Somebody else's")):
+        rule.notices.create(
+            kind="source.attention", change="began", source=rows.a_source(owner, name), message="x"
+        )
+    client = Client()
+    client.force_login(keeper)
+    page = client.get(f"{PAGES}{rule.pk}/change/").content.decode()
+    assert ("Sales" in page, "Somebody else" in page) == (True, False)

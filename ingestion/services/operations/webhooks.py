@@ -229,7 +229,7 @@ def deliver(pk: uuid.UUID) -> None:
         _give_up(endpoint.deliveries, _DISABLED)  # owed by who did not see that yet
         return
     about = delivery.source_id
-    if about is not None and queries.is_hidden(endpoint.owner, about):
+    if about is not None and queries.hidden_sources(endpoint.owner).filter(pk=about).exists():
         _give_up(endpoint.deliveries.filter(source_id=about), _NOT_SEEN)
         return
     answer = _send(delivery)

@@ -9,6 +9,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.utils import timezone
+from rest_framework.test import APIClient
 from standardwebhooks.webhooks import WebhookVerificationError
 
 from ingestion import feed
@@ -179,6 +180,26 @@ def test_who_is_switched_off_or_may_not_see_a_source_is_sent_nothing_of_it(
         ("looks", "delivered", "It answered 204."),
         ("looks", "given_up", webhooks._NOT_SEEN),
     ]
+
+
+def test_the_list_of_deliveries_tells_of_no_source_that_its_reader_may_not_see(
+    source: IngestionSource, at: Receiver
+) -> None:
+    looks = people.staff("looks", "view_ingestionsource")
+    made, _ = endpoint(at, looks)
+    mine, gone = rows.a_source(looks, name="Mine"), rows.a_source(looks, name="Gone")
+    for one in (source, mine, gone):
+        happen(one)
+    verbs.delete(gone, actor=ACTOR)
+    client = APIClient()
+    client.force_authenticate(looks)
+    address = f"/api/v1/webhooks/{made.pk}/deliveries"
+    named = [row["data"]["sourceName"] for row in client.get(address).json()]
+    assert sorted(named) == sorted([source.name, "Mine", "Gone"])
+    looks.user_permissions.clear()
+    client.force_authenticate(User.objects.get(pk=looks.pk))
+    told = {row["sourceId"]: row["data"].get("sourceName") for row in client.get(address).json()}
+    assert told == {str(source.pk): None, str(mine.pk): "Mine", str(gone.pk): "Gone"}
 
 
 def test_the_like_is_told_once_in_a_while(source: IngestionSource, at: Receiver) -> None:

@@ -124,7 +124,7 @@ def _tell_notices(rule: AlertRule) -> bool:
     )
     if not owed:
         return True
-    seen = set(_visible(rule.owner).filter(rule=rule, sent_at=None).values_list("pk", flat=True))
+    seen = set(visible(rule.owner).filter(rule=rule, sent_at=None).values_list("pk", flat=True))
     shown = [notice for notice in owed if notice.pk in seen]
     sent = _told(rule, shown)
     if not (sent.ok or sent.partly):
@@ -163,7 +163,8 @@ def _wrong_with_webhook(rule: AlertRule) -> str:
     return "" if rule.webhook.enabled else "Its webhook is disabled. Enable it, or choose another."
 
 
-def _visible(user: User) -> QuerySet[AlertNotice]:
+def visible(user: User) -> QuerySet[AlertNotice]:
+    """Return the notices, of any rule, that a user may still see."""
     ours = Q(source__in=queries.visible_sources(user))
     return AlertNotice.objects.filter(ours | Q(source=None) if queries.sees_service(user) else ours)
 
