@@ -268,6 +268,12 @@ def test_put_is_partial_keeps_secrets_and_names_the_allowed_moves(
     refused = api.put(url, json={"status": "importing"})
     assert refused.status_code == 409
     assert "paused" in refused.text
+    for password, status in (("new", "active"), ("newer", "paused")):
+        IngestionSource.objects.filter(pk=source.pk).update(status=status, hold=status == "paused")
+        given = {"providerConfig": {"password": password}, "status": status}
+        answer = api.put(url, json=given)
+        assert (answer.status_code, answer.json()["status"]) == (200, "pending_auth"), status
+    IngestionSource.objects.filter(pk=source.pk).update(status="active", hold=False)
     assert api.put(url, json={"status": "paused"}).json()["status"] == "paused"
     assert api.post(f"{url}/sync").status_code == 409
     assert api.post(f"{url}/import").status_code == 409

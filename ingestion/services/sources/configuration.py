@@ -82,9 +82,9 @@ def update(
     source = locked(source)
     if expected is not None and expected != version(source):
         raise ChangedMeanwhile
-    _apply_changes(source, _without_old_expiry(source, changes), actor)
-    if "status" in changes:
+    if "status" in changes:  # first: it is a move from the status that the client read
         verbs.move_for_client(source, changes["status"], actor)
+    _apply_changes(source, _without_old_expiry(source, changes), actor)
     source.refresh_from_db()
     return source
 
