@@ -143,13 +143,15 @@ def checked_config(provider: Any, given: Any, source: IngestionSource | None = N
 
 
 def _without_old_expiry(source: IngestionSource, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Forget when the secret expired where another is given: only who says so knows about that."""
+    """Forget when the secret expires where another is given: only who says so knows about that."""
     given, options = changes.get("providerConfig"), changes.get("options", {})
     if not source.options.get(expiry.OPTION) or not isinstance(given, Mapping):
         return changes
     secret = {f.name for f in registry.get(source.provider).config.fields() if f.secret}
     stored = stored_secrets(source)
-    is_new = any(given.get(name) not in (None, "", stored.get(name)) for name in secret)
+    is_new = changes.get("provider", source.provider) != source.provider or any(
+        given.get(name) not in (None, "", stored.get(name)) for name in secret
+    )
     if not is_new or not isinstance(options, Mapping) or expiry.OPTION in options:
         return changes
     return {**changes, "options": {**options, expiry.OPTION: None}}

@@ -48,6 +48,19 @@ def test_another_secret_forgets_it_and_the_same_does_not(source: IngestionSource
     assert expiry.of(changed(source, providerConfig={"password": "newer"})) is None
 
 
+def test_another_provider_forgets_it(owner: User) -> None:
+    source = configuration.create(
+        owner=owner,
+        name="One",
+        provider="microsoft",
+        provider_config={"clientId": "app", "clientSecret": "x", "email": "ada@example.com"},
+        options={expiry.OPTION: str(DAY)},
+        actor=ACTOR,
+    )
+    moved = changed(source, provider="generic_imap", providerConfig=CONFIG)
+    assert expiry.of(moved) is None
+
+
 def test_what_a_sign_in_gives_is_no_other_secret(owner: User) -> None:
     source = configuration.create(
         owner=owner,
