@@ -1,5 +1,6 @@
 """What a backup or a restore looks at before it trusts it: each look has a test that fails without."""
 
+import re
 import shutil
 import time
 import uuid
@@ -140,6 +141,42 @@ def test_a_dump_takes_longer_than_the_server_allows_to_transactions(db: None) ->
             assert snapshot.messages() == 0
     finally:
         connection.close()
+
+
+def programs(directory: Path, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have PostgreSQL's programs on the PATH say that they are of a version."""
+    for name in ("pg_dump", "pg_restore"):
+        program = directory / name
+        program.write_text(f"#!/bin/sh\necho '{name} (PostgreSQL) {version}.1'\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{directory}:/bin")
+
+
+def test_of_an_old_server_no_dump_is_made_that_it_could_not_take_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs(tmp_path, 17, monkeypatch)
+    with pytest.raises(NotAllowedNow, match=r"before 17.*only that of 17.*postgresql-client-13"):
+        dumps._program("pg_dump", 13)
+    assert dumps._program("pg_dump", 17) == str(tmp_path / "pg_dump")
+    programs(tmp_path, 16, monkeypatch)
+    assert dumps._program("pg_dump", 13) == str(tmp_path / "pg_dump")
+
+
+def test_a_dump_that_an_old_server_can_not_take_back_is_told_by_each_look_at_the_backup(
+    source: IngestionSource, place: Place, manage: CommandLine
+) -> None:
+    """Versions before took the newest pg_dump for any server."""
+    made = make(place).manifest
+    assert made
+    path = place.root / "databases" / f"{made.name}.json"
+    path.write_bytes(re.sub(rb'"postgres": \d+', b'"postgres": 16', path.read_bytes()))
+    seen = manage.here("backup", str(place.root), "--verify")
+    assert (seen.code, "PostgreSQL 16 can't take it back" in seen.stdout) == (1, True), seen.stdout
+    dump = place.dump(made)
+    dumps.require_fits(dump, 17)
+    dump.write_bytes(b"PGDMP\1\x0e\0")  # as pg_dump 15 begins
+    dumps.require_fits(dump, 14)
 
 
 def test_what_comes_between_the_list_of_packs_and_the_dump_is_in_neither(

@@ -32,14 +32,14 @@ def check(place: Place, *, on_progress: Callable[[Checking], None] = lambda _: N
             place.chosen()  # which says so
         for manifest in found:
             try:
-                dumps.read_through(
-                    place.dump(manifest), manifest.postgres, lambda: on_progress(done)
-                )
+                dump = place.dump(manifest)
+                dumps.read_through(dump, manifest.postgres, lambda: on_progress(done))
                 listed.add(
                     one
                     for one in place.listed(manifest)
                     if str(one.pack_id) not in manifest.differing  # it may have been mended since
                 )
+                dumps.require_fits(dump, manifest.postgres)
             except NotAllowedNow as error:
                 done.problems.append(str(error))
             done.problems += [

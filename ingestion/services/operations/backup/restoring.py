@@ -179,6 +179,7 @@ class _Restoring:
         dump = self._place.dump(self._manifest)
         _require_nobody_at_it()
         if not _has_tables():
+            dumps.require_fits(dump, dumps.server())
             self._dump = dump
             return
         if self._begun and _is_database_of(self.archive_id):
