@@ -7,6 +7,7 @@ the same Procfile.
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import os
 import shlex
@@ -212,8 +213,10 @@ class Output:
             label = f"\033[{self._colours.get(name, 1)}m{label}\033[0m"
         try:
             print(label, line, flush=True)
-        except BrokenPipeError:  # whoever read the lines is gone: the service goes on
-            self._broken = True
+        except OSError as error:
+            # Where a disk is full, the line is lost. Else whoever read the lines is gone: a pipe's
+            # reader, or a terminal. The service goes on, or ends as it does.
+            self._broken = error.errno not in (errno.ENOSPC, errno.EDQUOT)
 
 
 if __name__ == "__main__":

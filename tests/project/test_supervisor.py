@@ -1,6 +1,9 @@
 """The supervisor by itself, with shell scripts for programs."""
 
+import contextlib
+import io
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestion_project.run import Output
 from ingestion_project.supervisor import Program, StoppedError, Supervisor, describe_exit
 from tests.servers.stack import ROOT, wait_for
 
@@ -120,6 +124,31 @@ def test_a_signal_ends_the_wait_and_the_program(tmp_path: Path) -> None:
         with pytest.raises(StoppedError):
             supervisor.run_once(shell("once", script, tmp_path))
         assert gone(int(dict(lines)["once"]))
+
+
+@pytest.mark.parametrize("where", ["a full disk", "a closed terminal"])
+def test_where_lines_can_not_be_written_programs_go_on_and_end_with_grace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    if where == "a full disk":
+        there = os.open("/dev/full", os.O_WRONLY)
+    else:
+        ours, there = pty.openpty()
+        os.close(ours)
+    stdout = os.fdopen(there, "w")
+    monkeypatch.setattr("sys.stdout", stdout)
+    output = Output(["web"])
+    script = 'trap "sleep 0.2; echo bye; touch ended; exit 0" TERM; echo up; touch begun;'
+    with Supervisor(output.show) as supervisor:
+        supervisor.start(shell("web", f"{script} while :; do sleep 0.05; done", tmp_path))
+        step_until(supervisor, (tmp_path / "begun").exists)
+        output.show("system", "stopping")
+    assert (tmp_path / "ended").exists()
+    with contextlib.suppress(OSError):
+        stdout.close()
+    monkeypatch.setattr("sys.stdout", there_is_room := io.StringIO())
+    output.show("web", "again")
+    assert ("again" in there_is_room.getvalue()) == (where == "a full disk")
 
 
 def test_a_busy_child_ends_with_its_parent() -> None:
