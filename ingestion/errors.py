@@ -91,5 +91,9 @@ class ArchiveUnavailable(ServiceError, OSError):
     code = "storage"
 
 
+class ArchiveAway(ArchiveUnavailable):
+    """It does not answer, or is busy: wait, and ask again."""
+
+
 class WrongArchive(ArchiveUnavailable):
     """It is not this installation's archive: its volume is not mounted, or is another."""

@@ -6,19 +6,27 @@ Run before the service starts.
 """
 
 import os
+import re
 import secrets
 import sys
 import time
+from collections.abc import Callable
 
 import django
 from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import OperationalError
 
+from ingestion.errors import ArchiveAway
 from ingestion_project import secret_files
 from ingestion_project.embedded import Local
 
-_PATIENCE_SECONDS = 60.0
+_FIRST_TOLD_SECONDS, _TOLD_SECONDS = 5.0, 60.0
+#: What a server says that will say no again. libpq tells no SQLSTATE of it.
+_NO = re.compile(
+    r"authentication failed|does not exist|pg_hba\.conf|not permitted|password supplied"
+)
 
 
 def main() -> int:
@@ -40,16 +48,13 @@ def main() -> int:
     except SystemCheckError as error:  # else each process would say it with a traceback
         print(error, file=sys.stderr)
         return 1
-    if trouble := _wait_for_database():
-        print(
-            f"The database does not answer after {_PATIENCE_SECONDS:.0f} s: {trouble}\n"
-            "Is DATABASE_URL right, and is the server up?",
-            file=sys.stderr,
-        )
+    if trouble := _once_it_answers(database_trouble, OperationalError):
+        print(f"{trouble}\nIs DATABASE_URL right?", file=sys.stderr)
         return 1
     with migrating.alone(connection, say=lambda text: print(text, file=sys.stderr)):
         call_command("migrate", interactive=False, verbosity=0)
-        if trouble := archive_trouble():  # before the first user: the password is told once
+        # Before the first user: the password is told once.
+        if trouble := _once_it_answers(archive_trouble, ArchiveAway):
             print(trouble, file=sys.stderr)
             return 1
         try:
@@ -70,7 +75,8 @@ def main() -> int:
 
 
 def archive_trouble() -> str:
-    """Return why mail could not be archived or exported here, "" where it can: better told now."""
+    """Return why mail could not be archived or exported here, "" where it can: better told now.
+    Raises ArchiveAway."""
     from django.conf import settings  # noqa: PLC0415 - needs the environment
 
     from ingestion.services.archive import storage  # noqa: PLC0415 - needs the settings
@@ -78,6 +84,8 @@ def archive_trouble() -> str:
     try:
         storage.require_writable()
         storage.claim(settings.EXPORT_DIR, "EXPORT_DIR")
+    except ArchiveAway:
+        raise
     except OSError as error:
         return str(error)
     return ""
@@ -103,20 +111,37 @@ def create_first_admin(*, password: str = "") -> str:
     return "" if password else chosen
 
 
-def _wait_for_database() -> str:
-    """Return "" once it takes connections, or why it does not after a minute."""
-    from django.db import OperationalError, connection  # noqa: PLC0415 - needs the settings
+def database_trouble() -> str:
+    """Return why the server lets nobody in, "" where it does. Raises OperationalError where it does
+    not answer yet."""
+    from django.db import connection  # noqa: PLC0415 - needs the settings
 
-    deadline = time.monotonic() + _PATIENCE_SECONDS
+    try:
+        connection.ensure_connection()
+    except OperationalError as error:
+        if _NO.search(str(error)):
+            return f"The database refuses: {error}"
+        raise
+    return ""
+
+
+def _once_it_answers(ask: Callable[[], str], away: type[Exception]) -> str:
+    """Return what `ask` does, once it does not raise `away`. That may last: after a power cut other
+    machines come up later, and nobody starts the service again that gave up."""
+    tell_at = time.monotonic() + _FIRST_TOLD_SECONDS
     while True:
         try:
-            connection.ensure_connection()
-        except OperationalError as error:
-            if time.monotonic() > deadline:
-                return str(error)
+            return ask()
+        except away as error:
+            if time.monotonic() > tell_at:
+                what = "The database does not answer: " if away is OperationalError else ""
+                print(
+                    f"{what}{error}\nThe start waits for it, and goes on by itself.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                tell_at = time.monotonic() + _TOLD_SECONDS
             time.sleep(0.2)  # polling a server that starts
-        else:
-            return ""
 
 
 if __name__ == "__main__":

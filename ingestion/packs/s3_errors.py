@@ -5,7 +5,7 @@ By code alone: the store's own text may quote anything.
 
 from botocore import exceptions as aws
 
-from ingestion.errors import ArchiveUnavailable
+from ingestion.errors import ArchiveAway, ArchiveUnavailable
 
 MISSING = frozenset({"NoSuchKey", "404"})
 TAKEN = frozenset({"PreconditionFailed", "412"})
@@ -20,6 +20,7 @@ _ALTERED = """other bytes came to the store than were sent, and were not taken. 
     network and the memory of this machine."""
 _FULL = "the store is full. Make room there, or raise its quota."
 _BUSY = "the store is busy. Nothing is lost, and it is asked again."
+_COULD_NOT = "the store could not do it. Nothing is lost, and it is asked again."
 _ELSEWHERE = "the bucket is in another region. Correct the region in ARCHIVE_URL."
 
 _MEANINGS = {
@@ -52,10 +53,9 @@ _MEANINGS = {
 
 def refused(name: str, code: str) -> ArchiveUnavailable:
     """Return what it means that the store answered with this error."""
-    meaning = _MEANINGS.get(
-        code, "the store could not do it. Nothing is lost, and it is asked again."
-    )
-    return ArchiveUnavailable(f"{name}: {' '.join(meaning.split())} ({code or 'no code'})")
+    meaning = _MEANINGS.get(code, _COULD_NOT)
+    kind = ArchiveAway if meaning in (_BUSY, _COULD_NOT) else ArchiveUnavailable
+    return kind(f"{name}: {' '.join(meaning.split())} ({code or 'no code'})")
 
 
 def unreachable(name: str, error: Exception | None) -> ArchiveUnavailable:
@@ -68,4 +68,5 @@ def unreachable(name: str, error: Exception | None) -> ArchiveUnavailable:
         what = "its certificate can't be verified. AWS_CA_BUNDLE may name a file of authorities."
     else:
         what = f"the store can't be reached ({type(error).__name__}). It is asked again."
+        return ArchiveAway(f"{name}: {what}")
     return ArchiveUnavailable(f"{name}: {what}")

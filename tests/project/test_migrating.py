@@ -109,6 +109,27 @@ def begin(tmp_path: Path, older: None) -> Iterator[Callable[[], Bootstrap]]:
         each.process.wait()
 
 
+def test_a_database_that_comes_up_later_is_waited_for(tmp_path: Path, older: None) -> None:
+    """As after a power cut, when nobody would start the service again."""
+    env = environ(tmp_path / "var", "older")
+    real = settings.DATABASES["default"]["HOST"]
+    env["DATABASE_URL"] = env["DATABASE_URL"].replace(real, str(tmp_path))
+    bootstrap = Bootstrap(tmp_path, env)
+    try:
+        bootstrap.wait_for("The start waits for it, and goes on by itself")
+        (tmp_path / ".s.PGSQL.5432").symlink_to(f"{real}/.s.PGSQL.5432")
+        bootstrap.ends_well()
+    finally:
+        bootstrap.process.kill()
+
+
+def test_a_database_that_refuses_is_told_at_once(tmp_path: Path) -> None:
+    bootstrap = Bootstrap(tmp_path, environ(tmp_path / "var", "nowhere"))
+    assert bootstrap.process.wait(120) == 1
+    assert "The database refuses: " in bootstrap.said()
+    assert '"nowhere" does not exist\nIs DATABASE_URL right?' in bootstrap.said()
+
+
 def applied() -> set[str]:
     with connect() as other:
         rows = other.execute("SELECT name FROM django_migrations WHERE app = 'ingestion'")

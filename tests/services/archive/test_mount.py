@@ -15,7 +15,7 @@ import pytest
 from django.contrib.auth import authenticate
 from django.db import connection
 
-from ingestion.errors import ArchiveUnavailable, WrongArchive
+from ingestion.errors import ArchiveAway, ArchiveUnavailable, WrongArchive
 from ingestion.models import (
     Alert,
     IngestionSource,
@@ -25,6 +25,7 @@ from ingestion.models import (
     Placement,
     Proof,
 )
+from ingestion.packs import s3_errors
 from ingestion.packs.store import store
 from ingestion.services.archive import compaction, housekeeping, reading, storage, verify
 from ingestion.services.archive.exports import jobs
@@ -35,7 +36,7 @@ from tests.servers import imap_source
 from tests.servers.command_line import CommandLine
 from tests.servers.dovecot import Account, Dovecot
 from tests.servers.imap_source import ACTOR
-from tests.servers.stack import ROOT
+from tests.servers.stack import ROOT, free_port
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -171,6 +172,18 @@ def test_a_volume_that_is_read_only_is_told_at_the_start_and_at_the_first_write(
     assert mailbox.last_error_code == "storage"
     assert "The archive can't be written" in mailbox.last_error
     assert Message.objects.count() == 2
+
+
+def test_a_store_that_does_not_answer_is_waited_for_and_one_that_refuses_is_told(
+    db: None, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.ARCHIVE_URL = f"s3://archive?endpoint=http://127.0.0.1:{free_port()}&region=here"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "nobody's")
+    with pytest.raises(ArchiveAway, match="can't be reached"):
+        bootstrap.archive_trouble()
+    assert isinstance(s3_errors.refused("s3", "SlowDown"), ArchiveAway)
+    assert not isinstance(s3_errors.refused("s3", "AccessDenied"), ArchiveAway)
 
 
 def test_nothing_is_collected_in_another_installations_archive(
