@@ -7,9 +7,12 @@ Without DATABASE_URL and REDIS_URL the service uses the PostgreSQL and Redis tha
 import ipaddress
 import logging
 import os
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import environ
 from django.core.exceptions import ImproperlyConfigured
@@ -28,6 +31,10 @@ class _Env(environ.Env):  # type: ignore[misc] # untyped base
             return super().get_value(var, *args, **kwargs)
         except ValueError as error:
             raise ImproperlyConfigured(f"{var} has no usable value: {error}") from None
+
+    def names(self, var: str, default: Sequence[str] = ()) -> list[str]:
+        """Read a list, with blanks as people write them: " b" of "a, b" is nobody's name."""
+        return [one.strip() for one in self.list(var, default=default) if one.strip()]
 
 
 def _process_name(argv: list[str]) -> str:
@@ -57,7 +64,15 @@ _serves_pages = any(word.startswith("ingestion_project.wsgi") for word in sys.ar
 _statement_timeout = "30s" if _serves_pages else "10min"
 
 # -- data ----------------------------------------------------------------------------------------
-_database = env.db_url("DATABASE_URL") if "DATABASE_URL" in env else _local.database()
+try:
+    _database = env.db_url("DATABASE_URL") if "DATABASE_URL" in env else _local.database()
+except (ValueError, ImproperlyConfigured):  # whose words may hold a part of the password
+    _database = {}
+if not (_database.get("NAME") or "service" in _database.get("OPTIONS", {})):
+    raise ImproperlyConfigured(
+        "DATABASE_URL must look like postgres://user:password@host/name, with the signs of user and"
+        " password percent-encoded (/ is %2F, ? is %3F)."
+    )
 DATABASES = {
     "default": {
         **_database,
@@ -89,6 +104,13 @@ DATABASES = {
     }
 }
 REDIS_URL = env.str("REDIS_URL", default=_local.redis_url)
+try:
+    _ports = [urlsplit(one).port for one in re.split("[;,]", REDIS_URL)]  # as Django reads it
+except ValueError:  # likewise
+    raise ImproperlyConfigured(
+        "REDIS_URL must look like redis://:password@host:6379/0, with the signs of the password"
+        " percent-encoded (/ is %2F, ? is %3F)."
+    ) from None
 CACHES = {
     "default": {
         "BACKEND": "django.core.cache.backends.redis.RedisCache",
@@ -139,10 +161,10 @@ PORT = env.int("PORT", default=8000)
 DEBUG = env.bool("DEBUG", default=False)
 #: Asked from inside: without the proxy, by an address alone.
 PROBES = "^/?(healthz|readyz|metrics)$"
-ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
-CSRF_TRUSTED_ORIGINS = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+ALLOWED_HOSTS = env.names("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS = env.names("CSRF_TRUSTED_ORIGINS")
 HTTPS = env.bool("HTTPS", default=False)
-TRUSTED_PROXIES = env.list("TRUSTED_PROXIES", default=[])
+TRUSTED_PROXIES = env.names("TRUSTED_PROXIES")
 try:
     for _proxy in TRUSTED_PROXIES:
         ipaddress.ip_network(_proxy)
@@ -254,7 +276,9 @@ OIDC_CLIENT_ID = env.str("OIDC_CLIENT_ID", default="")
 OIDC_CLIENT_SECRET = env.str("OIDC_CLIENT_SECRET", default="")
 OIDC_NAME = env.str("OIDC_NAME", default="single sign-on")
 OIDC_GROUPS_CLAIM = env.str("OIDC_GROUPS_CLAIM", default="groups")
-OIDC_GROUPS = env.dict("OIDC_GROUPS", default={})
+OIDC_GROUPS = {
+    theirs.strip(): ours.strip() for theirs, ours in env.dict("OIDC_GROUPS", default={}).items()
+}
 OIDC_DEFAULT_GROUP = env.str("OIDC_DEFAULT_GROUP", default="")
 if OIDC_ISSUER and not (OIDC_CLIENT_ID and OIDC_CLIENT_SECRET):
     raise ImproperlyConfigured("OIDC_ISSUER needs OIDC_CLIENT_ID and OIDC_CLIENT_SECRET.")

@@ -2,8 +2,11 @@
 
 import datetime as dt
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -26,7 +29,7 @@ from ingestion.services.operations import credential_keys, webhooks, workers
 from ingestion.services.sources import configuration
 from tests.servers import people
 from tests.servers.command_line import CommandLine, Result
-from tests.servers.stack import wait_for
+from tests.servers.stack import ROOT, wait_for
 
 if TYPE_CHECKING:
     from tests.servers.stack import Service
@@ -233,6 +236,9 @@ def test_an_archive_that_cannot_be_written_is_told(manage: CommandLine, archive_
     [
         ({"WORKER_CONCURRENCY": "many"}, "WORKER_CONCURRENCY has no usable value"),
         ({"DATABASE_URL": "postgres://x/y", "VAR_DIR": "{tmp}"}, "Set the SECRET_KEY"),
+        ({"DATABASE_URL": "postgres://x:kD3f/9@y/z"}, "DATABASE_URL must look like postgres://"),
+        ({"DATABASE_URL": "postgres://x:12?kD3f@y/z"}, "DATABASE_URL must look like postgres://"),
+        ({"REDIS_URL": "redis://:kD3f/9@y/0"}, "REDIS_URL must look like redis://"),
     ],
 )
 def test_settings_that_are_no_good_are_named(
@@ -242,6 +248,29 @@ def test_settings_that_are_no_good_are_named(
     done = manage("doctor", **{k: v.format(tmp=tmp_path) for k, v in env.items()})
     assert done.code == 1
     assert said in done.stderr
+    assert "kD3f" not in done.stderr, "a part of a password"
+
+
+def test_names_may_have_blanks_between_them(tmp_path: Path) -> None:
+    env = {
+        **os.environ,
+        "VAR_DIR": str(tmp_path),
+        "OIDC_GROUPS": "mail-admins=Administrator, mail-auditors=Auditor",
+        "ALLOWED_HOSTS": "a.example.com, b.example.com",
+        "TRUSTED_PROXIES": "127.0.0.1, ::1",
+    }
+    program = (
+        "import json; from ingestion_project import settings as s;"
+        "print(json.dumps([s.OIDC_GROUPS, s.ALLOWED_HOSTS, s.TRUSTED_PROXIES]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=env, capture_output=True, check=True
+    )
+    assert json.loads(done.stdout) == [
+        {"mail-admins": "Administrator", "mail-auditors": "Auditor"},
+        ["a.example.com", "b.example.com"],
+        ["127.0.0.1", "::1"],
+    ]
 
 
 # -- rotate_credentials_key --------------------------------------------------------------------
