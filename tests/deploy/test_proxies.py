@@ -7,6 +7,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -238,6 +239,42 @@ def test_slow_clients_take_no_thread_away(proxy: Proxy, web: int, end: bytes) ->
             slow.sendall(head.encode() + end)
         assert client.get("/api/v1/ingestion").status_code == 200
         assert connections(web) < SLOW_CLIENTS / 2
+
+
+def breaks_off(listening: socket.socket) -> None:
+    """Answer a request as gunicorn does whose process ends meanwhile: in chunks, by HTTP/1.1 alone."""
+    connection, _ = listening.accept()
+    with connection:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += connection.recv(65536)
+        chunked = b" HTTP/1.1\r\n" in request
+        how = b"Transfer-Encoding: chunked" if chunked else b"Connection: close"
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + how + b"\r\n\r\n")
+        connection.sendall(b"5\r\nhalf\n\r\n" if chunked else b"half\n")
+
+
+def has_certificate(proxy: Proxy) -> bool:
+    with contextlib.suppress(OSError):
+        proxy.connect().close()
+        return True
+    return False
+
+
+@pytest.mark.parametrize("make", [nginx, caddy])
+def test_an_answer_that_breaks_off_does_not_look_whole(
+    make: Callable[[Path, int, int], contextlib.AbstractContextManager[None]], tmp_path: Path
+) -> None:
+    """Who saves a log, or waits for a list to be done, would take half of it for all."""
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as web:
+        with make(tmp_path, port, web.getsockname()[1]), Proxy(port, "none").client() as client:
+            wait_for(lambda: has_certificate(Proxy(port, "none")))
+            thread = threading.Thread(target=breaks_off, args=[web], daemon=True)
+            thread.start()
+            with pytest.raises(httpx.RemoteProtocolError, match="without sending complete"):
+                client.get("/admin/history.csv")
+        thread.join()
 
 
 def test_what_is_too_large_is_refused_before_it_is_taken(proxy: Proxy) -> None:
