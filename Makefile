@@ -77,6 +77,7 @@ node-packages: system-packages
 $(VENV)/runtime: requirements.txt
 	@$(call environment)
 	@$(call install,requirements.txt)
+	@$(BIN)/python -m compileall -q connectors ingestion ingestion_project
 	@touch $@
 
 # pip would compile all of it, 20 s on one core: half of it is never imported.

@@ -135,6 +135,11 @@ def test_the_image_is_made_of_what_is_there_and_as_by_the_makefile() -> None:
             )
             == 1
         )
+    compiled = (
+        "python -m compileall -q connectors ingestion ingestion_project"  # else at each start
+    )
+    assert compiled in theirs
+    assert any(compiled in line for line in runs)
     page = (ROOT / "docs" / "monitoring.md").read_text()
     [more] = re.findall(r"`(\S+pip install \S+ -r requirements-telemetry.txt)`", page)
     [argument] = re.findall(r"`docker compose .* build --build-arg (\w+)=1`", page)
