@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 from ingestion.models import FailedMessage, IngestionSource, Pack
+from ingestion.services.archive import storage
 from ingestion.services.operations.alerting import watch
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.stack import ROOT, Service, wait_for
@@ -104,6 +105,15 @@ def test_the_number_of_queries_does_not_grow(token: str, archive_dir: Path) -> N
     with CaptureQueriesContext(connection) as more:
         asked()
     assert len(more) == len(few)
+
+
+@pytest.mark.django_db
+def test_of_an_archive_that_is_not_mounted_no_room_is_told(token: str, archive_dir: Path) -> None:
+    """The disk beneath its mount point has some, which would be taken for the archive's."""
+    storage.require()
+    assert value(asked(), "ingestion_archive_free_bytes")
+    (archive_dir / ".installation").unlink()
+    assert value(asked(), "ingestion_archive_free_bytes") is None
 
 
 @pytest.mark.django_db

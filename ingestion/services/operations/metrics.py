@@ -166,12 +166,13 @@ def _archive() -> Iterator[Metric]:
     )
     try:
         room = store().room()
-    except OSError:  # not mounted: then there is no figure, which an alert sees as well
+        if room is None or store().mark() is None:  # what is beneath the mount point is another's
+            return
+    except OSError:
         return
-    if room is not None:
-        yield GaugeMetricFamily(
-            "ingestion_archive_free_bytes", "Bytes that are free where the archive is.", room[0]
-        )
+    yield GaugeMetricFamily(
+        "ingestion_archive_free_bytes", "Bytes that are free where the archive is.", room[0]
+    )
 
 
 def _alerts() -> Iterator[Metric]:
