@@ -43,6 +43,13 @@ class EmbeddedError(RuntimeError):
     """The embedded services can't run here; the text says why and what to do."""
 
 
+def own_name(var_dir: Path) -> str:
+    """Return a short name that no other user and no other VAR_DIR has, for a directory that all
+    users have together."""
+    digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:16]
+    return f"ingestion-{os.getuid()}-{digest}"
+
+
 class Local:
     """The addresses and files of the embedded services of one VAR_DIR."""
 
@@ -50,8 +57,7 @@ class Local:
         self.var_dir = var_dir
         own = var_dir / "run"
         if len(os.fsencode(own)) > _MAX_SOCKET_DIR_BYTES:
-            digest = hashlib.sha256(os.fsencode(var_dir)).hexdigest()[:16]
-            own = Path(f"/tmp/ingestion-{os.getuid()}-{digest}")  # noqa: S108 - made with mode 0700
+            own = Path("/tmp") / own_name(var_dir)  # noqa: S108 - made with mode 0700
         self.socket_dir = own
 
     def database(self) -> dict[str, Any]:

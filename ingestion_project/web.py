@@ -4,9 +4,10 @@ import contextlib
 import os
 import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
-from ingestion_project import run, settings, supervisor
+from ingestion_project import embedded, run, settings, supervisor
 
 bind = f"{settings.HOST}:{settings.PORT}"
 # Loaded once and then forked: the port takes nobody before all pages are there to answer.
@@ -26,9 +27,10 @@ control_socket_disable = True
 limit_request_line = 8190  # a query may be long; more, gunicorn does not read
 
 
-# Each process counts its requests in files here, and any of them answers for all (/metrics).
+# Each process counts its requests in files here, and any of them answers for all (/metrics). They
+# are mapped into memory: on a disk that is full a process would be killed where it writes (SIGBUS).
 _alone = contextlib.ExitStack()
-_counts = settings.VAR_DIR / "metrics"
+_counts = Path("/dev/shm") / embedded.own_name(settings.VAR_DIR)  # noqa: S108 - made with mode 0700
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_counts)
 
 
@@ -41,7 +43,17 @@ def on_starting(server: Any) -> None:
     except run.CannotStartError as error:
         sys.exit(str(error))
     shutil.rmtree(_counts, ignore_errors=True)
-    _counts.mkdir(parents=True)
+    try:
+        _counts.mkdir(mode=0o700)
+    except OSError as error:  # anybody can make it: another's is not written to
+        sys.exit(
+            f"{_counts} can't be made: {error.strerror}. Remove what is there, and start again."
+        )
+
+
+def on_exit(server: Any) -> None:
+    del server
+    shutil.rmtree(_counts, ignore_errors=True)
 
 
 def post_fork(server: Any, worker: Any) -> None:
