@@ -205,6 +205,7 @@ def test_the_commands_of_the_page_work_on_an_empty_machine(
     begin, _, run = machine.strip().rpartition("\n")
     assert run.endswith("ingestion_project.run --only-services")
     shell(begin, env)
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
     running = stack.Supervised.start(
         "--only-services", "--no-fsync", env=env | {"VAR_DIR": str(tmp_path / "new")},
         log=tmp_path / "log",
