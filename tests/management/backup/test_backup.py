@@ -2,6 +2,7 @@
 
 import datetime as dt
 import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -384,6 +385,17 @@ def test_without_the_keys_credentials_are_lost_and_mail_is_not(
     back = manage.here("restore", str(place.root))
     assert (back.code, "1 stored secret can't be read" in back.stdout) == (3, True)
     assert names() == ["one", "two"]
+
+
+def test_keys_that_backups_of_before_a_rotation_need_stay_in_the_file(
+    tmp_path: Path, settings: Any
+) -> None:
+    file = tmp_path / "keys.json"
+    file.write_text("half of")
+    for keys in (["old"], ["new", "old"], ["new"], ["newest", "new"]):
+        settings.ENCRYPTION_KEYS = keys
+        making.write_keys(file)
+    assert json.loads(file.read_text())["ENCRYPTION_KEYS"] == ["newest", "new", "old"]
 
 
 def test_a_damaged_pack_of_a_backup_is_found_and_copied_again(

@@ -93,8 +93,13 @@ def make(
 
 
 def write_keys(path: Path) -> None:
-    """Write the keys into a file of their own, as VAR_DIR/secrets.json has them."""
-    keys = {"SECRET_KEY": settings.SECRET_KEY, "ENCRYPTION_KEYS": settings.ENCRYPTION_KEYS}
+    """Write the keys into a file of their own, as VAR_DIR/secrets.json has them. Those that it had
+    stay, behind: they alone read what is in backups of before a rotation."""
+    held: list[str] = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        held = json.loads(path.read_bytes())["ENCRYPTION_KEYS"]
+    every = [*settings.ENCRYPTION_KEYS, *held]
+    keys = {"SECRET_KEY": settings.SECRET_KEY, "ENCRYPTION_KEYS": [*dict.fromkeys(every)]}
     with copying.told_in_words(str(path), "The keys were not written."), durable(path) as file:
         file.write(json.dumps(keys, indent=2).encode())
 
