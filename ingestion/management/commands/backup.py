@@ -59,7 +59,8 @@ class Command(OperatorCommand):
 
     def _make(self, backups: Place, options: dict[str, Any]) -> Exit:
         keys: Path | None = options["keys"]
-        if keys and backups.root.resolve() in keys.resolve().parents:
+        places = {backups.root.resolve(), Path(backups.packs.name).resolve()}
+        if keys and places & {*keys.resolve().parents}:
             raise UsageError("--keys: who has both has every credential. Name a place elsewhere.")
         with Meanwhile("Beginning") as shown:
             done = making.make(

@@ -452,8 +452,10 @@ def test_what_is_not_empty_or_not_ours_is_refused_in_words(
 ) -> None:  # fmt: skip
     inside = manage.here("backup", str(archive_dir / "backup"))
     assert (inside.code, "belongs elsewhere" in inside.stderr) == (1, True)
-    apart = manage.here("backup", str(place.root), "--keys", str(place.root / "keys"))
-    assert (apart.code, "Name a place elsewhere" in apart.stderr) == (2, True)
+    for where in (place.root, tmp_path / "packs"):
+        packs_are = ("--packs", f"file://{tmp_path / 'packs'}")
+        apart = manage.here("backup", str(place.root), *packs_are, "--keys", str(where / "keys"))
+        assert (apart.code, "Name a place elsewhere" in apart.stderr) == (2, True)
     make(place)
     other = Place(tmp_path / "other")
     other.packs.write_mark(f"backup of {uuid.uuid4()}")
