@@ -64,7 +64,9 @@ def test_a_backup_comes_back_on_another_machine_and_is_followed_there(
     assert (said["packs"], said["copied"], said["messages"]) == (1, 1, 2)
     assert (keys.stat().st_mode & 0o777, "ENCRYPTION_KEYS" in keys.read_text()) == (0o600, True)
     assert not any(b"ENCRYPTION" in file.read_bytes() for file in place.root.rglob("*.json"))
-    assert AuditEvent.objects.filter(action="archive.backup").exists()
+    begun, ended = AuditEvent.objects.filter(action__startswith="archive.backup").order_by("pk")
+    assert (begun.action, begun.changes) == ("archive.backup.begin", {"to": place.packs.name})
+    assert (ended.action, ended.changes["missing"]) == ("archive.backup", 0)
     more(source, "three")
     assert manage.here("backup", str(place.root), "--json").json()["copied"] == 1
     assert manage.here("backup", str(place.root), "--verify", "--json").json() | {"bytes": 0} == {

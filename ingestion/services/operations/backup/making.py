@@ -78,7 +78,7 @@ def make(
     archive_id = str(Installation.objects.get(pk=1))
     with copying.told_in_words(str(place.root)), place.ours(archive_id):
         with transaction.atomic():
-            audit(actor, "archive.backup", None, {"to": place.packs.name})
+            audit(actor, "archive.backup.begin", None, {"to": place.packs.name})
         job = _Making(here, place, on_progress)
         if len(job.manifests()) > keep:  # else nothing could be done by it for want of room
             job.remove_old(keep)
@@ -88,6 +88,10 @@ def make(
             manifest = job.take_database(archive_id)
         place.keep(manifest)
         job.done.manifest = manifest
+        what = {"to": place.packs.name, "backup": manifest.name, "packs": manifest.packs}
+        wrong = {"missing": len(manifest.lost), "differing": len(manifest.differing)}
+        with transaction.atomic():
+            audit(actor, "archive.backup", None, what | wrong)
         job.remove_old(keep)
     return job.done
 
@@ -119,7 +123,13 @@ def _require_apart(here: PackStore, place: Place) -> None:
 def _require_there(place: Place) -> None:
     """What is not mounted looks like an empty directory: a backup that begins there fills another
     disk, and lies beneath the mount point once that is back."""
-    before = AuditEvent.objects.filter(action="archive.backup", changes__to=place.packs.name)
+    before = AuditEvent.objects.filter(
+        action__in=[
+            "archive.backup.begin",
+            "archive.backup",
+        ],  # versions before began by the latter
+        changes__to=place.packs.name,
+    )
     if not (place.begun or place.packs.mark()) and before.exists():
         raise NotAllowedNow(
             f"{place.root} had backups and has none any more: is its volume mounted? Where it is to"
