@@ -67,11 +67,15 @@ def people(raw: bytes, otherwise: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _bare(raw: bytes, otherwise: str) -> str:
-    """Decode an address, without the route before it (RFC 5322 section 4.4)."""
+    """Decode an address, without the route before it (RFC 5322 section 4.4), and without the
+    apostrophes that Outlook puts around one that is its own name."""
     text = decode(raw, otherwise=otherwise)[0]
     if text.startswith("@"):
         text = text.rpartition(":")[2]
-    return "".join(text.split()).lower()[:_MAX_ADDRESS]
+    text = "".join(text.split())
+    if text.startswith("'") and text.endswith("'"):
+        text = text[1:-1]
+    return text.lower()[:_MAX_ADDRESS]
 
 
 def _read(token: bytes, following: bytes, otherwise: str) -> tuple[str, bool]:

@@ -1,5 +1,6 @@
 """What a query asks of words, as tsqueries: what the index of words answers. Pure."""
 
+import re
 from collections.abc import Iterable
 
 from ingestion.search import words
@@ -28,8 +29,7 @@ def _of_term(term: Term) -> str | None:
         case "":
             return _phrase(term)
         case "from" | "to" | "cc" | "bcc":
-            whole = words.quoted(words.tag(term.name, term.value.removeprefix("@")))
-            return f"{whole}{':*' * term.prefix} | ({_tagged_words(term)})"
+            return _of_people(term)
         case "subject":
             return _tagged_phrase(term, "A")
         case "filename":
@@ -37,6 +37,19 @@ def _of_term(term: Term) -> str | None:
             return f"{whole}{':*' * term.prefix} | ({_tagged_phrase(term, 'C')})"
     tag = _tag(term)
     return tag and words.quoted(tag)
+
+
+#: A whole address, also in its angles.
+_ADDRESS = re.compile(r"<?([^\s<>@]+@[^\s<>@]+)>?")
+
+
+def _of_people(term: Term) -> str:
+    """An address is that one, and nobody's whose words it has: those of a message are of all whom
+    it names."""
+    address = _ADDRESS.fullmatch(term.value)
+    value = address[1] if address else term.value.removeprefix("@")
+    whole = f"{words.quoted(words.tag(term.name, value))}{':*' * term.prefix}"
+    return whole if address else f"{whole} | ({_tagged_words(term)})"
 
 
 def _tag(term: Term) -> str | None:

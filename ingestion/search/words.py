@@ -35,6 +35,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
+from ingestion.mail.addresses import people
 from ingestion.mail.digest import Digest
 from ingestion.models import Message
 
@@ -291,8 +292,9 @@ def vector(message: Message, digest: Digest, *, source: uuid.UUID, date: dt.date
 
 def _of_headers(message: Message) -> Iterator[tuple[str, str, str]]:
     """Yield whom a message names where its participants were not read."""
-    yield "from", "", message.sender
-    yield "to", "", message.recipients
+    for role, field in (("from", message.sender), ("to", message.recipients)):
+        for address, name in people(field.encode("utf-8", "replace")):
+            yield role, address, name
 
 
 class _Builder:

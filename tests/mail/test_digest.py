@@ -64,6 +64,9 @@ def test_whom_a_message_names_is_kept_by_role_with_addresses_in_lower_case() -> 
         (b'"Doe, Jane \\"JD\\"" <jane@x>', ("jane@x", 'Doe, Jane "JD"')),
         ("Jörg <jörg@bücher.example>".encode(), ("jörg@bücher.example", "Jörg")),
         (b"Ann ann@x", ("ann@x", "Ann")),
+        (b"'ann@x'", ("ann@x", "")),
+        (b"'ann@x' <'ann@x'>", ("ann@x", "'ann@x'")),
+        (b"o'neil@x", ("o'neil@x", "")),
         (b"just a name", ("", "just a name")),
     ],
 )

@@ -80,7 +80,16 @@ CASES: dict[str, Callable[[Known], bool]] = {
     "from:(bob OR zo*)": lambda one: one.sender in {1, 2},
     "to:team": lambda one: True,
     "cc:team": lambda one: False,
+    "from:bob@corp.example.org": lambda one: one.sender == 1,
+    "from:bob@example.org": lambda one: False,  # whose words the address of another has
+    "from:bob@corp.exam*": lambda one: one.sender == 1,
+    "from:bob@exam*": lambda one: False,
     "has:attachment": lambda one: bool(one.files),
+    "to:ann.jones@mail.example.org": lambda one: True,
+    "to:ann.team@example.com": lambda one: False,  # whose words those of two others are
+    "-to:ann.team@example.com": lambda one: True,
+    "to:<ANN.Jones@mail.example.org>": lambda one: True,
+    'to:"Ann Jones <ann.jones@mail.example.org>"': lambda one: True,
     "type:pdf": has("Annual report.pdf"),
     "type:image": has("logo.png"),
     "filename:invoice": has("Invoice 7.xlsx"),

@@ -105,6 +105,7 @@ def test_where_participants_were_not_read_the_header_fields_are(db: None) -> Non
     known = vector(Digest(), sender="Ada <ada@example.com>", recipients="Bob <bob@example.org>")
     assert found(known, "'=from:ada' & '=to:bob' & '=to:org' & !'=from:bob'")
 
+    assert found(known, "'=from:ada@example.com' & '=to:bob@example.org' & bob <-> bob")
 
 @pytest.mark.parametrize(
     "text",

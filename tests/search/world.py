@@ -99,7 +99,11 @@ def a_world(size: int = 90, seed: int = 1) -> World:
             message,
             text,
             thread=number // 3,
-            participants=(("from", *PEOPLE[sender]), ("to", "team@example.com", "The Team")),
+            participants=(
+                ("from", *PEOPLE[sender]),
+                ("to", "team@example.com", "The Team"),
+                ("to", "ann.jones@mail.example.org", "Ann Jones"),
+            ),
             attachments=tuple(a_file(name, _type(name)) for name in files),
         )
         placed: dict[str, Any] = {
