@@ -30,9 +30,10 @@ _USUAL = re.compile(
     rf"{_DAY}(\d\d?)[\s-]+([A-Za-z]{{3}})[a-z]*\.?[\s-]+(\d{{2,4}}),?\s+"
     rf"{_TIME}{_HALF}(?:\s*(?:{_ZONE}))?\s*(.?)"
 )
-#: As C's asctime writes it: the year comes last.
+#: As C's asctime writes it: the year comes last, the zone before it or behind.
 _ASCTIME = re.compile(
     rf"{_DAY}([A-Za-z]{{3}})[a-z]*\.?\s+(\d\d?),?\s+{_TIME}{_HALF}(?:\s+(?:{_ZONE}))?\s+(\d{{4}})(?!\d)"
+    rf"(?:\s*(?:{_ZONE}))?\s*(.?)"
 )
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)[T ](\d\d:\d\d(?::\d\d)?)(?:[.,]\d{1,9})?\s*(Z|[+-]\d\d:?\d\d)?\s*"
@@ -114,7 +115,13 @@ def _asctime(text: str) -> dt.datetime | None:
     if match is None:
         return None
     month, day, hour, minute, second, half = match.group(1, 2, 3, 4, 5, 6)
-    zone, year = match.group(7, 8, 9, 10, 11, 12, 13), match[14]
+    before, year = match.group(7, 8, 9, 10, 11, 12, 13), match[14]
+    behind, rest = match.group(15, 16, 17, 18, 19, 20, 21), match[22]
+    if any(before) and any(behind):
+        return None
+    zone = before if any(before) else behind
+    if rest and zone[0] is None:  # as above
+        return None
     return _instant((int(year), month, day), _time(hour, minute, second, half), zone)
 
 

@@ -163,6 +163,13 @@ def test_a_message_id_is_read(head: bytes, message_id: str) -> None:
     [
         (b"Tue Nov 24 07:00:00 2026", at(24, 7)),
         (b"Tue Nov 24 07:00:00 EST 2026", at(24, 12)),
+        (b"Tue Nov 24 07:00:00 2026 -0800", at(24, 15)),
+        (b"Tue Nov 24 07:00:00 2026 EST", at(24, 12)),
+        (b"Tue Nov 24 07:00:00 +0200 2026", at(24, 5)),
+        (b"Tue Nov 24 07:00:00 2026 (a comment)", at(24, 7)),
+        (b"Tue Nov 24 07:00:00 EST 2026 -0500", None),
+        (b"Tue Nov 24 07:00:00 2026 Pacific time", None),
+        (b"Tue Nov 24 07:00:00 2026 -08", None),
         (b"Tue, 24 Nov 2026 12:30:00 AM", at(24, 0, 30)),
         (b"Tue, 24 Nov 2026 12:30:00 PM -0100", at(24, 13, 30)),
         (b"Tue, 24 Nov 2026 07:00:00 -0000 (UTC (or so))", at(24, 7)),
