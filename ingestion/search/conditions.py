@@ -360,7 +360,8 @@ class _Conditions:
         elif term.name == "label":
             folders, labels = folders.none(), _spellings(term.value)
         else:
-            folders, labels = _named(folders, term.value), _spellings(term.value)
+            folders = _named(folders, term.value)
+            labels = (*_spellings(term.value), *_LABELS_OF_ROLES.get(term.value.lower(), ()))
         ids = tuple(folders.values_list("pk", flat=True))
         return Placed(ids, labels, now=term.name != "was-in")
 
@@ -389,6 +390,10 @@ def _named(folders: QuerySet[Folder], name: str) -> QuerySet[Folder]:
     return folders.filter(
         Q(path__iexact=name) | Q(path__iendswith=f"/{name}") | Q(role=name.lower())
     )
+
+
+#: Gmail has all mail in one folder, and labels in the place of roles: these it calls otherwise.
+_LABELS_OF_ROLES = {"drafts": ("DRAFT",), "junk": ("SPAM",)}
 
 
 def _spellings(label: str) -> tuple[str, ...]:

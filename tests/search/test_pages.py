@@ -125,6 +125,10 @@ CASES: dict[str, Callable[[Known], bool]] = {
     "label:vip report": lambda one: "VIP" in one.labels and not one.removed and says("report")(one),
     "in:vip": lambda one: "VIP" in one.labels and not one.removed,
     "mailbox:m0@example.com": lambda one: one.message.mailbox.address == "M0@example.com",
+    "in:drafts": lambda one: "DRAFT" in one.labels and not one.removed,
+    "was-in:Junk": lambda one: "SPAM" in one.labels,
+    "-in:junk": lambda one: "SPAM" not in one.labels or one.removed,
+    "in:spam OR in:drafts": lambda one: not {"SPAM", "DRAFT"}.isdisjoint(one.labels) and not one.removed,
     "mailbox:m0@example.com in:sent rare": lambda one: one.message.mailbox.address == "M0@example.com"
     and one.folder.path == "Sent" and not one.removed and says("rare")(one),
     "source:sales report": lambda one: one.message.mailbox.source.name == "Sales" and says("report")(one),

@@ -14,6 +14,7 @@ from tests.documents import a_file, indexed
 
 FIRST = dt.datetime(2024, 1, 1, tzinfo=dt.UTC)
 WORDS = ("annual", "report", "invoice", "meeting", "rare", "黒い猫", "straße")
+_LABELS = ((), ("\\Seen",), ("Important", "\\Seen"), ("VIP",), ("DRAFT",), ("SPAM", "VIP"))
 PEOPLE = (("ada@example.com", "Ada Lovelace"), ("bob@corp.example.org", "Bob"), ("zoë@x.test", ""))
 
 
@@ -108,7 +109,7 @@ def a_world(size: int = 90, seed: int = 1) -> World:
         )
         placed: dict[str, Any] = {
             "folder": draw.choice(folders[mailbox.pk]),
-            "labels": list(draw.choice([(), ("\\Seen",), ("Important", "\\Seen"), ("VIP",)])),
+            "labels": list(draw.choice(_LABELS)),
         }
         removed = draw.random() < 0.2
         Placement.objects.create(
