@@ -48,7 +48,8 @@ class Term:
         operator = f"{self.name}:" if self.name else ""
         if _BARE.fullmatch(self.value) and not (
             self.value.endswith("*")
-            or (not self.name and (self.value in _JOINTS or _OPERATOR.match(self.value)))
+            or (not self.name and self.value in _JOINTS and not self.prefix)
+            or (not self.name and _OPERATOR.match(self.value))
             or (not self.name and self.value.startswith("-"))
         ):
             return f"{operator}{self.value}{'*' * self.prefix}"

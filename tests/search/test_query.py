@@ -35,6 +35,8 @@ def w(text: str, *, prefix: bool = False) -> Term:
         ("10:30 e-mail", AllOf((w("10:30"), w("e-mail")))),
         ("or OR and", AnyOf((w("or"), w("and")))),
         ('"OR"', w("OR")),
+        ("OR*", w("OR", prefix=True)),
+        ("from:AND*", Term("from", "AND", prefix=True)),
         ("ORANGE", w("ORANGE")),
         ("FROM:Ada", Term("from", "Ada")),
         ("-from:ada*", Not(Term("from", "ada", prefix=True))),
