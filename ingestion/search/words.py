@@ -50,8 +50,9 @@ _MAX_POSITIONS = 255
 
 TOO_MANY_WORDS = "It has too many different words: the last ones of its text can't be searched."
 TOO_LONG_FOR_PHRASES = (
-    f"Its text is long: after {_MAX_POSITION:,} words it is searched by single words alone, not by "
-    "phrases (which parts of Chinese, Japanese or Thai text are)."
+    f"Its text is long: what comes after {_MAX_POSITION:,} words, and a word behind its "
+    f"{_MAX_POSITIONS}th place, is searched by single words alone, not by phrases (which parts of "
+    "Chinese, Japanese or Thai text are)."
 )
 
 _SPACELESS = (
@@ -329,6 +330,8 @@ class _Builder:
             elif len(known) < _MAX_POSITIONS:
                 known.append(f"{position}{weight}")
                 self._room -= 2
+            else:
+                self.defects[TOO_LONG_FOR_PHRASES] = None
         self._position = position
         if position >= _MAX_POSITION:
             self.defects[TOO_LONG_FOR_PHRASES] = None
