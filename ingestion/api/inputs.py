@@ -215,7 +215,8 @@ class EmailQuery(Strict):
         choices=["-archived", "-date", "date", "relevance"],
         help_text="`-archived`: as they were archived, newest first; the order without a search. "
         "`-date` and `date`: as they were received, newest or oldest first. `relevance`: the "
-        "1,000 newest of what is found.",
+        "1,000 newest of what is found. What is indexed between two pages is on none of them where "
+        "it is newer than all that was found; older mail may move others by a place.",
     )
     count = serializers.BooleanField(
         required=False,

@@ -46,26 +46,28 @@ class Count(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-    """A place in a list: a key of the order by date, or how many came before by relevance."""
+    """A place in a list: a key of the order by date. By relevance it is the one before the newest
+    hit that is ranked, so that what comes in meanwhile moves none, and `ranks` come before."""
 
-    place: Key | int
+    place: Key
     backwards: bool = False
+    ranks: int | None = None
 
     def __str__(self) -> str:
-        place = self.place
-        written = place if isinstance(place, int) else [place.date.isoformat(), str(place.message)]
-        document = json.dumps([written, self.backwards], separators=(",", ":"))
+        written: list[object] = [[self.place.date.isoformat(), str(self.place.message)]]
+        written.append(self.backwards if self.ranks is None else self.ranks)
+        document = json.dumps(written, separators=(",", ":"))
         return base64.urlsafe_b64encode(document.encode()).decode()
 
     @classmethod
     def read(cls, text: str, *, by_relevance: bool) -> Self:
         """Raises ValueError where it is none of such a list."""
         try:
-            place, backwards = json.loads(base64.urlsafe_b64decode(text))
-            if by_relevance:
-                return cls(range(RANKED)[place], bool(backwards))
-            moment = dt.datetime.fromisoformat(place[0]).astimezone(dt.UTC)
-            return cls(Key(moment, uuid.UUID(place[1])), bool(backwards))
+            (date, message), how = json.loads(base64.urlsafe_b64decode(text))
+            if isinstance(how, bool) is by_relevance:
+                raise ValueError(how)
+            key = Key(dt.datetime.fromisoformat(date).astimezone(dt.UTC), uuid.UUID(message))
+            return cls(key, ranks=range(RANKED)[how]) if by_relevance else cls(key, backwards=how)
         except (
             *(binascii.Error, ValueError, TypeError, AttributeError, KeyError, IndexError),
             *(OverflowError, RecursionError),
@@ -97,7 +99,7 @@ class Search:
         if sort == "relevance" and ranked:
             return self._page_by_relevance(ranked, cursor, size)
         at = Cursor.read(cursor, by_relevance=False) if cursor else None
-        key = at.place if at and isinstance(at.place, Key) else None
+        key = at.place if at else None
         backwards = at is not None and at.backwards
         order = Order(newest=(sort != "date") is not backwards)
         found = self._hits(size + 1, order, key)
@@ -134,14 +136,23 @@ class Search:
 
     def _page_by_relevance(self, wanted: str, cursor: str, size: int) -> Page:
         at = Cursor.read(cursor, by_relevance=True) if cursor else None
-        start = at.place if at and isinstance(at.place, int) else 0
-        ranked = _ranked(wanted, self.newest(RANKED))
+        found = self._hits(RANKED, NEWEST, at.place if at else None)
+        if not found:
+            return Page([], "", "")
+        before = at.place if at else _just_before(found[0])
+        start = (at.ranks or 0) if at else 0
+        ranked = _ranked(wanted, [key.message for key in found])
         shown = ranked[start : start + size]
         return Page(
             _messages(shown),
-            str(Cursor(start + size)) if start + size < len(ranked) else "",
-            str(Cursor(max(0, start - size))) if start else "",
+            str(Cursor(before, ranks=start + size)) if start + size < len(ranked) else "",
+            str(Cursor(before, ranks=max(0, start - size))) if start else "",
         )
+
+
+def _just_before(key: Key) -> Key:
+    """Return the key before one, newest first: nothing is between them."""
+    return Key(key.date, uuid.UUID(int=key.message.int + 1))
 
 
 def _ranked(wanted: str, found: list[uuid.UUID]) -> list[uuid.UUID]:

@@ -8,12 +8,14 @@ import pytest
 from django.contrib.auth.models import AnonymousUser, User
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 
 from ingestion.errors import InvalidInput
 from ingestion.models import IngestionSource
 from ingestion.search import conditions, pages, query, readings
 from ingestion.search.conditions import Sql
 from ingestion.search.words import lexemes
+from tests.documents import indexed
 from tests.search.world import PEOPLE, Known, World, a_world, as_of_version_2, newest
 
 pytestmark = pytest.mark.django_db
@@ -78,18 +80,18 @@ CASES: dict[str, Callable[[Known], bool]] = {
     "from:@example.org": lambda one: one.sender == 1,
     "from:zoe": lambda one: one.sender == 2,
     "from:(bob OR zo*)": lambda one: one.sender in {1, 2},
-    "to:team": lambda one: True,
-    "cc:team": lambda one: False,
     "from:bob@corp.example.org": lambda one: one.sender == 1,
     "from:bob@example.org": lambda one: False,  # whose words the address of another has
     "from:bob@corp.exam*": lambda one: one.sender == 1,
     "from:bob@exam*": lambda one: False,
-    "has:attachment": lambda one: bool(one.files),
+    "to:team": lambda one: True,
     "to:ann.jones@mail.example.org": lambda one: True,
     "to:ann.team@example.com": lambda one: False,  # whose words those of two others are
     "-to:ann.team@example.com": lambda one: True,
     "to:<ANN.Jones@mail.example.org>": lambda one: True,
     'to:"Ann Jones <ann.jones@mail.example.org>"': lambda one: True,
+    "cc:team": lambda one: False,
+    "has:attachment": lambda one: bool(one.files),
     "type:pdf": has("Annual report.pdf"),
     "type:image": has("logo.png"),
     "filename:invoice": has("Invoice 7.xlsx"),
@@ -123,12 +125,12 @@ CASES: dict[str, Callable[[Known], bool]] = {
     "label:important": lambda one: "Important" in one.labels and not one.removed,
     "label:seen": lambda one: "\\Seen" in one.labels and not one.removed,
     "label:vip report": lambda one: "VIP" in one.labels and not one.removed and says("report")(one),
-    "in:vip": lambda one: "VIP" in one.labels and not one.removed,
-    "mailbox:m0@example.com": lambda one: one.message.mailbox.address == "M0@example.com",
     "in:drafts": lambda one: "DRAFT" in one.labels and not one.removed,
     "was-in:Junk": lambda one: "SPAM" in one.labels,
     "-in:junk": lambda one: "SPAM" not in one.labels or one.removed,
     "in:spam OR in:drafts": lambda one: not {"SPAM", "DRAFT"}.isdisjoint(one.labels) and not one.removed,
+    "in:vip": lambda one: "VIP" in one.labels and not one.removed,
+    "mailbox:m0@example.com": lambda one: one.message.mailbox.address == "M0@example.com",
     "mailbox:m0@example.com in:sent rare": lambda one: one.message.mailbox.address == "M0@example.com"
     and one.folder.path == "Sent" and not one.removed and says("rare")(one),
     "source:sales report": lambda one: one.message.mailbox.source.name == "Sales" and says("report")(one),
@@ -232,6 +234,21 @@ def walked_by_relevance(user: User, text: str) -> list[uuid.UUID]:
         again = search.page(sort="relevance", cursor=page.previous, size=7)
         assert [m.pk for m in again.messages] == [m.pk for m in before.messages]
     return found
+
+
+def test_by_relevance_what_is_indexed_between_two_pages_moves_none(world: World) -> None:
+    search = pages.Search(world.reader, query.parse("rare"))
+    right = [m.pk for m in search.page(sort="relevance", size=50).messages]
+    first = search.page(sort="relevance", size=5)
+    late = max(world.known, key=lambda one: one.date).message
+    late.pk, late.sha256, late.received_at = uuid.uuid4(), b"late" * 8, timezone.now()
+    late.subject = "rare"
+    late.save(force_insert=True)
+    indexed(late, "rare " * 20)
+    second = search.page(sort="relevance", cursor=first.next, size=5)
+    again = search.page(sort="relevance", cursor=second.previous, size=5)
+    assert [m.pk for m in (*first.messages, *second.messages)] == right[:10]
+    assert [m.pk for m in again.messages] == right[:5]
 
 
 @pytest.mark.parametrize("cursor", ["nonsense", "W10=", "WzEsZmFsc2Vd", "é", "bnVsbA=="])
