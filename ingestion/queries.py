@@ -259,8 +259,9 @@ def messages(
 ) -> tuple[list[Message], str]:
     """Return a page of messages, newest archived first, and the cursor of the next ("" at the end).
 
-    Costs the same at any depth: the cursor is a position in the index. Raises ValueError for one
-    that this function did not make.
+    Costs the same at any depth: the cursor is a position in the index. What has a folder, sender or
+    subject is looked for row by row from there; a folder's are also those that have left it.
+    Raises ValueError for a cursor that this function did not make.
     """
     found = visible_messages(user)
     if wanted.source:

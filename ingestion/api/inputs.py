@@ -189,7 +189,11 @@ class EmailQuery(Strict):
     source = serializers.UUIDField(required=False)  # type: ignore[assignment] # Field.source
     mailbox = serializers.UUIDField(required=False)
     folder = serializers.IntegerField(
-        required=False, min_value=1, max_value=2**62, help_text="The id of a folder."
+        required=False,
+        min_value=1,
+        max_value=2**62,
+        help_text="The id of a folder: what lies there or has since it was archived; in a search "
+        "what lies there now, as `folder:` has it.",
     )
     label = serializers.CharField(  # type: ignore[assignment] # Field.label
         required=False, max_length=200, help_text="In a search."
