@@ -83,6 +83,8 @@ def details(user: User | AnonymousUser, message: Message) -> dict[str, Any]:
         damage = str(error)
         read = Reading(Contents(notes=("The archived bytes can't be shown.",)))
     says = read.contents
+    thread = queries.conversation(user, message, limit=_MAX_IN_THREAD + 1)
+    others = thread[:_MAX_IN_THREAD]
     placements = list(message.placements.select_related("folder").order_by("removed_at", "id"))
     here = [placement for placement in placements if placement.removed_at is None]
     return {
@@ -100,7 +102,9 @@ def details(user: User | AnonymousUser, message: Message) -> dict[str, Any]:
         ],
         "attachments_left_out": max(0, len(says.attachments) - _MAX_ATTACHMENTS),
         "headers": _fields(says.headers)[:_MAX_HEADERS],
-        "thread": queries.conversation(user, message, limit=_MAX_IN_THREAD),
+        "thread": others,
+        "thread_count": f"{len(others) + 1}{'+' if len(thread) > len(others) else ''}",
+        "thread_listed": len(others) if len(thread) > len(others) else 0,
         "indexed": hasattr(message, "document"),
         "placements": placements[:_MAX_PLACEMENTS],
         "placements_left_out": max(0, len(placements) - _MAX_PLACEMENTS),

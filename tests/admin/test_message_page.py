@@ -11,7 +11,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from ingestion.admin import message_files
+from ingestion.admin import message_files, reading
 from ingestion.admin.reading import details, neighbours
 from ingestion.models import AuditEvent, Folder, Message, Placement
 from tests.documents import indexed
@@ -208,3 +208,20 @@ def test_the_page_costs_the_same_whatever_the_conversation(
     for number in range(1, 6):
         another(number)
     assert cost() == few
+
+
+def test_of_a_long_conversation_the_eldest_are_listed_and_that_is_said(
+    message: Message, admin_user: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = _client(admin_user)
+    place = a_folder(message.mailbox, "Others")
+    bodies = [f"Subject: number {number}\r\n\r\nx".encode() for number in range(3)]
+    for number, other in enumerate(archived(place, *bodies)):
+        indexed(other, "x", thread=7, date=timezone.now() + dt.timedelta(days=1 + number))
+    told = "The eldest {} others are listed."
+    for most, count, more in ((4, "5 messages", False), (3, "4+ messages", True)):
+        monkeypatch.setattr(reading, "_MAX_IN_THREAD", most)
+        page = _get(client, message).body.decode()
+        assert f">{count}<" in page
+        assert (told.format(most) in page) == more
+        assert ("number 2" in page) != more
