@@ -469,6 +469,14 @@ def test_a_place_that_can_not_be_is_told(reader: User) -> None:
     assert "be searched for" in answer.content.decode()
 
 
+def test_a_message_is_shown_beside_a_search_that_can_not_be(reader: User) -> None:
+    (message,) = _mail(a_folder(a_mailbox(a_source(reader))))
+    answer = _client(reader).get(Asked(q="\0").url(message.pk))
+    assert answer.status_code == 200
+    assert "be searched for" in answer.content.decode()
+    assert "query" not in AuditEvent.objects.get(action="message.read").changes
+
+
 def test_a_search_is_saved_with_its_place_listed_and_removed(reader: User) -> None:
     folder = a_folder(a_mailbox(a_source(reader)))
     client = _client(reader)

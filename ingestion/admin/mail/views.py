@@ -240,23 +240,28 @@ def _message(request: HttpRequest, asked: Asked, pk: uuid.UUID | None) -> dict[s
     message = queries.message(request.user, pk)
     if message is None:
         raise Http404
-    people.mail_read(message, how="page", actor=Actor.of_request(request), query=asked.q)
+    query = _printed(asked)
+    people.mail_read(message, how="page", actor=Actor.of_request(request), query=query)
     mail = details(request.user, message)
-    _, mark, query = asked.url().partition("?")
+    _, mark, state = asked.url().partition("?")
     return {
         "message": message,
         "mail": mail,
         "to_list": asked.url(),
-        "of_list": mark + query,
-        "own_page": _own_page(message, asked),
+        "of_list": mark + state,
+        "own_page": _own_page(message, query),
     }
 
 
-def _own_page(message: Message, asked: Asked) -> str:
-    """Return the address of a message's own page, where newer and older are those of the list."""
+def _printed(asked: Asked) -> str:
+    """Return the query of a list; "" where it is none: the list says what is wrong."""
     try:
-        q = str(asked.query())
-    except QueryError:  # the list says what is wrong
-        q = ""
-    query = {"q": q} if q else None
-    return reverse("admin:ingestion_message_change", args=[message.pk], query=query)
+        return str(asked.query())
+    except QueryError:
+        return ""
+
+
+def _own_page(message: Message, query: str) -> str:
+    """Return the address of a message's own page, where newer and older are those of the list."""
+    parameters = {"q": query} if query else None
+    return reverse("admin:ingestion_message_change", args=[message.pk], query=parameters)
