@@ -36,8 +36,8 @@ _KINDS = {
 class Attachment(NamedTuple):
     """`name` is safe to show and to save under, "" where there is none; an attached message without
     one is called by its subject, a calendar by its event. `kind` says what a type means that is no
-    file's, or "". `inline`: it belongs into the text, such as a picture in HTML. Size and SHA-256
-    are what a download has.
+    file's, or "". `inline`: it belongs into the text, as a picture that HTML can name. Size and
+    SHA-256 are what a download has.
     """
 
     name: str
@@ -78,4 +78,12 @@ def described(raw: Raw, part: Part) -> Attachment:
         digest.update(piece)
     inline = part.disposition.word == "inline" or (not part.disposition.word and bool(part.id))
     kind = _KINDS.get(part.type, "")
-    return Attachment(name, part.type, size, digest.hexdigest(), inline, kind)
+    return Attachment(name, part.type, size, digest.hexdigest(), _is_inline(part), kind)
+
+
+def _is_inline(part: Part) -> bool:
+    """Its sender's word alone says little: Apple Mail calls every file inline."""
+    if is_text(part):
+        return part.disposition.word == "inline"
+    is_named_picture = part.type.startswith("image/") and bool(part.id)
+    return is_named_picture and part.disposition.word in {"", "inline"}

@@ -334,6 +334,28 @@ def test_every_part_is_shown_or_an_attachment_with_the_size_of_its_bytes() -> No
     ]
 
 
+@pytest.mark.parametrize(
+    ("head", "inline"),
+    [
+        ("Content-Type: image/png\r\nContent-ID: <1@x>", True),
+        ("Content-Type: image/png\r\nContent-ID: <1@x>\r\nContent-Disposition: inline", True),
+        ("Content-Type: image/png\r\nContent-ID: <1@x>\r\nContent-Disposition: attachment", False),
+        ("Content-Type: image/png\r\nContent-Disposition: inline; filename=p.png", False),
+        ("Content-Type: application/pdf\r\nContent-Disposition: inline; filename=c.pdf", False),
+        ("Content-Type: application/pdf\r\nContent-ID: <1@x>", False),
+        ("Content-Type: message/rfc822\r\nContent-Disposition: inline", False),
+        ("Content-Type: text/plain\r\nContent-Disposition: inline; filename=notes.txt", True),
+        ("Content-Type: text/plain; name=notes.txt", False),
+    ],
+)
+def test_only_pictures_that_html_can_show_and_text_that_is_shown_belong_into_the_text(
+    head: str, inline: bool
+) -> None:
+    """Apple Mail calls every file inline."""
+    (part,) = read(multipart(TEXT + "see", head + "\r\n\r\nx")).attachments
+    assert part.inline == inline
+
+
 def test_an_attached_message_is_an_attachment_and_nothing_in_it_is_of_this_one() -> None:
     unnamed = "Content-Type: message/rfc822\r\n\r\n" + multipart(
         TEXT + "no", PICTURE
