@@ -19,7 +19,7 @@ from django.utils.http import content_disposition_header, parse_etags
 
 from connectors.types import CHUNK_BYTES, Body, SpooledBody
 from ingestion.mail import visible
-from ingestion.mail.attachments import ATTACHED_MESSAGES, Attachment
+from ingestion.mail.attachments import Attachment
 from ingestion.models import Message
 
 _ONE_RANGE = re.compile(r"bytes=\s*(\d{0,18})-(\d{0,18})\s*", re.IGNORECASE | re.ASCII)
@@ -28,6 +28,8 @@ _TYPE = re.compile(r"[a-z0-9][a-z0-9!#$&^_.+-]{0,126}/[a-z0-9][a-z0-9!#$&^_.+-]{
 #: What some file system does not take in a name, beside what nothing shows.
 _UNFIT = re.compile(r'[<>:"/\\|?*]')
 _MAX_SUBJECT_CHARACTERS = 80
+#: Of attachments that may be called by what is in them, as no file is.
+_ENDINGS = {"attached message": ".eml", "calendar": ".ics"}
 _HEADERS = {
     "Accept-Ranges": "bytes",
     "Cache-Control": "private, no-store",
@@ -106,10 +108,11 @@ def attachment(
         body.close()
         return same
     kind = about.type if _TYPE.fullmatch(about.type) else "application/octet-stream"
-    ending = ".eml" if kind in ATTACHED_MESSAGES else mimetypes.guess_extension(kind) or ""
+    ending = _ENDINGS.get(about.kind) or mimetypes.guess_extension(kind) or ""
     name = about.name or f"attachment-{number}"
-    if not about.name or kind in ATTACHED_MESSAGES:  # which may be called by its subject
-        name = _UNFIT.sub("_", name).removesuffix(ending) + ending
+    if not about.name or about.kind in _ENDINGS:
+        name = _UNFIT.sub("_", name)
+        name += "" if name.lower().endswith(ending) else ending
     return answer(request, body, sha256=about.sha256, name=name, content_type=kind)
 
 

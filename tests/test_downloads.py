@@ -11,6 +11,7 @@ from django.test import RequestFactory
 
 from connectors.types import CHUNK_BYTES, Body, SpooledBody
 from ingestion import downloads
+from ingestion.mail.attachments import Attachment
 from ingestion.models import Message
 
 #: An answer that is closed has Django look at its connections.
@@ -140,6 +141,28 @@ def test_a_name_is_written_so_that_nothing_of_it_is_more(name: str, expected: st
     assert answer["Content-Disposition"] == expected
     assert answer["X-Content-Type-Options"] == "nosniff"
     assert answer["Content-Security-Policy"] == "sandbox; default-src 'none'"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "content_type", "expected"),
+    [
+        ("report.pdf", "", "application/pdf", "report.pdf"),
+        ("report", "", "application/pdf", "report"),  # as its sender named it
+        ("", "", "application/pdf", "attachment-2.pdf"),
+        ("Q1_Q2: review", "calendar", "text/calendar", "Q1_Q2_ review.ics"),
+        ("Lunch", "calendar", "application/ics", "Lunch.ics"),
+        ("invite.ICS", "calendar", "text/calendar", "invite.ICS"),
+        ("Re: hello", "attached message", "message/rfc822", "Re_ hello.eml"),
+        ("", "attached message", "message/global", "attachment-2.eml"),
+    ],
+)
+def test_an_attachment_is_saved_with_an_ending_that_something_opens(
+    name: str, kind: str, content_type: str, expected: str
+) -> None:
+    about = Attachment(name, content_type, len(BYTES), SHA256, inline=False, kind=kind)
+    answer = downloads.attachment(_asked(), about, _spooled(), number=2)
+    assert answer["Content-Disposition"] == f'attachment; filename="{expected}"'
+    answer.close()
 
 
 def test_a_message_is_saved_under_its_date_and_subject() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ingestion.mail.documents import summary_of
 from ingestion.mail.headers import head_of, parse_headers
 from ingestion.mail.mime import Part, Raw, content
-from ingestion.mail.parameters import file_name
+from ingestion.mail.parameters import file_name, safe_name
 
 ATTACHED_MESSAGES = frozenset({"message/rfc822", "message/global", "message/news"})
 _KINDS = {
@@ -71,12 +71,11 @@ def described(raw: Raw, part: Part) -> Attachment:
     size, digest = 0, hashlib.sha256()
     for piece in content(raw, part):
         if not size and not name and part.type in ATTACHED_MESSAGES:
-            name = parse_headers(head_of(piece)).subject
+            name = safe_name(parse_headers(head_of(piece)).subject)
         elif not size and not name and _KINDS.get(part.type) == "calendar":
-            name = summary_of(piece)
+            name = safe_name(summary_of(piece))
         size += len(piece)
         digest.update(piece)
-    inline = part.disposition.word == "inline" or (not part.disposition.word and bool(part.id))
     kind = _KINDS.get(part.type, "")
     return Attachment(name, part.type, size, digest.hexdigest(), _is_inline(part), kind)
 

@@ -61,13 +61,17 @@ class Field:
 
 
 def file_name(disposition: Field, content_type: Field) -> str:
-    """Return the name of a part as a file's, safe to show and to save under, "" where it has none.
+    """Return the name of a part as a file's, as `safe_name` has it; "" where it has none."""
+    return safe_name(disposition.text(b"filename") or content_type.text(b"name"))
+
+
+def safe_name(text: str) -> str:
+    """Return a stranger's text as a name that is safe to show and to save under.
 
     Nothing of it leads into another directory (RFC 2183 section 2.3), and it is cut in the middle:
     what it ends with says what it is.
     """
-    name = visible.line(disposition.text(b"filename") or content_type.text(b"name"))
-    name = name.replace("/", "_").replace("\\", "_")
+    name = visible.line(text).replace("/", "_").replace("\\", "_")
     if name.startswith("."):
         name = "_" + name[1:]
     if len(name) > _MAX_NAME_CHARACTERS:

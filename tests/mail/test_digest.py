@@ -189,6 +189,24 @@ def test_a_calendar_without_a_name_is_called_by_its_event() -> None:
     assert said.text == "come\n\nLunch, 12:30"
 
 
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [("Q1/Q2 review", "Q1_Q2 review"), ("../../etc/x", "_._.._etc_x")],
+)
+def test_what_a_part_is_called_by_leads_into_no_directory(written: str, name: str) -> None:
+    event = f"Content-Type: text/calendar\r\n\r\nBEGIN:VCALENDAR\r\nSUMMARY:{written}\r\n"
+    inner = f"Content-Type: message/rfc822\r\n\r\nSubject: {written}\r\n\r\nhi"
+    said = digest(multipart(TEXT + "see", event, inner))
+    assert [file.name for file in said.attachments] == [name, name]
+
+
+def test_what_a_part_is_called_by_is_no_longer_than_a_name_of_a_file() -> None:
+    inner = f"Content-Type: message/rfc822\r\n\r\nSubject: {'long ' * 200}end\r\n\r\nhi"
+    (file,) = digest(multipart(TEXT + "see", inner)).attachments
+    assert len(file.name) == 200
+    assert file.name.endswith("long end")
+
+
 def test_text_that_only_says_that_there_is_html_does_not_hide_the_html() -> None:
     said = digest(
         multipart(TEXT + "See HTML.", HTML + "<p>" + "real words " * 9, kind="alternative")
