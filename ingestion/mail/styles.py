@@ -31,7 +31,7 @@ _FUNCTIONS = frozenset(
 )
 _WITH_PICTURES = frozenset({"background", "background-image"})
 _COMMENT = re.compile(r"/\*.*?(?:\*/|\Z)", re.DOTALL)
-_FUNCTION = re.compile(r"([\w-]*)\s*\(")
+_FUNCTION = re.compile(r"(?<![\w-])([\w-]*)\s*\(")
 _STRINGS = r"\"[\w\s.,-]*\"|'[\w\s.,-]*'"
 #: No escape, no markup, no "@" or brace, and strings that end.
 _VALUE = re.compile(rf"(?:[\w\s#%.,()+*/!-]|{_STRINGS})*")
@@ -55,7 +55,8 @@ def of_attribute(css: str, *, remote: bool) -> Style:
     """Return the declarations of a style attribute that may stay."""
     kept = []
     left_out = 0
-    for declaration in _COMMENT.sub("", css).split(";"):
+    css = " ".join(_COMMENT.sub("", css).split())  # a run of blanks is looked at from each of them
+    for declaration in css.split(";"):
         name, _, value = declaration.partition(":")
         name, value = name.strip().lower(), value.strip()
         without = value

@@ -50,7 +50,7 @@ _DATA = re.compile(r"data:image/(?:png|jpe?g|gif|webp|bmp);base64,[A-Za-z0-9+/=\
 _APART = re.compile(r"<(?:!--|style(?=[\s/>]))", re.IGNORECASE)
 _END_OF_STYLE = re.compile(r"</style", re.IGNORECASE)
 _BODY = re.compile(r"<(/?)body(?=[\s/>])", re.IGNORECASE)
-_TAG = re.compile(r"<(/?)([a-zA-Z][a-zA-Z0-9]*)")
+_TAG = re.compile(r"<(/?)([a-zA-Z][^\s/>]*)")
 #: They are not within each other, because they have no end or HTML lets it be left out.
 _FLAT = frozenset(
     "area base basefont bgsound br col embed frame hr img input link meta param source track wbr"

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import time
 
 import pytest
 
@@ -217,6 +218,32 @@ def test_what_is_nested_too_deep_is_shown_as_text() -> None:
     said = html_of((HTML + "<div>" * 50_000 + "<b>deep</b> &lt;i>").encode())
     assert said.markup.startswith("<div>" * 500 + "<pre>deep &lt;i&gt;</pre>")
     assert said.notes == ("Nested more than 500 deep: from there on it is shown as text.",)
+
+
+def test_a_tag_whose_name_begins_as_one_that_is_flat_is_not_flat() -> None:
+    said = html_of((HTML + "<p-x>" * 2_000 + "deep").encode())
+    assert said.notes == ("Nested more than 500 deep: from there on it is shown as text.",)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        f"url({' ' * 20_000}x",
+        f"url('{' ' * 20_000}x",
+        f"url(//a{' ' * 20_000}x",
+        "url( " * 4_000,
+        "url(//" * 3_000,
+        "x" * 20_000,
+        "rgb" + " " * 20_000 + "x",
+        "'x" * 10_000,
+    ],
+    ids=range(8),
+)
+def test_no_css_takes_seconds(value: str) -> None:
+    started = time.process_time()
+    shown(f"<style>p{{background:{value}}} p{{color:{value}}}</style>", remote=True)
+    shown(f'<p style="background:{value};color:{value}">x')
+    assert time.process_time() - started < 2
 
 
 def test_end_tags_of_others_do_not_make_deep_markup_look_flat() -> None:
