@@ -112,6 +112,19 @@ def test_mail_is_read_by_keyboard_at_any_width(operator: Visitor, admin_user: Us
     assert not SavedSearch.objects.exists()
 
 
+def test_a_request_that_another_overtakes_leaves_no_pane_busy(
+    operator: Visitor, admin_user: User
+) -> None:
+    folder = _an_archive(admin_user)
+    page = operator.go(f"/admin/mail/?mailbox={folder.mailbox_id}")
+    page.route("**/*folder=*", lambda _: None)  # no answer
+    page.locator("[data-pane=places]").get_by_role("link", name=re.compile("INBOX")).click()
+    expect(page.locator("[data-pane=list]")).to_have_attribute("aria-busy", "true")
+    page.locator(".mail-row").first.click()
+    expect(page.locator(".mail-message")).to_contain_text("Please find the invoice attached.")
+    expect(page.locator("[data-pane][aria-busy]")).to_have_count(0)
+
+
 def test_a_phone_shows_one_pane_at_a_time(operator: Visitor, admin_user: User) -> None:
     folder = _an_archive(admin_user)
     page = operator.page

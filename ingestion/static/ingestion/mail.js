@@ -10,6 +10,7 @@
   const root = document.querySelector("[data-mail]");
   const EVERYTHING = ["search", "places", "list", "message"];
   let under_way = null; // the AbortController of the latest request
+  let awaited = []; // the panes that it asks for
   let loaded = new URL(window.location.href); // whose state the panes show
 
   const pane = (name) => document.querySelector(`[data-pane="${name}"]`);
@@ -27,6 +28,7 @@
     if (under_way) under_way.abort();
     under_way = new AbortController();
     const { signal } = under_way;
+    awaited = panes;
     for (const name of panes) pane(name).setAttribute("aria-busy", "true");
     try {
       const headers = { "X-Panes": panes.join(" ") };
@@ -38,7 +40,11 @@
       }
       return true;
     } catch (error) {
-      if (error.name === "AbortError") return false; // somebody has gone on meanwhile
+      if (error.name === "AbortError") { // somebody has gone on meanwhile
+        const left = panes.filter((name) => !awaited.includes(name));
+        for (const name of left) pane(name).removeAttribute("aria-busy");
+        return false;
+      }
       window.location.assign(url); // the page itself says what is wrong, or asks to sign in
       return false;
     }
