@@ -27,7 +27,8 @@ ALLOWED: dict[tuple[str, str], str] = {
         "the version before believes that this constraint is there"
     ),
     ("0039_drafts_have_no_stable_id", "Raw SQL operation"): (
-        "a placement without a stable id is what any provider without one has"
+        "a placement without a stable id is what any provider without one has; what they still give"
+        " one, the version after does not recognise by it"
     ),
     ("0041_single_sign_on_names_the_issuer", "Raw SQL operation"): (
         "the rows that it reads stay as they are"

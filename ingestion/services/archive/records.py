@@ -66,14 +66,17 @@ class Record:
     def placement(
         self, mailbox: Mailbox, folder: Folder, messages: Mapping[bytes, str]
     ) -> Placement:
-        """Return the row, not yet stored, of where the message was archived from."""
+        """Return the row, not yet stored, of where the message was archived from.
+
+        A draft has no stable id, as what is sent of it may have the same. Packs of before tell one.
+        """
         header = self.header
         place = Placement(
             mailbox=mailbox,
             folder=folder,
             message_id=messages[header.sha256],
             remote_id=header.remote_id,
-            stable_id=header.stable_id,
+            stable_id="" if "\\Draft" in header.labels else header.stable_id,
             thread_id=header.thread_id,
             labels=list(header.labels),
         )

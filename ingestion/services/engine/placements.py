@@ -37,7 +37,8 @@ def placed(folder_id: int, remote_ids: Iterable[str]) -> dict[str, str]:
 
 def stable(mailbox_id: uuid.UUID, stable_ids: Collection[str]) -> dict[str, str]:
     """Return the message id of each stable id that the mailbox has a placement of, but in folders
-    whose ids are not trusted any more (`folders.distrust`)."""
+    whose ids are not trusted any more (`folders.distrust`), and but for drafts: what is sent of one
+    may have its id and other bytes."""
     if not stable_ids:
         return {}
     return pairs(
@@ -45,7 +46,8 @@ def stable(mailbox_id: uuid.UUID, stable_ids: Collection[str]) -> dict[str, str]
             "stable_id, message_id::text",
             "text",
             "ingestion_placement WHERE mailbox_id = %(owner)s AND stable_id = key"
-            " AND stable_id <> '' AND folder_id <> ALL(ARRAY(SELECT id FROM ingestion_folder"
+            r" AND stable_id <> '' AND '\Draft' <> ALL(labels)"
+            " AND folder_id <> ALL(ARRAY(SELECT id FROM ingestion_folder"
             " WHERE mailbox_id = %(owner)s AND list_anew = 'by_bytes')) LIMIT 1",
         ),
         {"owner": mailbox_id, "keys": array_literal(stable_ids)},

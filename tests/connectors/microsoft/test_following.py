@@ -12,6 +12,7 @@ from ingestion.models import (
     IngestionSource,
     Mailbox,
     Message,
+    Placement,
     Run,
 )
 from ingestion.services.archive import reconcile
@@ -223,6 +224,21 @@ def test_a_mail_that_was_archived_as_a_draft_is_archived_as_it_was_sent(
     synced(source)
     assert labels_of(letter) == []
     assert_exact(server, source)
+    assert Message.objects.count() == 2
+
+
+def test_a_draft_that_has_a_stable_id_from_a_version_before_is_archived_as_it_was_sent(
+    make: Make, alice: User
+) -> None:
+    """Such ones were written until the last worker of that version was restarted."""
+    mailbox = box(alice)
+    letter = mailbox.deliver(body(1), mailbox.by_name["drafts"], is_draft=True)
+    source = make({"includeDrafts": True})
+    imported(source)
+    Placement.objects.filter(remote_id=letter).update(stable_id=letter)
+    mailbox.send(letter, body(2))
+    synced(source)
+    assert labels_of(letter) == []
     assert Message.objects.count() == 2
 
 

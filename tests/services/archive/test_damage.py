@@ -235,6 +235,16 @@ def test_a_rebuild_gives_back_threads_and_times(server: Server, source: Ingestio
     assert all(seen < before for seen in Placement.objects.values_list("first_seen_at", flat=True))
 
 
+def test_a_rebuild_gives_drafts_no_stable_id(server: Server, source: IngestionSource) -> None:
+    for number, labels in enumerate([("\\Draft", "\\Seen"), ("\\Seen",)], 1):
+        server.deliver("INBOX", body(number), stable_id=f"E{number}")
+        server.folders["INBOX"][number].labels = labels
+    imported(server, source, 0)
+    lose_rows()
+    rebuilt(source)
+    assert set(Placement.objects.values_list("stable_id", flat=True)) == {"", "E2"}
+
+
 def test_a_pack_that_was_written_while_the_clock_was_ahead_is_told_and_rebuilt(
     server: Server, source: IngestionSource
 ) -> None:
