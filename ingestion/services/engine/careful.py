@@ -20,7 +20,8 @@ workers, also each soon after its start, hits the same message twice only by cha
 A server that breaks the connection at one message is got past in the same way: once downloads of a
 folder broke off twice without progress, its messages are fetched one by one. One at which that
 breaks again is a suspect: an outage in which logins work looks the same. It is left out, and asked
-for once more when all others had their turn; if that breaks too, it is recorded as failed.
+for once more when all others had their turn; if that breaks too, it is recorded as failed. From
+then on it says nothing of the mailbox: when its time has come it is asked for last of all.
 """
 
 import contextlib

@@ -19,6 +19,7 @@ from collections.abc import Generator, Iterator, Sequence
 
 import structlog
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from connectors import errors
@@ -48,6 +49,8 @@ from ingestion.services.transactions import others_went_first, raise_if_interrup
 from ingestion.states import ListAnew, RunKind
 
 log = structlog.get_logger(__name__)
+
+_Followed = Sequence[tuple[RemoteFolder, Folder]]
 
 #: After this long the worker takes the next mailbox in line; this one goes on in its turn.
 SLICE_SECONDS = 120
@@ -151,8 +154,8 @@ class _Mailbox:
         self.moved = False
         #: Whether a download is under way.
         self.fetching = False
-        #: Whether some messages are to be tried again when all others had their turn.
-        self.suspected = False
+        #: Whether some messages are to be tried again alone, when all others had their turn.
+        self.put_off = False
         #: Folders of which nothing was known: what is there now came with this listing.
         self.fresh: set[int] = set()
         self.capture = Capture(held, store=store(), run=run, mailbox=mailbox)
@@ -185,18 +188,23 @@ class _Mailbox:
                 is_gone=lambda missing: _is_gone(session, missing),
             )
             turn = folder_turns.Turn(self.held, self.run, self.mailbox, followed)
+            finished = False
             try:
-                return (
+                finished = (
                     self._retry_failures(session, followed)
                     and self._follow_all(session, turn)
-                    and (
-                        not self.suspected or self._retry_failures(session, followed, suspects=True)
-                    )
+                    and self._retry_alone(session, followed)
                 )
             except errors.ConnectorError:
-                self.capture.wait()  # what is done with is durable, or it is not done with
-                turn.leave()
+                self._leave(turn)
                 raise
+            if not finished:
+                self._leave(turn)
+            return finished
+
+    def _leave(self, turn: folder_turns.Turn) -> None:
+        self.capture.wait()  # what is done with is durable, or it is not done with
+        turn.leave()
 
     def _must_stop(self) -> bool:
         return self.held.stopping.is_set() or time.monotonic() >= self.until.page
@@ -230,8 +238,6 @@ class _Mailbox:
                 if ended:
                     turn.done(folder)
             if not ended or (turn.left and self._must_stop()):
-                self.capture.wait()
-                turn.leave()
                 return False
         turn.end()
         return True
@@ -402,33 +408,18 @@ class _Mailbox:
         told = {ref.remote_id: ref for ref in session.describe(remote, bare)}
         return [(told.get(ref.remote_id, ref), message_id) for ref, message_id in known]
 
-    def _retry_failures(
-        self,
-        session: MailboxSession,
-        followed: Sequence[tuple[RemoteFolder, Folder]],
-        *,
-        suspects: bool = False,
-    ) -> bool:
-        """Fetch again what failed before and is due: the suspects (`engine.careful`), or all but
-        them. Returns False where the work had to stop."""
+    def _retry_failures(self, session: MailboxSession, followed: _Followed) -> bool:
+        """Fetch again what failed before and is due, but what is only ever fetched alone. Returns
+        False where the work had to stop."""
         remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
         for rows in self._due_failures():
-            by_folder: dict[int, list[tuple[MessageRef, bool]]] = {}
+            by_folder: dict[int, list[MessageRef]] = {}
             for row in rows:
-                if careful.is_suspect(row) != suspects:
-                    self.suspected = True  # who becomes one in this slice ends it
-                    continue
-                ref = MessageRef(
-                    remote_id=row.remote_id,
-                    size_bytes=row.size_bytes,
-                    stable_id=row.stable_id,
-                    received_at=row.received_at,
-                    labels=tuple(row.labels),
-                )
-                by_folder.setdefault(row.folder_id, []).append((ref, row.code in careful.ALONE))
+                if row.code in careful.ALONE:
+                    self.put_off = True  # who becomes one in this slice ends it
+                elif row.folder_id in remote_of:
+                    by_folder.setdefault(row.folder_id, []).append(_reference(row))
             for folder_id, refs in by_folder.items():
-                if folder_id not in remote_of:
-                    continue
                 try:
                     if not self._retry_folder(session, *remote_of[folder_id], refs):
                         return False
@@ -437,47 +428,84 @@ class _Mailbox:
         return True
 
     def _due_failures(self) -> Iterator[list[FailedMessage]]:
-        """Yield what is due, each once; a server that refused everything left any number.
-
-        Leaves out what is known by an id that may be another message's by now: the listing of its
-        folder says which.
-        """
+        """Yield what is due, each once; a server that refused everything left any number."""
         after = 0
         while True:
-            due = FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now()).exclude(
-                folder__list_anew=ListAnew.BY_BYTES
-            )
-            rows = list(due.filter(pk__gt=after).order_by("pk").defer("reason")[:_RETRY_ROWS])
+            due = self._due().filter(pk__gt=after).order_by("pk")
+            rows = list(due.defer("reason")[:_RETRY_ROWS])
             if not rows:
                 return
             yield rows
             after = rows[-1].pk
+
+    def _due(self) -> QuerySet[FailedMessage]:
+        """Leaves out what is known by an id that may be another message's by now: the listing of
+        its folder says which."""
+        due = FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now())
+        return due.exclude(folder__list_anew=ListAnew.BY_BYTES)
 
     def _retry_folder(
         self,
         session: MailboxSession,
         remote: RemoteFolder,
         folder: Folder,
-        refs: Sequence[tuple[MessageRef, bool]],
+        refs: Sequence[MessageRef],
+        *,
+        alone: bool = False,
     ) -> bool:
         # One that was moved may have been archived from its new folder meanwhile.
         self.capture.wait()
-        archived = placements.stable(self.mailbox.pk, {ref.stable_id for ref, _ in refs} - {""})
-        for ref, alone in refs:
-            if alone and ref.stable_id not in archived:
-                if self._must_stop():
-                    return False
+        archived = placements.stable(self.mailbox.pk, {ref.stable_id for ref in refs} - {""})
+        rest: Sequence[MessageRef] | None
+        rest = [ref for ref in refs if ref.stable_id not in archived]
+        if alone:
+            for ref in rest:
                 self.careful.fetch_alone(session, remote, folder, ref)
-        harmless = [ref for ref, alone in refs if not alone and ref.stable_id not in archived]
-        rest = self._fetch_carefully(session, remote, folder, harmless)
+            rest = []
+        rest = self._fetch_carefully(session, remote, folder, rest)
         if rest is None:
             return False
         with self.capture.batch(folder, fresh=folder.pk in self.fresh) as batch:
-            batch.place([(r, archived[r.stable_id]) for r, _ in refs if r.stable_id in archived])
+            batch.place([(r, archived[r.stable_id]) for r in refs if r.stable_id in archived])
             if not self._fetch_into(batch, session, remote, rest):
                 return False
             batch.commit()
         return True
+
+    def _retry_alone(self, session: MailboxSession, followed: _Followed) -> bool:
+        """Fetch again what killed workers or broke connections and is due (`engine.careful`), one
+        by one, and at least one. Returns False where there was no time for all suspects: they come
+        first. What was recorded already holds up nobody, and the next sync goes on with it.
+        """
+        if not self.put_off:
+            return True
+        remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
+        due = self._due().filter(code__in=careful.ALONE, folder__in=remote_of)
+        rows = list(due.defer("reason").order_by("not_before", "pk"))
+        rows.sort(key=careful.is_suspect, reverse=True)
+        for number, row in enumerate(rows, 1):
+            try:
+                self._retry_folder(
+                    session, *remote_of[row.folder_id], [_reference(row)], alone=True
+                )
+            except errors.Skippable:
+                pass  # the folder: following it says so
+            except errors.Unavailable:
+                if careful.is_suspect(row):  # an outage looks the same
+                    raise
+            if self._must_stop():
+                return not any(map(careful.is_suspect, rows[number:]))
+        return True
+
+
+def _reference(row: FailedMessage) -> MessageRef:
+    return MessageRef(
+        remote_id=row.remote_id,
+        size_bytes=row.size_bytes,
+        stable_id=row.stable_id,
+        received_at=row.received_at,
+        labels=tuple(row.labels),
+    )
 
 
 def _is_gone(session: MailboxSession, missing: RemoteFolder) -> bool:

@@ -1,11 +1,24 @@
 """Downloads that break off, or are put off, time and again: no message is accused for an outage."""
 
 import pytest
+from django.utils import timezone
 
 from connectors.errors import RateLimited, Unavailable
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack
+from ingestion.services.engine import sync
+from ingestion.services.sources import discovery, verbs
 from tests.servers.scripted_provider import Server
-from tests.servers.scripted_source import assert_exact, fill, finish, start, work
+from tests.servers.scripted_source import (
+    ACTOR,
+    assert_exact,
+    body,
+    due_now,
+    fill,
+    finish,
+    start,
+    synced,
+    work,
+)
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -65,6 +78,55 @@ def test_messages_that_break_the_connection_are_told_from_the_others(
     assert run.message.startswith("17 archived, 3 failed.")
     failed = FailedMessage.objects.order_by("pk").values_list("remote_id", "code", "attempts")
     assert set(failed) == {(f"1:{uid}", "breaks_connection", 1) for uid in (1, 2, 20)}
+
+
+def test_messages_that_are_known_to_break_the_connection_hold_up_no_new_mail(
+    server: Server, source: IngestionSource
+) -> None:
+    """Eight, as an attempt of a sync for each is more than it has."""
+    server.page_size = 1000
+    fill(server, 10)
+    server.breaking |= {f"INBOX/1:{uid}" for uid in range(1, 9)}
+    start(source)
+    finish(source)
+    run = verbs.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    FailedMessage.objects.update(not_before=timezone.now())
+    server.deliver("INBOX", body(11))
+    work()
+    run.refresh_from_db()
+    assert (run.status, run.message) == ("completed", "1 archived.")
+    assert Mailbox.objects.get().last_error_code == ""
+    assert set(FailedMessage.objects.values_list("code", "attempts")) == {("breaks_connection", 2)}
+    server.breaking.clear()
+    FailedMessage.objects.update(not_before=timezone.now())
+    assert synced(source).message == "8 archived."
+    assert_exact(server, source)
+
+
+def test_where_suspects_have_no_time_left_the_folders_are_not_followed_again(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 1)
+    start(source)
+    finish(source)
+    fill(server, 2)
+    for remote_id in ("1:2", "1:3"):
+        FailedMessage.objects.create(
+            mailbox=Mailbox.objects.get(),
+            folder=Folder.objects.get(),
+            remote_id=remote_id,
+            code="worker_died",
+            not_before=timezone.now(),
+        )
+    run = verbs.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    for _ in range(2):  # a page, and what comes after it
+        sync.sync_mailbox(due_now().pk, slice_seconds=0)
+    assert Folder.objects.get().followed_at
+    assert FailedMessage.objects.get().remote_id == "1:3"
+    finish(source)
+    assert_exact(server, source)
 
 
 @pytest.mark.parametrize("error", [RateLimited("Busy", retry_after_seconds=1), None])
