@@ -127,7 +127,8 @@ def _resting(source: IngestionSource, run: Run) -> set[str]:
         return set()
     options = Options.of(source.options)
     unfinished = Folder.objects.filter(mailbox__source=source, removed_at=None).filter(
-        Q(failing_since__isnull=False) | Q(missing_since__isnull=False) | Q(cursor=None)
+        Q(failing_since__isnull=False) | Q(missing_since__isnull=False)
+        | Q(cursor__isnull=True)  # not =None: that is JSON's null
         | ~Q(list_anew=ListAnew.NO)
     )  # fmt: skip
     owing = {

@@ -1,6 +1,7 @@
 """How often mailboxes are looked at: quiet ones more rarely, and at once when somebody asks."""
 
 import datetime as dt
+from typing import Any
 
 import pytest
 from django.contrib.auth.models import User
@@ -106,13 +107,20 @@ def test_a_quiet_mailbox_that_owes_something_has_its_turn(
     assert given_work(source) == {"a", "b"}
 
 
+@pytest.mark.parametrize(
+    "owing", [{"cursor": {}, "list_anew": ListAnew.BY_ID}, {"cursor": None}], ids=["anew", "first"]
+)
 @pytest.mark.parametrize(("left_out", "working"), [(["Old"], {"a"}), ([], {"a", "b"})])
 def test_what_a_folder_owes_counts_where_it_is_wanted(
-    server: Server, source: IngestionSource, left_out: list[str], working: set[str]
+    server: Server,
+    source: IngestionSource,
+    left_out: list[str],
+    working: set[str],
+    owing: dict[str, Any],
 ) -> None:
     quiet_one_of_two(server, source)
     quiet = Mailbox.objects.get(remote_id="b")
-    Folder.objects.create(mailbox=quiet, remote_id="Old", path="Old", list_anew=ListAnew.BY_ID)
+    Folder.objects.create(mailbox=quiet, remote_id="Old", path="Old", **owing)
     IngestionSource.objects.update(options={"excludeFolders": left_out})
     assert given_work(source) == working
 
