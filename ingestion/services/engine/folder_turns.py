@@ -96,6 +96,7 @@ class Turn:
         self._done.append(folder.pk)
         if folder.attempts:
             self._update(folder, READABLE)
+            folder.failing_since = None
 
     def refused(self, folder: Folder, what: Trouble) -> None:
         """The folder can't be read by itself."""

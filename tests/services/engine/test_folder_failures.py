@@ -156,6 +156,20 @@ def test_where_no_folder_can_be_read_it_is_the_mailboxes_trouble(
     assert_exact(server, source)
 
 
+def test_where_one_of_all_folders_can_be_read_again_the_mailbox_is_well(
+    server: Server, source: IngestionSource
+) -> None:
+    fill_three(server)
+    server.before_changes = refusing(dict.fromkeys("ABC", REFUSED))
+    start(source)
+    work()
+    server.before_changes = refusing(dict.fromkeys("BC", REFUSED))
+    work()
+    assert placed() == {"A"}
+    mailbox = Mailbox.objects.get()
+    assert (mailbox.run, mailbox.last_error_code) == (None, "")
+
+
 def test_a_cursor_is_no_progress_of_a_mailbox_that_fails_elsewhere(
     server: Server, source: IngestionSource
 ) -> None:
