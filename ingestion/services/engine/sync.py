@@ -363,15 +363,15 @@ class _Mailbox:
             finally:
                 if isinstance(answers, Generator):
                     answers.close()  # its threads end here, not when it is collected
+            if asked:
+                raise errors.Unavailable(
+                    f"The server left {len(asked)} of {len(refs)} messages unanswered.",
+                    code="short_reply",
+                )
         except errors.ConnectorError:
             if not batch.empty:
                 batch.commit()
             raise
-        if asked:
-            raise errors.Unavailable(
-                f"The server left {len(asked)} of {len(refs)} messages unanswered.",
-                code="short_reply",
-            )
         self.fetching = False
         return True
 

@@ -51,6 +51,7 @@ def test_a_message_that_the_reply_misses_is_an_error_and_the_cursor_stays(
     work()
     assert Mailbox.objects.get().last_error_code == "short_reply"
     assert Folder.objects.get().cursor is None
+    assert Message.objects.count() == 4  # what arrived is kept
     server.unanswered.clear()
     finish(source)
     assert_exact(server, source)
