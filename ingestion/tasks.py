@@ -56,9 +56,13 @@ def look_at_workers() -> None:
     watch.look_at_workers()
 
 
+#: As it stands in line with what deletes sources: of no row.
+_HOUSEKEEPING = due_work.Work("housekeeping", uuid.UUID(int=0))
+
+
 @shared_task(expires=EXPIRES_SECONDS)
 def housekeeping() -> None:
-    with due_work.cleaning_up.taken("housekeeping") as free:
+    with due_work.cleaning_up.taken("housekeeping", _HOUSEKEEPING) as free:
         if free:
             clocks.bring_back()
             restored.bring_back_feed()
@@ -67,6 +71,8 @@ def housekeeping() -> None:
             exports.expire()
             housekeeper.collect_when_due()
             answered.forget()
+    if following := due_work.cleaning_up.next():
+        _hand_out(following)
 
 
 @shared_task(expires=EXPIRES_SECONDS)
@@ -75,5 +81,8 @@ def compact() -> None:
 
 
 def _hand_out(work: due_work.Work) -> None:
+    if work == _HOUSEKEEPING:
+        housekeeping.apply_async(retry=False)
+        return
     queue = due_work.KINDS[work.kind].queue
     do.apply_async((work.kind, str(work.pk)), queue=queue, retry=False)

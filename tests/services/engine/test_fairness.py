@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from celery.signals import before_task_publish
 from django.contrib.auth.models import User
 from django.utils import timezone
 
+from ingestion import tasks
 from ingestion.models import AlertRule, IngestionSource, Mailbox, Run
 from ingestion.services.engine import due_work, heartbeat, looking
 from ingestion.services.engine.places import Places
@@ -82,6 +84,30 @@ def test_two_threads_of_control_are_always_left_for_dispatching() -> None:
     kept = {kind.places for kind in due_work.KINDS.values() if kind.places}
     spoken_for = sum(places._total for places in kept) + looking._looking._total
     assert spoken_for == int(threads) - 2
+
+
+def test_housekeeping_has_its_turn_while_two_people_delete_many_sources() -> None:
+    def stand_in_line(owner: int) -> None:
+        with due_work.cleaning_up.taken(owner, due_work.Work("delete", uuid.uuid4())) as free:
+            assert not free
+
+    sent: list[str] = []
+
+    def note(sender: str, **_: Any) -> None:
+        sent.append(sender)
+
+    with due_work.cleaning_up.taken(1), due_work.cleaning_up.taken(2):
+        for owner in (1, 1, 2, 2):
+            stand_in_line(owner)
+        tasks.housekeeping()
+    before_task_publish.connect(note)
+    try:
+        while work := due_work.cleaning_up.next():
+            tasks._hand_out(work)
+    finally:
+        before_task_publish.disconnect(note)
+    names = [name.removeprefix("ingestion.tasks.") for name in sent]
+    assert names == ["do", "do", "housekeeping", "do", "do"]
 
 
 @pytest.mark.django_db(transaction=True)
