@@ -15,6 +15,8 @@ log = structlog.get_logger(__name__)
 #: Nothing that is tried again waits as long (engine.backoff: a day, and a tenth of it).
 _RETRY = "now() + interval '2 days'"
 _OWN_INTERVAL = "now() + interval '1 minute' + make_interval(secs => {})"
+#: A mailbox waits only after an error.
+_MAILBOX_RETRY = f"CASE WHEN last_error_code = '' THEN now() ELSE {_RETRY} END"
 _SECONDS = "coalesce(({}options->>'syncIntervalSeconds')::int, 300)"
 _OF_ITS_SOURCE = f"""(SELECT {_SECONDS.format("s.")} FROM ingestion_ingestionsource s
                        WHERE s.id = source_id)"""
@@ -26,7 +28,7 @@ _TIMES = (
     ("ingestionsource", "imported_at", "now()", "now()"),  # else a silence is not told of
     # Of a run whose mailboxes are listed: when it is looked at again (runs.follow_meanwhile).
     ("run", "not_before", f"greatest({_RETRY}, {_OWN_INTERVAL.format(_OF_ITS_SOURCE)})", "now()"),
-    ("mailbox", "not_before", _RETRY, "now()"),
+    ("mailbox", "not_before", _MAILBOX_RETRY, "now()"),
     ("mailbox", "last_synced_at", "now()", "now()"),  # else it looks fresh until then
     ("mailbox", "archived_up_to", "now()", "now()"),
     ("mailbox", "last_mail_at", "now()", "now()"),

@@ -82,7 +82,7 @@ def act_on(error: Exception, held: Lease, mailbox: Mailbox, run: Run) -> None:
 #: The lease is given back with it, by a statement less. Of the run is asked what it was when the
 #: slice began: whether somebody asked for more since, and whose warning it shows, which has passed.
 #: Archived is what came before this slice began, and before the others of this pass began, of
-#: which folders remember it.
+#: which folders remember it. When it has work again, it stands behind whoever waits by then.
 _SETTLE = """
 WITH run AS (
     UPDATE ingestion_run
@@ -91,7 +91,8 @@ WITH run AS (
      WHERE id = %(run)s AND asked_at IS NOT DISTINCT FROM %(asked_at)s
  RETURNING id)
 UPDATE ingestion_mailbox
-   SET run_id = NULL, attempts = 0, failing_since = NULL, last_error_code = '', last_error = '',
+   SET run_id = NULL, not_before = now(),
+       attempts = 0, failing_since = NULL, last_error_code = '', last_error = '',
        last_synced_at = statement_timestamp(), worker_deaths = 0, messages_expected = 0,
        archived_up_to = least(%(slice)s, (
            SELECT min(f.followed_at) FROM ingestion_folder f

@@ -63,7 +63,8 @@ def _retry_folders(source: IngestionSource) -> None:
         waiting.filter(mailbox__in=mailboxes).update(not_before=None)
 
 
-#: Of runs that were just begun: lists the mailbox of each.
+#: Of runs that were just begun: lists the mailbox of each, which stands behind whoever waits, and
+#: still waits for its retry.
 _LISTED = """
 WITH run AS (
     UPDATE ingestion_run r
@@ -74,7 +75,8 @@ WITH run AS (
      WHERE r.id = ANY(%(runs)s) AND m.id = ANY(%(mailboxes)s) AND m.source_id = r.source_id
        AND m.state = 'active'
  RETURNING r.id, m.id AS mailbox_id)
-UPDATE ingestion_mailbox SET run_id = run.id, handed_out_at = NULL
+UPDATE ingestion_mailbox
+   SET run_id = run.id, handed_out_at = NULL, not_before = greatest(not_before, now())
   FROM run WHERE ingestion_mailbox.id = run.mailbox_id"""
 
 

@@ -97,7 +97,7 @@ def waiting(owner: User, ahead: dt.timedelta) -> None:
     Run.objects.create(source=listing, kind="import", not_before=then)
     source = a_source(owner, "importing", **(idle | {"status": "importing"}))
     run = Run.objects.create(source=source, kind="import", discovered_at=timezone.now())
-    mailbox = a_mailbox(source, run=run, not_before=then)
+    mailbox = a_mailbox(source, run=run, not_before=then, last_error_code="rate_limited")
     folder = a_folder(mailbox, not_before=then, failing_since=timezone.now())
     FailedMessage.objects.create(mailbox=mailbox, folder=folder, remote_id="1:1", not_before=then)
     pack = Pack.objects.create(
@@ -148,6 +148,7 @@ def test_what_waits_as_long_as_it_may_goes_on_waiting(owner: User) -> None:
     ("model", "column"),
     [
         (IngestionSource, "imported_at"),
+        (Mailbox, "not_before"),
         (Mailbox, "last_synced_at"),
         (Folder, "followed_at"),
         (Folder, "missing_since"),
@@ -162,7 +163,7 @@ def test_nothing_was_done_in_the_future(owner: User, model: type[Model], column:
     a_folder(a_mailbox(source, not_before=now))
     Alert.objects.create(kind="source_attention", source=source)
     rows = model._default_manager
-    rows.update(**{column: timezone.now() + dt.timedelta(days=365)})
+    rows.update(**{column: timezone.now() + dt.timedelta(hours=1)})
     assert clocks.bring_back() == 1
     at = getattr(rows.get(), column)
     assert at is None or at <= timezone.now()

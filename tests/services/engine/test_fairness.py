@@ -17,9 +17,9 @@ from django.utils import timezone
 
 from ingestion import tasks
 from ingestion.models import AlertRule, IngestionSource, Mailbox, Run
-from ingestion.services.engine import due_work, heartbeat, looking
+from ingestion.services.engine import due_work, heartbeat, looking, runs
 from ingestion.services.engine.places import Places
-from tests.e2e.rows import a_source
+from tests.e2e.rows import a_mailbox, a_source
 from tests.servers import receiver
 from tests.servers.imap_script import ImapScript
 from tests.servers.stack import ROOT
@@ -45,6 +45,18 @@ def test_work_is_handed_out_in_the_order_of_how_long_each_waits(owner: User) -> 
     )  # fmt: skip
     names = dict(Mailbox.objects.values_list("pk", "address"))
     assert [names[work.pk] for work in due_work.hand_out() if work.kind == "mailbox"] == waited
+
+
+def test_who_is_given_work_stands_behind_who_waits_for_a_retry(owner: User) -> None:
+    """However long ago its mailbox was last told when to be at work."""
+    now = timezone.now()
+    failed, quiet = a_source(owner, "failed", status="importing"), a_source(owner, "quiet")
+    run = Run.objects.create(source=failed, kind="import", discovered_at=now)
+    waits = a_mailbox(failed, run=run, not_before=now - dt.timedelta(minutes=10))
+    new = a_mailbox(quiet, not_before=now - dt.timedelta(days=30))
+    runs.start_syncs([quiet.pk], only_mailboxes=[new.pk])
+    handed_out = [work.pk for work in due_work.hand_out() if work.kind == "mailbox"]
+    assert handed_out == [waits.pk, new.pk]
 
 
 def test_places_are_bounded_in_all_and_for_each() -> None:

@@ -8,7 +8,7 @@ from django.utils import timezone
 
 from connectors.errors import Fatal, MailboxUnavailable, NeedsReauth, Unavailable
 from ingestion.models import IngestionSource, Mailbox, Run
-from ingestion.services.engine import lease, outcomes
+from ingestion.services.engine import lease, outcomes, sync
 from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
@@ -58,6 +58,22 @@ def test_who_settles_a_mailbox_gives_it_back_and_a_renewal_on_its_way_takes_it_n
         assert Mailbox.objects.get().lease_expires_at is None
     second = lease.acquire(Mailbox.objects.get().pk)
     assert second is None  # it owes nothing
+
+
+def test_whoever_is_done_with_stands_behind_the_others_when_it_has_work_again(
+    server: Server, source: IngestionSource
+) -> None:
+    fill(server, 3)
+    start(source)
+    long_ago = timezone.now() - dt.timedelta(days=30)
+    Mailbox.objects.update(not_before=long_ago)
+    before = timezone.now()
+    sync.sync_mailbox(Mailbox.objects.get().pk)
+    run = verbs.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    mailbox = Mailbox.objects.get()
+    assert mailbox.run_id == run.pk
+    assert before <= mailbox.not_before <= timezone.now()
 
 
 def test_repeated_authentication_failures_stop_the_source(
