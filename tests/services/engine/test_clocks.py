@@ -148,6 +148,8 @@ def test_what_waits_as_long_as_it_may_goes_on_waiting(owner: User) -> None:
     ("model", "column"),
     [
         (IngestionSource, "imported_at"),
+        (Run, "started_at"),
+        (Run, "asked_at"),
         (Mailbox, "not_before"),
         (Mailbox, "last_synced_at"),
         (Folder, "followed_at"),
@@ -161,6 +163,7 @@ def test_nothing_was_done_in_the_future(owner: User, model: type[Model], column:
     now = timezone.now()
     source = a_source(owner, next_sync_at=None, check_not_before=now)
     a_folder(a_mailbox(source, not_before=now))
+    Run.objects.create(source=source, kind="import", not_before=now)
     Alert.objects.create(kind="source_attention", source=source)
     rows = model._default_manager
     rows.update(**{column: timezone.now() + dt.timedelta(hours=1)})
