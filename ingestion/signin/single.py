@@ -19,7 +19,8 @@ from requests import RequestException, Session
 from requests.adapters import HTTPAdapter
 
 from connectors import net
-from ingestion.services.operations import people, single_sign_on
+from ingestion.addresses import client_address
+from ingestion.services.operations import people, signing_in, single_sign_on
 from ingestion.signin import clothes
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,8 @@ class _Provider(OpenIDConnectProvider):  # type: ignore[misc] # untyped base
 registry.register(_Provider)
 
 PROVIDER = "sso"
+#: In five minutes. A sign-in is two of them, and asks the provider; an office is one address.
+_REQUESTS_OF_ADDRESS = 300
 #: What a provider that is no OpenID Connect provider, or not there, makes of the flow.
 _BROKEN = (RequestException, KeyError, ValueError, TypeError)
 
@@ -91,7 +94,9 @@ class SingleSignOn(DefaultSocialAccountAdapter):  # type: ignore[misc] # untyped
         extra_context: Any = None,
     ) -> None:
         log.warning("single_sign_on_failed", code=str(error), kind=type(exception).__name__)
-        people.refused(request, user=None, how="single sign-on", why=str(error))
+        # Of a sign-in that this browser didn't begin the log tells enough: anybody can make those.
+        if "state_id" not in (extra_context or {}):
+            people.refused(request, user=None, how="single sign-on", why=str(error))
         if exception is None and request.GET.get("error") == "access_denied":
             text = f"You were not signed in at {settings.OIDC_NAME}, or did not agree."
         elif exception is None and "error" not in request.GET:
@@ -136,12 +141,11 @@ def finish(request: HttpRequest, provider_id: str) -> HttpResponse:
 @never_cache
 def end(request: HttpRequest) -> HttpResponse:
     """Send who is signed out here to sign out at the provider too (RP-Initiated Logout 1.0)."""
-    if not settings.OIDC_ISSUER:
-        raise Http404
-    try:
-        told = OpenIDConnectOAuth2Adapter(request, PROVIDER).openid_config
-    except _BROKEN as error:
-        return _not_there(error)
+    return _went(request, _sign_out, PROVIDER)
+
+
+def _sign_out(request: HttpRequest, provider_id: str) -> HttpResponse:
+    told = OpenIDConnectOAuth2Adapter(request, provider_id).openid_config
     back = request.build_absolute_uri(reverse("account_login"))
     query = urlencode({"client_id": settings.OIDC_CLIENT_ID, "post_logout_redirect_uri": back})
     address = told.get("end_session_endpoint")
@@ -151,6 +155,11 @@ def end(request: HttpRequest) -> HttpResponse:
 def _went(request: HttpRequest, view: Any, provider_id: str) -> HttpResponse:
     if not settings.OIDC_ISSUER:
         raise Http404
+    address = client_address(request)
+    if address is not None:
+        who = f"single sign-on from {signing_in.network(address)}"
+        if wait := signing_in.wait_seconds_for(who, limit=_REQUESTS_OF_ADDRESS):
+            return _too_many(wait)
     try:
         answer: HttpResponse = view(request, provider_id)
     except _BROKEN as error:
@@ -161,6 +170,13 @@ def _went(request: HttpRequest, view: Any, provider_id: str) -> HttpResponse:
 def _not_there(error: Exception) -> HttpResponse:
     log.error("single_sign_on_broken", kind=type(error).__name__, exc_info=error)
     return _refused(_TROUBLE.format(settings.OIDC_NAME), status=502)
+
+
+def _too_many(wait: int) -> HttpResponse:
+    text = f"There were too many sign-ins from your address. Try again in {-(-wait // 60)} min."
+    answer = _refused(text, status=429)
+    answer["Retry-After"] = str(wait)
+    return answer
 
 
 def _refused(text: str, *, status: int = 403) -> HttpResponse:

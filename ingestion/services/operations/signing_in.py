@@ -77,14 +77,15 @@ def _user_key(username: str, step: str) -> str:
 
 
 def _address_key(address: str) -> str:
-    return _key("address", _network(address))
+    return _key("address", network(address))
 
 
 def _key(kind: str, of: str) -> str:
     return f"sign-in:{kind}:{hashlib.sha256(of.encode(errors='surrogatepass')).hexdigest()}"
 
 
-def _network(address: str) -> str:
+def network(address: str) -> str:
+    """Return what one subscriber has, with whom an address is counted."""
     ip = ipaddress.ip_address(address)
     if ip.version == 4:
         return address

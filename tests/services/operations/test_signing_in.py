@@ -14,8 +14,10 @@ from django.test import Client, RequestFactory
 from django.utils import timezone
 
 from ingestion.addresses import client_address
+from ingestion.models import AuditEvent
 from ingestion.services.audit import SYSTEM, Actor
 from ingestion.services.operations import api_keys, signing_in
+from ingestion.signin import single
 from ingestion_project import bootstrap
 
 pytestmark = pytest.mark.django_db
@@ -86,6 +88,24 @@ def test_who_signs_in_begins_anew(root: User) -> None:
         assert try_to("root", RIGHT, f"198.51.{round_}.99").status_code == 302
     for _ in range(signing_in.TRIES_PER_ADDRESS + 1):
         assert try_to("root", RIGHT).status_code == 302
+
+
+def test_nobody_fills_the_audit_with_sign_ins_that_no_browser_began(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.OIDC_ISSUER = issuer = "http://127.0.0.1:9"
+    app = {"provider_id": "sso", "client_id": "x", "settings": {"server_url": issuer}}
+    settings.SOCIALACCOUNT_PROVIDERS = {"openid_connect": {"APPS": [app]}}
+    monkeypatch.setattr(single, "_REQUESTS_OF_ADDRESS", 3)
+    client = Client(REMOTE_ADDR="2001:db8::1")
+    for error in ("", "?error=access_denied", "?state=of-somebody-else"):
+        assert client.get(f"/account/sso/callback/{error}").status_code == 403
+    for path in ("callback", "login", "logout"):
+        refused = Client(REMOTE_ADDR="2001:db8::2").get(f"/account/sso/{path}/")
+        assert refused.status_code == 429
+        assert 0 < int(refused["Retry-After"]) <= signing_in.WINDOW_SECONDS
+    assert client.get("/account/sso/login/", REMOTE_ADDR="192.0.2.1").status_code == 502
+    assert not AuditEvent.objects.exists()
 
 
 def ends_in_seconds(client: Client) -> float:
