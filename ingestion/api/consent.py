@@ -16,6 +16,7 @@ from rest_framework.response import Response
 from ingestion import dispatching
 from ingestion.api import source_serializers
 from ingestion.api.base import ApiViewSet
+from ingestion.api.schema import ErrorOut
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
 from ingestion.services.sources import consent
@@ -61,6 +62,9 @@ class ConsentViewSet(ApiViewSet[IngestionSource]):
         responses={
             200: source_serializers.OneSourceOut,
             302: OpenApiResponse(description="For browsers."),
+            409: OpenApiResponse(
+                ErrorOut, description="This sign-in can't be finished: begin anew."
+            ),
         },
     )
     def callback(self, request: Request) -> Response:

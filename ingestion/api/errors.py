@@ -53,26 +53,31 @@ class TooLarge(exceptions.APIException):
     default_detail = "The request is too large."
 
 
-class ArchiveAway(exceptions.APIException):
-    """The archive can't be read now. What is wrong with it is the operator's to know."""
+class Unavailable(exceptions.APIException):
+    """Nothing is wrong with the request: it may be sent again."""
 
     status_code = status.HTTP_503_SERVICE_UNAVAILABLE
+    #: Seconds, of Retry-After.
+    wait = 60
+
+
+class ArchiveAway(Unavailable):
+    """The archive can't be read now. What is wrong with it is the operator's to know."""
+
     default_code = "archive_unavailable"
     default_detail = "The archive can't be read at the moment. Try again in a minute."
 
 
-class ServiceAway(exceptions.APIException):
+class ServiceAway(Unavailable):
     """PostgreSQL or Redis can't be reached."""
 
-    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_code = "service_unavailable"
     default_detail = "The database can't be reached at the moment. Try again in a minute."
 
 
-class TookTooLong(exceptions.APIException):
+class TookTooLong(Unavailable):
     """PostgreSQL stopped a statement of the request, which had all the time that a request has."""
 
-    status_code = status.HTTP_503_SERVICE_UNAVAILABLE
     default_code = "took_too_long"
     default_detail = (
         "The database took too long over this, and was stopped. Ask for less (a shorter time, one"
@@ -224,6 +229,10 @@ def _unavailable(
     why: type[ServiceAway | TookTooLong],
     page: Callable[[], HttpResponse],
 ) -> HttpResponse:
-    if _is_api(request):
-        return _plain(503, "server_error", why.default_code, why.default_detail)
-    return page()
+    answer = (
+        _plain(503, "server_error", why.default_code, why.default_detail)
+        if _is_api(request)
+        else page()
+    )
+    answer["Retry-After"] = str(why.wait)
+    return answer

@@ -54,10 +54,13 @@ _MEANINGS = {
     "422": "The Idempotency-Key came with another request before.",
     "429": "Too many requests: wait as long as Retry-After says.",
     "500": "An unexpected error occurred. The operator can find it by the id in the text.",
+    "503": "Nothing is wrong with the request: send it again when Retry-After says.",
 }
+_RETRY_AFTER = ("Retry-After", {"type": "integer", "minimum": 1})
 _HEADERS = {
     "401": ("WWW-Authenticate", {"type": "string", "enum": ["Bearer"]}),
-    "429": ("Retry-After", {"type": "integer", "minimum": 1}),
+    "429": _RETRY_AFTER,
+    "503": _RETRY_AFTER,
 }
 
 
@@ -98,7 +101,7 @@ class Schema(AutoSchema):
         ]
 
     def _refusals(self) -> list[str]:
-        codes = {"401", "403", "429", "500"}
+        codes = {"401", "403", "429", "500", "503"}
         headers = {p["name"] for p in self._get_parameters() if p["in"] == "header"}
         codes |= {"412"} if "If-Match" in headers else set()
         codes |= {"422"} if "Idempotency-Key" in headers else set()
@@ -111,7 +114,7 @@ class Schema(AutoSchema):
             codes.add("414")
         if has_id:
             codes.add("404")
-        if has_id and self.method != "GET":
+        if self.method == "POST" or (has_id and self.method != "GET"):
             codes.add("409")
         return sorted(codes)
 

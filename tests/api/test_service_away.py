@@ -43,9 +43,28 @@ def test_pages_and_the_api_say_that_the_database_is_away(
             *(503, True),
         )
         assert "/nowhere" not in page.content.decode()
+        assert page["Retry-After"] == "60"
     answer: Any = Client(raise_request_exception=False).get("/api/v1/ingestion", headers=key)
     assert answer.status_code == 503
     assert answer.json()["errors"][0]["code"] == "service_unavailable"
+    in_the_session: Any = client.get("/api/v1/ingestion")
+    for one in (answer, in_the_session):
+        assert (one.status_code, one["Retry-After"]) == (503, "60")
+
+
+def test_the_document_tells_of_it_and_of_what_the_state_forbids(client: Client) -> None:
+    answer = client.get("/api/schema", headers={"Accept": "application/vnd.oai.openapi+json"})
+    operations = {
+        f"{method.upper()} {path}": operation["responses"]
+        for path, item in answer.json()["paths"].items()
+        for method, operation in item.items()
+        if "responses" in operation
+    }
+    assert len(operations) > 40
+    for name, responses in operations.items():
+        assert responses["503"]["headers"]["Retry-After"]["required"], name
+        assert "409" in responses or not name.startswith(("POST ", "PUT ", "DELETE ")), name
+    assert "409" in operations["GET /api/v1/oauth/callback"]
 
 
 def test_probes_answer_whoever_is_signed_in(client: Client, away: Callable[[], None]) -> None:
