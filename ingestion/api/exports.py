@@ -26,7 +26,7 @@ from ingestion.api import inputs
 from ingestion.api.base import ApiViewSet
 from ingestion.api.schema import ErrorOut
 from ingestion.api.serializers import RowOut
-from ingestion.errors import NotAllowedNow
+from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import Export
 from ingestion.places import Places
 from ingestion.services.archive import storage
@@ -126,7 +126,10 @@ class ExportViewSet(ApiViewSet[Export]):
     def create(self, request: Request) -> Response:
         """Have what a query finds made into a file, in the background."""
         given = self.body(NewExport)
-        export = jobs.start(self.user, query=given["q"], format=given["format"], actor=self.actor)
+        with _of_q():
+            export = jobs.start(
+                self.user, query=given["q"], format=given["format"], actor=self.actor
+            )
         return Response(self._shown(export), status.HTTP_201_CREATED)
 
     @extend_schema(operation_id="getExport", responses={200: ExportOut})
@@ -183,7 +186,8 @@ class ExportViewSet(ApiViewSet[Export]):
 def at_once(view: ApiViewSet[Any]) -> HttpResponseBase:
     """Answer `GET /emails/export`."""
     wanted = view.query(ExportQuery)
-    selection = Selection(view.user, wanted["q"])
+    with _of_q():
+        selection = Selection(view.user, wanted["q"])
     count, size = selection.first(MAX_STREAMED_MESSAGES + 1)
     if count > MAX_STREAMED_MESSAGES or size > MAX_STREAMED_BYTES:
         raise NotAllowedNow(
@@ -205,6 +209,16 @@ def at_once(view: ApiViewSet[Any]) -> HttpResponseBase:
     response["X-Content-Type-Options"] = "nosniff"
     response["Content-Security-Policy"] = "sandbox; default-src 'none'"
     return response
+
+
+@contextlib.contextmanager
+def _of_q() -> Iterator[None]:
+    """Have what is wrong with a query told of the field that it is here."""
+    try:
+        yield
+    except InvalidInput as error:
+        errors = {"q" if name == "query" else name: why for name, why in error.errors.items()}
+        raise InvalidInput(errors) from None
 
 
 class _Placed:

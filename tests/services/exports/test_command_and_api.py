@@ -174,6 +174,11 @@ def test_nobody_has_anothers_export_and_a_key_needs_the_scope(
     assert APIClient().get(f"{address}/download?token=x").status_code == 409
     for wrong in ({}, {"format": "tape"}, {"format": "eml", "q": "frm:x"}):
         assert mine.post("/api/v1/exports", wrong, format="json").status_code == 400
+    for wrong_q in (
+        mine.post("/api/v1/exports", {"format": "eml", "q": "frm:x"}, format="json"),
+        mine.get("/api/v1/emails/export?format=eml&q=frm:x"),
+    ):
+        assert [error["attr"] for error in wrong_q.json()["errors"]] == ["q"]
 
 
 def test_what_is_small_comes_at_once_and_more_is_a_job(
