@@ -1,5 +1,6 @@
 """`make run` as people run it: what dies comes back, and nothing outlives it."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from django.conf import settings
 
 from ingestion_project.embedded import own_name
 from tests.servers.stack import ROOT, Service, Supervised, descendants, free_port, wait_for
@@ -201,6 +203,40 @@ def test_a_second_web_server_on_the_same_data_is_refused(service: Service) -> No
     assert second.returncode == 1
     assert f"already runs on {var_dir}" in second.stderr
     assert counts <= set(counted.iterdir())
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount")
+def test_a_web_server_answers_where_the_disk_of_its_var_dir_is_full(tmp_path: Path) -> None:
+    """Also what nobody asked for before, and it counts for the first time."""
+    port, where = free_port(), settings.DATABASES["default"]
+    env = {
+        **os.environ,
+        "VAR_DIR": str(tmp_path),
+        "PORT": str(port),
+        "DATABASE_URL": f"postgres://postgres@/{where['HOST']}/{where['NAME']}",
+        "REDIS_URL": settings.REDIS_URL,
+        "SECRET_KEY": settings.SECRET_KEY,
+        "ENCRYPTION_KEYS": ",".join(settings.ENCRYPTION_KEYS),
+    }
+    command = [str(Path(sys.executable).with_name("gunicorn")), "--config"]
+    command += ["python:ingestion_project.web", "ingestion_project.wsgi"]
+
+    def status(path: str) -> int:
+        with contextlib.suppress(httpx.ConnectError):
+            return httpx.get(f"http://127.0.0.1:{port}{path}", trust_env=False).status_code
+        return 0
+
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(tmp_path)], check=True)
+    web = subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: status("/healthz") == 200)
+        with contextlib.suppress(OSError):
+            (tmp_path / "fill").write_bytes(b"\0" * 1_000_000)
+        assert [status(path) for path in ("/healthz", "/admin/login/", "/no")] == [200, 200, 404]
+    finally:
+        web.terminate()
+        web.wait(60)
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
 
 def test_a_busy_port_is_told_before_anything_starts(start: Callable[..., Supervised]) -> None:
