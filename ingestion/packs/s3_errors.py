@@ -20,7 +20,6 @@ _ALTERED = """other bytes came to the store than were sent, and were not taken. 
     network and the memory of this machine."""
 _FULL = "the store is full. Make room there, or raise its quota."
 _BUSY = "the store is busy. Nothing is lost, and it is asked again."
-_COULD_NOT = "the store could not do it. Nothing is lost, and it is asked again."
 _ELSEWHERE = "the bucket is in another region. Correct the region in ARCHIVE_URL."
 
 _MEANINGS = {
@@ -50,11 +49,16 @@ _MEANINGS = {
     "AuthorizationHeaderMalformed": _ELSEWHERE,
 }
 
+#: Besides "busy": what a store says, or a proxy before it, that comes up.
+_AWAY = frozenset({"InternalError", "500", "502", "504"})
+
 
 def refused(name: str, code: str) -> ArchiveUnavailable:
     """Return what it means that the store answered with this error."""
-    meaning = _MEANINGS.get(code, _COULD_NOT)
-    kind = ArchiveAway if meaning in (_BUSY, _COULD_NOT) else ArchiveUnavailable
+    meaning = _MEANINGS.get(
+        code, "the store could not do it. Nothing is lost, and it is asked again."
+    )
+    kind = ArchiveAway if meaning is _BUSY or code in _AWAY else ArchiveUnavailable
     return kind(f"{name}: {' '.join(meaning.split())} ({code or 'no code'})")
 
 
