@@ -1,6 +1,6 @@
 """The interface that every provider implements.
 
-Public: Connector, MailboxSession, Watch, Consent, DeviceConsent, DevicePrompt.
+Public: Connector, MailboxSession, Watch, Consent, DeviceConsent, DevicePrompt, require_own.
 
 A connector reads, and only reads: it opens mailboxes read-only and sets no flag. It knows nothing
 of the database; it raises only `connectors.errors` (anything else is a bug); it puts a deadline on
@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+from connectors.errors import MailboxUnavailable
 from connectors.types import (
     Cursor,
     Identity,
@@ -32,6 +33,16 @@ from connectors.types import (
     RemoteMailbox,
     Wanted,
 )
+
+
+def require_own(mailbox: RemoteMailbox, own_id: str) -> None:
+    """Raise MailboxUnavailable unless a mailbox is the only one that an account has: else another
+    person's mail would be archived as if it were its owner's."""
+    if mailbox.remote_id != own_id:
+        raise MailboxUnavailable(
+            "The source is for another account by now, and this mailbox is not that one's. What was"
+            " archived of it stays. The next listing of the mailboxes says which there are."
+        )
 
 
 class _Closing:
@@ -67,7 +78,9 @@ class Connector(_Closing, ABC):
 
     @abstractmethod
     def open(self, mailbox: RemoteMailbox) -> "MailboxSession":
-        """Open one mailbox. Raises MailboxUnavailable where this one can't be had."""
+        """Open one mailbox. Raises MailboxUnavailable where this one can't be had, or is not one of
+        the account's: what was listed may be of the account that was configured before.
+        """
 
     def watch(
         self,

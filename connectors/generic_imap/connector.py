@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from connectors.base import Connector, MailboxSession, Watch
+from connectors.base import Connector, MailboxSession, Watch, require_own
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, FolderGone, FolderRefused, Unavailable
 from connectors.generic_imap import client, commands, folders, listing, opening
@@ -68,7 +68,8 @@ class ImapConnector(Connector):
     def mailboxes(self) -> Iterator[RemoteMailbox]:
         yield RemoteMailbox(self._config.username, self._config.username)
 
-    def open(self, mailbox: RemoteMailbox) -> MailboxSession:  # noqa: ARG002 - there is one
+    def open(self, mailbox: RemoteMailbox) -> MailboxSession:
+        require_own(mailbox, self._config.username)
         return ImapSession(self._config, self._environment)
 
     def watch(self, mailboxes: Sequence[RemoteMailbox]) -> Watch | None:

@@ -9,7 +9,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 
-from connectors.base import Connector, MailboxSession, Watch
+from connectors.base import Connector, MailboxSession, Watch, require_own
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, FolderGone, MailboxUnavailable, NeedsReauth
 from connectors.google import directory, refusals
@@ -142,7 +142,7 @@ class GoogleConnector(Connector):
                 self._config, self._environment, self._stop, (), tell=self._tell
             ) as notifications:
                 notifications.check()
-            self._tell(RemoteMailbox(address, address))
+            self._tell(RemoteMailbox(address.lower(), address))
         except MailboxUnavailable:  # the administrator may have no Gmail
             return ""
         except ConnectorError as error:
@@ -153,11 +153,15 @@ class GoogleConnector(Connector):
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
         if not self._config.is_domain:
-            address = self._config.email.lower()
-            yield RemoteMailbox(address, address)
+            yield RemoteMailbox(self._own_id, self._own_id)
             return
         for page in self._user_pages():
             yield from page
+
+    @property
+    def _own_id(self) -> str:
+        """The id of the one account's mailbox."""
+        return self._config.email.lower()
 
     def _user_pages(self) -> Iterator[list[RemoteMailbox]]:
         admin = self._config.impersonatedAdminEmail
@@ -173,6 +177,8 @@ class GoogleConnector(Connector):
             yield from directory.pages(caller, self._environment.endpoints["google.directory"])
 
     def open(self, mailbox: RemoteMailbox) -> "GmailSession":
+        if not self._config.is_domain:
+            require_own(mailbox, self._own_id)
         person = mailbox.address
         return GmailSession(
             GmailMailbox(

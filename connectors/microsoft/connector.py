@@ -10,7 +10,7 @@ import time
 import urllib.parse
 from collections.abc import Iterator, Sequence
 
-from connectors.base import Connector, MailboxSession
+from connectors.base import Connector, MailboxSession, require_own
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, NeedsReauth
 from connectors.microsoft import directory, folders, listing
@@ -61,6 +61,8 @@ class MicrosoftConnector(Connector):
             yield from directory.mailboxes(self._graph, self._config)
 
     def open(self, mailbox: RemoteMailbox) -> MailboxSession:
+        if self._config.signs_in:  # "/me" is whoever did
+            require_own(mailbox, directory.own_mailbox(self._graph, self._config).remote_id)
         return MicrosoftSession(self._config, self._environment, self._graph, mailbox)
 
 

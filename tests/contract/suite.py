@@ -28,6 +28,7 @@ from connectors.types import (
     Page,
     RawMessage,
     RemoteFolder,
+    RemoteMailbox,
     SpooledBody,
 )
 from tests.servers.disk import file_sizes_limited
@@ -127,6 +128,16 @@ class ConnectorContract:
             first, again = list(connector.mailboxes()), list(another.mailboxes())
         assert first == again
         assert len({mailbox.remote_id for mailbox in first}) == len(first)
+
+    def test_a_mailbox_of_somebody_else_is_not_opened(self, account: Account) -> None:
+        stranger = RemoteMailbox("stranger@example.com", "stranger@example.com")
+        account.deliver(b"not theirs")
+        with (
+            account.connector() as connector,
+            pytest.raises(ConnectorError),
+            connector.open(stranger) as session,
+        ):
+            session.folders()
 
     # -- listing ---------------------------------------------------------------------------------
 

@@ -169,9 +169,14 @@ def follow_again(source: IngestionSource) -> None:
     had: it lists the mailboxes anew, which gives those that are done with their work again, and the
     others follow again the folders that they are done with, after all others. Call inside a
     transaction that holds the source's row lock."""
-    unfinished = Run.objects.filter(source=source, finished_at=None)
-    unfinished.update(asked_at=Now())
-    _list_again(unfinished.filter(discovered_at__isnull=False))
+    Run.objects.filter(source=source, finished_at=None).update(asked_at=Now())
+    list_again(source)
+
+
+def list_again(source: IngestionSource) -> None:
+    """Have the unfinished run list the mailboxes anew: there may be others. Call inside a
+    transaction that holds the source's row lock."""
+    _list_again(Run.objects.filter(source=source, finished_at=None, discovered_at__isnull=False))
 
 
 def _list_again(unfinished: QuerySet[Run]) -> None:

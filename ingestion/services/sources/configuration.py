@@ -18,7 +18,7 @@ from ingestion.crypto import Secrets
 from ingestion.errors import ChangedMeanwhile, InvalidInput
 from ingestion.models import IngestionSource, Mailbox
 from ingestion.services.audit import Actor, audit
-from ingestion.services.engine import folders
+from ingestion.services.engine import folders, runs
 from ingestion.services.sources import options as source_options
 from ingestion.services.sources import verbs
 from ingestion.services.sources.options import Options
@@ -194,6 +194,7 @@ def _apply_changes(source: IngestionSource, changes: Mapping[str, Any], actor: A
     _bring_forward(source)
     audit(actor, "source.update", source, noted)
     if credentials_changed:
+        runs.list_again(source)  # another account has other mailboxes
         verbs.recheck(source, reason="Credentials changed.", actor=actor)
 
 

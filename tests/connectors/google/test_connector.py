@@ -499,6 +499,28 @@ def test_a_message_is_not_given_up_for_refusals_of_too_much_and_one_error(
     assert archived(alice.address) == held_by(alice)
 
 
+def test_of_another_account_nothing_comes_into_the_mailbox_that_a_run_still_owes(
+    google: Gmail, alice: Person, account: IngestionSource
+) -> None:
+    alice.deliver(b"Subject: hers\r\n\r\n", {"INBOX"})
+    imported(account)
+    run = verbs.start_sync(account, actor=ACTOR)
+    discovery.discover(run.pk)
+    hers = Mailbox.objects.get()
+    bob = google.add("bob@example.com")
+    bob.deliver(b"Subject: of Bob\r\n\r\n", {"INBOX"})
+    given = google_sources.account(google, bob.address)
+    configuration.update(account, changes={"providerConfig": given}, actor=ACTOR)
+    assert credentials.check(account, actor=ACTOR).ok
+    sync.sync_mailbox(hers.pk)
+    assert Message.objects.count() == 1
+    assert archived(alice.address) == held_by(alice)
+    assert finished(account).messages_new == 1
+    assert archived(bob.address) == held_by(bob)
+    hers.refresh_from_db()
+    assert (hers.state, hers.messages.count()) == ("gone", 1)
+
+
 def test_a_revoked_consent_is_an_error_that_says_sign_in_again(
     account: IngestionSource, alice: Person, google: Gmail
 ) -> None:

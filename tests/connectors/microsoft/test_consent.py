@@ -15,8 +15,18 @@ from ingestion.errors import InvalidInput, NotAllowedNow
 from ingestion.models import (
     IngestionSource,
     Mailbox,
+    Message,
+    Placement,
 )
-from ingestion.services.sources import configuration, consent, consent_links, credentials
+from ingestion.services.engine import sync
+from ingestion.services.sources import (
+    configuration,
+    consent,
+    consent_links,
+    credentials,
+    discovery,
+    verbs,
+)
 from tests.servers.command_line import CommandLine
 from tests.servers.graph import GraphServer, User
 from tests.servers.graph.sources import (
@@ -24,6 +34,7 @@ from tests.servers.graph.sources import (
     body,
     box,
     fill,
+    finish,
     imported,
     synced,
 )
@@ -167,6 +178,32 @@ def test_a_rotated_secret_does_not_replace_a_newer_one(
             secrets["refreshToken"] = rotated
         source.refresh_from_db()
         assert source.secrets["refreshToken"] == rotated
+
+
+@pytest.mark.parametrize("is_namesake", [False, True])
+def test_of_another_person_nothing_comes_into_the_mailbox_that_a_run_still_owes(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any], is_namesake: bool
+) -> None:
+    fill(box(alice), 3)
+    source = make(**person, refreshToken=server.login.refresh_token_of(alice))
+    imported(source)
+    run = verbs.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    hers = Mailbox.objects.get()
+    other = server.tenant.add_user("bob")
+    if is_namesake:
+        del server.tenant.users[alice.id]
+        other.mail = alice.mail
+    box(other).deliver(body(9))
+    given = {"email": other.mail, "refreshToken": server.login.refresh_token_of(other)}
+    configuration.update(source, changes={"providerConfig": given}, actor=ACTOR)
+    assert credentials.check(source, actor=ACTOR).ok
+    sync.sync_mailbox(hers.pk)
+    assert Message.objects.count() == 3
+    assert Placement.objects.filter(removed_at=None).count() == 3
+    discovery.discover(run.pk)
+    assert finish(source).messages_new == 1
+    assert Message.objects.filter(mailbox=hers).count() == 3
 
 
 def test_the_admin_shows_a_code_to_type_in_and_signs_in_once_that_is_done(

@@ -10,7 +10,7 @@ from django.db import connection
 from connectors.generic_imap.config import ImapConfig
 from ingestion.models import IngestionSource, Mailbox, Message, Placement, Run
 from ingestion.services.engine import sync
-from ingestion.services.sources import configuration, credentials
+from ingestion.services.sources import configuration, credentials, discovery
 from tests.servers import imap_source
 from tests.servers.imap_script import Client, ImapScript
 from tests.servers.imap_source import ACTOR, archived, held_by
@@ -91,6 +91,30 @@ def test_another_account_is_another_mailbox(server: ImapScript) -> None:
     lead_to(source, server, username=server.name)
     imap_source.start(source, sync_only=True)
     assert set(Mailbox.objects.values_list("remote_id", flat=True)) == {"anna", "bert@example.com"}
+
+
+def test_of_another_account_nothing_comes_into_the_mailbox_that_a_run_still_owes(
+    server: ImapScript,
+) -> None:
+    server.name = "anna"
+    source = imap_source.create(server)
+    imap_source.imported(source)
+    run = imap_source.start(source, sync_only=True)
+    anna = Mailbox.objects.get()
+    server.name = "bert"
+    server.inbox.deliver(b"Subject: of Bert\r\n\r\n")
+    lead_to(source, server, username="bert")
+    sync.sync_mailbox(anna.pk)
+    assert Placement.objects.filter(mailbox=anna, removed_at=None).count() == 5
+    assert Message.objects.count() == 5
+    discovery.discover(run.pk)
+    bert = Mailbox.objects.get(remote_id="bert")
+    sync.sync_mailbox(bert.pk)
+    run.refresh_from_db()
+    assert (run.status, run.messages_new) == ("completed", 6)
+    assert Message.objects.filter(mailbox=anna).count() == 5
+    anna.refresh_from_db()
+    assert anna.state == "gone"
 
 
 @pytest.mark.parametrize(
