@@ -41,6 +41,11 @@ _RATE_REASONS = frozenset(
     }
 )
 _LONGEST_WAIT_SECONDS = 3_600.0
+_SETTINGS = {
+    "gmail": "GOOGLE_GMAIL_URL",
+    "admin": "GOOGLE_DIRECTORY_URL",
+    "pubsub": "GOOGLE_PUBSUB_URL",
+}
 _NAMES = {"gmail": "Gmail API", "admin": "Admin SDK API", "pubsub": "Cloud Pub/Sub API"}
 #: What Gmail says of a topic, and of nothing else.
 _OF_TOPIC = re.compile("Cloud PubSub|topicName")
@@ -77,7 +82,7 @@ class BadRequest(Fatal):
 
 
 class OutOfOrder(Unavailable):
-    """5xx: Google failed, perhaps only at this one request."""
+    """5xx: Google failed, perhaps only at this one request. Or something else answered."""
 
 
 class PreconditionFailed(OutOfOrder):
@@ -137,8 +142,9 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
         whose = "user" if "user" in " ".join([*folded, text.lower()]) else "project"
         header = retry_after_seconds(error.resp.get("retry-after", ""))
         return Refused(whose, retry_after_seconds=_told(text) if header is None else header)
-    if status >= 500 or status == 408:
-        return OutOfOrder(f"Google is out of order (HTTP {status}). It is tried again.")
+    # Of no reason in JSON: a gateway that is deployed anew, a page of a proxy.
+    if status >= 500 or status == 408 or (status in (403, 404) and not reasons):
+        return _out_of_order(status, api)
     if _OF_TOPIC.search(text):
         return _of_topic(status, text)
     if status == 404:
@@ -156,6 +162,16 @@ def of_answer(error: HttpError, asker: Asker, *, api: str) -> Exception:
             )
         )
     return BadRequest(f"Google refuses the request (HTTP {status}: {_shown(text)}).")
+
+
+def _out_of_order(status: int, api: str) -> ConnectorError:
+    text = f"Google is out of order (HTTP {status}). It is tried again."
+    if status in (403, 404):
+        text = (
+            f"Something else answers in Google's place (HTTP {status}). It is tried again. Where"
+            f" that lasts, check {_SETTINGS[api]}, and the proxies on the way."
+        )
+    return OutOfOrder(text)
 
 
 def _not_accepted(asker: Asker) -> ConnectorError:
@@ -239,8 +255,7 @@ def _missing(api: str) -> ConnectorError:
             " of type pull.",
             code="subscription_missing",
         )
-    setting = "GOOGLE_GMAIL_URL" if api == "gmail" else "GOOGLE_DIRECTORY_URL"
-    return Absent(f"Google does not have what was asked for (404). Check {setting}.")
+    return Absent(f"Google does not have what was asked for (404). Check {_SETTINGS[api]}.")
 
 
 def subscription_denied(asker: Asker) -> ConnectorError:
@@ -347,7 +362,8 @@ def of_code(name: str) -> ConnectorError:
 
 
 def _reasons(error: HttpError) -> tuple[set[str], str]:
-    """Return every reason that an error's body names, and its text."""
+    """Return every reason that an error's body names, and its text. No reason, where the body is
+    none of Google's."""
     try:
         body = json.loads(error.content)["error"]
         found: list[Any] = [*body.get("errors", ()), *body.get("details", ())]

@@ -1,6 +1,7 @@
 """What Gmail refuses of one message, and how much else that stops: nothing."""
 
 import itertools
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,14 @@ from tests.connectors.google.test_connector import (  # noqa: F401 - fixtures
     account,
     add,
     alice,
+    finished,
     google,
     imported,
 )
 from tests.servers import gmail as gmail_server
 from tests.servers import gmail_store, google_sources
 from tests.servers.gmail import Gmail
+from tests.servers.gmail_http import Request, Response
 from tests.servers.gmail_store import Person
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -139,6 +142,37 @@ def test_bodies_that_are_all_refused_are_an_outage(
     assert not FailedMessage.objects.exists()
     assert not any(Folder.objects.values_list("cursor", flat=True))
     assert Mailbox.objects.get().last_error_code == "refuses_all"
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_what_answers_in_googles_place_says_nothing_of_the_mail(
+    google: Gmail,  # noqa: F811 - a fixture
+    alice: Person,  # noqa: F811 - a fixture
+    account: IngestionSource,  # noqa: F811 - a fixture
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+) -> None:
+    """A gateway that is deployed anew, or a proxy on the way that blocks."""
+    monkeypatch.setattr("connectors.google.client._backoff", lambda *_: 0.0)
+    ids = {alice.deliver(_body(number)) for number in range(5)}
+    assert credentials.check(account, actor=ACTOR).ok
+    real, begun = google._call, threading.Event()
+
+    def call(request: Request) -> Response:
+        if "/messages/" in request.path:
+            begun.set()
+        return Response(status, b"<html>default backend") if begun.is_set() else real(request)
+
+    monkeypatch.setattr(google, "_call", call)
+    run = verbs.start_import(account, actor=ACTOR)
+    discovery.discover(run.pk)
+    sync.sync_mailbox(Mailbox.objects.get().pk)
+    account.refresh_from_db()
+    assert account.status == "importing"
+    assert Mailbox.objects.get().last_error_code == "unavailable"
+    monkeypatch.setattr(google, "_call", real)
+    assert finished(account).message == "5 archived."
+    assert _placed() == ids
 
 
 def test_chats_are_left_out_and_an_empty_message_is_refused(
