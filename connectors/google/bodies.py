@@ -33,7 +33,11 @@ def read(content: bytes | bytearray) -> Answered:
     end = content.find(b'"', start.end()) if start else -1
     if start is None or end < 0:
         raise Unreadable("Google's answer has no message in it.")
-    about = json.loads(bytes(content[: start.start()]) + b'"raw":null' + bytes(content[end + 1 :]))
+    rest = bytes(content[: start.start()]) + b'"raw":null' + bytes(content[end + 1 :])
+    try:
+        about = json.loads(rest)
+    except ValueError:
+        raise Unreadable("Google's answer is not valid JSON.") from None
     for padding in (b"=", b"=", b"\\u003d", b"\\u003d"):  # JSON may spell it so
         end -= len(padding) if content.endswith(padding, start.end(), end) else 0
     encoded = memoryview(content)[start.end() : end]

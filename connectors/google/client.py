@@ -177,7 +177,11 @@ class Caller:
         request.headers["authorization"] = f"Bearer {token}"
         try:
             answer = self._sent(request)
-            return answer if reader is None else reader(answer)
+            if reader is not None:
+                return reader(answer)
+            if answer and not isinstance(answer, dict):  # the client lets pass what is no JSON
+                raise refusals.no_json()
+            return answer
         finally:
             self.http.settle()
 
@@ -189,6 +193,8 @@ class Caller:
             raise (_Unauthorized(meaning) if error.resp.status == 401 else meaning) from None
         except (OSError, httplib2.HttpLib2Error, http.client.HTTPException, zlib.error) as error:
             raise refusals.of_connection(error) from None
+        except UnicodeDecodeError:
+            raise refusals.no_json() from None
 
 
 def _as_it_came(_: Any, content: Any) -> Any:

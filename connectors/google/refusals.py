@@ -49,6 +49,8 @@ _SETTINGS = {
 _NAMES = {"gmail": "Gmail API", "admin": "Admin SDK API", "pubsub": "Cloud Pub/Sub API"}
 #: What Gmail says of a topic, and of nothing else.
 _OF_TOPIC = re.compile("Cloud PubSub|topicName")
+#: google-auth's own words in the place of the answer invalid_grant, invalid_rapt.
+_PROVE_ANEW = "Reauthentication is needed"
 _TOO_FEW_SCOPES = frozenset({"insufficientPermissions", "ACCESS_TOKEN_SCOPE_INSUFFICIENT"})
 
 
@@ -280,6 +282,11 @@ def of_connection(error: Exception) -> ConnectorError:
     return Unavailable(f"The connection to Google was lost ({type(error).__name__}).")
 
 
+def no_json() -> ConnectorError:
+    """Return what a success means that is none of Google's: a proxy's page, say."""
+    return Unavailable("What answers in Google's place answers with no JSON object.")
+
+
 # -- answers of the token endpoint -------------------------------------------------------------
 
 
@@ -290,8 +297,10 @@ def of_token(error: RefreshError, asker: Asker, *, scope: str) -> ConnectorError
     """
     answer = next((a for a in error.args if isinstance(a, dict)), {})
     name, about = str(answer.get("error", "")), str(answer.get("error_description", ""))
-    if error.retryable:
-        return Unavailable(f"Google issues no tokens now ({_shown(name)}).")
+    if _PROVE_ANEW in str(error):
+        name = "invalid_grant"
+    elif error.retryable or not name:
+        return Unavailable(f"Google issues no tokens now ({_shown(name) or 'no OAuth answer'}).")
     if not asker.is_domain:
         return _of_refresh_token(name)
     if name == "unauthorized_client":

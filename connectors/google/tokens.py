@@ -54,6 +54,8 @@ class Access:
             raise refusals.of_token(error, asker, scope=self._scope) from None
         except (GoogleAuthError, OSError) as error:
             raise refusals.of_connection(error) from None
+        except (TypeError, ValueError):  # google-auth takes what is no JSON for some
+            raise refusals.no_json() from None
         redaction.remember([self._credentials.token])
 
 

@@ -24,6 +24,7 @@ from connectors.google.config import GoogleConfig
 from connectors.types import Identity, RawMessage
 from tests.servers import google_sources
 from tests.servers.gmail import MAIL_SCOPE, USERS_SCOPE, Gmail
+from tests.servers.gmail_http import Response
 from tests.servers.stack import ROOT
 
 ALICE = "alice@example.com"
@@ -172,6 +173,41 @@ def test_a_check_ends_in_time_where_google_only_puts_off(google: Gmail) -> None:
         with pytest.raises(Retryable):
             checked(google, config, timeout_seconds=3)  # a step; two and a half are allowed
         assert len(google.calls) == 1  # who waits that long, asks again
+
+
+@pytest.mark.parametrize("status", [200, 403, 502, 503])
+@pytest.mark.parametrize(
+    "kind", [google_sources.domain, lambda g: google_sources.account(g, ALICE)]
+)
+def test_a_token_server_that_is_out_of_order_is_no_refused_sign_in(
+    google: Gmail,
+    kind: Callable[[Gmail], dict[str, Any]],
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = kind(google)
+    monkeypatch.setattr(google.oauth, "token", lambda _: Response(status, b"<html>Error</html>"))
+    with pytest.raises(Retryable):
+        checked(google, config)
+
+
+def test_an_answer_of_the_api_that_is_no_json_is_no_bug(
+    google: Gmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = google_sources.account(google, ALICE)
+    monkeypatch.setattr(google, "_call", lambda _: Response(200, b"<html>Sorry</html>"))
+    with pytest.raises(Retryable):
+        checked(google, config)
+
+
+def test_who_must_prove_anew_who_they_are_is_told_to_sign_in(
+    google: Gmail, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = google_sources.account(google, ALICE)
+    told = {"error": "invalid_grant", "error_subtype": "invalid_rapt"}
+    answer = Response(400, json.dumps(told).encode())
+    monkeypatch.setattr(google.oauth, "token", lambda _: answer)
+    assert refusal(google, config).code == "sign_in_again"
 
 
 def test_no_answer_makes_everybody_wait_longer_than_an_hour(google: Gmail) -> None:

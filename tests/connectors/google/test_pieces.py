@@ -52,7 +52,16 @@ def test_a_large_body_is_decoded_to_a_file_piece_by_piece() -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b'{"id": "1"}', answer("a"), answer("ab*d"), answer("ab=d"), answer("abcd\n"), b'{"raw": "ab'],
+    [
+        b'{"id": "1"}',
+        answer("a"),
+        answer("ab*d"),
+        answer("ab=d"),
+        answer("abcd\n"),
+        b'{"raw": "ab',
+        b'{"raw": "ab" "id"',
+        b'{"raw": "ab\xff"}',
+    ],
 )
 def test_what_is_no_message_is_refused_not_guessed(content: bytes) -> None:
     with pytest.raises(Unreadable):
