@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from connectors.config import Environment
+from connectors.errors import CursorExpired
 from connectors.google import client
 from connectors.google.client import Caller, Pace
 from connectors.google.ids import Ids
@@ -138,7 +139,9 @@ class GmailMailbox:
                 try:
                     ids, token = self.page(token=token, label=label, caller=caller)
                 except BadRequest:
-                    if label and not token:
+                    if token:  # or the label was deleted since its first page
+                        raise CursorExpired("Google no longer knows the page.") from None
+                    if label:
                         return found  # it was deleted meanwhile
                     raise
                 found.update(ids)

@@ -253,6 +253,28 @@ def test_a_label_that_is_deleted_while_labels_are_listed_is_no_trouble(
     assert "labels.list" in asked
 
 
+def test_a_label_that_is_deleted_between_two_of_its_pages_is_no_trouble(
+    account: IngestionSource, alice: Person, google: Gmail
+) -> None:
+    google.page_size = 2
+    label = alice.make_label("Work")
+    names = [alice.deliver(body(number), {"INBOX", label}) for number in range(5)]
+    imported(account)
+    alice.expire_history()
+    real, pages = google._messages, itertools.count(1)
+
+    def messages(one: dict[str, str], query: dict[str, list[str]], person: Person) -> Any:
+        if query.get("labelIds") == [label] and next(pages) == 2:
+            alice.drop_label(label)
+        return real(one, query, person)
+
+    google._messages = messages  # type: ignore[method-assign]
+    assert synced(account).message == "0 archived."
+    account.refresh_from_db()
+    assert account.status == "active"
+    assert {tuple(labels_of(name)) for name in names} == {("INBOX",)}
+
+
 def test_an_expired_history_relists_and_downloads_only_what_is_unknown(
     account: IngestionSource, alice: Person, google: Gmail
 ) -> None:
