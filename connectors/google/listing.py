@@ -178,7 +178,7 @@ class Listing:
         return Page(
             cursor,
             added=list(added.values()),
-            removed=list(removed),
+            removed=[name for name in removed if name not in added],  # restored since
             relabelled=list(relabelled.items()),
         )
 

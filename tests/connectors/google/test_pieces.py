@@ -2,6 +2,8 @@
 
 import base64
 import json
+import types
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,7 +11,8 @@ from hypothesis import strategies as st
 
 from connectors.google.bodies import Unreadable, read
 from connectors.google.ids import Ids, order
-from connectors.types import SPOOL_BYTES, SpooledBody
+from connectors.google.listing import Listing
+from connectors.types import SPOOL_BYTES, SpooledBody, Wanted
 
 GMAILS = st.integers(0, 2**64 - 1).map(lambda number: format(number, "x"))
 ANY = GMAILS | st.text(max_size=20) | st.sampled_from(["0", "00", "A", "-1", "1" * 17, "msg_1"])
@@ -66,3 +69,15 @@ def test_a_large_body_is_decoded_to_a_file_piece_by_piece() -> None:
 def test_what_is_no_message_is_refused_not_guessed(content: bytes) -> None:
     with pytest.raises(Unreadable):
         read(content)
+
+
+def test_a_message_that_is_deleted_and_restored_within_a_page_of_the_history_is_there() -> None:
+    message = {"id": "1", "threadId": "1", "labelIds": ["INBOX"]}
+    records: list[dict[str, Any]] = [
+        {"messagesDeleted": [{"message": {"id": "1"}}]},
+        {"messagesAdded": [{"message": message}]},
+    ]
+    mailbox: Any = types.SimpleNamespace(label_names=tuple)
+    page = Listing(mailbox, now="2", wanted=Wanted())._page_of(records, {})
+    assert [ref.remote_id for ref in page.added] == ["1"]
+    assert not page.removed
