@@ -118,9 +118,10 @@ class Unpaced(Pace):
             raise Unavailable("Google takes too long.")
 
     def refused(self, refusal: Refused, attempt: int) -> None:
-        self._seconds = refusal.retry_after_seconds or _backoff(attempt, 1.0)
-        if self._seconds > _LONG_SECONDS:
+        seconds = refusal.retry_after_seconds or _backoff(attempt, 1.0)
+        if seconds > _LONG_SECONDS:
             raise refusal
+        self._seconds = seconds
 
 
 @dataclasses.dataclass(slots=True)

@@ -32,6 +32,8 @@ log = structlog.get_logger(__name__)
 
 #: Google answers a pull when there is something, or after a time of its own; so long is waited.
 _PULL_SECONDS = 10.0
+#: So long Pub/Sub is left alone after it failed several times.
+_PAUSE_SECONDS = 10.0
 #: Of a few hundred bytes each, as Gmail publishes them.
 _MOST = 100
 _MOST_BYTES = 10_000_000
@@ -69,6 +71,7 @@ class Notifications(Watch):
         self._mailboxes = {mailbox.address.casefold(): mailbox for mailbox in mailboxes}
         self._untold, self._tell = list(mailboxes), tell
         self._pulled: list[str] = []
+        self._paused_until = 0.0
 
     def close(self) -> None:
         self._http.close()
@@ -82,6 +85,19 @@ class Notifications(Watch):
             raise refusals.subscription_denied(self._caller.asker)
 
     def wait(self, seconds: float) -> Sequence[RemoteMailbox]:
+        """Trouble that passes is waited out here: another Watch has all mailboxes told of again."""
+        if (left := self._paused_until - time.monotonic()) > 0:
+            self._caller.stop.wait(min(left, seconds))
+            return ()
+        try:
+            return self._heard(seconds)
+        except (RateLimited, Unavailable) as error:
+            log.info("notifications_not_pulled", code=error.code)
+            wait = max(error.retry_after_seconds or 0.0, _PAUSE_SECONDS)
+            self._paused_until = time.monotonic() + wait
+            return ()
+
+    def _heard(self, seconds: float) -> Sequence[RemoteMailbox]:
         self._acknowledge()
         self._have_told(seconds)
         rang = {}

@@ -41,6 +41,7 @@ class PubSub:
         self.topics: dict[str, set[str]] = {}  # name -> who may publish
         self.subscriptions: dict[str, Subscription] = {}
         self.refusals: list[int] = []  # what the next calls are answered with
+        self.retry_after = ""
         self.disabled = False
         self.pull_seconds = 0.1
         self.ack_deadline_seconds = 10.0
@@ -66,7 +67,9 @@ class PubSub:
 
     def answer(self, request: Request, token: Token | None) -> Response:
         if self.refusals:
-            return _refused(self.refusals.pop(0), "UNKNOWN", "On purpose.")
+            refused = _refused(self.refusals.pop(0), "UNKNOWN", "On purpose.")
+            refused.headers |= {"Retry-After": self.retry_after} if self.retry_after else {}
+            return refused
         found = gmail_discovery.pubsub().find(request.method, request.path)
         if found is None:
             return _refused(404, "NOT_FOUND", "Not Found")

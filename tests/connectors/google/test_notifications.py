@@ -3,6 +3,7 @@
 import base64
 import datetime as dt
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,7 +13,6 @@ from django.utils import timezone
 from connectors import registry
 from connectors.base import Watch
 from connectors.config import ConfigError
-from connectors.errors import Retryable
 from connectors.google import notifications
 from connectors.google.config import GoogleConfig
 from connectors.types import RemoteMailbox
@@ -289,9 +289,42 @@ def test_what_passes_is_tried_again(
     with opened(google, domain(google), ALICE) as watch:
         google.pubsub.refusals = [status]
         assert rings(watch) == {ALICE}
-        google.pubsub.refusals = [status] * 9
-        with pytest.raises(Retryable):
-            watch.wait(0)
+
+
+def test_an_outage_of_notifications_has_no_mailbox_told_of_again(
+    google: Gmail,  # noqa: F811 - a fixture
+    subscription: Subscription,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("connectors.google.client._backoff", lambda *_: 0.0)
+    monkeypatch.setattr(notifications, "_PAUSE_SECONDS", 0.3)
+    google.add(ALICE)
+    with opened(google, domain(google), ALICE) as watch:
+        assert rings(watch) == {ALICE}
+        assert rings(watch) == set()
+        asked = google.count("watch")
+        google.pubsub.refusals = [503] * 4
+        assert rings(watch) == set()
+        assert not google.pubsub.refusals
+        pulls = subscription.pulls
+        assert rings(watch) == set()
+        assert subscription.pulls == pulls  # it is left alone for a while
+        google.people[ALICE].deliver(b"Subject: new\r\n\r\n")
+        wait_for(lambda: rings(watch) == {ALICE})
+    assert google.count("watch") == asked
+
+
+def test_who_is_asked_to_wait_long_before_the_next_pull_can_be_ended_meanwhile(
+    google: Gmail,  # noqa: F811 - a fixture
+    subscription: Subscription,
+) -> None:
+    google.add(ALICE)
+    with opened(google, domain(google), ALICE) as watch:
+        assert rings(watch) == {ALICE}
+        google.pubsub.refusals, google.pubsub.retry_after = [429], "3600"
+        began = time.monotonic()
+        assert rings(watch) == rings(watch) == set()
+        assert time.monotonic() - began < 10
 
 
 def test_silence_is_no_failure(google: Gmail, subscription: Subscription) -> None:  # noqa: F811 - a fixture
