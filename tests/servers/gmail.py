@@ -385,7 +385,8 @@ class Gmail:
         if "customer" not in one and "domain" not in one:
             return _refusal(400, "badRequest", "Bad Request")
         people = sorted(self.people.values(), key=lambda person: person.address)
-        start, size = int(one.get("pageToken", "0")), int(one.get("maxResults", "100"))
+        start = int(one.get("pageToken", "0"))
+        size = min(self.page_size, int(one.get("maxResults", "100")))
         page = [_user(person) for person in people[start : start + size]]
         answer: dict[str, Any] = {"kind": "admin#directory#users"}
         if page:

@@ -83,7 +83,8 @@ def reconcile(
 def _reports(source: IngestionSource, max_ids: int) -> Iterator[tuple[FolderReport, Folder | None]]:
     options = Options.of(source.options)
     with credentials.connect(source) as connector:
-        for remote in _unhurried(connector.mailboxes()):
+        # All before the first is compared: that may take hours, and a page's token end meanwhile.
+        for remote in list(_unhurried(connector.mailboxes())):
             if not options.wants_mailbox(remote.address):
                 yield FolderReport(remote.address, "", "", wanted=False), None
             elif remote.unavailable:

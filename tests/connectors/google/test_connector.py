@@ -598,6 +598,22 @@ def test_a_reconciliation_counts_what_the_options_leave_out(
     assert (report.listed, report.present, report.missing, report.excluded) == (4, 2, 1, 1)
 
 
+def test_a_reconciliation_asks_for_all_mailboxes_before_it_compares_them(
+    google: Gmail, add: Callable[..., IngestionSource]
+) -> None:
+    """Of a large domain, to compare those of one page may take longer than a page's token lives."""
+    google.page_size = 2
+    config = google_sources.domain(google)
+    for number in range(4):
+        google.add(f"user{number}@example.com").deliver(body(number))
+    source = add(config)
+    imported(source)
+    google.calls.clear()
+    assert len(list(reconcile.reconcile(source))) == 5
+    methods = [call.method for call in google.calls]
+    assert "users.list" not in methods[methods.index("getProfile") :]
+
+
 # -- a domain ----------------------------------------------------------------------------------
 
 
