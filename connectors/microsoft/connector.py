@@ -4,6 +4,7 @@ It only reads, with the least that lets it: Mail.Read and User.Read.All of an ap
 and User.Read of a person. Everything goes through Microsoft Graph v1.0.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import time
@@ -50,15 +51,17 @@ class MicrosoftConnector(Connector):
         quick = dataclasses.replace(self._environment, timeout_seconds=timeout)
         graph = Graph(self._config, quick, until=time.monotonic() + _CHECK_SECONDS)
         try:
-            return _Check(self._config, graph).identity()
+            with _anew_once_refused(graph):
+                return _Check(self._config, graph).identity()
         finally:
             graph.close()
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
-        if self._config.signs_in:
-            yield directory.own_mailbox(self._graph, self._config)
-        else:
-            yield from directory.mailboxes(self._graph, self._config)
+        with _anew_once_refused(self._graph):
+            if self._config.signs_in:
+                yield directory.own_mailbox(self._graph, self._config)
+            else:
+                yield from directory.mailboxes(self._graph, self._config)
 
     def open(self, mailbox: RemoteMailbox) -> MailboxSession:
         if self._config.signs_in:  # "/me" is whoever did
@@ -82,12 +85,13 @@ class MicrosoftSession(MailboxSession):
         self._pace = Pace(graph, graph.budgets(mailbox.remote_id))
 
     def folders(self) -> Sequence[RemoteFolder]:
-        try:
-            return folders.list_folders(
-                self._pace, self._base, recoverable=self._config.includeRecoverableItems
-            )
-        except Refusal as refusal:
-            raise _of_mailbox(refusal, self._graph, self._config) from None
+        with _anew_once_refused(self._graph):
+            try:
+                return folders.list_folders(
+                    self._pace, self._base, recoverable=self._config.includeRecoverableItems
+                )
+            except Refusal as refusal:
+                raise _of_mailbox(refusal, self._graph, self._config) from None
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
         return listing.changes(
@@ -180,6 +184,18 @@ class _Check:
             f" {problem}",
             code=problem.code,
         )
+
+
+@contextlib.contextmanager
+def _anew_once_refused(graph: Graph) -> Iterator[None]:
+    """Have who asks again after a permission was missing ask with a new token: the one in hand
+    tells of what was granted when it was issued, for an hour and more."""
+    try:
+        yield
+    except NeedsReauth:
+        if (token := graph.tokens.known()) is not None:
+            graph.tokens.forget(token)
+        raise
 
 
 def _base(config: MicrosoftConfig, mailbox: RemoteMailbox) -> str:

@@ -12,7 +12,7 @@ from connectors.errors import (
 )
 from connectors.microsoft import connector as microsoft
 from tests.servers.graph import GraphServer, Refused, Response, User
-from tests.servers.graph.connectors import box, build, problem_of
+from tests.servers.graph.connectors import box, build, opened, problem_of
 from tests.servers.graph.words import error
 
 
@@ -49,6 +49,23 @@ def test_a_missing_permission_is_named(
     assert isinstance(problem, NeedsReauth)
     assert problem.code == code
     assert named in str(problem)
+
+
+def test_a_permission_that_was_granted_after_a_check_is_seen_by_the_next(
+    server: GraphServer, alice: User
+) -> None:
+    server.tenant.roles = set()
+    assert problem_of(server).code == "no_user_read"
+    server.tenant.roles = {"User.Read.All"}
+    assert problem_of(server).code == "no_mail_read"
+    with build(server) as connector:
+        session = opened(connector, alice)
+        with pytest.raises(NeedsReauth):
+            session.folders()
+    server.tenant.roles = {"User.Read.All", "Mail.Read"}
+    with build(server) as connector:
+        assert opened(connector, alice).folders()
+        assert connector.check().account == server.tenant.id
 
 
 @pytest.mark.parametrize(
