@@ -32,13 +32,15 @@ def mailboxes(graph: Graph, config: MicrosoftConfig) -> Iterator[RemoteMailbox]:
 
 
 def own_mailbox(graph: Graph, config: MicrosoftConfig) -> RemoteMailbox:
-    """Return the mailbox of the person who signed in. Raises Fatal where it is another person."""
+    """Return the mailbox of the person who signed in. Raises Fatal where it is another person: one
+    who has the address by no name, former main addresses and other aliases among them."""
     try:
-        user = graph.get("/me?$select=id,userPrincipalName,mail")
+        user = graph.get("/me?$select=id,userPrincipalName,mail,proxyAddresses")
     except Refusal as refusal:
         raise refusal.of_directory() from None
     names = [str(user.get(name) or "") for name in ("mail", "userPrincipalName")]
-    if config.email.casefold() not in [name.casefold() for name in names]:
+    aliases = [str(address).partition(":")[2] for address in user.get("proxyAddresses") or ()]
+    if config.email.casefold() not in [name.casefold() for name in (*names, *aliases)]:
         raise Fatal(
             f"{names[0] or names[1]} signed in, and the source is for {config.email}. Sign in as"
             " that person, or change email.",

@@ -133,6 +133,20 @@ def test_without_redis_nobody_can_sign_in_and_is_told_so(
         consent.finish(user=source.owner, state="state", code="code", actor=ACTOR)
 
 
+def test_a_person_who_gets_another_main_address_is_still_the_same(
+    server: GraphServer, make: Make, alice: User, person: dict[str, Any]
+) -> None:
+    fill(box(alice), 1)
+    source = make(**person, refreshToken=server.login.refresh_token_of(alice))
+    imported(source)
+    alice.aliases, alice.mail = (str(alice.mail),), "alice.b@contoso.example"
+    alice.principal_name = "alice.b@contoso.example"
+    box(alice).deliver(body(9))
+    assert synced(source).message == "1 archived."
+    assert credentials.check(source, actor=ACTOR).ok
+    assert Mailbox.objects.get().address == "alice.b@contoso.example"
+
+
 def test_a_person_signs_in_by_typing_in_a_code(
     server: GraphServer, make: Make, alice: User, person: dict[str, Any], settings: Any
 ) -> None:

@@ -201,6 +201,11 @@ def _user(user: User, query: dict[str, str]) -> dict[str, Any]:
         "id": user.id,
         "userPrincipalName": user.principal_name,
         "mail": user.mail,
+        "proxyAddresses": [
+            *([f"SMTP:{user.mail}"] if user.mail else []),
+            *(f"smtp:{alias}" for alias in user.aliases),
+            f"SIP:{user.principal_name}",
+        ],
         "displayName": user.principal_name.partition("@")[0],
         "accountEnabled": user.enabled,
         "userType": user.kind,

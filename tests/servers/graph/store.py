@@ -218,6 +218,7 @@ class User:
     kind: str = "Member"
     enabled: bool = True
     plans: tuple[str, ...] = ("exchange", "SharePoint")
+    aliases: tuple[str, ...] = ()
 
 
 class Tenant:
