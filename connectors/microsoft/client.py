@@ -162,7 +162,7 @@ class Graph:
                 answer = _json(_bounded(response))
                 raise refusals.of_answer(response.status_code, response.headers, answer)
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise refusals.of_connection(error, "Microsoft Graph") from error
+            raise web.problem(error, "Microsoft Graph") from error
 
     def seconds_left(self) -> float:
         return self._until - time.monotonic()

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import ssl
 from collections.abc import Mapping
 from typing import Any
 
@@ -181,21 +180,6 @@ def of_answer(status: int, headers: Mapping[str, str], body: Any) -> ConnectorEr
     return Refusal(status, code, policy)
 
 
-def of_connection(error: Exception, what: str) -> ConnectorError:
-    """Read why no answer came. Only a certificate that is not to be trusted needs a person."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return Fatal(
-                f"The certificate of {what} can't be verified ({cause.verify_message}). Where a"
-                " proxy decrypts what leaves your network, put its authority into EXTRA_CA_FILE.",
-                code="certificate",
-            )
-        cause = cause.__cause__ or cause.__context__
-    name = type(error).__name__
-    return Unavailable(f"The connection to {what} failed ({name}).")
-
-
 def retry_after(headers: Mapping[str, str]) -> float | None:
     """Return the seconds of a Retry-After header; None where there is none."""
     return retry_after_seconds(headers.get("retry-after", ""))
@@ -286,9 +270,17 @@ def of_login(status: int, headers: Mapping[str, str], answer: Mapping[str, Any])
     if error in _STOP_ERRORS or code:
         name = f"AADSTS{code}" if code else error
         return NeedsReauth(f"Microsoft's login refused ({name}). Check the application in Entra.")
-    if status == 408:
-        return Unavailable(f"Microsoft's login is out of order (HTTP {status}).")
-    return Fatal(f"What answers as Microsoft's login gives no token (HTTP {status}).")
+    if not error:
+        return no_login(f"HTTP {status}")
+    return Fatal(f"Microsoft's login gives no token (HTTP {status}).")
+
+
+def no_login(what: str) -> ConnectorError:
+    """Return what an answer means that is none of the login's: a proxy's page, say."""
+    return Unavailable(
+        f"Something else answers in the place of Microsoft's login ({what}). It is tried again."
+        " Where that lasts, check MICROSOFT_LOGIN_URL, and the proxies on the way."
+    )
 
 
 def login_code(answer: Mapping[str, Any]) -> int:

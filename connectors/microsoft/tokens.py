@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import msal
 
-from connectors import tokens
+from connectors import tokens, web
 from connectors.config import Environment
 from connectors.errors import ConnectorError, Fatal, NeedsReauth
 from connectors.microsoft import refusals
@@ -25,7 +25,8 @@ from connectors.microsoft.config import MicrosoftConfig
 _READS_MAIL = frozenset({"Mail.Read", "Mail.ReadWrite"})
 _MAX_ANSWER_BYTES = 1_000_000
 
-logging.getLogger("msal").setLevel(logging.ERROR)  # it logs addresses of people
+#: It logs addresses of people, and answers that are no JSON.
+logging.getLogger("msal").setLevel(logging.CRITICAL)
 
 
 class Tokens(tokens.Tokens):
@@ -101,18 +102,15 @@ def application(config: MicrosoftConfig, login_url: str, login: "Login") -> msal
         # Else it asks login.microsoftonline.com, whatever the authority is.
         "instance_discovery": False,
     }
-    try:
-        if config.clientSecret or config.certificatePem:
-            credential = config.clientSecret or {
-                "private_key": config.certificatePrivateKeyPem,
-                "public_certificate": config.certificatePem,
-            }
-            return msal.ConfidentialClientApplication(
-                config.clientId, client_credential=credential, **about
-            )
-        return msal.PublicClientApplication(config.clientId, **about)
-    except ValueError as error:  # msal found no such tenant
-        raise login.problem(error) from None
+    if config.clientSecret or config.certificatePem:
+        credential = config.clientSecret or {
+            "private_key": config.certificatePrivateKeyPem,
+            "public_certificate": config.certificatePem,
+        }
+        return msal.ConfidentialClientApplication(
+            config.clientId, client_credential=credential, **about
+        )
+    return msal.PublicClientApplication(config.clientId, **about)
 
 
 @contextlib.contextmanager
@@ -122,8 +120,14 @@ def asking(http: httpx.Client, environment: Environment) -> Iterator["Login"]:
     try:
         yield login
     except (httpx.TransportError, httpx.DecodingError) as error:
-        raise refusals.of_connection(error, "Microsoft's login") from error
-    except (httpx.HTTPStatusError, msal.exceptions.MsalServiceError) as error:
+        raise web.problem(error, "Microsoft's login") from error
+    # msal raises the latter two where there is no such tenant, and of what is no JSON.
+    except (
+        httpx.HTTPStatusError,
+        msal.exceptions.MsalServiceError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         raise login.problem(error) from None
 
 
@@ -161,8 +165,7 @@ class Login:
     def problem(self, error: Exception) -> ConnectorError:
         """Return what msal's exception means, by the answer that it made it of."""
         if self._refused is None:
-            name = type(error).__name__
-            return Fatal(f"What answers as Microsoft's login does not speak as it ({name}).")
+            return refusals.no_login(type(error).__name__)
         return refusals.of_login(*self._refused)
 
     def _send(

@@ -1,5 +1,6 @@
 """What a check of the credentials proves, and what it says where they are no good."""
 
+import socket
 from urllib.parse import quote
 
 import pytest
@@ -102,13 +103,30 @@ def test_a_secret_that_expired_a_wrong_one_and_a_wrong_tenant_are_told_apart(
     assert problem_of(server, clientId=other).code == "aadsts700016"
 
 
-@pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_login_that_is_out_of_order_is_no_wrong_secret(server: GraphServer, status: int) -> None:
+@pytest.mark.parametrize("status", [302, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize("is_json", [True, False])
+def test_a_login_that_is_out_of_order_is_no_wrong_secret(
+    server: GraphServer, status: int, is_json: bool
+) -> None:
     server.login.refuse = Response.json({}, status, Retry_After="60")
+    if not is_json:
+        server.login.refuse.body = b"<html>Sorry</html>"
     problem = problem_of(server)
     assert isinstance(problem, Unavailable | RateLimited)
     if isinstance(problem, RateLimited):
         assert problem.retry_after_seconds == 60
+
+
+def test_a_host_that_does_not_exist_is_named(
+    server: GraphServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def resolve(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    problem = problem_of(server)
+    assert problem.code == "unknown_host"
+    assert "There is no host named" in str(problem)
 
 
 def test_a_policy_that_forbids_every_mailbox_is_told_from_a_missing_permission(
