@@ -15,7 +15,7 @@ from ingestion.models.source import IngestionSource
 
 #: Raise it where documents made before lack something: all packs are due then, and read again. A
 #: pack of 0 was never indexed, and goes before those of the version before.
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 
 
 class Document(models.Model):
