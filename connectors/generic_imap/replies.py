@@ -71,6 +71,36 @@ def is_stand_in(body: bytes) -> bool:
     return bool(_STAND_IN_SUBJECT.search(header) and _STAND_IN_TEXT.search(text))
 
 
+def _not_opened() -> MessageRefused:
+    return MessageRefused(
+        "The server can't open this message's file and sends a notice in its place: it was moved or"
+        " deleted meanwhile, or the server's disk is in trouble. It is tried again.",
+        code="stand_in",
+    )
+
+
+def _not_shown() -> MessageRefused:
+    return MessageRefused(
+        "The server sends a notice in place of this message, whose header has characters that are"
+        " not ASCII. It is tried again; whoever runs the server should upgrade Courier.",
+        code="stand_in",
+        of_item=True,
+    )
+
+
+#: What Courier serves as the body, to the byte, where it can't open a message's file (`unavailable`
+#: in its imap/fetch.c), and some versions where a header has 8-bit characters (`canned_msg`).
+_COURIER = {
+    b"From: System Administrator <root@localhost>\r\nSubject: message unavailable\r\n\r\n"
+    b"This message is no longer available on the server.\r\n": _not_opened,
+    b"From: Mail Delivery Subsystem <postmaster@localhost>\r\nSubject: Message unavailable\r\n\r\n"
+    b"This is a Unicode message that cannot be correctly\r\n"
+    b"opened by your E-mail program. Please upgrade to\r\n"
+    b"an E-mail program that supports IMAP with UTF-8.\r\n": _not_shown,
+}
+_COURIER_BYTES = max(map(len, _COURIER))
+
+
 def _stands_in() -> MessageRefused:
     return MessageRefused(
         "The server can't convert this message and sends a notice of its own in its place. It is"
@@ -224,7 +254,9 @@ class Replies:
         return ref is not None
 
     def _add(self, ref: MessageRef, body: Body) -> None:
-        if (
+        if isinstance(body, bytes) and len(body) <= _COURIER_BYTES and body in _COURIER:
+            self._worker.add(Missing(ref, _COURIER[body]()))
+        elif (
             isinstance(body, SpooledBody)
             or body.find(_STAND_IN, 0, _STAND_IN_HEADER_BYTES) < 0  # cheap: for each message
             or not is_stand_in(body)

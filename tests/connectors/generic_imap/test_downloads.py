@@ -24,6 +24,20 @@ STAND_IN = (
 )
 
 
+#: What Courier serves where it can't open a message's file (imap/fetch.c: `unavailable`), and of some
+#: versions where a header has bytes above 127 (`canned_msg`).
+NOT_OPENED = (
+    b"From: System Administrator <root@localhost>\r\nSubject: message unavailable\r\n\r\n"
+    b"This message is no longer available on the server.\r\n"
+)
+NOT_SHOWN = (
+    b"From: Mail Delivery Subsystem <postmaster@localhost>\r\nSubject: Message unavailable\r\n\r\n"
+    b"This is a Unicode message that cannot be correctly\r\n"
+    b"opened by your E-mail program. Please upgrade to\r\n"
+    b"an E-mail program that supports IMAP with UTF-8.\r\n"
+)
+
+
 def fill(box: Box, count: int) -> None:
     for number in range(count):
         box.deliver(b"Subject: %d\r\n\r\nOf folder %d\r\n" % (number, box.validity))
@@ -117,15 +131,18 @@ def test_bad_messages_alone_in_a_folder_end_as_failed_and_the_others_arrive(
     assert set(FailedMessage.objects.values_list("code", flat=True)) == {"message_refused"}
 
 
-# -- stand-ins of Exchange -------------------------------------------------------------------------
+# -- stand-ins of Exchange and Courier -------------------------------------------------------------
 
 
 @pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    "stand_in", [STAND_IN, NOT_OPENED, NOT_SHOWN], ids=["exchange", "courier", "courier_unicode"]
+)
 def test_a_stand_in_is_not_the_message_and_the_message_is_had_later(
-    server: ImapScript, archive_dir: Path
+    server: ImapScript, archive_dir: Path, stand_in: bytes
 ) -> None:
     fill(server.inbox, 10)
-    whole, server.inbox.mails[7].body = server.inbox.mails[7].body, STAND_IN
+    whole, server.inbox.mails[7].body = server.inbox.mails[7].body, stand_in
     source = imap_source.create(server)
     run = imap_source.imported(source)
     assert (run.message, run.messages_failed) == ("9 archived, 1 failed.", 1)
@@ -144,8 +161,14 @@ def test_a_stand_in_is_not_the_message_and_the_message_is_had_later(
         STAND_IN.replace(b"The server couldn't retrieve", b"Our server couldn't get"),
         STAND_IN + b"x" * 8_192,
         b"Subject: Look at this\r\n\r\n" + STAND_IN,
+        b"Received: from a.example\r\n" + NOT_OPENED,
+        NOT_OPENED + b"\r\n",
+        NOT_OPENED.replace(b"root@localhost", b"root@example.com"),
     ],
-    ids=["forwarded", "another_text", "large", "quoted"],
+    ids=[
+        *("forwarded", "another_text", "large", "quoted"),
+        *("courier_delivered", "courier_longer", "courier_elsewhere"),
+    ],
 )
 def test_mail_about_stand_ins_is_mail(server: ImapScript, body: bytes) -> None:
     server.inbox.deliver(body)
@@ -185,6 +208,15 @@ def test_a_few_stand_ins_alone_are_each_refused(server: ImapScript) -> None:
         server.inbox.deliver(STAND_IN)
     with opened(server) as session:
         assert refused(answers(session)) == ["stand_in"] * 19
+
+
+def test_a_server_that_can_open_no_message_for_a_while_is_an_outage(server: ImapScript) -> None:
+    fill(server.inbox, 60)
+    for mail in server.inbox.mails.values():
+        mail.body = NOT_OPENED
+    with opened(server) as session, pytest.raises(Unavailable, match="outage") as caught:
+        answers(session)
+    assert caught.value.code == "refuses_all"
 
 
 def test_an_outage_that_begins_with_the_first_body_is_one(server: ImapScript) -> None:
