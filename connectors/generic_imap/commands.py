@@ -13,6 +13,7 @@ from connectors.generic_imap.client import Login
 from connectors.generic_imap.describing import ITEMS, reference, relabelled
 from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.uids import MAX_UID, Uids
+from connectors.generic_imap.wire import MAX_REPLY_BYTES, held_bytes
 from connectors.types import MessageRef
 
 #: After so many refusals in a row, and nothing else, it is the server and not the messages.
@@ -53,7 +54,7 @@ def run(login: Login, command: str, of: str) -> list[list[bytes]]:
     to wait.
     """
     answers: list[list[bytes]] = []
-    left, lowest = of, MAX_UID + 1
+    left, lowest, size = of, MAX_UID + 1, 0
     while left:
         status, untagged = login.wire.run(command.format(left).encode())
         for response in untagged:
@@ -69,6 +70,8 @@ def run(login: Login, command: str, of: str) -> list[list[bytes]]:
             raise CommandRefused("The server answers for too few messages at once.")
         lowest = reached
         left = _below(of, lowest)
+        if (size := size + sum(map(held_bytes, untagged))) > MAX_REPLY_BYTES:
+            raise CommandRefused("The server answers in parts without end.")
     return answers
 
 

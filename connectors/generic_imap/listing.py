@@ -49,7 +49,7 @@ from connectors.generic_imap.client import Login
 from connectors.generic_imap.commands import FLAGS_WINDOW, CommandRefused
 from connectors.generic_imap.describing import ROLES, relabelled, uid_of
 from connectors.generic_imap.opening import Opened
-from connectors.generic_imap.uids import Present, Uids
+from connectors.generic_imap.uids import MAX_UID, Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder, Wanted
 
 #: A described page costs a few round trips before its first body: a third of the time with 2,000 at
@@ -65,6 +65,9 @@ BARE_PAGE_MESSAGES = 20_000
 #: More removals than this are told as "all but these", so that a page stays small.
 _MAX_REMOVED = 10_000
 _SEQUENCE_STEP = 5_000
+#: For so many messages one command asks which UIDs they have: what it answers is held (some 160
+#: bytes each), and more than 400,000 of them are a reply without end (`wire.MAX_REPLY_BYTES`).
+_UIDS_WINDOW = 100_000
 
 #: How often all UIDs are listed though nothing seems to have changed; more seldom where each of the
 #: messages must be described for it.
@@ -172,10 +175,10 @@ class _Listing:
     def _new(self) -> Uids:
         """Return the UIDs from "n" on."""
         first, new = self._since["n"], Uids([])
-        if not self._opened.next_uid == first == self._since.get("u", first):
-            # Not SEARCH, which some servers cap: what it left out, the cursor would pass over.
+        told = self._opened.next_uid if self._since.get("u", first) == first else None
+        if told != first:
             with self._where_empty():
-                new = self._uids_by("UID FETCH {} (UID)", f"{first}:*").since(first)
+                new = self._uids_from(first, before=told).since(first)
         return new
 
     def _older(self, new: Uids) -> Iterator[Page]:
@@ -302,11 +305,26 @@ class _Listing:
             return uids, True
         # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501).
         if self._login.exists is None or self._login.wire.uid_only:
-            uids = uids.and_those_of(self._uids_by("UID FETCH {} (UID)", "1:*"))
+            uids = uids.and_those_of(self._uids_from(1))
         else:
             uids = uids.and_those_of(self._by_sequence_number())
         told = self._login.exists
         return uids, len(uids) >= (self._folder.state.get("messages", 0) if told is None else told)
+
+    def _uids_from(self, first: int, *, before: int | None = None) -> Uids:
+        """Ask for the UIDs from one on, and perhaps the last one below it; `before`: they are below
+        this one, where that is known. SEARCH, which some servers cap, says at most where to cut:
+        what it left out, the cursor would pass over."""
+        bounds = (self._login.exists, None if before is None else before - first)
+        most = min((bound for bound in bounds if bound is not None), default=_UIDS_WINDOW + 1)
+        windows: Iterable[tuple[int, int]] = [(first, MAX_UID)]
+        if most > _UIDS_WINDOW:
+            windows = self._search(f"{first}:*").windows(_UIDS_WINDOW, first, MAX_UID)
+        uids = Uids([])
+        for low, high in windows:
+            of = f"{low}:{'*' if high == MAX_UID else high}"
+            uids = uids.and_those_of(self._uids_by("UID FETCH {} (UID)", of))
+        return uids
 
     def _by_sequence_number(self) -> Uids:
         """Ask so for all UIDs. The numbers move down with each EXPUNGE: a window that saw some is

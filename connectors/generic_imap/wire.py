@@ -12,7 +12,7 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from connectors.errors import Fatal, MessageRefused, Unavailable
 from connectors.generic_imap.syntax import Literal, printable
@@ -387,7 +387,7 @@ class Wire:
                 if response[0][:8].upper() == b"ENABLED ":
                     self.enabled |= set(response[0].upper().split()[1:])
                 untagged.append(response)
-                size += _RESPONSE_BYTES + sum(map(len, response))
+                size += held_bytes(response)
                 if size > MAX_REPLY_BYTES:
                     raise self._lost("sent a reply without end")
             elif line.startswith(tag + b" "):
@@ -419,6 +419,11 @@ class Wire:
         """The error for an untagged BYE."""
         self._alive = False
         return Unavailable(f"The server {self.name} said goodbye: {self.words(line[4:].strip())}")
+
+
+def held_bytes(response: Sequence[bytes]) -> int:
+    """Return how much memory a response takes that is kept."""
+    return _RESPONSE_BYTES + sum(map(len, response))
 
 
 def without(secrets: Iterable[bytes], said: bytes) -> str:

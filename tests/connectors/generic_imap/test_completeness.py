@@ -3,12 +3,13 @@ passed over, and nothing that is there is taken for gone."""
 
 import contextlib
 import gc
+import re
 import threading
 
 import pytest
 
 from connectors.errors import CursorExpired, Retryable, Unavailable
-from connectors.generic_imap import listing
+from connectors.generic_imap import commands, listing, wire
 from connectors.types import RawMessage, RemoteFolder
 from tests.servers.imap_connector import (
     CONDSTORE_ONLY,
@@ -34,6 +35,59 @@ def test_a_server_that_caps_search_hides_no_new_mail(capabilities: tuple[str, ..
         fill(server.inbox, 30)
         with opened(server) as session:
             assert len(refs_of(listed(session, cursor))) == 30
+
+
+def test_more_new_mail_than_one_reply_can_tell_of_is_listed(
+    server: ImapScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where all mail of an account is moved to another folder."""
+    assert listing._UIDS_WINDOW * 200 < wire.MAX_REPLY_BYTES
+    for module in (wire, commands):
+        monkeypatch.setattr(module, "MAX_REPLY_BYTES", 1_000_000)
+    monkeypatch.setattr(listing, "_UIDS_WINDOW", 3_000)
+    with opened(server) as session:
+        cursor = listed(session)[-1].cursor
+    fill(server.inbox, 10_000, size=0)
+    with opened(server) as session:
+        assert sum(len(page.added) for page in listed(session, cursor)) == 10_000
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["exists", "exists_not_told"])
+@pytest.mark.parametrize("cap", [None, 3], ids=["search", "capped_search"])
+def test_new_mail_that_is_asked_for_in_windows_is_listed_whole(
+    monkeypatch: pytest.MonkeyPatch, cap: int | None, told: bool
+) -> None:
+    monkeypatch.setattr(listing, "_UIDS_WINDOW", 4)
+    if not told:
+        _tells_no_exists(monkeypatch)
+    with ImapScript(capabilities=MODERN) as server:
+        server.search_cap = cap
+        with opened(server) as session:
+            cursor = listed(session)[-1].cursor
+        for count in (25, 12):
+            fill(server.inbox, count)
+            with opened(server) as session:
+                pages = listed(session, cursor)
+            cursor = pages[-1].cursor
+            new = [page for page in pages if not page.again]
+            assert len({ref.remote_id for ref in refs_of(new)}) == count
+
+
+def _tells_no_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = Client.send
+    pattern = re.compile(rb"\* \d+ EXISTS\r\n")
+    monkeypatch.setattr(Client, "send", lambda self, data: send(self, pattern.sub(b"", data)))
+
+
+def test_a_server_that_answers_in_parts_without_end_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(commands, "MAX_REPLY_BYTES", 1_500)
+    with ImapScript(capabilities=(*PLAIN, "MESSAGELIMIT=2")) as server:
+        server.message_limit = 2
+        fill(server.inbox, 25)
+        with opened(server) as session, pytest.raises(Unavailable, match="without end"):
+            listed(session)
 
 
 @pytest.mark.parametrize("capabilities", [PLAIN, CONDSTORE_ONLY], ids=["plain", "condstore"])
