@@ -107,7 +107,8 @@ class Page:
     """One step of a listing. Once all of it is durable, `cursor` may be stored, never before.
 
     `present`, where given, is every remote id now in the folder: any other is removed.
-    `again`: `added` was listed before, but for what came late; what is archived of it is as it was.
+    `again`: `added` was listed before, but for what came late or was not shown for a while; what is
+    in the folder, as far as anybody knows, is as it was.
     `last`: nothing follows, though asked after `cursor` the connector would list the folder anew.
     `more`: the next page is at hand; asked after `cursor`, much would be listed again before it.
     """

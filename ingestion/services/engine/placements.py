@@ -35,6 +35,19 @@ def placed(folder_id: int, remote_ids: Iterable[str]) -> dict[str, str]:
     )
 
 
+def there(folder_id: int, remote_ids: Iterable[str]) -> Collection[str]:
+    """Return which of these have a placement in the folder now."""
+    return pairs(
+        ONE_BY_ONE.format(
+            "remote_id, id",
+            "text",
+            "ingestion_placement WHERE folder_id = %(owner)s AND remote_id = key"
+            " AND removed_at IS NULL",
+        ),
+        {"owner": folder_id, "keys": array_literal(remote_ids)},
+    ).keys()
+
+
 def stable(mailbox_id: uuid.UUID, stable_ids: Collection[str]) -> dict[str, str]:
     """Return the message id of each stable id that the mailbox has a placement of, but in folders
     whose ids are not trusted any more (`folders.distrust`), and but for drafts: what is sent of one

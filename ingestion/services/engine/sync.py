@@ -285,7 +285,10 @@ class _Mailbox:
         known, unknown = self._split(folder, wanted)
         if self.run.kind == RunKind.SYNC:
             self._expect(len(unknown))
-        placed = () if page.again else self._described(session, remote, known)
+        if page.again:  # as it was, but for what came late or was not shown for a while
+            there = placements.there(folder.pk, [ref.remote_id for ref, _ in known])
+            known = [(ref, message) for ref, message in known if ref.remote_id not in there]
+        placed = self._described(session, remote, known)
         rest = self._fetch_carefully(session, remote, folder, unknown)
         if rest is None:
             return False

@@ -10,7 +10,7 @@ import pytest
 
 from ingestion.models import Folder, IngestionSource, Message, Placement, StatusChange
 from tests.servers import imap_source
-from tests.servers.imap_script import MODERN, PLAIN, Client, ImapScript
+from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 from tests.servers.imap_source import archived, held_by, imported, synced
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -127,6 +127,48 @@ def test_a_late_message_is_seen_at_once_where_the_counts_differ(
     deliver(server, 6)
     synced(source)
     assert archived(source) == held_by(server)
+
+
+@pytest.mark.parametrize("late", [5, 50], ids=["below", "above"])
+def test_a_message_that_comes_late_and_is_archived_from_another_folder_is_in_both(
+    late: int,
+) -> None:
+    with ImapScript(capabilities=(*MODERN, "OBJECTID")) as server:
+        for uid in (1, 11, 21, 31, 41):
+            server.inbox.deliver(b"Subject: %d\r\n\r\n" % uid, uid=uid, email_id=b"E%d" % uid)
+        other = server.boxes[b"Other"] = Box(validity=5)
+        other.deliver(b"Subject: both\r\n\r\n", email_id=b"E50")
+        source = imap_source.create(server, name="Ids")
+        imported(source)
+        server.inbox.deliver(other.mails[1].body, uid=late, email_id=b"E50")
+        synced(source)
+        assert archived(source) == held_by(server)
+        other.expunge(1)
+        del server.commands[:]
+        synced(source)
+        assert archived(source) == held_by(server)
+        assert not server.asked(b"BODY.PEEK[])")
+
+
+def test_what_a_server_does_not_show_for_a_while_is_put_back_where_it_was(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    """Gmail, where a limit of messages by folder is set for IMAP and taken away again; a replica
+    that lags."""
+    imported(source)
+    server.inbox.mails[11].flags = (b"\\Seen",)
+    all_of_them = dict(server.inbox.mails)
+    for uid in (1, 11, 21):
+        del server.inbox.mails[uid]
+    synced(source)
+    assert archived(source) == held_by(server)
+    server.inbox.mails = all_of_them
+    del server.commands[:]
+    synced(source)
+    assert archived(source) == held_by(server)
+    assert len(held_by(server)) == 5
+    assert list(Placement.objects.get(remote_id="1:11").labels) == ["\\Seen"]
+    assert not server.asked(b"BODY.PEEK[])")
 
 
 def test_numbers_of_removed_messages_that_others_have_between_two_syncs_hide_nothing() -> None:

@@ -234,6 +234,20 @@ class History(RuleBasedStateMachine):
             if folder.cursor is not None:
                 Folder.objects.filter(pk=folder.pk).update(cursor={**folder.cursor, "t": 0})
 
+    @rule(at=numbers, shown=st.integers(0, 3))
+    def sync_while_some_are_not_shown(self, at: int, shown: int) -> None:
+        """What was archived is not shown for a while: a replica lags, or a folder has a limit."""
+        self.sync()
+        _, box = self._folder(at)
+        whole, refused = box.mails, {remote_id for _, remote_id in self._refused()}
+        hidden = {uid for uid in sorted(whole)[shown:] if f"{box.validity}:{uid}" not in refused}
+        box.mails = {uid: mail for uid, mail in whole.items() if uid not in hidden}
+        try:
+            self.sync()
+        finally:
+            box.mails = whole
+        self.quiet = False
+
     @rule(command=st.integers(1, 25))
     def sync_with_a_connection_dropped_at_a_command(self, command: int) -> None:
         seen = itertools.count(1)
