@@ -25,6 +25,8 @@ _ITEMS = (
 _PLAIN = re.compile(_ITEMS)
 _PLAIN_RESPONSE = re.compile(rb"\d+ FETCH \(" + _ITEMS + rb"\)\s*")
 _FEW_BYTES = 500
+#: Gmail's have 225 at most; what is much longer no index takes.
+_LABEL_CHARACTERS = 255
 _UID = re.compile(rb"\bUID (\d{1,10})(?!\d)", re.IGNORECASE)
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
 _LIST = re.compile(rb"\([^()]*\)")
@@ -124,7 +126,7 @@ def _object_id(items: dict[bytes, Any], *names: bytes) -> str:
 
 
 def _labels(words: Iterable[Any]) -> tuple[str, ...]:
-    texts = {decoded(word) for word in _words(words)}
+    texts = {decoded(word)[:_LABEL_CHARACTERS] for word in _words(words)}
     return tuple(sorted(texts - {"\\Recent"}))
 
 

@@ -1,12 +1,13 @@
 """Listing the folders of an account: one or two round trips for any number."""
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from imapclient import imap_utf7
 
-from connectors.errors import NeedsReauth, Retryable, Unavailable
+from connectors.errors import FolderRefused, NeedsReauth, Retryable, Unavailable
 from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.refusals import must_wait, refusal
@@ -70,6 +71,10 @@ _UNREADABLE = {b"\\NOSELECT", b"\\NONEXISTENT"}
 _STATUS_BATCH = 100
 _CONTROLS = {code: 0xE000 + code for code in (*range(32), *range(127, 160))}
 _CONTROLS_BACK = {private: code for code, private in _CONTROLS.items()}
+#: No index takes an id of more than 2,700 bytes: that of a longer name is its beginning
+#: and a digest, between them a character that no other id has. The path is for people.
+_LONGEST_ID, _LONGEST_PATH = 1_000, 1_000
+_CUT = "\u2026"
 
 
 def list_folders(login: Login) -> list[RemoteFolder]:
@@ -125,11 +130,21 @@ def remote_id(name: bytes) -> str:
 
     Controls, which no row or log may hold, become private-use characters; `name_of` undoes it.
     """
-    return name.decode("latin-1").translate(_CONTROLS)
+    text = name.decode("latin-1").translate(_CONTROLS)
+    if len(text) <= _LONGEST_ID:
+        return text
+    return f"{text[:_LONGEST_ID]}{_CUT}{hashlib.sha256(name).hexdigest()}"
 
 
 def name_of(folder: RemoteFolder) -> bytes:
-    return folder.remote_id.translate(_CONTROLS_BACK).encode("latin-1")
+    """Return what the server calls a folder. Raises FolderRefused for one of a name too long to
+    store that is not listed now."""
+    text = folder.remote_id
+    if _CUT in text:
+        if "name" not in folder.state:
+            raise FolderRefused("The name of this folder is known only while the server lists it.")
+        text = folder.state["name"]
+    return text.translate(_CONTROLS_BACK).encode("latin-1")
 
 
 def _status_items(login: Login) -> str:
@@ -244,10 +259,12 @@ def _folder(
     entry_and_role: tuple[_Entry, str], states: Mapping[bytes, dict[str, Any]]
 ) -> RemoteFolder:
     (_, delimiter, name), role = entry_and_role
-    state = states.get(name, {})
+    state, path = states.get(name, {}), _path(name, delimiter)
+    if len(name) > _LONGEST_ID:
+        state = {**state, "name": name.decode("latin-1")}
     return RemoteFolder(
         remote_id=remote_id(name),
-        path=_path(name, delimiter),
+        path=path if len(path) <= _LONGEST_PATH else path[:_LONGEST_PATH] + _CUT,
         role=role,
         message_count=state.get("messages"),
         exact_count=True,

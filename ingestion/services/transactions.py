@@ -19,6 +19,8 @@ _TRIES = 4
 #: again (PostgreSQL's manual, "Serialization Failure Handling").
 _BROKEN_OFF = frozenset({"40001", "40P01"})
 _LOCK_NOT_AVAILABLE = "55P03"
+#: Class of program_limit_exceeded: a row too large for an index, say. Django calls it operational.
+_LIMIT_EXCEEDED = "54"
 
 #: What a transaction that lasts begins with: it idles for as long as the work takes, whatever the
 #: server allows to others. (Before version 17 there is no transaction_timeout.)
@@ -35,6 +37,11 @@ def others_went_first(error: Exception) -> bool:
 def others_are_in_the_way(error: Exception) -> bool:
     """The same, or others have a lock for longer than was waited for: to be tried again later."""
     return others_went_first(error) or _sqlstate(error) == _LOCK_NOT_AVAILABLE
+
+
+def is_beyond_a_limit(error: Exception) -> bool:
+    """Tell whether the database is there, and never takes what it was given."""
+    return _sqlstate(error).startswith(_LIMIT_EXCEEDED)
 
 
 def _sqlstate(error: Exception) -> str:

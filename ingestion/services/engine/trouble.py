@@ -19,6 +19,7 @@ from connectors.config import ConfigError
 from connectors.types import tmpdir
 from ingestion.errors import ArchiveUnavailable, LeaseLost, LostRace
 from ingestion.services.engine import backoff
+from ingestion.services.transactions import is_beyond_a_limit
 
 
 class Action(enum.Enum):
@@ -80,7 +81,8 @@ def of(error: Exception) -> Trouble:
     Raises `error` itself where that is no trouble of a provider's: the row is somebody else's by
     now (LeaseLost, LostRace), or the database is away, and nobody can be told in rows.
     """
-    if isinstance(error, LeaseLost | LostRace | OperationalError | InterfaceError):
+    away = isinstance(error, OperationalError | InterfaceError) and not is_beyond_a_limit(error)
+    if away or isinstance(error, LeaseLost | LostRace):
         raise error
     if isinstance(error, ConfigError):
         return Trouble(Action.STOP, "invalid_config", f"The configuration is not valid: {error}.")

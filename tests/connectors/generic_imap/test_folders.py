@@ -1,5 +1,7 @@
 """Which folders an IMAP server lists, and what they are taken for, through the whole engine."""
 
+import random
+import string
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,11 @@ def source(server: ImapScript) -> IngestionSource:
     return imap_source.create(server)
 
 
+def random_name(length: int) -> bytes:
+    """Return letters that no index can compress."""
+    return "".join(random.Random(7).choices(string.ascii_letters, k=length)).encode()
+
+
 def add(server: ImapScript, name: bytes, attributes: bytes = b"", **about: Any) -> None:
     box = server.boxes.setdefault(name, Box(attributes=attributes))
     box.deliver(b"Subject: in %s\r\n\r\nText\r\n" % name.hex().encode(), **about)
@@ -46,6 +53,40 @@ def refuse_list_with(server: ImapScript, word: bytes) -> None:
         return refused
 
     server.hooks.append(refuse)
+
+
+def test_a_folder_of_a_very_long_name_is_archived_as_any_other(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    long = random_name(5_000)
+    for name in (long + b"1", long + "2ü".encode()):
+        add(server, name)
+    imported(source)
+    add(server, long + b"1", flags=(b"\\Seen",))
+    synced(source)
+    assert sorted(archived(source).values()) == sorted(held_by(server).values())
+    assert all(len(folder.path) < 1_100 for folder in Folder.objects.all())
+    box = server.boxes.pop(long + b"1")
+    synced(source)  # it is not listed, and may be there all the same
+    assert Placement.objects.filter(removed_at=None).count() == 5
+    synced(source)
+    assert Placement.objects.filter(removed_at=None).count() == 3
+    server.boxes[long + b"1"] = box
+    synced(source)
+    assert sorted(archived(source).values()) == sorted(held_by(server).values())
+
+
+def test_a_message_of_a_very_long_keyword_is_archived_with_its_beginning(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    word = random_name(5_000)
+    add(server, b"INBOX", flags=(word,))
+    imported(source)
+    server.boxes[b"Work"].flag(1, word)
+    synced(source)
+    assert archived(source) == held_by(server)
+    marked = Placement.objects.filter(labels=[word[:255].decode()])
+    assert marked.count() == 1 + server.has("CONDSTORE")
 
 
 @pytest.mark.parametrize("word", [b"STATUS", b"RETURN"], ids=bytes.decode)

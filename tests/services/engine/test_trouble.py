@@ -1,16 +1,20 @@
 """What each class of error means, for all who ask a provider."""
 
 import errno
+import random
+import string
 import tempfile
+import uuid
 
 import pytest
-from django.db import OperationalError
+from django.db import OperationalError, transaction
 
 from connectors import errors
 from connectors.config import ConfigError
 from connectors.errors import MessageRefused
 from connectors.types import SpooledBody
 from ingestion.errors import CredentialsUnreadable, LeaseLost, LostRace
+from ingestion.models import Folder
 from ingestion.services.engine import trouble
 from ingestion.services.engine.trouble import Action
 
@@ -43,6 +47,14 @@ def test_a_bug_is_not_quoted() -> None:
 def test_what_is_no_trouble_of_a_provider_is_raised(error: Exception) -> None:
     with pytest.raises(type(error)):
         trouble.of(error)
+
+
+@pytest.mark.django_db
+def test_a_row_that_the_database_never_takes_is_a_bug_and_no_outage() -> None:
+    name = "".join(random.Random(7).choices(string.ascii_letters, k=8_000))
+    with pytest.raises(OperationalError) as caught, transaction.atomic():
+        Folder.objects.create(mailbox_id=uuid.uuid4(), remote_id=name, path="Long")
+    assert trouble.of(caught.value).action is Action.BUG
 
 
 def test_a_server_is_not_asked_before_its_own_time() -> None:
