@@ -12,7 +12,7 @@ MAX_HELD = 24
 
 
 #: What a page says of it.
-FULL = "Too many tests run at the moment. Wait for one of them to end, then test again."
+FULL = "Too many tests run at the moment. Wait for one of them to end, then try again."
 
 
 class Places:

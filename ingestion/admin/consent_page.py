@@ -22,12 +22,14 @@ from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
 from django.views.decorators.debug import sensitive_post_parameters, sensitive_variables
 from django.views.decorators.http import require_GET, require_POST
+from rest_framework.exceptions import Throttled
 
 from connectors import registry
 from ingestion import dispatching
 from ingestion.addresses import client_address
 from ingestion.errors import ChangedMeanwhile, InvalidInput, NotAllowedNow, ServiceError
 from ingestion.models import ConsentLink
+from ingestion.places import Places
 from ingestion.services.operations import signing_in
 from ingestion.services.sources import configuration, consent, consent_links
 from ingestion.services.sources.consent_links import LinkState, NotOpen, Way
@@ -44,6 +46,9 @@ _POLICY = (
 #: In five minutes. A link's token can't be guessed; a password at somebody's provider may be.
 _OPENINGS_OF_ADDRESS = 60
 _TRIES_OF_LINK = 10
+#: Each try may wait 15 s for a server at each step.
+_FULL_SECONDS = 15
+_trials = Places(total=8, per_user=1, retry_seconds=_FULL_SECONDS)
 
 #: Where people end it, by provider: what else they'd ask an operator for.
 _ENDED_AT = {
@@ -158,14 +163,17 @@ def give(request: HttpRequest) -> HttpResponse:
     if not secret:
         return _consent(request, link, said="Type in the password.", status=400)
     try:
-        steps = list(
-            consent_links.give(
-                link,
-                secret,
-                seen=request.POST.get("seen", ""),
-                address=client_address(request),
+        with _trials.place(link.pk.int):
+            steps = list(
+                consent_links.give(
+                    link,
+                    secret,
+                    seen=request.POST.get("seen", ""),
+                    address=client_address(request),
+                )
             )
-        )
+    except Throttled:
+        return _too_many(request, _FULL_SECONDS)
     except (NotAllowedNow, InvalidInput) as problem:
         return _refused(request, link, problem)
     if not steps[-1].ok:

@@ -1,5 +1,6 @@
 """The pages of sources: the list with live progress, the form, the verbs, deletion."""
 
+import contextlib
 import uuid
 from typing import Any
 
@@ -13,6 +14,7 @@ from django.utils.cache import add_never_cache_headers
 from django.utils.safestring import SafeString
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_POST
+from rest_framework.exceptions import Throttled
 
 from ingestion import dispatching, freshness
 from ingestion.admin import (
@@ -32,8 +34,17 @@ from ingestion.admin.base import AuditedAdmin, as_uuid
 from ingestion.admin.filters import SourceQuestion
 from ingestion.errors import ServiceError
 from ingestion.models import IngestionSource
+from ingestion.places import FULL
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration, consent, same_account, ways
+
+
+def _place(verb: verbs.Verb, request: HttpRequest) -> contextlib.AbstractContextManager[None]:
+    """Hold a place for a check, which waits for a server as a test does. Raises Throttled."""
+    assert request.user.pk is not None  # the admin's
+    if verb.slug != "verify":
+        return contextlib.nullcontext()
+    return connecting.trials.place(request.user.pk)
 
 
 def _live(source: Any, name: str, *, classes: str = "") -> SafeString:
@@ -188,7 +199,11 @@ class SourceAdmin(AuditedAdmin):
             raise Http404
         if not self.has_change_permission(request, source):
             raise PermissionDenied
-        outcome = verbs.perform(verb, source, actor=Actor.of_request(request))
+        try:
+            with _place(verb, request):
+                outcome = verbs.perform(verb, source, actor=Actor.of_request(request))
+        except Throttled:
+            outcome = verbs.Outcome(source, ok=False, text=FULL)
         level = messages.SUCCESS if outcome.ok else messages.ERROR
         self.message_user(request, outcome.text, level)
         return HttpResponseRedirect(display.page_of(source))
@@ -254,7 +269,12 @@ class SourceAdmin(AuditedAdmin):
                 messages.ERROR,
             )
             return None
-        outcomes = verbs.perform_all(verb, chosen, actor=Actor.of_request(request))
+        try:
+            with _place(verb, request):
+                outcomes = verbs.perform_all(verb, chosen, actor=Actor.of_request(request))
+        except Throttled:
+            self.message_user(request, FULL, messages.ERROR)
+            return None
         reports.keep(request, verb.label, outcomes)
         return HttpResponseRedirect(reverse("admin:ingestion_source_report"))
 

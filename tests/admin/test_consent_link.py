@@ -1,5 +1,6 @@
 """Consent links: what a person without a login may do with one, and what others can't."""
 
+import contextlib
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.test import Client
 
+from ingestion.admin import consent_page
 from ingestion.models import AnsweredRequest, ApiKey, AuditEvent, ConsentLink, IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.sources import configuration, consent_links
@@ -332,6 +334,18 @@ def test_passwords_and_tokens_are_not_guessed(imap_source: IngestionSource) -> N
     assert 0 < int(codes[-1]["Retry-After"]) <= 300
     opened = [person.post("/connect/open/", token=f"guess {n}") for n in range(60)]
     assert [answer.status_code for answer in opened[-2:]] == [404, 429]
+
+
+def test_passwords_are_tried_by_few_at_a_time(imap_source: IngestionSource) -> None:
+    """Each holds a thread of web for as long as a server takes."""
+    person = Browser()
+    person.open(made(imap_source))
+    with contextlib.ExitStack() as held:
+        for number in range(8):
+            held.enter_context(consent_page._trials.place(number))
+        refused = person.post("/connect/give/", secret="x")
+        assert (refused.status_code, int(refused["Retry-After"]) > 0) == (429, True)
+    assert person.post("/connect/give/", secret="wrong").status_code == 400
 
 
 def test_nothing_of_a_link_stays_in_caches_referrers_or_frames(

@@ -14,6 +14,7 @@ from ingestion.admin.source_form import field_name
 from ingestion.models import IngestionSource
 from ingestion.places import FULL
 from ingestion.services.sources import ways
+from tests.e2e.rows import a_source
 from tests.servers import imap_source
 from tests.servers.dovecot import Account, Dovecot
 
@@ -132,12 +133,18 @@ def test_one_user_tries_few_at_a_time(client: Client) -> None:
     accounts = {"text": "name,host,username,password\nA,192.0.2.1,a,p\n", "lines": "2"}
     many = "/admin/ingestion/ingestionsource/add-many/test/"
     user = User.objects.get()
+    source = a_source(user)
     with contextlib.ExitStack() as held:
         for places, number in ((connecting.trials, 2), (account_list.tests, 1)):
             for _ in range(number):
                 held.enter_context(places.place(user.pk))
         assert [step["text"] for step in tried(client, f"{TRY}?way=imap", form)] == [FULL]
         assert tried(client, many, accounts) == [{"error": FULL}]
+        marked = {"action": "verify_selected", "_selected_action": [str(source.pk)]}
+        verify = {"verb": "verify"} | marked
+        for path in (f"{source.pk}/do/", ""):
+            page = client.post(f"/admin/ingestion/ingestionsource/{path}", verify, follow=True)
+            assert FULL in page.content.decode(), path
     wrong = tried(client, f"{TRY}?way=imap", form | {"generic_imap__port": "none"})
     assert [step["title"] for step in wrong] == ["Port"]
 
