@@ -1,6 +1,7 @@
 """GET /api/v1/emails as a search: who finds what, what it tells, what it refuses."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +226,24 @@ def test_what_can_not_be_read_in_time_has_no_highlight(world: World) -> None:
     found = asked(world.reader, {"q": "report", "highlight": "true"}).json()["results"]
     assert found
     assert all(email["highlight"] is None for email in found)
+
+
+def test_a_pack_that_cannot_be_opened_costs_its_own_highlights_alone(
+    owner: User, archive_dir: Path
+) -> None:
+    mailbox = a_mailbox(a_source(owner))
+    (lost,) = archived(a_folder(mailbox), b"Subject: lost\r\n\r\nA needle.\r\n")
+    [path] = archive_dir.rglob("*.pack")
+    (whole,) = archived(a_folder(mailbox, "Other"), b"Subject: whole\r\n\r\nA needle.\r\n")
+    for message in (lost, whole):
+        indexed(message, "A needle.")
+    path.unlink()
+    path.mkdir()
+    results = asked(owner, {"q": "needle", "highlight": "true"}).json()["results"]
+    assert {email["subject"]: bool(email["highlight"]) for email in results} == {
+        "lost": False,
+        "whole": True,
+    }
 
 
 def test_a_key_needs_the_scope_to_read(world: World, make_key: Any) -> None:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ingestion.errors import ArchiveUnavailable, Corrupt
+from ingestion.errors import Corrupt
 from ingestion.models import Message
 from ingestion.search import marks
 from ingestion.search.marks import Piece
@@ -55,5 +55,5 @@ def _text(message: Message, deadline: float) -> str | None:
         return None
     try:
         return reading.text(message, deadline_seconds=left)
-    except (ArchiveUnavailable, Corrupt, Unreadable):
+    except (OSError, Corrupt, Unreadable):  # also of this machine, or of one pack
         return None
