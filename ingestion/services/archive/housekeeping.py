@@ -83,9 +83,12 @@ def _collected(archive: PackStore, source_id: uuid.UUID, packs: Sequence[PackFil
         for orphan in _without_row(packs) if alone else ():
             # Asked again: a worker that slept may commit it meanwhile, and its own rows have its
             # mail then.
-            if orphan.partial or (not _is_needed(archive, orphan) and _without_row([orphan])):
-                archive.delete(orphan)
-                removed += 1
+            try:
+                if orphan.partial or (not _is_needed(archive, orphan) and _without_row([orphan])):
+                    archive.delete(orphan)
+                    removed += 1
+            except PermissionError as error:  # of who ran a command as root: the others can go
+                log.warning("orphan_kept", pack=str(orphan.pack_id), error=error.strerror)
     return removed
 
 

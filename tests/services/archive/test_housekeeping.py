@@ -1,6 +1,7 @@
 """What crashes leave behind is collected, and nothing that came of it after all."""
 
 import datetime as dt
+import errno
 import os
 import time
 import uuid
@@ -64,6 +65,26 @@ def test_of_many_packs_only_those_without_a_row_go_a_few_at_a_time(
     assert housekeeping.collect_orphans(older_than=dt.timedelta()) == 1
     for half in halves:
         half.__exit__(None, None, None)
+
+
+def test_what_another_user_left_behind_keeps_nothing_else_from_being_collected(
+    owner: User, archive_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = a_source(owner)
+    for _ in range(3):
+        with store().writer(source.pk) as writer:
+            writer.commit()
+    anothers = next(store().packs(source.pk))
+    opened = DirectoryStore._file
+
+    def refused(*args: Any) -> Any:
+        if args[2] == anothers.pack_id:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(*args)
+
+    monkeypatch.setattr(DirectoryStore, "_file", refused)
+    assert housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5)) == 2
+    assert [pack.pack_id for pack in store().packs(source.pk)] == [anothers.pack_id]
 
 
 def test_what_a_worker_that_slept_commits_meanwhile_stays(
