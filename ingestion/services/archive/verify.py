@@ -7,7 +7,6 @@ Changes nothing but to have it announced, and the verdict kept (Proof); a restor
 """
 
 import dataclasses
-import datetime as dt
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,7 @@ from ingestion.packs.store import Extent, PackFile, PackStore, store
 from ingestion.services import alerts
 from ingestion.services.alerts import Trouble
 from ingestion.services.archive import compaction, orphans, proofs, storage
+from ingestion.services.archive.housekeeping import ORPHAN_AGE
 from ingestion.services.engine import placements
 from ingestion.services.events import announce
 
@@ -46,8 +46,6 @@ Kind = Literal[
 ]
 
 _BATCH_PACKS = 500
-#: A worker writes a pack and commits its row within this; until then the pack is nobody's orphan.
-_IN_FLIGHT = dt.timedelta(minutes=1)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -96,54 +94,64 @@ def verify_archive(
     Raises ArchiveUnavailable where the archive is away, or another's, OSError where this machine is
     in trouble: that says nothing of a message.
 
-    Calls `on_problem` for each problem as it is found, `on_progress` after each pack. May run
-    beside working workers. Packs of sources that the database does not know are only looked for
-    when the whole archive is checked.
+    Calls `on_problem` for each problem as it is found, `on_progress` after each pack. What is found
+    in a source is announced behind it, also where this is broken off. May run beside working
+    workers. Packs of sources that the database does not know are only looked for when the whole
+    archive is checked.
     """
     storage.require()
     archive, result = store().fresh(), Verification()
     chosen = IngestionSource.objects.filter(deleted_at=None) if sources is None else sources
 
-    def report(problem: Problem) -> None:
-        result.found[problem.kind] += 1
-        result.found_in.setdefault(problem.source_id, Counter())[problem.kind] += 1
-        on_problem(problem)
+    def tell(source_id: uuid.UUID, problems: Iterable[Problem]) -> None:
+        try:
+            with compaction.held_off(source_id):  # else mail moves to where this has looked already
+                for problem in problems:
+                    result.found[problem.kind] += 1
+                    result.found_in.setdefault(source_id, Counter())[problem.kind] += 1
+                    on_problem(problem)
+        finally:  # else an outage in each night would hide what each night finds
+            if kinds := result.found_in.get(source_id):
+                _announce(source_id, kinds)
 
-    checked: dict[uuid.UUID, int] = {}
+    checked: set[uuid.UUID] = set()
     for source in chosen:
         before = result.messages
-        with compaction.held_off(source.pk):  # else mail moves to where this has looked already
-            for pack in _packs(source):
-                for problem in _check_pack(archive, pack, result):
-                    report(problem)
-                result.packs += 1
-                on_progress(result)
-        checked[source.pk] = result.messages - before
-    where = archive.sources() if sources is None else (source.pk for source in chosen)
-    for source_id in where:
-        with compaction.held_off(source_id):
-            for problem in _orphans(archive, source_id):
-                report(problem)
-    for source_id, kinds in result.found_in.items():
-        _announce(source_id, kinds)
-    for source_id, messages in checked.items():
-        problems = result.found_in.get(source_id, Counter()).total()
-        proofs.remember(ProofKind.VERIFICATION, source_id, messages=messages, problems=problems)
+        tell(source.pk, _problems(archive, source, result, on_progress))
+        checked.add(source.pk)
+        problems = result.found_in.get(source.pk, Counter()).total()
+        messages = result.messages - before
+        proofs.remember(ProofKind.VERIFICATION, source.pk, messages=messages, problems=problems)
+        if not problems:
+            _end_alert(source.pk)
     if sources is None:
-        proofs.remember(
-            ProofKind.VERIFICATION, None, messages=result.messages, problems=result.found.total()
-        )
-    _end_alerts(result, checked, whole=sources is None)
+        for source_id in archive.sources():
+            if source_id not in checked:
+                tell(source_id, _orphans(archive, source_id))
+        problems = result.found.total()
+        proofs.remember(ProofKind.VERIFICATION, None, messages=result.messages, problems=problems)
+        if checked.issuperset(result.found_in):
+            _end_alert(None)
     return result
 
 
-def _end_alerts(result: Verification, checked: Iterable[uuid.UUID], *, whole: bool) -> None:
+def _problems(
+    archive: PackStore,
+    source: IngestionSource,
+    result: Verification,
+    on_progress: Callable[[Verification], None],
+) -> Iterator[Problem]:
+    for pack in _packs(source):
+        yield from _check_pack(archive, pack, result)
+        result.packs += 1
+        on_progress(result)
+    yield from _orphans(archive, source.pk)
+
+
+def _end_alert(source_id: uuid.UUID | None) -> None:
     """What is sound now needs nobody any more."""
-    sound: set[uuid.UUID | None] = {pk for pk in checked if pk not in result.found_in}
-    if whole and set(result.found_in) <= set(checked):
-        sound.add(None)
     with transaction.atomic():
-        alerts.end(AlertKind.ARCHIVE_CORRUPT, sound, "A verification found all of it.")
+        alerts.end(AlertKind.ARCHIVE_CORRUPT, {source_id}, "A verification found all of it.")
 
 
 def _announce(source_id: uuid.UUID, kinds: Counter[Kind]) -> None:
@@ -203,10 +211,10 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
             f" a database rebuilt from it would lack {unknown:,} of them, or know them wrongly."
         )
         yield Problem("corrupt_pack", pack.source_id, pack.pk, unknown, text)
-    if rows < pack.message_count and _still_there(pack):
-        lost = pack.message_count - rows
+    lost = _message_count(pack) - rows
+    if lost > 0:
         text = (
-            f"pack {pack.pk}: {pack.message_count:,} messages were archived in it, and the database"
+            f"pack {pack.pk}: {rows + lost:,} messages were archived in it, and the database"
             f" knows {rows:,}. rebuild_archive_index takes in what the pack still tells of."
         )
         yield Problem("missing_rows", pack.source_id, pack.pk, lost, text)
@@ -279,6 +287,13 @@ def _still_there(pack: Pack) -> bool:
     return Pack.objects.filter(pk=pack.pk, source__deleted_at=None).exists()
 
 
+def _message_count(pack: Pack) -> int:
+    """Return how many messages should be in a pack now: a refetch beside this moves them to
+    another, with their rows."""
+    there = Pack.objects.filter(pk=pack.pk, source__deleted_at=None)
+    return there.values_list("message_count", flat=True).first() or 0
+
+
 def _orphans(archive: PackStore, source_id: uuid.UUID) -> Iterator[Problem]:
     if IngestionSource.objects.filter(pk=source_id, deleted_at__isnull=False).exists():
         return  # being deleted: its packs go next
@@ -348,7 +363,7 @@ def _what_an_orphan_holds(source_id: uuid.UUID, *, unknown: int, lost: int) -> s
 
 def _in_flight(pack: PackFile) -> bool:
     """Whether a worker that is busy with the source may be about to commit this pack's row."""
-    if abs(timezone.now() - pack.modified_at) > _IN_FLIGHT:  # ahead by a clock that was wrong
+    if abs(timezone.now() - pack.modified_at) > ORPHAN_AGE:  # ahead by a clock that was wrong
         return False
     busy = Mailbox.objects.filter(source_id=pack.source_id, lease_expires_at__gt=timezone.now())
     return busy.exists() or Pack.objects.filter(pk=pack.pack_id).exists()

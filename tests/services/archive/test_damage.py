@@ -264,6 +264,26 @@ def test_a_pack_that_was_written_while_the_clock_was_ahead_is_told_and_rebuilt(
     assert rebuilt(source)[0].messages_added == count
 
 
+def test_a_pack_that_a_busy_worker_is_about_to_commit_is_no_orphan(
+    server: Server, source: IngestionSource
+) -> None:
+    """Before it others may have to be written, to a store that does not answer at once."""
+    path = imported(server, source)
+    count = Message.objects.count()
+    minutes_ago = time.time() - 300
+    os.utime(path, (minutes_ago, minutes_ago))
+    lose_rows()
+    busy = Mailbox.objects.create(
+        source=source,
+        remote_id="busy",
+        address="busy@example.com",
+        lease_expires_at=timezone.now() + dt.timedelta(seconds=60),
+    )
+    assert verified(source) == {}
+    busy.delete()
+    assert verified(source) == {"orphan_pack": count}
+
+
 def test_a_pack_of_the_first_format_is_verified_and_rebuilt(source: IngestionSource) -> None:
     an_old_pack(source)
     assert Message.objects.count() == Placement.objects.count() == 8

@@ -3,9 +3,11 @@
 import pytest
 from django.contrib.auth.models import User
 
-from ingestion.models import Proof
+from ingestion.errors import ArchiveUnavailable
+from ingestion.models import Alert, AlertKind, Proof
+from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import store
-from ingestion.services.archive.verify import verify_archive
+from ingestion.services.archive.verify import Verification, verify_archive
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -31,3 +33,28 @@ def test_a_verification_is_remembered_of_each_source_and_of_the_whole(owner: Use
     verify_archive([sound], on_problem=lambda _: None)
     assert Proof.objects.filter(source=sound).count() == 2
     assert Proof.objects.filter(source=None).count() == 1
+
+
+def test_what_was_found_before_the_archive_went_away_is_told_and_remembered(owner: User) -> None:
+    """Else an outage in each night would hide what each night finds."""
+    damaged, away = a_source(owner, "Damaged"), a_source(owner, "Away")
+    for source in (damaged, away):
+        mailbox = a_mailbox(source)
+        archived(a_folder(mailbox), b"Subject: a\r\n\r\n1")
+        archived(a_folder(mailbox, "Other"), b"Subject: b\r\n\r\n2")
+        for pack in list(store().packs(source.pk))[:1]:
+            store().delete(pack)
+
+    def lose_the_volume(so_far: Verification) -> None:
+        if so_far.packs == 3:
+            archive = store()
+            assert isinstance(archive, DirectoryStore)
+            for path in archive.root.rglob("*.*"):
+                path.unlink()
+
+    with pytest.raises(ArchiveUnavailable):
+        verify_archive([damaged, away], on_problem=lambda _: None, on_progress=lose_the_volume)
+
+    assert [(p.source, p.problems) for p in Proof.objects.all()] == [(damaged, 1)]
+    told = Alert.objects.filter(kind=AlertKind.ARCHIVE_CORRUPT).values_list("source_id", flat=True)
+    assert damaged.pk in set(told)

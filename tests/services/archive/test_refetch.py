@@ -7,7 +7,7 @@ import pytest
 from django.conf import settings
 from django.utils import timezone
 
-from connectors.errors import MailboxUnavailable, NeedsReauth, RateLimited, Unavailable
+from connectors.errors import MailboxUnavailable, MessageGone, NeedsReauth, RateLimited, Unavailable
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
 from ingestion.services.archive import housekeeping, refetch, verify
 from ingestion.services.sources import credentials
@@ -216,6 +216,30 @@ def test_a_message_that_can_be_read_once_and_not_twice_costs_nothing_that_was_fe
     server.before_message = fail
     assert refetched(source) == ((1, 0), [])
     assert [problem.message_id for problem in verified(source)] == [second.pk]
+
+
+def test_a_verification_beside_it_misses_no_rows(
+    server: Server, source: IngestionSource, pack: Path
+) -> None:
+    """One message of each pack can't be had again: it keeps a row, and had more when it was
+    listed."""
+    for number in range(50, 53):
+        server.deliver("Work", body(number))
+    synced(source)
+    for row in Message.objects.all():
+        [path] = pack.parents[1].rglob(f"{row.pack_id}.pack")
+        damage(path, row)
+    server.refused["1:1"] = MessageGone("Gone.")
+    lost = {pack.pk for pack in Pack.objects.filter(source=source)}
+    problems: list[verify.Problem] = []
+
+    def fetch_again(so_far: verify.Verification) -> None:
+        if so_far.packs == 1:
+            refetch.refetch(source, lost, actor=ACTOR, on_left=lambda _: None)
+
+    verify.verify_archive([source], on_problem=problems.append, on_progress=fetch_again)
+    assert Message.objects.filter(pack__in=lost).count() == 2
+    assert "missing_rows" not in {problem.kind for problem in problems}
 
 
 def test_the_command_goes_on_with_other_sources_where_one_is_not_let_in(
