@@ -197,11 +197,19 @@ def _new_file(name: str, as_json: bool) -> Iterator[IO[bytes]]:
     if path.exists() or not path.parent.is_dir():
         raise UsageError(f"{path} is there already, or its directory is not. Give a new file.")
     partial = path.with_name(f".{path.name}.partial")
+    ours = True
     try:
-        with partial.open("wb") as file:
+        with partial.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
+    except FileExistsError:
+        ours = False
+        raise UsageError(
+            f"{partial} is there: another export is writing it, or one that was killed left it."
+            " Remove it then, or give another file."
+        ) from None
     finally:
-        partial.unlink(missing_ok=True)
+        if ours:
+            partial.unlink(missing_ok=True)

@@ -63,6 +63,17 @@ def test_the_command_writes_a_whole_file_or_none(
     assert json.loads(lost.stdout)["unreadable"] == 30
 
 
+def test_two_exports_do_not_write_into_one_file(
+    archived: IngestionSource, manage: CommandLine, tmp_path: Path
+) -> None:
+    others = tmp_path / ".out.zip.partial"
+    others.write_bytes(b"half of it")
+    second = manage.here("export", "--format=eml", f"--to={tmp_path}/out.zip")
+    assert second.code == 2
+    assert "another export is writing it" in second.stderr
+    assert others.read_bytes() == b"half of it"
+
+
 def test_an_export_whose_reader_broke_off_is_no_success(
     archived: IngestionSource, manage: CommandLine
 ) -> None:
