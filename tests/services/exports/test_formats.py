@@ -68,7 +68,7 @@ def spooled(body: bytes) -> SpooledBody:
 
 
 def written(kind: str, items: list[tuple[Item, Body]]) -> bytes:
-    writer = FORMATS[kind](io.BytesIO(), io.BytesIO(), NOW)
+    writer = FORMATS[kind](io.BytesIO(), io.BytesIO(), io.BytesIO(), NOW)
     return b"".join(_all(writer, items))
 
 
@@ -173,7 +173,7 @@ def test_an_export_that_goes_on_after_a_kill_has_the_same_bytes(kind: str) -> No
     def run(killed_after: set[int]) -> bytes:
         files = [io.BytesIO() for _ in range(3)]
         out, entries, directory = files
-        writer = FORMATS[kind](entries, directory, at)
+        writer = FORMATS[kind](entries, directory, io.BytesIO(), at)
         out.writelines(writer.begin())
         for n, (item, body) in enumerate(items):
             if n == 7:
@@ -189,7 +189,7 @@ def test_an_export_that_goes_on_after_a_kill_has_the_same_bytes(kind: str) -> No
                     directory.write(b"PK")
                     for file, length in zip(files, lengths, strict=True):
                         file.truncate(length)
-                    writer = FORMATS[kind](entries, directory, at)
+                    writer = FORMATS[kind](entries, directory, io.BytesIO(), at)
                     writer.go_on(json.loads(state), out)
                     out.seek(lengths[0])
         out.writelines(writer.end())

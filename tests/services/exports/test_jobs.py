@@ -7,6 +7,7 @@ import io
 import os
 import random
 import signal
+import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -259,6 +260,18 @@ def test_a_full_disk_is_said_in_words_and_leaves_nothing(
     assert export.state == "failed"
     assert "is full" in export.message
     assert names(export_dir) == set()
+
+
+def test_a_temporary_directory_without_room_costs_no_export_its_end(
+    archived: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sums of ten million messages are 2 GB: they lie with all else of it."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    assert done(export_of(archived)).message == "30 messages."
 
 
 def test_one_that_never_gets_further_fails_and_an_emptied_directory_begins_anew(

@@ -12,7 +12,6 @@ import datetime as dt
 import hashlib
 import json
 import os
-import tempfile
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -42,9 +41,10 @@ SHA256SUMS is for "sha256sum --check SHA256SUMS", after everything was unpacked.
 class Writer(ABC):
     """Makes the file. Each method yields what is to be written next.
 
-    `manifest` and `directory` are two empty files of its own, which hold what comes at the end.
-    `state`, at any `pause`, is where it is: another writer may `go_on` from there, with both files
-    and the export cut to their lengths of then, and writes the same bytes as this one would.
+    `manifest`, `directory` and `sums` are three empty files of its own, which hold what comes at
+    the end. `state`, at any `pause`, is where it is: another writer may `go_on` from there, with
+    the first two and the export cut to their lengths of then, and writes the same bytes as this one
+    would.
     """
 
     extension: ClassVar[str]
@@ -52,8 +52,10 @@ class Writer(ABC):
     _layout: ClassVar[str]
     _position: ClassVar[str] = ""
 
-    def __init__(self, manifest: IO[bytes], directory: IO[bytes], at: dt.datetime) -> None:
-        self._manifest, self._at = manifest, at
+    def __init__(
+        self, manifest: IO[bytes], directory: IO[bytes], sums: IO[bytes], at: dt.datetime
+    ) -> None:
+        self._manifest, self._checksums, self._at = manifest, sums, at
         self._zip = Zip(directory)
         self.done = self.unreadable = 0
 
@@ -94,17 +96,16 @@ class Writer(ABC):
             layout=self._layout,
             position=self._position,
         )
-        with tempfile.TemporaryFile() as sums:
-            self._sums(sums)
-            size = self._manifest.seek(0, os.SEEK_END)
-            # Not closed here: they are ours and the caller's.
-            about = (
-                ("README.txt", text.encode()),
-                ("manifest.jsonl", SpooledBody(self._manifest, size)),
-                ("SHA256SUMS", SpooledBody(sums, sums.tell())),
-            )
-            for name, body in about:
-                yield from self._file(name, body, self._at)
+        self._sums(self._checksums)
+        size = self._manifest.seek(0, os.SEEK_END)
+        # Not closed here: they are the caller's.
+        about = (
+            ("README.txt", text.encode()),
+            ("manifest.jsonl", SpooledBody(self._manifest, size)),
+            ("SHA256SUMS", SpooledBody(self._checksums, self._checksums.tell())),
+        )
+        for name, body in about:
+            yield from self._file(name, body, self._at)
         yield from self._finish()
 
     def _file(self, name: str, body: Body, at: dt.datetime) -> Iterator[bytes]:
@@ -142,8 +143,10 @@ class Mbox(Writer):
     )
     _name = "mail.mbox"
 
-    def __init__(self, manifest: IO[bytes], directory: IO[bytes], at: dt.datetime) -> None:
-        super().__init__(manifest, directory, at)
+    def __init__(
+        self, manifest: IO[bytes], directory: IO[bytes], sums: IO[bytes], at: dt.datetime
+    ) -> None:
+        super().__init__(manifest, directory, sums, at)
         self._hash = hashlib.sha256()
         self._begun_at = 0
 
@@ -224,8 +227,10 @@ class Maildir(Writer):
         "\\Deleted": "T",
     }
 
-    def __init__(self, manifest: IO[bytes], directory: IO[bytes], at: dt.datetime) -> None:
-        super().__init__(manifest, directory, at)
+    def __init__(
+        self, manifest: IO[bytes], directory: IO[bytes], sums: IO[bytes], at: dt.datetime
+    ) -> None:
+        super().__init__(manifest, directory, sums, at)
         self._tar = Tar()
         self._made: set[str] = set()
 

@@ -182,7 +182,7 @@ def _slice(export: Export, files: "_Opened") -> None:
     until = dt.datetime.fromisoformat(begun) if begun else None
     unindexed = checkpoint.get("unindexed")
     selection = Selection(export.owner, export.query, until=until, unindexed=unindexed)
-    writer = FORMATS[export.format](files.manifest, files.directory, export.created_at)
+    writer = FORMATS[export.format](files.manifest, files.directory, files.sums, export.created_at)
     if checkpoint:
         writer.go_on(checkpoint["writer"], files.part)
         files.part.seek(0, os.SEEK_END)
@@ -260,6 +260,10 @@ class _Files:
         self._lengths = export.checkpoint["lengths"] if export.checkpoint else [0, 0, 0]
         self.final = root / f"{export.pk}.{FORMATS[export.format].extension}"
         self._parts = [root / f"{export.pk}.{kind}" for kind in ("part", "manifest", "directory")]
+        #: Is made at the end alone, in one go.
+        self._sums = root / f"{export.pk}.sums"
+        done = export.state == ExportState.DONE
+        self.needed = [self.final] if done else [self.final, *self._parts, self._sums]
 
     @property
     def whole(self) -> bool:
@@ -279,11 +283,12 @@ class _Files:
     def opened(self) -> Iterator["_Opened"]:
         """Open the parts, cut to the last checkpoint."""
         with contextlib.ExitStack() as stack:
-            files = []
+            files: list[IO[bytes]] = []
             for path, length in zip(self._found(), self._lengths, strict=True):
                 path.touch()
                 files.append(stack.enter_context(path.open("r+b")))
                 files[-1].truncate(length)
+            files.append(stack.enter_context(self._sums.open("w+b")))
             yield _Opened(*files)
 
     def finish(self) -> None:
@@ -297,13 +302,15 @@ class _Files:
         self.delete(finished=False)
 
     def delete(self, *, finished: bool = True) -> None:
-        for path in [*self._parts, *([self.final] if finished else [])]:
+        for path in [*self._parts, self._sums, *([self.final] if finished else [])]:
             path.unlink(missing_ok=True)
 
 
 class _Opened:
-    def __init__(self, part: IO[bytes], manifest: IO[bytes], directory: IO[bytes]) -> None:
-        self.part, self.manifest, self.directory = part, manifest, directory
+    def __init__(
+        self, part: IO[bytes], manifest: IO[bytes], directory: IO[bytes], sums: IO[bytes]
+    ) -> None:
+        self.part, self.manifest, self.directory, self.sums = part, manifest, directory, sums
 
     def synced(self) -> list[int]:
         """Have all on stable storage; return the lengths."""
@@ -326,8 +333,6 @@ def expire() -> None:
         with contextlib.suppress(_Gone):
             _update(export, state=ExportState.EXPIRED)
     Export.objects.filter(finished_at__lt=now - _ROW_KEPT).delete()
-    with_file = Export.objects.filter(state__in=[*UNFINISHED, ExportState.DONE])
-    kept = {str(pk) for pk in with_file.values_list("pk", flat=True)}
     root: Path = settings.EXPORT_DIR
     if not root.is_dir():
         return
@@ -336,8 +341,12 @@ def expire() -> None:
     except WrongArchive as error:
         log.warning("exports_not_cleaned", error=str(error))
         return
-    for path in root.iterdir():
+    there = list(root.iterdir())  # before it is asked whose they are: one may begin meanwhile
+    with_file = Export.objects.filter(state__in=[*UNFINISHED, ExportState.DONE])
+    needed = {path for export in with_file for path in _Files(export).needed}
+    for path in there:
         stem = path.name.partition(".")[0]
         with contextlib.suppress(ValueError):
-            if str(uuid.UUID(stem)) not in kept:
+            uuid.UUID(stem)
+            if path not in needed:
                 path.unlink(missing_ok=True)

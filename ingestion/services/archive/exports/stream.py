@@ -25,9 +25,12 @@ def streamed(
     on_progress: Callable[[Writer, Message], None] = lambda *_: None,
 ) -> Iterator[bytes]:
     """Yield the bytes of an export in a format of FORMATS. Memory grows with neither the number of
-    messages nor their sizes; the manifest waits in a temporary file."""
-    with tempfile.TemporaryFile() as manifest, tempfile.TemporaryFile() as directory:
-        writer = FORMATS[kind](manifest, directory, at or timezone.now())
+    messages nor their sizes; what comes at the end waits in temporary files."""
+    with contextlib.ExitStack() as stack:
+        manifest, directory, sums = (
+            stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)
+        )
+        writer = FORMATS[kind](manifest, directory, sums, at or timezone.now())
         yield from writer.begin()
         for messages, _ in selection.batches():
             for message in messages:
