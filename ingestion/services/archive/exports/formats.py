@@ -149,6 +149,7 @@ class Mbox(Writer):
         super().__init__(manifest, directory, sums, at)
         self._hash = hashlib.sha256()
         self._begun_at = 0
+        self._unhashed: IO[bytes] | None = None
 
     def begin(self) -> Iterator[bytes]:
         for chunk in self._zip.begin(self._name, self._at):
@@ -173,20 +174,29 @@ class Mbox(Writer):
         for header in self.begin():
             del header  # it is there
         super().go_on(state, export)
-        export.seek(self._begun_at)
-        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
-        while chunk := export.read(CHUNK_BYTES):
-            while chunk:  # whatever expands a thousandfold, a piece at a time
-                self._hash.update(inflating.decompress(chunk, CHUNK_BYTES))
-                chunk = inflating.unconsumed_tail
+        self._unhashed = export  # once, at the end: there are as many slices as mail is long
 
     def end(self, note: str = "") -> Iterator[bytes]:
         yield from self._zip.end()
+        if self._unhashed:
+            yield from self._hashed(self._unhashed)
         yield from super().end(note)
 
     def _grow(self, chunk: bytes) -> Iterator[bytes]:
-        self._hash.update(chunk)
+        if self._unhashed is None:
+            self._hash.update(chunk)
         return self._zip.grow(chunk)
+
+    def _hashed(self, export: IO[bytes]) -> Iterator[bytes]:
+        """Hash the file that was written. Yields b"", often: who writes may break off."""
+        export.seek(self._begun_at)
+        inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+        while not inflating.eof and (chunk := export.read(CHUNK_BYTES)):
+            yield b""
+            while chunk:  # whatever expands a thousandfold, a piece at a time
+                self._hash.update(inflating.decompress(chunk, CHUNK_BYTES))
+                chunk = inflating.unconsumed_tail
+        export.seek(0, os.SEEK_END)
 
     def _sums(self, sums: IO[bytes]) -> None:
         sums.write(f"{self._hash.hexdigest()}  {self._name}\n".encode())
