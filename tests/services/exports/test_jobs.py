@@ -29,10 +29,10 @@ from ingestion.models import (
     Pack,
 )
 from ingestion.services.archive.exports import formats, jobs, selection, stream
-from ingestion.services.engine import due_work
+from ingestion.services.engine import due_work, lease
 from tests.documents import indexed
 from tests.servers.scripted_provider import Server
-from tests.servers.scripted_source import ACTOR, body, fill, finish, start
+from tests.servers.scripted_source import ACTOR, body, fill, finish, start, synced
 from tests.services.exports.test_formats import bytes_of, manifest, unpacked
 from tests.services.test_deadlocks import crossing
 
@@ -272,6 +272,65 @@ def test_a_temporary_directory_without_room_costs_no_export_its_end(
 
     monkeypatch.setattr(tempfile, "TemporaryFile", full)
     assert done(export_of(archived)).message == "30 messages."
+
+
+def test_killed_before_its_row_says_that_it_is_done_it_takes_nothing_that_came_since(
+    server: Server, archived: IngestionSource, export_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export = export_of(archived)
+    finish_of = jobs._finish
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "_finish", killed)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.work(export.pk)
+    monkeypatch.setattr(jobs, "_finish", finish_of)
+    server.deliver("INBOX", body(99))
+    synced(archived)
+
+    assert done(export).messages_done == 30
+    assert names(export_dir) == {f"{export.pk}.eml.zip"}
+
+
+def test_what_a_finished_export_was_made_of_is_nobodys(
+    archived: IngestionSource, export_dir: Path
+) -> None:
+    """It was killed behind its row, and before it took them away."""
+    finished, waiting = done(export_of(archived)), export_of(archived)
+    for export in (finished, waiting):
+        (export_dir / f"{export.pk}.manifest").touch()
+
+    jobs.expire()
+
+    assert names(export_dir) == {f"{finished.pk}.eml.zip", f"{waiting.pk}.manifest"}
+
+
+@pytest.mark.parametrize("kind", formats.FORMATS)
+def test_a_worker_that_is_told_to_end_leaves_the_rest_to_the_next(
+    archived: IngestionSource, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(selection, "BATCH", 7)
+    whole, export = export_of(archived, kind=kind), export_of(archived, kind=kind)
+    Export.objects.update(created_at=timezone.now())
+    done(whole)
+    real, left = stream.added, 12
+
+    def tell(*args: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if not left:
+            lease.leaving.set()
+        return real(*args)
+
+    monkeypatch.setattr(jobs, "added", tell)
+    try:
+        done(export)
+        assert (export.state, export.messages_done, export.attempts) == ("running", 7, 0)
+    finally:
+        lease.leaving.clear()
+    assert file_of(done(export)) == file_of(whole)
 
 
 def test_one_that_never_gets_further_fails_and_an_emptied_directory_begins_anew(

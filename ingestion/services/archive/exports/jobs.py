@@ -21,7 +21,7 @@ import structlog
 from django.conf import settings
 from django.contrib.auth.models import User
 from django.core import signing
-from django.db import transaction
+from django.db import connection, transaction
 from django.utils import timezone
 
 from connectors.types import SpooledBody
@@ -33,6 +33,7 @@ from ingestion.services.archive.exports.formats import FORMATS
 from ingestion.services.archive.exports.selection import Selection
 from ingestion.services.archive.exports.stream import added, outcome
 from ingestion.services.audit import SYSTEM, Actor, audit
+from ingestion.services.engine import lease
 from ingestion.states import ExportState
 
 log = structlog.get_logger(__name__)
@@ -55,6 +56,10 @@ UNFINISHED = (ExportState.WAITING, ExportState.RUNNING)
 
 class _Gone(Exception):
     """Its owner deleted it meanwhile."""
+
+
+class _Leaving(Exception):
+    """This worker is told to end: the next one goes on."""
 
 
 # -- what people do with it ------------------------------------------------------------------------
@@ -167,6 +172,8 @@ def _work(export: Export) -> None:
             _update(export, checkpoint=None)
         with _Files(export).opened() as files:
             _slice(export, files)
+    except _Leaving:
+        _update(export, attempts=0)
     except ArchiveUnavailable as error:
         _update(export, message=str(error), not_before=timezone.now() + _WAIT, attempts=0)
     except OSError as error:
@@ -188,12 +195,12 @@ def _slice(export: Export, files: "_Opened") -> None:
         files.part.seek(0, os.SEEK_END)
     else:
         _update(export, messages_total=selection.count())
-        files.part.writelines(writer.begin())
+        files.write(writer.begin())
     ends = time.monotonic() + _SLICE_SECONDS
     for messages, after in selection.batches(checkpoint.get("after", "")):
         for message in messages:
-            files.part.writelines(added(writer, message))
-        files.part.writelines(writer.pause())
+            files.write(added(writer, message))
+        files.write(writer.pause())
         checkpoint = {
             "until": selection.until.isoformat(),
             "unindexed": selection.unindexed,
@@ -212,10 +219,11 @@ def _slice(export: Export, files: "_Opened") -> None:
         )
         if time.monotonic() > ends:
             return
-    files.part.writelines(writer.end(selection.left_out()))
+    files.write(writer.end(selection.left_out()))
     size = files.synced()[0]
     _Files(export).finish()
     now = timezone.now()
+    connection.close()  # it may have idled for long, and been ended
     _finish(
         export,
         state=ExportState.DONE,
@@ -226,6 +234,7 @@ def _slice(export: Export, files: "_Opened") -> None:
         size_bytes=size,
         expires_at=now + EXPIRES,
     )
+    _Files(export).delete(finished=False)
 
 
 def _fail(export: Export, message: str) -> None:
@@ -292,14 +301,14 @@ class _Files:
             yield _Opened(*files)
 
     def finish(self) -> None:
-        """Give the file its name, and delete what it was made of."""
+        """Give the file its name. What it was made of stays until its row says that it is done:
+        killed before, it goes on from there."""
         self._parts[0].rename(self.final)
         directory = os.open(settings.EXPORT_DIR, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        self.delete(finished=False)
 
     def delete(self, *, finished: bool = True) -> None:
         for path in [*self._parts, self._sums, *([self.final] if finished else [])]:
@@ -311,6 +320,14 @@ class _Opened:
         self, part: IO[bytes], manifest: IO[bytes], directory: IO[bytes], sums: IO[bytes]
     ) -> None:
         self.part, self.manifest, self.directory, self.sums = part, manifest, directory, sums
+
+    def write(self, chunks: Iterator[bytes]) -> None:
+        """Write to the export itself. Raises _Leaving, anywhere: what is behind the last checkpoint
+        is cut off."""
+        for chunk in chunks:
+            if lease.leaving.is_set():
+                raise _Leaving
+            self.part.write(chunk)
 
     def synced(self) -> list[int]:
         """Have all on stable storage; return the lengths."""
