@@ -185,16 +185,18 @@ def _list_again(unfinished: QuerySet[Run]) -> None:
     )
 
 
-#: Of each run: its source's interval, and whether a mailbox is done with and none was followed to
-#: its end for an interval. Scalars: a join, or EXISTS, reads all mailboxes once many runs are due.
+#: Of each run: its source's interval, and whether it was listed a day ago, or a mailbox is done
+#: with and none was followed to its end for an interval. Scalars: a join, or EXISTS, reads all
+#: mailboxes once many runs are due.
 _LONG_RUNS = """
 SELECT due.id, due.interval,
-       (SELECT true FROM ingestion_mailbox m
+       due.discovered_at < now() - interval '1 day'
+    OR (SELECT true FROM ingestion_mailbox m
          WHERE m.source_id = due.source_id AND m.run_id IS NULL AND m.state = 'active' LIMIT 1)
    AND (SELECT true FROM ingestion_mailbox m
          WHERE m.source_id = due.source_id AND m.last_synced_at > now() - due.interval LIMIT 1)
        IS NULL
-  FROM (SELECT r.id, r.source_id,
+  FROM (SELECT r.id, r.source_id, r.discovered_at,
                (SELECT make_interval(secs => (s.options->>'syncIntervalSeconds')::int)
                   FROM ingestion_ingestionsource s WHERE s.id = r.source_id) AS interval
           FROM ingestion_run r
@@ -207,6 +209,7 @@ def follow_meanwhile(limit: int) -> None:
     """Follow again what long runs are done with, where no mailbox was followed to its end for an
     interval: one that imports for days, or fails, holds up the others no longer than that. (While
     they still end one after the other, all have their turn anyway, and the run comes to its end.)
+    And list their mailboxes once a day: an address that one is opened by may be another's since.
 
     Looks at each run once in an interval. Opens its own transaction.
     """

@@ -97,6 +97,26 @@ def test_a_source_of_one_mailbox_is_not_listed_over_and_over_while_it_imports(
     assert not listed_again(run)
 
 
+def test_a_run_of_days_lists_its_mailboxes_each_day(
+    server: Server, source: IngestionSource
+) -> None:
+    """A domain's mailbox is opened by its address, which may be somebody else's since."""
+    fill(server, 30)
+    run = start(source)
+    slice_of("me", seconds=0)
+    Run.objects.update(discovered_at=F("discovered_at") - dt.timedelta(hours=25))
+    later(hours=1)
+    assert listed_again(run)
+    later(hours=1)
+    assert not listed_again(run)
+    server.accounts = ("another",)
+    Run.objects.update(discovered_at=F("discovered_at") - dt.timedelta(hours=25))
+    later(hours=1)
+    assert listed_again(run)
+    mailbox = Mailbox.objects.get(remote_id="me")
+    assert (mailbox.state, mailbox.run) == ("gone", None)
+
+
 def test_sync_now_follows_what_the_run_is_done_with(
     server: Server, source: IngestionSource, run: Run
 ) -> None:
