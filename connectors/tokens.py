@@ -19,7 +19,9 @@ from connectors.config import Environment
 
 #: A token is replaced when it has less than this left: a request may take a while.
 _SPARE_SECONDS = 120.0
-_MAX_KEPT = 1_000
+#: More than the accounts that a process has in turn, or none finds its own again. An exchanged
+#: token, of some kB, has two places.
+_MAX_KEPT = 5_000
 
 
 @dataclasses.dataclass(frozen=True, slots=True, repr=False)

@@ -22,7 +22,8 @@ from connectors.google.config import GoogleConfig
 from connectors.google.refusals import Asker
 from connectors.google.transport import Http
 
-_MAX_KEPT = 5_000
+#: More than the mailboxes that a process has in turn, or none finds its own again. 2.3 kB each.
+_MAX_KEPT = 20_000
 
 
 class Access:
