@@ -69,6 +69,8 @@ class Server:
     before_check: Callable[[], None] = lambda: None
     check_error: Exception | None = None
     open_error: Exception | None = None
+    #: Of some accounts alone.
+    open_errors: dict[str, Exception] = dataclasses.field(default_factory=dict)
     #: How often a mailbox was opened, or refused to be.
     opened: int = 0
 
@@ -110,6 +112,8 @@ class ScriptedConnector(Connector):
         SERVER.opened += 1
         if SERVER.open_error:
             raise SERVER.open_error
+        if mailbox.remote_id in SERVER.open_errors:
+            raise SERVER.open_errors[mailbox.remote_id]
         return ScriptedSession()
 
 

@@ -72,8 +72,7 @@ def test_a_mailbox_that_can_not_be_opened_now_is_told_and_the_others_are_compare
 ) -> None:
     fill(server, 3)
     server.accounts = ("one", "two")
-    ends = iter([error, None])
-    server.before_mailbox = lambda: setattr(server, "open_error", next(ends))
+    server.open_errors["one"] = error
     one, two = reconcile.reconcile(source)
     assert (one.mailbox, one.error, two.missing) == ("one@example.com", str(error), 3)
     assert Proof.objects.latest("at").problems == 4
