@@ -73,7 +73,7 @@ class OwnsOrMay(BasePermission):
     allow. Staff make nothing without a permission, either: see `ApiViewSet.staff_need`."""
 
     message = "You may see this source, not change it."
-    _PERMISSIONS: ClassVar[dict[str, str]] = {"DELETE": "ingestion.delete_ingestionsource"}
+    _PERMISSIONS: ClassVar[dict[str, str]] = {"destroy": "ingestion.delete_ingestionsource"}
 
     def has_permission(self, request: Request, view: Any) -> bool:
         needed = view.staff_need.get(view.action)
@@ -89,7 +89,7 @@ class OwnsOrMay(BasePermission):
             return bool(getattr(obj, "owner_id", None) == request.user.pk)
         if obj.owner_id == request.user.pk:
             return True
-        needed = self._PERMISSIONS.get(request.method or "", "ingestion.change_ingestionsource")
+        needed = self._PERMISSIONS.get(view.action, "ingestion.change_ingestionsource")
         return bool(request.user.has_perm(needed))
 
 

@@ -385,6 +385,9 @@ def test_who_may_make_and_revoke_links(
 
     assert tried(owner) == 404
     assert tried(people.staff("viewer", "view_ingestionsource")) == 403
+    changes = people.staff("changes", "view_ingestionsource", "change_ingestionsource")
+    assert [tried(changes), tried(changes, "delete")] == [201, 204]
+    ConsentLink.objects.all().delete()
     IngestionSource.objects.update(owner=owner)
     assert tried(owner, scopes=("read",)) == 403
     assert [tried(owner), tried(owner, "delete"), tried(owner, "get")] == [201, 204, 403]
