@@ -108,7 +108,7 @@ class Handler(ExceptionHandler):
 
     def convert_known_exceptions(self, exc: Exception) -> Exception:
         if isinstance(exc, InvalidInput):
-            return exceptions.ValidationError(_nested(exc.errors))
+            return exceptions.ValidationError(exc.errors)
         if isinstance(exc, ChangedMeanwhile):
             return PreconditionFailed(str(exc), code=exc.code)
         if isinstance(exc, NotAllowedNow):
@@ -158,17 +158,6 @@ def _reported(exc: BaseException | None) -> str:
     request_id = str(structlog.contextvars.get_contextvars().get("request_id") or uuid.uuid4())
     log.error("request_failed", failed_request=request_id, exc_info=exc)
     return f"Something went wrong. Tell the operator this id: {request_id}"
-
-
-def _nested(errors: dict[str, list[str]]) -> dict[str, Any]:
-    """Turn {"providerConfig.host": [...]} into the nested shape that the formatter flattens."""
-    tree: dict[str, Any] = {}
-    for path, reasons in errors.items():
-        head, dot, rest = path.partition(".")
-        inner = tree.setdefault(head, {} if dot else reasons)
-        if dot and isinstance(inner, dict):
-            inner[rest] = reasons
-    return tree
 
 
 # -- what fails before or outside a view of the API --------------------------------------------

@@ -84,7 +84,8 @@ class SourceOptions(serializers.DictField):
 _READ_ONLY = (
     *("id", "statusMessage", "lastSyncStartedAt", "lastSyncFinishedAt", "lastSyncStatusMessage"),
     *("nextSyncAt", "mailboxCount", "messageCount", "archivedBytes", "failedMessageCount"),
-    *("currentRun", "createdAt", "updatedAt", "credentialsExpireOn"),
+    *("currentRun", "createdAt", "updatedAt", "credentialsExpireOn", "archivedUpTo", "incomplete"),
+    *("attention", "warnings"),
 )
 
 

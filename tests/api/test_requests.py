@@ -168,3 +168,18 @@ def test_an_error_leads_to_what_its_code_means(client: APIClient) -> None:
         r"<script src=\"/static/[^\"]+/theme\.js\">", page
     )
     assert ".md)" not in page
+
+
+def test_each_field_that_is_wrong_is_told_of(client: APIClient) -> None:
+    """What is sent back as it was read, too: it is known, and not to be written."""
+    read = create(client, "k").json()
+    given = read | {"providerConfig": {"host": "h" * 1000, "port": "x", "passwordSet": True}}
+    answer = client.put(f"{SOURCES}/{read['id']}", given, format="json")
+    told = {error["attr"]: error["detail"] for error in answer.json()["errors"]}
+    writable = {"name", "provider", "providerConfig", "options", "status"}
+    assert told == dict.fromkeys(read.keys() - writable, "This field is read-only.")
+    given = {name: given[name] for name in writable - {"status"}} | {"options": {"since": 5}}
+    answer = client.put(f"{SOURCES}/{read['id']}", given, format="json")
+    assert {error["attr"] for error in answer.json()["errors"]} >= {
+        *("providerConfig.host", "providerConfig.port", "options.since"),
+    }
