@@ -33,12 +33,12 @@ def main() -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "ingestion_project.settings")
     try:
         secret_files.read()
+        if "DATABASE_URL" not in os.environ:
+            Local.of_environment().make_secrets()
+        django.setup()
     except ImproperlyConfigured as error:
         print(error, file=sys.stderr)
         return 1
-    if "DATABASE_URL" not in os.environ:
-        Local.of_environment().make_secrets()
-    django.setup()
     from django.db import connection  # noqa: PLC0415 - needs the settings
 
     from ingestion.services.operations import migrating  # noqa: PLC0415 - likewise
@@ -134,9 +134,12 @@ def _once_it_answers(ask: Callable[[], str], away: type[Exception]) -> str:
             return ask()
         except away as error:
             if time.monotonic() > tell_at:
-                what = "The database does not answer: " if away is OperationalError else ""
+                what, setting = "", "ARCHIVE_URL"
+                if away is OperationalError:
+                    what, setting = "The database does not answer: ", "DATABASE_URL"
                 print(
-                    f"{what}{error}\nThe start waits for it, and goes on by itself.",
+                    f"{what}{error}\nThe start waits for it, and goes on by itself."
+                    f" Is {setting} right?",
                     file=sys.stderr,
                     flush=True,
                 )

@@ -130,6 +130,12 @@ def test_a_database_that_refuses_is_told_at_once(tmp_path: Path) -> None:
     assert '"nowhere" does not exist\nIs DATABASE_URL right?' in bootstrap.said()
 
 
+def test_settings_that_are_no_good_are_told_without_a_traceback(tmp_path: Path) -> None:
+    bootstrap = Bootstrap(tmp_path, environ(tmp_path, "a") | {"DATABASE_URL": "postgres://a:b/c@d"})
+    assert bootstrap.process.wait(120) == 1
+    assert bootstrap.said().startswith("DATABASE_URL must look like")
+
+
 def applied() -> set[str]:
     with connect() as other:
         rows = other.execute("SELECT name FROM django_migrations WHERE app = 'ingestion'")
