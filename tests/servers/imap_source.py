@@ -77,6 +77,7 @@ def finish(source: IngestionSource, *, slices: int = 30) -> Run:
         run = Run.objects.filter(source=source).latest("started_at")
         if run.finished_at:
             return run
+        discovery.discover(run.pk)  # where it is to list its mailboxes anew
         work(source)
     raise AssertionError(f"Not finished after {slices} slices: {Mailbox.objects.values()}")
 

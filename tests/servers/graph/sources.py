@@ -58,6 +58,7 @@ def finish(source: IngestionSource, *, workers: int = 1, rounds: int = 200) -> R
             run.refresh_from_db()
             if run.finished_at:
                 return run
+            discovery.discover(run.pk)  # where it is to list its mailboxes anew
             Mailbox.objects.filter(run=run).update(
                 not_before=timezone.now() - dt.timedelta(seconds=1)
             )
