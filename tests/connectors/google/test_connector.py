@@ -254,7 +254,7 @@ def test_a_label_that_is_deleted_while_labels_are_listed_is_no_trouble(
 
 
 def test_a_label_that_is_deleted_between_two_of_its_pages_is_no_trouble(
-    account: IngestionSource, alice: Person, google: Gmail
+    account: IngestionSource, alice: Person, google: Gmail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     google.page_size = 2
     label = alice.make_label("Work")
@@ -268,7 +268,7 @@ def test_a_label_that_is_deleted_between_two_of_its_pages_is_no_trouble(
             alice.drop_label(label)
         return real(one, query, person)
 
-    google._messages = messages  # type: ignore[method-assign]
+    monkeypatch.setattr(google, "_messages", messages)
     assert synced(account).message == "0 archived."
     account.refresh_from_db()
     assert account.status == "active"
