@@ -25,6 +25,8 @@ _MENDED_BY = {
     "needs_reauth": "password",
     "no_oauth": "password",
 }
+#: By one of these an account logs in.
+_CREDENTIALS = ("password", "accessToken", "refreshToken")
 _MAIL_SERVER = ("host", "port", "username", "secure", "startTls", "allowInsecureCert")
 
 
@@ -94,8 +96,7 @@ class ImapConfig(Config):
         return self.passwordByOwner and not self._given()
 
     def _given(self) -> list[str]:
-        names = ("password", "accessToken", "refreshToken")
-        return [name for name in names if getattr(self, name)]
+        return [name for name in _CREDENTIALS if getattr(self, name)]
 
     @classmethod
     def mended_by(cls, code: str) -> str:
@@ -103,14 +104,12 @@ class ImapConfig(Config):
 
     @classmethod
     def superseded(cls, given: Mapping[str, Any], stored: Mapping[str, Any]) -> frozenset[str]:
-        """A new credential of one kind replaces the stored one of the other."""
+        """A new credential of one kind replaces the stored ones of the others."""
         _ = stored
-        secrets = {f.name for f in cls.fields() if f.secret}
-        if "password" in given and "accessToken" not in given:
-            return frozenset(secrets - set(given))
-        if "password" not in given and secrets & set(given):
-            return frozenset({"password"})
-        return frozenset()
+        if not set(given).intersection(_CREDENTIALS):
+            return frozenset()
+        others = {*_CREDENTIALS, "clientSecret"} - set(given)
+        return frozenset(others - ({"clientSecret"} if "refreshToken" in given else set()))
 
     @classmethod
     def sends_elsewhere(cls, name: str, *, before: Any, after: Any) -> bool:

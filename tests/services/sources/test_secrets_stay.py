@@ -17,11 +17,15 @@ from tests.servers.imap_script import ImapScript
 pytestmark = pytest.mark.django_db
 ACTOR = Actor.system("tests")
 IMAP = {"host": "imap.example.com", "username": "ada@example.com", "password": "the-stored-one"}
-IMAP_OAUTH = {
-    "host": "imap.example.com", "username": "ada@example.com", "refreshToken": "the-stored-one",
+OAUTH = {
     "clientId": "client", "clientSecret": "another-stored-one",
     "tokenUrl": "https://login.example.com/token",
 }  # fmt: skip
+IMAP_OAUTH = {
+    "host": "imap.example.com", "username": "ada@example.com", "refreshToken": "the-stored-one",
+    **OAUTH,
+}  # fmt: skip
+IMAP_TOKEN = {"host": "imap.example.com", "username": "ada@example.com", "accessToken": "stored"}
 TENANT = {"tenantId": "a.example.com", "clientId": "client", "clientSecret": "the-stored-one"}
 GMAIL = {
     "clientId": "client", "clientSecret": "the-stored-one", "email": "ada@example.com",
@@ -67,6 +71,12 @@ def refused(source: IngestionSource, changes: dict[str, Any]) -> set[str]:
             {"clientSecret"},
         ),
         (IMAP_OAUTH, {"host": "thief.example.com", "password": "x"}, set()),  # the others go
+        (IMAP_OAUTH, {"accessToken": "x"}, set()),
+        (IMAP_TOKEN, {**OAUTH, "refreshToken": "x"}, set()),
+        (IMAP_TOKEN, {"password": "x"}, set()),
+        (IMAP, {"accessToken": "x"}, set()),
+        (IMAP, {**OAUTH, "refreshToken": "x"}, set()),
+        (IMAP, {"accessToken": "x", "password": "y"}, {"accessToken"}),
     ],
 )
 def test_imap(
