@@ -218,21 +218,8 @@ def _ask_status(login: Login, names: Sequence[bytes], items: str) -> dict[bytes,
     states: dict[bytes, dict[str, Any]] = {}
     for start in range(0, len(names), _STATUS_BATCH):
         arguments = [syntax.string(name) for name in names[start : start + _STATUS_BATCH]]
-        open_tags = {
-            login.wire.command_ahead(b"STATUS", a, f"({items})".encode()) for a in arguments
-        }
-        untagged: list[list[bytes]] = []
-        while open_tags:
-            line = login.wire.readline()
-            if line.startswith(b"* "):
-                response = login.wire.complete(line)
-                response[0] = response[0][2:]
-                if response[0][:4].upper() == b"BYE ":
-                    raise login.wire.bye(response[0])
-                untagged.append(response)
-            else:
-                open_tags.discard(line.partition(b" ")[0])
-        states |= _read(untagged)[1]
+        tags = [login.wire.command_ahead(b"STATUS", a, f"({items})".encode()) for a in arguments]
+        states |= _read(login.wire.replies(tags)[1])[1]
     return states
 
 

@@ -373,10 +373,17 @@ class Wire:
         return self._reply(tag)
 
     def _reply(self, tag: bytes) -> tuple[bytes, list[list[bytes]]]:
+        statuses, untagged = self.replies([tag])
+        return statuses[tag], untagged
+
+    def replies(self, tags: Iterable[bytes]) -> tuple[dict[bytes, bytes], list[list[bytes]]]:
+        """Read until all of these commands are answered. Returns their status lines without the
+        tag, and the untagged responses as `run` does."""
+        missing, statuses = set(tags), dict[bytes, bytes]()
         untagged: list[list[bytes]] = []
         size = 0
         ends = time.monotonic() + _REPLY_SECONDS
-        while True:
+        while missing:
             line = self.readline()
             self.renew(min(_COMMAND_SECONDS, ends - time.monotonic()))
             if line.startswith(b"* "):
@@ -390,8 +397,10 @@ class Wire:
                 size += held_bytes(response)
                 if size > MAX_REPLY_BYTES:
                     raise self._lost("sent a reply without end")
-            elif line.startswith(tag + b" "):
-                return line[len(tag) + 1 :].strip(), untagged
+            elif (parts := line.partition(b" "))[0] in missing:
+                missing.discard(parts[0])
+                statuses[parts[0]] = parts[2].strip()
+        return statuses, untagged
 
     def idle(self) -> bytes:
         """Begin IDLE (RFC 2177); return its tag. Raises Unavailable where the server refuses."""

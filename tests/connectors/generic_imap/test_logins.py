@@ -424,6 +424,47 @@ def test_a_slow_and_steady_reply_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
             assert sum(len(page.added) for page in session.changes(inbox, None)) == 1
 
 
+def test_many_folders_that_are_slowly_and_steadily_told_of_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire.Wire.renew, "__defaults__", (2.0,))
+    monkeypatch.setattr(wire, "_COMMAND_SECONDS", 2.0)
+
+    def take_time(_client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"STATUS"):
+            time.sleep(0.3)
+        return False
+
+    with ImapScript(capabilities=PLAIN) as server:
+        for number in range(9):
+            server.boxes[b"%d" % number] = Box(validity=number + 5)
+        server.hooks.append(take_time)
+        with contextlib.closing(_session(server)) as session:
+            assert len(session.folders()) == 10
+        assert server.logins == 1
+
+
+def test_what_is_told_of_a_folder_without_end_fills_no_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(wire, "MAX_REPLY_BYTES", 100_000)
+
+    def say_on(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"STATUS"):
+            with contextlib.suppress(OSError):
+                while True:
+                    client.send(b"* STATUS INBOX (MESSAGES 1)\r\n" * 100)
+        return False
+
+    with ImapScript(capabilities=PLAIN) as server:
+        server.hooks.append(say_on)
+        with (
+            contextlib.closing(_session(server)) as session,
+            pytest.raises(Unavailable, match="without end"),
+        ):
+            session.folders()
+
+
 def test_a_reply_without_an_end_ends_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wire, "_REPLY_SECONDS", 1.0)
 
