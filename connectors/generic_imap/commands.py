@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from connectors.errors import Unavailable
 from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login
-from connectors.generic_imap.describing import ITEMS, reference, relabelled
+from connectors.generic_imap.describing import ITEMS, number, reference, relabelled
 from connectors.generic_imap.refusals import must_wait, refusal
 from connectors.generic_imap.uids import MAX_UID, Uids
 from connectors.generic_imap.wire import MAX_REPLY_BYTES, held_bytes
@@ -21,7 +21,7 @@ _MAX_REFUSALS = 20
 #: So many messages' flags are held at once (about 200 bytes each).
 FLAGS_WINDOW = 20_000
 
-_COUNT = re.compile(rb" *(\d+) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
+_COUNT = re.compile(rb" *(\d{1,19}) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
 _LIMITED = re.compile(rb"(?:OK|NO) +\[MESSAGELIMIT \d{1,10} (\d{1,10})\]", re.IGNORECASE)
 _VANISHED = re.compile(rb"VANISHED (?!\(EARLIER)([0-9:,]+)", re.IGNORECASE)
 
@@ -41,8 +41,8 @@ def search(login: Login, uid_set: str) -> Uids:
             if match := re.search(rb"\bALL ([0-9:,]+)", rest):
                 found.extend(syntax.ranges(match[1]))
         elif kind.upper() == b"SEARCH":
-            numbers = re.sub(rb"\(.*?\)", b"", rest).split()
-            found.extend((int(n), int(n)) for n in numbers if n.isdigit())
+            words = re.sub(rb"\(.*?\)", b"", rest).split()
+            found.extend((uid, uid) for word in words if (uid := number(word)) is not None)
     return Uids(found)
 
 

@@ -60,18 +60,18 @@ def reference(
             return 0, None  # unsolicited: only flags
         return int(uid), MessageRef(
             f"{validity}:{int(uid)}",
-            size_bytes=_number(size),
+            size_bytes=number(size),
             received_at=_internal_date(date),
             labels=_flags(flags),
         )
     items = items_of(response)
-    number = _number(items.get(b"UID"))
-    if number is None or b"INTERNALDATE" not in items:
+    uid = number(items.get(b"UID"))
+    if uid is None or b"INTERNALDATE" not in items:
         return 0, None
     gmail_labels = items.get(b"X-GM-LABELS") or ()
-    return number, MessageRef(
-        f"{validity}:{number}",
-        size_bytes=_number(items.get(b"RFC822.SIZE")),
+    return uid, MessageRef(
+        f"{validity}:{uid}",
+        size_bytes=number(items.get(b"RFC822.SIZE")),
         stable_id=_object_id(items, b"X-GM-MSGID", b"EMAILID"),
         thread_id=_object_id(items, b"X-GM-THRID", b"THREADID"),
         received_at=_internal_date(items[b"INTERNALDATE"]),
@@ -95,7 +95,7 @@ def described(ref: MessageRef, items: bytes) -> MessageRef:
     received_at = _internal_date(date) if isinstance(date, bytes) else None
     return MessageRef(
         ref.remote_id,
-        _number(size) or ref.size_bytes,
+        number(size) or ref.size_bytes,
         ref.stable_id,
         ref.thread_id,
         received_at or ref.received_at,
@@ -104,7 +104,7 @@ def described(ref: MessageRef, items: bytes) -> MessageRef:
     )
 
 
-def _number(value: Any) -> int | None:
+def number(value: Any) -> int | None:
     """Read a number that a database takes; None where it is none."""
     if isinstance(value, bytes) and value.isdigit() and len(value) < MAX_DIGITS:
         return int(value)
@@ -174,7 +174,7 @@ def relabelled(response: Sequence[bytes], validity: int) -> tuple[str, tuple[str
     if not _FETCH.match(response[0]):
         return None
     items = items_of(response)
-    uid = _number(items.get(b"UID"))
+    uid = number(items.get(b"UID"))
     if uid is None or b"FLAGS" not in items:
         return None
     words = [*(items[b"FLAGS"] or ()), *(items.get(b"X-GM-LABELS") or ())]

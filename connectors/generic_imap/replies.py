@@ -30,7 +30,8 @@ _USUAL = re.compile(
 )
 _USUAL_END = b")\r\n"
 _BODY = re.compile(
-    rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d+)\+?\}\r?\n$|(NIL)|\")", re.IGNORECASE | re.DOTALL
+    rb"^\* \d+ FETCH \((.*)BODY\[\] (?:~?\{(\d{1,19})\+?\}\r?\n$|(NIL)|\")",
+    re.IGNORECASE | re.DOTALL,
 )
 #: What may follow a body: further items, and the end of the response.
 _REST = re.compile(rb"(?: [A-Z][\w.-]* (?:\d+|NIL|\([^()]*\)|\"[^\"]*\"))* ?\)\r?\n", re.IGNORECASE)

@@ -6,6 +6,7 @@ from typing import Any
 
 _CAPABILITY = re.compile(rb"(?:^|\[)CAPABILITY ([^\]\r\n]*)", re.IGNORECASE)
 _TOKEN = re.compile(rb'[ \r\n]*(?:(\()|(\))|"((?:[^"\\]|\\.|\\\Z)*)(?:"|\Z)|([^ ()"\r\n]+))')
+_RANGE = re.compile(rb"(\d{1,19})(?::(\d{1,19}))?")
 #: Before anything else a backslash is one that a server forgot to escape.
 _ESCAPE = re.compile(rb'\\(["\\])')
 
@@ -67,9 +68,8 @@ def pairs(values: Sequence[Value]) -> dict[bytes, Value]:
 def ranges(text: bytes) -> Iterator[tuple[int, int]]:
     """Parse a UID set ("1:5,9") into ascending-by-pair (low, high)."""
     for piece in text.split(b","):
-        low, colon, high = piece.partition(b":")
-        if low.isdigit() and (high.isdigit() or not colon):
-            first, last = int(low), int(high or low)
+        if found := _RANGE.fullmatch(piece):
+            first, last = int(found[1]), int(found[2] or found[1])
             yield min(first, last), max(first, last)
 
 

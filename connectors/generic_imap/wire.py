@@ -44,7 +44,7 @@ _RESPONSE_BYTES = 130
 _MAX_CHALLENGES = 5
 
 _STATUS = re.compile(rb"\* (?:OK|NO|BAD|BYE|PREAUTH)\b", re.IGNORECASE)
-_LITERAL = re.compile(rb"~?\{(\d+)\+?\}\r?\n$")
+_LITERAL = re.compile(rb"~?\{(\d{1,19})\+?\}\r?\n$")
 #: What stands for FETCH where no sequence numbers are told (RFC 9586): its number is the UID.
 _UIDFETCH = re.compile(rb"\A\* (\d{1,10}) UIDFETCH \(", re.IGNORECASE)
 

@@ -18,6 +18,7 @@ from tests.servers.imap_connector import (
     inbox_of,
     listed,
     opened,
+    read,
     refs_of,
 )
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
@@ -235,6 +236,38 @@ def test_a_renumbering_that_only_examine_tells_of_expires_the_cursor(server: Ima
     fill(server.inbox, 9)
     with opened(server) as session, pytest.raises(CursorExpired):
         listed(session, cursor)
+
+
+_LONG = b"9" * 5_000
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"* SEARCH 1 " + _LONG,
+        b'* ESEARCH (TAG "x") UID ALL 1:' + _LONG,
+        b"* VANISHED " + _LONG,
+        b"* " + _LONG + b" EXISTS",
+        b"* " + _LONG + b" FETCH (UID " + _LONG + b")",
+        b"* STATUS INBOX {" + _LONG + b"}",
+    ],
+    ids=["search", "esearch", "vanished", "exists", "fetch", "literal"],
+)
+@pytest.mark.parametrize("before", [b"UID SEARCH", b"UID FETCH"], ids=bytes.decode)
+def test_a_number_of_thousands_of_digits_is_none(
+    server: ImapScript, line: bytes, before: bytes
+) -> None:
+    fill(server.inbox, 3)
+
+    def say(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(before):
+            client.send(line + b"\r\n")
+        return False
+
+    server.hooks.append(say)
+    with opened(server) as session:
+        refs = refs_of(listed(session))
+        assert len(read(session, refs)) == 3
 
 
 def test_a_connection_that_ends_after_the_login_is_closed(server: ImapScript) -> None:
