@@ -76,10 +76,9 @@ def _refusal(status: int, headers: Mapping[str, str], answer: Mapping[str, Any])
             " again."
         )
     if status == 429 or error in ("slow_down", "rate_limit_exceeded"):
-        wait = headers.get("Retry-After", "")
         return RateLimited(
             "The authorization server asks to wait.",
-            retry_after_seconds=float(wait) if wait.isdigit() and len(wait) < 6 else None,
+            retry_after_seconds=web.retry_after_seconds(headers.get("Retry-After", "")),
         )
     if status >= 500 or status == 408:
         return Unavailable(f"The authorization server is out of order (HTTP {status}).")

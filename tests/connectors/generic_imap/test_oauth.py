@@ -193,6 +193,20 @@ def test_what_an_authorization_server_refuses(
         connector(server, tokens).check()
 
 
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("7", 7), ("Fri, 01 Jan 2100 00:00:00 GMT", 3_600), ("99999", 3_600), ("soon", None)],
+)
+def test_an_authorization_server_that_asks_to_wait_says_for_how_long(
+    told: str, seconds: float | None
+) -> None:
+    tokens = TokenServer()
+    tokens.answer = lambda: http.Response.json({}, 429, Retry_After=told)
+    with serving(tokens) as server, pytest.raises(RateLimited) as caught:
+        connector(server, tokens).check()
+    assert caught.value.retry_after_seconds == seconds
+
+
 def test_an_authorization_server_that_keeps_the_connection_open_has_answered() -> None:
     tokens = TokenServer()  # TlsServer keeps it open, whatever was asked for
     with serving(tokens) as server:
