@@ -146,6 +146,16 @@ def _login(
         raise
 
 
+def enable(login: Login) -> None:
+    """Have the server tell what went, and show all that is there: Yahoo shows whoever counts in
+    sequence numbers no more of a folder than its limit of messages."""
+    wanted = [b"QRESYNC"] if login.can("QRESYNC") else []
+    if login.can("UIDONLY") and login.message_limit < MAX_UID:
+        wanted.append(b"UIDONLY")
+    if wanted:
+        login.wire.command_ahead(b"ENABLE", *wanted)
+
+
 def ask_one_at_a_time(config: ImapConfig) -> bool:
     """Send this server no command before the last is answered, for an hour; tell whether that is
     new. Some lose or refuse what comes together (twisted ticket 9282)."""

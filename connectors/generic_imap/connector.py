@@ -17,7 +17,7 @@ from connectors.generic_imap.client import Login
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.download import Download
 from connectors.generic_imap.idling import Idling
-from connectors.generic_imap.uids import MAX_UID, Uids
+from connectors.generic_imap.uids import Uids
 from connectors.generic_imap.wire import Wire
 from connectors.types import (
     Cursor,
@@ -144,8 +144,7 @@ class ImapSession(MailboxSession):
     def _log_in(self, reached: Callable[[Wire], None] = lambda _: None) -> Login:
         login = client.login(self._config, self._environment, until=self._until, reached=reached)
         try:
-            if extensions := _wanted_extensions(login):
-                login.wire.command_ahead(b"ENABLE", *extensions)
+            client.enable(login)
         except BaseException:
             login.close()
             raise
@@ -176,15 +175,6 @@ class ImapSession(MailboxSession):
 
 def _counted(folders: int) -> str:
     return "1 folder" if folders == 1 else f"{folders:,} folders"
-
-
-def _wanted_extensions(login: Login) -> list[bytes]:
-    """Return what is to be enabled. Yahoo shows whoever counts in sequence numbers no more of a
-    folder than its limit of messages."""
-    wanted = [b"QRESYNC"] if login.can("QRESYNC") else []
-    if login.can("UIDONLY") and login.message_limit < MAX_UID:
-        wanted.append(b"UIDONLY")
-    return wanted
 
 
 CONNECTOR = ImapConnector

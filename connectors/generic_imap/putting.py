@@ -15,17 +15,17 @@ from imapclient import imap_utf7
 from connectors.config import Environment
 from connectors.errors import FolderRefused, Unavailable
 from connectors.generic_imap import syntax
-from connectors.generic_imap.client import Login, login
-from connectors.generic_imap.commands import run, search
+from connectors.generic_imap.client import Login, enable, login
+from connectors.generic_imap.commands import run
 from connectors.generic_imap.config import ImapConfig
-from connectors.generic_imap.describing import items_of
+from connectors.generic_imap.describing import items_of, number
 from connectors.generic_imap.folders import list_folders, name_of, remote_id
 from connectors.generic_imap.opening import examine
 from connectors.generic_imap.uids import Uids
 from connectors.types import Body, RemoteFolder, SpooledBody
 
-_WINDOW = 20_000
-_BODY = re.compile(rb"BODY\[\] \{(\d+)\}\r?\n\Z", re.IGNORECASE)
+_STEP = 5_000
+_BODY = re.compile(rb"BODY\[\] \{(\d{1,19})\}\r?\n\Z", re.IGNORECASE)
 _SYSTEM_FLAGS = frozenset({"\\Seen", "\\Answered", "\\Flagged", "\\Draft"})
 _KEYWORD = re.compile(r"\$?[A-Za-z0-9_-]{1,60}")
 _ROLES = frozenset({"inbox", "sent", "drafts", "junk", "trash", "archive"})
@@ -61,6 +61,7 @@ class Account:
     def __init__(self, config: ImapConfig, environment: Environment) -> None:
         """Log in. Raises what `client.login` does."""
         self._login: Login = login(config, environment)
+        enable(self._login)
         self._folders: dict[tuple[tuple[str, ...], str], _Folder] = {}
         self._listed = list_folders(self._login)
         self._prefix, self._delimiter = self._namespace()
@@ -140,8 +141,9 @@ class _Folder:
         if unread:
             if self._login.opened is None or self._login.opened[0] != self.remote.remote_id:
                 examine(self._login, self.remote)
-            for part in Uids((uid, uid) for uid in sorted(unread)).commands():
-                self._known.update(self._hashes(str(part)))
+            for page in Uids((uid, uid) for uid in unread).pages(self._login.message_limit):
+                for part in page.commands():
+                    self._known.update(self._hashes(str(part)))
         return bool(known.hashes & self._known)
 
     def put(self, body: Body, known: Print, *, flags: Iterable[str], at: dt.datetime | None) -> str:
@@ -163,16 +165,34 @@ class _Folder:
         return ""
 
     def _look(self) -> None:
-        opened = examine(self._login, self.remote)
-        if not opened.count:
+        """Learn the sizes of all messages: what is there and not known would be put twice. Raises
+        Unavailable where the server shows fewer than it counts."""
+        count = examine(self._login, self.remote).count
+        found: dict[int, int] = {}
+        for command, of in self._commands(count):
+            for response in run(self._login, command, of):
+                items = items_of(response)
+                uid, size = number(items.get(b"UID")), number(items.get(b"RFC822.SIZE"))
+                if uid is not None and size is not None:
+                    found[uid] = size
+        if len(found) < (self._login.exists or 0):
+            raise Unavailable(
+                f"The server shows {len(found):,} of {self._login.exists:,} messages in"
+                f" {self.remote.path}. Nothing more is put there, for it could be there already."
+                " Begin again later."
+            )
+        for uid, size in found.items():
+            self._unread.setdefault(size, []).append(uid)
+
+    def _commands(self, count: int | None) -> Iterator[tuple[str, str]]:
+        """Yield what to ask, and of which messages. By SEARCH nobody learns all of them: some
+        servers cap it."""
+        if count != 0 and (count is None or self._login.wire.uid_only):
+            yield "UID FETCH {} (UID RFC822.SIZE)", "1:*"
             return
-        for page in search(self._login, "1:*").pages(_WINDOW):
-            for part in page.commands():
-                for response in run(self._login, "UID FETCH {} (UID RFC822.SIZE)", str(part)):
-                    items = items_of(response)
-                    uid, size = items.get(b"UID"), items.get(b"RFC822.SIZE")
-                    if isinstance(uid, bytes) and isinstance(size, bytes):
-                        self._unread.setdefault(int(size), []).append(int(uid))
+        step = min(_STEP, self._login.message_limit)
+        for first in range(1, (count or 0) + 1, step):
+            yield "FETCH {} (UID RFC822.SIZE)", f"{first}:{min(first + step - 1, count)}"
 
     def _hashes(self, uids: str) -> Iterator[bytes]:
         wire = self._login.wire
