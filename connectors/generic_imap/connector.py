@@ -120,7 +120,7 @@ class ImapSession(MailboxSession):
         self._wanted = wanted
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
-        return listing.changes(self._main, folder, since, wanted=self._wanted)
+        return listing.changes(self._main(), folder, since, wanted=self._wanted)
 
     def describe(self, folder: RemoteFolder, refs: Sequence[MessageRef]) -> Sequence[MessageRef]:
         login = self._main()

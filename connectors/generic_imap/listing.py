@@ -40,7 +40,7 @@ import dataclasses
 import hashlib
 import itertools
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 from connectors.errors import CursorExpired, IdsReused
@@ -79,14 +79,15 @@ _COMPARED, _COMPARED_BYTES = 10, 2_000
 
 
 def changes(
-    connect: Callable[[], Login], folder: RemoteFolder, since: Cursor | None, *, wanted: Wanted
+    login: Login, folder: RemoteFolder, since: Cursor | None, *, wanted: Wanted
 ) -> Iterator[Page]:
-    """Yield the pages of `MailboxSession.changes`; calls `connect` only where it must.
+    """Yield the pages of `MailboxSession.changes`.
 
     References are bare where nobody needs more before the download, which asks for the rest. They
     are not where the server has stable ids, or where the date matters.
     """
-    state, describe = folder.state, wanted.since is not None
+    state = folder.state
+    describe = wanted.since is not None or login.has_stable_ids
     left_out = sorted(wanted.left_out & ROLES)
     if since is not None:
         if not set(left_out).issuperset(since.get("w", ())):
@@ -101,8 +102,6 @@ def changes(
             and not _audit_is_due(since, describe)
         ):
             return
-    login = connect()
-    describe = describe or login.has_stable_ids
     found = opening.examine(login, folder)
     if since is None:
         since = {"v": found.validity, "n": 1, "u": found.next_uid, "m": found.modseq}

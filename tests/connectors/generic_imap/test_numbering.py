@@ -315,6 +315,21 @@ def listed(folder: Folder, *, days: int) -> dict[str, Any]:
     return {**cursor, "t": cursor.get("t", 0) + days * 86_400}
 
 
+@pytest.mark.parametrize("offered", [MODERN, PLAIN], ids=["modern", "plain"])
+def test_a_folder_of_stable_ids_costs_nothing_unchanged_for_a_week(
+    offered: tuple[str, ...],
+) -> None:
+    with ImapScript(capabilities=(*offered, "OBJECTID")) as server:
+        deliver(server, 1)
+        source = imap_source.create(server, name="Ids")
+        imported(source)
+        for days, looks in ((-2, False), (-5, True)):  # in all
+            Folder.objects.update(cursor=listed(Folder.objects.get(), days=days))
+            del server.commands[:]
+            synced(source)
+            assert bool(server.asked(b"EXAMINE")) == looks
+
+
 def test_a_folder_that_keeps_no_modification_sequences_costs_nothing_unchanged(
     source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
