@@ -156,13 +156,10 @@ def enable(login: Login) -> None:
         login.wire.command_ahead(b"ENABLE", *wanted)
 
 
-def ask_one_at_a_time(config: ImapConfig) -> bool:
-    """Send this server no command before the last is answered, for an hour; tell whether that is
-    new. Some lose or refuse what comes together (twisted ticket 9282)."""
-    if _takes_one_at_a_time(config):
-        return False
+def ask_one_at_a_time(config: ImapConfig) -> None:
+    """Send this server no command before the last is answered, for an hour. Some lose or refuse
+    what comes together (twisted ticket 9282)."""
     _ONE_AT_A_TIME[config.host, config.port] = time.monotonic() + _REMEMBERED_SECONDS
-    return True
 
 
 def _takes_one_at_a_time(config: ImapConfig) -> bool:

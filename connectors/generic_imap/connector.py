@@ -31,7 +31,7 @@ from connectors.types import (
     Wanted,
 )
 
-#: MailboxSession.check() has 15 s; each step of it less.
+#: Connector.check() has 15 s; each step of it less.
 _CHECK_SECONDS = 13.0
 _CHECK_STEP_SECONDS = 6.0
 _PROVISIONAL = (
@@ -103,13 +103,17 @@ class ImapSession(MailboxSession):
             login.close()
 
     def folders(self) -> Sequence[RemoteFolder]:
-        try:
-            return folders.list_folders(self._main())
-        except Unavailable:
-            # Perhaps because commands came together: these are the first that do.
-            self._first.close()
-            if not client.ask_one_at_a_time(self._config):
-                raise
+        for is_last in (False, True):
+            login = self._main()
+            try:
+                return folders.list_folders(login)
+            except Unavailable as error:
+                login.close()
+                if login.wire.one_at_a_time:
+                    raise
+                if is_last or isinstance(error.__cause__, TimeoutError):
+                    break  # twice, or for long: perhaps because commands came together
+        client.ask_one_at_a_time(self._config)
         return folders.list_folders(self._main())
 
     def probe(self, folder: RemoteFolder) -> opening.Opened:

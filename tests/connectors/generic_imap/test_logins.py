@@ -373,6 +373,22 @@ def test_a_server_that_takes_one_command_at_a_time_is_asked_so(reaction: str) ->
         assert server.logins == logins + 1
 
 
+def test_a_listing_that_breaks_once_makes_no_server_slow(
+    server: ImapScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drop(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"LIST"):
+            server.hooks.clear()
+            client.end()
+        return command.startswith(b"LIST")
+
+    server.hooks.append(drop)
+    with contextlib.closing(_session(server)) as session:
+        assert len(session.folders()) == 1
+        assert not session._first.wire.one_at_a_time
+    assert server.logins == 2
+
+
 # -- names that need a literal ---------------------------------------------------------------------
 
 
