@@ -160,9 +160,12 @@ class ImapSession(MailboxSession):
             self._first = self._log_in()
         return self._first
 
-    def _another(self, number: int, reached: Callable[[Wire], None]) -> Login | None:
+    def _another(
+        self, number: int, reached: Callable[[Wire], None], is_wanted: Callable[[], bool]
+    ) -> Login | None:
         """Return a further connection, which keeps its number; None where the server takes no more.
-        For several threads at once, each with numbers of its own. `reached`: as of client.login."""
+        For several threads at once, each with numbers of its own. `reached`: as of client.login.
+        `is_wanted`: whether nobody ended it on purpose."""
         login = self._extra.get(number)
         if login is not None and login.alive:
             return login
@@ -173,7 +176,8 @@ class ImapSession(MailboxSession):
             try:
                 self._extra[number] = self._log_in(reached)
             except ConnectorError:
-                self._refused_more = True  # one connection is enough; the next session asks again
+                if is_wanted():
+                    self._refused_more = True  # one is enough; the next session asks again
         return self._extra.get(number)
 
 

@@ -53,7 +53,7 @@ class Download:
         refs: Sequence[MessageRef],
         *,
         main: Login,
-        more: Callable[[int, Callable[[Wire], None]], Login | None],
+        more: Callable[[int, Callable[[Wire], None], Callable[[], bool]], Login | None],
         connections: int,
         max_message_bytes: int,
     ) -> None:
@@ -84,7 +84,9 @@ class Download:
         def reached(wire: Wire) -> None:
             worker.can_be_interrupted(wire.cut)
 
-        login = self._more(worker.number, reached) if worker.number else self._main
+        login: Login | None = self._main
+        if worker.number:
+            login = self._more(worker.number, reached, lambda: not worker.stop.is_set())
         if login is None:
             return
         reached(login.wire)

@@ -131,7 +131,11 @@ def test_nobody_waits_for_a_further_login_that_hangs(server: ImapScript, abandon
         if abandoned:
             answers.close()  # type: ignore[attr-defined] # a generator
         assert next(answers, None) is None
-    assert len(server.asked(b"LOGIN")) == 2
+        assert len(server.asked(b"LOGIN")) == 2
+        # Nobody was refused a further one: the next large folder has it.
+        server.hooks.clear()
+        assert len(read(session, refs_of(listed(session)))) == 1_500
+    assert server.logins == (3 if abandoned else 2)
     assert not [thread for thread in threading.enumerate() if thread.name == "imap"]
 
 
