@@ -13,7 +13,9 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth.models import Group, User
 from django.db import transaction
+from django.db.models import Q
 
+from ingestion import queries
 from ingestion.services.audit import Actor
 from ingestion.services.operations import groups, people
 
@@ -120,9 +122,14 @@ def _groups(told: Claims, user: User | None) -> list[Group]:
         names = {ours for theirs, ours in settings.OIDC_GROUPS.items() if theirs in told.groups}
     else:
         names = set(user.groups.values_list("name", flat=True)) if user else set()
-    if not names and (user is None or settings.OIDC_GROUPS) and settings.OIDC_DEFAULT_GROUP:
-        names = {settings.OIDC_DEFAULT_GROUP}
-    return list(Group.objects.filter(name__in=names).order_by("name"))
+    if names or not (user is None or settings.OIDC_GROUPS):
+        return list(Group.objects.filter(name__in=names).order_by("name"))
+    default = Group.objects.filter(name=settings.OIDC_DEFAULT_GROUP)
+    if user is not None and not _reads_mail(user):
+        default = default.exclude(
+            Q(name=groups.OWNER.name) | Q(permissions__codename="view_message")
+        )
+    return list(default)
 
 
 def _set_groups(user: User, chosen: list[Group]) -> None:
@@ -130,9 +137,9 @@ def _set_groups(user: User, chosen: list[Group]) -> None:
     decided = {*settings.OIDC_GROUPS.values(), settings.OIDC_DEFAULT_GROUP}
     kept = list(user.groups.exclude(name__in=decided))
     after = {*kept, *chosen}
-    # Who is left in none stays staff, who may nothing: without it they would read the mail of all
-    # sources that they made, as owners do.
-    is_staff = user.is_superuser or _is_staff(list(after)) or (user.is_staff and not after)
+    # Without staff status they would read the mail of all sources that they made, as owners do.
+    stays = not chosen and not _reads_mail(user)
+    is_staff = user.is_superuser or _is_staff(list(after)) or stays
     if after == set(user.groups.all()) and is_staff == user.is_staff:
         return
     with transaction.atomic():
@@ -140,6 +147,12 @@ def _set_groups(user: User, chosen: list[Group]) -> None:
         user.save(update_fields=["is_staff"])
         user.groups.set(after)
         people.rights_changed(user, verb="update", fields=["Groups"], actor=_ACTOR)
+
+
+def _reads_mail(user: User) -> bool:
+    """Tell whether they read mail now: else no group that they lose may give it to them."""
+    # Of another object: Django keeps with each what it may.
+    return queries.reads_mail(User.objects.get(pk=user.pk))
 
 
 def _is_staff(chosen: list[Group]) -> bool:

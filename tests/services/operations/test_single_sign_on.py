@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 
 from ingestion import queries
 from ingestion.services.operations import groups, single_sign_on
@@ -24,9 +24,11 @@ def told(*named: str, email: str = "") -> Claims:
     return Claims(email=email, is_verified=True, groups=frozenset(named))
 
 
+@pytest.mark.parametrize("default", ["", "Owner", "Auditor"])
 def test_an_operator_who_loses_the_group_reads_no_mail_of_the_sources_that_they_made(
-    archive_dir: object,
+    default: str, archive_dir: object, settings: Any
 ) -> None:
+    settings.OIDC_DEFAULT_GROUP = default
     olga = User.objects.create_user("olga", is_staff=True)
     olga.groups.add(Group.objects.get(name="Operator"))
     archived(a_folder(a_mailbox(a_source(olga))), MAIL)
@@ -41,6 +43,24 @@ def test_an_operator_who_loses_the_group_reads_no_mail_of_the_sources_that_they_
     single_sign_on.admit(told("owners"), olga)
     olga = User.objects.get()
     assert (olga.is_staff, queries.visible_messages(olga).count()) == (False, 1)
+
+
+def test_who_loses_all_groups_reads_no_mail_of_others_by_permissions_of_their_own(
+    archive_dir: object,
+) -> None:
+    olga = User.objects.create_user("olga", is_staff=True)
+    olga.groups.add(Group.objects.get(name="Operator"))
+    olga.user_permissions.set(
+        Permission.objects.filter(codename__in=["view_message", "view_ingestionsource"])
+    )
+    archived(a_folder(a_mailbox(a_source(User.objects.create_user("bob")))), MAIL)
+    assert queries.visible_messages(olga).exists()
+
+    with pytest.raises(Refused, match="in no group"):
+        single_sign_on.admit(told(), User.objects.get(pk=olga.pk))
+    olga = User.objects.get(pk=olga.pk)
+    assert not olga.is_staff
+    assert not queries.visible_messages(olga).exists()
 
 
 @pytest.mark.parametrize("address", ["ops@acme-ınc.example", "opſ@acme-inc.example"])
