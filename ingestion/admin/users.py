@@ -78,7 +78,7 @@ class _UserForm(UserChangeForm):  # type: ignore[misc] # untyped base
         given: dict[str, Any] = super().clean()
         user: User = self.instance  # as it was: Django fills it in afterwards
         names = {group.name for group in given.get("groups", ())}
-        stays = given.get("is_staff") or not user.is_staff or not given.get("is_active")
+        stays = given.get("is_staff") or not user.is_staff
         if stays or queries.reads_mail(user) or groups.OWNER.name in names:
             return given
         own = IngestionSource.objects.filter(owner=user, deleted_at=None).count()
@@ -86,8 +86,8 @@ class _UserForm(UserChangeForm):  # type: ignore[misc] # untyped base
             self.add_error(
                 "is_staff",
                 f"“{user}” made {counted(own, 'source')} and, without staff status, would read"
-                " their mail. Turn off “Active” where they are to come in no more. Where they are"
-                f" to read it, add the group “{groups.OWNER.name}”.",
+                " their mail. Turn off “Active” alone where they are to come in no more. Where they"
+                f" are to read it, add the group “{groups.OWNER.name}”.",
             )
         return given
 

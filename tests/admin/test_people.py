@@ -63,6 +63,10 @@ def test_who_may_not_read_the_mail_of_their_sources_stays_staff(admin_client: Cl
     assert "would read their mail" in answer.content.decode()
     olga.refresh_from_db()
     assert (olga.is_staff, list(olga.groups.all())) == (True, [operators])
+    switched_off = {name: value for name, value in sent.items() if name != "is_active"}
+    answer = admin_client.post(page, switched_off)
+    assert "Turn off “Active” alone" in answer.content.decode(), "who turns it on again gives mail"
+    assert admin_client.post(page, switched_off | {"is_staff": "on"}).status_code == 302
     assert admin_client.post(page, sent | {"groups": [owners.pk]}).status_code == 302
     olga.refresh_from_db()
     assert not olga.is_staff, "who puts them into this group means it"
