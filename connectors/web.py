@@ -56,8 +56,9 @@ def client(
 
 def problem(error: Exception, what: str) -> ConnectorError:
     """Return why no answer came. Only a certificate that is not to be trusted needs a person."""
-    cause: BaseException | None = error
-    while cause is not None:
+    # httpx raises from httpcore's error, which has the one below it as its argument. The context of
+    # these may be an error that is being handled, of a request before.
+    for cause in (error, *getattr(error.__cause__, "args", ())):
         if isinstance(cause, ConnectorError):
             return cause  # of net.connect
         if isinstance(cause, ssl.SSLCertVerificationError):
@@ -66,7 +67,6 @@ def problem(error: Exception, what: str) -> ConnectorError:
                 " proxy decrypts what leaves your network, put its authority into EXTRA_CA_FILE.",
                 code="certificate",
             )
-        cause = cause.__cause__ or cause.__context__
     return Unavailable(f"The connection to {what} failed ({type(error).__name__}).")
 
 
@@ -128,7 +128,7 @@ class _Network(httpcore.NetworkBackend):
                 found=self._found,
             )
         except Unavailable as error:
-            raise httpcore.ConnectError(str(error)) from error
+            raise httpcore.ConnectError(error) from error
         return _Stream(connection, self._patience_seconds, self._found)
 
 
@@ -196,6 +196,6 @@ def _as_httpcore(*, timed_out: type[Exception], failed: type[Exception]) -> Iter
     try:
         yield
     except TimeoutError as error:
-        raise timed_out(str(error)) from error
+        raise timed_out(error) from error
     except OSError as error:
-        raise failed(str(error)) from error
+        raise failed(error) from error

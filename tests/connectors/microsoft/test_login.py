@@ -18,6 +18,7 @@ from connectors.config import ConfigError
 from connectors.errors import (
     Fatal,
     NeedsReauth,
+    Unavailable,
 )
 from connectors.microsoft.config import CLOUDS
 from tests.servers.graph import GraphServer, Request, Response, User
@@ -99,6 +100,31 @@ def test_a_token_is_asked_for_once_and_again_when_graph_refuses_it(
             assert sorted(fetched(session)) == sorted(ids)
     assert server.login.issued == 2
     assert server.count(status=401) <= 4
+
+
+@pytest.mark.parametrize("by", ["Graph", "the login"])
+@pytest.mark.parametrize("signs_in", [False, True])
+def test_a_connection_that_breaks_after_a_token_was_refused_is_an_outage(
+    server: GraphServer, alice: User, by: str, signs_in: bool
+) -> None:
+    given: dict[str, Any] = {}
+    if signs_in:
+        token = server.login.refresh_token_of(alice)
+        given = {"tenantId": "common", "email": alice.mail, "refreshToken": token}
+    broken = Response(200, body=b"cut off", cut_after=0)
+
+    def cut(request: Request, user: User | None) -> Response | None:
+        return broken if server.count(status=401) else None
+
+    with build(server, **given) as connector:
+        list(connector.mailboxes())
+        server.login.expire_tokens()
+        if by == "Graph":
+            server.faults.intercept = cut
+        else:
+            server.login.refuse = broken
+        with pytest.raises(Unavailable):
+            list(connector.mailboxes())
 
 
 def test_a_token_that_graph_goes_on_refusing_needs_a_person(
