@@ -107,7 +107,9 @@ class Account:
             path = "/".join(levels)
             raise FolderRefused(f"The server does not make the folder {path}: {wire.words(status)}")
         wire.run(b"SUBSCRIBE", syntax.string(name))  # for people to see it; no matter where not
-        made = RemoteFolder(remote_id=remote_id(name), path="/".join(levels))
+        # As of a listing, which tells the name where it is too long for an id.
+        state = {"name": name.decode("latin-1")}
+        made = RemoteFolder(remote_id=remote_id(name), path="/".join(levels), state=state)
         self._listed.append(made)
         return made
 

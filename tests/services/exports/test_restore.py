@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from django.contrib.auth.models import User
 
+from connectors.config import Environment
+from connectors.generic_imap.config import ImapConfig
+from connectors.generic_imap.putting import Account as Target
+from connectors.generic_imap.putting import Print
 from ingestion.models import AuditEvent, IngestionSource
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
@@ -124,6 +128,21 @@ def test_killed_halfway_and_again_it_is_exact(
 
     assert restored(manage, target, tmp_path).code == 0
     assert everything(dovecot, target) == everything(dovecot, filled)
+
+
+@pytest.mark.parametrize("level", ["long" * 45, "长" * 60], ids=["ascii", "encoded"])
+def test_a_folder_of_a_very_long_name_is_made_and_filled_at_once(
+    dovecot: Dovecot, level: str
+) -> None:
+    """Of more than 1,000 bytes as the server writes it."""
+    config = ImapConfig(**imap_source.config(dovecot.account()))
+    body = b"Subject: kept\r\n\r\n"
+    for there in (False, True):
+        with Target(config, Environment(timeout_seconds=10)) as target:
+            folder = target.folder([level] * 7, "")
+            assert folder.has(Print(body)) is there
+            if not there:
+                assert folder.put(body, Print(body), flags=(), at=None) == ""
 
 
 def test_a_wrong_password_and_a_wrong_command_line_are_said(
