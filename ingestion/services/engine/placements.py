@@ -23,8 +23,10 @@ def _labels_copied(labels: tuple[str, ...]) -> str:
     return copied(array_literal(labels))
 
 
-def placed(folder_id: int, remote_ids: Iterable[str]) -> dict[str, str]:
+def placed(folder_id: int, remote_ids: Sequence[str]) -> dict[str, str]:
     """Return the message id of each remote id that the folder has, or had, a placement of."""
+    if not remote_ids:
+        return {}
     return pairs(
         ONE_BY_ONE.format(
             "remote_id, message_id::text",

@@ -282,12 +282,12 @@ class _Mailbox:
         wanted = [ref for ref in page.added if self.options.wants_message(ref)]
         if any(ref.stable_id for ref in wanted):
             self.capture.wait()  # what it is about to show may be the same messages
+        if page.again:  # as it was, but for what came late or was not shown for a while
+            there = placements.there(folder.pk, [ref.remote_id for ref in wanted])
+            wanted = [ref for ref in wanted if ref.remote_id not in there]
         known, unknown = self._split(folder, wanted)
         if self.run.kind == RunKind.SYNC:
             self._expect(len(unknown))
-        if page.again:  # as it was, but for what came late or was not shown for a while
-            there = placements.there(folder.pk, [ref.remote_id for ref, _ in known])
-            known = [(ref, message) for ref, message in known if ref.remote_id not in there]
         placed = self._described(session, remote, known)
         rest = self._fetch_carefully(session, remote, folder, unknown)
         if rest is None:

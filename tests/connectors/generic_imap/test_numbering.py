@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from ingestion.models import Folder, IngestionSource, Message, Placement, StatusChange
 from tests.servers import imap_source
@@ -169,6 +171,17 @@ def test_what_a_server_does_not_show_for_a_while_is_put_back_where_it_was(
     assert len(held_by(server)) == 5
     assert list(Placement.objects.get(remote_id="1:11").labels) == ["\\Seen"]
     assert not server.asked(b"BODY.PEEK[])")
+
+
+def test_what_is_listed_again_is_looked_up_once(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    imported(source)
+    server.inbox.expunge(21)
+    Folder.objects.update(cursor=listed(Folder.objects.get(), days=-1))
+    with CaptureQueriesContext(connection) as queries:
+        synced(source)
+    assert len([1 for query in queries if "remote_id = key" in query["sql"]]) == 1
 
 
 def test_numbers_of_removed_messages_that_others_have_between_two_syncs_hide_nothing() -> None:
