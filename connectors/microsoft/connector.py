@@ -4,12 +4,12 @@ It only reads, with the least that lets it: Mail.Read and User.Read.All of an ap
 and User.Read of a person. Everything goes through Microsoft Graph v1.0.
 """
 
-import contextlib
 import dataclasses
 import itertools
 import time
 import urllib.parse
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from connectors.base import Connector, MailboxSession, require_own
 from connectors.config import Environment
@@ -31,6 +31,8 @@ from connectors.types import (
     RemoteMailbox,
 )
 
+_T = TypeVar("_T")
+
 #: Connector.check() has 15 s; each step of it less.
 _CHECK_SECONDS = 13.0
 _CHECK_STEP_SECONDS = 6.0
@@ -51,22 +53,30 @@ class MicrosoftConnector(Connector):
         quick = dataclasses.replace(self._environment, timeout_seconds=timeout)
         graph = Graph(self._config, quick, until=time.monotonic() + _CHECK_SECONDS)
         try:
-            with _anew_once_refused(graph):
-                return _Check(self._config, graph).identity()
+            return _as_granted_now(graph, _Check(self._config, graph).identity)
         finally:
             graph.close()
 
     def mailboxes(self) -> Iterator[RemoteMailbox]:
-        with _anew_once_refused(self._graph):
-            if self._config.signs_in:
-                yield directory.own_mailbox(self._graph, self._config)
-            else:
-                yield from directory.mailboxes(self._graph, self._config)
+        if self._config.signs_in:
+            yield self._own_mailbox()
+        else:
+            yield from _as_granted_now(self._graph, self._users)
 
     def open(self, mailbox: RemoteMailbox) -> MailboxSession:
         if self._config.signs_in:  # "/me" is whoever did
-            require_own(mailbox, directory.own_mailbox(self._graph, self._config).remote_id)
+            require_own(mailbox, self._own_mailbox().remote_id)
         return MicrosoftSession(self._config, self._environment, self._graph, mailbox)
+
+    def _own_mailbox(self) -> RemoteMailbox:
+        return _as_granted_now(
+            self._graph, lambda: directory.own_mailbox(self._graph, self._config)
+        )
+
+    def _users(self) -> Iterator[RemoteMailbox]:
+        """The first is asked for before this returns."""
+        users = directory.mailboxes(self._graph, self._config)
+        return itertools.chain([*itertools.islice(users, 1)], users)
 
 
 class MicrosoftSession(MailboxSession):
@@ -85,13 +95,15 @@ class MicrosoftSession(MailboxSession):
         self._pace = Pace(graph, graph.budgets(mailbox.remote_id))
 
     def folders(self) -> Sequence[RemoteFolder]:
-        with _anew_once_refused(self._graph):
-            try:
-                return folders.list_folders(
-                    self._pace, self._base, recoverable=self._config.includeRecoverableItems
-                )
-            except Refusal as refusal:
-                raise _of_mailbox(refusal, self._graph, self._config) from None
+        return _as_granted_now(self._graph, self._folders)
+
+    def _folders(self) -> Sequence[RemoteFolder]:
+        try:
+            return folders.list_folders(
+                self._pace, self._base, recoverable=self._config.includeRecoverableItems
+            )
+        except Refusal as refusal:
+            raise _of_mailbox(refusal, self._graph, self._config) from None
 
     def changes(self, folder: RemoteFolder, since: Cursor | None) -> Iterator[Page]:
         return listing.changes(
@@ -186,16 +198,17 @@ class _Check:
         )
 
 
-@contextlib.contextmanager
-def _anew_once_refused(graph: Graph) -> Iterator[None]:
-    """Have who asks again after a permission was missing ask with a new token: the one in hand
-    tells of what was granted when it was issued, for an hour and more."""
+def _as_granted_now(graph: Graph, ask: Callable[[], _T]) -> _T:
+    """Ask, and once more with a new token where a permission is missing: one that is in hand tells
+    of what was granted when it was issued, for an hour and more."""
+    token = graph.tokens.known()
     try:
-        yield
+        return ask()
     except NeedsReauth:
-        if (token := graph.tokens.known()) is not None:
-            graph.tokens.forget(token)
-        raise
+        if token is None:
+            raise
+        graph.tokens.forget(token)
+    return ask()
 
 
 def _base(config: MicrosoftConfig, mailbox: RemoteMailbox) -> str:

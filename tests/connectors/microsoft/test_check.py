@@ -12,6 +12,7 @@ from connectors.errors import (
     Unavailable,
 )
 from connectors.microsoft import connector as microsoft
+from connectors.types import RemoteMailbox
 from tests.servers.graph import GraphServer, Refused, Response, User
 from tests.servers.graph.connectors import box, build, opened, problem_of
 from tests.servers.graph.words import error
@@ -67,6 +68,33 @@ def test_a_permission_that_was_granted_after_a_check_is_seen_by_the_next(
     with build(server) as connector:
         assert opened(connector, alice).folders()
         assert connector.check().account == server.tenant.id
+
+
+def test_a_permission_that_was_granted_after_a_token_was_issued_is_seen_at_once(
+    server: GraphServer, alice: User
+) -> None:
+    """Also where this process was not refused, but another one."""
+    server.tenant.roles = {"User.Read.All"}
+    with build(server) as connector, build(server) as another:
+        [mailbox] = list(connector.mailboxes())
+        server.tenant.roles = {"User.Read.All", "Mail.Read"}
+        assert connector.check().account == server.tenant.id
+        server.tenant.roles = {"User.Read.All"}
+        server.login.expire_tokens()
+        list(connector.mailboxes())
+        server.tenant.roles = {"User.Read.All", "Mail.Read"}
+        assert another.open(mailbox).folders()
+
+
+def test_a_permission_to_list_users_that_was_granted_after_a_token_was_issued_is_seen_at_once(
+    server: GraphServer, alice: User
+) -> None:
+    server.tenant.roles = {"Mail.Read"}
+    with build(server) as connector:
+        session = connector.open(RemoteMailbox(alice.id, "alice"))
+        assert session.folders()
+        server.tenant.roles = {"User.Read.All", "Mail.Read"}
+        assert [mailbox.remote_id for mailbox in connector.mailboxes()] == [alice.id]
 
 
 @pytest.mark.parametrize(
