@@ -29,6 +29,7 @@ _TIMES = (
     # Of a run whose mailboxes are listed: when it is looked at again (runs.follow_meanwhile).
     ("run", "not_before", f"greatest({_RETRY}, {_OWN_INTERVAL.format(_OF_ITS_SOURCE)})", "now()"),
     ("run", "started_at", "now()", "now()"),  # else no folder is followed since, until then
+    ("run", "finished_at", "now()", "now()"),  # else it took until then
     ("run", "asked_at", "now()", "now()"),
     ("mailbox", "not_before", _MAILBOX_RETRY, "now()"),
     ("mailbox", "last_synced_at", "now()", "now()"),  # else it looks fresh until then

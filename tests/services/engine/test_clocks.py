@@ -149,6 +149,7 @@ def test_what_waits_as_long_as_it_may_goes_on_waiting(owner: User) -> None:
     [
         (IngestionSource, "imported_at"),
         (Run, "started_at"),
+        (Run, "finished_at"),
         (Run, "asked_at"),
         (Mailbox, "not_before"),
         (Mailbox, "last_synced_at"),
@@ -159,7 +160,7 @@ def test_what_waits_as_long_as_it_may_goes_on_waiting(owner: User) -> None:
 )
 def test_nothing_was_done_in_the_future(owner: User, model: type[Model], column: str) -> None:
     """It would count as fresh, as followed by this sync and the next, or as not over, until that
-    time."""
+    time; and a run as one that took until then."""
     now = timezone.now()
     source = a_source(owner, next_sync_at=None, check_not_before=now)
     a_folder(a_mailbox(source, not_before=now))
