@@ -24,6 +24,7 @@ from django.db.models.functions import Now
 
 from connectors import errors
 from connectors.base import MailboxSession
+from connectors.outages import MAX_IN_A_ROW
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion.errors import LeaseLost, LostRace
 from ingestion.models import FailedMessage, Folder, Mailbox, Run
@@ -477,8 +478,9 @@ class _Mailbox:
 
     def _retry_alone(self, session: MailboxSession, followed: _Followed) -> bool:
         """Fetch again what killed workers or broke connections and is due (`engine.careful`), one
-        by one, and at least one. Returns False where there was no time for all suspects: they come
-        first. What was recorded already holds up nobody, and the next sync goes on with it.
+        by one, and at least one, until ten in a row break. Returns False where there was no time
+        for all suspects: they come first. What was recorded already holds up nobody, and the next
+        sync goes on with it.
         """
         if not self.put_off:
             return True
@@ -486,7 +488,10 @@ class _Mailbox:
         due = self._due().filter(code__in=careful.ALONE, folder__in=remote_of)
         rows = list(due.defer("reason").order_by("not_before", "pk"))
         rows.sort(key=careful.is_suspect, reverse=True)
-        for number, row in enumerate(rows, 1):
+        in_a_row = 0
+        for number, row in enumerate(rows):
+            if self.held.stopping.is_set() or (number and self._must_stop()):
+                return not any(map(careful.is_suspect, rows[number:]))
             try:
                 self._retry_folder(
                     session, *remote_of[row.folder_id], [_reference(row)], alone=True
@@ -494,10 +499,14 @@ class _Mailbox:
             except errors.Skippable:
                 pass  # the folder: following it says so
             except errors.Unavailable:
-                if careful.is_suspect(row):  # an outage looks the same
+                in_a_row += 1
+                # An outage looks the same: it is known of none of these.
+                if careful.is_suspect(row):
                     raise
-            if self._must_stop():
-                return not any(map(careful.is_suspect, rows[number:]))
+                if in_a_row >= MAX_IN_A_ROW:
+                    return True
+            else:
+                in_a_row = 0
         return True
 
 

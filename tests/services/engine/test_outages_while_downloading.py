@@ -1,11 +1,13 @@
 """Downloads that break off, or are put off, time and again: no message is accused for an outage."""
 
+from typing import Any
+
 import pytest
 from django.utils import timezone
 
 from connectors.errors import RateLimited, Unavailable
-from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack
-from ingestion.services.engine import sync
+from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Message, Pack, Run
+from ingestion.services.engine import lease, sync
 from ingestion.services.sources import discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import (
@@ -102,6 +104,55 @@ def test_messages_that_are_known_to_break_the_connection_hold_up_no_new_mail(
     FailedMessage.objects.update(not_before=timezone.now())
     assert synced(source).message == "8 archived."
     assert_exact(server, source)
+
+
+@pytest.fixture
+def breaking(server: Server, source: IngestionSource) -> Run:
+    """A sync of a mailbox in which thirty messages are known to break the connection."""
+    server.page_size = 1000
+    fill(server, 30)
+    start(source)
+    finish(source)
+    server.breaking |= {f"INBOX/1:{uid}" for uid in range(1, 31)}
+    for uid in range(1, 31):
+        FailedMessage.objects.create(
+            mailbox=Mailbox.objects.get(),
+            folder=Folder.objects.get(),
+            remote_id=f"1:{uid}",
+            code="breaks_connection",
+            attempts=1,
+            not_before=timezone.now(),
+        )
+    run = verbs.start_sync(source, actor=ACTOR)
+    discovery.discover(run.pk)
+    return run
+
+
+def test_an_outage_is_not_counted_of_all_that_are_known_to_break_the_connection(
+    breaking: Run,
+) -> None:
+    work()
+    breaking.refresh_from_db()
+    assert breaking.status == "completed"
+    assert FailedMessage.objects.filter(attempts=2).count() == 10
+    assert FailedMessage.objects.filter(attempts=1).count() == 20
+
+
+def test_who_is_told_to_stop_asks_for_none_that_is_known_to_break_the_connection(
+    server: Server, breaking: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[lease.Lease] = []
+    acquire = lease.acquire
+
+    def noted(*given: Any) -> lease.Lease | None:
+        if (taken := acquire(*given)) is not None:
+            held.append(taken)
+        return taken
+
+    monkeypatch.setattr(lease, "acquire", noted)
+    server.before_changes = lambda _: held[0].stopping.set()  # paused, or a deploy
+    work()
+    assert not FailedMessage.objects.filter(attempts=2).exists()
 
 
 def test_where_suspects_have_no_time_left_the_folders_are_not_followed_again(
