@@ -11,22 +11,28 @@ from django.db.models.functions import Coalesce, JSONObject
 
 from ingestion.models import INDEX_VERSION, IngestionSource, Pack
 
-_DONE = Q(index_version__gte=INDEX_VERSION)
+#: Also by an earlier version: what it read is found until it is read again.
+_FOUND = Q(index_version__gt=0)
 _UNREADABLE = Q(index_version__lt=INDEX_VERSION, index_attempts__gt=0)
 _SUMS = {
     "messages": Coalesce(Sum("message_count"), 0),
-    "indexed": Coalesce(Sum("message_count", filter=_DONE), 0),
-    "defects": Coalesce(Sum("index_defects", filter=_DONE), 0),
+    "indexed": Coalesce(Sum("message_count", filter=_FOUND), 0),
+    "outdated": Coalesce(
+        Sum("message_count", filter=_FOUND & Q(index_version__lt=INDEX_VERSION)), 0
+    ),
+    "defects": Coalesce(Sum("index_defects", filter=_FOUND), 0),
     "unreadable_packs": Count("pk", filter=_UNREADABLE),
 }
 
 
 class Health(NamedTuple):
-    """Of the messages that are archived: how many are indexed, and of those how many not in whole.
-    `unreadable_packs` hold others, and are tried again."""
+    """Of the messages that are archived: how many are indexed, and of those how many are to be read
+    again and how many are not indexed in whole. `unreadable_packs` can't be read, for the first
+    time or again, and are tried again."""
 
     messages: int = 0
     indexed: int = 0
+    outdated: int = 0
     defects: int = 0
     unreadable_packs: int = 0
 
@@ -41,6 +47,8 @@ class Health(NamedTuple):
     def told(self, verb: str = "") -> str:
         """Say it with another verb, or with none where that is said already."""
         told = f"{self.indexed:,} of {self.messages:,}{verb}"
+        if self.outdated:
+            told += f", {self.outdated:,} to be read again"
         if self.defects:
             told += f", {self.defects:,} with defects"
         if self.unreadable_packs:
@@ -54,6 +62,7 @@ def as_object(health: Health) -> dict[str, int]:
     return {
         "indexedMessages": health.indexed,
         "unindexedMessages": health.waiting,
+        "outdatedMessages": health.outdated,
         "indexDefects": health.defects,
         "unreadablePacks": health.unreadable_packs,
     }
@@ -79,11 +88,9 @@ def in_all(sources: QuerySet[IngestionSource]) -> Health:
 
 
 def waiting_since(sources: QuerySet[IngestionSource]) -> dt.datetime | None:
-    """Return since when a pack waits that could be indexed; None where none does."""
+    """Return since when a pack waits that was never indexed and can be; None where none does."""
     waiting = Pack.objects.filter(
-        source__in=sources.order_by().values("pk"),
-        index_version__lt=INDEX_VERSION,
-        index_attempts=0,
+        source__in=sources.order_by().values("pk"), index_version=0, index_attempts=0
     )
     found: dt.datetime | None = waiting.aggregate(at=Min(F("index_not_before")))["at"]
     return found

@@ -285,6 +285,10 @@ class StatsOut(serializers.Serializer[Any]):
         help_text="That search, lists by date and threads know of."
     )
     unindexedMessages = serializers.IntegerField(help_text="That wait to be indexed.")
+    outdatedMessages = serializers.IntegerField(
+        help_text="Of the indexed ones, those that are to be read again, as by a newer version:"
+        " they are found meanwhile as they were read before."
+    )
     indexDefects = serializers.IntegerField(
         help_text="Of the indexed ones, those of which a part could not be read or was cut."
     )

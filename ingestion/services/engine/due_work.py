@@ -138,6 +138,8 @@ KINDS = {
         "ingestion_pack",
         indexing.DUE,
         since="index_not_before",
+        # What is read again has waited since it was archived, and is found meanwhile.
+        due_since="CASE WHEN index_version = 0 THEN index_not_before END",
         first="index_version, index_not_before",
         verb=indexing.work,
         name="pack",

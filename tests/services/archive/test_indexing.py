@@ -1,6 +1,7 @@
 """Archived mail gets documents, each once, whatever happens meanwhile."""
 
 import concurrent.futures
+import datetime as dt
 import functools
 import itertools
 import os
@@ -22,6 +23,7 @@ from ingestion.mail.digest import Digest
 from ingestion.models import INDEX_VERSION, Document, IngestionSource, Message, Pack, Placement
 from ingestion.packs.directory import MARK
 from ingestion.services.archive import indexing, readers, reading, rebuild, refetch
+from ingestion.services.archive.exports.selection import Selection
 from ingestion.services.engine import claims, due_work, lease
 from ingestion.services.sources import deletion, verbs
 from tests.servers.command_line import CommandLine
@@ -98,6 +100,7 @@ def test_the_command_indexes_here_or_says_what_waits(
         "packsDue": 1,
         "indexedMessages": 0,
         "unindexedMessages": 9,
+        "outdatedMessages": 0,
         "indexDefects": 0,
         "unreadablePacks": 0,
     }
@@ -105,7 +108,7 @@ def test_the_command_indexes_here_or_says_what_waits(
     before = Document.objects.get(message__subject="3").words
     assert manage.here("reindex", "--json").json()["packsDue"] == 0
     Document.objects.update(words="")
-    assert "0 of 9 indexed" in manage.here("reindex", "--all").stdout
+    assert "9 of 9 indexed, 9 to be read again" in manage.here("reindex", "--all").stdout
     assert manage("reindex", "--now", "--json").json()["indexedMessages"] == 9
     assert Document.objects.get(message__subject="3").words == before
 
@@ -264,6 +267,27 @@ def test_new_mail_goes_before_what_is_read_again(source: IngestionSource, pack: 
     new = Pack.objects.create(source=source, size_bytes=1, message_count=1)
     assert indexing.next_due() == new.pk
     assert [work.pk for work in due_work.hand_out()] == [new.pk, pack.pk]
+
+
+def test_what_an_earlier_version_indexed_is_told_as_found(
+    source: IngestionSource, pack: Pack
+) -> None:
+    """For as long as an upgrade has it read again: search finds it as before."""
+    indexing.index_pack(pack.pk)
+    Document.objects.update(version=INDEX_VERSION - 1)
+    long_ago = timezone.now() - dt.timedelta(days=400)
+    Pack.objects.update(index_version=INDEX_VERSION - 1, index_not_before=long_ago)
+    everything = IngestionSource.objects.all()
+    health = index_health.in_all(everything)
+    assert (str(health), health.waiting) == ("9 of 9 indexed, 9 to be read again", 0)
+    assert index_health.waiting_since(everything) is None
+    assert Selection(source.owner, "rare").left_out() == ""
+    assert {kind: (rows, waited) for kind, rows, waited in due_work.backlog()}["index"] == (1, 0.0)
+    Pack.objects.create(source=source, size_bytes=1, message_count=3, index_not_before=long_ago)
+    assert str(index_health.in_all(everything)) == "9 of 12 indexed, 9 to be read again"
+    assert index_health.waiting_since(everything) == long_ago
+    assert "3 messages were not indexed" in Selection(source.owner, "rare").left_out()
+    assert {kind: waited for kind, _, waited in due_work.backlog()}["index"] > 3_600
 
 
 def test_reindexing_gives_old_rows_the_better_fields_and_no_other_is_touched(pack: Pack) -> None:
