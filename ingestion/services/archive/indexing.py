@@ -50,15 +50,21 @@ _NOT_TAKEN = "It could not be indexed in whole: only its header fields are searc
 DUE = f"""index_version < {INDEX_VERSION} AND index_not_before <= now()
    AND (SELECT s.deleted_at IS NULL FROM ingestion_ingestionsource s WHERE s.id = source_id)"""
 
-#: Owners in turn, as chance has it; of a source what was never indexed, then what waits longest.
+#: What was never indexed, of whatever source, then what is read again. Of each, owners in turn, as
+#: chance has it; of a source what waits longest. All sources are asked for new mail only where
+#: there is some: each pack that is read again would wait for that.
 _NEXT = f"""
 SELECT next.id FROM (
-    SELECT id FROM ingestion_ingestionsource
+    SELECT id, version
+      FROM ingestion_ingestionsource, (VALUES (0), ({INDEX_VERSION - 1})) AS read (version)
      WHERE deleted_at IS NULL AND (%(sources)s::uuid[] IS NULL OR id = ANY(%(sources)s::uuid[]))
-     ORDER BY row_number() OVER (PARTITION BY owner_id ORDER BY random()), random()) AS source
+       AND (version > 0 OR EXISTS (
+           SELECT 1 FROM ingestion_pack WHERE index_version = 0 AND {DUE} AND {claims.FREE}))
+     ORDER BY version, row_number() OVER (PARTITION BY version, owner_id ORDER BY random()),
+              random()) AS source
 CROSS JOIN LATERAL (
     SELECT id FROM ingestion_pack
-     WHERE source_id = source.id AND index_version < {INDEX_VERSION} AND index_not_before <= now()
+     WHERE source_id = source.id AND index_version <= source.version AND index_not_before <= now()
        AND {claims.FREE}
      ORDER BY index_version, index_not_before LIMIT 1) AS next
 LIMIT 1"""

@@ -269,6 +269,31 @@ def test_new_mail_goes_before_what_is_read_again(source: IngestionSource, pack: 
     assert [work.pk for work in due_work.hand_out()] == [new.pk, pack.pk]
 
 
+def test_new_mail_goes_before_what_is_read_again_of_all_other_sources(
+    source: IngestionSource, pack: Pack, other_user: User
+) -> None:
+    """Else it could not be found for as long as an upgrade has all mail read again."""
+    waiting = {"size_bytes": 1, "message_count": 1}
+    for number in range(20):
+        other = IngestionSource.objects.create(
+            owner=source.owner, name=str(number), provider="generic_imap", status="active"
+        )
+        Pack.objects.create(source=other, index_version=INDEX_VERSION - 1, **waiting)
+    new = IngestionSource.objects.create(
+        owner=other_user, name="New", provider="generic_imap", status="active"
+    )
+    ids = {pack.pk, Pack.objects.create(source=new, **waiting).pk}
+    assert {indexing.next_due() for _ in range(20)} <= ids
+    for one in ids:
+        with claims.claimed(indexing.KIND, one) as mine:
+            assert mine
+            assert {indexing.next_due() for _ in range(20)} == ids - {one}
+    old = Pack.objects.filter(index_version__gt=0)[0]
+    assert indexing.next_due([old.source_id]) == old.pk
+    IngestionSource.objects.filter(pk__in=[source.pk, new.pk]).update(deleted_at=timezone.now())
+    assert indexing.next_due() not in {None, *ids}
+
+
 def test_what_an_earlier_version_indexed_is_told_as_found(
     source: IngestionSource, pack: Pack
 ) -> None:
