@@ -24,6 +24,7 @@ from connectors.types import SpooledBody
 from ingestion.errors import Corrupt
 from ingestion.models import INDEX_VERSION, Document, Message, Pack
 from ingestion.packs.store import Extent, PackStore, store
+from ingestion.search.words import TOO_LONG_FOR_PHRASES
 from ingestion.services.archive import documents, reading, storage
 from ingestion.services.archive.documents import Indexed
 from ingestion.services.engine import backoff, claims, lease
@@ -69,10 +70,13 @@ CROSS JOIN LATERAL (
      ORDER BY index_version, index_not_before LIMIT 1) AS next
 LIMIT 1"""
 
+#: Of a long text each word is searched: a message that has no other defect is none to look after.
+_SEARCHED = [TOO_LONG_FOR_PHRASES]
+
 _DONE = """
 UPDATE ingestion_pack SET index_version = %(version)s, index_defects = n.defects, index_attempts = 0
   FROM (SELECT count(*) FILTER (WHERE d.message_id IS NULL) AS missing,
-               count(*) FILTER (WHERE d.defects <> '{}') AS defects
+               count(*) FILTER (WHERE NOT d.defects <@ %(searched)s::text[]) AS defects
           FROM ingestion_message m LEFT JOIN ingestion_document d ON d.message_id = m.id
          WHERE m.pack_id = %(pack)s) AS n
  WHERE id = %(pack)s AND n.missing = 0"""
@@ -181,7 +185,8 @@ class _Indexing:
             else:
                 self._flush()
                 if whole:
-                    sql.run(_DONE, {"pack": self._pack.pk, "version": INDEX_VERSION})
+                    done = {"pack": self._pack.pk, "version": INDEX_VERSION}
+                    sql.run(_DONE, {**done, "searched": _SEARCHED})
                     log.info("pack_indexed", messages=self._count)
         return self._count
 

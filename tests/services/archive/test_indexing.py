@@ -22,6 +22,7 @@ from ingestion import index_health
 from ingestion.mail.digest import Digest
 from ingestion.models import INDEX_VERSION, Document, IngestionSource, Message, Pack, Placement
 from ingestion.packs.directory import MARK
+from ingestion.search.words import TOO_LONG_FOR_PHRASES
 from ingestion.services.archive import indexing, readers, reading, rebuild, refetch
 from ingestion.services.archive.exports.selection import Selection
 from ingestion.services.engine import claims, due_work, lease
@@ -29,7 +30,7 @@ from ingestion.services.sources import deletion, verbs
 from tests.servers.command_line import CommandLine
 from tests.servers.mortal import dies
 from tests.servers.scripted_provider import Server
-from tests.servers.scripted_source import ACTOR, fill, finish, start
+from tests.servers.scripted_source import ACTOR, fill, finish, start, synced
 from tests.servers.stack import wait_for
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -313,6 +314,19 @@ def test_what_an_earlier_version_indexed_is_told_as_found(
     assert index_health.waiting_since(everything) == long_ago
     assert "3 messages were not indexed" in Selection(source.owner, "rare").left_out()
     assert {kind: waited for kind, _, waited in due_work.backlog()}["index"] > 3_600
+
+
+def test_a_word_that_is_repeated_is_told_of_its_message_and_is_no_defect_of_the_index(
+    server: Server, source: IngestionSource, pack: Pack
+) -> None:
+    """Nearly each spreadsheet has one: who looks for what could not be read would not see it."""
+    server.deliver(
+        "Work", b"Subject: table\r\n\r\n" + b"".join(b"0 x%d\r\n" % n for n in range(300))
+    )
+    synced(source)
+    index_all()
+    assert document_of("table").defects == [TOO_LONG_FOR_PHRASES]
+    assert str(index_health.in_all(IngestionSource.objects.all())) == "10 of 10 indexed"
 
 
 def test_reindexing_gives_old_rows_the_better_fields_and_no_other_is_touched(pack: Pack) -> None:
