@@ -121,11 +121,21 @@ def _own(source: IngestionSource, run: Run) -> None:
 
 
 def _resting(source: IngestionSource, run: Run) -> set[str]:
-    """Return the mailboxes whose turn is not before the next scheduled sync (`ingestion.pace`), and
-    that owe nothing else. None where somebody asked: then all have their turn."""
-    if run.actor != runs.SCHEDULE or run.asked_at is not None:
+    """Return the mailboxes whose turn is not before the next scheduled sync (`ingestion.pace`), or
+    that a run which is listed again followed already, while they still end one after the other
+    (`runs.follow_meanwhile`); and that owe nothing else. None where somebody asked: then all have
+    their turn."""
+    if run.asked_at is not None:
         return set()
-    options = Options.of(source.options)
+    options, followed = Options.of(source.options), Q()
+    if run.actor == runs.SCHEDULE:
+        ahead = options.sync_interval - pace.as_span(pace.seconds())
+        followed |= Q(last_synced_at__gt=Now() + ahead)
+    lately = Mailbox.objects.filter(source=source, last_synced_at__gt=Now() - options.sync_interval)
+    if lately.exists():
+        followed |= Q(last_synced_at__gt=run.started_at)
+    if not followed:
+        return set()
     unfinished = Folder.objects.filter(mailbox__source=source, removed_at=None).filter(
         Q(failing_since__isnull=False) | Q(missing_since__isnull=False)
         | Q(cursor__isnull=True)  # not =None: that is JSON's null
@@ -138,8 +148,8 @@ def _resting(source: IngestionSource, run: Run) -> set[str]:
     }
     failed = FailedMessage.objects.filter(mailbox=OuterRef("pk"), not_before__lte=Now())
     quiet = Mailbox.objects.filter(
-        ~Exists(failed), source=source, state=MailboxState.ACTIVE, run=None, last_error_code="",
-        last_synced_at__gt=Now() + options.sync_interval - pace.as_span(pace.seconds()),
+        followed, ~Exists(failed), source=source, state=MailboxState.ACTIVE, run=None,
+        last_error_code="",
     )  # fmt: skip
     found = quiet.values_list("pk", "remote_id")
     return {remote_id for pk, remote_id in found if pk not in owing}

@@ -117,6 +117,21 @@ def test_a_run_of_days_lists_its_mailboxes_each_day(
     assert (mailbox.state, mailbox.run) == ("gone", None)
 
 
+def test_who_is_done_with_stays_so_where_a_run_of_days_lists_its_mailboxes(
+    server: Server, run: Run
+) -> None:
+    """While they end one after the other: else a run of days begins again each day."""
+    Run.objects.update(discovered_at=F("discovered_at") - dt.timedelta(hours=25))
+    later(minutes=6)
+    Mailbox.objects.filter(remote_id="small").update(last_synced_at=timezone.now())
+    server.accounts = ("small", "large", "new")
+    assert listed_again(run)
+    run.refresh_from_db()
+    assert (run.mailboxes_done, run.mailboxes_total) == (1, 3)
+    assert settled("small")
+    assert not settled("new")
+
+
 def test_sync_now_follows_what_the_run_is_done_with(
     server: Server, source: IngestionSource, run: Run
 ) -> None:
