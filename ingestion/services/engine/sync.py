@@ -15,11 +15,10 @@ nothing here runs inside a transaction but what a batch commits.
 import dataclasses
 import time
 import uuid
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import structlog
 from django.db import DatabaseError, InterfaceError, OperationalError, connection
-from django.db.models import QuerySet
 from django.db.models.functions import Now
 
 from connectors import errors
@@ -27,11 +26,12 @@ from connectors.base import MailboxSession
 from connectors.outages import MAX_IN_A_ROW
 from connectors.types import MessageRef, Page, RemoteFolder, RemoteMailbox
 from ingestion.errors import LeaseLost, LostRace
-from ingestion.models import FailedMessage, Folder, Mailbox, Run
+from ingestion.models import Folder, Mailbox, Run
 from ingestion.packs.store import store
 from ingestion.services.engine import (
     careful,
     counters,
+    failures,
     folder_turns,
     folders,
     lease,
@@ -58,7 +58,6 @@ SLICE_SECONDS = 120
 #: And after so much more in the middle of a page, which then has to be listed again: from a server
 #: that gives 1 MB/s a page of 20,000 messages may take an hour.
 PAGE_SECONDS = 240
-_RETRY_ROWS = 2_000
 #: Fewer are there before anybody has read that they are awaited.
 _WORTH_EXPECTING = 100
 #: After so many failures of a folder without progress, one message may be what breaks it.
@@ -416,13 +415,13 @@ class _Mailbox:
         """Fetch again what failed before and is due, but what is only ever fetched alone. Returns
         False where the work had to stop."""
         remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
-        for rows in self._due_failures():
+        for rows in failures.batches(self.mailbox):
             by_folder: dict[int, list[MessageRef]] = {}
             for row in rows:
                 if row.code in careful.ALONE:
                     self.put_off = True  # who becomes one in this slice ends it
                 elif row.folder_id in remote_of:
-                    by_folder.setdefault(row.folder_id, []).append(_reference(row))
+                    by_folder.setdefault(row.folder_id, []).append(failures.reference(row))
             for folder_id, refs in by_folder.items():
                 try:
                     if not self._retry_folder(session, *remote_of[folder_id], refs):
@@ -430,23 +429,6 @@ class _Mailbox:
                 except errors.Skippable:
                     continue  # the folder: following it says so
         return True
-
-    def _due_failures(self) -> Iterator[list[FailedMessage]]:
-        """Yield what is due, each once; a server that refused everything left any number."""
-        after = 0
-        while True:
-            due = self._due().filter(pk__gt=after).order_by("pk")
-            rows = list(due.defer("reason")[:_RETRY_ROWS])
-            if not rows:
-                return
-            yield rows
-            after = rows[-1].pk
-
-    def _due(self) -> QuerySet[FailedMessage]:
-        """Leaves out what is known by an id that may be another message's by now: the listing of
-        its folder says which."""
-        due = FailedMessage.objects.filter(mailbox=self.mailbox, not_before__lte=Now())
-        return due.exclude(folder__list_anew=ListAnew.BY_BYTES)
 
     def _retry_folder(
         self,
@@ -485,7 +467,7 @@ class _Mailbox:
         if not self.put_off:
             return True
         remote_of = {folder.pk: (remote, folder) for remote, folder in followed}
-        due = self._due().filter(code__in=careful.ALONE, folder__in=remote_of)
+        due = failures.due(self.mailbox).filter(code__in=careful.ALONE, folder__in=remote_of)
         rows = list(due.defer("reason").order_by("not_before", "pk"))
         rows.sort(key=careful.is_suspect, reverse=True)
         in_a_row = 0
@@ -494,7 +476,7 @@ class _Mailbox:
                 return not any(map(careful.is_suspect, rows[number:]))
             try:
                 self._retry_folder(
-                    session, *remote_of[row.folder_id], [_reference(row)], alone=True
+                    session, *remote_of[row.folder_id], [failures.reference(row)], alone=True
                 )
             except errors.Skippable:
                 pass  # the folder: following it says so
@@ -508,16 +490,6 @@ class _Mailbox:
             else:
                 in_a_row = 0
         return True
-
-
-def _reference(row: FailedMessage) -> MessageRef:
-    return MessageRef(
-        remote_id=row.remote_id,
-        size_bytes=row.size_bytes,
-        stable_id=row.stable_id,
-        received_at=row.received_at,
-        labels=tuple(row.labels),
-    )
 
 
 def _is_gone(session: MailboxSession, missing: RemoteFolder) -> bool:

@@ -81,7 +81,7 @@ def test_a_failures_size_that_is_found_out_later_is_kept(source: IngestionSource
 def test_any_number_of_failures_is_tried_again_in_batches(
     server: Server, source: IngestionSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sync, "_RETRY_ROWS", 2)
+    monkeypatch.setattr(failures, "_RETRY_ROWS", 2)
     fill(server, 5)
     fill(server, 4, "Other")
     for uid in range(1, 6):
