@@ -47,6 +47,11 @@ class Login:
         return self.can("X-GM-EXT-1") or self.can("OBJECTID")
 
     @property
+    def has_condstore(self) -> bool:
+        """Whether it answers by mod-sequences (RFC 7162). Some tell one, and do not (Yahoo did)."""
+        return self.can("CONDSTORE") or self.can("QRESYNC")
+
+    @property
     def message_limit(self) -> int:
         """For how many messages it answers at once (RFC 9738 section 3)."""
         told = (name[13:] for name in self.capabilities if name.startswith("MESSAGELIMIT="))

@@ -149,7 +149,7 @@ def name_of(folder: RemoteFolder) -> bytes:
 
 def _status_items(login: Login) -> str:
     items = "MESSAGES UIDNEXT UIDVALIDITY"
-    if login.can("CONDSTORE") or login.can("QRESYNC"):
+    if login.has_condstore:
         items += " HIGHESTMODSEQ"
     if login.can("OBJECTID"):
         items += " MAILBOXID"

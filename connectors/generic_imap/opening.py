@@ -21,6 +21,7 @@ class Opened:
     next_uid: int | None
     #: None where it did not tell.
     count: int | None
+    #: None where it did not tell, or does not answer by it.
     modseq: int | None
     #: Whether UIDs may be given to other messages yet: of servers that tell no UIDNEXT here.
     provisional: bool
@@ -50,7 +51,7 @@ def examine(login: Login, folder: RemoteFolder) -> Opened:
     next_uid = told = _number(rb"\[UIDNEXT (\d+)\]", text)
     if not next_uid and folder.state.get("uidvalidity") == validity:
         next_uid = folder.state.get("uidnext")  # some tell it in STATUS alone
-    modseq = _number(rb"\[HIGHESTMODSEQ (\d+)\]", text) or None
+    modseq = (_number(rb"\[HIGHESTMODSEQ (\d+)\]", text) or None) if login.has_condstore else None
     return Opened(validity, next_uid or None, login.exists, modseq, provisional=not told)
 
 

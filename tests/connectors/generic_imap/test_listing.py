@@ -135,6 +135,29 @@ def test_the_number_of_messages_that_opening_tells_is_read_and_never_hides_any(
     assert archived(source) == held_by(server)
 
 
+@pytest.mark.parametrize("server", [PLAIN], ids=["plain"], indirect=True)
+def test_a_mod_sequence_of_a_server_that_answers_nothing_by_it_is_not_believed(
+    server: ImapScript, source: IngestionSource
+) -> None:
+    """Yahoo told one (MailKit#358)."""
+
+    def refuse(client: Client, tag: bytes, command: bytes) -> bool:
+        if b"CHANGEDSINCE" in command:
+            client.send(tag + b" BAD [CLIENTBUG] FETCH Command arguments invalid\r\n")
+        return b"CHANGEDSINCE" in command
+
+    for run, until in ((imported, 4), (synced, 6)):
+        fill(server.inbox, until - server.inbox.next_uid)
+        told = (b"UIDVALIDITY 1", b"UIDNEXT %d" % until, b"HIGHESTMODSEQ %d" % until)
+        server.hooks[:] = [refuse]
+        examined_as(server, b"%d EXISTS" % (until - 1), *(b"OK [" + t + b"]" for t in told))
+        run(source)
+        assert archived(source) == held_by(server)
+    server.commands.clear()
+    synced(source)
+    assert not server.asked(b"EXAMINE")
+
+
 def test_an_empty_folder_in_which_nothing_may_be_looked_for_is_empty(
     server: ImapScript, source: IngestionSource
 ) -> None:
