@@ -4,7 +4,6 @@ import uuid
 from argparse import ArgumentParser
 from typing import Any
 
-from connectors.errors import ConnectorError
 from ingestion.amounts import counted
 from ingestion.management.base import Exit, OperatorCommand
 from ingestion.management.meanwhile import Meanwhile
@@ -79,7 +78,11 @@ class Command(OperatorCommand):
         lines = [f"{checked} were read back: {_verdict(result)}"]
         if options["refetch"]:
             done = self._refetch(lost)
-            document |= {"refetched": done.fetched, "notRefetched": done.left}
+            document |= {
+                "refetched": done.fetched,
+                "notRefetched": done.left,
+                "packsNotAskedFor": done.packs_not_asked_for,
+            }
             lines.append(
                 f"{counted(done.fetched, 'lost message')} fetched again, {done.left:,} not."
                 " Run verify_archive once more."
@@ -92,13 +95,18 @@ class Command(OperatorCommand):
     def _refetch(self, lost: dict[uuid.UUID, set[uuid.UUID]]) -> refetch.Refetched:
         total = refetch.Refetched()
         for source in IngestionSource.objects.filter(pk__in=lost, deleted_at=None):
-            try:
-                done = refetch.refetch(source, lost[source.pk], actor=self.actor, on_left=self.say)
-            except ConnectorError as error:  # others may have another provider
-                self.say(f"{source.name}: {error} What is lost of it was not fetched, or in part.")
-                continue
+            done = refetch.refetch(source, lost[source.pk], actor=self.actor, on_left=self.say)
             total.fetched += done.fetched
             total.left += done.left
+            total.packs_not_asked_for += done.packs_not_asked_for
+            if done.refused:  # others may have another provider
+                self.say(
+                    f"{source.name}: {done.refused} Nothing goes on by itself here: run this again"
+                    " once that is over."
+                )
+            if done.packs_not_asked_for:
+                packs = counted(done.packs_not_asked_for, "more pack")
+                self.say(f"{source.name}: what is lost of {packs} was not asked for.")
         return total
 
 

@@ -38,10 +38,13 @@ _OTHER_BYTES = "the provider hands out other bytes for it now."
 
 @dataclasses.dataclass(slots=True)
 class Refetched:
-    """How many lost messages are archived again, and how many are not."""
+    """How many lost messages are archived again, and how many are not. `refused`: why the provider
+    was asked for nothing more; of `packs_not_asked_for` nobody knows what could be had."""
 
     fetched: int = 0
     left: int = 0
+    refused: errors.ConnectorError | None = None
+    packs_not_asked_for: int = 0
 
 
 def refetch(
@@ -54,25 +57,28 @@ def refetch(
     """Fetch again what can't be read of these packs. May run beside working workers.
 
     Calls `on_left` with a sentence for each message that could not be had. Opens its own
-    transactions, one for each pack: call it outside of any. Raises ArchiveUnavailable, OSError
-    (disk), and ConnectorError where the provider can't be asked, or any more: what was fetched
-    until then is archived.
+    transactions, one for each pack: call it outside of any. Raises ArchiveUnavailable and OSError
+    (disk): what was fetched until then is archived.
     """
     storage.require()
     result = Refetched()
+    waiting = list(Pack.objects.filter(source=source, pk__in=list(packs)))
     try:
         with (
             compaction.held_off(source.pk),
             credentials.connect(source) as connector,
             _Provider(connector) as provider,
         ):
-            for pack in Pack.objects.filter(source=source, pk__in=list(packs)):
-                _mend(pack, provider, result, on_left)
-                if provider.refused:
-                    raise provider.refused
+            while waiting and not provider.refused:
+                _mend(waiting.pop(0), provider, result, on_left)
+            result.refused = provider.refused
+    except errors.ConnectorError as error:  # before it could be asked for any
+        result.refused = error
     finally:
         with transaction.atomic():
-            audit(actor, "archive.refetch", source, dataclasses.asdict(result))
+            done = {"fetched": result.fetched, "left": result.left}
+            audit(actor, "archive.refetch", source, done)
+    result.packs_not_asked_for = len(waiting)
     return result
 
 

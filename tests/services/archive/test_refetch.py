@@ -10,7 +10,8 @@ from django.utils import timezone
 from connectors.errors import MailboxUnavailable, MessageGone, NeedsReauth, RateLimited, Unavailable
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
 from ingestion.services.archive import housekeeping, refetch, verify
-from ingestion.services.sources import credentials
+from ingestion.services.engine import due_work
+from ingestion.services.sources import configuration, credentials
 from tests.management.backup.world import end_idle_sessions
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Server
@@ -156,8 +157,9 @@ def test_who_is_not_let_in_does_not_try_it_for_each_folder(
     """Accounts are locked for that, and addresses banned."""
     assert len(server.folders) > 1
     server.open_error = error
-    with pytest.raises(type(error), match=str(error)):
-        refetched(source)
+    packs = Pack.objects.values_list("pk", flat=True)
+    done = refetch.refetch(source, packs, actor=ACTOR, on_left=lambda _: None)
+    assert (done.refused, done.fetched, done.packs_not_asked_for) == (error, 0, 1)
     assert server.opened == 1
     assert AuditEvent.objects.filter(action="archive.refetch").exists()
 
@@ -177,16 +179,36 @@ def test_what_was_fetched_before_the_provider_refuses_is_kept(
 ) -> None:
     def fail(handed_out: int) -> None:
         if handed_out == 2:
-            raise RateLimited("Too much for today.")
+            raise NeedsReauth("Denied.")
 
     server.before_message = fail
     left: list[str] = []
     packs = {problem.pack_id for problem in verified(source)}
-    with pytest.raises(RateLimited, match="Too much for today"):
-        refetch.refetch(source, packs, actor=ACTOR, on_left=left.append)
-    assert all("Too much for today." in text for text in left)
+    done = refetch.refetch(source, packs, actor=ACTOR, on_left=left.append)
+    assert str(done.refused) == "Denied."
+    assert (done.fetched, done.packs_not_asked_for) == (2, 1)
+    assert all("Denied." in text for text in left)
     assert sum(problem.messages for problem in verified(source)) == 10
     assert AuditEvent.objects.get(action="archive.refetch").changes["fetched"] == 2
+
+
+def fail(handed_out: int) -> None:
+        if server.opened == 1 and handed_out == 2:
+            raise RateLimited("Wait a minute.", retry_after_seconds=60)
+
+    server.accounts, server.page_size = ("ada", "bob"), 1000
+    fill(server, 9)
+    start(source)
+    due_work.work_until_done(source, on_progress=lambda _: None)
+    for path in (settings.ARCHIVE_DIR / str(source.pk)).rglob("*.pack"):
+        path.unlink()
+    server.opened = 0
+    server.fetched.clear()
+    server.before_message = fail
+    counts, left = refetched(source)
+    assert counts == (11, 7)
+    assert all("Wait a minute." in text for text in left)
+    assert server.opened == 2
 
 
 def test_a_connection_that_is_lost_is_made_again_for_the_next_folder(
@@ -243,14 +265,36 @@ def test_a_verification_beside_it_misses_no_rows(
 
 
 def test_the_command_goes_on_with_other_sources_where_one_is_not_let_in(
-    manage: CommandLine, server: Server, source: IngestionSource, pack: Path
+    manage: CommandLine, server: Server, source: IngestionSource, two_packs: list[Path]
 ) -> None:
-    pack.unlink()
-    server.open_error = NeedsReauth("The password was not accepted.")
+    """And what was fetched of that one until then is told of."""
+    other = configuration.create(
+        owner=source.owner,
+        name="Other",
+        provider=source.provider,
+        provider_config={"password": "secret"},
+        actor=ACTOR,
+    )
+    start(other)
+    due_work.work_until_done(other, on_progress=lambda _: None)
+    for path in settings.ARCHIVE_DIR.rglob("*.pack"):
+        path.unlink()
+
+    def fail(handed_out: int) -> None:
+        if server.opened == 1 and handed_out == 2:
+            raise NeedsReauth("The password was not accepted.")
+
+    server.opened = 0
+    server.fetched.clear()
+    server.before_message = fail
     found = manage.here("verify_archive", "--refetch", "--json")
     assert found.code == 1
     assert "The password was not accepted." in found.stderr
-    assert found.json()["missingPacks"] == 1
+    told = found.json()
+    assert told["missingPacks"] == 4
+    assert (told["refetched"], told["packsNotAskedFor"]) == (2 + 12, 1)
+    assert told["notRefetched"] in {9 - 2, 3 - 2}
+    assert "what is lost of 1 more pack was not asked for" in found.stderr
 
 
 def test_who_fetches_for_hours_finds_the_database_again(
