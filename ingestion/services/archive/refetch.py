@@ -198,7 +198,7 @@ class _Provider:
         self._connector = connector
         self._mailbox: uuid.UUID | None = None
         self._sessions = contextlib.ExitStack()
-        self._closed: dict[uuid.UUID, errors.MailboxUnavailable] = {}
+        self._closed: dict[uuid.UUID, errors.ConnectorError] = {}
         self.refused: errors.ConnectorError | None = None
 
     def __enter__(self) -> Self:
@@ -252,7 +252,9 @@ class _Provider:
         return self._session, self._folders[folder.remote_id]
 
     def _heed(self, error: errors.ConnectorError, mailbox: Mailbox) -> None:
-        if isinstance(error, errors.MailboxUnavailable):
+        # Once it is open, who is to wait is to wait with this one: others have limits of their own.
+        waits = isinstance(error, errors.RateLimited) and self._mailbox
+        if waits or isinstance(error, errors.MailboxUnavailable):
             self._closed[mailbox.pk] = error
         elif isinstance(error, errors.Unavailable) and self._mailbox:
             self._mailbox = None  # a connection that was lost is made again
