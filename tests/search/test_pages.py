@@ -90,6 +90,10 @@ CASES: dict[str, Callable[[Known], bool]] = {
     "-to:ann.team@example.com": lambda one: True,
     "to:<ANN.Jones@mail.example.org>": lambda one: True,
     'to:"Ann Jones <ann.jones@mail.example.org>"': lambda one: True,
+    "to:'ann.jones@mail.example.org'": lambda one: True,  # as Outlook shows it
+    "to:ann.jones@mail.example.org,": lambda one: True,
+    "to:<'ann.jones@mail.example.org'>;": lambda one: True,
+    "to:'ann.team@example.com'": lambda one: False,
     "cc:team": lambda one: False,
     "has:attachment": lambda one: bool(one.files),
     "type:pdf": has("Annual report.pdf"),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from ingestion.mail.digest import Digest
 from ingestion.models import Message
-from ingestion.search import words
+from ingestion.search import tsqueries, words
+from ingestion.search.query import parse
 from tests.documents import a_file
 
 SOURCE, MAILBOX = uuid.UUID(int=1), uuid.UUID(int=2)
@@ -24,9 +25,9 @@ def vector(digest: Digest, **fields: object) -> words.Vector:
     return words.vector(Message(**known), digest, source=SOURCE, date=DATE)
 
 
-def found(vector: words.Vector, query: str) -> bool:
+def found(vector: words.Vector, tsquery: str) -> bool:
     with connection.cursor() as cursor:
-        cursor.execute("SELECT %s::tsvector @@ %s::tsquery", [vector.literal, query])
+        cursor.execute("SELECT %s::tsvector @@ %s::tsquery", [vector.literal, tsquery])
         return bool(cursor.fetchone()[0])
 
 
@@ -106,6 +107,15 @@ def test_where_participants_were_not_read_the_header_fields_are(db: None) -> Non
     known = vector(Digest(), sender="Ada <ada@example.com>", recipients="Bob <bob@example.org>")
     assert found(known, "'=from:ada' & '=to:bob' & '=to:org' & !'=from:bob'")
     assert found(known, "'=from:ada@example.com' & '=to:bob@example.org' & bob <-> bob")
+
+
+def test_an_address_is_found_as_it_is_written_and_without_what_stands_around_it(db: None) -> None:
+    """In a document that an earlier version made it has its apostrophes: facets lead there."""
+    asked = tsqueries.tsquery(parse("from:'ada@example.com'"))
+    assert asked
+    for address in ("'ada@example.com'", "ada@example.com"):
+        assert found(vector(Digest(participants=(("from", address, ""),))), asked)
+    assert not found(vector(Digest(participants=(("from", "ada@example.org", ""),))), asked)
 
 
 @pytest.mark.parametrize(
