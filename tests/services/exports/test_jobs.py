@@ -333,6 +333,29 @@ def test_a_worker_that_is_told_to_end_leaves_the_rest_to_the_next(
     assert file_of(done(export)) == file_of(whole)
 
 
+def test_a_worker_that_is_told_to_end_reads_no_manifest_of_millions_for_its_sums(
+    archived: IngestionSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be killed within, and an attempt be lost by each deploy."""
+    export, real, read = export_of(archived), formats._entries, 0
+
+    def tell(*args: Any) -> Any:
+        nonlocal read
+        for entry in real(*args):
+            lease.leaving.set()
+            read += 1
+            yield entry
+
+    try:
+        with monkeypatch.context() as told:
+            told.setattr(formats, "_entries", tell)
+            assert done(export).state == "running"
+    finally:
+        lease.leaving.clear()
+    assert read == 1
+    assert done(export).message == "30 messages."
+
+
 def test_one_that_never_gets_further_fails_and_an_emptied_directory_begins_anew(
     archived: IngestionSource, export_dir: Path
 ) -> None:
