@@ -211,8 +211,7 @@ def _check_pack(archive: PackStore, pack: Pack, result: Verification) -> Iterato
             f" a database rebuilt from it would lack {unknown:,} of them, or know them wrongly."
         )
         yield Problem("corrupt_pack", pack.source_id, pack.pk, unknown, text)
-    lost = _message_count(pack) - rows
-    if lost > 0:
+    if rows < pack.message_count and (lost := _message_count(pack) - rows) > 0:
         text = (
             f"pack {pack.pk}: {rows + lost:,} messages were archived in it, and the database"
             f" knows {rows:,}. rebuild_archive_index takes in what the pack still tells of."
