@@ -64,11 +64,14 @@ def collect_orphans(*, older_than: dt.timedelta = ORPHAN_AGE) -> int:
     removed = 0
     for source_id in archive.sources():
         old = (p for p in archive.packs(source_id) if p.modified_at < oldest_kept)
-        while batch := list(itertools.islice(old, _BATCH)):
-            if lease.leaving.is_set():  # millions of packs take longer than a deploy waits
-                return removed
-            if _without_row(batch):
-                removed += _collected(archive, source_id, batch)
+        try:
+            while batch := list(itertools.islice(old, _BATCH)):
+                if lease.leaving.is_set():  # millions of packs take longer than a deploy waits
+                    return removed
+                if _without_row(batch):
+                    removed += _collected(archive, source_id, batch)
+        except PermissionError as error:  # a directory of who ran a command as root
+            log.warning("orphans_not_listed", source=str(source_id), error=error.strerror)
     if removed:
         log.info("orphans_collected", count=removed)
     return removed

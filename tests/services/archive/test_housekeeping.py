@@ -13,6 +13,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from ingestion.models import Message, Pack, Placement
+from ingestion.packs import directory
 from ingestion.packs.directory import DirectoryStore
 from ingestion.packs.store import Entry, store
 from ingestion.services.archive import housekeeping, reading
@@ -85,6 +86,27 @@ def test_what_another_user_left_behind_keeps_nothing_else_from_being_collected(
     monkeypatch.setattr(DirectoryStore, "_file", refused)
     assert housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5)) == 2
     assert [pack.pack_id for pack in store().packs(source.pk)] == [anothers.pack_id]
+
+
+def test_a_directory_of_another_user_keeps_no_other_source_from_being_collected(
+    owner: User, archive_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with root's umask on a hardened machine."""
+    sources = [a_source(owner), a_source(owner)]
+    for source in sources:
+        with store().writer(source.pk) as writer:
+            writer.commit()
+    listed = directory._names
+
+    def refused(path: Path) -> Iterator[str]:
+        if path.parent == archive_dir / str(sources[0].pk):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return listed(path)
+
+    with monkeypatch.context() as as_anyone:  # as root, permissions keep nobody out
+        as_anyone.setattr(directory, "_names", refused)
+        assert housekeeping.collect_orphans(older_than=dt.timedelta(seconds=-5)) == 1
+    assert [len(list(store().packs(source.pk))) for source in sources] == [1, 0]
 
 
 def test_what_a_worker_that_slept_commits_meanwhile_stays(
