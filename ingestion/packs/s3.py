@@ -235,7 +235,8 @@ class ObjectStore(PackStore):
                 raise FileExistsError(errno.EEXIST, "An object is there", self.name) from error
             if code in s3_errors.BEHIND_THE_END:
                 raise _BehindTheEnd from error
-            raise s3_errors.refused(self.name, code) from error
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            raise s3_errors.refused(self.name, code, status) from error
         except aws.BotoCoreError as error:
             raise s3_errors.unreachable(self.name, error) from error
         return answer

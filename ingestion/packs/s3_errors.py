@@ -1,6 +1,6 @@
 """What the errors of an object store mean, and what a person does about them.
 
-By code alone: the store's own text may quote anything.
+By code and status alone: the store's own text may quote anything.
 """
 
 from botocore import exceptions as aws
@@ -19,7 +19,7 @@ _SKEW = "the store's clock and this machine's differ by more than 15 minutes. Ru
 _ALTERED = """other bytes came to the store than were sent, and were not taken. Look after the
     network and the memory of this machine."""
 _FULL = "the store is full. Make room there, or raise its quota."
-_BUSY = "the store is busy. Nothing is lost, and it is asked again."
+_BUSY = "the store is busy, or comes up. Nothing is lost, and it is asked again."
 _ELSEWHERE = "the bucket is in another region. Correct the region in ARCHIVE_URL."
 
 _MEANINGS = {
@@ -44,21 +44,20 @@ _MEANINGS = {
     "SlowDown": _BUSY,
     "ServiceUnavailable": _BUSY,
     "TooManyRequests": _BUSY,
-    "503": _BUSY,
     "PermanentRedirect": _ELSEWHERE,
     "AuthorizationHeaderMalformed": _ELSEWHERE,
 }
 
-#: Besides "busy": what a store says, or a proxy before it, that comes up.
-_AWAY = frozenset({"InternalError", "500", "502", "504"})
+#: What a store answers whose disks or users are not there yet, or a proxy before it. MinIO alone
+#: has a dozen codes for that.
+_BUSY_STATUSES = frozenset({429, 500, 502, 503, 504})
 
 
-def refused(name: str, code: str) -> ArchiveUnavailable:
+def refused(name: str, code: str, status: int = 0) -> ArchiveUnavailable:
     """Return what it means that the store answered with this error."""
-    meaning = _MEANINGS.get(
-        code, "the store could not do it. Nothing is lost, and it is asked again."
-    )
-    kind = ArchiveAway if meaning is _BUSY or code in _AWAY else ArchiveUnavailable
+    other = "the store could not do it. Nothing is lost, and it is asked again."
+    meaning = _MEANINGS.get(code, _BUSY if status in _BUSY_STATUSES else other)
+    kind = ArchiveAway if meaning is _BUSY else ArchiveUnavailable
     return kind(f"{name}: {' '.join(meaning.split())} ({code or 'no code'})")
 
 
@@ -70,7 +69,9 @@ def unreachable(name: str, error: Exception | None) -> ArchiveUnavailable:
         what = "no region is known. Add ?region=... to ARCHIVE_URL, or set AWS_REGION."
     elif isinstance(error, aws.SSLError):
         what = "its certificate can't be verified. AWS_CA_BUNDLE may name a file of authorities."
-    else:
+    elif isinstance(error, aws.ConnectionError | aws.HTTPClientError | aws.IncompleteReadError):
         what = f"the store can't be reached ({type(error).__name__}). It is asked again."
         return ArchiveAway(f"{name}: {what}")
+    else:  # a name that no bucket can have, a profile that is not there
+        what = f"it can't be asked ({type(error).__name__}). Correct ARCHIVE_URL, or AWS_PROFILE."
     return ArchiveUnavailable(f"{name}: {what}")
