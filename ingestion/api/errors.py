@@ -61,7 +61,7 @@ class Unavailable(exceptions.APIException):
     wait = 60
 
 
-class ArchiveAway(Unavailable):
+class ArchiveUnreadable(Unavailable):
     """The archive can't be read now. What is wrong with it is the operator's to know."""
 
     default_code = "archive_unavailable"
@@ -115,7 +115,7 @@ class Handler(ExceptionHandler):
             return Conflict(str(exc), code=exc.code)
         if isinstance(exc, ArchiveUnavailable):
             log.warning("archive_unavailable", error=str(exc))
-            return ArchiveAway()
+            return ArchiveUnreadable()
         if isinstance(exc, RequestDataTooBig):
             return TooLarge()
         if isinstance(exc, SuspiciousOperation | UnreadablePostError):
