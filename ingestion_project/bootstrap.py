@@ -23,9 +23,14 @@ from ingestion_project import secret_files
 from ingestion_project.embedded import Local
 
 _FIRST_TOLD_SECONDS, _TOLD_SECONDS = 5.0, 60.0
-#: What a server says that will say no again. libpq tells no SQLSTATE of it.
+#: Short until it is told: a local server starts. An object store need not be asked so often.
+_FIRST_PAUSE_SECONDS, _PAUSE_SECONDS = 0.2, 5.0
+#: What a server says that will say no again. libpq tells no SQLSTATE of it; who says it in another
+#: language is waited for.
 _NO = re.compile(
     r"authentication failed|does not exist|pg_hba\.conf|not permitted|password supplied"
+    r"|permission denied|not currently accepting|not support SSL|certificate verify failed"
+    r"|does not match host name"
 )
 
 
@@ -48,24 +53,24 @@ def main() -> int:
     except SystemCheckError as error:  # else each process would say it with a traceback
         print(error, file=sys.stderr)
         return 1
-    if trouble := _once_it_answers(database_trouble, OperationalError):
+    if trouble := _once_it_answers(database_trouble):
         print(f"{trouble}\nIs DATABASE_URL right?", file=sys.stderr)
         return 1
-    with migrating.alone(connection, say=lambda text: print(text, file=sys.stderr)):
-        call_command("migrate", interactive=False, verbosity=0)
-        # Before the first user: the password is told once.
-        if trouble := _once_it_answers(archive_trouble, ArchiveAway):
-            print(trouble, file=sys.stderr)
-            return 1
-        try:
+    call_command("migrate", interactive=False, verbosity=0)
+    # Before the first user: the password is told once.
+    if trouble := _once_it_answers(archive_trouble):
+        print(trouble, file=sys.stderr)
+        return 1
+    try:
+        with migrating.alone(connection, say=lambda text: print(text, file=sys.stderr)):
             password = create_first_admin(password=os.environ.get("ADMIN_PASSWORD", ""))
-        except ValidationError as error:
-            print(
-                f"ADMIN_PASSWORD can't be the first user's password: {' '.join(error.messages)}\n"
-                "Set a better one, or none: then one is made and printed once.",
-                file=sys.stderr,
-            )
-            return 1
+    except ValidationError as error:
+        print(
+            f"ADMIN_PASSWORD can't be the first user's password: {' '.join(error.messages)}\n"
+            "Set a better one, or none: then one is made and printed once.",
+            file=sys.stderr,
+        )
+        return 1
     if password:
         print(
             f"Made the first admin user. Log in as: admin   password: {password}\n"
@@ -125,26 +130,28 @@ def database_trouble() -> str:
     return ""
 
 
-def _once_it_answers(ask: Callable[[], str], away: type[Exception]) -> str:
-    """Return what `ask` does, once it does not raise `away`. That may last: after a power cut other
-    machines come up later, and nobody starts the service again that gave up."""
-    tell_at = time.monotonic() + _FIRST_TOLD_SECONDS
+def _once_it_answers(ask: Callable[[], str]) -> str:
+    """Return what `ask` does, once the database and the store answer. That may last: after a power
+    cut other machines come up later, and nobody starts the service again that gave up."""
+    from django.db import connection  # noqa: PLC0415 - needs the settings
+
+    tell_at, pause = time.monotonic() + _FIRST_TOLD_SECONDS, _FIRST_PAUSE_SECONDS
     while True:
         try:
             return ask()
-        except away as error:
-            if time.monotonic() > tell_at:
-                what, setting = "", "ARCHIVE_URL"
-                if away is OperationalError:
-                    what, setting = "The database does not answer: ", "DATABASE_URL"
-                print(
-                    f"{what}{error}\nThe start waits for it, and goes on by itself."
-                    f" Is {setting} right?",
-                    file=sys.stderr,
-                    flush=True,
-                )
-                tell_at = time.monotonic() + _TOLD_SECONDS
-            time.sleep(0.2)  # polling a server that starts
+        except OperationalError as error:
+            connection.close()  # else one that is broken is asked again
+            why, setting = f"The database can't be used yet: {error}", "DATABASE_URL"
+        except ArchiveAway as error:
+            why, setting = str(error), "ARCHIVE_URL"
+        if time.monotonic() > tell_at:
+            print(
+                f"{why}\nThe start waits for it, and goes on by itself. Is {setting} right?",
+                file=sys.stderr,
+                flush=True,
+            )
+            tell_at, pause = time.monotonic() + _TOLD_SECONDS, _PAUSE_SECONDS
+        time.sleep(pause)
 
 
 if __name__ == "__main__":

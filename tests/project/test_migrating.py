@@ -22,6 +22,7 @@ from django.db.models.signals import post_migrate
 
 from ingestion.models import Placement
 from ingestion.services.operations import migrating
+from ingestion_project import bootstrap
 from tests.e2e.rows import a_folder, a_mailbox, a_source, archived
 from tests.servers.stack import ROOT, wait_for
 from tests.services.test_deadlocks import ONCE_SOMEBODY_WAITS
@@ -128,6 +129,24 @@ def test_a_database_that_refuses_is_told_at_once(tmp_path: Path) -> None:
     assert bootstrap.process.wait(120) == 1
     assert "The database refuses: " in bootstrap.said()
     assert '"nowhere" does not exist\nIs DATABASE_URL right?' in bootstrap.said()
+
+
+@pytest.mark.parametrize(
+    ("said", "is_no"),
+    [
+        ('FATAL:  permission denied for database "mail"', True),
+        ('FATAL:  database "mail" is not currently accepting connections', True),
+        ("server does not support SSL, but SSL was required", True),
+        ("SSL error: certificate verify failed", True),
+        ('server certificate for "a" does not match host name "b"', True),
+        ("FATAL:  the database system is not yet accepting connections", False),
+        ("FATAL:  the database system is starting up", False),
+        ("SSL connection has been closed unexpectedly", False),
+        ('could not translate host name "db" to address: Name or service not known', False),
+    ],
+)
+def test_what_a_server_will_say_no_to_again(said: str, is_no: bool) -> None:
+    assert bool(bootstrap._NO.search(f"connection failed: {said}")) == is_no
 
 
 def test_settings_that_are_no_good_are_told_without_a_traceback(tmp_path: Path) -> None:

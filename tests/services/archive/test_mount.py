@@ -224,6 +224,15 @@ def test_nothing_is_collected_in_another_installations_archive(
     assert half.exists()
 
 
+def test_a_database_that_restarts_while_the_store_is_waited_for_ends_no_start(db: None) -> None:
+    other = connection.copy()
+    with connection.cursor() as cursor, other.cursor() as by:
+        cursor.execute("SELECT pg_backend_pid()")
+        by.execute("SELECT pg_terminate_backend(%s, 5000)", cursor.fetchone())
+    other.close()
+    assert bootstrap._once_it_answers(bootstrap.archive_trouble) == ""
+
+
 def test_two_installations_do_not_share_the_directory_of_exports(
     source: IngestionSource, settings: Any, tmp_path: Path
 ) -> None:
