@@ -20,6 +20,8 @@ from connectors.types import MessageRef
 _MAX_REFUSALS = 20
 #: So many messages' flags are held at once (about 200 bytes each).
 FLAGS_WINDOW = 20_000
+#: For so many messages one command by sequence number asks.
+SEQUENCE_STEP = 5_000
 
 _COUNT = re.compile(rb" *(\d{1,19}) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
 _LIMITED = re.compile(rb"(?:OK|NO) +\[MESSAGELIMIT \d{1,10} (\d{1,10})\]", re.IGNORECASE)
@@ -73,6 +75,19 @@ def run(login: Login, command: str, of: str) -> list[list[bytes]]:
         if (size := size + sum(map(held_bytes, untagged))) > MAX_REPLY_BYTES:
             raise CommandRefused("The server answers in parts without end.")
     return answers
+
+
+def by_sequence_number(login: Login, items: str) -> Iterator[list[list[bytes]]]:
+    """Ask so for items of all messages of the open folder, also of those that come meanwhile; yield
+    what each command is answered. The numbers move down with each EXPUNGE: a window that saw some
+    is read again from before it."""
+    start, step = 1, min(SEQUENCE_STEP, login.message_limit)
+    while start <= (exists := login.exists or 0):
+        before = login.expunged
+        stop = min(start + step - 1, exists)
+        yield run(login, f"FETCH {{}} ({items})", f"{start}:{stop}")
+        moved = login.expunged - before
+        start = max(1, start - moved) if moved else stop + 1
 
 
 def _below(uid_set: str, end: int) -> str:

@@ -64,7 +64,6 @@ _FIRST_PAGE_MESSAGES, _FEWEST_PAGE_MESSAGES = 1_000, 100
 BARE_PAGE_MESSAGES = 20_000
 #: More removals than this are told as "all but these", so that a page stays small.
 _MAX_REMOVED = 10_000
-_SEQUENCE_STEP = 5_000
 #: For so many messages one command asks which UIDs they have: what it answers is held (some 160
 #: bytes each), and more than 400,000 of them are a reply without end (`wire.MAX_REPLY_BYTES`).
 _UIDS_WINDOW = 100_000
@@ -306,7 +305,8 @@ class _Listing:
         if self._login.exists is None or self._login.wire.uid_only:
             uids = uids.and_those_of(self._uids_from(1))
         else:
-            uids = uids.and_those_of(self._by_sequence_number())
+            for responses in commands.by_sequence_number(self._login, "UID"):
+                uids = uids.and_those_of(_uids_in(responses))
         told = self._login.exists
         return uids, len(uids) >= (self._folder.state.get("messages", 0) if told is None else told)
 
@@ -322,20 +322,7 @@ class _Listing:
         uids = Uids([])
         for low, high in windows:
             of = f"{low}:{'*' if high == MAX_UID else high}"
-            uids = uids.and_those_of(self._uids_by("UID FETCH {} (UID)", of))
-        return uids
-
-    def _by_sequence_number(self) -> Uids:
-        """Ask so for all UIDs. The numbers move down with each EXPUNGE: a window that saw some is
-        read again from before it."""
-        uids = Uids([])
-        start, step = 1, min(_SEQUENCE_STEP, self._login.message_limit)
-        while start <= (exists := self._login.exists or 0):
-            before = self._login.expunged
-            stop = min(start + step - 1, exists)
-            uids = uids.and_those_of(self._uids_by("FETCH {} (UID)", f"{start}:{stop}"))
-            moved = self._login.expunged - before
-            start = max(1, start - moved) if moved else stop + 1
+            uids = uids.and_those_of(_uids_in(self._run("UID FETCH {} (UID)", of)))
         return uids
 
     def _where_empty(self) -> contextlib.AbstractContextManager[None]:
@@ -343,10 +330,6 @@ class _Listing:
         if self._login.exists == 0:
             return contextlib.suppress(CommandRefused)
         return contextlib.nullcontext()
-
-    def _uids_by(self, command: str, of: str) -> Uids:
-        found = (uid_of(response[0].partition(b"(")[2]) for response in self._run(command, of))
-        return Uids((uid, uid) for uid in found if uid is not None)
 
     def _search(self, uid_set: str) -> Uids:
         self._stay()
@@ -417,3 +400,8 @@ class _Listing:
         """Open the folder again where another was read meanwhile."""
         if opening.opened(self._login, self._folder) != self._opened.validity:
             raise CursorExpired("The folder's UIDVALIDITY changed.")
+
+
+def _uids_in(responses: Iterable[list[bytes]]) -> Uids:
+    found = (uid_of(response[0].partition(b"(")[2]) for response in responses)
+    return Uids((uid, uid) for uid in found if uid is not None)

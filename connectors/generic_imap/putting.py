@@ -6,6 +6,7 @@ the same mail can be put twice, or again after a kill, and lies there once.
 
 import datetime as dt
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Self
@@ -16,7 +17,7 @@ from connectors.config import Environment
 from connectors.errors import FolderRefused, Unavailable
 from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login, enable, login
-from connectors.generic_imap.commands import run
+from connectors.generic_imap.commands import CommandRefused, by_sequence_number, run
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.describing import items_of, number
 from connectors.generic_imap.folders import list_folders, name_of, remote_id
@@ -24,7 +25,6 @@ from connectors.generic_imap.opening import examine
 from connectors.generic_imap.uids import Uids
 from connectors.types import Body, RemoteFolder, SpooledBody
 
-_STEP = 5_000
 _BODY = re.compile(rb"BODY\[\] \{(\d{1,19})\}\r?\n\Z", re.IGNORECASE)
 _SYSTEM_FLAGS = frozenset({"\\Seen", "\\Answered", "\\Flagged", "\\Draft"})
 _KEYWORD = re.compile(r"\$?[A-Za-z0-9_-]{1,60}")
@@ -75,13 +75,15 @@ class Account:
     def folder(self, levels: Sequence[str], role: str) -> "_Folder":
         """Return a folder by its role, or by its path; make it where it is missing.
 
-        Raises FolderRefused.
+        Raises FolderRefused, also where not all that is there can be known.
         """
         key = (tuple(levels), role)
         if key not in self._folders:
             found = self._known(levels, role) or self._made(levels)
             same = [f for f in self._folders.values() if f.remote.remote_id == found.remote_id]
             self._folders[key] = same[0] if same else _Folder(self._login, found)
+        if self._folders[key].refused:
+            raise FolderRefused(self._folders[key].refused)
         return self._folders[key]
 
     def _known(self, levels: Sequence[str], role: str) -> RemoteFolder | None:
@@ -135,7 +137,8 @@ class _Folder:
         self._known: set[bytes] = set()
         #: Of each size the messages that nobody has read yet.
         self._unread: dict[int, list[int]] = {}
-        self._look()
+        #: Why nothing may be put here; "" where it may.
+        self.refused = self._look()
 
     def has(self, known: Print) -> bool:
         """Tell whether the message lies here."""
@@ -166,35 +169,37 @@ class _Folder:
         self._known |= known.hashes
         return ""
 
-    def _look(self) -> None:
-        """Learn the sizes of all messages: what is there and not known would be put twice. Raises
-        Unavailable where the server shows fewer than it counts."""
-        count = examine(self._login, self.remote).count
+    def _look(self) -> str:
+        """Learn the sizes of all messages; return why nothing may be put here, if so: what is there
+        and not known would be put twice."""
+        login, path = self._login, self.remote.path
+        examine(login, self.remote)
         found: dict[int, int] = {}
-        for command, of in self._commands(count):
-            for response in run(self._login, command, of):
+        try:
+            for response in itertools.chain.from_iterable(self._sizes()):
                 items = items_of(response)
                 uid, size = number(items.get(b"UID")), number(items.get(b"RFC822.SIZE"))
                 if uid is not None and size is not None:
                     found[uid] = size
-        if len(found) < (self._login.exists or 0):
-            raise Unavailable(
-                f"The server shows {len(found):,} of {self._login.exists:,} messages in"
-                f" {self.remote.path}. Nothing more is put there, for it could be there already."
-                " Begin again later."
-            )
-        for uid, size in found.items():
-            self._unread.setdefault(size, []).append(uid)
+        except CommandRefused as error:
+            problem = f"The server does not tell which messages are in {path}. {error}"
+        else:
+            for uid, size in found.items():
+                self._unread.setdefault(size, []).append(uid)
+            if len(found) >= (login.exists or 0):
+                return ""
+            problem = f"The server shows {len(found):,} of {login.exists:,} messages in {path}."
+        return (
+            f"{problem} Nothing is put there, for it could be there already. Export to it again"
+            " later."
+        )
 
-    def _commands(self, count: int | None) -> Iterator[tuple[str, str]]:
-        """Yield what to ask, and of which messages. By SEARCH nobody learns all of them: some
-        servers cap it."""
-        if count != 0 and (count is None or self._login.wire.uid_only):
-            yield "UID FETCH {} (UID RFC822.SIZE)", "1:*"
-            return
-        step = min(_STEP, self._login.message_limit)
-        for first in range(1, (count or 0) + 1, step):
-            yield "FETCH {} (UID RFC822.SIZE)", f"{first}:{min(first + step - 1, count)}"
+    def _sizes(self) -> Iterator[list[list[bytes]]]:
+        """Ask for them. By SEARCH nobody learns all: some servers cap it."""
+        login, items = self._login, "UID RFC822.SIZE"
+        if login.exists is None or (login.exists and login.wire.uid_only):
+            return iter([run(login, f"UID FETCH {{}} ({items})", "1:*")])
+        return by_sequence_number(login, items)
 
     def _hashes(self, uids: str) -> Iterator[bytes]:
         wire = self._login.wire

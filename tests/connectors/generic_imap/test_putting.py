@@ -5,22 +5,26 @@ import re
 import pytest
 
 from connectors.config import Environment
-from connectors.errors import Unavailable
-from connectors.generic_imap import putting
+from connectors.errors import FolderRefused
+from connectors.generic_imap import commands, putting
 from connectors.generic_imap.config import ImapConfig
 from tests.servers.imap_connector import fill
-from tests.servers.imap_script import MODERN, PLAIN, Client, ImapScript
+from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 
 YAHOO = (*PLAIN, "ENABLE", "MESSAGELIMIT=10", "UIDONLY")
 
 
-def known(server: ImapScript) -> int:
-    """How many of the inbox's messages are known to lie there."""
+def target(server: ImapScript) -> putting.Account:
     config = ImapConfig(
         host=server.host, port=server.port, secure=False,
         username=server.name, password=server.password,
     )  # fmt: skip
-    with putting.Account(config, Environment(timeout_seconds=30)) as account:
+    return putting.Account(config, Environment(timeout_seconds=30))
+
+
+def known(server: ImapScript) -> int:
+    """How many of the inbox's messages are known to lie there."""
+    with target(server) as account:
         inbox = account.folder(["INBOX"], "inbox")
         return sum(inbox.has(putting.Print(mail.body)) for mail in server.inbox.mails.values())
 
@@ -29,7 +33,7 @@ def known(server: ImapScript) -> int:
 def test_all_that_lies_there_is_known_where_search_is_capped(
     offered: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(putting, "_STEP", 7)
+    monkeypatch.setattr(commands, "SEQUENCE_STEP", 7)
     with ImapScript(capabilities=offered) as server:
         server.search_cap = 10
         if offered is YAHOO:
@@ -49,17 +53,49 @@ def test_all_that_lies_there_is_known_where_nobody_tells_how_many_it_is(
         assert known(server) == 5
 
 
-def test_nothing_is_put_into_a_folder_of_which_not_all_is_shown() -> None:
+@pytest.mark.parametrize("goes", [0, 3])
+def test_what_comes_and_what_goes_meanwhile_hides_nobody(
+    goes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "SEQUENCE_STEP", 7)
+    with ImapScript(capabilities=PLAIN) as server:
+        fill(server.inbox, 25)
+
+        def change(client: Client, _tag: bytes, command: bytes) -> bool:
+            if command.startswith(b"FETCH 8:"):
+                server.hooks.clear()
+                for uid in range(1, goes + 1):  # positions move down before this window is read
+                    server.inbox.expunge(uid)
+                    client.send(b"* 1 EXPUNGE\r\n")
+                if not goes:
+                    server.inbox.deliver(b"new")
+                    client.send(b"* 26 EXISTS\r\n")
+            return False
+
+        server.hooks.append(change)
+        assert known(server) == len(server.inbox.mails)
+
+
+@pytest.mark.parametrize("refused", [False, True], ids=["shows_few", "refuses"])
+def test_a_folder_of_which_not_all_is_shown_gets_nothing_and_holds_up_no_other(
+    refused: bool,
+) -> None:
     with ImapScript(capabilities=PLAIN) as server:
         fill(server.inbox, 5)
+        server.boxes[b"Work"] = Box()
 
         def show_two(client: Client, tag: bytes, command: bytes) -> bool:
             if command.startswith(b"FETCH"):
                 for uid in (1, 2):
                     client.send(b"* %d FETCH (UID %d RFC822.SIZE 7)\r\n" % (uid, uid))
-                client.send(tag + b" OK\r\n")
+                client.send(tag + (b" NO not now\r\n" if refused else b" OK\r\n"))
             return command.startswith(b"FETCH")
 
         server.hooks.append(show_two)
-        with pytest.raises(Unavailable, match="2 of 5 messages in INBOX"):
-            known(server)
+        said = "not now" if refused else "2 of 5 messages in INBOX"
+        with target(server) as account:
+            for _ in range(2):
+                with pytest.raises(FolderRefused, match=said):
+                    account.folder(["INBOX"], "inbox")
+            assert not account.folder(["Work"], "").has(putting.Print(b"new"))
+        assert len(server.asked(b"FETCH")) == 1

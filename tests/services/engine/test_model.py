@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 
 from connectors import parallel
-from connectors.generic_imap import download, listing
+from connectors.generic_imap import commands, download, listing
 from connectors.types import SpooledBody
 from ingestion import queries
 from ingestion.models import (
@@ -510,7 +510,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "BARE_PAGE_MESSAGES", 4)
     monkeypatch.setattr(listing, "_MAX_REMOVED", 2)
     monkeypatch.setattr(listing, "FLAGS_WINDOW", 5)
-    monkeypatch.setattr(listing, "_SEQUENCE_STEP", 3)
+    monkeypatch.setattr(commands, "SEQUENCE_STEP", 3)
     monkeypatch.setattr(listing, "_UIDS_WINDOW", 3)
     monkeypatch.setattr(download, "_BATCH_MESSAGES", 2)
     monkeypatch.setattr(parallel, "_CHUNK_MESSAGES", 2)
