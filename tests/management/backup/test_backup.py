@@ -1,8 +1,10 @@
 """backup and restore: what is lost comes back, and what can't is told by name."""
 
 import datetime as dt
+import errno
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +19,7 @@ from django.db import connection
 from django.utils import timezone
 from psycopg.conninfo import conninfo_to_dict
 
-from ingestion.errors import NotAllowedNow, WrongArchive
+from ingestion.errors import ArchiveUnavailable, NotAllowedNow, WrongArchive
 from ingestion.models import AuditEvent, IngestionSource, Installation, Message, Pack
 from ingestion.packs.store import store
 from ingestion.services.archive import housekeeping, storage
@@ -398,6 +400,26 @@ def test_keys_that_backups_of_before_a_rotation_need_stay_in_the_file(
         settings.ENCRYPTION_KEYS = keys
         making.write_keys(file)
     assert json.loads(file.read_text())["ENCRYPTION_KEYS"] == ["newest", "new", "old"]
+
+
+def test_a_file_of_keys_that_cannot_be_read_is_not_written_over(
+    tmp_path: Path, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one of root's in a directory of the service's, or of a share that fails."""
+    file = tmp_path / "keys.json"
+    settings.ENCRYPTION_KEYS = ["old"]
+    making.write_keys(file)
+    before = file.read_bytes()
+
+    def refused(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    settings.ENCRYPTION_KEYS = ["new"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_bytes", refused)
+        with pytest.raises(ArchiveUnavailable, match=r"denied\. The keys were not written"):
+            making.write_keys(file)
+    assert file.read_bytes() == before
 
 
 def test_a_damaged_pack_of_a_backup_is_found_and_copied_again(

@@ -100,12 +100,14 @@ def write_keys(path: Path) -> None:
     """Write the keys into a file of their own, as VAR_DIR/secrets.json has them. Those that it had
     stay, behind: they alone read what is in backups of before a rotation."""
     held: list[str] = []
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        held = json.loads(path.read_bytes())["ENCRYPTION_KEYS"]
-    every = [*settings.ENCRYPTION_KEYS, *held]
-    keys = {"SECRET_KEY": settings.SECRET_KEY, "ENCRYPTION_KEYS": [*dict.fromkeys(every)]}
-    with copying.told_in_words(str(path), "The keys were not written."), durable(path) as file:
-        file.write(json.dumps(keys, indent=2).encode())
+    with copying.told_in_words(str(path), "The keys were not written."):
+        # Only what is not there, or is no such file, has none: of others nobody knows.
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            held = json.loads(path.read_bytes())["ENCRYPTION_KEYS"]
+        every = [*settings.ENCRYPTION_KEYS, *held]
+        keys = {"SECRET_KEY": settings.SECRET_KEY, "ENCRYPTION_KEYS": [*dict.fromkeys(every)]}
+        with durable(path) as file:
+            file.write(json.dumps(keys, indent=2).encode())
 
 
 def _require_apart(here: PackStore, place: Place) -> None:
