@@ -78,6 +78,7 @@ class ServiceAway(Unavailable):
 class TookTooLong(Unavailable):
     """PostgreSQL stopped a statement of the request, which had all the time that a request has."""
 
+    wait = 300  # it costs as much again each time
     default_code = "took_too_long"
     default_detail = (
         "The database took too long over this, and was stopped. Ask for less (a shorter time, one"

@@ -54,7 +54,8 @@ _MEANINGS = {
     "422": "The Idempotency-Key came with another request before.",
     "429": "Too many requests: wait as long as Retry-After says.",
     "500": "An unexpected error occurred. The operator can find it by the id in the text.",
-    "503": "Nothing is wrong with the request: send it again when Retry-After says.",
+    "503": "Nothing is wrong with the request: send it again when Retry-After says. Ask for less"
+    " where the code is `took_too_long`.",
 }
 _RETRY_AFTER = ("Retry-After", {"type": "integer", "minimum": 1})
 _HEADERS = {

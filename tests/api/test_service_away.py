@@ -91,4 +91,5 @@ def test_what_a_database_that_is_there_stops_is_told_and_what_it_refuses_stays_a
     monkeypatch.setattr("ingestion.signin.own.second_step.has", fail)
     page: Any = client.get("/account/")
     assert (page.status_code, said in page.content.decode()) == (status, True)
+    assert page.get("Retry-After") == ("300" if status == 503 else None)
     connection.close()
