@@ -90,7 +90,8 @@ class RequestLog(RequestMiddleware):
 
     @staticmethod
     def _is_background(request: HttpRequest) -> bool:
-        """Tell whether a page asks by itself: nobody and no program has itself left out."""
+        """Tell whether a page asks by itself: nobody and no program has itself left out. A person's
+        own script might; what it reads of mail is in the audit."""
         return (
             "X-Background" in request.headers
             and request.method == "GET"
