@@ -81,12 +81,19 @@ class Download:
     # -- in a thread ---------------------------------------------------------------------------
 
     def _work(self, worker: Worker) -> None:
+        was_reached = False
+
         def reached(wire: Wire) -> None:
+            nonlocal was_reached
+            was_reached = True
             worker.can_be_interrupted(wire.cut)
+
+        def is_wanted() -> bool:  # nobody ends a connection that is not there yet
+            return not (was_reached and worker.stop.is_set())
 
         login: Login | None = self._main
         if worker.number:
-            login = self._more(worker.number, reached, lambda: not worker.stop.is_set())
+            login = self._more(worker.number, reached, is_wanted)
         if login is None:
             return
         reached(login.wire)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from django.conf import settings
 
-from connectors import parallel
+from connectors import net, parallel
 from connectors.errors import (
     ConnectorError,
     Fatal,
@@ -137,6 +137,32 @@ def test_nobody_waits_for_a_further_login_that_hangs(server: ImapScript, abandon
         assert len(read(session, refs_of(listed(session)))) == 1_500
     assert server.logins == (3 if abandoned else 2)
     assert not [thread for thread in threading.enumerate() if thread.name == "imap"]
+
+
+def test_who_hangs_before_a_word_is_said_is_waited_for_once(
+    server: ImapScript, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A firewall that drops a second connection, say: nobody can end that wait on purpose."""
+    given_up = threading.Event()
+    asked: list[str] = []
+
+    def hang(host: str, *_: Any, **__: Any) -> socket.socket:
+        asked.append(host)
+        given_up.wait(60)
+        raise Unavailable(f"{host} did not answer in time.")
+
+    server.before_each_mail = slow
+    fill(server.inbox, 1_500, size=3_000)
+    with opened(server, connections_per_account=2) as session:
+        refs = refs_of(listed(session))
+        monkeypatch.setattr(net, "connect", hang)
+        answers = fetched(session, refs)
+        for _ in refs:
+            next(answers)
+        threading.Timer(0.2, given_up.set).start()
+        assert next(answers, None) is None
+        assert len(read(session, refs)) == 1_500
+    assert len(asked) == 1
 
 
 def test_an_idle_connection_that_the_server_ended_does_no_harm(server: ImapScript) -> None:
