@@ -69,7 +69,7 @@ _MAX_REMOVED = 10_000
 _UIDS_WINDOW = 100_000
 
 #: How often all UIDs are listed though nothing seems to have changed; more seldom where each of the
-#: messages must be described for it.
+#: messages must be described for it. So old may flags be, too, where no mod-sequence tells of them.
 _AUDIT_SECONDS, _DESCRIBED_AUDIT_SECONDS = 86_400, 7 * 86_400
 
 #: So many messages are compared, by so much of their beginning. One that comes between moves all
