@@ -193,7 +193,7 @@ def _greeted(opened: Wire, config: ImapConfig) -> bytes:
     try:
         greeting = opened.greeting()
     except Unavailable as error:
-        if isinstance(error.__cause__, TimeoutError):
+        if isinstance(error.__cause__, TimeoutError) and not opened.has_buffered:
             raise _silence(opened, config, error) from None
         raise
     start = greeting[:9].upper()

@@ -428,6 +428,20 @@ def test_a_check_of_a_dripping_server_ends_within_fifteen_seconds(
     assert len(sent) < lines
 
 
+def test_a_greeting_that_stalls_is_tried_again(server: ImapScript) -> None:
+    """Its end must not be taken for the answer of a server of another protocol."""
+    server.greeting = b"* OK"
+
+    def go_on(client: Client, _tag: bytes, command: bytes) -> bool:
+        if command.startswith(b"CAPABILITY"):
+            client.send(b" ready\r\n")
+        return False
+
+    server.hooks.append(go_on)
+    with pytest.raises(Unavailable, match="did not answer in time"):
+        connector(server, timeout_seconds=0.5).check()
+
+
 @pytest.mark.parametrize("take", [wire.Wire.body, wire.Wire.skip])
 def test_a_message_may_take_no_longer_than_a_worker_may_live(
     take: Callable[[wire.Wire, int], object],
