@@ -238,7 +238,7 @@ class Wire:
     def _receive(self, size: int) -> bytes:
         left = self.deadline - time.monotonic()
         if left <= 0:
-            raise self._lost("answers too slowly")
+            raise self._lost("answers too slowly") from TimeoutError()
         try:
             if left < self._timeout_seconds:
                 self.sock.settimeout(left)
