@@ -5,7 +5,7 @@ Whoever asks says which folder is open (`opening`); what an answer's line says i
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from connectors.errors import Unavailable
 from connectors.generic_imap import syntax
@@ -22,6 +22,9 @@ _MAX_REFUSALS = 20
 FLAGS_WINDOW = 20_000
 #: For so many messages one command by sequence number asks.
 SEQUENCE_STEP = 5_000
+#: And one by UID: what it answers is held (up to 180 bytes each), and more than 350,000 of them
+#: are a reply without end (`wire.MAX_REPLY_BYTES`).
+UIDS_WINDOW = 100_000
 
 _COUNT = re.compile(rb" *(\d{1,19}) +(EXISTS|EXPUNGE)\s*$", re.IGNORECASE)
 _LIMITED = re.compile(rb"(?:OK|NO) +\[MESSAGELIMIT \d{1,10} (\d{1,10})\]", re.IGNORECASE)
@@ -77,10 +80,32 @@ def run(login: Login, command: str, of: str) -> list[list[bytes]]:
     return answers
 
 
-def by_sequence_number(login: Login, items: str) -> Iterator[list[list[bytes]]]:
-    """Ask so for items of all messages of the open folder, also of those that come meanwhile; yield
-    what each command is answered. The numbers move down with each EXPUNGE: a window that saw some
-    is read again from before it."""
+def of_all(login: Login, items: str) -> Iterator[list[list[bytes]]]:
+    """Ask for items of all messages of the open folder; yield what each command is answered."""
+    if login.exists is None or (login.exists and login.wire.uid_only):
+        return by_uid(login, items)
+    return _by_sequence_number(login, items)
+
+
+def by_uid(
+    login: Login, items: str, first: int = 1, *, before: int | None = None
+) -> Iterator[list[list[bytes]]]:
+    """Ask for items of the messages from one UID on, and perhaps of the last one below it; yield
+    what each command is answered. `before`: they are below this one, where that is known. SEARCH,
+    which some servers cap, says at most where to cut: what it left out would be passed over."""
+    bounds = (login.exists, None if before is None else before - first)
+    most = min((bound for bound in bounds if bound is not None), default=UIDS_WINDOW + 1)
+    windows: Iterable[tuple[int, int]] = [(first, MAX_UID)]
+    if most > UIDS_WINDOW:
+        windows = search(login, f"{first}:*").windows(UIDS_WINDOW, first, MAX_UID)
+    for low, high in windows:
+        of = f"{low}:{'*' if high == MAX_UID else high}"
+        yield run(login, f"UID FETCH {{}} ({items})", of)
+
+
+def _by_sequence_number(login: Login, items: str) -> Iterator[list[list[bytes]]]:
+    """Ask so for all, also for those that come meanwhile. The numbers move down with each EXPUNGE:
+    a window that saw some is read again from before it."""
     start, step = 1, min(SEQUENCE_STEP, login.message_limit)
     while start <= (exists := login.exists or 0):
         before = login.expunged

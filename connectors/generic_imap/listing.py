@@ -49,7 +49,7 @@ from connectors.generic_imap.client import Login
 from connectors.generic_imap.commands import FLAGS_WINDOW, CommandRefused
 from connectors.generic_imap.describing import ROLES, relabelled, uid_of
 from connectors.generic_imap.opening import Opened
-from connectors.generic_imap.uids import MAX_UID, Present, Uids
+from connectors.generic_imap.uids import Present, Uids
 from connectors.types import Cursor, MessageRef, Page, RemoteFolder, Wanted
 
 #: A described page costs a few round trips before its first body: a third of the time with 2,000 at
@@ -64,9 +64,6 @@ _FIRST_PAGE_MESSAGES, _FEWEST_PAGE_MESSAGES = 1_000, 100
 BARE_PAGE_MESSAGES = 20_000
 #: More removals than this are told as "all but these", so that a page stays small.
 _MAX_REMOVED = 10_000
-#: For so many messages one command asks which UIDs they have: what it answers is held (some 160
-#: bytes each), and more than 400,000 of them are a reply without end (`wire.MAX_REPLY_BYTES`).
-_UIDS_WINDOW = 100_000
 
 #: How often all UIDs are listed though nothing seems to have changed; more seldom where each of the
 #: messages must be described for it. So old may flags be, too, where no mod-sequence tells of them.
@@ -176,7 +173,8 @@ class _Listing:
         told = self._opened.next_uid if self._since.get("u", first) == first else None
         if told != first:
             with self._where_empty():
-                new = self._uids_from(first, before=told).since(first)
+                parts = commands.by_uid(self._login, "UID", first, before=told)
+                new = _uids_in(parts).since(first)
         return new
 
     def _older(self, new: Uids) -> Iterator[Page]:
@@ -302,28 +300,9 @@ class _Listing:
         if self._login.exists is not None and len(uids) >= self._login.exists:
             return uids, True
         # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501).
-        if self._login.exists is None or self._login.wire.uid_only:
-            uids = uids.and_those_of(self._uids_from(1))
-        else:
-            for responses in commands.by_sequence_number(self._login, "UID"):
-                uids = uids.and_those_of(_uids_in(responses))
+        uids = uids.and_those_of(_uids_in(commands.of_all(self._login, "UID")))
         told = self._login.exists
         return uids, len(uids) >= (self._folder.state.get("messages", 0) if told is None else told)
-
-    def _uids_from(self, first: int, *, before: int | None = None) -> Uids:
-        """Ask for the UIDs from one on, and perhaps the last one below it; `before`: they are below
-        this one, where that is known. SEARCH, which some servers cap, says at most where to cut:
-        what it left out, the cursor would pass over."""
-        bounds = (self._login.exists, None if before is None else before - first)
-        most = min((bound for bound in bounds if bound is not None), default=_UIDS_WINDOW + 1)
-        windows: Iterable[tuple[int, int]] = [(first, MAX_UID)]
-        if most > _UIDS_WINDOW:
-            windows = self._search(f"{first}:*").windows(_UIDS_WINDOW, first, MAX_UID)
-        uids = Uids([])
-        for low, high in windows:
-            of = f"{low}:{'*' if high == MAX_UID else high}"
-            uids = uids.and_those_of(_uids_in(self._run("UID FETCH {} (UID)", of)))
-        return uids
 
     def _where_empty(self) -> contextlib.AbstractContextManager[None]:
         """Some servers refuse to look for anything in a folder without messages."""
@@ -402,6 +381,10 @@ class _Listing:
             raise CursorExpired("The folder's UIDVALIDITY changed.")
 
 
-def _uids_in(responses: Iterable[list[bytes]]) -> Uids:
-    found = (uid_of(response[0].partition(b"(")[2]) for response in responses)
-    return Uids((uid, uid) for uid in found if uid is not None)
+def _uids_in(parts: Iterable[list[list[bytes]]]) -> Uids:
+    """Return the UIDs that responses tell. Part by part: as ranges they cost little."""
+    uids = Uids([])
+    for responses in parts:
+        found = (uid_of(response[0].partition(b"(")[2]) for response in responses)
+        uids = uids.and_those_of(Uids((uid, uid) for uid in found if uid is not None))
+    return uids

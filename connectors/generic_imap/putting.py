@@ -17,7 +17,7 @@ from connectors.config import Environment
 from connectors.errors import FolderRefused, Unavailable
 from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login, enable, login
-from connectors.generic_imap.commands import CommandRefused, by_sequence_number, run
+from connectors.generic_imap.commands import CommandRefused, of_all
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.describing import items_of, number
 from connectors.generic_imap.folders import list_folders, name_of, remote_id
@@ -176,7 +176,8 @@ class _Folder:
         examine(login, self.remote)
         found: dict[int, int] = {}
         try:
-            for response in itertools.chain.from_iterable(self._sizes()):
+            parts = of_all(login, "UID RFC822.SIZE")  # by SEARCH, which some cap, nobody learns all
+            for response in itertools.chain.from_iterable(parts):
                 items = items_of(response)
                 uid, size = number(items.get(b"UID")), number(items.get(b"RFC822.SIZE"))
                 if uid is not None and size is not None:
@@ -193,13 +194,6 @@ class _Folder:
             f"{problem} Nothing is put there, for it could be there already. Export to it again"
             " later."
         )
-
-    def _sizes(self) -> Iterator[list[list[bytes]]]:
-        """Ask for them. By SEARCH nobody learns all: some servers cap it."""
-        login, items = self._login, "UID RFC822.SIZE"
-        if login.exists is None or (login.exists and login.wire.uid_only):
-            return iter([run(login, f"UID FETCH {{}} ({items})", "1:*")])
-        return by_sequence_number(login, items)
 
     def _hashes(self, uids: str) -> Iterator[bytes]:
         wire = self._login.wire

@@ -42,10 +42,10 @@ def test_more_new_mail_than_one_reply_can_tell_of_is_listed(
     server: ImapScript, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where all mail of an account is moved to another folder."""
-    assert listing._UIDS_WINDOW * 200 < wire.MAX_REPLY_BYTES
+    assert commands.UIDS_WINDOW * 200 < wire.MAX_REPLY_BYTES
     for module in (wire, commands):
         monkeypatch.setattr(module, "MAX_REPLY_BYTES", 1_000_000)
-    monkeypatch.setattr(listing, "_UIDS_WINDOW", 3_000)
+    monkeypatch.setattr(commands, "UIDS_WINDOW", 3_000)
     with opened(server) as session:
         cursor = listed(session)[-1].cursor
     fill(server.inbox, 10_000, size=0)
@@ -58,7 +58,7 @@ def test_more_new_mail_than_one_reply_can_tell_of_is_listed(
 def test_new_mail_that_is_asked_for_in_windows_is_listed_whole(
     monkeypatch: pytest.MonkeyPatch, cap: int | None, told: bool
 ) -> None:
-    monkeypatch.setattr(listing, "_UIDS_WINDOW", 4)
+    monkeypatch.setattr(commands, "UIDS_WINDOW", 4)
     if not told:
         _tells_no_exists(monkeypatch)
     with ImapScript(capabilities=MODERN) as server:

@@ -42,6 +42,15 @@ def test_all_that_lies_there_is_known_where_search_is_capped(
         assert known(server) == 25
 
 
+def test_more_than_one_reply_can_tell_of_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "MAX_REPLY_BYTES", 3_000)
+    monkeypatch.setattr(commands, "UIDS_WINDOW", 4)
+    with ImapScript(capabilities=YAHOO) as server:
+        server.view_limit = server.message_limit = 10
+        fill(server.inbox, 25)
+        assert known(server) == 25
+
+
 def test_all_that_lies_there_is_known_where_nobody_tells_how_many_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -511,7 +511,7 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "_MAX_REMOVED", 2)
     monkeypatch.setattr(listing, "FLAGS_WINDOW", 5)
     monkeypatch.setattr(commands, "SEQUENCE_STEP", 3)
-    monkeypatch.setattr(listing, "_UIDS_WINDOW", 3)
+    monkeypatch.setattr(commands, "UIDS_WINDOW", 3)
     monkeypatch.setattr(download, "_BATCH_MESSAGES", 2)
     monkeypatch.setattr(parallel, "_CHUNK_MESSAGES", 2)
     for module in (capture, commit):
