@@ -80,15 +80,21 @@ def run(login: Login, command: str, of: str) -> list[list[bytes]]:
     return answers
 
 
-def of_all(login: Login, items: str) -> Iterator[list[list[bytes]]]:
-    """Ask for items of all messages of the open folder; yield what each command is answered."""
+def of_all(login: Login, items: str, *, known: Uids | None = None) -> Iterator[list[list[bytes]]]:
+    """Ask for items of all messages of the open folder; yield what each command is answered.
+    `known`: what SEARCH told, where it was asked."""
     if login.exists is None or (login.exists and login.wire.uid_only):
-        return by_uid(login, items)
+        return by_uid(login, items, known=known)
     return _by_sequence_number(login, items)
 
 
 def by_uid(
-    login: Login, items: str, first: int = 1, *, before: int | None = None
+    login: Login,
+    items: str,
+    first: int = 1,
+    *,
+    before: int | None = None,
+    known: Uids | None = None,
 ) -> Iterator[list[list[bytes]]]:
     """Ask for items of the messages from one UID on, and perhaps of the last one below it; yield
     what each command is answered. `before`: they are below this one, where that is known. SEARCH,
@@ -97,7 +103,8 @@ def by_uid(
     most = min((bound for bound in bounds if bound is not None), default=UIDS_WINDOW + 1)
     windows: Iterable[tuple[int, int]] = [(first, MAX_UID)]
     if most > UIDS_WINDOW:
-        windows = search(login, f"{first}:*").windows(UIDS_WINDOW, first, MAX_UID)
+        found = search(login, f"{first}:*") if known is None else known
+        windows = found.windows(UIDS_WINDOW, first, MAX_UID)
     for low, high in windows:
         of = f"{low}:{'*' if high == MAX_UID else high}"
         yield run(login, f"UID FETCH {{}} ({items})", of)

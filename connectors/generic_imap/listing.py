@@ -300,7 +300,7 @@ class _Listing:
         if self._login.exists is not None and len(uids) >= self._login.exists:
             return uids, True
         # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501).
-        uids = uids.and_those_of(_uids_in(commands.of_all(self._login, "UID")))
+        uids = uids.and_those_of(_uids_in(commands.of_all(self._login, "UID", known=uids)))
         told = self._login.exists
         return uids, len(uids) >= (self._folder.state.get("messages", 0) if told is None else told)
 

@@ -65,6 +65,7 @@ def test_new_mail_that_is_asked_for_in_windows_is_listed_whole(
         server.search_cap = cap
         with opened(server) as session:
             cursor = listed(session)[-1].cursor
+        assert len(server.asked(b"UID SEARCH")) == 1
         for count in (25, 12):
             fill(server.inbox, count)
             with opened(server) as session:
