@@ -39,15 +39,15 @@ def _of_term(term: Term) -> str | None:
     return tag and words.quoted(tag)
 
 
-#: A whole address, and what stands around one that is copied out of a list of them.
-_ADDRESS = re.compile(r"[<']*([^\s<>@,;]+@[^\s<>@,;]+?)[>',;]*")
+_ADDRESS = re.compile(r"[^\s<>@,;]+@[^\s<>@,;]+")
 
 
 def _of_people(term: Term) -> str:
     """An address is that one, and nobody's whose words it has: those of a message are of all whom
     it names."""
-    address = _ADDRESS.fullmatch(term.value)
-    values = [address[1], term.value] if address else [term.value.removeprefix("@")]
+    bare = term.value.lstrip("<'").rstrip(">',;")  # it may be copied out of a list of them
+    address = _ADDRESS.fullmatch(bare)
+    values = [bare, term.value] if address else [term.value.removeprefix("@")]
     tags = (words.quoted(words.tag(term.name, value)) for value in dict.fromkeys(values))
     whole = " | ".join(f"{tag}{':*' * term.prefix}" for tag in tags)
     return whole if address else f"{whole} | ({_tagged_words(term)})"

@@ -1,6 +1,7 @@
 """What a document is found by: real messages' fields, asked of PostgreSQL itself."""
 
 import datetime as dt
+import time
 import unicodedata
 import uuid
 from collections import Counter
@@ -116,6 +117,14 @@ def test_an_address_is_found_as_it_is_written_and_without_what_stands_around_it(
     for address in ("'ada@example.com'", "ada@example.com"):
         assert found(vector(Digest(participants=(("from", address, ""),))), asked)
     assert not found(vector(Digest(participants=(("from", "ada@example.org", ""),))), asked)
+
+
+def test_a_query_of_apostrophes_is_read_at_once() -> None:
+    """While one is read, nothing else of that process goes on."""
+    query = parse("from:" + "'" * 600 + "a@a" + "'" * 1_300 + "@")
+    began = time.process_time()
+    assert tsqueries.tsquery(query)
+    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize(
