@@ -7,6 +7,7 @@ What is listed is stored under the source's row lock, under which runs end and w
 """
 
 import contextlib
+import datetime as dt
 import itertools
 import uuid
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from collections.abc import Iterable, Iterator
 import structlog
 from django.db.models import Exists, OuterRef, Q
 from django.db.models.functions import Now
+from django.utils import timezone
 
 from connectors.errors import Unavailable
 from connectors.types import RemoteMailbox
@@ -114,28 +116,32 @@ def _own(source: IngestionSource, run: Run) -> None:
     if locked(source).credentials_version != source.credentials_version:
         raise LostRace("The credentials were changed meanwhile.")
     wanted = Run.objects.filter(pk=run.pk, finished_at=None, discovered_at=None)
-    if run.asked_at is None:
-        wanted = wanted.filter(asked_at=None)  # else it has all mailboxes already
+    if not _asked_lately(run):
+        wanted = wanted.filter(asked_at=run.asked_at)  # else it has all mailboxes already
     if not wanted.exists():
         raise LostRace("The run was ended, listed, or asked to have all mailboxes meanwhile.")
 
 
+def _asked_lately(run: Run) -> bool:
+    """Tell whether somebody asked for all. Who did so longer than a day ago had them: the run is
+    listed for its age (`runs.follow_meanwhile`)."""
+    return run.asked_at is not None and run.asked_at > timezone.now() - dt.timedelta(days=1)
+
+
 def _resting(source: IngestionSource, run: Run) -> set[str]:
-    """Return the mailboxes whose turn is not before the next scheduled sync (`ingestion.pace`), or
-    that a run which is listed again followed already, while they still end one after the other
-    (`runs.follow_meanwhile`); and that owe nothing else. None where somebody asked: then all have
+    """Return the mailboxes that owe nothing, and whose turn it is not. In a sync: before the next
+    (`ingestion.pace`). In an import that is listed again: once it followed them, while they still
+    end one after the other (`runs.follow_meanwhile`). None where somebody asked: then all have
     their turn."""
-    if run.asked_at is not None:
+    if _asked_lately(run):
         return set()
-    options, followed = Options.of(source.options), Q()
-    if run.actor == runs.SCHEDULE:
-        ahead = options.sync_interval - pace.as_span(pace.seconds())
-        followed |= Q(last_synced_at__gt=Now() + ahead)
-    lately = Mailbox.objects.filter(source=source, last_synced_at__gt=Now() - options.sync_interval)
-    if lately.exists():
-        followed |= Q(last_synced_at__gt=run.started_at)
-    if not followed:
-        return set()
+    options = Options.of(source.options)
+    interval = options.sync_interval
+    if run.kind == RunKind.IMPORT:
+        lately = Mailbox.objects.filter(source=source, last_synced_at__gt=Now() - interval)
+        followed = Q(Exists(lately), last_synced_at__gt=run.asked_at or run.started_at)
+    else:
+        followed = Q(last_synced_at__gt=Now() + interval - pace.as_span(pace.seconds()))
     unfinished = Folder.objects.filter(mailbox__source=source, removed_at=None).filter(
         Q(failing_since__isnull=False) | Q(missing_since__isnull=False)
         | Q(cursor__isnull=True)  # not =None: that is JSON's null

@@ -4,14 +4,15 @@ import datetime as dt
 from collections.abc import Callable
 
 import pytest
+from django.db import transaction
 from django.db.models import F
 from django.utils import timezone
 
 from connectors.errors import MessageRefused, Unavailable
 from ingestion import freshness
 from ingestion.models import FailedMessage, Folder, IngestionSource, Mailbox, Placement, Run
-from ingestion.services.engine import due_work, failures, sync
-from ingestion.services.sources import verbs
+from ingestion.services.engine import due_work, failures, runs, sync
+from ingestion.services.sources import discovery, verbs
 from tests.servers.scripted_provider import Server
 from tests.servers.scripted_source import ACTOR, assert_exact, body, fill, finish, start, synced
 
@@ -29,6 +30,17 @@ def later(**delta: float) -> None:
     for run in Run.objects.filter(finished_at=None):
         run.not_before -= past
         run.save(update_fields=["not_before"])
+
+
+def a_day_later() -> None:
+    """Have unfinished runs been begun, asked for and listed so long ago."""
+    past = dt.timedelta(hours=25)
+    Run.objects.filter(finished_at=None).update(
+        started_at=F("started_at") - past,
+        asked_at=F("asked_at") - past,
+        discovered_at=F("discovered_at") - past,
+        not_before=F("not_before") - past,
+    )
 
 
 def slice_of(name: str, *, seconds: float = 60) -> None:
@@ -117,12 +129,16 @@ def test_a_run_of_days_lists_its_mailboxes_each_day(
     assert (mailbox.state, mailbox.run) == ("gone", None)
 
 
-def test_who_is_done_with_stays_so_where_a_run_of_days_lists_its_mailboxes(
-    server: Server, run: Run
+@pytest.mark.parametrize("asked", [False, True])
+def test_who_is_done_with_stays_so_where_an_import_of_days_lists_its_mailboxes(
+    server: Server, source: IngestionSource, run: Run, asked: bool
 ) -> None:
-    """While they end one after the other: else a run of days begins again each day."""
-    Run.objects.update(discovered_at=F("discovered_at") - dt.timedelta(hours=25))
-    later(minutes=6)
+    """While they end one after the other: else it begins again each day."""
+    if asked:
+        verbs.start_sync(source, actor=ACTOR)
+        assert listed_again(run)
+        slice_of("small")
+    a_day_later()
     Mailbox.objects.filter(remote_id="small").update(last_synced_at=timezone.now())
     server.accounts = ("small", "large", "new")
     assert listed_again(run)
@@ -130,6 +146,49 @@ def test_who_is_done_with_stays_so_where_a_run_of_days_lists_its_mailboxes(
     assert (run.mailboxes_done, run.mailboxes_total) == (1, 3)
     assert settled("small")
     assert not settled("new")
+
+
+def test_who_asks_while_an_import_of_days_lists_its_mailboxes_has_all_followed(
+    server: Server, source: IngestionSource, run: Run
+) -> None:
+    verbs.start_sync(source, actor=ACTOR)
+    assert listed_again(run)
+    slice_of("small")
+    a_day_later()
+    Mailbox.objects.filter(remote_id="small").update(last_synced_at=timezone.now())
+
+    def ask() -> None:
+        server.before_mailbox = lambda: None
+        verbs.start_sync(source, actor=ACTOR)
+
+    server.before_mailbox = ask
+    assert listed_again(run)
+    assert listed_again(run)
+    assert not settled("small")
+
+
+def test_a_sync_of_days_has_each_mailbox_followed_each_day(
+    server: Server, source: IngestionSource
+) -> None:
+    """Also while others end all the time, as those do that ring."""
+    server.accounts = ("rings", "quiet", "large")
+    fill(server, 1)
+    start(source)
+    for name in server.accounts:
+        slice_of(name)
+    with transaction.atomic():
+        runs.start_syncs([source.pk])
+    run = Run.objects.get(finished_at=None)
+    discovery.discover(run.pk)
+    slice_of("rings")
+    slice_of("quiet")
+    a_day_later()
+    for name, hours in (("rings", 0), ("quiet", 20)):
+        at = timezone.now() - dt.timedelta(hours=hours)
+        Mailbox.objects.filter(remote_id=name).update(last_synced_at=at)
+    assert settled("quiet")
+    assert listed_again(run)
+    assert not settled("quiet")
 
 
 def test_sync_now_follows_what_the_run_is_done_with(
