@@ -199,6 +199,7 @@ class _Provider:
         self._mailbox: uuid.UUID | None = None
         self._sessions = contextlib.ExitStack()
         self._closed: dict[uuid.UUID, errors.ConnectorError] = {}
+        self._let_in = False
         self.refused: errors.ConnectorError | None = None
 
     def __enter__(self) -> Self:
@@ -247,13 +248,16 @@ class _Provider:
             self._session = self._sessions.enter_context(self._connector.open(remote))
             self._folders = {listed.remote_id: listed for listed in self._session.folders()}
             self._mailbox = mailbox.pk
+            self._let_in = True
         if folder.remote_id not in self._folders:
             raise errors.FolderGone("Its folder is not there any more.")
         return self._session, self._folders[folder.remote_id]
 
     def _heed(self, error: errors.ConnectorError, mailbox: Mailbox) -> None:
-        # Once it is open, who is to wait is to wait with this one: others have limits of their own.
-        waits = isinstance(error, errors.RateLimited) and self._mailbox
+        if mailbox.pk in self._closed:  # it was not asked for again
+            return
+        # Once let in, who is to wait is to wait with this one: others have limits of their own.
+        waits = isinstance(error, errors.RateLimited) and self._let_in
         if waits or isinstance(error, errors.MailboxUnavailable):
             self._closed[mailbox.pk] = error
         elif isinstance(error, errors.Unavailable) and self._mailbox:

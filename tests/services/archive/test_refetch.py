@@ -11,7 +11,7 @@ from connectors.errors import MailboxUnavailable, MessageGone, NeedsReauth, Rate
 from ingestion.models import AuditEvent, IngestionSource, Message, Pack, Placement
 from ingestion.services.archive import housekeeping, refetch, verify
 from ingestion.services.engine import due_work
-from ingestion.services.sources import configuration, credentials
+from ingestion.services.sources import configuration, credentials, discovery, verbs
 from tests.management.backup.world import end_idle_sessions
 from tests.servers.command_line import CommandLine
 from tests.servers.scripted_provider import Server
@@ -214,6 +214,37 @@ def test_a_mailbox_that_is_to_wait_is_left_and_others_are_fetched(
     counts, left = refetched(source)
     assert counts == (11, 7)
     assert all("Wait a minute." in text for text in left)
+    assert server.opened == 2
+
+
+@pytest.mark.parametrize(
+    "error", [MailboxUnavailable("It has no licence."), RateLimited("Wait a minute.")]
+)
+def test_who_is_to_wait_keeps_no_others_from_being_fetched_where_no_mailbox_is_open(
+    server: Server, source: IngestionSource, error: Exception
+) -> None:
+    """The next can't be opened, then the first has another pack."""
+
+    def fail(handed_out: int) -> None:
+        if handed_out == 2:
+            server.open_error = error
+            raise RateLimited("Wait a minute.", retry_after_seconds=60)
+
+    server.accounts = ("ada", "bob")
+    for first in (0, 9):
+        for number in range(first, first + 9):
+            server.deliver("INBOX", body(number))
+        discovery.discover(verbs.start_sync(source, actor=ACTOR).pk)
+        due_work.work_until_done(source, on_progress=lambda _: None)
+    for path in (settings.ARCHIVE_DIR / str(source.pk)).rglob("*.pack"):
+        path.unlink()
+    server.opened = 0
+    server.fetched.clear()
+    server.before_message = fail
+    packs = Pack.objects.values_list("pk", flat=True)
+    done = refetch.refetch(source, packs, actor=ACTOR, on_left=lambda _: None)
+    assert (done.refused, done.packs_not_asked_for) == (None, 0)
+    assert (done.fetched, done.left) == (2, 34)
     assert server.opened == 2
 
 
