@@ -100,13 +100,15 @@ class Command(OperatorCommand):
             total.left += done.left
             total.packs_not_asked_for += done.packs_not_asked_for
             if done.refused:  # others may have another provider
-                self.say(
-                    f"{source.name}: {done.refused} Nothing goes on by itself here: run this again"
-                    " once that is over."
-                )
+                self.say(f"{source.name}: {done.refused}")
             if done.packs_not_asked_for:
                 packs = counted(done.packs_not_asked_for, "more pack")
                 self.say(f"{source.name}: what is lost of {packs} was not asked for.")
+            if done.refused or done.left:
+                self.say(
+                    f"{source.name}: what is left is not tried again by itself. Run this again once"
+                    " what kept it from being fetched is over."
+                )
         return total
 
 

@@ -334,6 +334,25 @@ def test_the_command_goes_on_with_other_sources_where_one_is_not_let_in(
     assert "what is lost of 1 more pack was not asked for" in found.stderr
 
 
+def test_the_command_says_that_what_is_left_is_not_tried_again_by_itself(
+    manage: CommandLine, server: Server, source: IngestionSource, pack: Path
+) -> None:
+    """Of who is to wait a provider's words promise that, as it is where a sync is told to."""
+
+    def fail(handed_out: int) -> None:
+        if handed_out == 2:
+            raise RateLimited("Slow down. It goes on by itself.")
+
+    pack.unlink()
+    server.fetched.clear()
+    server.before_message = fail
+    told = manage.here("verify_archive", "--refetch").stderr
+    assert "It goes on by itself." in told
+    assert f"{source.name}: what is left is not tried again by itself" in told
+    server.before_message = lambda _: None
+    assert "by itself" not in manage.here("verify_archive", "--refetch").stderr
+
+
 def test_who_fetches_for_hours_finds_the_database_again(
     server: Server, source: IngestionSource, pack: Path
 ) -> None:
