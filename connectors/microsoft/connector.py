@@ -53,6 +53,9 @@ class MicrosoftConnector(Connector):
         quick = dataclasses.replace(self._environment, timeout_seconds=timeout)
         graph = Graph(self._config, quick, until=time.monotonic() + _CHECK_SECONDS)
         try:
+            # Of a tenant, to be refused with it may take all the time that there is.
+            if not self._config.signs_in and (token := graph.tokens.known()):
+                graph.tokens.forget(token)
             return _as_granted_now(graph, _Check(self._config, graph).identity)
         finally:
             graph.close()

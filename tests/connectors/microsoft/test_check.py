@@ -97,6 +97,21 @@ def test_a_permission_to_list_users_that_was_granted_after_a_token_was_issued_is
         assert [mailbox.remote_id for mailbox in connector.mailboxes()] == [alice.id]
 
 
+def test_a_missing_permission_is_named_also_where_there_is_time_to_ask_only_once(
+    server: GraphServer, alice: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A token in hand says nothing of today, and to find that out would take all the time."""
+    monkeypatch.setattr(microsoft, "_CHECK_SECONDS", 2.5)
+    server.tenant.roles = {"User.Read.All"}
+    with build(server) as connector:
+        list(connector.mailboxes())
+        server.latency_seconds = 0.9
+        for _ in range(2):
+            with pytest.raises(NeedsReauth) as caught:
+                connector.check()
+            assert caught.value.code == "no_mail_read"
+
+
 @pytest.mark.parametrize(
     ("refused", "code", "says"),
     [
