@@ -136,6 +136,35 @@ def test_a_server_that_shows_less_than_it_counts_removes_nothing() -> None:
         assert [p.present for p in pages if p.present is not None and "1:25" not in p.present]
 
 
+@pytest.mark.parametrize("capped", [False, True], ids=["search", "capped_search"])
+def test_who_goes_meanwhile_makes_up_for_nobody_whom_the_server_hides(capped: bool) -> None:
+    with ImapScript(capabilities=PLAIN) as server:
+        fill(server.inbox, 10)
+
+        def hide_one(client: Client, tag: bytes, command: bytes) -> bool:
+            told = range(1, 10)
+            if command.startswith(b"UID SEARCH"):
+                shown = b" ".join(b"%d" % uid for uid in told[: 3 if capped else None])
+                client.send(b"* SEARCH " + shown + b"\r\n")
+            elif command.startswith(b"FETCH"):
+                for uid in told:
+                    client.send(b"* %d FETCH (UID %d)\r\n" % (uid, uid))
+            else:
+                return False
+            if 1 in server.inbox.mails and command.startswith(b"FETCH" if capped else b"UID"):
+                server.inbox.expunge(1)
+                client.send(b"* 1 EXPUNGE\r\n")
+            client.send(tag + b" OK\r\n")
+            return True
+
+        server.hooks.append(hide_one)
+        with opened(server) as session:
+            pages = listed(session)
+        assert 1 not in server.inbox.mails
+        assert all(page.present is None for page in pages)
+        assert pages[-1].cursor["c"] is None  # so that the next pass looks again
+
+
 def test_a_removal_is_seen_where_the_mod_sequence_does_not_tell() -> None:
     with ImapScript(capabilities=CONDSTORE_ONLY) as server:
         fill(server.inbox, 5)
