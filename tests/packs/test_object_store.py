@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from ingestion.errors import ArchiveUnavailable, Corrupt
+from ingestion.errors import ArchiveAway, ArchiveUnavailable, Corrupt
 from ingestion.packs import location, s3
 from ingestion.packs.blocks import Blocks, ObjectFile
 from ingestion.packs.format import Extent, encoded
@@ -18,6 +18,7 @@ from ingestion.packs.location import Bucket
 from ingestion.packs.s3 import ObjectStore
 from ingestion_project.demo.object_store import ObjectStoreServer
 from tests.servers.faulty_proxy import FaultyProxy
+from tests.servers.stack import free_port
 
 SOURCE = uuid.UUID(int=1)
 BODY = os.urandom(300_000)
@@ -153,6 +154,20 @@ def test_wrong_credentials_are_told(
         assert "only-on-loopback" not in str(told.value)
     finally:
         s3._client.cache_clear()
+
+
+def test_a_role_whose_credentials_are_not_there_yet_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The container's agent may come up after us, or restart while we run."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    agent = f"http://127.0.0.1:{free_port()}/"
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", agent)
+    store = ObjectStore(Bucket("archive", "", f"http://127.0.0.1:{free_port()}", "here"))
+    with pytest.raises(ArchiveAway, match="container-role gives no credentials now") as told:
+        store.mark()
+    assert "ARCHIVE_URL" not in str(told.value)
 
 
 def test_a_bucket_that_vanishes_is_no_missing_pack(
