@@ -3,6 +3,8 @@
 By code and status alone: the store's own text may quote anything.
 """
 
+import ssl
+
 from botocore import exceptions as aws
 
 from ingestion.errors import ArchiveAway, ArchiveUnavailable
@@ -70,7 +72,7 @@ def unreachable(name: str, error: Exception | None) -> ArchiveUnavailable:
     elif isinstance(error, aws.CredentialRetrievalError):  # an agent that comes up or restarts
         what = f"{error.kwargs['provider']} gives no credentials now. It is asked again."
         return ArchiveAway(f"{name}: {what} Look after it where that lasts.")
-    elif isinstance(error, aws.SSLError):
+    elif isinstance(error, aws.SSLError) and not _handshake_failed(error):
         what = "its certificate can't be verified. AWS_CA_BUNDLE may name a file of authorities."
     elif isinstance(error, aws.ConnectionError | aws.HTTPClientError | aws.IncompleteReadError):
         what = f"the store can't be reached ({type(error).__name__}). It is asked again."
@@ -78,3 +80,14 @@ def unreachable(name: str, error: Exception | None) -> ArchiveUnavailable:
     else:  # a name that no bucket can have, a profile that is not there
         what = f"it can't be asked ({type(error).__name__}). Correct ARCHIVE_URL, or AWS_PROFILE."
     return ArchiveUnavailable(f"{name}: {what}")
+
+
+def _handshake_failed(error: aws.SSLError) -> bool:
+    """Return whether TLS failed on the wire: cut, or not spoken there, as before a store that is
+    not up. Else a certificate is not trusted, or what AWS_CA_BUNDLE names can't be read."""
+    why = next(iter(getattr(error.kwargs.get("error"), "args", ())), None)
+    return (
+        isinstance(why, ssl.SSLError)
+        and not isinstance(why, ssl.SSLCertVerificationError)
+        and why.library != "X509"  # of the file of authorities
+    )

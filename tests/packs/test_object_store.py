@@ -3,8 +3,11 @@
 Each ends in a sentence that says what to do, never in a pack that is not whole.
 """
 
+import contextlib
 import hashlib
 import os
+import socket
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 
@@ -18,6 +21,7 @@ from ingestion.packs.location import Bucket
 from ingestion.packs.s3 import ObjectStore
 from ingestion_project.demo.object_store import ObjectStoreServer
 from tests.servers.faulty_proxy import FaultyProxy
+from tests.servers.graph import http
 from tests.servers.stack import free_port
 
 SOURCE = uuid.UUID(int=1)
@@ -214,6 +218,71 @@ def test_a_server_that_is_away_is_told(proxy: FaultyProxy) -> None:
     store = ObjectStore(Bucket("archive", "", proxy.endpoint, "us-east-1"), read_seconds=1)
     with pytest.raises(ArchiveUnavailable, match=r"can't be reached \(EndpointConnectionError\)"):
         store.holds(SOURCE, uuid.uuid4())
+
+
+@contextlib.contextmanager
+def answering(serve: Callable[[socket.socket], object]) -> Iterator[ObjectStore]:
+    """A store behind a port that has `serve` answer the first connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def answer() -> None:
+            with listener.accept()[0] as connection, contextlib.suppress(OSError):
+                connection.settimeout(10)
+                serve(connection)
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        endpoint = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        yield ObjectStore(Bucket("archive", "", endpoint, "us-east-1"))
+        thread.join(10)
+
+
+@pytest.mark.parametrize(
+    "serve",
+    [
+        lambda connection: connection.recv(65_536),
+        lambda connection: (
+            connection.recv(65_536),  # else it is reset
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n"),
+        ),
+    ],
+    ids=["cut", "no TLS"],
+)
+def test_a_tls_handshake_that_fails_is_waited_for(
+    object_store: ObjectStoreServer,
+    monkeypatch: pytest.MonkeyPatch,
+    serve: Callable[[socket.socket], object],
+) -> None:
+    """So answers what stands before a store that is not up yet. No certificate was seen."""
+    for name, value in object_store.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
+    with (
+        answering(serve) as store,
+        pytest.raises(ArchiveAway, match=r"can't be reached \(SSLError\)"),
+    ):
+        store.mark()
+
+
+@pytest.mark.parametrize("bundle", [None, "/nowhere.pem", __file__])
+def test_a_certificate_that_is_not_trusted_is_told(
+    object_store: ObjectStoreServer, monkeypatch: pytest.MonkeyPatch, bundle: str | None
+) -> None:
+    for name, value in object_store.env.items():
+        monkeypatch.setenv(name, value)
+    if bundle:
+        monkeypatch.setenv("AWS_CA_BUNDLE", bundle)
+    monkeypatch.setattr(s3, "_ATTEMPTS", 1)
+
+    def serve(connection: socket.socket) -> None:
+        http._server_context().wrap_socket(connection, server_side=True).close()
+
+    with (
+        answering(serve) as store,
+        pytest.raises(ArchiveUnavailable, match=r"certificate can't be verified") as told,
+    ):
+        store.mark()
+    assert not isinstance(told.value, ArchiveAway)
 
 
 @pytest.mark.parametrize(("before", "words"), [(1, "same name"), (2, "other bytes")])
