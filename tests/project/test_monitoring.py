@@ -143,6 +143,7 @@ def scraped(service: Service) -> str:
 def test_what_the_documents_name_is_there_and_what_there_is_is_documented(
     service: Service,
 ) -> None:
+    storage.require()  # of an archive that is not there yet no room is told
     text = scraped(service)
     known = set(re.findall(r"^# HELP (\S+)", text, re.MULTILINE))
     for page in PAGES:
