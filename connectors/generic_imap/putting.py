@@ -142,13 +142,15 @@ class _Folder:
 
     def has(self, known: Print) -> bool:
         """Tell whether the message lies here."""
-        unread = [uid for size in set(known.sizes) for uid in self._unread.pop(size, ())]
+        unread = [uid for size in set(known.sizes) for uid in self._unread.get(size, ())]
         if unread:
             if self._login.opened is None or self._login.opened[0] != self.remote.remote_id:
                 examine(self._login, self.remote)
             for page in Uids((uid, uid) for uid in unread).pages(self._login.message_limit):
                 for part in page.commands():
                     self._known.update(self._hashes(str(part)))
+            for size in known.sizes:  # not before: who was not read could be put twice
+                self._unread.pop(size, None)
         return bool(known.hashes & self._known)
 
     def put(self, body: Body, known: Print, *, flags: Iterable[str], at: dt.datetime | None) -> str:

@@ -108,3 +108,19 @@ def test_a_folder_of_which_not_all_is_shown_gets_nothing_and_holds_up_no_other(
                     account.folder(["INBOX"], "inbox")
             assert not account.folder(["Work"], "").has(putting.Print(b"new"))
         assert len(server.asked(b"FETCH")) == 1
+
+
+def test_a_folder_that_is_refused_in_the_middle_forgets_nobody_who_lies_there() -> None:
+    with ImapScript(capabilities=PLAIN) as server:
+        fill(server.inbox, 2)
+        first, second = (putting.Print(mail.body) for mail in server.inbox.mails.values())
+        assert first.sizes == second.sizes
+        server.boxes[b"Work"] = Box()
+        with target(server) as account:
+            inbox = account.folder(["INBOX"], "inbox")
+            account.folder(["Work"], "")
+            server.inbox.refusal = b"NO [INUSE] not now"
+            with pytest.raises(FolderRefused):
+                inbox.has(first)
+            server.inbox.refusal = b""
+            assert inbox.has(second)
