@@ -17,7 +17,7 @@ from connectors.config import Environment
 from connectors.errors import FolderRefused, Unavailable
 from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login, enable, login
-from connectors.generic_imap.commands import CommandRefused, of_all
+from connectors.generic_imap.commands import CommandRefused, by_uid, of_all
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.describing import items_of, number
 from connectors.generic_imap.folders import list_folders, name_of, remote_id
@@ -26,6 +26,7 @@ from connectors.generic_imap.uids import Uids
 from connectors.types import Body, RemoteFolder, SpooledBody
 
 _BODY = re.compile(rb"BODY\[\] \{(\d{1,19})\}\r?\n\Z", re.IGNORECASE)
+_SIZES = "UID RFC822.SIZE"
 _SYSTEM_FLAGS = frozenset({"\\Seen", "\\Answered", "\\Flagged", "\\Draft"})
 _KEYWORD = re.compile(r"\$?[A-Za-z0-9_-]{1,60}")
 _ROLES = frozenset({"inbox", "sent", "drafts", "junk", "trash", "archive"})
@@ -178,24 +179,26 @@ class _Folder:
         examine(login, self.remote)
         found: dict[int, int] = {}
         try:
-            parts = of_all(login, "UID RFC822.SIZE")  # by SEARCH, which some cap, nobody learns all
-            for response in itertools.chain.from_iterable(parts):
-                items = items_of(response)
-                uid, size = number(items.get(b"UID")), number(items.get(b"RFC822.SIZE"))
-                if uid is not None and size is not None:
-                    found[uid] = size
+            parts = of_all(login, _SIZES)  # by SEARCH, which some cap, nobody learns all
+            while _learn(parts, found) and len(found) < self._counted():
+                parts = by_uid(login, _SIZES, max(found) + 1)  # who came meanwhile
         except CommandRefused as error:
             problem = f"The server does not tell which messages are in {path}. {error}"
         else:
             for uid, size in found.items():
                 self._unread.setdefault(size, []).append(uid)
-            if len(found) >= (login.exists or 0):
+            if len(found) >= self._counted():
                 return ""
-            problem = f"The server shows {len(found):,} of {login.exists:,} messages in {path}."
+            problem = f"The server shows {len(found):,} of {self._counted():,} messages in {path}."
         return (
             f"{problem} Nothing is put there, for it could be there already. Export to it again"
             " later."
         )
+
+    def _counted(self) -> int:
+        """Return how many messages the server counts, with those that went since it was opened:
+        they may have been told before, and stand for nobody whom it does not show."""
+        return (self._login.exists or 0) + self._login.expunged
 
     def _hashes(self, uids: str) -> Iterator[bytes]:
         wire = self._login.wire
@@ -215,6 +218,18 @@ class _Folder:
             yield digest.digest()
         if b" OK" not in line.upper()[:20]:
             raise Unavailable(f"The server does not give back what is there: {wire.words(line)}")
+
+
+def _learn(parts: Iterable[list[list[bytes]]], found: dict[int, int]) -> bool:
+    """Add the sizes that responses tell, by UID; tell whether there was a message among them that
+    was not known."""
+    before = len(found)
+    for response in itertools.chain.from_iterable(parts):
+        items = items_of(response)
+        uid, size = number(items.get(b"UID")), number(items.get(b"RFC822.SIZE"))
+        if uid is not None and size is not None:
+            found[uid] = size
+    return len(found) > before
 
 
 _MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split()

@@ -94,11 +94,11 @@ def test_a_folder_of_which_not_all_is_shown_gets_nothing_and_holds_up_no_other(
         server.boxes[b"Work"] = Box()
 
         def show_two(client: Client, tag: bytes, command: bytes) -> bool:
-            if command.startswith(b"FETCH"):
+            if b"FETCH" in command:
                 for uid in (1, 2):
                     client.send(b"* %d FETCH (UID %d RFC822.SIZE 7)\r\n" % (uid, uid))
                 client.send(tag + (b" NO not now\r\n" if refused else b" OK\r\n"))
-            return command.startswith(b"FETCH")
+            return b"FETCH" in command
 
         server.hooks.append(show_two)
         said = "not now" if refused else "2 of 5 messages in INBOX"
@@ -107,7 +107,7 @@ def test_a_folder_of_which_not_all_is_shown_gets_nothing_and_holds_up_no_other(
                 with pytest.raises(FolderRefused, match=said):
                     account.folder(["INBOX"], "inbox")
             assert not account.folder(["Work"], "").has(putting.Print(b"new"))
-        assert len(server.asked(b"FETCH")) == 1
+        assert len(server.asked(b"FETCH 1:5 ")) == 1
 
 
 def test_a_folder_that_is_refused_in_the_middle_forgets_nobody_who_lies_there() -> None:
@@ -124,3 +124,38 @@ def test_a_folder_that_is_refused_in_the_middle_forgets_nobody_who_lies_there() 
                 inbox.has(first)
             server.inbox.refusal = b""
             assert inbox.has(second)
+
+
+def test_mail_that_comes_while_a_folder_is_looked_at_in_parts_does_not_refuse_it() -> None:
+    with ImapScript(capabilities=YAHOO) as server:
+        server.view_limit = server.message_limit = 10
+        fill(server.inbox, 25)
+
+        def deliver(client: Client, _tag: bytes, command: bytes) -> bool:
+            if command.startswith(b"UID FETCH") and len(server.asked(b"UID FETCH")) == 2:
+                server.hooks.clear()
+                server.inbox.deliver(b"new")
+                client.send(b"* 26 EXISTS\r\n")
+            return False
+
+        server.hooks.append(deliver)
+        assert known(server) == 26
+
+
+def test_who_goes_meanwhile_makes_up_for_nobody_whom_the_server_hides() -> None:
+    with ImapScript(capabilities=YAHOO) as server:
+        fill(server.inbox, 5)
+
+        def hide_the_last(client: Client, tag: bytes, command: bytes) -> bool:
+            if not command.startswith(b"UID FETCH"):
+                return False
+            if command.startswith(b"UID FETCH 1:"):
+                for uid in range(1, 5):
+                    client.send(b"* %d UIDFETCH (RFC822.SIZE 7)\r\n" % uid)
+                client.send(b"* VANISHED 1\r\n")
+            client.send(tag + b" OK\r\n")
+            return True
+
+        server.hooks.append(hide_the_last)
+        with target(server) as account, pytest.raises(FolderRefused, match="4 of 5 messages"):
+            account.folder(["INBOX"], "inbox")
