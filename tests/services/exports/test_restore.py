@@ -13,6 +13,8 @@ from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.putting import Account as Target
 from connectors.generic_imap.putting import Print
 from ingestion.models import AuditEvent, IngestionSource
+from ingestion.services.archive.exports.restore import Restored, restore
+from ingestion.services.archive.exports.selection import Selection
 from ingestion.services.audit import Actor
 from ingestion.services.engine import due_work
 from ingestion.services.sources import configuration, verbs
@@ -128,6 +130,31 @@ def test_killed_halfway_and_again_it_is_exact(
 
     assert restored(manage, target, tmp_path).code == 0
     assert everything(dovecot, target) == everything(dovecot, filled)
+
+
+def test_a_folder_that_somebody_deletes_meanwhile_ends_no_others(
+    dovecot: Dovecot, filled: Account, source: IngestionSource
+) -> None:
+    target = dovecot.account()
+    client = dovecot.connect(target.name)
+    client.create("Sent")
+    failed: list[str] = []
+
+    def delete(_: Restored) -> None:
+        client.delete("Sent")
+
+    done = restore(
+        Selection(source.owner, ""),
+        ImapConfig(**imap_source.config(target)),
+        about="",
+        actor=ACTOR,
+        on_failed=lambda _, why: failed.append(why),
+        on_progress=delete,
+    )
+    client.logout()
+    assert (done.put, done.failed) == (5, 1)
+    assert len(failed) == 1
+    assert "Sent" not in everything(dovecot, target)
 
 
 @pytest.mark.parametrize("level", ["long" * 45, "长" * 60], ids=["ascii", "encoded"])

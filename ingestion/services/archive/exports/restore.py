@@ -7,7 +7,7 @@ there already is known by its bytes (`connectors.generic_imap.putting`).
 import dataclasses
 from collections.abc import Callable, Iterator
 
-from connectors.errors import FolderRefused
+from connectors.errors import FolderGone, FolderRefused
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.putting import Account, Print
 from connectors.types import Body, SpooledBody
@@ -78,7 +78,7 @@ def _put(account: Account, about: Item, body: Body, done: Restored) -> Iterator[
                 done.there += 1
                 continue
             refused = folder.put(body, known, flags=filed.flags, at=about.received_at)
-        except FolderRefused as error:
+        except (FolderGone, FolderRefused) as error:
             refused = str(error)
         if refused:
             yield refused
