@@ -13,7 +13,7 @@ from connectors.errors import ConnectorError, Fatal, NeedsReauth, Retryable, Una
 from connectors.generic_imap import authentication, syntax, wire
 from connectors.generic_imap.config import ImapConfig
 from connectors.generic_imap.refusals import refusal
-from connectors.generic_imap.uids import MAX_UID
+from connectors.generic_imap.uids import MAX_UID, Uids
 from connectors.generic_imap.wire import Wire
 
 #: Alert and handshake of TLS, any version.
@@ -33,10 +33,11 @@ class Login:
     capabilities: frozenset[str]
     #: The folder that is open (its remote id) and its UIDVALIDITY.
     opened: tuple[str, int] | None = None
-    #: How many messages it has (after EXISTS and EXPUNGE; None where the server did not tell), and
-    #: how many were expunged since.
+    #: How many messages it has (after EXISTS and EXPUNGE; None where the server did not tell), how
+    #: many went since, and which of them, where VANISHED told it.
     exists: int | None = None
     expunged: int = 0
+    vanished: Uids = dataclasses.field(default_factory=lambda: Uids([]))
 
     def can(self, name: str) -> bool:
         return name in self.capabilities
@@ -60,6 +61,19 @@ class Login:
     @property
     def alive(self) -> bool:
         return self.wire.alive
+
+    def count_anew(self) -> None:
+        """Forget those of whom EXPUNGE did not say who went: nobody who is told from here on is
+        one of them."""
+        self.expunged = len(self.vanished)
+
+    def lacking(self, told: Uids, *, otherwise: int = 0) -> int:
+        """Return how many messages may be there that were not `told` since `count_anew`, of those
+        that the server counts. Who went may have been told before, and stands for nobody whom the
+        server does not show: but VANISHED says who it was. `otherwise`: the count without EXISTS.
+        """
+        there = otherwise if self.exists is None else self.exists
+        return max(0, there + self.expunged - len(told.and_those_of(self.vanished)))
 
     def close(self) -> None:
         """Free the connection. Without LOGOUT: a round trip that nobody reads. Never raises."""

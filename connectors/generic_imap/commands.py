@@ -62,8 +62,7 @@ def run(login: Login, command: str, of: str) -> list[list[bytes]]:
     left, lowest, size = of, MAX_UID + 1, 0
     while left:
         status, untagged = login.wire.run(command.format(left).encode())
-        for response in untagged:
-            _count(login, response[0])
+        _count(login, [response[0] for response in untagged])
         answers += untagged
         limited = _LIMITED.match(status)
         if limited is None and not status.upper().startswith(b"OK"):
@@ -128,19 +127,25 @@ def _below(uid_set: str, end: int) -> str:
     return str(Uids(syntax.ranges(ends)).before(end))
 
 
-def _count(login: Login, line: bytes) -> None:
+def _count(login: Login, lines: list[bytes]) -> None:
     """Follow the number of messages, which a server may change in any reply."""
-    gone = 0
-    if match := _COUNT.match(line):
-        if match[2].upper() == b"EXISTS":
-            login.exists = int(match[1])
-        else:
-            gone = 1
-    elif match := _VANISHED.match(line):
-        gone = len(Uids(syntax.ranges(match[1])))
-    login.expunged += gone
-    if login.exists is not None:
-        login.exists -= gone
+    vanished: list[tuple[int, int]] = []
+    for line in lines:
+        gone = 0
+        if match := _COUNT.match(line):
+            if match[2].upper() == b"EXISTS":
+                login.exists = int(match[1])
+            else:
+                gone = 1
+        elif match := _VANISHED.match(line):
+            uids = Uids(syntax.ranges(match[1]))
+            gone = len(uids)
+            vanished.extend(uids.ranges())
+        login.expunged += gone
+        if login.exists is not None:
+            login.exists -= gone
+    if vanished:  # once for all lines: a merge costs as much as all that vanished before
+        login.vanished = login.vanished.and_those_of(Uids(vanished))
 
 
 def described(login: Login, validity: int, uids: Uids) -> list[MessageRef]:

@@ -293,23 +293,20 @@ class _Listing:
 
     def _all_uids(self) -> tuple[Uids, bool]:
         """Return all UIDs, and whether they are as many as the server counts. What it counts never
-        decides by itself that there are none. Who goes meanwhile may have been told before, and
-        stands for nobody whom the server does not show."""
+        decides by itself that there are none."""
         self._stay()
-        uids, before = Uids([]), self._login.expunged
+        self._login.count_anew()
+        uids = Uids([])
         with self._where_empty():
             uids = self._search("1:*")
-        if self._login.exists is not None and len(uids) >= self._there_since(before):
+        if self._login.exists is not None and not self._login.lacking(uids):
             return uids, True
-        # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501).
-        uids = uids.and_those_of(_uids_in(commands.of_all(self._login, "UID", known=uids)))
-        return uids, len(uids) >= self._there_since(before)
-
-    def _there_since(self, expunged: int) -> int:
-        """Return how many messages there were since so many had gone, by what the server counts."""
-        exists = self._login.exists
-        count = self._folder.state.get("messages", 0) if exists is None else exists
-        return int(count) + self._login.expunged - expunged
+        # Some servers cap what SEARCH returns (Yahoo: 10,000 of 17,501). What it told does not
+        # count here: it may have been of those who were expunged.
+        self._login.count_anew()
+        told = _uids_in(commands.of_all(self._login, "UID", known=uids))
+        whole = not self._login.lacking(told, otherwise=self._folder.state.get("messages", 0))
+        return uids.and_those_of(told), whole
 
     def _where_empty(self) -> contextlib.AbstractContextManager[None]:
         """Some servers refuse to look for anything in a folder without messages."""

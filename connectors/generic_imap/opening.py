@@ -8,6 +8,7 @@ from connectors.generic_imap import syntax
 from connectors.generic_imap.client import Login
 from connectors.generic_imap.folders import MAX_DIGITS, name_of
 from connectors.generic_imap.refusals import refusal
+from connectors.generic_imap.uids import Uids
 from connectors.types import RemoteFolder
 
 _CLOSED = re.compile(rb"OK +\[CLOSED\]", re.IGNORECASE)
@@ -47,7 +48,8 @@ def examine(login: Login, folder: RemoteFolder) -> Opened:
     if validity is None:
         raise FolderRefused("The server gives this folder no UIDVALIDITY.", code="no_uidvalidity")
     login.opened = (folder.remote_id, validity)
-    login.exists, login.expunged = _number(rb"(?m)^ *(\d+) +EXISTS\b", text), 0
+    login.exists = _number(rb"(?m)^ *(\d+) +EXISTS\b", text)
+    login.expunged, login.vanished = 0, Uids([])
     next_uid = told = _number(rb"\[UIDNEXT (\d+)\]", text)
     if not next_uid and folder.state.get("uidvalidity") == validity:
         next_uid = folder.state.get("uidnext")  # some tell it in STATUS alone

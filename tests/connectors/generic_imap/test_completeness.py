@@ -23,6 +23,8 @@ from tests.servers.imap_connector import (
 )
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript, Mail
 
+YAHOO = (*PLAIN, "ENABLE", "MESSAGELIMIT=10", "UIDONLY")
+
 
 @pytest.mark.parametrize("capabilities", [PLAIN, MODERN], ids=["plain", "modern"])
 def test_a_server_that_caps_search_hides_no_new_mail(capabilities: tuple[str, ...]) -> None:
@@ -142,7 +144,7 @@ def test_who_goes_meanwhile_makes_up_for_nobody_whom_the_server_hides(capped: bo
         fill(server.inbox, 10)
 
         def hide_one(client: Client, tag: bytes, command: bytes) -> bool:
-            told = range(1, 10)
+            told = [uid for uid in server.inbox.mails if uid != 10]
             if command.startswith(b"UID SEARCH"):
                 shown = b" ".join(b"%d" % uid for uid in told[: 3 if capped else None])
                 client.send(b"* SEARCH " + shown + b"\r\n")
@@ -163,6 +165,54 @@ def test_who_goes_meanwhile_makes_up_for_nobody_whom_the_server_hides(capped: bo
         assert 1 not in server.inbox.mails
         assert all(page.present is None for page in pages)
         assert pages[-1].cursor["c"] is None  # so that the next pass looks again
+
+
+def test_who_is_expunged_before_being_told_is_missed_by_no_listing() -> None:
+    with ImapScript(capabilities=PLAIN) as server:
+        fill(server.inbox, 10)
+
+        def expunge(client: Client, _tag: bytes, command: bytes) -> bool:
+            if command.startswith(b"UID SEARCH"):
+                server.hooks.clear()
+                server.inbox.expunge(3)
+                client.send(b"* 3 EXPUNGE\r\n")
+            return False
+
+        server.hooks.append(expunge)
+        with opened(server) as session:
+            last = listed(session)[-1]
+        assert last.present is not None
+        assert "1:3" not in last.present
+        assert last.cursor["c"] is not None
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["all_shown", "one_hidden"])
+@pytest.mark.parametrize("gone", [3, 20], ids=["not_told", "told"])
+def test_who_vanishes_meanwhile_stands_for_nobody_and_is_missed_by_no_listing(
+    gone: int, hidden: bool
+) -> None:
+    with ImapScript(capabilities=YAHOO) as server:
+        server.view_limit = server.message_limit = 10
+        server.search_cap = 2
+        fill(server.inbox, 25)
+
+        def vanish(client: Client, _tag: bytes, command: bytes) -> bool:
+            if command.startswith(b"UID FETCH 1:15 "):  # 16 and above were told before
+                server.hooks.clear()
+                server.inbox.expunge(gone)
+                client.send(b"* VANISHED %d\r\n" % gone)
+                if hidden:
+                    del server.inbox.mails[4]  # and it is still counted
+            return False
+
+        server.hooks.append(vanish)
+        with opened(server) as session:
+            last = listed(session)[-1]
+        assert gone not in server.inbox.mails
+        assert (last.present is None) == (last.cursor["c"] is None) == hidden
+        if last.present is not None:
+            assert "1:4" in last.present
+            assert ("1:3" in last.present) == (gone != 3)
 
 
 def test_a_removal_is_seen_where_the_mod_sequence_does_not_tell() -> None:
