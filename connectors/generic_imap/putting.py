@@ -27,6 +27,8 @@ from connectors.types import Body, RemoteFolder, SpooledBody
 
 _BODY = re.compile(rb"BODY\[\] \{(\d{1,19})\}\r?\n\Z", re.IGNORECASE)
 _SIZES = "UID RFC822.SIZE"
+#: How often all are asked for again where some were expunged meanwhile: EXPUNGE does not say who.
+_MORE_LOOKS = 2
 _SYSTEM_FLAGS = frozenset({"\\Seen", "\\Answered", "\\Flagged", "\\Draft"})
 _KEYWORD = re.compile(r"\$?[A-Za-z0-9_-]{1,60}")
 _ROLES = frozenset({"inbox", "sent", "drafts", "junk", "trash", "archive"})
@@ -176,29 +178,36 @@ class _Folder:
         """Learn the sizes of all messages; return why nothing may be put here, if so: what is there
         and not known would be put twice."""
         login, path = self._login, self.remote.path
-        examine(login, self.remote)
-        found: dict[int, int] = {}
         try:
-            parts = of_all(login, _SIZES)  # by SEARCH, which some cap, nobody learns all
-            while _learn(parts, found) and len(found) < self._counted():
-                parts = by_uid(login, _SIZES, max(found) + 1)  # who came meanwhile
+            found, missing = self._sizes()
+            for _ in range(_MORE_LOOKS):
+                if missing and login.expunged > len(login.vanished):
+                    found, missing = self._sizes()
         except CommandRefused as error:
             problem = f"The server does not tell which messages are in {path}. {error}"
         else:
             for uid, size in found.items():
                 self._unread.setdefault(size, []).append(uid)
-            if len(found) >= self._counted():
+            if not missing:
                 return ""
-            problem = f"The server shows {len(found):,} of {self._counted():,} messages in {path}."
+            counted = len(found) + missing
+            problem = f"The server shows {len(found):,} of {counted:,} messages in {path}."
         return (
             f"{problem} Nothing is put there, for it could be there already. Export to it again"
             " later."
         )
 
-    def _counted(self) -> int:
-        """Return how many messages the server counts, with those that went since it was opened:
-        they may have been told before, and stand for nobody whom it does not show."""
-        return (self._login.exists or 0) + self._login.expunged
+    def _sizes(self) -> tuple[dict[int, int], int]:
+        """Return the sizes of all messages by UID, and how many the server may not have told."""
+        examine(self._login, self.remote)
+        found: dict[int, int] = {}
+        parts = of_all(self._login, _SIZES)  # by SEARCH, which some cap, nobody learns all
+        while True:
+            learned = _learn(parts, found)
+            missing = self._login.lacking(Uids((uid, uid) for uid in found))
+            if not learned or not missing:
+                return found, missing
+            parts = by_uid(self._login, _SIZES, max(found) + 1)  # who came meanwhile
 
     def _hashes(self, uids: str) -> Iterator[bytes]:
         wire = self._login.wire

@@ -159,3 +159,36 @@ def test_who_goes_meanwhile_makes_up_for_nobody_whom_the_server_hides() -> None:
         server.hooks.append(hide_the_last)
         with target(server) as account, pytest.raises(FolderRefused, match="4 of 5 messages"):
             account.folder(["INBOX"], "inbox")
+
+
+def test_who_vanishes_before_being_told_is_not_missed() -> None:
+    with ImapScript(capabilities=YAHOO) as server:
+        server.view_limit = server.message_limit = 10
+        fill(server.inbox, 25)
+
+        def vanish(client: Client, _tag: bytes, command: bytes) -> bool:
+            if command.startswith(b"UID FETCH 1:"):
+                server.hooks.clear()
+                server.inbox.expunge(3)
+                client.send(b"* VANISHED 3\r\n")
+            return False
+
+        server.hooks.append(vanish)
+        assert known(server) == 24
+
+
+def test_who_is_expunged_before_being_told_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "SEQUENCE_STEP", 7)
+    with ImapScript(capabilities=PLAIN) as server:
+        fill(server.inbox, 25)
+
+        def expunge(client: Client, _tag: bytes, command: bytes) -> bool:
+            if command.startswith(b"FETCH 22:25 ") and 25 in server.inbox.mails:
+                server.inbox.expunge(25)  # and it may not say so before UID FETCH
+            elif command.startswith(b"UID FETCH"):
+                server.hooks.clear()
+                client.send(b"* 25 EXPUNGE\r\n")
+            return False
+
+        server.hooks.append(expunge)
+        assert known(server) == 24
