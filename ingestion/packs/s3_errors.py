@@ -71,7 +71,7 @@ def unreachable(name: str, error: Exception | None) -> ArchiveUnavailable:
         what = "no region is known. Add ?region=... to ARCHIVE_URL, or set AWS_REGION."
     elif isinstance(error, aws.CredentialRetrievalError):  # an agent that comes up or restarts
         what = f"{error.kwargs['provider']} gives no credentials now. It is asked again."
-        return ArchiveAway(f"{name}: {what} Look after it where that lasts.")
+        return ArchiveAway(f"{name}: {what} Look after it, or AWS_PROFILE, where that lasts.")
     elif isinstance(error, aws.SSLError) and not _handshake_failed(error):
         what = "its certificate can't be verified. AWS_CA_BUNDLE may name a file of authorities."
     elif isinstance(error, aws.ConnectionError | aws.HTTPClientError | aws.IncompleteReadError):

@@ -106,8 +106,8 @@ class Command(OperatorCommand):
                 self.say(f"{source.name}: what is lost of {packs} was not asked for.")
             if done.refused or done.left:
                 self.say(
-                    f"{source.name}: what is left is not tried again by itself. Run this again once"
-                    " what kept it from being fetched is over."
+                    f"{source.name}: what is left is not tried again by itself. Where it is not"
+                    " gone for good, run this again once what kept it from being fetched is over."
                 )
         return total
 
