@@ -125,13 +125,8 @@ def _require_apart(here: PackStore, place: Place) -> None:
 def _require_there(place: Place) -> None:
     """What is not mounted looks like an empty directory: a backup that begins there fills another
     disk, and lies beneath the mount point once that is back."""
-    before = AuditEvent.objects.filter(
-        action__in=[
-            "archive.backup.begin",
-            "archive.backup",
-        ],  # versions before began by the latter
-        changes__to=place.packs.name,
-    )
+    begun = ("archive.backup.begin", "archive.backup")  # versions before told of it by the latter
+    before = AuditEvent.objects.filter(action__in=begun, changes__to=place.packs.name)
     if not (place.begun or place.packs.mark()) and before.exists():
         raise NotAllowedNow(
             f"{place.root} had backups and has none any more: is its volume mounted? Where it is to"
