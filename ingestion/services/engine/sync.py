@@ -442,13 +442,13 @@ class _Mailbox:
         # One that was moved may have been archived from its new folder meanwhile.
         self.capture.wait()
         archived = placements.stable(self.mailbox.pk, {ref.stable_id for ref in refs} - {""})
-        rest: Sequence[MessageRef] | None
-        rest = [ref for ref in refs if ref.stable_id not in archived]
+        missing = [ref for ref in refs if ref.stable_id not in archived]
+        rest: Sequence[MessageRef] | None = []
         if alone:
-            for ref in rest:
+            for ref in missing:
                 self.careful.fetch_alone(session, remote, folder, ref)
-            rest = []
-        rest = self._fetch_carefully(session, remote, folder, rest)
+        else:
+            rest = self._fetch_carefully(session, remote, folder, missing)
         if rest is None:
             return False
         with self.capture.batch(folder, fresh=folder.pk in self.fresh) as batch:
