@@ -11,7 +11,7 @@ from connectors import registry
 from connectors.base import Connector, MailboxSession
 from connectors.config import Environment
 from connectors.types import MessageRef, Missing, Page, RawMessage, RemoteFolder, SpooledBody
-from tests.servers.imap_script import MODERN, Box, ImapScript
+from tests.servers.imap_script import MODERN, Box, Client, ImapScript
 
 CONDSTORE_ONLY = tuple(word for word in MODERN if word != "QRESYNC")
 
@@ -77,3 +77,16 @@ def content(answer: RawMessage | Missing) -> Any:
 def fill(box: Box, count: int, *, size: int = 10) -> None:
     for number in range(count):
         box.deliver(b"Subject: %d\r\n\r\n" % number + b"x" * size)
+
+
+def expunge_at(server: ImapScript, command: bytes, uid: int, told: bytes) -> None:
+    """Have a message of the inbox go once a command begins so, and `told` before its answer."""
+
+    def expunge(client: Client, _tag: bytes, line: bytes) -> bool:
+        if line.startswith(command):
+            server.hooks.clear()
+            server.inbox.expunge(uid)
+            client.send(told + b"\r\n")
+        return False
+
+    server.hooks.append(expunge)

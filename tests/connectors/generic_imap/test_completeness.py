@@ -14,6 +14,7 @@ from connectors.types import RawMessage, RemoteFolder
 from tests.servers.imap_connector import (
     CONDSTORE_ONLY,
     content,
+    expunge_at,
     fill,
     inbox_of,
     listed,
@@ -170,15 +171,7 @@ def test_who_goes_meanwhile_makes_up_for_nobody_whom_the_server_hides(capped: bo
 def test_who_is_expunged_before_being_told_is_missed_by_no_listing() -> None:
     with ImapScript(capabilities=PLAIN) as server:
         fill(server.inbox, 10)
-
-        def expunge(client: Client, _tag: bytes, command: bytes) -> bool:
-            if command.startswith(b"UID SEARCH"):
-                server.hooks.clear()
-                server.inbox.expunge(3)
-                client.send(b"* 3 EXPUNGE\r\n")
-            return False
-
-        server.hooks.append(expunge)
+        expunge_at(server, b"UID SEARCH", 3, b"* 3 EXPUNGE")
         with opened(server) as session:
             last = listed(session)[-1]
         assert last.present is not None

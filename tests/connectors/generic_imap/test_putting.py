@@ -8,7 +8,7 @@ from connectors.config import Environment
 from connectors.errors import FolderRefused
 from connectors.generic_imap import commands, putting
 from connectors.generic_imap.config import ImapConfig
-from tests.servers.imap_connector import fill
+from tests.servers.imap_connector import expunge_at, fill
 from tests.servers.imap_script import MODERN, PLAIN, Box, Client, ImapScript
 
 YAHOO = (*PLAIN, "ENABLE", "MESSAGELIMIT=10", "UIDONLY")
@@ -165,15 +165,7 @@ def test_who_vanishes_before_being_told_is_not_missed() -> None:
     with ImapScript(capabilities=YAHOO) as server:
         server.view_limit = server.message_limit = 10
         fill(server.inbox, 25)
-
-        def vanish(client: Client, _tag: bytes, command: bytes) -> bool:
-            if command.startswith(b"UID FETCH 1:"):
-                server.hooks.clear()
-                server.inbox.expunge(3)
-                client.send(b"* VANISHED 3\r\n")
-            return False
-
-        server.hooks.append(vanish)
+        expunge_at(server, b"UID FETCH 1:", 3, b"* VANISHED 3")
         assert known(server) == 24
 
 
